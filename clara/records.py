@@ -1,0 +1,62 @@
+"""Documents, chunks and their ids: pure functions of content."""
+
+import hashlib
+import re
+import unicodedata
+from dataclasses import dataclass
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+_SPACE = re.compile(r"\s+")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One source text. `source` is the file as it was named, `line` its 1-based line or row there."""
+
+    id: str
+    title: str
+    text: str
+    source: str = ""
+    line: int = 0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A span of a document that is compressed as one: characters `start` to `end` of the normalised text."""
+
+    row_id: int
+    chunk_id: str
+    document_id: str
+    title: str
+    text: str
+    start: int
+    end: int
+    num_tokens: int
+    truncated: bool
+    source: str = ""
+
+
+def normalise(text: str) -> str:
+    """NFC, without control characters, each run of white space one space, stripped. Idempotent."""
+    text = _CONTROL.sub("", unicodedata.normalize("NFC", text))
+    return unicodedata.normalize("NFC", _SPACE.sub(" ", text)).strip()
+
+
+def chunk_id(title: str, text: str) -> str:
+    """Sixty-four hexadecimal digits that depend on the normalised title and text only."""
+    return hashlib.sha256(f"{normalise(title)}\n{normalise(text)}".encode()).hexdigest()
+
+
+def row_id(chunk: str) -> int:
+    """The first 63 bits of a chunk id: a non-negative int64, which FAISS takes as an id."""
+    return int(chunk[:16], 16) >> 1
+
+
+def document_id(title: str, text: str) -> str:
+    """The id of a document that brings none: the hash of its content."""
+    return chunk_id(title, text)[:32]
+
+
+def input_text(title: str, text: str) -> str:
+    """What the compressor reads of a chunk: its title in front, where it has one."""
+    return f"{title}\n{text}" if title else text

@@ -1,0 +1,1 @@
+"""Configurations that are run, cluster manifests, and the demo."""

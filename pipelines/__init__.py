@@ -1,0 +1,1 @@
+"""Beam jobs and their command lines: corpora in, artefacts out."""
