@@ -1,0 +1,188 @@
+"""The frozen causal LM that every role shares, with routed adapters on all linear layers of its trunk."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from clara.errors import InputError
+from clara.lora import Route, add_adapter, current_route, install, routed
+
+# Output transforms that our own loss over the answer's positions would miss.
+_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+@functools.lru_cache(maxsize=8)
+def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with open(path, "rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def weights_hash(folder: str | os.PathLike[str]) -> str:
+    """Sha256 over the weight files of a model folder, in name order: what `backbone` means in a fingerprint."""
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise InputError(
+            f"{folder}: no *.safetensors there; give a folder that holds a causal LM in the transformers format, without pickle"
+        )
+    return _hash_files(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
+
+def tokenizer_hash(folder: str | os.PathLike[str]) -> str:
+    """Sha256 over a folder's `tokenizer.json`: what `tokenizer` means in a fingerprint."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise InputError(f"{folder}: no tokenizer.json; a fast tokenizer is needed")
+    return hashlib.sha256(json.dumps(json.loads(path.read_text(encoding="utf-8")), sort_keys=True).encode()).hexdigest()
+
+
+def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+    """The fast tokenizer of a model folder, read from that folder only."""
+    if not (Path(folder) / "tokenizer.json").is_file():
+        raise InputError(f"{folder}: no tokenizer.json; give a model folder with a fast tokenizer")
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+class Backbone(nn.Module):
+    """A causal LM whose trunk takes embeddings and the name of an adapter.
+
+    Shapes: B rows, L positions, D hidden size, V vocabulary.
+    """
+
+    def __init__(self, lm: PreTrainedModel, *, rank: int, alpha: float, dropout: float, adapters: Sequence[str], folder: str = "") -> None:
+        super().__init__()
+        for name in _LOGIT_TRANSFORMS:
+            if getattr(lm.config, name, None) not in (None, 1, 1.0):
+                raise InputError(
+                    f"{folder or type(lm).__name__}: config.{name} is {getattr(lm.config, name)}; models that transform their logits are not supported"
+                )
+        self.lm = lm.requires_grad_(False)
+        _switch_off_dropout(lm)
+        self.folder = folder
+        self.rank, self.alpha, self.dropout = rank, alpha, dropout
+        self.trunk_path = next(name for name, module in lm.named_modules() if module is lm.get_decoder())
+        self.layers = install(lm.get_decoder())
+        for adapter in adapters:
+            self.add_adapter(adapter)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str,
+        *,
+        dtype: str,
+        attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
+        rank: int,
+        alpha: float,
+        dropout: float,
+        adapters: Sequence[str],
+    ) -> "Backbone":
+        """Read an LM folder (never a hub).
+
+        Raises:
+            InputError: no folder, no config, or weights that transformers can't read.
+        """
+        if not (Path(folder) / "config.json").is_file():
+            raise InputError(
+                f"backbone.path {folder!r}: no config.json there; give a folder that holds a causal LM in the transformers format"
+            )
+        try:
+            AutoConfig.from_pretrained(folder, local_files_only=True)
+            lm = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(
+                f"backbone.path {folder!r}: cannot be loaded with attention {attention!r}, dtype {dtype!r}: {error}"
+            ) from error
+        backbone = cls(lm, rank=rank, alpha=alpha, dropout=dropout, adapters=adapters, folder=str(folder))
+        if gradient_checkpointing:
+            backbone.enable_checkpointing()
+        return backbone
+
+    def add_adapter(self, adapter: str) -> None:
+        """A fresh adapter on every layer."""
+        add_adapter(self.layers, adapter, rank=self.rank, alpha=self.alpha, dropout=self.dropout)
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass, each layer under the route that its forward pass had."""
+
+        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+            return nullcontext(), routed(current_route())
+
+        self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts})
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return int(self.lm.get_input_embeddings().weight.shape[1])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the activations."""
+        return self.lm.get_input_embeddings().weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the LM lies."""
+        return self.lm.get_input_embeddings().weight.device
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """Input embeddings `[B, L, D]`."""
+        return self.lm.get_input_embeddings()(ids_BL)
+
+    def trunk(self, embeddings_BLD: Tensor, route: Route) -> Tensor:
+        """The last hidden states, after the final norm: no logits, no other layer's states.
+
+        Rows are padded on the right; attention is causal, so that no mask is needed: nothing looks at what comes later.
+
+        Returns:
+            `[B, L, D]`.
+        """
+        with routed(route):
+            return self.lm.get_decoder()(inputs_embeds=embeddings_BLD, use_cache=False).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Vocabulary logits `[..., V]` of chosen positions, in float32."""
+        return self.lm.get_output_embeddings()(hidden).float()
+
+    @torch.no_grad()
+    def generate(self, embeddings: Sequence[Tensor], route: Route, *, max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
+        """Greedy continuation of each prompt `[length, D]`; the stop token is not returned."""
+        longest = max(e.shape[0] for e in embeddings)
+        padded = torch.stack([nn.functional.pad(e, (0, 0, longest - e.shape[0], 0)) for e in embeddings])
+        mask = torch.stack([torch.arange(longest, device=padded.device) >= longest - e.shape[0] for e in embeddings]).long()
+        was_training = self.lm.training
+        self.lm.eval()
+        try:
+            with routed(route):
+                output = self.lm.generate(
+                    inputs_embeds=padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
+                    eos_token_id=list(stop_ids), pad_token_id=stop_ids[0],
+                )  # fmt: skip
+        finally:
+            self.lm.train(was_training)
+        stops = set(stop_ids)
+        return [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in output.tolist()]
+
+
+def _switch_off_dropout(lm: PreTrainedModel) -> None:
+    """A frozen LM has no dropout, whatever its configuration says and whichever mode it is in."""
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "attn_pdrop"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,331 @@
+"""The typed configuration tree: TOML files hold what differs from the defaults, `--set a.b=c` overrides, an unknown key is an error."""
+
+import ast
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clara.errors import InputError
+
+
+class Section(BaseModel):
+    """A frozen node of the tree that knows all of its keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Backbone(Section):
+    """The causal LM that every role shares."""
+
+    path: str = Field("", description="folder of a causal LM in the transformers format; empty: the one inside the checkpoint")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights and activations")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention implementation of transformers")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass (non-reentrant, same gradients)")
+
+
+class Lora(Section):
+    """Each adapter; targets are all linear layers of the trunk (P B.2 of arXiv:2511.18659)."""
+
+    rank: int = Field(16, ge=1, description="rank of the update")
+    alpha: float = Field(32.0, gt=0, description="scale is alpha / rank")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the adapter's input, in parts that train only")
+
+
+class Model(Section):
+    """Memory tokens and what surrounds them. These settings are stored in a CHECKPOINT and win over the file when one is loaded."""
+
+    num_memory_tokens: int = Field(16, ge=1, description="M, learned slots a document is compressed into")
+    max_document_tokens: int = Field(
+        256, ge=1, description="tokens of a chunk; longer texts are split by the corpus job, cut elsewhere with a count"
+    )
+    max_question_tokens: int = Field(256, ge=1, description="tokens of a question; the rest is cut")
+    residual: Literal["none", "segment_mean"] = Field(
+        "none",
+        description="segment_mean: memory = gate · normalised state + mean input embedding of the slot's segment of the document "
+        "(small models; Differs from the paper, which has none)",
+    )
+    query_residual: Literal["none", "question_mean"] = Field(
+        "none", description="question_mean: the same with the mean over the whole question"
+    )
+    markers: bool = Field(True, description="learned vectors: one in front of each text to compress, one after each memory in a prompt")
+    lora: Lora = Lora()
+
+
+class Prompts(Section):
+    """What the generator reads. `{documents}` stands for the memory slots, `{question}` for the question."""
+
+    answer_system: str = (
+        "You are a helpful assistant. Your task is to extract relevant information from provided documents "
+        "and to answer to questions as briefly as possible."
+    )
+    answer_user: str = "Background:\n{documents}\n\nQuestion:{question}"
+    pairs_system: str = (
+        "You are a helpful assistant. Given a document, your task is to generate some single questions to cover all key information "
+        "of the document and answer them sequentially."
+    )
+    pairs_user: str = "Background:\n{documents}"
+    paraphrase_system: str = "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
+    paraphrase_users: tuple[str, ...] = (
+        "Background: {documents} means the same as",
+        "Say in other words what this says: {documents}",
+        "{documents}\nThe text above, told again:",
+    )
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> "Prompts":
+        for name, text in (
+            ("answer_user", self.answer_user),
+            ("pairs_user", self.pairs_user),
+            *(("paraphrase_users", t) for t in self.paraphrase_users),
+        ):
+            if text.count("{documents}") != 1:
+                raise ValueError(f"prompts.{name} is {text!r}; it must hold {{documents}} exactly once")
+        if "{question}" not in self.answer_user:
+            raise ValueError(f"prompts.answer_user is {self.answer_user!r}; it must hold {{question}}")
+        return self
+
+
+class Optimiser(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
+    gradient_clip: float = Field(1.0, ge=0, description="largest norm of all gradients together; 0: no clipping")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine falls to min_ratio of the rate at the last step")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises linearly")
+    min_ratio: float = Field(0.1, ge=0, le=1)
+
+
+class Pretrain(Section):
+    """Stage `pretrain` (SCP, P §2.1): the generator tells a document's content from its memory."""
+
+    steps: int = Field(1000, ge=1, description="optimiser updates")
+    documents_per_step: int = Field(8, ge=1, description="over all ranks")
+    question_weight: float = Field(1.0, ge=0, description="weight of the questions' tokens in question-answer lists; answers weigh 1")
+    mse_weight: float = Field(0.1, ge=0, description="λ of Eq. 2.1: squared difference of mean memory and mean document state, mean over D")
+    max_answer_tokens: int = Field(512, ge=1, description="tokens of a target; the rest is cut and counted")
+    train_backbone: bool = Field(False, description="train the LM itself too (a model from nothing); it is then stored in the checkpoint")
+    train_memory_tokens: bool = Field(True, description="train memory tokens, markers and gate")
+    optimiser: Optimiser = Optimiser(schedule="cosine", warmup_ratio=0.03)
+
+
+class Instruct(Section):
+    """Stage `instruct` (P §2.2): answers from the memories of K documents, one of them right."""
+
+    steps: int = Field(1000, ge=1, description="optimiser updates")
+    questions_per_step: int = Field(8, ge=1, description="over all ranks")
+    num_documents: int = Field(5, ge=1, description="K memories in a prompt: the right one and others of the batch")
+    mse_weight: float = Field(0.1, ge=0)
+    generator: Literal["carry_over", "restart"] = Field(
+        "carry_over", description="restart: a fresh generator adapter, as the reference does"
+    )
+    train_compressor: bool = True
+    train_memory_tokens: bool = False
+    optimiser: Optimiser = Optimiser(schedule="cosine", warmup_ratio=0.03)
+
+
+class Refresh(Section):
+    """Re-encoding of MEMORY beside training."""
+
+    policy: Literal["none", "full"] = Field("none", description="none: MEMORY stays as it is; full: every row is encoded again")
+    start_step: int = Field(0, ge=0, description="the first snapshot is taken after this step")
+    every_steps: int = Field(0, ge=0, description="steps from one snapshot to the next; 0: only the first")
+    switch: Literal["asap", "fixed"] = Field(
+        "asap", description="asap: the step after readiness; fixed: delta_steps after the snapshot, waiting if late"
+    )
+    delta_steps: int = Field(0, ge=0, description="for switch = fixed")
+    num_cpus: float = Field(1.0, gt=0, description="cores for the worker that encodes")
+
+
+class Joint(Section):
+    """Stage `joint` (P §3): the answer's loss reaches the query reasoner through a straight-through top-k."""
+
+    steps: int = Field(1000, ge=1, description="optimiser updates")
+    questions_per_step: int = Field(32, ge=1, description="over all ranks and accumulation steps")
+    micro_batch: int = Field(2, ge=1, description="questions in one forward pass of one rank")
+    num_candidates: int = Field(20, ge=1, description="N offered to top-k")
+    num_selected: int = Field(5, ge=1, description="K chosen")
+    from_index: int = Field(10, ge=0, description="candidates of a question from the index")
+    from_bm25: int = Field(10, ge=0, description="candidates of a question from BM25")
+    in_batch: bool = Field(True, description="fill up with the other questions' candidates")
+    published_pool: bool = Field(False, description="the question's own candidate_ids instead of a search")
+    inject_positives: bool = Field(False, description="put the known positives into the pool")
+    temperature: float = Field(0.02, gt=0, description="τ of the scores")
+    answer_weight: float = Field(1.0, ge=0, description="weight of the answer's loss (straight-through, the paper's)")
+    labels_weight: float = Field(0.0, ge=0, description="weight of the multi-positive InfoNCE on positive_ids")
+    utility_weight: float = Field(0.0, ge=0, description="weight of KL(softmax of each candidate's own answer likelihood ‖ scores)")
+    utility_temperature: float = Field(1.0, gt=0, description="nats by which the likelihoods are divided")
+    cut_gradient: bool = Field(False, description="the control: no gradient from the answer to the scores")
+    shuffle_answers: bool = Field(False, description="the other control: answers shuffled among the questions")
+    train_generator: bool = True
+    train_compressor: bool = False
+    train_query_reasoner: bool = True
+    right_memory_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of questions whose last selected memory is replaced by a known positive's: the generator keeps reading",
+    )
+    evaluate_every: int = Field(0, ge=0, description="steps between evaluations on held-out questions; 0: none")
+    checkpoint_every: int = Field(100, ge=1, description="steps between run states (for resuming)")
+    optimiser: Optimiser = Optimiser(learning_rate=5e-6)
+    learning_rates: dict[Literal["query_reasoner", "generator", "compressor"], float] = Field(
+        default_factory=dict, description="rates of single adapters, where they differ from the optimiser's"
+    )
+    refresh: Refresh = Refresh()
+
+    @model_validator(mode="after")
+    def _pool(self) -> "Joint":
+        if self.num_selected > self.num_candidates:
+            raise ValueError(
+                f"joint.num_selected is {self.num_selected}, joint.num_candidates {self.num_candidates}: K of N needs K ≤ N; lower num_selected or raise num_candidates"
+            )
+        if self.answer_weight + self.labels_weight + self.utility_weight == 0:
+            raise ValueError("joint.answer_weight, labels_weight and utility_weight are all 0: nothing is trained; set one of them")
+        return self
+
+
+class Memory(Section):
+    """How the corpus job writes MEMORY."""
+
+    num_shards: int = Field(0, ge=0, description="0: by the number of documents")
+    codec: Literal["float16", "int8"] = "float16"
+    key_size: int = Field(256, ge=8, description="numbers in a row's index key")
+    key_seed: int = 0
+    batch_tokens: int = Field(4096, ge=1, description="tokens of one compressing batch, padding included")
+
+
+class Index(Section):
+    """The two levels of retrieval."""
+
+    factory: str = Field("auto", description="FAISS factory string; auto: by size")
+    first_level: int = Field(200, ge=1, description="L candidates from FAISS whose exact scores are then computed")
+
+
+class Launch(Section):
+    """Who computes."""
+
+    launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train with DeepSpeed; local: one plain torch process")
+    num_workers: int = Field(2, ge=1, description="ranks under Ray")
+    gpu: bool = Field(False, description="one GPU for each rank; without it the CPU is used, never silently")
+    zero_stage: Literal[1, 2, 3] = 2
+    threads: int = Field(0, ge=0, description="torch threads of a rank; 0: cores / ranks")
+    storage: str = Field("", description="where Ray Train keeps its own state; empty: inside the output")
+
+
+class Tracking(Section):
+    """MLflow."""
+
+    uri: str = Field("", description="tracking URI, as sqlite:///PATH; empty: no tracking")
+    experiment: str = "clara"
+
+
+class Config(Section):
+    """The root."""
+
+    seed: int = 0
+    stage: Literal["pretrain", "instruct", "joint"] = "joint"
+    checkpoint: str = Field("", description="CHECKPOINT to start from; empty: fresh adapters")
+    examples: str = Field("", description="EXAMPLES for stage pretrain")
+    questions: str = Field("", description="QUESTIONS for stages instruct and joint")
+    corpus: str = Field("", description="corpus JSONL that the questions' documents lie in, for stage instruct")
+    memory: str = Field("", description="MEMORY for stage joint")
+    index: str = Field("", description="INDEX over that MEMORY")
+    output: str = Field("", description="directory for the run and its CHECKPOINT")
+    backbone: Backbone = Backbone()
+    model: Model = Model()
+    prompts: Prompts = Prompts()
+    pretrain: Pretrain = Pretrain()
+    instruct: Instruct = Instruct()
+    joint: Joint = Joint()
+    corpus_job: Memory = Memory()
+    retrieval: Index = Index()
+    launch: Launch = Launch()
+    tracking: Tracking = Tracking()
+
+
+def keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of the tree below a section."""
+    for name, field in section.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys(field.annotation, f"{prefix}{name}.")
+
+
+def _value(text: str) -> Any:
+    """A `--set` value: TOML where it is TOML, else a Python literal, else the text itself."""
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        pass
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"True": True, "False": False}.get(text, text)
+
+
+def _merge(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+    tree[path[-1]] = value
+
+
+def explain(error: ValidationError, source: str) -> InputError:
+    """Pydantic's findings as one error: each with its key, value and constraint, and the near ones of an unknown key."""
+    known = list(keys(Config))
+    lines = []
+    for finding in error.errors():
+        key = ".".join(str(p) for p in finding["loc"])
+        if finding["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5) or difflib.get_close_matches(
+                key.split(".")[-1], known, n=3, cutoff=0.4
+            )
+            lines.append(f"{key}: unknown key" + (f"; near ones: {', '.join(near)}" if near else ""))
+        else:
+            value = finding.get("input")
+            shown = "" if isinstance(value, dict) or not key else f" is {value!r}:"
+            lines.append(f"{key}{shown} {finding['msg'].removeprefix('Value error, ')}")
+    return InputError(f"{source}: " + "; ".join(lines))
+
+
+def load(path: str | None, sets: Sequence[str] = ()) -> Config:
+    """Read a configuration file and apply `a.b=c` overrides.
+
+    Raises:
+        InputError: the file is missing or not TOML, an override is not `key=value`, a key is unknown, or a value breaks its constraint.
+    """
+    tree: dict[str, Any] = {}
+    if path:
+        try:
+            tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such configuration file; shipped ones are in infra/configs/") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise InputError(f"{path}: not TOML: {error}") from error
+    for override in sets:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise InputError(f"--set {override}: expected key=value, as in --set joint.steps=100")
+        _merge(tree, name.strip().split("."), _value(text.strip()))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise explain(error, path or "--set") from error
+
+
+def require(config: Config, *names: str) -> None:
+    """Refuse a run whose paths are not given.
+
+    Raises:
+        InputError: one of the named root keys is empty.
+    """
+    missing = [name for name in names if not getattr(config, name)]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)}: empty; set {'it' if len(missing) == 1 else 'them'} in the file or with --set {missing[0]}=PATH"
+        )

@@ -1,0 +1,260 @@
+"""The model: one causal LM, memory tokens, and three adapters that compress, query and answer.
+
+Shapes: B rows, K selected, M memory tokens, D hidden size, L positions, T answer tokens of a batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from clara import lora
+from clara.backbone import Backbone
+from clara.config import Model as ModelSettings
+from clara.config import Prompts
+from clara.lora import Route
+from clara.prompts import Prompt, PromptBuilder
+
+COMPRESSOR, QUERY_REASONER, GENERATOR = ROLES = ("compressor", "query_reasoner", "generator")
+
+
+class MemorySlots(nn.Module):
+    """Parameters that stand in prompts without being vocabulary: memory tokens, markers, and the gate of the residual.
+
+    They are handed out by the forward pass, as ZeRO-3 wants: elsewhere its partitioned parameters are empty.
+    """
+
+    def __init__(self, num_memory_tokens: int, embedding_VD: Tensor) -> None:
+        super().__init__()
+        weights = embedding_VD.detach().float()
+        mean, std = weights.mean(dim=0), weights.std(dim=0)
+        self.memory_tokens = nn.Parameter(mean + std * torch.randn(num_memory_tokens, weights.shape[1]))
+        self.markers = nn.Parameter(mean + std * torch.randn(2, weights.shape[1]))
+        # The normalised state has unit root mean square; embeddings are smaller, and memory is read in their place.
+        self.gate = nn.Parameter(torch.full((num_memory_tokens,), 0.5 * float(weights.square().mean().sqrt())))
+
+    def forward(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Memory tokens `[M, D]`, markers `[2, D]` (start of a text, end of a memory), gate `[M]`."""
+        return self.memory_tokens.clone(), self.markers.clone(), self.gate.clone()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a compressing pass gives: memory `[B, M, D]` in float32, and the mean state over memory and over text `[B, D]` for the MSE."""
+
+    memory: Tensor
+    memory_mean: Tensor
+    text_mean: Tensor
+
+
+@dataclass(frozen=True)
+class AnswerLosses:
+    """Negative log-likelihood of each answer token `[T]`, its weight `[T]`, and the row that it belongs to `[T]`."""
+
+    nll: Tensor
+    weight: Tensor
+    row: Tensor
+    num_rows: int
+
+    def per_row(self) -> Tensor:
+        """Sum over each row's answer tokens `[B]`, unweighted."""
+        return torch.zeros(self.num_rows, device=self.nll.device).index_add(0, self.row, self.nll)
+
+
+class ClaraModel(nn.Module):
+    """Compressor, query reasoner and generator on one backbone."""
+
+    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings, prompts: Prompts) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.slots = MemorySlots(settings.num_memory_tokens, backbone.lm.get_input_embeddings().weight)
+        self.tokenizer = tokenizer
+        self.prompts = PromptBuilder(tokenizer, prompts)
+        self.settings = settings
+
+    @property
+    def num_memory_tokens(self) -> int:
+        """M."""
+        return self.settings.num_memory_tokens
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.backbone.hidden_size
+
+    def role_parameters(self, role: str) -> list[nn.Parameter]:
+        """The parameters of one role's adapter, or of `memory_tokens` or `backbone`."""
+        if role == "memory_tokens":
+            return list(self.slots.parameters())
+        if role == "backbone":
+            adapters = {id(p) for r in ROLES for p in lora.parameters(self.backbone.layers, r)}
+            return [p for p in self.backbone.lm.parameters() if id(p) not in adapters]
+        return lora.parameters(self.backbone.layers, role)
+
+    def train_only(self, roles: Sequence[str]) -> list[nn.Parameter]:
+        """Freeze everything but these roles, and return what trains."""
+        self.requires_grad_(False)
+        chosen = [p for role in roles for p in self.role_parameters(role)]
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        return chosen
+
+    # --- compressing -------------------------------------------------------------------------------------------------
+
+    def document_ids(self, text: str) -> list[int]:
+        """Tokens of a text to compress, uncut; special tokens in it are broken up, so that none can be injected."""
+        return self.prompts.text_ids(text)
+
+    def question_ids(self, question: str) -> list[int]:
+        """Tokens of a question, cut to `max_question_tokens`."""
+        return self.prompts.text_ids(question)[: self.settings.max_question_tokens]
+
+    def encode(self, texts: Sequence[Sequence[int]], role: str, *, dropout: bool = False) -> Encoded:
+        """Compress token lists: marker, bos, text, eos, then the memory tokens, whose last hidden states are the memory.
+
+        Rows are padded on the right to the longest; each is encoded as if it were alone.
+
+        Args:
+            texts: token ids without special ones; each at least one token.
+            role: the adapter: `compressor` or `query_reasoner`.
+            dropout: the adapter's dropout, for a part that is being trained.
+        """
+        device, num_memory = self.backbone.device, self.num_memory_tokens
+        memory_tokens_MD, markers, gate_M = self.slots()
+        front = [t for t in (self.tokenizer.bos_token_id,) if t is not None]
+        back = [t for t in (self.tokenizer.eos_token_id,) if t is not None]
+        start = int(self.settings.markers) + len(front)
+        lengths = [start + len(text) + len(back) for text in texts]
+        longest = max(lengths) + num_memory
+        ids_BL = torch.zeros(len(texts), longest, dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids_BL[row, int(self.settings.markers) : lengths[row]] = torch.tensor([*front, *text, *back])
+        embedded_BLD = self.backbone.embed(ids_BL.to(device))
+        rows = torch.arange(len(texts), device=device)[:, None]
+        places_BM = torch.tensor(lengths, device=device)[:, None] + torch.arange(num_memory, device=device)
+        written = memory_tokens_MD.to(embedded_BLD.dtype).expand(len(texts), -1, -1)
+        inputs_BLD = embedded_BLD.index_put((rows.expand_as(places_BM), places_BM), written)
+        if self.settings.markers:
+            first = torch.zeros_like(rows[:, 0])
+            inputs_BLD = inputs_BLD.index_put((rows[:, 0], first), markers[0].to(inputs_BLD.dtype).expand(len(texts), -1))
+        hidden_BLD = self.backbone.trunk(inputs_BLD, Route(role, dropout))
+        states_BMD = hidden_BLD[rows, places_BM].float()
+        position = torch.arange(longest, device=device)
+        text_BL = (position < torch.tensor(lengths, device=device)[:, None]).to(hidden_BLD.dtype)
+        text_mean = torch.einsum("bl,bld->bd", text_BL, hidden_BLD).float() / text_BL.sum(dim=1, keepdim=True).float()
+        residual = self.settings.residual if role == COMPRESSOR else self.settings.query_residual
+        memory = states_BMD
+        if self.settings.residual != "none":
+            normalised = states_BMD * torch.rsqrt(states_BMD.square().mean(dim=-1, keepdim=True) + 1e-6)
+            memory = gate_M.float()[:, None] * normalised
+            if residual != "none":
+                share_BML = segment_shares([len(t) for t in texts], start, num_memory if residual == "segment_mean" else 1, longest).to(
+                    device, embedded_BLD.dtype
+                )
+                memory = memory + torch.einsum("bml,bld->bmd", share_BML, embedded_BLD).float()
+        return Encoded(memory, states_BMD.mean(dim=1), text_mean)
+
+    @torch.no_grad()
+    def compress(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Memory `[B, M, D]` of token lists as of `document_ids`, float32, without gradient or dropout."""
+        return self.encode(texts, COMPRESSOR).memory
+
+    @torch.no_grad()
+    def encode_questions(self, questions: Sequence[str]) -> Tensor:
+        """Query vectors `[B, M, D]`, float32, without gradient or dropout."""
+        return self.encode([self.question_ids(q) for q in questions], QUERY_REASONER).memory
+
+    # --- answering ---------------------------------------------------------------------------------------------------
+
+    def inputs(self, prompts: Sequence[Prompt], memories: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+        """Input embeddings `[B, L, D]` of prompts with their answers, and the number of tokens in front of each answer.
+
+        Args:
+            prompts: as of `PromptBuilder`.
+            memories: a `[k, M, D]` for each prompt, best first; k may be 0.
+        """
+        device, num_memory = self.backbone.device, self.num_memory_tokens
+        _, markers, _ = self.slots()
+        stride = num_memory + int(self.settings.markers)
+        rows, places, ids, fronts = [], [], [], []
+        marker_rows, marker_places = [], []
+        for row, (prompt, memory) in enumerate(zip(prompts, memories, strict=True)):
+            for document in range(memory.shape[0]):
+                begin = len(prompt.left) + document * stride
+                rows += [row] * num_memory
+                places += range(begin, begin + num_memory)
+                if self.settings.markers:
+                    marker_rows.append(row)
+                    marker_places.append(begin + num_memory)
+            ids.append([*prompt.left, *[0] * (memory.shape[0] * stride), *prompt.right, *prompt.answer[:-1]])
+            fronts.append(len(prompt.left) + memory.shape[0] * stride + len(prompt.right))
+        longest = max(map(len, ids))
+        ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=device)
+        inputs_BLD = self.backbone.embed(ids_BL)
+        if rows:
+            vectors = torch.cat([m.flatten(0, 1) for m in memories]).to(device, inputs_BLD.dtype)
+            inputs_BLD = inputs_BLD.index_put((torch.tensor(rows, device=device), torch.tensor(places, device=device)), vectors)
+        if marker_rows:
+            where = (torch.tensor(marker_rows, device=device), torch.tensor(marker_places, device=device))
+            inputs_BLD = inputs_BLD.index_put(where, markers[1].to(inputs_BLD.dtype).expand(len(marker_rows), -1))
+        return inputs_BLD, fronts
+
+    def answer_losses(
+        self, prompts: Sequence[Prompt], memories: Sequence[Tensor], *, role: str | None = GENERATOR, dropout: bool = False
+    ) -> AnswerLosses:
+        """Negative log-likelihood of every answer token; logits are computed at the answers' positions only.
+
+        Args:
+            prompts: with answers.
+            memories: a `[k, M, D]` for each prompt.
+            role: None reads with the plain LM.
+            dropout: the generator's dropout, where it is being trained.
+        """
+        inputs_BLD, fronts = self.inputs(prompts, memories)
+        hidden_BLD = self.backbone.trunk(inputs_BLD, Route(role, dropout))
+        device = hidden_BLD.device
+        row = torch.tensor([r for r, p in enumerate(prompts) for _ in p.answer], device=device)
+        place = torch.tensor([f - 1 + i for f, p in zip(fronts, prompts, strict=True) for i in range(len(p.answer))], device=device)
+        target = torch.tensor([t for p in prompts for t in p.answer], device=device)
+        nll = nn.functional.cross_entropy(self.backbone.logits(hidden_BLD[row, place]), target, reduction="none")
+        weight = torch.tensor([w for p in prompts for w in p.weights], device=device)
+        return AnswerLosses(nll, weight, row, len(prompts))
+
+    @torch.no_grad()
+    def answer_log_likelihood(self, questions: Sequence[str], memories: Sequence[Tensor], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of each answer given its memories `[B]` (sum over tokens, nats) and the number of tokens `[B]`."""
+        prompts = [self.prompts.question(q, a) for q, a in zip(questions, answers, strict=True)]
+        losses = self.answer_losses(prompts, memories)
+        return -losses.per_row(), torch.tensor([len(p.answer) for p in prompts])
+
+    @torch.no_grad()
+    def generate(self, questions: Sequence[str], memories: Sequence[Tensor], *, max_new_tokens: int = 32) -> list[str]:
+        """Greedy answers."""
+        prompts = [self.prompts.question(q) for q in questions]
+        return self.generate_from(prompts, memories, max_new_tokens=max_new_tokens)
+
+    @torch.no_grad()
+    def generate_from(
+        self, prompts: Sequence[Prompt], memories: Sequence[Tensor], *, max_new_tokens: int, role: str | None = GENERATOR
+    ) -> list[str]:
+        """Greedy continuations of prompts without answers."""
+        inputs_BLD, fronts = self.inputs(prompts, memories)
+        rows = [inputs_BLD[row, :front] for row, front in enumerate(fronts)]
+        generated = self.backbone.generate(rows, Route(role), max_new_tokens=max_new_tokens, stop_ids=self.prompts.stop_ids)
+        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in generated]
+
+
+def segment_shares(num_tokens: Sequence[int], start: int, num_segments: int, length: int) -> Tensor:
+    """Weights that average each of a text's equal segments: `[B, segments, length]`, every row summing to one.
+
+    Segment m of n tokens covers tokens ⌊m·n/S⌋ to ⌊(m+1)·n/S⌋, and one at least.
+    """
+    shares = torch.zeros(len(num_tokens), num_segments, length)
+    for row, count in enumerate(num_tokens):
+        for segment in range(num_segments):
+            begin = segment * count // num_segments
+            end = max(begin + 1, (segment + 1) * count // num_segments)
+            shares[row, segment, start + begin : start + end] = 1.0 / (end - begin)
+    return shares

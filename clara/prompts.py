@@ -1,0 +1,128 @@
+"""Prompts as token ids: rendered by the tokenizer's chat template, split where the memory slots go, safe against injected special tokens."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from clara.config import Prompts
+from clara.errors import InputError
+
+_SLOTS = "\ue000"
+_ANSWER = "\ue001"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids in front of the memory slots and after them, and the answer with the stop token (empty: none given).
+
+    `weights` has a number for each answer token.
+    """
+
+    left: list[int]
+    right: list[int]
+    answer: list[int]
+    weights: list[float]
+
+
+class PromptBuilder:
+    """Builds prompts with one tokenizer."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
+        if not tokenizer.is_fast or tokenizer.eos_token is None:
+            raise InputError(f"{tokenizer.name_or_path}: the tokenizer must be a fast one with an eos token")
+        if not tokenizer.chat_template:
+            raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; add chat_template.jinja to the model's folder")
+        self.tokenizer = tokenizer
+        self.prompts = prompts
+        specials = {
+            str(t) for t in (*tokenizer.all_special_tokens, *(a.content for a in tokenizer.added_tokens_decoder.values() if a.special))
+        }
+        self._specials = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True)))
+        self._rendered: dict[tuple[str, str], tuple[str, str]] = {}
+        tail = self._render("", _SLOTS, _ANSWER).partition(_ANSWER)[2]
+        # What the template puts after an answer, up to and with the first special token; line ends and the like behind it are not trained on.
+        first = self._specials.search(tail)
+        self._tail = tail[: first.end()] if first else tokenizer.eos_token
+        self.stop_ids = sorted({self._ids(self._tail)[-1], tokenizer.eos_token_id})
+
+    def safe(self, text: str) -> str:
+        """The text with every special token broken by a space, so that none can be injected."""
+        text = text.replace(_SLOTS, "").replace(_ANSWER, "")
+        while self._specials.search(text):
+            text = self._specials.sub(lambda found: found.group()[0] + " " + found.group()[1:], text)
+        return text
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a document's or question's text, without special ones."""
+        return self._ids(self.safe(text))
+
+    def question(self, question: str, answer: str | None = None) -> Prompt:
+        """A question over memories, with its answer in training."""
+        user = self.prompts.answer_user.replace("{documents}", _SLOTS).replace("{question}", self.safe(question))
+        return self._prompt(self.prompts.answer_system, user, answer, [] if answer is None else [(0, len(self.safe(answer)))], 1.0)
+
+    def pairs(self, questions: Sequence[str], answers: Sequence[str], question_weight: float) -> Prompt:
+        """Questions and answers told from a memory; tokens outside the answers weigh `question_weight`."""
+        text, spans = "", []
+        for question, answer in zip(questions, answers, strict=True):
+            text += f"{chr(10) if text else ''}Question: {self.safe(question)}\nAnswer: "
+            start = len(text)
+            text += self.safe(answer)
+            spans.append((start, len(text)))
+        return self._prompt(self.prompts.pairs_system, self.prompts.pairs_user.replace("{documents}", _SLOTS), text, spans, question_weight)
+
+    def paraphrase(self, text: str, variant: int) -> Prompt:
+        """The text, or other words for it, told from a memory; `variant` chooses the instruction."""
+        user = self.prompts.paraphrase_users[variant % len(self.prompts.paraphrase_users)].replace("{documents}", _SLOTS)
+        return self._prompt(self.prompts.paraphrase_system, user, text, [(0, len(self.safe(text)))], 1.0)
+
+    def text(self, system: str, user: str, answer: str | None = None) -> Prompt:
+        """A prompt without memory slots, for the plain LM on raw text: all of it in `right`."""
+        return self._prompt(system, _SLOTS + self.safe(user), answer, [] if answer is None else [(0, len(self.safe(answer)))], 1.0)
+
+    def _prompt(self, system: str, user: str, answer: str | None, spans: Sequence[tuple[int, int]], outside: float) -> Prompt:
+        left, _, right = self._render(system, user, None).partition(_SLOTS)
+        # The template is tokenised as one text with a special token in place of the slots, as added memory tokens would split it.
+        mark = self.tokenizer.eos_token
+        right_ids = self._ids(mark + right)[1:]
+        if answer is None:
+            return Prompt(self._ids(left), right_ids, [], [])
+        answer = self.safe(answer)
+        full = self._render(system, user, _ANSWER).partition(_SLOTS)[2]
+        start = full.find(_ANSWER)
+        before = full[:start]
+        encoded = self.tokenizer(mark + before + answer + self._tail, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        num_prompt = 1 + len(right_ids)
+        if ids[1:num_prompt] != right_ids:
+            # Templates whose assistant turn does not begin as the generation prompt ends would be trained on what they never see.
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: the chat template renders an assistant turn unlike its generation prompt; mend the template"
+            )
+        shift = len(mark) + len(before)
+        end = shift + len(answer)
+        weights = []
+        for begin, stop in offsets[num_prompt:]:
+            inside = begin >= end or any(begin < b + shift and stop > a + shift for a, b in spans)
+            weights.append(1.0 if inside else outside)
+        return Prompt(self._ids(left), right_ids, ids[num_prompt:], weights)
+
+    def _render(self, system: str, user: str, answer: str | None) -> str:
+        turns = [{"role": "user", "content": user}]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+        with_system = [{"role": "system", "content": system}, *turns] if system else turns
+        try:
+            return self._apply(with_system, answer is None)
+        except TemplateError:
+            # A template without a system role: its text goes in front of the user's.
+            return self._apply([{"role": "user", "content": f"{system}\n{user}" if system else user}, *turns[1:]], answer is None)
+
+    def _apply(self, turns: list[dict[str, str]], generation: bool) -> str:
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
