@@ -1,0 +1,164 @@
+"""CHECKPOINT: the portable model. Adapters as PEFT folders, memory tokens, tokenizer, resolved settings; safetensors and JSON, no pickle.
+
+manifest.json
+compressor/ query_reasoner/ generator/   adapter_config.json, adapter_model.safetensors
+memory_tokens.safetensors                memory_tokens, markers, gate
+tokenizer/                               the tokenizer's files
+backbone/                                the LM itself, only where it was trained too
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from clara import lora
+from clara.artefact import file_entry, read_manifest, verify, write_manifest
+from clara.backbone import Backbone, load_tokenizer, tokenizer_hash, weights_hash
+from clara.config import Backbone as BackboneSettings
+from clara.config import Config, Model, Prompts, explain
+from clara.errors import InputError
+from clara.model import COMPRESSOR, QUERY_REASONER, ROLES, ClaraModel
+
+SLOTS_FILE = "memory_tokens.safetensors"
+OWN_BACKBONE = "backbone"
+
+
+def save_checkpoint(
+    model: ClaraModel,
+    directory: str | os.PathLike[str],
+    *,
+    stage: str,
+    recipe: Mapping[str, Any],
+    store_backbone: bool = False,
+    separate_query_reasoner: bool = True,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Write a CHECKPOINT and return its manifest.
+
+    Args:
+        model: its adapters, memory tokens and tokenizer are stored.
+        directory: is made; an older manifest there is removed first, so that a half-written checkpoint is none.
+        stage: the stage that made it.
+        recipe: what made it.
+        store_backbone: the LM too (it was trained).
+        separate_query_reasoner: false where it still is a copy of the compressor, which is then not stored twice.
+        dtype: of the stored adapters; None: the backbone's, in which they are used.
+    """
+    directory = Path(directory)
+    (directory / "manifest.json").unlink(missing_ok=True)
+    backbone, settings = model.backbone, model.settings.lora
+    dtype = dtype or backbone.dtype
+    folder = backbone.folder
+    files: list[str] = []
+    if store_backbone:
+        folder = str(directory / OWN_BACKBONE)
+        _save_plain_lm(model, folder)
+    roles = {role: role for role in ROLES}
+    if not separate_query_reasoner:
+        roles[QUERY_REASONER] = COMPRESSOR
+    for role in sorted(set(roles.values())):
+        names = lora.save_adapter(
+            backbone.layers,
+            role,
+            directory / role,
+            trunk_path=backbone.trunk_path,
+            base="" if store_backbone else backbone.folder,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            dtype=dtype,
+        )
+        files += [f"{role}/{name}" for name in names]
+    slots = {name: p.detach().float().cpu().contiguous() for name, p in model.slots.state_dict().items()}
+    save_file(slots, directory / SLOTS_FILE, metadata={"format": "pt"})
+    model.tokenizer.save_pretrained(directory / "tokenizer")
+    files.append(SLOTS_FILE)
+    for sub in ("tokenizer", OWN_BACKBONE) if store_backbone else ("tokenizer",):
+        files += sorted(str(p.relative_to(directory)) for p in (directory / sub).rglob("*") if p.is_file())
+    return write_manifest(
+        directory,
+        kind="CHECKPOINT",
+        files=[file_entry(directory, f) for f in files],
+        recipe=recipe,
+        stage=stage,
+        roles=roles,
+        backbone={"path": "" if store_backbone else backbone.folder, "own": store_backbone, "sha256": weights_hash(folder)},
+        tokenizer=tokenizer_hash(directory / "tokenizer"),
+        model=model.settings.model_dump(),
+        prompts=model.prompts.prompts.model_dump(),
+    )
+
+
+def _save_plain_lm(model: ClaraModel, folder: str) -> None:
+    """Write the LM without its adapters, under the names that transformers reads."""
+    tensors = {name.replace(".base.", "."): t for name, t in model.backbone.lm.state_dict().items() if ".adapters." not in name}
+    model.backbone.lm.save_pretrained(folder, state_dict=tensors)
+    model.tokenizer.save_pretrained(folder)
+
+
+def fresh_model(config: Config) -> ClaraModel:
+    """A model with untrained adapters on the configured backbone, seeded by the configuration."""
+    torch.manual_seed(config.seed)
+    backbone = _backbone(config.backbone, config.backbone.path, config.model)
+    return ClaraModel(backbone, load_tokenizer(config.backbone.path), config.model, config.prompts)
+
+
+def _backbone(settings: BackboneSettings, folder: str, model: Model) -> Backbone:
+    return Backbone.load(
+        folder,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        rank=model.lora.rank,
+        alpha=model.lora.alpha,
+        dropout=model.lora.dropout,
+        adapters=ROLES,
+    )
+
+
+def load_checkpoint(
+    directory: str | os.PathLike[str], backbone: BackboneSettings | None = None, *, device: str = "cpu", check: bool = True
+) -> ClaraModel:
+    """Read a CHECKPOINT. Its model settings and prompts are its own; only where and how the backbone is loaded is given.
+
+    Args:
+        directory: the CHECKPOINT.
+        backbone: folder, dtype and attention; an empty path takes the folder that the checkpoint names, or holds.
+        device: where the model goes; asked for and not there is an error.
+        check: read every byte against the manifest first.
+
+    Raises:
+        InputError: unfinished, damaged, for another backbone, or for other settings than this program knows.
+    """
+    directory = Path(directory)
+    manifest = verify(directory, "CHECKPOINT") if check else read_manifest(directory, "CHECKPOINT")
+    backbone = backbone or BackboneSettings()
+    try:
+        settings, prompts = Model.model_validate(manifest["model"]), Prompts.model_validate(manifest["prompts"])
+    except ValidationError as error:
+        raise explain(error, f"{directory}/manifest.json") from error
+    folder = str(directory / OWN_BACKBONE) if manifest["backbone"]["own"] else backbone.path or manifest["backbone"]["path"]
+    found = weights_hash(folder)
+    if found != manifest["backbone"]["sha256"]:
+        raise InputError(
+            f"{directory}: made for a backbone with sha256 {manifest['backbone']['sha256'][:16]}…, {folder} has {found[:16]}…; "
+            "give the folder of the same weights with backbone.path"
+        )
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: no CUDA device here; ask for 'cpu', or run where there is one")
+    model = ClaraModel(_backbone(backbone, folder, settings), load_tokenizer(directory / "tokenizer"), settings, prompts)
+    for role in ROLES:
+        lora.load_adapter(model.backbone.layers, role, directory / manifest["roles"][role], trunk_path=model.backbone.trunk_path)
+    try:
+        model.slots.load_state_dict(load_file(directory / SLOTS_FILE))
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"{directory / SLOTS_FILE}: does not fit the settings in the manifest ({error}); take an intact checkpoint"
+        ) from error
+    return model.to(device)
