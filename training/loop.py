@@ -1,0 +1,194 @@
+"""The loop that every stage runs, on one rank: batches by step number, one collective ahead of each step, update, figures, run state."""
+
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from clara.artefact import atomic_write
+from clara.config import Optimiser
+from clara.errors import InputError
+from training.engine import Engine
+
+logger = logging.getLogger(__name__)
+RUN_STATE = "run_state"
+
+
+class Stage(ABC):
+    """What a stage trains and on what. Batches are a function of the step number, so that the data position is the step."""
+
+    name: str
+    module: nn.Module
+    steps: int
+    optimiser: Optimiser
+
+    @abstractmethod
+    def groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """Parameters that train, with their learning rates. Everything else is frozen by then."""
+
+    @abstractmethod
+    def micro_batches(self, step: int, rank: int, world: int) -> list[Any]:
+        """This rank's micro-batches of a step; as many on every rank."""
+
+    @abstractmethod
+    def rows(self, step: int) -> int:
+        """Documents or questions of the whole step, which row-wise losses average over."""
+
+    def announcement(self, step: int) -> float:
+        """What this rank has to tell the others ahead of a step (the sum over ranks comes back to `before_step`)."""
+        return 0.0
+
+    def before_step(self, step: int, announced: float) -> None:
+        """Called on every rank ahead of a step, with the summed announcements."""
+
+    def after_step(self, step: int, engine: Engine) -> dict[str, float]:
+        """Called on every rank after a step; returns figures to log."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What resuming needs beside weights, optimiser and step."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave."""
+
+
+def rate_factor(step: int, steps: int, settings: Optimiser) -> float:
+    """The share of the learning rate at a step (0-based).
+
+    Warm-up is linear and its first step is not zero (Differs: the reference wastes its first update at rate 0); cosine falls to `min_ratio`.
+    """
+    warmup = math.ceil(settings.warmup_ratio * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    if settings.schedule == "constant":
+        return 1.0
+    progress = (step - warmup) / max(1, steps - warmup)
+    return settings.min_ratio + (1 - settings.min_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def sample(seed: int, step: int, count: int, size: int) -> list[int]:
+    """The `count` rows of a step: consecutive places in an endless run of seeded permutations of `size` rows, each epoch its own."""
+    rows = []
+    epoch, order = -1, torch.empty(0)
+    for place in range(step * count, (step + 1) * count):
+        if place // size != epoch:
+            epoch = place // size
+            order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+        rows.append(int(order[place % size]))
+    return rows
+
+
+def save_run_state(directory: Path, step: int, stage: Stage, engine: Engine, keep: int = 2) -> None:
+    """Write the state after `step` updates; complete only once `state.json` is there. Older ones are pruned."""
+    target = directory / RUN_STATE / f"step-{step:08d}"
+    engine.save(target)
+    engine.barrier()
+    if engine.rank == 0:
+        atomic_write(target / "state.json", json.dumps({"step": step, "stage": stage.state()}))
+        complete = sorted(p.parent for p in (directory / RUN_STATE).glob("step-*/state.json"))
+        for old in complete[:-keep]:
+            (old / "state.json").unlink()
+            shutil.rmtree(old)
+    engine.barrier()
+
+
+def resume(directory: Path, stage: Stage, engine: Engine) -> int:
+    """Take up the newest complete run state; returns the number of updates that were made."""
+    found = sorted((directory / RUN_STATE).glob("step-*/state.json"))
+    if not found:
+        return 0
+    state = json.loads(found[-1].read_text())
+    engine.load(found[-1].parent)
+    stage.restore(state["stage"])
+    logger.info("resuming %s after step %d", stage.name, state["step"])
+    return int(state["step"])
+
+
+class Figures:
+    """Sums and counts of a step's figures over micro-batches and ranks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, figures: Mapping[str, tuple[float, float]]) -> None:
+        """Add one micro-batch's figures."""
+        for name, (total, count) in figures.items():
+            pair = self._sums.setdefault(name, [0.0, 0.0])
+            pair[0] += total
+            pair[1] += count
+
+    def means(self, engine: Engine) -> dict[str, float]:
+        """Means over all ranks (a collective); figures with nothing to average are left out."""
+        names = sorted(self._sums)
+        flat = engine.sum([v for n in names for v in self._sums[n]])
+        return {n: flat[2 * i] / flat[2 * i + 1] for i, n in enumerate(names) if flat[2 * i + 1]}
+
+
+def run(
+    stage: Stage,
+    engine: Engine,
+    directory: Path,
+    *,
+    seed: int,
+    checkpoint_every: int,
+    log: Callable[[int, dict[str, float]], None] | None = None,
+) -> None:
+    """Train a stage to its last step, resuming what `directory` holds.
+
+    Raises:
+        InputError: the loss is not finite; the message names the step. Every rank raises.
+    """
+    start = resume(directory, stage, engine)
+    bar = tqdm(total=stage.steps, initial=start, desc=stage.name, unit="step", disable=engine.rank != 0, file=sys.stderr, mininterval=2.0)
+    began = time.monotonic()
+    for step in range(start, stage.steps):
+        # Random state is a function of the step, so that a resumed run draws what the undisturbed one would have drawn.
+        torch.manual_seed(seed * 1_000_003 + step * 1009 + engine.rank)
+        batches = stage.micro_batches(step, engine.rank, engine.world)
+        normaliser, announced = engine.sum([sum(b.weight for b in batches), stage.announcement(step)])
+        stage.before_step(step, announced)
+        figures = Figures()
+        for number, batch in enumerate(batches):
+            output = engine.forward(batch, max(normaliser, 1e-9), stage.rows(step))
+            engine.backward(output.loss, last=number == len(batches) - 1)
+            figures.add(output.figures | {"loss": (float(output.loss.detach()), 1.0 / (len(batches) * engine.world))})
+        values = figures.means(engine)
+        if not math.isfinite(values["loss"]):
+            raise InputError(
+                f"{stage.name}: the loss is {values['loss']} at step {step + 1}; lower the learning rate (the run state before is kept)"
+            )
+        values["gradient_norm"] = engine.update(rate_factor(step, stage.steps, stage.optimiser))
+        values["learning_rate_factor"] = rate_factor(step, stage.steps, stage.optimiser)
+        values |= stage.after_step(step, engine)
+        values["seconds"] = time.monotonic() - began
+        if engine.rank == 0:
+            if log is not None:
+                log(step + 1, values)
+            bar.set_postfix({k: f"{values[k]:.3f}" for k in ("loss", "answer_nats") if k in values}, refresh=False)
+            bar.update()
+        if (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
+            save_run_state(directory, step + 1, stage, engine)
+    bar.close()
+
+
+def shard(rows: Sequence[int], rank: int, world: int, micro_batch: int) -> list[list[int]]:
+    """A rank's share of a step's rows, cut into micro-batches: as many on every rank.
+
+    Raises:
+        InputError: the rows don't divide evenly.
+    """
+    if len(rows) % (world * micro_batch):
+        raise InputError(f"{len(rows)} rows a step are not a multiple of ranks x micro_batch = {world} x {micro_batch}; change one of them")
+    own = rows[rank::world]
+    return [list(own[i : i + micro_batch]) for i in range(0, len(own), micro_batch)]
