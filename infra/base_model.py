@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     model = AutoModelForCausalLM.from_pretrained(
         source.parent, gguf_file=source.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), local_files_only=True
     )
-    del model.config.quantization_config  # what is saved is no longer quantised
+    model.config.__dict__.pop("quantization_config", None)  # what is saved is no longer quantised
     model.save_pretrained(partial)
     AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True).save_pretrained(partial)
     atomic_write(partial / DONE, source.name)
