@@ -1,0 +1,42 @@
+"""Fixtures that every test may use. Folders are made once and shared: a test that damages one works on a copy."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from clara.checkpoint import load_checkpoint, save_checkpoint
+from clara.config import Backbone
+from clara.model import ClaraModel
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a random Llama of 2 layers and width 32, with a fast tokenizer and a chat template."""
+    return tiny.write_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CHECKPOINT (float32) for `tiny_backbone`: M = 4, rank 4, three different adapters."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "checkpoint"
+    save_checkpoint(tiny.build_model(tiny_backbone), directory, stage="pretrain", recipe={"made_by": "tests"})
+    return directory
+
+
+@pytest.fixture
+def tiny_model(tiny_checkpoint: Path) -> ClaraModel:
+    """The model of `tiny_checkpoint` in float32, a new one for each test."""
+    return load_checkpoint(tiny_checkpoint, Backbone(dtype="float32"))
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """JSONL of forty short documents with `id`, `title` and `text`."""
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
