@@ -1,0 +1,370 @@
+"""Compressing many chunks: batches that depend on the chunks alone, keys, shards, and a whole MEMORY again with another compressor."""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clara.artefact import read_manifest, up_to_date
+from clara.codec import Floats, encode_memory
+from clara.errors import InputError
+from clara.fingerprint import Fingerprint
+from clara.memory import (
+    KIND,
+    MemoryStore,
+    complete_memory,
+    finished_report,
+    plan_hash,
+    shard_name,
+    write_plan,
+    write_shard,
+)
+from clara.records import Chunk, input_text
+
+# When this many chunks of one shard fail and none succeeds, it is the model that is broken and not the texts.
+_MIN_CHUNKS_FOR_VERDICT = 16
+
+
+class Compressor(Protocol):
+    """What compressing needs of a model."""
+
+    @property
+    def num_memory_tokens(self) -> int:
+        """M."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        ...
+
+    def document_ids(self, text: str) -> list[int]:
+        """Tokens of a text, without special ones."""
+        ...
+
+    def compress(self, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Memory `[B, M, D]`, float32."""
+        ...
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KeyProjection:
+    """Seeded random projection of the flattened, normalised memory to a short key.
+
+    Slot m has a random frame Q_m `[D, r_m]` with orthonormal columns, Σ r_m = KD, and key = concat_m √(D / r_m) · Q_mᵀ v_m, where v is the
+    memory `[M, D]` divided by its norm over all M·D numbers. As E[Q_m Q_mᵀ] = (r_m / D) I, the inner product of two keys is in expectation the
+    flattened cosine; with KD = M·D it is that cosine exactly. The frames hold about D·KD numbers, M times fewer than one matrix `[M·D, KD]`,
+    and when slots have equal norms no larger variance.
+    """
+
+    frames: tuple[Floats, ...]
+
+    def keys(self, memory: Floats | Tensor) -> Floats:
+        """Keys `[n, KD]` of memories `[n, M, D]`; a memory of zeros has a key of zeros."""
+        values = memory.detach().float().cpu().numpy() if isinstance(memory, Tensor) else np.asarray(memory, np.float32)
+        norms = np.sqrt(np.square(values, dtype=np.float32).sum(axis=(1, 2), keepdims=True))
+        unit = values / np.where(norms > 0, norms, 1.0)
+        return np.concatenate([unit[:, slot] @ frame for slot, frame in enumerate(self.frames)], axis=1)
+
+
+@functools.lru_cache(maxsize=4)
+def key_projection(num_memory_tokens: int, hidden_size: int, key_size: int, seed: int) -> KeyProjection:
+    """The projection of a fingerprint's `key_size` and `key_seed`.
+
+    Raises:
+        InputError: `key_size` is not between M and M·D.
+    """
+    if not num_memory_tokens <= key_size <= num_memory_tokens * hidden_size:
+        raise InputError(
+            f"key_size is {key_size}, expected M ≤ key_size ≤ M·D, here {num_memory_tokens} to {num_memory_tokens * hidden_size}; choose one between"
+        )
+    # RandomState's stream is frozen for good, unlike Generator's: old keys keep their meaning.
+    random = np.random.RandomState(seed)
+    frames = []
+    for slot in range(num_memory_tokens):
+        width = key_size // num_memory_tokens + (slot < key_size % num_memory_tokens)
+        orthonormal, upper = np.linalg.qr(random.standard_normal((hidden_size, width)))
+        signs = np.where(np.diag(upper) < 0, -1.0, 1.0)  # without it the frame's signs are LAPACK's choice
+        frames.append((orthonormal * signs * math.sqrt(hidden_size / width)).astype(np.float32))
+    return KeyProjection(tuple(frames))
+
+
+# --- chunks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A chunk that could not be compressed, and why."""
+
+    chunk: Chunk
+    reason: str
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int, extra_tokens: int = 0) -> Iterator[range]:
+    """Ranges over ascending lengths whose padded size, (longest + extra) · rows, is at most `batch_tokens`; one row at least."""
+    begin = 0
+    for end in range(1, len(lengths) + 1):
+        if end == len(lengths) or (lengths[end] + extra_tokens) * (end + 1 - begin) > batch_tokens:
+            yield range(begin, end)
+            begin = end
+
+
+def compress_chunks(
+    model: Compressor, chunks: Sequence[Chunk], *, batch_tokens: int, codec: str = "float16"
+) -> tuple[Floats, list[Failure]]:
+    """Compress chunks in batches that depend on these chunks only, so that the same ones give the same bits on one machine.
+
+    A batch that fails is halved until the failing chunks stand alone: their neighbours stay.
+
+    Args:
+        model: the compressor.
+        chunks: n of them, in any order.
+        batch_tokens: tokens of a batch, padding and memory tokens included.
+        codec: a memory that it can't hold is a failure too.
+
+    Returns:
+        Memory `[n − failures, M, D]` of the surviving chunks in the order given, and the failures.
+
+    Raises:
+        Exception: as of the model, when at least 16 chunks fail and none succeeds.
+    """
+    failed: dict[int, Exception] = {}
+    ids: dict[int, list[int]] = {}
+    for index, chunk in enumerate(chunks):
+        try:
+            ids[index] = model.document_ids(input_text(chunk.title, chunk.text))
+        except Exception as error:  # the boundary at which one bad text is told from its neighbours
+            failed[index] = error
+    order = sorted(ids, key=lambda index: (len(ids[index]), chunks[index].row_id))
+    out = np.empty((len(chunks), model.num_memory_tokens, model.hidden_size), np.float32)
+    batches = plan_batches([len(ids[i]) for i in order], batch_tokens, model.num_memory_tokens)
+    pending = [[order[place] for place in batch] for batch in batches][::-1]
+    while pending:
+        batch = pending.pop()
+        try:
+            memory = model.compress([ids[i] for i in batch]).detach().float().cpu().numpy()
+            encode_memory(memory, codec)
+        except Exception as error:  # as above
+            if len(batch) == 1:
+                failed[batch[0]] = error
+            else:
+                pending += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
+        else:
+            out[batch] = memory
+    if len(failed) == len(chunks) >= _MIN_CHUNKS_FOR_VERDICT:
+        raise failed[min(failed)]
+    failures = [Failure(chunks[i], f"{type(failed[i]).__name__}: {failed[i]}") for i in sorted(failed)]
+    return out[[i for i in range(len(chunks)) if i not in failed]], failures
+
+
+def encode_chunks(model: Compressor, chunks: Sequence[Chunk], *, batch_tokens: int) -> Floats:
+    """Memory `[n, M, D]` of chunks in the order given, float32.
+
+    Raises:
+        InputError: a chunk can't be compressed; names the first.
+    """
+    memory, failures = compress_chunks(model, chunks, batch_tokens=batch_tokens)
+    if failures:
+        first = failures[0]
+        raise InputError(
+            f"chunk {first.chunk.chunk_id} ({first.chunk.source}): not compressed ({first.reason}), {len(failures)} such; take it out of the corpus"
+        )
+    return memory
+
+
+# --- shards ----------------------------------------------------------------------------------------------------------
+
+
+def write_memory_shard(
+    model: Callable[[], Compressor],
+    chunks: Sequence[Chunk],
+    directory: str | os.PathLike[str],
+    name: str,
+    *,
+    fingerprint: Fingerprint,
+    codec: str,
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """Compress the chunks of one shard and write it, or find that this has been done.
+
+    Args:
+        model: gives the compressor; called only where there is something to compress.
+        chunks: the shard's chunks, each `row_id` once.
+        directory: the MEMORY.
+        name: the shard's folder.
+        fingerprint: of the vectors.
+        codec: `float16` or `int8`.
+        batch_tokens: tokens of a batch, padding included.
+
+    Returns:
+        `{"name", "rows", "files", "failures": [{"chunk_id", "source", "document_id", "text", "reason"}], "reused": whether it was there}`.
+    """
+    plan = plan_hash(chunks, fingerprint=fingerprint.hash, codec=codec, batch_tokens=batch_tokens)
+    finished = finished_report(directory, name, plan)
+    if finished is not None:
+        return {**finished, "reused": True}
+    chunks = sorted(chunks, key=lambda chunk: chunk.row_id)
+    memory, failures = compress_chunks(model(), chunks, batch_tokens=batch_tokens, codec=codec)
+    dead = {failure.chunk.chunk_id for failure in failures}
+    keys = key_projection(fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed).keys(memory)
+    kept = [chunk for chunk in chunks if chunk.chunk_id not in dead]
+    report = write_shard(directory, name, kept, memory, keys, codec, fingerprint=fingerprint.hash)
+    report["failures"] = [
+        {
+            "chunk_id": f.chunk.chunk_id,
+            "source": f.chunk.source,
+            "document_id": f.chunk.document_id,
+            "text": f.chunk.text,
+            "reason": f.reason,
+        }
+        for f in failures
+    ]
+    write_plan(directory, name, plan, report)
+    return {**report, "reused": False}
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with this many threads inside, which its last bits depend on; 0 leaves it alone."""
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+# --- a whole MEMORY again --------------------------------------------------------------------------------------------
+
+
+def reencode_recipe(store: MemoryStore, fingerprint: Fingerprint, batch_tokens: int) -> dict[str, Any]:
+    """What determines the MEMORY that `reencode` makes."""
+    return {
+        "job": "reencode",
+        "parent": store.hash,
+        "fingerprint": fingerprint.as_dict(),
+        "codec": store.codec,
+        "batch_tokens": batch_tokens,
+    }
+
+
+def reencode_shard(
+    store: MemoryStore,
+    index: int,
+    model: Callable[[], Compressor],
+    output: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """Compress the live rows of shard `index` of a store again; shards may be made by different processes.
+
+    Returns:
+        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row.
+
+    Raises:
+        InputError: a row that the store holds can't be compressed; a version must have every row.
+    """
+    name = shard_name(index, store.num_shards)
+    rows = store.row_ids[store.row_ids % store.num_shards == index]
+    if not len(rows):
+        return {"name": name, "rows": 0, "files": [], "failures": [], "reused": False}
+    report = write_memory_shard(
+        model, store.records(rows), output, name, fingerprint=fingerprint, codec=store.codec, batch_tokens=batch_tokens
+    )
+    if report["failures"]:
+        first = report["failures"][0]
+        raise InputError(
+            f"{output}/{name}: {len(report['failures'])} rows not compressed, first {first['chunk_id']}: {first['reason']}; mend the compressor"
+        )
+    return report
+
+
+def complete_reencode(
+    store: MemoryStore, reports: Sequence[dict[str, Any]], output: str | os.PathLike[str], *, fingerprint: Fingerprint, batch_tokens: int
+) -> dict[str, Any]:
+    """Write the manifest of a re-encoded MEMORY, whose parent is the store. Returns the manifest.
+
+    Raises:
+        InputError: rows are missing.
+    """
+    num_rows = sum(report["rows"] for report in reports)
+    if num_rows != len(store):
+        raise InputError(
+            f"{output}: {num_rows} rows re-encoded, {store.directory} has {len(store)}; run it again, finished shards are kept"
+        )
+    return complete_memory(
+        output,
+        reports,
+        fingerprint=fingerprint,
+        codec=store.codec,
+        num_shards=store.num_shards,
+        recipe=reencode_recipe(store, fingerprint, batch_tokens),
+        counts={"rows": num_rows},
+        parent=store.hash,
+    )
+
+
+def reencode(
+    store: MemoryStore,
+    model: Compressor,
+    output: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Compress every live row of a store again into a new full version; the manifest is written last.
+
+    Finished shards of an earlier, interrupted call are kept.
+
+    Args:
+        store: the version that it follows.
+        model: the new compressor.
+        output: directory of the new version.
+        fingerprint: of the new compressor, as of `clara.fingerprint.of_model`; chunking and keys must be the store's.
+        batch_tokens: tokens of a batch, padding included.
+        progress: is told (shards done, shards) after each.
+
+    Returns:
+        The manifest of the new version.
+
+    Raises:
+        InputError: the fingerprint is for other chunks or keys, the output is the store itself, or a row can't be compressed.
+    """
+    check_follows(store, fingerprint, output)
+    if up_to_date(output, KIND, reencode_recipe(store, fingerprint, batch_tokens)):
+        return read_manifest(output, KIND)
+    reports = []
+    for index in range(store.num_shards):
+        reports.append(reencode_shard(store, index, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens))
+        if progress is not None:
+            progress(index + 1, store.num_shards)
+    return complete_reencode(store, reports, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
+
+
+def check_follows(store: MemoryStore, fingerprint: Fingerprint, output: str | os.PathLike[str]) -> None:
+    """Refuse a re-encoding that could not be switched to: only the compressor may differ from the store's.
+
+    Raises:
+        InputError: another field differs, or the output is the store's own directory.
+    """
+    same = replace(fingerprint, compressor=store.fingerprint_fields.compressor, backbone=store.fingerprint_fields.backbone)
+    if same != store.fingerprint_fields:
+        found, wanted = same.as_dict(), store.fingerprint_fields.as_dict()
+        unequal = ", ".join(f"{name}: {wanted[name]!r} stored, {found[name]!r} now" for name in wanted if wanted[name] != found[name])
+        raise InputError(f"{store.directory}: cannot be re-encoded with other settings ({unequal}); build a MEMORY from the corpus")
+    if Path(output).resolve() == store.directory.resolve():
+        raise InputError(f"output {output}: is the MEMORY that is re-encoded; give another directory")

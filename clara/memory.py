@@ -1,0 +1,377 @@
+"""MEMORY: shards of compressed chunks, mapped and never loaded whole.
+
+A shard is a folder with `records.parquet` and `memory.safetensors` (`memory [rows, M, D]` float16, or int8 with `scale [rows, M]`; `key [rows, KD]`
+float16), rows sorted by `row_id`. A version is base shards, then overlays (the newest row wins), without tombstones, as the manifest names them.
+"""
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from clara import artefact
+from clara.artefact import atomic_write, canonical_json, file_entry, hash_of, manifest_hash, read_manifest, sha256_file, write_manifest
+from clara.codec import Floats, decode_memory, encode_memory
+from clara.errors import InputError
+from clara.fingerprint import Accepted, Fingerprint, check
+from clara.records import Chunk
+
+KIND = "MEMORY"
+RECORDS, TENSORS, PLAN = "records.parquet", "memory.safetensors", "plan.json"
+
+# A mapping holds a file descriptor and a records table some megabytes: the least recently used are let go.
+_NUM_MAPPED, _NUM_TABLES = 256, 64
+_NUMPY_TYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8}
+_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("chunk_id", pa.string()),
+        ("document_id", pa.string()),
+        ("title", pa.string()),
+        ("text", pa.string()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+        ("num_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("source", pa.string()),
+    ]
+)
+
+Ids = NDArray[np.int64]
+
+
+def shard_name(index: int, num_shards: int) -> str:
+    """Folder of a shard; `index` is `row_id % num_shards`."""
+    return f"shard-{index:05d}-of-{num_shards:05d}"
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_shard(
+    directory: str | os.PathLike[str],
+    name: str,
+    chunks: Sequence[Chunk],
+    memory: Floats,
+    keys: Floats,
+    codec: str,
+    *,
+    fingerprint: str = "",
+) -> dict[str, Any]:
+    """Write one shard, each file whole or not at all.
+
+    Args:
+        directory: the MEMORY.
+        name: the shard's folder.
+        chunks: n of them in any order.
+        memory: `[n, M, D]`, in the chunks' order.
+        keys: `[n, KD]`, in the chunks' order.
+        codec: `float16` or `int8`.
+        fingerprint: hash that stands in both files.
+
+    Returns:
+        `{"name", "rows", "files": [manifest entries]}`.
+
+    Raises:
+        InputError: lengths differ, two chunks have one `row_id`, the codec can't hold the numbers, or the disk refuses.
+    """
+    if not len(chunks) == len(memory) == len(keys):
+        raise InputError(f"{name}: {len(chunks)} chunks, {len(memory)} memories, {len(keys)} keys; expected one of each a chunk")
+    order = sorted(range(len(chunks)), key=lambda i: chunks[i].row_id)
+    ordered = [chunks[i] for i in order]
+    for first, second in itertools.pairwise(ordered):
+        if first.row_id == second.row_id:
+            raise InputError(
+                f"{name}: row_id {first.row_id} belongs to chunk {first.chunk_id} ({first.source}) and to {second.chunk_id} "
+                f"({second.source}); leave one of them out"
+            )
+    metadata = canonical_json({"fingerprint": fingerprint, "codec": codec, "rows": len(ordered)})
+    tensors = {**encode_memory(memory[order], codec), "key": keys[order].astype(np.float16)}
+    # One entry only: the library writes several in an order of its own, and equal shards have equal bytes.
+    payload = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={"clara": metadata})
+    columns = {field.name: [getattr(chunk, field.name) for chunk in ordered] for field in _SCHEMA}
+    table = pa.table(columns, schema=_SCHEMA.with_metadata({"clara": metadata}))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    atomic_write(Path(directory) / name / TENSORS, payload)
+    atomic_write(Path(directory) / name / RECORDS, sink.getvalue().to_pybytes())
+    files = [file_entry(directory, f"{name}/{file}", len(ordered)) for file in (RECORDS, TENSORS)]
+    return {"name": name, "rows": len(ordered), "files": files}
+
+
+def plan_hash(chunks: Sequence[Chunk], *, fingerprint: str, codec: str, batch_tokens: int) -> str:
+    """Hash of everything that a shard's bytes depend on, so that a finished one is known again."""
+    records = sorted((chunk.row_id, chunk.chunk_id, hash_of(vars(chunk))) for chunk in chunks)
+    return hash_of({"records": records, "fingerprint": fingerprint, "codec": codec, "batch_tokens": batch_tokens})
+
+
+def write_plan(directory: str | os.PathLike[str], name: str, plan: str, report: Mapping[str, Any]) -> None:
+    """Note beside a finished shard what it was made from, and the report about it."""
+    atomic_write(Path(directory) / name / PLAN, json.dumps({"plan": plan, "report": report}, ensure_ascii=False) + "\n")
+
+
+def finished_report(directory: str | os.PathLike[str], name: str, plan: str) -> dict[str, Any] | None:
+    """The report of a shard that was made from this very plan and is still whole on disk; else None."""
+    path = Path(directory) / name / PLAN
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        report = noted["report"]
+        whole = noted["plan"] == plan and all(sha256_file(Path(directory) / f["path"]) == f["sha256"] for f in report["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not whole:
+        return None
+    os.utime(path)  # whoever watches the progress counts it as done in this run
+    return dict(report)
+
+
+def complete_memory(
+    directory: str | os.PathLike[str],
+    shards: Sequence[Mapping[str, Any]],
+    *,
+    fingerprint: Fingerprint,
+    codec: str,
+    num_shards: int,
+    recipe: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    parent: str = "",
+    extra_files: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Write the manifest of a full version: every shard is on disk by now. Returns the manifest."""
+    shards = sorted(shards, key=lambda shard: shard["name"])
+    return write_manifest(
+        directory,
+        kind=KIND,
+        files=[*(file for shard in shards for file in shard["files"]), *extra_files],
+        recipe=recipe,
+        counts=counts,
+        fingerprint=fingerprint.hash,
+        parent=parent,
+        fingerprint_fields=fingerprint.as_dict(),
+        codec=codec,
+        num_shards=num_shards,
+        shards=[shard["name"] for shard in shards if shard["rows"]],
+        overlays=[],
+        tombstones=[],
+    )
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
+    """A safetensors file's tensors as read-only maps of the disk: nothing is read but the header.
+
+    Raises:
+        InputError: not a safetensors file, cut short, or with a type that MEMORY has not.
+    """
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as stream:
+            header_bytes = int.from_bytes(stream.read(8), "little")
+            if size < 8 or header_bytes > size - 8:
+                raise ValueError(f"a header of {header_bytes} bytes in a file of {size}")
+            header = json.loads(stream.read(header_bytes))
+        header.pop("__metadata__", None)
+        tensors = {}
+        for name, entry in header.items():
+            kind, shape, (begin, end) = np.dtype(_NUMPY_TYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+            offset = 8 + header_bytes + begin
+            if end - begin != kind.itemsize * int(np.prod(shape)) or offset + end - begin > size:
+                raise ValueError(f"{name} {list(shape)} does not fit its {end - begin} bytes")
+            tensors[name] = np.memmap(path, kind, "r", offset, shape) if end > begin else np.empty(shape, kind)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not a memory file ({error}); make the MEMORY again, or copy it anew") from error
+    return tensors
+
+
+class MemoryStore:
+    """An open MEMORY version: row ids in RAM, everything else on disk until it is asked for.
+
+    Attributes:
+        directory: where it lies.
+        manifest: its manifest.
+        hash: hash of the manifest, which an INDEX names.
+        fingerprint: hash of its vectors' meaning.
+        fingerprint_fields: the same, field by field.
+        row_ids: int64 `[rows]`, ascending, live rows only.
+    """
+
+    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self.manifest = manifest
+        self.hash = manifest_hash(directory)
+        self.fingerprint_fields = Fingerprint.from_dict(manifest["fingerprint_fields"], f"{directory}/manifest.json fingerprint_fields")
+        self.fingerprint = self.fingerprint_fields.hash
+        # lru_cache on a method would keep every store alive.
+        self._tensors: Callable[[int], dict[str, NDArray[Any]]] = functools.lru_cache(_NUM_MAPPED)(self._map)
+        self._table: Callable[[int], pa.Table] = functools.lru_cache(_NUM_TABLES)(self._read_table)
+        self.shard_names: list[str] = [*manifest["shards"], *manifest["overlays"]]
+        self.row_ids, self._shard_of, self._place_of = self._live_rows()
+
+    @classmethod
+    def open(cls, directory: str | os.PathLike[str], accept: Collection[Accepted] | None = None, verify: bool = False) -> "MemoryStore":
+        """Open a MEMORY; the size of every file is checked.
+
+        Args:
+            directory: the MEMORY.
+            accept: fingerprints that the reader understands; None: any (only for tools that don't read the vectors' meaning).
+            verify: read every byte against its sha256 as well.
+
+        Raises:
+            InputError: unfinished, damaged, or made by another compressor.
+        """
+        manifest = artefact.verify(directory, KIND) if verify else read_manifest(directory, KIND)
+        for entry in manifest["files"]:
+            path = Path(directory) / entry["path"]
+            size = path.stat().st_size if path.is_file() else -1
+            if size != entry["bytes"]:
+                found = f"{size} bytes" if size >= 0 else "missing"
+                raise InputError(f"{path}: {found}, the manifest says {entry['bytes']} bytes; make the MEMORY again, or copy it anew")
+        store = cls(Path(directory), manifest)
+        if accept is not None:
+            check(accept, store.fingerprint_fields, str(directory))
+        return store
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    @property
+    def num_memory_tokens(self) -> int:
+        """M."""
+        return self.fingerprint_fields.num_memory_tokens
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.fingerprint_fields.hidden_size
+
+    @property
+    def key_size(self) -> int:
+        """Numbers in a key."""
+        return self.fingerprint_fields.key_size
+
+    @property
+    def codec(self) -> str:
+        """How memory is stored."""
+        return str(self.manifest["codec"])
+
+    @property
+    def num_shards(self) -> int:
+        """What `row_id` is taken modulo of; shards without rows have no folder."""
+        return int(self.manifest["num_shards"])
+
+    @functools.cached_property
+    def document_ids(self) -> list[str]:
+        """Document of each of `row_ids`."""
+        columns = [
+            pq.read_table(self._path(s, RECORDS), columns=["document_id"])["document_id"].to_pylist() for s in range(len(self.shard_names))
+        ]
+        return [columns[shard][place] for shard, place in zip(self._shard_of.tolist(), self._place_of.tolist(), strict=True)]
+
+    @functools.cached_property
+    def _rows_by_document(self) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for row, document in zip(self.row_ids.tolist(), self.document_ids, strict=True):
+            rows.setdefault(document, []).append(row)
+        return rows
+
+    def rows_of(self, document_id: str) -> list[int]:
+        """Row ids of a document's chunks, ascending; empty where it has none."""
+        return list(self._rows_by_document.get(document_id, ()))
+
+    def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
+        """Memory `[n, M, D]` of rows, decoded to float32.
+
+        Raises:
+            InputError: a row is not there, or not live.
+        """
+        out = np.empty((len(row_ids), self.num_memory_tokens, self.hidden_size), np.float32)
+        for shard, where, places in self._by_shard(row_ids):
+            tensors = self._tensors(shard)
+            out[where] = decode_memory({name: tensors[name][places] for name in ("memory", "scale") if name in tensors})
+        return out
+
+    def keys(self, row_ids: Sequence[int] | Ids | None = None) -> Floats:
+        """Keys `[n, KD]` in float32; of all rows, in the order of `row_ids`, if None is given."""
+        wanted = self.row_ids if row_ids is None else row_ids
+        out = np.empty((len(wanted), self.key_size), np.float32)
+        for shard, where, places in self._by_shard(wanted):
+            out[where] = self._tensors(shard)["key"][places]
+        return out
+
+    def records(self, row_ids: Sequence[int] | Ids) -> list[Chunk]:
+        """Records of rows, in the order asked."""
+        found: list[Chunk | None] = [None] * len(row_ids)
+        for shard, where, places in self._by_shard(row_ids):
+            rows = self._table(shard).take(places).to_pylist()
+            for index, row in zip(where.tolist(), rows, strict=True):
+                found[index] = Chunk(**row)
+        return [chunk for chunk in found if chunk is not None]
+
+    def iter_shards(self) -> Iterator[tuple[str, Ids]]:
+        """Each shard's name with its live row ids, ascending: the way to pass over everything, shard by shard."""
+        for shard, name in enumerate(self.shard_names):
+            yield name, self.row_ids[self._shard_of == shard]
+
+    def _path(self, shard: int, file: str) -> Path:
+        return self.directory / self.shard_names[shard] / file
+
+    def _read_table(self, shard: int) -> pa.Table:
+        return pq.read_table(self._path(shard, RECORDS), columns=[field.name for field in fields(Chunk)])
+
+    def _map(self, shard: int) -> dict[str, NDArray[Any]]:
+        path = self._path(shard, TENSORS)
+        tensors = map_tensors(path)
+        expected = {"memory": (self.num_memory_tokens, self.hidden_size), "key": (self.key_size,)}
+        if self.codec == "int8":
+            expected["scale"] = (self.num_memory_tokens,)
+        for name, shape in expected.items():
+            if name not in tensors or tensors[name].shape[1:] != shape:
+                found = list(tensors[name].shape) if name in tensors else "missing"
+                raise InputError(f"{path}: {name} is {found}, expected [rows, {', '.join(map(str, shape))}]; make the MEMORY again")
+        return tensors
+
+    def _live_rows(self) -> tuple[Ids, NDArray[np.int32], NDArray[np.int32]]:
+        columns = [self._read_row_ids(shard) for shard in range(len(self.shard_names))]
+        row_ids = np.concatenate([np.empty(0, np.int64), *columns])
+        shard_of = np.repeat(np.arange(len(columns), dtype=np.int32), [len(c) for c in columns])
+        place_of = np.concatenate([np.empty(0, np.int32), *(np.arange(len(c), dtype=np.int32) for c in columns)])
+        # Newest first among equal ids, of which `unique` keeps the first.
+        order = np.lexsort((-shard_of, row_ids))
+        live, first = np.unique(row_ids[order], return_index=True)
+        chosen = order[first]
+        kept = ~np.isin(live, np.asarray(self.manifest["tombstones"], np.int64))
+        return live[kept], shard_of[chosen][kept], place_of[chosen][kept]
+
+    def _read_row_ids(self, shard: int) -> Ids:
+        path = self._path(shard, RECORDS)
+        try:
+            return pq.read_table(path, columns=["row_id"])["row_id"].to_numpy()
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path}: not readable as Parquet ({error}); make the MEMORY again, or copy it anew") from error
+
+    def _by_shard(self, row_ids: Sequence[int] | Ids) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int32]]]:
+        """Shard, positions in the request, places in the shard."""
+        wanted = np.asarray(row_ids, np.int64)
+        if not len(wanted):
+            return
+        index = np.minimum(np.searchsorted(self.row_ids, wanted), max(len(self.row_ids) - 1, 0))
+        missing = wanted[self.row_ids[index] != wanted] if len(self.row_ids) else wanted
+        if len(missing):
+            raise InputError(f"{self.directory}: row_id {missing[0]} is not a live row of it ({len(missing)} such); use its own row_ids")
+        shards = self._shard_of[index]
+        for shard in np.unique(shards).tolist():
+            where = np.flatnonzero(shards == shard)
+            yield shard, where, self._place_of[index[where]]
