@@ -1,0 +1,99 @@
+"""EXAMPLES: what the compressor is pretrained on, as one Parquet file."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from clara.artefact import file_entry, read_manifest, write_manifest
+from clara.errors import InputError
+from clara.records import input_text
+
+FILE = "examples.parquet"
+KINDS = ("qa", "paraphrase", "autoencode", "cloze")
+_STRINGS = pa.list_(pa.string())
+_SCHEMA = pa.schema(
+    [
+        ("example_id", pa.string()),
+        ("document_id", pa.string()),
+        ("title", pa.string()),
+        ("text", pa.string()),
+        ("kind", pa.string()),
+        ("questions", _STRINGS),
+        ("answers", _STRINGS),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A document and what the generator is to tell from its memory.
+
+    Attributes:
+        kind: `qa` and `cloze` hold questions, each with its answer; `paraphrase` one answer, the text in other words;
+            `autoencode` neither: the document itself is the answer.
+    """
+
+    example_id: str
+    document_id: str
+    title: str
+    text: str
+    kind: str
+    questions: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        where = f"example {self.example_id}"
+        if self.kind not in KINDS:
+            raise InputError(f"{where}: kind {self.kind!r}; expected one of {', '.join(KINDS)}")
+        if not self.text:
+            raise InputError(f"{where}: empty text; leave the document out")
+        pairs = len(self.questions), len(self.answers)
+        if self.kind in ("qa", "cloze") and (pairs[0] != pairs[1] or not pairs[0]):
+            raise InputError(
+                f"{where}: {pairs[0]} questions and {pairs[1]} answers; kind {self.kind} needs as many of one as of the other, at least one"
+            )
+        if (self.kind == "paraphrase" and pairs != (0, 1)) or (self.kind == "autoencode" and pairs != (0, 0)):
+            raise InputError(
+                f"{where}: {pairs[0]} questions and {pairs[1]} answers; paraphrase has no question and one answer, autoencode neither"
+            )
+
+    @property
+    def document(self) -> str:
+        """What the compressor reads."""
+        return input_text(self.title, self.text)
+
+
+def write_examples(
+    directory: str | os.PathLike[str], examples: Iterable[Example], *, recipe: Mapping[str, Any], counts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write an EXAMPLES artefact and return its manifest."""
+    rows = [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(e).items()} for e in examples]
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), Path(directory) / FILE)
+    kinds = Counter(row["kind"] for row in rows)
+    return write_manifest(
+        directory,
+        kind="EXAMPLES",
+        files=[file_entry(directory, FILE, len(rows))],
+        recipe=recipe,
+        counts={"examples": len(rows), **{f"kind {k}": n for k, n in sorted(kinds.items())}, **(counts or {})},
+    )
+
+
+def read_examples(directory: str | os.PathLike[str]) -> list[Example]:
+    """The examples of an artefact, in file order.
+
+    Raises:
+        InputError: no finished EXAMPLES there, or it holds none.
+    """
+    read_manifest(directory, "EXAMPLES")
+    rows: list[dict[str, Any]] = pq.read_table(Path(directory) / FILE).to_pylist()
+    if not rows:
+        raise InputError(f"{directory}: holds no example; make it from a corpus with text")
+    return [Example(**row | {"questions": tuple(row["questions"]), "answers": tuple(row["answers"])}) for row in rows]

@@ -1,0 +1,265 @@
+"""EXAMPLES for the stage `pretrain`.
+
+From any corpus, without labels:   python -m pipelines.build_examples --input corpus.jsonl --output DIR --exclude-held-out
+From rows with synthetic pairs:    python -m pipelines.build_examples --input pairs.jsonl --format scp --output DIR
+
+A corpus gives each document two examples. `autoencode`: the document itself is told from its memory. `cloze`: pairs of a
+sentence with one span masked and that span: the document's own title, a name of several words, a number, or for want of
+those the longest word; besides "What is this text about?" and, where the corpus has a `description`, "What is TITLE?".
+
+Another article's title is never masked, as this is what `build_questions --format cloze` asks. With --exclude-held-out no
+held-out article is an example, and sentences that mention one are cut from the others: no question that evaluation asks
+about a held-out article has been read in pretraining.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from clara import artefact
+from clara.errors import InputError, command_line
+from clara.examples import Example, write_examples
+from clara.records import Document, document_id, normalise
+from pipelines.corpus_files import expand, input_hashes, read_rows, to_document
+from pipelines.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
+
+ABOUT = "What is this text about?"
+_JOINED = r"(?:of|the|de|du|la|le|van|von|al|and|for|in|on)"
+_CAPITALISED = r"[A-ZÀ-Þ][\w’'.-]*\w"
+_NAME = re.compile(rf"\b{_CAPITALISED}(?: (?:{_JOINED} )?(?:{_CAPITALISED}|[IVX]+\b))+")
+_MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+_DATE = rf"\d{{1,2}} {_MONTH} \d{{4}}|{_MONTH} \d{{1,2}}, \d{{4}}"
+_NUMBER = re.compile(rf"(?<![\w.,–±−-])(?:{_DATE}|\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?)(?!\w|[.,–-]\d)")
+_LONG_WORD = re.compile(r"\b[^\W\d_A-Z]{7,}\b")
+# Published pretraining rows begin like this; the rest up to the line end is the title.
+_SCP_TITLE = re.compile(r"^This (?:is )?a document about (?P<title>[^\n]{1,200}?)\.\s*\n\s*(?P<text>.+)$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What determines the examples of a corpus.
+
+    Attributes:
+        pairs: most pairs in a `cloze` example.
+        max_sentence_characters: longer sentences are not asked about.
+        held_out_share, salt: which articles are held out, as in `build_questions`; a share of 0 holds none out.
+    """
+
+    seed: int = 0
+    kinds: tuple[str, ...] = ("autoencode", "cloze")
+    pairs: int = 6
+    max_sentence_characters: int = 300
+    held_out_share: float = 0.0
+    salt: str = "held-out"
+
+
+def spans(sentence: str, own_name: str, others: Names) -> list[tuple[int, int]]:
+    """Character spans of a sentence that may be masked: its own title, names of several words, numbers, else the longest word.
+
+    No span overlaps another article's name, or stands in the sentence twice.
+    """
+    own = re.search(rf"\b{re.escape(own_name)}\b", sentence, re.IGNORECASE) if own_name else None
+    matches = [own.span()] if own else []
+    taken = [(m.start, m.end) for m in others.find(sentence) if m.name != own_name]
+    found: list[tuple[int, int]] = []
+    for match in _NAME.finditer(sentence):
+        start, end = match.span()
+        while (space := sentence.find(" ", start, end)) > 0 and sentence[start:space] in FUNCTION_WORDS:
+            start = space + 1
+        if " " in sentence[start:end]:
+            matches.append((start, end))
+    matches += [m.span() for m in _NUMBER.finditer(sentence)]
+    longest = sorted((m.span() for m in _LONG_WORD.finditer(sentence)), key=lambda s: s[0] - s[1])
+    for start, end in [*matches, *longest]:
+        if found and (start, end) in longest:
+            break
+        free = all(end <= a or start >= b for a, b in [*taken, *found])
+        if free and sentence.lower().count(sentence[start:end].lower()) == 1:
+            found.append((start, end))
+    return sorted(found)
+
+
+def cloze_pairs(document: Document, description: str, names: Names, settings: Settings) -> list[tuple[str, str]]:
+    """At most `settings.pairs` questions with answers, drawn by the seed and the document's id, sentences before second spans of one."""
+    dice = random.Random(f"{settings.seed}:{document.id}")
+    general = [(ABOUT, document.title)] if document.title else []
+    if document.title and description:
+        general.append((f"What is {document.title}?", description))
+    first, more = [], []
+    own = plain_title(document.title)
+    for sentence in sentences(document.text):
+        if len(sentence) > settings.max_sentence_characters or len(sentence.split()) < 5:
+            continue
+        choice = spans(sentence, own, names)
+        dice.shuffle(choice)
+        masked = [(sentence[:start] + MASK + sentence[end:], sentence[start:end]) for start, end in choice]
+        first += masked[:1]
+        more += masked[1:]
+    dice.shuffle(first)
+    dice.shuffle(more)
+    chosen = [*general, *first, *more][: settings.pairs]
+    dice.shuffle(chosen)
+    return chosen
+
+
+def example_id(document: str, kind: str) -> str:
+    """The id of a document's example of one kind."""
+    return hashlib.sha256(f"{kind}:{document}".encode()).hexdigest()[:16]
+
+
+def corpus_examples(rows: Sequence[tuple[Document, str]], settings: Settings) -> tuple[list[Example], dict[str, int]]:
+    """Examples of documents with their descriptions, and what became of the documents: in, held out, cut, left out."""
+    counts: Counter[str] = Counter(documents=len(rows))
+    held_out = {d.id for d, _ in rows if is_held_out(d.id, settings.held_out_share, settings.salt)}
+    # All held-out names count here, shared ones too: rather one sentence too many cut.
+    secret = Names((d for d, _ in rows if d.id in held_out), keep_shared=True)
+    names = Names(d for d, _ in rows)
+    examples: list[Example] = []
+    for original, description in rows:
+        if original.id in held_out:
+            counts["dropped: held out"] += 1
+            continue
+        whole = sentences(original.text)
+        kept = [s for s in whole if not any(True for _ in secret.find(s))]
+        counts["sentences cut"] += len(whole) - len(kept)
+        if not kept:
+            counts["dropped: every sentence mentions a held-out article"] += 1
+            continue
+        document = (
+            original if len(kept) == len(whole) else Document(original.id, original.title, " ".join(kept), original.source, original.line)
+        )
+        if any(True for _ in secret.find(description)):
+            description = ""
+        for kind in settings.kinds:
+            pairs = cloze_pairs(document, description, names, settings) if kind == "cloze" else []
+            if kind == "cloze" and not pairs:
+                counts["no pair found"] += 1
+                continue
+            questions, answers = tuple(q for q, _ in pairs), tuple(a for _, a in pairs)
+            examples.append(Example(example_id(document.id, kind), document.id, document.title, document.text, kind, questions, answers))
+    return examples, dict(counts)
+
+
+def scp_example(row: Mapping[str, Any], source: str, line: int) -> Example:
+    """One row of published pretraining data: `data_type` (`qa` or `paraphrase`), `question`, `answers`, `docs` (one).
+
+    Raises:
+        InputError: a field is missing or of another form.
+    """
+    where = f"{source}:{line}"
+    kind = row.get("data_type")
+    if kind not in ("qa", "paraphrase"):
+        raise InputError(f"{where}: data_type {kind!r}; expected 'qa' or 'paraphrase'")
+    for field in ("docs", "answers", "question"):
+        value = row.get(field, [] if field == "question" else None)
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise InputError(f"{where}: {field} is {value!r:.60}; expected a list of strings")
+    if len(row["docs"]) != 1:
+        raise InputError(f"{where}: {len(row['docs'])} docs; expected one")
+    parts = _SCP_TITLE.match(row["docs"][0].strip())
+    title, text = (normalise(parts["title"]), normalise(parts["text"])) if parts else ("", normalise(row["docs"][0]))
+    name = document_id(title, text)
+    questions = tuple(normalise(q) for q in row.get("question", [])) if kind == "qa" else ()
+    answers = tuple(normalise(a) for a in row["answers"])
+    try:
+        return Example(example_id(name, kind), name, title, text, kind, questions, answers)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def scp_examples(rows: Iterable[tuple[str, int, Mapping[str, Any]]]) -> tuple[list[Example], dict[str, int]]:
+    """Examples of published rows; the same document and kind again is left out and counted."""
+    found: dict[str, Example] = {}
+    repeated = 0
+    for source, line, row in rows:
+        example = scp_example(row, source, line)
+        repeated += example.example_id in found
+        found.setdefault(example.example_id, example)
+    return list(found.values()), {"rows": len(found) + repeated, "dropped: repeated": repeated}
+
+
+def read_described(files: Sequence[str]) -> Iterator[tuple[Document, str]]:
+    """Documents of JSONL files, each id once, with the `description` where there is one."""
+    seen = set()
+    for path in files:
+        for line, row in read_rows(path):
+            document = to_document(row, path, line)
+            if document.id not in seen:
+                seen.add(document.id)
+                yield document, normalise(str(row.get("description") or ""))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m pipelines.build_examples", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--input", required=True, nargs="+", metavar="FILE", help="JSONL files or quoted globs")
+    found.add_argument("--output", required=True, metavar="DIR", help="EXAMPLES to write")
+    found.add_argument(
+        "--format",
+        choices=("corpus", "scp"),
+        default="corpus",
+        help="corpus: id, title, text; scp: data_type, question, answers, docs (default: corpus)",
+    )
+    found.add_argument("--kinds", default="autoencode,cloze", help="what a corpus gives, comma-separated (default: autoencode,cloze)")
+    found.add_argument("--pairs", type=int, default=6, help="most pairs of a cloze example (default: 6)")
+    found.add_argument("--max-sentence-characters", type=int, default=300, help="longer sentences are not asked about (default: 300)")
+    found.add_argument("--exclude-held-out", action="store_true", help="leave out held-out articles and sentences that mention one")
+    found.add_argument(
+        "--held-out-share", type=float, default=0.1, help="share of articles held out, as for build_questions (default: 0.1)"
+    )
+    found.add_argument("--salt", default="held-out", help="of the hash that holds out, as for build_questions (default: held-out)")
+    found.add_argument("--seed", type=int, default=0, help="draws the pairs (default: 0)")
+    found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    return found
+
+
+def resolve(options: argparse.Namespace) -> Settings:
+    """Settings of the command line.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    kinds = tuple(k.strip() for k in options.kinds.split(",") if k.strip())
+    if not kinds or set(kinds) - {"autoencode", "cloze"}:
+        raise InputError(f"--kinds {options.kinds!r}; expected autoencode, cloze, or both with a comma")
+    if options.pairs < 1:
+        raise InputError(f"--pairs {options.pairs}; expected at least 1")
+    if not 0 <= options.held_out_share < 1:
+        raise InputError(f"--held-out-share {options.held_out_share}; expected a share from 0 to under 1")
+    share = options.held_out_share if options.exclude_held_out else 0.0
+    return Settings(options.seed, kinds, options.pairs, options.max_sentence_characters, share, options.salt)
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    settings, files = resolve(options), expand(options.input)
+    chosen: dict[str, Any] = asdict(settings) if options.format == "corpus" else {}
+    if options.dry_run:
+        print(json.dumps({"format": options.format, "inputs": files, "settings": chosen, "output": options.output}, indent=1))
+        return 0
+    recipe = {"program": "build_examples", "format": options.format, "settings": chosen, "inputs": input_hashes(files)}
+    if artefact.up_to_date(options.output, "EXAMPLES", recipe):
+        print(f"{options.output}: up to date")
+        return 0
+    if options.format == "scp":
+        examples, counts = scp_examples((path, line, row) for path in files for line, row in read_rows(path))
+    else:
+        examples, counts = corpus_examples(list(read_described(files)), settings)
+    if not examples:
+        raise InputError(f"{', '.join(files)}: gave no example ({counts}); give a corpus with more text, or hold less out")
+    manifest = write_examples(options.output, examples, recipe=recipe, counts=counts)
+    print(f"{options.output}: EXAMPLES {json.dumps(manifest['counts'])}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
