@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from clara.errors import InputError
 from clara.lora import Route, add_adapter, current_route, install, routed
+from clara.precision import widened
 
 # Output transforms that our own loss over the answer's positions would miss.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -155,8 +156,8 @@ class Backbone(nn.Module):
             return self.lm.get_decoder()(inputs_embeds=embeddings_BLD, use_cache=False).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits `[..., V]` of chosen positions, in float32."""
-        return self.lm.get_output_embeddings()(hidden).float()
+        """Vocabulary logits `[..., V]` of chosen positions, in float32 at least."""
+        return widened(self.lm.get_output_embeddings()(hidden))
 
     @torch.no_grad()
     def generate(self, embeddings: Sequence[Tensor], route: Route, *, max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:

@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor
 
+from clara.precision import widened
+
 
 def state_mse(memory_mean_BD: Tensor, document_mean_BD: Tensor) -> Tensor:
     """Squared difference of the mean memory state and the mean document state, mean over batch and D.
 
     Differs: Eq. 2.1 of arXiv:2511.18659 sums over D; its λ = 0.1 belongs to this mean, as the reference computes it.
     """
-    return torch.nn.functional.mse_loss(memory_mean_BD.float(), document_mean_BD.float())
+    return torch.nn.functional.mse_loss(widened(memory_mean_BD), widened(document_mean_BD))
 
 
 def info_nce(scores_BN: Tensor, positive_BN: Tensor, temperature: float, valid_BN: Tensor | None = None) -> Tensor:
@@ -18,7 +20,7 @@ def info_nce(scores_BN: Tensor, positive_BN: Tensor, temperature: float, valid_B
     Returns:
         A scalar; zero (with a gradient of zero) when no question has a positive.
     """
-    logits_BN = scores_BN.float() / temperature
+    logits_BN = widened(scores_BN) / temperature
     if valid_BN is not None:
         logits_BN = logits_BN.masked_fill(~valid_BN, float("-inf"))
         positive_BN = positive_BN & valid_BN
@@ -37,8 +39,8 @@ def utility_divergence(
 
     The likelihoods are constants. Returns a scalar, the mean over questions.
     """
-    logits_BN = scores_BN.float() / temperature
-    target_BN = log_likelihood_BN.detach().float() / utility_temperature
+    logits_BN = widened(scores_BN) / temperature
+    target_BN = widened(log_likelihood_BN.detach()) / utility_temperature
     if valid_BN is not None:
         logits_BN = logits_BN.masked_fill(~valid_BN, -1e4)
         target_BN = target_BN.masked_fill(~valid_BN, -1e4)

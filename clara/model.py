@@ -15,6 +15,7 @@ from clara.backbone import Backbone
 from clara.config import Model as ModelSettings
 from clara.config import Prompts
 from clara.lora import Route
+from clara.precision import widened
 from clara.prompts import Prompt, PromptBuilder
 
 COMPRESSOR, QUERY_REASONER, GENERATOR = ROLES = ("compressor", "query_reasoner", "generator")
@@ -60,7 +61,7 @@ class AnswerLosses:
 
     def per_row(self) -> Tensor:
         """Sum over each row's answer tokens `[B]`, unweighted."""
-        return torch.zeros(self.num_rows, device=self.nll.device).index_add(0, self.row, self.nll)
+        return self.nll.new_zeros(self.num_rows).index_add(0, self.row, self.nll)
 
 
 class ClaraModel(nn.Module):
@@ -140,20 +141,20 @@ class ClaraModel(nn.Module):
             first = torch.zeros_like(rows[:, 0])
             inputs_BLD = inputs_BLD.index_put((rows[:, 0], first), markers[0].to(inputs_BLD.dtype).expand(len(texts), -1))
         hidden_BLD = self.backbone.trunk(inputs_BLD, Route(role, dropout))
-        states_BMD = hidden_BLD[rows, places_BM].float()
+        states_BMD = widened(hidden_BLD[rows, places_BM])
         position = torch.arange(longest, device=device)
         text_BL = (position < torch.tensor(lengths, device=device)[:, None]).to(hidden_BLD.dtype)
-        text_mean = torch.einsum("bl,bld->bd", text_BL, hidden_BLD).float() / text_BL.sum(dim=1, keepdim=True).float()
+        text_mean = widened(torch.einsum("bl,bld->bd", text_BL, hidden_BLD)) / widened(text_BL.sum(dim=1, keepdim=True))
         residual = self.settings.residual if role == COMPRESSOR else self.settings.query_residual
         memory = states_BMD
         if self.settings.residual != "none":
             normalised = states_BMD * torch.rsqrt(states_BMD.square().mean(dim=-1, keepdim=True) + 1e-6)
-            memory = gate_M.float()[:, None] * normalised
+            memory = widened(gate_M)[:, None] * normalised
             if residual != "none":
                 share_BML = segment_shares([len(t) for t in texts], start, num_memory if residual == "segment_mean" else 1, longest).to(
                     device, embedded_BLD.dtype
                 )
-                memory = memory + torch.einsum("bml,bld->bmd", share_BML, embedded_BLD).float()
+                memory = memory + widened(torch.einsum("bml,bld->bmd", share_BML, embedded_BLD))
         return Encoded(memory, states_BMD.mean(dim=1), text_mean)
 
     @torch.no_grad()

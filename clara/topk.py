@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from clara.errors import InputError
+from clara.precision import widened
 
 
 def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float) -> Tensor:
@@ -58,11 +59,11 @@ def straight_through_topk(
 
 
 def flattened_cosine(query_BMD: Tensor, memory_BNMD: Tensor) -> Tensor:
-    """Cosine of the flattened `[M·D]` vectors, in float32 (Eq. 3.1): memory token i of the question meets memory token i of the document.
+    """Cosine of the flattened `[M·D]` vectors, in float32 at least (Eq. 3.1): memory token i of the question meets memory token i of the document.
 
     Returns:
         `[B, N]`.
     """
-    query_BF = torch.nn.functional.normalize(query_BMD.flatten(1).float(), dim=-1)
-    memory_BNF = torch.nn.functional.normalize(memory_BNMD.flatten(2).float(), dim=-1)
+    query_BF = torch.nn.functional.normalize(widened(query_BMD.flatten(1)), dim=-1)
+    memory_BNF = torch.nn.functional.normalize(widened(memory_BNMD.flatten(2)), dim=-1)
     return torch.einsum("bf,bnf->bn", query_BF, memory_BNF)
