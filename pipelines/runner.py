@@ -1,0 +1,149 @@
+"""Where a job runs: Beam's portable runner on this machine's cores without any download, or whatever runner Beam knows; lock and progress."""
+
+import fcntl
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
+from apache_beam.portability.api import beam_provision_api_pb2
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.runners.portability.portable_runner import JobServiceHandle
+from tqdm import tqdm
+
+from clara.errors import InputError
+from clara.memory import PLAN
+
+LOCAL = "local"
+LOCK = ".lock"
+_POLL_SECONDS = 0.5
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> PipelineOptions:
+    """Beam's options from the arguments that are not the job's own.
+
+    Args:
+        rest: `--name=value` arguments for Beam.
+        runner: `local`, or a runner's name for Beam.
+        num_workers: worker processes of the local runner; 0: all cores.
+
+    Raises:
+        InputError: an argument that Beam does not know either.
+    """
+    options = PipelineOptions([*rest] if runner == LOCAL else [*rest, f"--runner={runner}"])
+    logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
+    unknown = set(options.get_all_options(retain_unknown_options=True)) - set(options.get_all_options())
+    if unknown:
+        names = ", ".join(f"--{name}" for name in sorted(unknown))
+        raise InputError(f"{names}: neither this job nor Beam knows such an argument; see --help")
+    # Everything that a worker needs is in an installed package; the main module's state is not.
+    options.view_as(SetupOptions).save_main_session = False
+    if runner == LOCAL:
+        workers = num_workers or num_cores()
+        direct = options.view_as(DirectOptions)
+        direct.direct_num_workers = workers
+        direct.direct_running_mode = "multi_processing" if workers > 1 else "in_memory"
+    return options
+
+
+def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
+    """A pipeline on the runner.
+
+    `local` is the portable runner that ships with Beam, built here with the options for its worker processes: Beam's own `DirectRunner`
+    first tries to download another one.
+    """
+    if runner != LOCAL:
+        return beam.Pipeline(options=options)
+    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    information = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
+    return beam.Pipeline(runner=fn_runner.FnApiRunner(provision_info=information), options=options)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold a directory for one job at a time.
+
+    The lock is the operating system's on an open file, so that it ends with its process however that ends.
+
+    Raises:
+        InputError: another job holds it, or the directory can't be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        stream = open(directory / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (closed below, outside of this try)
+    except OSError as error:
+        raise InputError(
+            f"--output {directory}: cannot be written ({error.strerror or error}); choose a directory that you may write to"
+        ) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "another process"
+            raise InputError(f"--output {directory}: {holder} is writing there; wait for it, or choose another directory") from error
+        stream.truncate(0)
+        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
+        stream.flush()
+        try:
+            yield
+        finally:
+            stream.truncate(0)  # the file stays: removing it would let two jobs lock two files of one name
+
+
+@contextmanager
+def shard_progress(directory: Path, started: float, *, quiet: bool) -> Iterator[None]:
+    """A bar of finished shards, with rate and time left, read off the directory: it works on any runner that writes there.
+
+    Args:
+        directory: the MEMORY that is being written.
+        started: time in seconds since the epoch; shards noted before don't count.
+        quiet: no bar.
+    """
+    if quiet:
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        with tqdm(total=0, unit=" shards", desc="read and chunk", dynamic_ncols=True) as bar:
+            while True:
+                ended = stop.wait(_POLL_SECONDS)
+                finished = finished_shards(directory, started)
+                if finished:
+                    bar.total = int(finished[0].rpartition("-")[2])
+                    bar.set_description("compress", refresh=False)
+                    bar.n = len(finished)
+                    bar.refresh()
+                if ended:
+                    return
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def finished_shards(directory: Path, started: float) -> list[str]:
+    """Names of the shards that were finished, or found finished, since `started`."""
+    names = []
+    for plan in directory.glob(f"shard-*/{PLAN}"):
+        try:
+            if plan.stat().st_mtime >= started:
+                names.append(plan.parent.name)
+        except FileNotFoundError:
+            continue
+    return names
