@@ -1,0 +1,215 @@
+"""Metrics of answers and of rankings, one value a question; intervals and paired tests over questions."""
+
+import importlib
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from clara.errors import InputError
+
+Values = NDArray[np.float64]
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+# Answers that are right or wrong as a whole: "yes it is" shares no credit with "yes".
+_CLOSED = frozenset({"yes", "no", "noanswer"})
+
+
+# --- answers ---------------------------------------------------------------------------------------------------------
+
+
+def normalise_answer(text: str) -> str:
+    """SQuAD's normal form: lower case, without ASCII punctuation and articles, single spaces."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _exact(prediction: str, answer: str) -> float:
+    return float(prediction == answer)
+
+
+def _f1(prediction: str, answer: str) -> float:
+    if prediction != answer and (prediction in _CLOSED or answer in _CLOSED):
+        return 0.0
+    ours, theirs = prediction.split(), answer.split()
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs)) if common else 0.0
+
+
+def _cover(prediction: str, answer: str) -> float:
+    return float(set(answer.split()) <= set(prediction.split()))
+
+
+def _substring(prediction: str, answer: str) -> float:
+    return float(f" {answer} " in f" {prediction} ")
+
+
+def _best(measure: Callable[[str, str], float], prediction: str, answers: Sequence[str]) -> float:
+    """The best value over an answer's wordings, all in normal form."""
+    if isinstance(answers, str) or not answers:
+        raise InputError(f"answers are {answers!r}; expected a list of at least one accepted wording")
+    normal = normalise_answer(prediction)
+    return max(measure(normal, normalise_answer(answer)) for answer in answers)
+
+
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 where the normal forms are equal, for the best of the wordings; else 0."""
+    return _best(_exact, prediction, answers)
+
+
+def f1(prediction: str, answers: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of words, for the best wording; 0 where just one of both is yes, no or noanswer."""
+    return _best(_f1, prediction, answers)
+
+
+def cover_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 where every word of a wording stands in the prediction, in any order and number; the published CLaRa's accuracy."""
+    return _best(_cover, prediction, answers)
+
+
+def substring_match(prediction: str, answers: Sequence[str]) -> float:
+    """1 where a wording stands in the prediction as a run of whole words; stricter than `cover_match`."""
+    return _best(_substring, prediction, answers)
+
+
+ANSWER_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
+    "exact_match": exact_match,
+    "f1": f1,
+    "cover_match": cover_match,
+    "substring_match": substring_match,
+}
+
+
+def answer_metrics(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, Values]:
+    """Every answer metric by name, `[questions]` each."""
+    if len(predictions) != len(answers):
+        raise InputError(f"{len(predictions)} predictions for {len(answers)} questions; expected one for each")
+    pairs = list(zip(predictions, answers, strict=True))
+    return {name: np.array([measure(p, a) for p, a in pairs], np.float64) for name, measure in ANSWER_METRICS.items()}
+
+
+# --- rankings --------------------------------------------------------------------------------------------------------
+
+
+def ranking_metrics(
+    rankings: Sequence[Sequence[Hashable]], positives: Sequence[Collection[Hashable]], cutoffs: Sequence[int] = (1, 5, 20)
+) -> dict[str, Values]:
+    """`recall@k` and `precision@k` for each cut-off, and `mrr`, `[questions]` each.
+
+    Recall: share of the right documents among the first k. Precision: share of right ones among k places, empty ones too.
+    Reciprocal rank: 1 / place of the first right one, 0 where there is none.
+
+    Args:
+        rankings: document ids, best first, each once.
+        positives: right ids, at least one a question.
+        cutoffs: the k, each at least 1.
+
+    Raises:
+        InputError: the lengths differ, a cut-off is under 1, a question has no positive, or a ranking names a document twice.
+    """
+    if len(rankings) != len(positives):
+        raise InputError(f"{len(rankings)} rankings for {len(positives)} questions; expected one for each")
+    if any(k < 1 for k in cutoffs):
+        raise InputError(f"cutoffs are {list(cutoffs)}; expected each at least 1")
+    names = [f"{measure}@{k}" for k in cutoffs for measure in ("recall", "precision")]
+    values = {name: np.zeros(len(rankings)) for name in [*names, "mrr"]}
+    for number, (ranking, positive) in enumerate(zip(rankings, positives, strict=True)):
+        right = set(positive)
+        if not right:
+            raise InputError(f"question {number}: no positive document, so recall is undefined; leave it out")
+        if len(set(ranking)) != len(ranking):
+            raise InputError(f"question {number}: a document stands twice in its ranking; keep its best place only")
+        places = [place for place, document in enumerate(ranking, 1) if document in right]
+        for k in cutoffs:
+            hits = sum(place <= k for place in places)
+            values[f"recall@{k}"][number] = hits / len(right)
+            values[f"precision@{k}"][number] = hits / k
+        values["mrr"][number] = 1 / places[0] if places else 0.0
+    return values
+
+
+# --- over questions --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Mean difference of two systems on the same questions, its interval, and the probability of one as large by chance."""
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    num_questions: int
+
+
+def bootstrap_interval(values: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over questions.
+
+    Raises:
+        InputError: no value, or one that is not finite.
+    """
+    sample = _finite(values, "values")
+    if np.ptp(sample) == 0:
+        return float(sample[0]), float(sample[0])
+    result = _extra("scipy.stats").bootstrap(
+        (sample,),
+        np.mean,
+        n_resamples=num_resamples,
+        batch=256,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def paired_test(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999) -> PairedTest:
+    """Whether system a differs from system b: the two-sided paired permutation test on the mean of a − b.
+
+    Args:
+        a: one value a question.
+        b: the same questions' values, in the same order.
+        seed: of the resampling.
+        level: of the interval.
+        num_resamples: permutations and bootstrap samples; few questions have all their permutations counted instead.
+
+    Raises:
+        InputError: none, not finite, or of different number.
+    """
+    ours, theirs = _finite(a, "a"), _finite(b, "b")
+    if len(ours) != len(theirs):
+        raise InputError(f"a has {len(ours)} values and b {len(theirs)}; a paired test needs the same questions")
+    difference = ours - theirs
+    low, high = bootstrap_interval(difference, seed, level, num_resamples)
+    result = _extra("scipy.stats").permutation_test(
+        (ours, theirs),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=num_resamples,
+        batch=256,
+        rng=np.random.default_rng(seed),
+    )
+    return PairedTest(float(difference.mean()), low, high, float(result.pvalue), len(difference))
+
+
+def _finite(values: ArrayLike, name: str) -> Values:
+    sample = np.asarray(values, np.float64)
+    if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
+        raise InputError(
+            f"{name}: shape {list(sample.shape)}, all finite: {bool(np.isfinite(sample).all())}; expected at least one finite number"
+        )
+    return sample
+
+
+def _extra(module: str) -> Any:
+    """A library of the extra `train`, imported on use: answering needs none of it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{module}: not installed; run: pip install 'clara-rag[train]'") from error
