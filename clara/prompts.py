@@ -41,7 +41,6 @@ class PromptBuilder:
             str(t) for t in (*tokenizer.all_special_tokens, *(a.content for a in tokenizer.added_tokens_decoder.values() if a.special))
         }
         self._specials = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True)))
-        self._rendered: dict[tuple[str, str], tuple[str, str]] = {}
         tail = self._render("", _SLOTS, _ANSWER).partition(_ANSWER)[2]
         # What the template puts after an answer, up to and with the first special token; line ends and the like behind it are not trained on.
         first = self._specials.search(tail)
@@ -49,11 +48,15 @@ class PromptBuilder:
         self.stop_ids = sorted({self._ids(self._tail)[-1], tokenizer.eos_token_id})
 
     def safe(self, text: str) -> str:
-        """The text with every special token broken by a space, so that none can be injected."""
+        """The text with every special token broken by a space (one of a single character left out), so that none can be injected."""
         text = text.replace(_SLOTS, "").replace(_ANSWER, "")
         while self._specials.search(text):
-            text = self._specials.sub(lambda found: found.group()[0] + " " + found.group()[1:], text)
+            text = self._specials.sub(lambda found: " ".join((found.group()[0], found.group()[1:])) if len(found.group()) > 1 else "", text)
         return text
+
+    def _safe_answer(self, answer: str) -> str:
+        # White space at its ends could merge with the template's and move the border between prompt and answer.
+        return self.safe(answer).strip()
 
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a document's or question's text, without special ones."""
@@ -62,7 +65,7 @@ class PromptBuilder:
     def question(self, question: str, answer: str | None = None) -> Prompt:
         """A question over memories, with its answer in training."""
         user = self.prompts.answer_user.replace("{documents}", _SLOTS).replace("{question}", self.safe(question))
-        return self._prompt(self.prompts.answer_system, user, answer, [] if answer is None else [(0, len(self.safe(answer)))], 1.0)
+        return self._prompt(self.prompts.answer_system, user, answer)
 
     def pairs(self, questions: Sequence[str], answers: Sequence[str], question_weight: float) -> Prompt:
         """Questions and answers told from a memory; tokens outside the answers weigh `question_weight`."""
@@ -70,56 +73,69 @@ class PromptBuilder:
         for question, answer in zip(questions, answers, strict=True):
             text += f"{chr(10) if text else ''}Question: {self.safe(question)}\nAnswer: "
             start = len(text)
-            text += self.safe(answer)
+            text += self._safe_answer(answer)
             spans.append((start, len(text)))
         return self._prompt(self.prompts.pairs_system, self.prompts.pairs_user.replace("{documents}", _SLOTS), text, spans, question_weight)
 
     def paraphrase(self, text: str, variant: int) -> Prompt:
         """The text, or other words for it, told from a memory; `variant` chooses the instruction."""
         user = self.prompts.paraphrase_users[variant % len(self.prompts.paraphrase_users)].replace("{documents}", _SLOTS)
-        return self._prompt(self.prompts.paraphrase_system, user, text, [(0, len(self.safe(text)))], 1.0)
+        return self._prompt(self.prompts.paraphrase_system, user, text)
 
     def text(self, system: str, user: str, answer: str | None = None) -> Prompt:
         """A prompt without memory slots, for the plain LM on raw text: all of it in `right`."""
-        return self._prompt(system, _SLOTS + self.safe(user), answer, [] if answer is None else [(0, len(self.safe(answer)))], 1.0)
+        return self._prompt(system, self.safe(user), answer)
 
-    def _prompt(self, system: str, user: str, answer: str | None, spans: Sequence[tuple[int, int]], outside: float) -> Prompt:
-        left, _, right = self._render(system, user, None).partition(_SLOTS)
-        # The template is tokenised as one text with a special token in place of the slots, as added memory tokens would split it.
-        mark = self.tokenizer.eos_token
-        right_ids = self._ids(mark + right)[1:]
+    def _prompt(
+        self, system: str, user: str, answer: str | None, spans: Sequence[tuple[int, int]] | None = None, outside: float = 1.0
+    ) -> Prompt:
+        """`spans`: characters of the answer that weigh 1, while others weigh `outside`; None: all of it weighs 1."""
+        left, mark, right = self._split(self._render(system, user, None))
+        skip = 1 if mark else 0
+        right_ids = self._ids(mark + right)[skip:]
         if answer is None:
             return Prompt(self._ids(left), right_ids, [], [])
-        answer = self.safe(answer)
-        full = self._render(system, user, _ANSWER).partition(_SLOTS)[2]
-        start = full.find(_ANSWER)
-        before = full[:start]
+        answer = self._safe_answer(answer)
+        before = self._split(self._render(system, user, _ANSWER))[2].partition(_ANSWER)[0]
         encoded = self.tokenizer(mark + before + answer + self._tail, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        num_prompt = 1 + len(right_ids)
-        if ids[1:num_prompt] != right_ids:
+        num_prompt = skip + len(right_ids)
+        if ids[skip:num_prompt] != right_ids:
             # Templates whose assistant turn does not begin as the generation prompt ends would be trained on what they never see.
             raise InputError(
                 f"{self.tokenizer.name_or_path}: the chat template renders an assistant turn unlike its generation prompt; mend the template"
             )
         shift = len(mark) + len(before)
         end = shift + len(answer)
+        whole = [(0, len(answer))] if spans is None else spans
         weights = []
         for begin, stop in offsets[num_prompt:]:
-            inside = begin >= end or any(begin < b + shift and stop > a + shift for a, b in spans)
+            inside = begin >= end or any(begin < b + shift and stop > a + shift for a, b in whole)
             weights.append(1.0 if inside else outside)
         return Prompt(self._ids(left), right_ids, ids[num_prompt:], weights)
+
+    def _split(self, rendered: str) -> tuple[str, str, str]:
+        """What stands in front of the slots, a special token in their place, and what follows; all of it follows where there are no slots.
+
+        Tokenised with that token the text is split where added memory tokens would split it.
+        """
+        left, slots, right = rendered.partition(_SLOTS)
+        return (left, self.tokenizer.eos_token, right) if slots else ("", "", rendered)
 
     def _render(self, system: str, user: str, answer: str | None) -> str:
         turns = [{"role": "user", "content": user}]
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})
-        with_system = [{"role": "system", "content": system}, *turns] if system else turns
+        if not system:
+            return self._apply(turns, answer is None)
         try:
-            return self._apply(with_system, answer is None)
+            rendered = self._apply([{"role": "system", "content": system}, *turns], answer is None)
         except TemplateError:
-            # A template without a system role: its text goes in front of the user's.
-            return self._apply([{"role": "user", "content": f"{system}\n{user}" if system else user}, *turns[1:]], answer is None)
+            rendered = ""
+        if system.strip() in rendered:
+            return rendered
+        # A template that refuses or drops the system role: its text goes in front of the user's.
+        return self._apply([{"role": "user", "content": f"{system}\n{user}"}, *turns[1:]], answer is None)
 
     def _apply(self, turns: list[dict[str, str]], generation: bool) -> str:
         return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
