@@ -74,6 +74,10 @@ class Backbone(nn.Module):
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.trunk_path = next(name for name, module in lm.named_modules() if module is lm.get_decoder())
         self.layers = install(lm.get_decoder())
+        if not self.layers:
+            raise InputError(
+                f"{folder or type(lm).__name__}: no linear layer (torch.nn.Linear) to adapt in its trunk; take another causal LM"
+            )
         for adapter in adapters:
             self.add_adapter(adapter)
 

@@ -248,11 +248,11 @@ class ClaraModel(nn.Module):
 
 
 def segment_shares(num_tokens: Sequence[int], start: int, num_segments: int, length: int) -> Tensor:
-    """Weights that average each of a text's equal segments: `[B, segments, length]`, every row summing to one.
+    """Weights that average each of a text's equal segments: `[B, segments, length]` in float64, every row summing to one.
 
     Segment m of n tokens covers tokens ⌊m·n/S⌋ to ⌊(m+1)·n/S⌋, and one at least.
     """
-    shares = torch.zeros(len(num_tokens), num_segments, length)
+    shares = torch.zeros(len(num_tokens), num_segments, length, dtype=torch.float64)
     for row, count in enumerate(num_tokens):
         for segment in range(num_segments):
             begin = segment * count // num_segments
