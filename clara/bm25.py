@@ -1,5 +1,6 @@
 """BM25: candidates that share rare words with a question."""
 
+import logging
 from collections.abc import Collection, Sequence
 
 import bm25s
@@ -7,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clara.errors import InputError
+
+# It sets its own logger to DEBUG at import and would tell of every index built.
+logging.getLogger("bm25s").setLevel(logging.WARNING)
 
 
 class Bm25:

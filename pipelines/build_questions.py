@@ -1,0 +1,180 @@
+"""QUESTIONS from published files, from one's own, or from a corpus without any.
+
+python -m pipelines.build_questions --input hotpot_dev.json --format hotpotqa --output DIR --corpus-output corpus.jsonl
+python -m pipelines.build_questions --input questions.jsonl --format jsonl --output DIR
+python -m pipelines.build_questions --input corpus.jsonl --format cloze --output DIR --pool-size 20
+
+Formats with documents (hotpotqa, 2wiki, musique, squad) name them by the hash of their content; --corpus-output writes them
+for build_memory. Pools keep the published candidates in a seeded order, as published ones may have the right ones in front.
+`cloze` masks in an article's sentence the mention of another article, and splits by the article that is asked for: see
+pipelines/cloze.py.
+"""
+
+import argparse
+import json
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clara import artefact
+from clara.bm25 import Bm25
+from clara.errors import InputError, command_line
+from clara.metrics import ranking_metrics
+from clara.questions import Question, write_questions
+from clara.records import Document, document_id, input_text
+from pipelines.cloze import ClozeSettings, cloze_questions
+from pipelines.corpus_files import expand, input_hashes, read_corpus, write_jsonl
+from pipelines.question_formats import FORMATS, Format, Published
+
+BM25_CUTOFFS = (1, 5, 20)
+
+
+def to_question(published: Published, form: Format, seed: int, split: str) -> tuple[Question, list[Document]]:
+    """A question whose documents are named by their content, and those documents."""
+    documents = [Document(document_id(p.title, p.text), p.title, p.text) for p in published.paragraphs]
+    positive = [d.id for d, p in zip(documents, published.paragraphs, strict=True) if p.positive]
+    pool = list(dict.fromkeys(d.id for d in documents)) if form.is_pool else list(published.candidate_ids)
+    random.Random(f"{seed}:{published.question_id}").shuffle(pool)
+    right = tuple(dict.fromkeys((*positive, *published.positive_ids)))
+    return Question(published.question_id, published.question, published.answers, right, tuple(pool), (), split), documents
+
+
+def convert_files(
+    files: Sequence[str], form: Format, *, seed: int, split: str, skip_bad: bool
+) -> tuple[list[Question], dict[str, Document], dict[str, int]]:
+    """Questions of files, their documents by id, and counts: rows = questions + dropped.
+
+    Raises:
+        InputError: a row is bad (unless they are skipped), an id stands twice, or no question is left.
+    """
+    questions: dict[str, Question] = {}
+    documents: dict[str, Document] = {}
+    counts: Counter[str] = Counter()
+    for path in files:
+        for where, row in form.rows(path):
+            counts["rows"] += 1
+            try:
+                question, own = to_question(form.convert(row, where), form, seed, split)
+                if question.question_id in questions:
+                    raise InputError(f"{where}: question id {question.question_id!r} stands twice; give each its own, or use --skip-bad")
+            except InputError:
+                if not skip_bad:
+                    raise
+                counts["dropped: bad"] += 1
+                continue
+            counts["without a positive"] += not question.positive_ids
+            questions[question.question_id] = question
+            documents.update((d.id, d) for d in own)
+    if not questions:
+        raise InputError(f"{', '.join(files)}: no question in it ({dict(counts)}); is --format right?")
+    return list(questions.values()), documents, dict(counts)
+
+
+def bm25_recall(questions: Sequence[Question], documents: Sequence[Document]) -> dict[str, dict[str, float]]:
+    """Recall@1, 5, 20 of BM25 over the whole corpus, by split and over all: how much of the task common words solve."""
+    place = {d.id: number for number, d in enumerate(documents)}
+    index = Bm25([input_text(d.title, d.text) for d in documents], range(len(documents)))
+    rows, _ = index.search([q.question for q in questions], max(BM25_CUTOFFS), [{place[n] for n in q.exclude_ids} for q in questions])
+    rankings = [[row for row in found if row >= 0] for found in rows.tolist()]
+    values = ranking_metrics(rankings, [[place[n] for n in q.positive_ids] for q in questions], BM25_CUTOFFS)
+    splits = np.array([q.split for q in questions])
+    parts = {"all": np.ones(len(questions), bool), **{s: splits == s for s in sorted(set(splits.tolist()))}}
+    return {
+        part: {f"recall@{k}": round(float(values[f"recall@{k}"][mask].mean()), 4) for k in BM25_CUTOFFS} for part, mask in parts.items()
+    }
+
+
+def corpus_rows(documents: Iterable[Document]) -> Iterator[dict[str, str]]:
+    """Documents as `build_memory` reads them."""
+    return ({"id": d.id, "title": d.title, "text": d.text} for d in documents)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m pipelines.build_questions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--input", required=True, nargs="+", metavar="FILE", help="files or quoted globs")
+    found.add_argument(
+        "--format", required=True, choices=("cloze", *FORMATS), help="of the input; cloze reads a corpus: JSONL of id, title, text"
+    )
+    found.add_argument("--output", required=True, metavar="DIR", help="QUESTIONS to write")
+    found.add_argument("--seed", type=int, default=0, help="orders pools, draws what is drawn (default: 0)")
+    found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    published = found.add_argument_group("all formats but cloze")
+    published.add_argument("--corpus-output", metavar="FILE", help="JSONL to write with the questions' documents (formats that have some)")
+    published.add_argument("--split", default="", choices=("", "train", "seen", "unseen"), help="split of all questions (default: none)")
+    published.add_argument("--skip-bad", action="store_true", help="count rows without a question or answer and go on (default: stop)")
+    cloze, standard = found.add_argument_group("cloze"), ClozeSettings()
+    for name, kind, text in (
+        ("max_per_target", int, "most questions that ask for one article, in each split"),
+        ("min_words", int, "shortest sentence, in words"),
+        ("max_words", int, "longest sentence, in words"),
+        ("held_out_share", float, "share of articles that training never asks for"),
+        ("salt", str, "what their ids are hashed with"),
+        ("pool_size", int, "documents in the fixed pool of a seen or unseen question; 0: no pools"),
+    ):
+        default = getattr(standard, name)
+        cloze.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{text} (default: {default})")
+    cloze.add_argument("--bm25", action="store_true", help="also print BM25's recall over the corpus")
+    return found
+
+
+def resolve_cloze(options: argparse.Namespace) -> ClozeSettings:
+    """Settings of the command line.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    for name, valid, expected in (
+        ("max_per_target", options.max_per_target >= 1, "at least 1"),
+        ("min_words", 1 <= options.min_words <= options.max_words, f"1 to --max-words ({options.max_words})"),
+        ("held_out_share", 0 <= options.held_out_share < 1, "0 to under 1"),
+        ("pool_size", options.pool_size == 0 or options.pool_size >= 2, "0, or at least 2"),
+    ):
+        if not valid:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected {expected}")
+    return ClozeSettings(**{name: getattr(options, name) for name in asdict(ClozeSettings())})
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    files = expand(options.input)
+    is_cloze = options.format == "cloze"
+    if options.corpus_output and (is_cloze or not FORMATS[options.format].has_documents):
+        raise InputError(f"--corpus-output {options.corpus_output}: format {options.format} brings no documents of its own; leave it out")
+    settings: dict[str, Any] = (
+        asdict(resolve_cloze(options)) if is_cloze else {n: getattr(options, n) for n in ("seed", "split", "skip_bad")}
+    )
+    if options.dry_run:
+        print(json.dumps({"format": options.format, "inputs": files, "settings": settings, "output": options.output}, indent=1))
+        return 0
+    recipe = {"program": "build_questions", "format": options.format, "settings": settings, "inputs": input_hashes(files)}
+    written = not options.corpus_output or Path(options.corpus_output).is_file()
+    if written and not options.bm25 and artefact.up_to_date(options.output, "QUESTIONS", recipe):
+        print(f"{options.output}: up to date")
+        return 0
+    if is_cloze:
+        corpus = read_corpus(files)
+        questions, counts = cloze_questions(corpus, ClozeSettings(**settings))
+        if not questions:
+            raise InputError(f"{', '.join(files)}: no article mentions another ({counts}); give a larger corpus with titles")
+        if options.bm25:
+            print(f"BM25 over {len(corpus)} documents: {json.dumps(bm25_recall(questions, corpus))}")
+    else:
+        questions, documents, counts = convert_files(files, FORMATS[options.format], **settings)
+        if options.corpus_output:
+            print(f"{options.corpus_output}: {write_jsonl(options.corpus_output, corpus_rows(documents.values()))} documents")
+    manifest = write_questions(options.output, questions, recipe=recipe, counts=counts)
+    print(f"{options.output}: QUESTIONS {json.dumps(manifest['counts'])}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,205 @@
+"""Published question-answering files, row by row: HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD, NQ-open, and a plain JSONL of one's own."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clara.errors import InputError
+from clara.records import normalise
+from pipelines.corpus_files import read_rows
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """A document of a question's pool."""
+
+    title: str
+    text: str
+    positive: bool
+
+
+@dataclass(frozen=True)
+class Published:
+    """A question as its file gives it, white space normalised: its documents, or ids where it has only those."""
+
+    question_id: str
+    question: str
+    answers: tuple[str, ...]
+    paragraphs: tuple[Paragraph, ...] = ()
+    positive_ids: tuple[str, ...] = ()
+    candidate_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a format is read.
+
+    Attributes:
+        rows: a file's questions, each with where it stands.
+        convert: one of them.
+        is_pool: whether a question's documents are its published candidates.
+        has_documents: whether it brings documents.
+    """
+
+    rows: Callable[[str], Iterator[tuple[str, Row]]]
+    convert: Callable[[Row, str], Published]
+    is_pool: bool = False
+    has_documents: bool = False
+
+
+# --- fields ----------------------------------------------------------------------------------------------------------
+
+
+def field(row: Row, name: str, kind: type, where: str) -> Any:
+    """A field of a row.
+
+    Raises:
+        InputError: it is missing or of another type.
+    """
+    if name not in row:
+        raise InputError(f"{where}: no field {name!r} (there are {', '.join(sorted(row)) or 'none'}); is --format right?")
+    if not isinstance(row[name], kind):
+        raise InputError(f"{where}: {name} is {row[name]!r:.80}; expected {kind.__name__}")
+    return row[name]
+
+
+def texts(values: Any, name: str, where: str) -> tuple[str, ...]:
+    """A list of strings, normalised, each once, empty ones left out."""
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
+        raise InputError(f"{where}: {name} is {values!r:.80}; expected a list of strings")
+    return tuple(dict.fromkeys(t for v in values if (t := normalise(v))))
+
+
+def question_and_answers(row: Row, answers: Any, where: str) -> tuple[str, tuple[str, ...]]:
+    """The normalised question and its answers.
+
+    Raises:
+        InputError: one of them is empty.
+    """
+    question = normalise(field(row, "question", str, where))
+    if not question:
+        raise InputError(f"{where}: question is empty; leave the row out, or use --skip-bad")
+    found = texts(answers, "answers", where)
+    if not found:
+        raise InputError(f"{where}: question {question[:60]!r} has no answer; leave the row out, or use --skip-bad")
+    return question, found
+
+
+def hashed_id(question: str) -> str:
+    """The id of a question that brings none."""
+    return hashlib.sha256(question.encode()).hexdigest()[:16]
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+def json_rows(path: str) -> Iterator[tuple[str, Row]]:
+    """Questions of a file that holds one JSON list, or one object a line.
+
+    Raises:
+        InputError: neither of both.
+    """
+    with open(path, encoding="utf-8") as stream:
+        first = stream.read(256).lstrip()[:1]
+    if first != "[":
+        yield from ((f"{path}:{line}", row) for line, row in read_rows(path))
+        return
+    try:
+        with open(path, encoding="utf-8") as stream:
+            rows = json.load(stream)
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); download it again") from error
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise InputError(f"{path} row {number}: {row!r:.60}; expected an object")
+        yield f"{path} row {number}", row
+
+
+def squad_rows(path: str) -> Iterator[tuple[str, Row]]:
+    """Questions of a SQuAD file, each with its paragraph's title and text.
+
+    Raises:
+        InputError: not the nesting data > paragraphs > qas.
+    """
+    try:
+        with open(path, encoding="utf-8") as stream:
+            articles = json.load(stream)["data"]
+        for article in articles:
+            title = str(article.get("title", "")).replace("_", " ")
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    yield f"{path} question {question['id']}", {**question, "title": title, "context": paragraph["context"]}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path}: not SQuAD's JSON ({error!r}); expected data > paragraphs > context and qas, or another --format"
+        ) from error
+
+
+# --- conversions -----------------------------------------------------------------------------------------------------
+
+
+def convert_hotpotqa(row: Row, where: str) -> Published:
+    """HotpotQA and 2WikiMultihopQA: `context` and `supporting_facts` as lists of pairs, or as the columns that dataset hubs make of them."""
+    question, answers = question_and_answers(row, [field(row, "answer", str, where)], where)
+    context, facts = row.get("context"), row.get("supporting_facts")
+    if isinstance(context, dict):
+        context = list(zip(context.get("title", ()), context.get("sentences", ()), strict=False))
+    try:
+        right = {normalise(t) for t in (facts["title"] if isinstance(facts, dict) else [fact[0] for fact in facts or ()])}
+        pairs = [(normalise(title), normalise(" ".join(sentences))) for title, sentences in context or ()]
+    except (TypeError, KeyError, ValueError, IndexError) as error:
+        raise InputError(f"{where}: context or supporting_facts is malformed ({error!r}); expected [[title, [sentence, …]], …]") from error
+    paragraphs = tuple(Paragraph(title, text, title in right) for title, text in pairs if text)
+    return Published(str(row.get("_id") or row.get("id") or hashed_id(question)), question, answers, paragraphs)
+
+
+def convert_musique(row: Row, where: str) -> Published:
+    """MuSiQue: `paragraphs` with `is_supporting`, aliases beside the answer."""
+    if not row.get("answerable", True):
+        raise InputError(f"{where}: answerable is false; use MuSiQue-Ans, or --skip-bad")
+    question, answers = question_and_answers(row, [field(row, "answer", str, where), *row.get("answer_aliases", [])], where)
+    paragraphs = []
+    for number, paragraph in enumerate(field(row, "paragraphs", list, where)):
+        inside = f"{where} paragraph {number}"
+        text = normalise(field(paragraph, "paragraph_text", str, inside))
+        if text:
+            paragraphs.append(Paragraph(normalise(field(paragraph, "title", str, inside)), text, bool(paragraph.get("is_supporting"))))
+    return Published(str(row.get("id") or hashed_id(question)), question, answers, tuple(paragraphs))
+
+
+def convert_squad(row: Row, where: str) -> Published:
+    """SQuAD: the paragraph is the document; it has no pool of its own."""
+    answers = [field(answer, "text", str, where) for answer in field(row, "answers", list, where)]
+    question, kept = question_and_answers(row, answers, where)
+    document = Paragraph(normalise(row["title"]), normalise(field(row, "context", str, where)), True)
+    return Published(str(field(row, "id", str, where)), question, kept, (document,))
+
+
+def convert_nq_open(row: Row, where: str) -> Published:
+    """NQ-open: questions with aliases, no documents."""
+    question, answers = question_and_answers(row, field(row, "answer", list, where), where)
+    return Published(hashed_id(question), question, answers)
+
+
+def convert_jsonl(row: Row, where: str) -> Published:
+    """One's own: `question`, `answers` (list) or `answer`; perhaps `id`, `positive_ids`, `candidate_ids`."""
+    answers = row.get("answers", row.get("answer"))
+    if answers is None:
+        raise InputError(f"{where}: no field 'answers' or 'answer' (there are {', '.join(sorted(row))})")
+    question, kept = question_and_answers(row, [answers] if isinstance(answers, str) else answers, where)
+    ids = [texts(row.get(name) or [], name, where) for name in ("positive_ids", "candidate_ids")]
+    return Published(str(row.get("id") or hashed_id(question)), question, kept, (), *ids)
+
+
+FORMATS: dict[str, Format] = {
+    "jsonl": Format(json_rows, convert_jsonl),
+    "hotpotqa": Format(json_rows, convert_hotpotqa, is_pool=True, has_documents=True),
+    "2wiki": Format(json_rows, convert_hotpotqa, is_pool=True, has_documents=True),
+    "musique": Format(json_rows, convert_musique, is_pool=True, has_documents=True),
+    "squad": Format(squad_rows, convert_squad, has_documents=True),
+    "nq-open": Format(json_rows, convert_nq_open),
+}
