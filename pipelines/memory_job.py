@@ -12,6 +12,7 @@ from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, PCollection, TaggedOutput
 from apache_beam.transforms import combiners
 from apache_beam.utils.shared import Shared
+from transformers.utils.logging import disable_progress_bar
 
 from clara.artefact import MANIFEST, atomic_write, file_entry, read_manifest
 from clara.backbone import load_tokenizer
@@ -32,7 +33,8 @@ DEAD_LETTERS = "dead_letters.jsonl"
 OUTCOME = ".outcome.json"
 _COUNTERS = "build_memory"
 _FAILED, _TALLY = "failed", "tally"
-Aside = TaggedOutput[Literal["failed"], DeadLetter] | TaggedOutput[Literal["tally"], tuple[str, int]]
+FailedOutput = TaggedOutput[Literal["failed"], DeadLetter]
+TallyOutput = TaggedOutput[Literal["tally"], tuple[str, int]]
 _SNIPPET_CHARACTERS = 200
 
 # What is counted; the invariants tie them together.
@@ -85,20 +87,30 @@ def default_num_shards(num_chunks: int) -> int:
     return max(1, min(math.ceil(num_chunks / 256), 1024), math.ceil(num_chunks / 4096))
 
 
+def failed(letter: DeadLetter) -> FailedOutput:
+    """A dead letter, on the output for them."""
+    return TaggedOutput("failed", letter)
+
+
+def tally(name: str, count: int) -> TallyOutput:
+    """A count, on the output for them."""
+    return TaggedOutput("tally", (name, count))
+
+
 class Read(beam.DoFn):
     """Unit → documents; dead letters and the number of records aside."""
 
     def __init__(self, fields: Fields) -> None:
         self._fields = fields
 
-    def process(self, unit: Unit) -> Iterator[Document | Aside]:
+    def process(self, unit: Unit) -> Iterator[Document | FailedOutput | TallyOutput]:
         """Read one unit."""
         count = 0
         for found in read_unit(unit, self._fields):
             count += 1
-            yield TaggedOutput(_FAILED, found) if isinstance(found, DeadLetter) else found
+            yield failed(found) if isinstance(found, DeadLetter) else found
         Metrics.counter(_COUNTERS, "records").inc(count)
-        yield TaggedOutput(_TALLY, (RECORDS, count))
+        yield tally(RECORDS, count)
 
 
 class ChunkDocuments(beam.DoFn):
@@ -113,21 +125,19 @@ class ChunkDocuments(beam.DoFn):
         """Load the tokenizer, once a process."""
         self._tokens = self._shared.acquire(lambda: checkpoint_tokens(self._job.checkpoint))
 
-    def process(self, document: Document) -> Iterator[tuple[str, Kept] | Aside]:
+    def process(self, document: Document) -> Iterator[tuple[str, Kept] | FailedOutput | TallyOutput]:
         """Chunk one document."""
         assert self._tokens is not None
         limits = self._job.fingerprint
-        yield TaggedOutput(_TALLY, (DOCUMENTS, 1))
+        yield tally(DOCUMENTS, 1)
         try:
             chunks = chunk_document(document, self._tokens, limits.max_tokens, limits.overlap_tokens)
         except ChunkingError as error:
-            yield TaggedOutput(
-                _FAILED, DeadLetter(document.source, document.line, "not chunked", str(error), document.text[:_SNIPPET_CHARACTERS])
-            )
+            yield failed(DeadLetter(document.source, document.line, "not chunked", str(error), document.text[:_SNIPPET_CHARACTERS]))
             return
-        yield TaggedOutput(_TALLY, (CHUNKS, len(chunks)))
-        yield TaggedOutput(_TALLY, (TRUNCATED, sum(chunk.truncated for chunk in chunks)))
-        yield TaggedOutput(_TALLY, (SPLIT, int(len(chunks) > 1)))
+        yield tally(CHUNKS, len(chunks))
+        yield tally(TRUNCATED, sum(chunk.truncated for chunk in chunks))
+        yield tally(SPLIT, int(len(chunks) > 1))
         Metrics.counter(_COUNTERS, "chunks").inc(len(chunks))
         for chunk in chunks:
             yield chunk.chunk_id, Kept(chunk, document.line)
@@ -167,12 +177,7 @@ class WriteShards(beam.DoFn):
         yield report
 
     def _model(self) -> ClaraModel:
-        job = self._job
-        return self._shared.acquire(
-            lambda: load_checkpoint(
-                job.checkpoint, Backbone.model_validate({"path": job.backbone, "dtype": job.fingerprint.dtype}), device=job.device
-            ).eval()
-        )
+        return self._shared.acquire(lambda: load_compressor(self._job))
 
 
 class Complete(beam.DoFn):
@@ -191,6 +196,13 @@ class Complete(beam.DoFn):
             outcome = {"error": str(error)}
         atomic_write(Path(self._job.output) / OUTCOME, json.dumps(outcome))
         yield outcome
+
+
+def load_compressor(job: Job) -> ClaraModel:
+    """The model of a job, in eval mode."""
+    disable_progress_bar()  # the library's, for weights: the job has its own
+    backbone = Backbone.model_validate({"path": job.backbone, "dtype": job.fingerprint.dtype})
+    return load_checkpoint(job.checkpoint, backbone, device=job.device).eval()
 
 
 def checkpoint_tokens(checkpoint: str) -> Tokens:
@@ -269,7 +281,7 @@ def check_nothing_lost(tallies: Mapping[str, int], rows: int, reasons: Mapping[s
             )
 
 
-def _first_documents(documents: PCollection, limit: int) -> tuple[PCollection, PCollection]:
+def _first_documents(documents: PCollection[Document], limit: int) -> tuple[PCollection[Document], PCollection[tuple[str, int]]]:
     """The first documents of the corpus, and a tally of those beyond."""
     chosen = (
         documents
@@ -288,7 +300,7 @@ def _to_shard(element: tuple[str, Kept], num_shards: int) -> tuple[int, Kept]:
     return element[1].chunk.row_id % num_shards, element[1]
 
 
-def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection:
+def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
     """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
     read = (
         pipeline

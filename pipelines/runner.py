@@ -3,7 +3,9 @@
 import fcntl
 import logging
 import os
+import shlex
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from tqdm import tqdm
 
 from clara.errors import InputError
@@ -50,9 +53,7 @@ def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> Pipeline
     options.view_as(SetupOptions).save_main_session = False
     if runner == LOCAL:
         workers = num_workers or num_cores()
-        direct = options.view_as(DirectOptions)
-        direct.direct_num_workers = workers
-        direct.direct_running_mode = "multi_processing" if workers > 1 else "in_memory"
+        options.view_as(DirectOptions).direct_num_workers = workers
     return options
 
 
@@ -65,8 +66,11 @@ def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
     if runner != LOCAL:
         return beam.Pipeline(options=options)
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    environment = None
+    if options.view_as(DirectOptions).direct_num_workers > 1:
+        environment = SubprocessSDKEnvironment.from_command_string(f"exec {shlex.quote(sys.executable)} -m pipelines.worker")
     information = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
-    return beam.Pipeline(runner=fn_runner.FnApiRunner(provision_info=information), options=options)
+    return beam.Pipeline(runner=fn_runner.FnApiRunner(default_environment=environment, provision_info=information), options=options)
 
 
 @contextmanager
@@ -120,11 +124,10 @@ def shard_progress(directory: Path, started: float, *, quiet: bool) -> Iterator[
             while True:
                 ended = stop.wait(_POLL_SECONDS)
                 finished = finished_shards(directory, started)
-                if finished:
+                if len(finished) > bar.n:
                     bar.total = int(finished[0].rpartition("-")[2])
                     bar.set_description("compress", refresh=False)
-                    bar.n = len(finished)
-                    bar.refresh()
+                    bar.update(len(finished) - bar.n)
                 if ended:
                     return
 

@@ -1,0 +1,174 @@
+"""What `build_memory` does with its arguments: resolve them, run the job where nothing else writes, and tell what came of it."""
+
+import argparse
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+
+from clara.artefact import MANIFEST, read_manifest, up_to_date
+from clara.encode import key_projection
+from clara.errors import InputError
+from clara.fingerprint import Fingerprint, of_checkpoint
+from clara.memory import KIND
+from pipelines.build_memory import DEFAULT_KEY_SIZE
+from pipelines.chunking import check_limits
+from pipelines.memory_job import DEAD_LETTERS, OUTCOME, Job, add_memory_job, read_outcome
+from pipelines.runner import beam_options, locked, make_pipeline, num_cores, shard_progress
+from pipelines.sources import Fields, Unit, describe, find_units
+
+_LOG = logging.getLogger(__name__)
+
+
+def resolve_fingerprint(args: argparse.Namespace) -> Fingerprint:
+    """The fingerprint of what these arguments make; a derived default has its home here.
+
+    Raises:
+        InputError: of the checkpoint, the backbone, the chunk limits or the key size.
+    """
+    settings = read_manifest(args.checkpoint, "CHECKPOINT")["model"]
+    max_tokens = args.max_tokens or settings["max_document_tokens"]
+    check_limits(max_tokens, args.overlap_tokens)
+
+    def fingerprint(key_size: int) -> Fingerprint:
+        return of_checkpoint(
+            args.checkpoint,
+            backbone=args.backbone,
+            dtype=args.dtype,
+            max_tokens=max_tokens,
+            overlap_tokens=args.overlap_tokens,
+            key_size=key_size,
+            key_seed=args.key_seed,
+        )
+
+    found = fingerprint(args.key_size or DEFAULT_KEY_SIZE)
+    num_numbers = found.num_memory_tokens * found.hidden_size
+    if not args.key_size and num_numbers < DEFAULT_KEY_SIZE:
+        found = fingerprint(num_numbers)
+    key_projection(found.num_memory_tokens, found.hidden_size, found.key_size, found.key_seed)
+    return found
+
+
+def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
+    """The job of these arguments.
+
+    Raises:
+        InputError: a value out of range, or as of `resolve_fingerprint`.
+    """
+    for name, value, least in (("num-shards", args.num_shards, 0), ("limit", args.limit, 0), ("batch-tokens", args.batch_tokens, 1), ("num-workers", args.num_workers, 0)):  # fmt: skip
+        if value < least:
+            raise InputError(f"--{name} {value}: expected {least} or more")
+    if "://" in args.output:
+        raise InputError(f"--output {args.output}: a URL; MEMORY is mapped, so give a directory on a (mounted) file system")
+    fields = Fields(args.id_field, args.title_field, args.text_field)
+    fingerprint = resolve_fingerprint(args)
+    recipe = {
+        "job": "build_memory",
+        "input": describe(units),
+        "format": args.format,
+        "fields": vars(fields),
+        "fingerprint": fingerprint.as_dict(),
+        "num_shards": args.num_shards,
+        "codec": args.codec,
+        "batch_tokens": args.batch_tokens,
+        "limit": args.limit,
+        "device": args.device,
+    }
+    return Job(
+        output=str(Path(args.output).resolve()),
+        checkpoint=str(Path(args.checkpoint).resolve()),
+        backbone=str(Path(args.backbone).resolve()) if args.backbone else "",
+        device=args.device,
+        fingerprint=fingerprint,
+        fields=fields,
+        num_shards=args.num_shards,
+        codec=args.codec,
+        batch_tokens=args.batch_tokens,
+        limit=args.limit,
+        max_failures=args.max_failures,
+        recipe=recipe,
+    )
+
+
+def clear_the_way(output: Path, overwrite: bool) -> None:
+    """Make sure that no manifest stands over files that are about to change.
+
+    Raises:
+        InputError: a finished MEMORY of another recipe is there, and was not to be overwritten.
+    """
+    (output / OUTCOME).unlink(missing_ok=True)
+    if not (output / MANIFEST).exists():
+        return
+    if not overwrite:
+        raise InputError(
+            f"--output {output}: holds a finished artefact of another recipe (other input, checkpoint or settings); "
+            "choose another directory, or replace it with --overwrite"
+        )
+    (output / MANIFEST).unlink()
+
+
+def remove_unlisted_shards(output: Path) -> None:
+    """Remove shards of earlier attempts that the manifest does not list."""
+    listed = {entry["path"].partition("/")[0] for entry in read_manifest(output, KIND)["files"]}
+    for folder in output.glob("shard-*"):
+        if folder.is_dir() and folder.name not in listed:
+            shutil.rmtree(folder)
+
+
+def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
+    """Run the job on a pipeline that is given. Returns the counts.
+
+    Raises:
+        InputError: the job says what is wrong with its input.
+    """
+    output = Path(job.output)
+    started = time.time()
+    add_memory_job(pipeline, units, job)
+    with shard_progress(output, started, quiet=quiet):
+        pipeline.run().wait_until_finish()
+    counts = read_outcome(output)
+    remove_unlisted_shards(output)
+    return {**counts, "seconds": round(time.time() - started, 1)}
+
+
+def report(counts: dict[str, Any], output: str) -> None:
+    """Tell what was done, and loudly what was not."""
+    for name, value in counts.items():
+        print(f"{name:>28}  {value}")
+    if counts["dead letters"]:
+        _LOG.warning(
+            "%d records could not be used: %s; see %s",
+            counts["dead letters"],
+            counts["dead letters by reason"],
+            Path(output) / DEAD_LETTERS,
+        )
+
+
+def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
+    """Run the command. Returns the exit status.
+
+    Raises:
+        InputError: of the arguments, the input, the checkpoint or the output.
+    """
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    options = beam_options(beam_arguments, args.runner, args.num_workers)
+    units = find_units(args.input, args.format)
+    job = make_job(args, units)
+    if args.dry_run:
+        workers = args.num_workers or num_cores()
+        print(json.dumps({**job.recipe, "fingerprint_hash": job.fingerprint.hash, "units": len(units), "workers": workers}, indent=1))
+        return 0
+    output = Path(job.output)
+    if up_to_date(output, KIND, job.recipe):
+        print(f"{args.output}: up to date")
+        return 0
+    with locked(output):
+        clear_the_way(output, args.overwrite)
+        counts = run(job, units, make_pipeline(options, args.runner))
+    report(counts, args.output)
+    return 0
