@@ -1,0 +1,235 @@
+"""Compare systems on the same questions and pools: what they find, what they answer, and how likely the right answer is to them.
+
+python -m training.evaluate --questions DIR --output DIR --system NAME=CHECKPOINT,MEMORY[,INDEX] [--system …] [--baselines bm25,text]
+"""
+
+import argparse
+import itertools
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clara import artefact
+from clara.artefact import hash_of
+from clara.errors import InputError, command_line
+from clara.questions import Question, read_questions
+from training.evaluation.measures import Row
+from training.evaluation.report import REPORT, Evaluation, as_text, figure_table, write_report
+from training.evaluation.systems import BASELINES, Settings, SystemPaths, evaluate_system, missing_documents, open_system
+from training.evaluation.track import track
+
+logger = logging.getLogger(__name__)
+KIND = "EVALUATION"
+PARTS = ".parts"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    defaults = Settings()
+    parser = argparse.ArgumentParser(
+        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--questions", required=True, help="QUESTIONS directory")
+    parser.add_argument("--output", required=True, help="EVALUATION directory: report.json, report.md, report.html, per_question.parquet")
+    parser.add_argument(
+        "--system",
+        action="append",
+        required=True,
+        metavar="NAME=CHECKPOINT,MEMORY[,INDEX]",
+        help="what to evaluate; repeatable, compared in this order",
+    )
+    parser.add_argument("--baselines", default="", help=f"comma-separated: {', '.join(BASELINES)} (default: none)")
+    parser.add_argument(
+        "--splits", default="unseen,seen", help="comma-separated splits of QUESTIONS; 'all' takes every question (default %(default)s)"
+    )
+    parser.add_argument("--limit", type=int, default=0, metavar="N", help="questions of each split, drawn by their ids; 0: all (default 0)")
+    parser.add_argument(
+        "--backbone", default="", help="folder of the language model (default: the one that each checkpoint holds or names)"
+    )
+    parser.add_argument(
+        "--pool-size",
+        type=int,
+        default=defaults.pool_size,
+        help="documents of a pool, for questions published without one (default %(default)s)",
+    )
+    parser.add_argument(
+        "--num-selected", type=int, default=defaults.num_selected, metavar="K", help="rows that the generator reads (default %(default)s)"
+    )
+    parser.add_argument(
+        "--generate",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="questions of each split that are also answered in words; -1: all (default), 0: none",
+    )
+    parser.add_argument(
+        "--generate-conditions",
+        default=",".join(defaults.generate_conditions),
+        help="what they are answered from, of index, pool, right, wrong, none (default %(default)s)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=defaults.max_new_tokens, help="longest generated answer, in tokens (default %(default)s)"
+    )
+    parser.add_argument(
+        "--accept-stale",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="system whose MEMORY another compressor made, to measure that; repeatable",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of intervals and paired tests (default %(default)s)")
+    parser.add_argument("--tracking-uri", default="", help="MLflow store for figures and pictures, as sqlite:///PATH (default: none)")
+    parser.add_argument("--experiment", default="clara", help="MLflow experiment (default %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be evaluated, and stop")
+    return parser
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The settings of the command line.
+
+    Raises:
+        InputError: a number or a name is out of range.
+    """
+    from training.evaluation.finders import CONDITIONS
+
+    for name, least in (("num_selected", 1), ("pool_size", 2), ("max_new_tokens", 1), ("generate", -1), ("limit", 0)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected {least} or more")
+    return Settings(
+        num_selected=options.num_selected,
+        pool_size=options.pool_size,
+        max_new_tokens=options.max_new_tokens,
+        num_generated=options.generate if options.generate >= 0 else 10**9,
+        generate_conditions=_names("--generate-conditions", options.generate_conditions, CONDITIONS),
+        baselines=_names("--baselines", options.baselines, BASELINES),
+    )
+
+
+def _names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
+    names = tuple(n.strip() for n in text.split(",") if n.strip())
+    for name in names:
+        if name not in known:
+            raise InputError(f"{option}: {name!r} is not known; choose from {', '.join(known)}")
+    return names
+
+
+def chosen_questions(directory: str, splits: str, limit: int) -> list[Question]:
+    """Questions of the splits, `limit` of each at most: those whose ids hash lowest, so that a larger limit only adds to them.
+
+    Raises:
+        InputError: a split is empty.
+    """
+    names = [None] if splits == "all" else [s.strip() for s in splits.split(",") if s.strip()]
+    chosen: list[Question] = []
+    for name in names:
+        questions = read_questions(directory, name)
+        if limit:
+            drawn = {q.question_id for q in sorted(questions, key=lambda q: hash_of(["limit", q.question_id]))[:limit]}
+            questions = [q for q in questions if q.question_id in drawn]
+        chosen += questions
+    for question in chosen:
+        if not question.answers:
+            raise InputError(f"{directory}: question {question.question_id!r} has no answer; build QUESTIONS again without it")
+    return chosen
+
+
+def questions_hash(questions: list[Question]) -> str:
+    """Hash of what is asked: two evaluations with an equal one may be compared question by question."""
+    return hash_of([asdict(q) for q in questions])
+
+
+def evaluated_rows(
+    systems: list[SystemPaths], questions: list[Question], settings: Settings, options: argparse.Namespace
+) -> tuple[list[Row], dict[str, Any]]:
+    """Rows of all systems, and counts. A system that was measured before, with all the same, is read from its part."""
+    rows: list[Row] = []
+    counts: dict[str, Any] = {}
+    for number, system in enumerate(systems):
+        stale = system.name in options.accept_stale
+        with_text = number == 0
+        plan = {"system": system.name, **system.hashes(), "stale": stale, "with_text": with_text}
+        part = Path(options.output) / PARTS / f"{hash_of([plan, asdict(settings), questions_hash(questions)])}.json"
+        if part.is_file():
+            logger.info("system %s: measured before, in %s", system.name, part)
+        else:
+            retriever = open_system(system, options.backbone, accept_stale=stale, device=options.device)
+            absent = missing_documents(questions, retriever)
+            measured = evaluate_system(system.name, retriever, questions, settings, with_text=with_text)
+            artefact.atomic_write(part, json.dumps({"rows": measured, "absent": absent}, ensure_ascii=False))
+        found = json.loads(part.read_text(encoding="utf-8"))
+        rows += found["rows"]
+        for what, count in found["absent"].items():
+            counts[f"{system.name}: {what}"] = count
+    return rows, counts
+
+
+def compared_pairs(systems: list[SystemPaths], rows: list[Row]) -> list[tuple[str, str]]:
+    """Every system with those before it, and each with the baselines beside it."""
+    names = [s.name for s in systems]
+    labels = dict.fromkeys(row["system"] for row in rows)
+    pairs = [(later, earlier) for earlier, later in itertools.combinations(names, 2)]
+    pairs += [(name, base) for name in names for base in (f"bm25/{name}", "text/bm25") if base in labels]
+    return pairs
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    settings = settings_of(options)
+    systems = [SystemPaths.parse(text) for text in options.system]
+    names = [s.name for s in systems]
+    if len(set(names)) != len(names):
+        raise InputError(f"--system: names {names}; give each system its own")
+    for name in options.accept_stale:
+        if name not in names:
+            raise InputError(f"--accept-stale {name!r}: no such system; there are {', '.join(names)}")
+    questions = chosen_questions(options.questions, options.splits, options.limit)
+    plan = {
+        "questions": questions_hash(questions),
+        "systems": {s.name: s.hashes() | {"stale": s.name in options.accept_stale} for s in systems},
+        "settings": asdict(settings),
+        "seed": options.seed,
+    }
+    output = Path(options.output)
+    splits: dict[str, int] = {}
+    for question in questions:
+        splits[question.split] = splits.get(question.split, 0) + 1
+    if options.dry_run:
+        print(json.dumps(plan | {"number of questions": splits}, indent=1))
+        return 0
+    if artefact.up_to_date(output, KIND, plan):
+        print(f"{output}: up to date")
+    else:
+        (output / artefact.MANIFEST).unlink(missing_ok=True)
+        rows, absent = evaluated_rows(systems, questions, settings, options)
+        counts: dict[str, Any] = {f"questions, split {k or 'none'}": v for k, v in splits.items()} | absent
+        evaluation = Evaluation(rows, compared_pairs(systems, rows), counts, options.seed)
+        files = write_report(output, evaluation)
+        artefact.write_manifest(
+            output,
+            kind=KIND,
+            files=[artefact.file_entry(output, f) for f in files],
+            recipe=plan,
+            counts=counts,
+            systems=plan["systems"],
+            questions={"path": str(options.questions), "hash": plan["questions"], "manifest": artefact.manifest_hash(options.questions)},
+        )
+        print_tables(evaluation)
+        print(f"\n{output}: report.md, report.html, {REPORT}")
+    if options.tracking_uri:
+        track(output, options.tracking_uri, options.experiment)
+    return 0
+
+
+def print_tables(evaluation: Evaluation) -> None:
+    """The table of each split on the terminal."""
+    for split, of in evaluation.figures().items():
+        print(f"\n{split or 'all questions'}: means (intervals and paired differences in the report; log-likelihoods in nats an answer)")
+        print(as_text(figure_table(of, interval=False)))
+
+
+if __name__ == "__main__":
+    command_line(main)

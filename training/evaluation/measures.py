@@ -1,0 +1,93 @@
+"""From rankings, likelihoods and answers to figures: one row a question and system, then means with intervals and paired differences."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clara.metrics import ANSWER_METRICS, PairedTest, bootstrap_interval, paired_test, ranking_metrics
+from clara.questions import Question
+from training.evaluation.readers import Likelihood
+
+CUTOFFS = (1, 3, 5, 20)
+CURVE_AT = tuple(range(1, 21))
+GAPS = (("right", "wrong"), ("right", "none"), ("index", "none"))
+"""Differences of log-likelihood that every evaluation looks at: is memory read, does it help, does what was found help."""
+Row = dict[str, Any]
+
+
+def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives: Sequence[Sequence[str]]) -> list[Row]:
+    """`WHERE.recall@k`, `WHERE.precision@k`, `WHERE.mrr` and `WHERE_recall_curve` (recall at 1 to 20) of each question.
+
+    Questions without a known positive, and those without a ranking (no pool), have none of them.
+    """
+    chosen = [i for i, (ranking, right) in enumerate(zip(rankings, positives, strict=True)) if ranking and right]
+    values = ranking_metrics([rankings[i] for i in chosen], [positives[i] for i in chosen], CURVE_AT)
+    measures: list[Row] = [{} for _ in rankings]
+    for place, i in enumerate(chosen):
+        row = measures[i]
+        for k in CUTOFFS:
+            row[f"{where}.recall@{k}"] = float(values[f"recall@{k}"][place])
+            row[f"{where}.precision@{k}"] = float(values[f"precision@{k}"][place])
+        row[f"{where}.mrr"] = float(values["mrr"][place])
+        row[f"{where}_recall_curve"] = [float(values[f"recall@{k}"][place]) for k in CURVE_AT]
+    return measures
+
+
+def likelihood_measures(likelihoods: Mapping[str, Likelihood]) -> dict[str, float]:
+    """`CONDITION.log_likelihood` (nats an answer), `…_per_token`, and the gaps between conditions (nats an answer)."""
+    measures = {}
+    for condition, likelihood in likelihoods.items():
+        measures[f"{condition}.log_likelihood"] = likelihood.nats
+        measures[f"{condition}.log_likelihood_per_token"] = likelihood.per_token
+    for better, worse in GAPS:
+        if better in likelihoods and worse in likelihoods:
+            measures[f"gap.{better}_minus_{worse}"] = likelihoods[better].nats - likelihoods[worse].nats
+    return measures
+
+
+def answer_measures(condition: str, text: str, question: Question) -> dict[str, float]:
+    """`CONDITION.exact_match`, `.f1`, `.cover_match` and `.substring_match`: the best over all accepted wordings."""
+    return {f"{condition}.{name}": measure(text, question.answers) for name, measure in ANSWER_METRICS.items()}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A mean over questions with its 95 % bootstrap interval, and how many questions it is over."""
+
+    value: float
+    low: float
+    high: float
+    num_questions: int
+
+
+def is_number(value: Any) -> bool:
+    """Whether a row has this measure."""
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def measure_names(rows: Iterable[Row]) -> list[str]:
+    """Names of measures in rows, in the order in which they first appear."""
+    return list(dict.fromkeys(name for row in rows for name, value in row.items() if "." in name and is_number(value)))
+
+
+def figures(rows: Sequence[Row], seed: int = 0) -> dict[str, Figure]:
+    """The mean of every measure over the rows that have it."""
+    found = {}
+    for name in measure_names(rows):
+        values = [row[name] for row in rows if is_number(row.get(name))]
+        found[name] = Figure(sum(values) / len(values), *bootstrap_interval(values, seed), len(values))
+    return found
+
+
+def differences(challenger: Sequence[Row], base: Sequence[Row], seed: int = 0) -> dict[str, PairedTest]:
+    """Every measure's paired difference, challenger minus base, over the questions that both have."""
+    by_question = {row["question_id"]: row for row in base}
+    pairs = [(row, by_question[row["question_id"]]) for row in challenger if row["question_id"] in by_question]
+    found = {}
+    for name in measure_names(challenger):
+        both = [(a[name], b[name]) for a, b in pairs if is_number(a.get(name)) and is_number(b.get(name))]
+        # One question has no permutation but its own: nothing can be said of it.
+        if len(both) > 1:
+            found[name] = paired_test([a for a, _ in both], [b for _, b in both], seed)
+    return found

@@ -1,0 +1,152 @@
+"""Ways to answer from rows: the generator reads their memory, the plain LM reads their text. Work is sorted by length and batched by tokens.
+
+Shapes: k rows of a prompt, M memory tokens, D hidden size.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from clara.encode import plan_batches
+from clara.model import GENERATOR, ClaraModel
+from clara.prompts import Prompt
+from clara.records import input_text
+from clara.retriever import Retriever
+
+# Two cores are busy with this many tokens at once, and a batch of logits stays small.
+BATCH_TOKENS = 2048
+Advance = Callable[[int], object]
+"""Is told the number of tokens that were read."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A question to be answered from rows, best first."""
+
+    question: str
+    answer: str
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihood of an answer in nats, summed over its tokens (the stop token is one of them)."""
+
+    nats: float
+    num_tokens: int
+
+    @property
+    def per_token(self) -> float:
+        """Nats a token."""
+        return self.nats / self.num_tokens
+
+
+class Reader(ABC):
+    """Answers from rows with one adapter of one model."""
+
+    def __init__(self, retriever: Retriever, role: str | None) -> None:
+        """`role`: the adapter that reads; None is the plain LM."""
+        self._retriever, self._role = retriever, role
+        self._likelihoods: dict[Reading, Likelihood] = {}
+        self._answers: dict[tuple[Reading, int], str] = {}
+
+    @property
+    def model(self) -> ClaraModel:
+        """The model that reads."""
+        return self._retriever.model
+
+    @abstractmethod
+    def prompt(self, reading: Reading, answer: str | None) -> Prompt:
+        """The prompt, with the answer or open."""
+
+    @abstractmethod
+    def memory(self, reading: Reading) -> Tensor:
+        """What stands in the prompt's slots `[k, M, D]`."""
+
+    def num_tokens(self, reading: Reading, prompt: Prompt) -> int:
+        """Positions that the model computes for a prompt."""
+        slots = self._num_slots(reading) * (self.model.num_memory_tokens + int(self.model.settings.markers))
+        return len(prompt.left) + slots + len(prompt.right) + len(prompt.answer)
+
+    @abstractmethod
+    def _num_slots(self, reading: Reading) -> int: ...
+
+    @torch.no_grad()
+    def likelihoods(self, readings: Sequence[Reading], advance: Advance = lambda tokens: None) -> dict[Reading, Likelihood]:
+        """Log-likelihood of each reading's answer. An equal reading is computed once in this reader's life."""
+        prompts = {r: self.prompt(r, r.answer) for r in dict.fromkeys(readings) if r not in self._likelihoods}
+        for batch in self._batches(prompts):
+            chosen = [prompts[r] for r in batch]
+            losses = self.model.answer_losses(chosen, [self.memory(r) for r in batch], role=self._role)
+            for reading, prompt, nll in zip(batch, chosen, losses.per_row().tolist(), strict=True):
+                self._likelihoods[reading] = Likelihood(-nll, len(prompt.answer))
+            advance(sum(self.num_tokens(r, prompts[r]) for r in batch))
+        return {reading: self._likelihoods[reading] for reading in readings}
+
+    def answers(self, readings: Sequence[Reading], max_new_tokens: int, advance: Advance = lambda tokens: None) -> dict[Reading, str]:
+        """Greedy answers. An equal reading is answered once in this reader's life."""
+        prompts = {r: self.prompt(r, None) for r in dict.fromkeys(readings) if (r, max_new_tokens) not in self._answers}
+        for batch in self._batches(prompts, max_new_tokens):
+            chosen = [prompts[r] for r in batch]
+            texts = self.model.generate_from(chosen, [self.memory(r) for r in batch], max_new_tokens=max_new_tokens, role=self._role)
+            self._answers |= {(r, max_new_tokens): text for r, text in zip(batch, texts, strict=True)}
+            advance(sum(self.num_tokens(r, prompts[r]) for r in batch))
+        return {reading: self._answers[reading, max_new_tokens] for reading in readings}
+
+    def likelihood_tokens(self, readings: Sequence[Reading]) -> int:
+        """Tokens that `likelihoods` will read."""
+        return sum(self.num_tokens(r, self.prompt(r, r.answer)) for r in dict.fromkeys(readings) if r not in self._likelihoods)
+
+    def answer_tokens(self, readings: Sequence[Reading], max_new_tokens: int) -> int:
+        """Tokens that `answers` will read, without those that it writes."""
+        new = [r for r in dict.fromkeys(readings) if (r, max_new_tokens) not in self._answers]
+        return sum(self.num_tokens(r, self.prompt(r, None)) for r in new)
+
+    def _batches(self, prompts: dict[Reading, Prompt], extra_tokens: int = 0) -> list[list[Reading]]:
+        lengths = {reading: self.num_tokens(reading, prompt) for reading, prompt in prompts.items()}
+        order = sorted(lengths, key=lengths.__getitem__)
+        return [[order[i] for i in batch] for batch in plan_batches([lengths[r] for r in order], BATCH_TOKENS, extra_tokens)]
+
+
+class MemoryReader(Reader):
+    """The generator on memory."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        super().__init__(retriever, GENERATOR)
+
+    def prompt(self, reading: Reading, answer: str | None) -> Prompt:
+        """See the base class."""
+        return self.model.prompts.question(reading.question, answer)
+
+    def memory(self, reading: Reading) -> Tensor:
+        """See the base class."""
+        return self._retriever.memories(reading.rows)
+
+    def _num_slots(self, reading: Reading) -> int:
+        return len(reading.rows)
+
+
+class TextReader(Reader):
+    """The plain LM on the raw passages: standard retrieval-augmented generation."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        super().__init__(retriever, None)
+
+    def prompt(self, reading: Reading, answer: str | None) -> Prompt:
+        """See the base class."""
+        settings = self.model.prompts.prompts
+        passages = "\n\n".join(input_text(c.title, c.text) for c in self._retriever.store.records(reading.rows))
+        # Split first: a passage or a question may hold the placeholder's text itself.
+        front, _, back = settings.answer_user.partition("{documents}")
+        user = "".join(part.replace("{question}", reading.question) if part is not passages else part for part in (front, passages, back))
+        return self.model.prompts.text(settings.answer_system, user, answer)
+
+    def memory(self, reading: Reading) -> Tensor:
+        """See the base class."""
+        return torch.zeros(0, self.model.num_memory_tokens, self.model.hidden_size)
+
+    def _num_slots(self, reading: Reading) -> int:
+        return 0

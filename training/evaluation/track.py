@@ -1,0 +1,40 @@
+"""An EVALUATION as an MLflow run: its figures as metrics, its files as artefacts, what was compared as tags."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from clara.artefact import manifest_hash, read_manifest
+from training.evaluation.report import REPORT
+from training.evaluation.store import experiment_id, flattened, open_store
+
+TAG = "clara.evaluation"
+
+
+def metrics_of(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every mean of a report as `SPLIT/SYSTEM/MEASURE`, in characters that MLflow takes."""
+    for system, of in report["systems"].items():
+        for split, measures in of.items():
+            for name, figure in measures.items():
+                yield f"{split or 'all'}/{system}/{name.replace('@', '_at_')}", figure["value"]
+
+
+def track(evaluation: Path, uri: str, experiment: str) -> str:
+    """Log an evaluation once: a second call finds the run of the same EVALUATION. Returns the run's id."""
+    client = open_store(uri)
+    where, version = experiment_id(client, uri, experiment), manifest_hash(evaluation)
+    found = client.search_runs([where], f"tags.`{TAG}` = '{version}' and attributes.status = 'FINISHED'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    manifest = read_manifest(evaluation, "EVALUATION")
+    run = client.create_run(where, run_name=f"evaluate {', '.join(manifest['systems'])}", tags={TAG: version, "stage": "evaluate"})
+    run_id = str(run.info.run_id)
+    for key, value in flattened(manifest["made_by"]["recipe"]).items():
+        client.log_param(run_id, key, value)
+    for key, number in metrics_of(json.loads((evaluation / REPORT).read_text(encoding="utf-8"))):
+        client.log_metric(run_id, key, number)
+    for entry in manifest["files"]:
+        client.log_artifact(run_id, str(evaluation / entry["path"]))
+    client.set_terminated(run_id)
+    return run_id
