@@ -9,9 +9,10 @@ A title can be mentioned when it is *specific*:
   tall structure" tells that Tower is a common noun. (Several words of which only the first has a capital, as in "Chemical
   element", are written small inside a sentence; matching is case-sensitive, so those are found only as names.)
 
-A mention is case-sensitive, begins and ends at a word's boundary, and the longest name wins. It does not count where a
-capitalised word stands directly beside it, as then it is a part of a longer name ("David" in "David Bowie"): behind any
-name, and in front of a single word, nor before "of" and another ("Republic of Korea"). A single word at a sentence's start may be any word and does not count either.
+A mention is case-sensitive, begins and ends at a word's boundary, and the longest name wins. It does not count where it is
+a part of a longer name: a capitalised word or a number behind it ("David Bowie", "Apollo 17"), and for a single word also a
+capitalised one in front, or "of" and another behind ("Republic of Korea"). A single word at a sentence's start may be any
+word and does not count either.
 """
 
 import hashlib
@@ -143,7 +144,7 @@ def _ends_word(sentence: str, start: int, end: int) -> bool:
 def _is_part(sentence: str, start: int, end: int, *, single: bool, first: bool) -> bool:
     """Whether a match belongs to a longer name, or is a single word that begins a sentence."""
     following = sentence[end : end + 2]
-    if len(following) == 2 and following[0] == " " and following[1].isupper():
+    if len(following) == 2 and following[0] == " " and (following[1].isupper() or following[1].isdigit()):
         return True
     if not single:
         return False

@@ -1,0 +1,127 @@
+"""A smaller corpus whose articles mention each other densely, for bridge cloze questions.
+
+python -m pipelines.select_corpus --input corpus.jsonl --output small.jsonl --documents 1000
+
+Articles are taken away one by one, always the one with the fewest mentions to and from those still there, as in the
+computation of k-cores; mentions of one article count up to --max-per-target, as more give no question.
+"""
+
+import argparse
+import hashlib
+import heapq
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from clara.errors import InputError, command_line
+from clara.records import Document
+from pipelines.cloze import ClozeSettings, cloze_questions, find_bridges, split_of
+from pipelines.corpus_files import expand, read_corpus, read_rows, to_document, write_jsonl
+
+
+def densest(edges: Iterable[tuple[str, str]], nodes: Sequence[str], number: int, cap: int, seed: int = 0) -> set[str]:
+    """The nodes that are left when the poorest is removed until `number` are.
+
+    Args:
+        edges: source and target, once for each question.
+        nodes: all of them.
+        number: how many to keep.
+        cap: most edges to one target that count.
+        seed: orders equally poor nodes.
+
+    Returns:
+        The kept nodes; the same for any order of nodes and edges.
+    """
+    sources: dict[str, Counter[str]] = defaultdict(Counter)
+    targets: dict[str, Counter[str]] = defaultdict(Counter)
+    for source, target in edges:
+        sources[target][source] += 1
+        targets[source][target] += 1
+    incoming = {node: sources[node].total() for node in nodes}
+
+    def worth(node: str) -> int:
+        # A mention of a target that has more than it needs is worth nothing to its source.
+        return min(incoming[node], cap) + sum(
+            count for target, count in targets[node].items() if target in kept and incoming[target] <= cap
+        )
+
+    kept = set(nodes)
+    order = {node: hashlib.sha256(f"{seed}:{node}".encode()).hexdigest() for node in nodes}
+    heap = [(worth(node), order[node], node) for node in nodes]
+    heapq.heapify(heap)
+    while len(kept) > number:
+        value, _, node = heapq.heappop(heap)
+        if node not in kept:
+            continue
+        if value != (now := worth(node)):
+            heapq.heappush(heap, (now, order[node], node))
+            continue
+        kept.remove(node)
+        neighbours = set(sources[node])
+        for target, count in targets[node].items():
+            if target in kept:
+                incoming[target] -= count
+                neighbours |= {target, *sources[target]} if incoming[target] <= cap else {target}
+        for neighbour in neighbours & kept:
+            heapq.heappush(heap, (worth(neighbour), order[neighbour], neighbour))
+    return kept
+
+
+def select(documents: Sequence[Document], number: int, seed: int = 0, settings: ClozeSettings | None = None) -> list[Document]:
+    """The `number` documents of a corpus that mention each other most densely, in the corpus' order.
+
+    Raises:
+        InputError: there are fewer.
+    """
+    settings = settings or ClozeSettings()
+    if not 1 <= number <= len(documents):
+        raise InputError(f"--documents {number}; the corpus has {len(documents)}, expected 1 to that")
+    bridges, _ = find_bridges(documents, settings)
+    # Sorted, so that the corpus' order does not matter.
+    edges = sorted((b.source_id, b.target_id) for b in bridges if split_of(b, settings))
+    kept = densest(edges, sorted(d.id for d in documents), number, settings.max_per_target, seed)
+    return [d for d in documents if d.id in kept]
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    standard = ClozeSettings()
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.select_corpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", required=True, nargs="+", metavar="FILE", help="corpus: JSONL files or quoted globs")
+    parser.add_argument("--output", required=True, metavar="FILE", help="JSONL to write: the chosen lines with all their fields")
+    parser.add_argument("--documents", type=int, default=1000, help="articles to keep (default: 1000)")
+    parser.add_argument("--max-per-target", type=int, default=standard.max_per_target, help="as for build_questions (default: %(default)s)")
+    parser.add_argument(
+        "--held-out-share", type=float, default=standard.held_out_share, help="as for build_questions (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="orders equally poor articles (default: 0)")
+    parser.add_argument("--dry-run", action="store_true", help="choose and report, write nothing")
+    options = parser.parse_args(argv)
+    files = expand(options.input)
+    documents = read_corpus(files)
+    settings = ClozeSettings(max_per_target=options.max_per_target, held_out_share=options.held_out_share)
+    chosen = select(documents, options.documents, options.seed, settings)
+    questions, _ = cloze_questions(chosen, settings)
+    splits = Counter(q.split for q in questions)
+    asked = len({q.positive_ids for q in questions})
+    print(
+        f"{len(chosen)} of {len(documents)} documents, {asked} asked for; bridge cloze questions: {json.dumps(dict(sorted(splits.items())))}"
+    )
+    if options.dry_run:
+        return 0
+    wanted = {d.id for d in chosen}
+    rows: dict[str, dict[str, Any]] = {}
+    for path in files:
+        for line, row in read_rows(path):
+            name = to_document(row, path, line).id
+            if name in wanted:
+                rows.setdefault(name, {**row, "id": name})
+    print(f"{options.output}: {write_jsonl(options.output, rows.values())} documents")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
