@@ -140,6 +140,18 @@ class Refresh(Section):
     )
     delta_steps: int = Field(0, ge=0, description="for switch = fixed")
     num_cpus: float = Field(1.0, gt=0, description="cores for the worker that encodes")
+    max_attempts: int = Field(3, ge=1, description="tries at one snapshot before training stays on the version it has")
+    wait_seconds: float = Field(3600.0, ge=0, description="longest wait for a refresh that is under way after the last step")
+    final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")
+
+    @model_validator(mode="after")
+    def _fixed(self) -> "Refresh":
+        if self.policy == "full" and self.switch == "fixed" and not 1 <= self.delta_steps <= (self.every_steps or self.delta_steps):
+            raise ValueError(
+                f"refresh.delta_steps is {self.delta_steps}, every_steps {self.every_steps}: switch = 'fixed' switches delta_steps after a snapshot, "
+                "at least 1 and no later than the next snapshot; set delta_steps between 1 and every_steps"
+            )
+        return self
 
 
 class Joint(Section):
@@ -172,6 +184,7 @@ class Joint(Section):
         description="share of questions whose last selected memory is replaced by a known positive's: the generator keeps reading",
     )
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on held-out questions; 0: none")
+    evaluate_questions: int = Field(64, ge=1, description="held-out questions (split unseen, else seen) of such an evaluation")
     checkpoint_every: int = Field(100, ge=1, description="steps between run states (for resuming)")
     optimiser: Optimiser = Optimiser(learning_rate=5e-6)
     learning_rates: dict[Literal["query_reasoner", "generator", "compressor"], float] = Field(
@@ -214,7 +227,11 @@ class Launch(Section):
     num_workers: int = Field(2, ge=1, description="ranks under Ray")
     gpu: bool = Field(False, description="one GPU for each rank; without it the CPU is used, never silently")
     zero_stage: Literal[1, 2, 3] = 2
+    cpus_per_worker: float = Field(
+        0.0, ge=0, description="cores that Ray reserves for a rank; 0: what a refresh leaves, shared evenly, 1 at most"
+    )
     threads: int = Field(0, ge=0, description="torch threads of a rank; 0: cores / ranks")
+    max_failures: int = Field(3, ge=0, description="times that Ray Train restarts the ranks, each from the last run state")
     storage: str = Field("", description="where Ray Train keeps its own state; empty: inside the output")
 
 

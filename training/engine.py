@@ -2,7 +2,8 @@
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ class Engine(ABC):
     @abstractmethod
     def sum(self, values: Sequence[float]) -> list[float]:
         """Sums over all ranks, in float64: a collective that every rank makes."""
+
+    @abstractmethod
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """Every rank's tensor `[world, …]`, in order of rank: a collective with one shape and type on all ranks."""
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Inside, rank 0 sees every trained parameter whole, as a portable CHECKPOINT needs it (every rank enters)."""
+        yield
 
     @abstractmethod
     def save(self, directory: Path) -> None:
@@ -85,6 +95,10 @@ class LocalEngine(Engine):
     def sum(self, values: Sequence[float]) -> list[float]:
         """See the base class."""
         return [float(v) for v in values]
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """See the base class."""
+        return rows[None]
 
     def save(self, directory: Path) -> None:
         """See the base class."""

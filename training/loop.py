@@ -38,17 +38,23 @@ class Stage(ABC):
 
     @abstractmethod
     def micro_batches(self, step: int, rank: int, world: int) -> list[Any]:
-        """This rank's micro-batches of a step; as many on every rank."""
+        """The micro-batches of a rank in a step; as many on every rank."""
 
     @abstractmethod
     def rows(self, step: int) -> int:
         """Documents or questions of the whole step, which row-wise losses average over."""
 
+    def begin(self, engine: Engine) -> None:  # noqa: B027
+        """Called on every rank once, before a run state is taken up and before the first step."""
+
+    def fresh_start(self) -> None:  # noqa: B027
+        """Called on every rank ahead of the very first step: not when a run state was taken up."""
+
     def announcement(self, step: int) -> float:
         """What this rank has to tell the others ahead of a step (the sum over ranks comes back to `before_step`)."""
         return 0.0
 
-    def before_step(self, step: int, announced: float) -> None:
+    def before_step(self, step: int, announced: float) -> None:  # noqa: B027
         """Called on every rank ahead of a step, with the summed announcements."""
 
     def after_step(self, step: int, engine: Engine) -> dict[str, float]:
@@ -59,7 +65,7 @@ class Stage(ABC):
         """What resuming needs beside weights, optimiser and step."""
         return {}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
         """Take back what `state` gave."""
 
 
@@ -149,12 +155,16 @@ def run(
     Raises:
         InputError: the loss is not finite; the message names the step. Every rank raises.
     """
+    stage.begin(engine)
     start = resume(directory, stage, engine)
-    bar = tqdm(total=stage.steps, initial=start, desc=stage.name, unit="step", disable=engine.rank != 0, file=sys.stderr, mininterval=2.0)
+    if start == 0:
+        stage.fresh_start()
+    progress = Progress(stage.name, start, stage.steps, shown=engine.rank == 0)
     began = time.monotonic()
     for step in range(start, stage.steps):
         # Random state is a function of the step, so that a resumed run draws what the undisturbed one would have drawn.
         torch.manual_seed(seed * 1_000_003 + step * 1009 + engine.rank)
+        step_began = time.monotonic()
         batches = stage.micro_batches(step, engine.rank, engine.world)
         normaliser, announced = engine.sum([sum(b.weight for b in batches), stage.announcement(step)])
         stage.before_step(step, announced)
@@ -172,14 +182,41 @@ def run(
         values["learning_rate_factor"] = rate_factor(step, stage.steps, stage.optimiser)
         values |= stage.after_step(step, engine)
         values["seconds"] = time.monotonic() - began
+        values["step_seconds"] = time.monotonic() - step_began
         if engine.rank == 0:
             if log is not None:
                 log(step + 1, values)
-            bar.set_postfix({k: f"{values[k]:.3f}" for k in ("loss", "answer_nats") if k in values}, refresh=False)
-            bar.update()
+            progress.update({k: f"{values[k]:.3f}" for k in ("loss", "answer_nats") if k in values})
         if (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
             save_run_state(directory, step + 1, stage, engine)
-    bar.close()
+    progress.close()
+
+
+class Progress:
+    """A bar on a terminal, else (in a log, or under Ray, which passes on whole lines only) a line every few seconds."""
+
+    def __init__(self, name: str, start: int, steps: int, *, shown: bool, every_seconds: float = 5.0) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", disable=not (shown and self._terminal), file=sys.stderr)
+        self._name, self._start, self._step, self._steps, self._shown = name, start, start, steps, shown
+        self._every, self._began, self._told = every_seconds, time.monotonic(), time.monotonic()
+
+    def update(self, figures: Mapping[str, str]) -> None:
+        """One more step, with figures to show."""
+        self._step += 1
+        self._bar.set_postfix(figures, refresh=False)
+        self._bar.update()
+        now = time.monotonic()
+        if self._shown and not self._terminal and (now - self._told >= self._every or self._step == self._steps):
+            self._told = now
+            pace = (now - self._began) / (self._step - self._start)
+            left = pace * (self._steps - self._step)
+            told = ", ".join(f"{name} {value}" for name, value in figures.items())
+            logger.info("%s: step %d of %d, %.2f s a step, %.0f s left, %s", self._name, self._step, self._steps, pace, left, told)
+
+    def close(self) -> None:
+        """Finish the bar."""
+        self._bar.close()
 
 
 def shard(rows: Sequence[int], rank: int, world: int, micro_batch: int) -> list[list[int]]:

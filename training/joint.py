@@ -1,0 +1,69 @@
+"""Stage `joint`: retrieval and generation trained by one loss, over MEMORY.
+
+python training/joint.py --config infra/configs/demo.toml --set checkpoint=DIR --set questions=DIR --set memory=DIR --set index=DIR --set output=DIR
+ray job submit --working-dir . -- python training/joint.py --config FILE --set memory=ABSOLUTE_PATH …
+
+Makes OUTPUT/checkpoint, OUTPUT/report.json, and with joint.refresh.policy = full OUTPUT/memory-v1, OUTPUT/index-v1 and so on.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # run as a file, Python puts training/ first on the path, where a module could shadow a library
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import importlib
+from collections.abc import Callable
+
+from clara import artefact
+from clara.config import Config, load
+from clara.errors import command_line
+from training.joint_run import check, finish, finished, places, recipe
+
+
+def launcher(config: Config) -> Callable[[Config], None]:
+    """What trains, from `config` to the CHECKPOINT. Ray and DeepSpeed take seconds to import, and one process needs neither."""
+    name = "training.local" if config.launch.launcher == "local" else "training.launch"
+    train: Callable[[Config], None] = importlib.import_module(name).train
+    return train
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python training/joint.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", help="TOML file; shipped ones are in infra/configs/")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in --set joint.steps=100; repeatable"
+    )
+    parser.add_argument(
+        "--launcher", choices=("ray", "local"), help="short for --set launch.launcher=…: ray (default) or one plain torch process"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved configuration, the hashes of the inputs and where it would write; stop"
+    )
+    options = parser.parse_args(argv)
+    config = load(options.config, [*options.set, *[f"launch.launcher={options.launcher}"] * bool(options.launcher)])
+    check(config)
+    where = places(config)
+    if options.dry_run:
+        print(json.dumps({"config": config.model_dump(), "inputs": recipe(config)["inputs"], "run": str(where.run)}, indent=1))
+        return 0
+    if finished(config):
+        print(f"{where.checkpoint}: up to date")
+        return 0
+    if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)):
+        launcher(config)(config)
+    report = finish(config)
+    print(
+        f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps of joint, {report['questions_per_second']:.2f} questions/s; "
+        f"MEMORY {report['memory']}, INDEX {report['index']}; report {where.report}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)

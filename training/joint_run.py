@@ -1,0 +1,250 @@
+"""A joint run on one rank, from the configuration to the CHECKPOINT, and its report. Launchers call `train_rank` and `finish`."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clara import artefact
+from clara.checkpoint import load_checkpoint, save_checkpoint
+from clara.config import Config, require
+from clara.errors import InputError
+from clara.model import ClaraModel
+from clara.questions import read_questions
+from training.engine import Engine
+from training.heldout import HeldOut, choose
+from training.joint_stage import JointStage
+from training.loop import run
+from training.refresh import RefreshResult, Worker, run_job
+from training.versions import Versions
+
+logger = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
+REPORT = "report.json"
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run writes."""
+
+    output: Path
+    run: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained CHECKPOINT."""
+        return self.output / "checkpoint"
+
+    @property
+    def metrics(self) -> Path:
+        """Figures of every step; the last line of a step holds."""
+        return self.run / METRICS
+
+    @property
+    def report(self) -> Path:
+        """What the run came to."""
+        return self.output / REPORT
+
+
+def check(config: Config) -> None:
+    """Refuse what could only fail later.
+
+    Raises:
+        InputError: a path is missing, or relative in a submitted job; or a GPU is asked for and not there.
+    """
+    if config.stage != "joint":
+        raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
+    searching = bool(config.joint.from_index) and not config.joint.published_pool
+    require(config, "output", "checkpoint", "questions", "memory", *["index"] * searching)
+    if os.environ.get(_JOB_VARIABLE):
+        for name in ("checkpoint", "questions", "memory", "index", "output", "backbone.path"):
+            value = config.backbone.path if name == "backbone.path" else getattr(config, name)
+            if value and not Path(value).is_absolute():
+                raise InputError(
+                    f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git ignores, so a relative path "
+                    "leads nowhere; give an absolute one that every machine sees"
+                )
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What determines the CHECKPOINT: settings of the stage, hashes of what it reads, and who computes (run states fit only the same ranks)."""
+    names = ("checkpoint", "questions", "memory", "index")
+    inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
+    settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
+    launch = config.launch
+    ranks = {"launcher": "local"} if launch.launcher == "local" else launch.model_dump(include={"launcher", "num_workers", "zero_stage"})
+    return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs, "launch": ranks | {"gpu": launch.gpu}}
+
+
+def places(config: Config) -> Places:
+    """Directories of a run; runs of different recipes don't meet."""
+    output = Path(config.output).absolute()
+    return Places(output, output / f"run-{artefact.hash_of(recipe(config))[:12]}")
+
+
+def finished(config: Config) -> bool:
+    """Whether the CHECKPOINT and the report of this very run are there."""
+    where = places(config)
+    if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)) or not where.report.is_file():
+        return False
+    return bool(json.loads(where.report.read_text()).get("run") == where.run.name)
+
+
+def own_backbone(config: Config) -> bool:
+    """Whether the CHECKPOINT that the run starts from holds its LM itself."""
+    return bool(artefact.read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["own"])
+
+
+def threads_of_rank(config: Config, num_ranks: int) -> int:
+    """Torch threads of a rank."""
+    return config.launch.threads or max(1, (os.cpu_count() or 1) // num_ranks)
+
+
+def build_stage(config: Config, model: ClaraModel, where: Places, worker: Worker | None) -> JointStage:
+    """The stage that a configuration asks for."""
+    threads = max(1, int(config.joint.refresh.num_cpus))
+    versions = Versions(config, where.output, where.run, worker, threads)
+    held_out = None
+    if config.joint.evaluate_every:
+        chosen = choose(read_questions(config.questions), config.joint.evaluate_questions)
+        if not chosen:
+            raise InputError(
+                f"questions {config.questions!r}: no held-out question with a positive (split unseen or seen), which joint.evaluate_every asks "
+                "for; set it to 0 or make questions with a split"
+            )
+        held_out = HeldOut(chosen)
+    questions = read_questions(config.questions, "train")
+    return JointStage(model, questions, config, versions, held_out=held_out, store_backbone=own_backbone(config))
+
+
+def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, num_ranks: int, worker: Worker | None, device: str) -> None:
+    """Train on one rank to the last step, and write the CHECKPOINT.
+
+    Args:
+        config: the root, checked.
+        make_engine: an `Engine` for the stage; every rank calls it at the same time.
+        num_ranks: that share this machine's cores.
+        worker: runs refreshes for rank 0.
+        device: of the model.
+    """
+    where = places(config)
+    where.run.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(threads_of_rank(config, num_ranks))
+    model = load_checkpoint(config.checkpoint, config.backbone, device=device)
+    stage = build_stage(config, model, where, worker)
+    engine = make_engine(stage)
+
+    def log(step: int, values: dict[str, float]) -> None:
+        with open(where.metrics, "a", encoding="utf-8") as metrics:
+            metrics.write(json.dumps({"step": step, **values}) + "\n")
+
+    run(stage, engine, where.run, seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log)
+    stage.versions.finish()
+    with engine.whole_weights():
+        if engine.rank == 0:
+            state = stage.versions.state() | {"waited_seconds": stage.versions.blocked_seconds}
+            artefact.atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
+            save_checkpoint(model, where.checkpoint, stage="joint", recipe=recipe(config), store_backbone=own_backbone(config))
+    engine.barrier()
+
+
+# --- afterwards ------------------------------------------------------------------------------------------------------
+
+
+def read_metrics(path: Path) -> dict[int, dict[str, float]]:
+    """Figures by step (1-based). A step that was made again after a resume counts once; a half-written last line is left out."""
+    steps: dict[int, dict[str, float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        steps[int(values.pop("step"))] = values
+    return dict(sorted(steps.items()))
+
+
+def version_spans(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, int]]:
+    """Which MEMORY version each step used, as spans."""
+    spans: list[dict[str, int]] = []
+    for step, values in metrics.items():
+        version = int(values["used_memory_version"])
+        if spans and spans[-1]["version"] == version:
+            spans[-1]["last_step"] = step
+        else:
+            spans.append({"version": version, "first_step": step, "last_step": step})
+    return spans
+
+
+def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) -> dict[str, Any]:
+    """After training: the last re-encoding, where it is asked for, and the report, which is returned.
+
+    Args:
+        config: the root.
+        run_refresh: does a refresh job and waits for it.
+    """
+    where = places(config)
+    settings = config.joint
+    state = json.loads((where.run / "versions.json").read_text())
+    current = dict(state["current"])
+    began = time.monotonic()
+    compressor_moves = settings.train_compressor
+    lag = settings.steps - int(current["snapshot_step"]) if compressor_moves else 0
+    refreshes = [json.loads(p.read_text()) for p in sorted(where.run.glob("refresh-v*.json")) if p.name.count(".") == 1]
+    newest = max(refreshes, key=lambda r: int(r["number"]), default=None)
+    if newest is not None and int(newest["number"]) > int(current["number"]):
+        number = int(newest["number"])
+        current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
+        lag = settings.steps - int(newest["snapshot_step"])
+    if settings.refresh.final and compressor_moves and lag:
+        versions = Versions(config, where.output, where.run, None, threads_of_rank(config, 1))
+        number = int(current["number"]) + 1
+        result = run_refresh(versions.job(number, where.checkpoint))
+        current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
+        refreshes.append({"number": number, "snapshot_step": settings.steps, **vars(result)})
+        lag = 0
+    if lag:
+        logger.warning(
+            "MEMORY version %d lags the trained compressor by %d steps; set joint.refresh.final = true, or encode it anew",
+            current["number"],
+            lag,
+        )
+    report = summarise(config, where, current, refreshes, lag) | {
+        "waited_after_last_step_seconds": state["waited_seconds"],
+        "final_refresh_seconds": time.monotonic() - began,
+    }
+    artefact.atomic_write(where.report, json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def summarise(config: Config, where: Places, current: Mapping[str, Any], refreshes: list[dict[str, Any]], lag_steps: int) -> dict[str, Any]:
+    """The report: times, throughput, refreshes, versions by step, and where the newest MEMORY and INDEX lie."""
+    metrics = read_metrics(where.metrics)
+    seconds = sum(v["step_seconds"] for v in metrics.values())
+    blocked = sum(v["blocked_seconds"] for v in metrics.values())
+    manifest = artefact.read_manifest(current["memory"], "MEMORY")
+    # Each shard is two files of the same rows.
+    row_bytes = sum(f["bytes"] for f in manifest["files"]) / max(1, sum(f.get("rows", 0) for f in manifest["files"]) // 2)
+    return {
+        "run": where.run.name,
+        "steps": len(metrics),
+        "seconds": seconds,
+        "questions_per_second": len(metrics) * config.joint.questions_per_step / seconds if seconds else 0.0,
+        "blocked_seconds": blocked,
+        "blocked_share": blocked / seconds if seconds else 0.0,
+        "search_seconds": sum(v["search_seconds"] for v in metrics.values()),
+        "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
+        "refreshes": refreshes,
+        "versions_by_step": version_spans(metrics),
+        "checkpoint": str(where.checkpoint),
+        "memory": current["memory"],
+        "index": current["index"],
+        "memory_lag_steps": lag_steps,
+        "last": metrics[max(metrics)] if metrics else {},
+    }

@@ -1,0 +1,224 @@
+"""Stage `joint` for the loop: pools drawn from the MEMORY version in use, batches, refreshes beside training.
+
+Shapes: B questions, N candidates, M memory tokens, D hidden size.
+"""
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clara.config import Config
+from clara.memory import MemoryStore
+from clara.model import COMPRESSOR, GENERATOR, QUERY_REASONER, ClaraModel
+from clara.questions import Question
+from clara.steps import JointBatch, JointStep
+from training.candidates import NO_ROW, Candidates, Known, generator
+from training.engine import Engine
+from training.heldout import HeldOut
+from training.loop import Stage, sample, shard
+from training.versions import Versions
+
+_QUERIES_AT_ONCE = 16
+# Places of random numbers that belong to no pool.
+_RIGHT_MEMORY_PLACE = 30_000
+
+
+def trained_roles(config: Config) -> list[str]:
+    """The adapters that this stage trains."""
+    joint = config.joint
+    chosen = {QUERY_REASONER: joint.train_query_reasoner, GENERATOR: joint.train_generator, COMPRESSOR: joint.train_compressor}
+    return [role for role, trained in chosen.items() if trained]
+
+
+def shuffled_answers(questions: list[Question], seed: int) -> list[Question]:
+    """The control: every question with another one's answers."""
+    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
+    # A rotation along a random order: nobody keeps their own.
+    successor = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
+    return [dataclasses.replace(q, answers=questions[successor[i]].answers) for i, q in enumerate(questions)]
+
+
+class JointStage(Stage):
+    """Retrieval and generation by the answer's loss, over pools from MEMORY."""
+
+    def __init__(
+        self,
+        model: ClaraModel,
+        questions: list[Question],
+        config: Config,
+        versions: Versions,
+        *,
+        held_out: HeldOut | None = None,
+        store_backbone: bool = False,
+    ) -> None:
+        """Freeze what does not train.
+
+        Args:
+            model: its query reasoner, generator and compressor train as configured.
+            questions: of the training split.
+            config: the root; sections `joint` and `retrieval`.
+            versions: MEMORY and INDEX.
+            held_out: questions to evaluate on; None: none.
+            store_backbone: snapshots hold the LM too.
+        """
+        settings = config.joint
+        self.name, self.steps, self.optimiser = "joint", settings.steps, settings.optimiser
+        self.module: nn.Module = JointStep(model, settings)
+        model.train_only(trained_roles(config))
+        self.versions = versions
+        self._model, self._config, self._settings = model, config, settings
+        self._questions = shuffled_answers(questions, config.seed) if settings.shuffle_answers else questions
+        self._held_out, self._store_backbone = held_out, store_backbone
+        store, index = versions.open()
+        self.candidates = Candidates(settings, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index)
+        self._known: dict[int, Known] = {}
+        self._search_seconds = 0.0
+        self._used_version = 0
+        self._engine: Engine | None = None
+
+    # --- what the loop asks ------------------------------------------------------------------------------------------
+
+    def groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """Each role with its own rate."""
+        rates: Mapping[str, float] = {str(role): rate for role, rate in self._settings.learning_rates.items()}
+        roles = trained_roles(self._config)
+        return [(rates.get(role, self.optimiser.learning_rate), self._model.role_parameters(role)) for role in roles]
+
+    def rows(self, step: int) -> int:
+        """See the base class."""
+        return self._settings.questions_per_step
+
+    def begin(self, engine: Engine) -> None:
+        """Learn who shares the work."""
+        self._engine = engine
+        self.versions.begin(engine.rank)
+
+    def fresh_start(self) -> None:
+        """Take the snapshot that is due before the first step."""
+        self.versions.after_update(0, self._model, self._begun(), store_backbone=self._store_backbone)
+
+    def micro_batches(self, step: int, rank: int, world: int) -> list[JointBatch]:
+        """See the base class. Pools are drawn from the MEMORY version in use, which is the same on every rank."""
+        began = time.monotonic()
+        self._used_version = self.versions.current.number
+        chosen = sample(self._config.seed, step, self.rows(step), len(self._questions))
+        parts = shard(range(len(chosen)), rank, world, self._settings.micro_batch)
+        places = [place for part in parts for place in part]
+        own = self._own_candidates([chosen[p] for p in places])
+        of_step = self._exchange(own)
+        pools = self.candidates.pools(of_step, places, [self._known_rows(chosen[p]) for p in places], step)
+        self._search_seconds = time.monotonic() - began
+        by_place = dict(zip(places, pools, strict=True))
+        return [self._batch(step, part, [chosen[p] for p in part], [by_place[p] for p in part]) for part in parts]
+
+    def announcement(self, step: int) -> float:
+        """See the base class."""
+        return self.versions.announcement(step)
+
+    def before_step(self, step: int, announced: float) -> None:
+        """Switch, where every rank was told so: this step's batches are drawn, so the new version begins with the next."""
+        if self.versions.switch(step, announced):
+            self._open()
+
+    def after_step(self, step: int, engine: Engine) -> dict[str, float]:
+        """See the base class."""
+        self.versions.after_update(step + 1, self._model, engine, store_backbone=self._store_backbone)
+        figures = {
+            "used_memory_version": float(self._used_version),
+            "search_seconds": self._search_seconds,
+            "blocked_seconds": self.versions.blocked_seconds,
+        }
+        self.versions.blocked_seconds = 0.0
+        every = self._settings.evaluate_every
+        if self._held_out is not None and every and (step + 1) % every == 0:
+            figures |= self._held_out.evaluate(self._model, self.candidates, engine)
+        return figures
+
+    def state(self) -> dict[str, Any]:
+        """See the base class."""
+        return {"versions": self.versions.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See the base class."""
+        self.versions.restore(state["versions"])
+        self._open()
+
+    # --- batches -----------------------------------------------------------------------------------------------------
+
+    def _begun(self) -> Engine:
+        if self._engine is None:
+            raise RuntimeError("the stage has not begun")
+        return self._engine
+
+    def _open(self) -> None:
+        began = time.monotonic()
+        self.candidates.use(*self.versions.open())
+        self.versions.blocked_seconds += time.monotonic() - began
+
+    @property
+    def _store(self) -> MemoryStore:
+        return self.candidates.store
+
+    def _known_rows(self, question: int) -> Known:
+        # Rows are the same in every version.
+        if question not in self._known:
+            self._known[question] = Known.of(self._questions[question], self._store)
+        return self._known[question]
+
+    def _own_candidates(self, questions: list[int]) -> list[list[int]]:
+        chosen = [self._questions[q] for q in questions]
+        searching = self.candidates.index is not None and self._settings.from_index and not self._settings.published_pool
+        query_BMD = encode_questions(self._model, chosen) if searching else None
+        return self.candidates.own(chosen, [self._known_rows(q) for q in questions], query_BMD)
+
+    def _exchange(self, own: list[list[int]]) -> list[list[int]]:
+        """Own candidates of all questions of the step, in order of their places: rank r holds places r, r + world, …"""
+        size = self._settings.num_candidates
+        rows = torch.full((len(own), size), NO_ROW, dtype=torch.int64)
+        for row, candidates in enumerate(own):
+            rows[row, : len(candidates)] = torch.tensor(candidates, dtype=torch.int64)
+        gathered = self._begun().gather(rows)
+        in_order = gathered.transpose(0, 1).reshape(-1, size)
+        return [[r for r in row if r != NO_ROW] for row in in_order.tolist()]
+
+    def _batch(self, step: int, places: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
+        size, device = self._settings.num_candidates, self._model.backbone.device
+        memory_BNMD, valid_BN = self.candidates.memory(pools, size)
+        chosen, known = [self._questions[q] for q in questions], [self._known_rows(q) for q in questions]
+        positive_BN = torch.zeros_like(valid_BN)
+        for row, (pool, k) in enumerate(zip(pools, known, strict=True)):
+            positive_BN[row, : len(pool)] = torch.tensor([r in k.positive for r in pool], dtype=torch.bool)
+        texts = [self.candidates.token_ids(pool, self._model) for pool in pools] if self._settings.train_compressor else []
+        return JointBatch(
+            questions=[self._model.question_ids(q.question) for q in chosen],
+            prompts=[self._model.prompts.question(q.question, q.answers[0]) for q in chosen],
+            memory=memory_BNMD.to(device),
+            valid=valid_BN.to(device),
+            positive=positive_BN.to(device),
+            candidates=texts,
+            right_memory=[self._right_memory(step, p, k) for p, k in zip(places, known, strict=True)],
+        )
+
+    def _right_memory(self, step: int, place: int, known: Known) -> Tensor | None:
+        """A known positive's memory `[M, D]` for the configured share of questions."""
+        if not self._settings.right_memory_share or not known.positive:
+            return None
+        dice = generator(self._config.seed, step, place + _RIGHT_MEMORY_PLACE)
+        if float(torch.rand((), generator=dice)) >= self._settings.right_memory_share:
+            return None
+        row = known.positive[int(torch.randint(len(known.positive), (), generator=dice))]
+        return torch.from_numpy(self._store.memory([row]))[0].to(self._model.backbone.device)
+
+
+@torch.no_grad()
+def encode_questions(model: ClaraModel, questions: list[Question]) -> Tensor:
+    """Query vectors `[B, M, D]` of the query reasoner as it is now."""
+    parts = [
+        model.encode_questions([q.question for q in questions[i : i + _QUERIES_AT_ONCE]])
+        for i in range(0, len(questions), _QUERIES_AT_ONCE)
+    ]
+    return torch.cat(parts)

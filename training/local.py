@@ -1,0 +1,33 @@
+"""Joint training in one plain torch process: for debugging, and on a single borrowed GPU."""
+
+import torch
+
+from clara.config import Config
+from clara.errors import InputError
+from training.engine import LocalEngine
+from training.joint_run import train_rank
+from training.joint_stage import JointStage
+from training.refresh import ProcessWorker
+
+
+def device(config: Config) -> str:
+    """Where the model computes.
+
+    Raises:
+        InputError: a GPU is asked for and not there.
+    """
+    if not config.launch.gpu:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise InputError("launch.gpu is true, and there is no CUDA device here; run where there is one, or set launch.gpu=false")
+    return "cuda"
+
+
+def engine(stage: JointStage) -> LocalEngine:
+    """One process that is all ranks."""
+    return LocalEngine(stage.module, stage.groups(), stage.optimiser)
+
+
+def train(config: Config) -> None:
+    """Train to the last step in this process."""
+    train_rank(config, engine, num_ranks=1, worker=ProcessWorker(), device=device(config))

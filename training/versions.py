@@ -1,0 +1,230 @@
+"""MEMORY versions of a run: when a snapshot is taken, who encodes it, and the one step at which all ranks switch.
+
+Rank 0 alone knows how far a refresh is. It tells the others through the sum that every step makes anyway: the number of the version that is
+ready, its negative when a refresh is given up, else 0. So every rank switches ahead of the same step, and no step mixes versions.
+"""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clara.index import MemoryIndex
+
+from clara.artefact import atomic_write, manifest_hash
+from clara.checkpoint import save_checkpoint
+from clara.config import Config, Refresh
+from clara.memory import MemoryStore
+from clara.model import ClaraModel
+from training.engine import Engine
+from training.refresh import RefreshError, RefreshJob, RefreshResult, Ticket, Worker, expected_fingerprint, fingerprint_of
+
+logger = logging.getLogger(__name__)
+
+
+def snapshot_due(updates: int, settings: Refresh) -> bool:
+    """Whether a snapshot is taken after that many updates."""
+    if settings.policy == "none" or updates < settings.start_step:
+        return False
+    since = updates - settings.start_step
+    return since == 0 or (settings.every_steps > 0 and since % settings.every_steps == 0)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A MEMORY with its INDEX: where they lie, their hashes, and after how many updates the compressor was that made it."""
+
+    number: int
+    memory: str
+    index: str
+    memory_hash: str
+    index_hash: str
+    snapshot_step: int
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A refresh under way: the version that it makes, and the updates after which its snapshot was taken."""
+
+    number: int
+    snapshot_step: int
+
+
+class Versions:
+    """The versions of one run, on one rank."""
+
+    def __init__(self, config: Config, output: Path, run_directory: Path, worker: Worker | None, threads: int) -> None:
+        self._config, self._settings = config, config.joint.refresh
+        self._output, self._run = output, run_directory
+        self._worker, self._threads = worker, threads
+        self.current = Version(
+            0, config.memory, config.index, manifest_hash(config.memory), manifest_hash(config.index) if config.index else "", 0
+        )
+        self.pending: Pending | None = None
+        self.blocked_seconds = 0.0
+        self._ticket: Ticket | None = None
+        self._ready: RefreshResult | None = None
+        self._attempt = 0
+        self._rank = 0
+
+    def begin(self, rank: int) -> None:
+        """Learn which rank this is."""
+        self._rank = rank
+
+    # --- opening -----------------------------------------------------------------------------------------------------
+
+    def open(self) -> tuple[MemoryStore, MemoryIndex | None]:
+        """The version in use.
+
+        Raises:
+            InputError: it is damaged, or made by another compressor than this run's.
+        """
+        version = self.current
+        source = self._snapshot(version.number) if version.number else Path(self._config.checkpoint)
+        backbone = self._config.backbone
+        expected = expected_fingerprint(source, backbone.path, fingerprint_of(version.memory), dtype=backbone.dtype)
+        store = MemoryStore.open(version.memory, accept=[expected])
+        return store, MemoryIndex.open(version.index, store) if version.index else None
+
+    def _snapshot(self, number: int) -> Path:
+        return self._run / f"snapshot-v{number}"
+
+    # --- a refresh's life --------------------------------------------------------------------------------------------
+
+    def after_update(self, updates: int, model: ClaraModel, engine: Engine, *, store_backbone: bool) -> None:
+        """Take a snapshot where one is due, and start its refresh. Every rank calls it."""
+        if not snapshot_due(updates, self._settings):
+            return
+        if self.pending is not None:
+            if self._rank == 0:
+                logger.warning("refresh: version %d is still being made after step %d; no snapshot this time", self.pending.number, updates)
+            return
+        began = time.monotonic()
+        self.pending = Pending(self.current.number + 1, updates)
+        with engine.whole_weights():
+            if self._rank == 0:
+                recipe = {"snapshot_after_step": updates}
+                save_checkpoint(model, self._snapshot(self.pending.number), stage="joint", recipe=recipe, store_backbone=store_backbone)
+        self._attempt = 0
+        self._start()
+        self.blocked_seconds += time.monotonic() - began
+
+    def _start(self) -> None:
+        if self._rank != 0 or self.pending is None:
+            return
+        if self._worker is None:
+            raise RuntimeError("rank 0 has no worker for refreshes")
+        number = self.pending.number
+        self._attempt += 1
+        self._ready = None
+        self._notes(number).unlink(missing_ok=True)
+        job = self.job(number, self._snapshot(number))
+        self._ticket = self._worker.start(job, self._run / f"refresh-v{number}.log")
+        logger.info("refresh: version %d begins (snapshot after step %d, try %d)", number, self.pending.snapshot_step, self._attempt)
+
+    def job(self, number: int, checkpoint: Path) -> RefreshJob:
+        """The refresh that makes version `number` of a checkpoint."""
+        return RefreshJob(
+            checkpoint=str(checkpoint),
+            backbone=self._config.backbone.path,
+            parent=self.current.memory,
+            memory=str(self._output / f"memory-v{number}"),
+            index=str(self._output / f"index-v{number}"),
+            factory=self._config.retrieval.factory,
+            batch_tokens=self._config.corpus_job.batch_tokens,
+            threads=self._threads,
+        )
+
+    def announcement(self, step: int) -> float:
+        """Rank 0: the number of a version that is ready, its negative if it is given up; everybody else and otherwise 0."""
+        if self._rank != 0 or self.pending is None or (self._settings.switch == "fixed" and step < self._last_step()):
+            return 0.0
+        began = time.monotonic()
+        number = self._poll(wait=self._settings.switch == "fixed")
+        self.blocked_seconds += time.monotonic() - began
+        return float(number)
+
+    def _last_step(self) -> int:
+        """The last step (0-based) on the old version under `fixed`."""
+        return (self.pending.snapshot_step if self.pending else 0) + self._settings.delta_steps - 1
+
+    def _poll(self, *, wait: bool, timeout_seconds: float = float("inf")) -> int:
+        """Number of the pending version once it is ready, its negative once its tries are used up, else 0."""
+        deadline = time.monotonic() + timeout_seconds
+        while self.pending is not None and self._ticket is not None:
+            try:
+                self._ready = self._ticket.result(timeout_seconds=1.0 if wait else 0.0)
+            except RefreshError as failure:
+                logger.warning("refresh: try %d of version %d failed: %s", self._attempt, self.pending.number, failure)
+                if self._attempt >= self._settings.max_attempts:
+                    logger.error("refresh: version %d is given up; training stays on version %d", self.pending.number, self.current.number)
+                    return -self.pending.number
+                self._start()
+                if not wait:
+                    return 0
+                continue
+            if self._ready is not None:
+                logger.info(
+                    "refresh: version %d is ready: %d rows, %d bytes, %.1f s", self.pending.number, self._ready.rows, self._ready.bytes,
+                    self._ready.seconds,
+                )  # fmt: skip
+                self._note(self._ready)
+                return self.pending.number
+            if not wait or time.monotonic() > deadline:
+                return 0
+        return 0
+
+    def switch(self, step: int, announced: float) -> bool:
+        """Ahead of step `step` (0-based), whose batches are drawn: take what was announced; it holds from step + 1 on. True after a switch."""
+        if announced == 0 or self.pending is None:
+            return False
+        number, snapshot_step, self.pending = self.pending.number, self.pending.snapshot_step, None
+        self._ticket = None
+        if announced < 0:
+            return False
+        memory, index = self._output / f"memory-v{number}", self._output / f"index-v{number}"
+        self.current = Version(number, str(memory), str(index), manifest_hash(memory), manifest_hash(index), snapshot_step)
+        record = {"rank": self._rank, "first_step": step + 2, **dataclasses.asdict(self.current)}
+        with open(self._run / f"switches-rank{self._rank}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        logger.info("rank %d: from step %d on MEMORY version %d, manifest %s", self._rank, step + 2, number, self.current.memory_hash)
+        return True
+
+    def finish(self) -> None:
+        """After the last step: wait for a refresh under way, `wait_seconds` at most. It is not used in training any more."""
+        if self._rank != 0 or self.pending is None:
+            return
+        logger.info("refresh: waiting for version %d (at most %.0f s)", self.pending.number, self._settings.wait_seconds)
+        began = time.monotonic()
+        number = self._poll(wait=True, timeout_seconds=self._settings.wait_seconds)
+        self.blocked_seconds += time.monotonic() - began
+        if number == 0 and self._ticket is not None:
+            self._ticket.stop()
+            logger.error("refresh: version %d is not ready after %.0f s and is given up", self.pending.number, self._settings.wait_seconds)
+
+    def _notes(self, number: int) -> Path:
+        return self._run / f"refresh-v{number}.json"
+
+    def _note(self, result: RefreshResult) -> None:
+        """Keep what a refresh made for the report."""
+        if self.pending is None:
+            return
+        record = dataclasses.asdict(self.pending) | dataclasses.asdict(result)
+        atomic_write(self._notes(self.pending.number), json.dumps(record, indent=1) + "\n")
+
+    # --- resuming ----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """For a run state."""
+        return {"current": dataclasses.asdict(self.current), "pending": dataclasses.asdict(self.pending) if self.pending else None}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave, and start a refresh that was under way again."""
+        self.current = Version(**state["current"])
+        self.pending = Pending(**state["pending"]) if state["pending"] else None
+        self._attempt = 0
+        self._start()
