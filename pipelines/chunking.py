@@ -56,8 +56,6 @@ def chunk_document(document: Document, tokens: Tokens, max_tokens: int, overlap_
     Raises:
         ChunkingError: the text has no tokens.
     """
-    if not tokens.count(document.text):
-        raise ChunkingError("the tokenizer finds no token in the text")
     title = _fit(document.title, tokens, max_tokens // 2)
     chunks = []
     for start, end, num_tokens, mid_sentence in _spans(title, document.text, tokens, max_tokens, overlap_tokens):
@@ -65,6 +63,8 @@ def chunk_document(document: Document, tokens: Tokens, max_tokens: int, overlap_
         identity = chunk_id(title, text)
         truncated = mid_sentence or title != document.title
         chunks.append(Chunk(row_id(identity), identity, document.id, title, text, start, end, num_tokens, truncated, document.source))
+    if not chunks:
+        raise ChunkingError("the tokenizer finds no token in the text")
     return chunks
 
 
@@ -134,7 +134,8 @@ def _cut(text: str, starts: Sequence[int], ends: Sequence[int], begin: int, done
 
 def _repeat_from(text: str, starts: Sequence[int], ends: Sequence[int], begin: int, end: int, overlap_tokens: int) -> int:
     """Where the next chunk begins so that it repeats at most about `overlap_tokens`: at a sentence, else at a word, else at `end`."""
-    target = starts[max(bisect.bisect_left(starts, end) - overlap_tokens, 0)]
+    # One less: with some tokenizers a token begins at the white space behind the sentence's end, with others after it.
+    target = starts[max(bisect.bisect_left(starts, end) - overlap_tokens, 0)] - 1
     place = bisect.bisect_left(ends, target)
     if place < len(ends) and begin < ends[place] < end:
         return ends[place]
