@@ -71,6 +71,7 @@ class Backbone(nn.Module):
         self.lm = lm.requires_grad_(False)
         _switch_off_dropout(lm)
         self.folder = folder
+        self._recomputes = False
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.trunk_path = next(name for name, module in lm.named_modules() if module is lm.get_decoder())
         self.layers = install(lm.get_decoder())
@@ -128,6 +129,18 @@ class Backbone(nn.Module):
             return nullcontext(), routed(current_route())
 
         self.lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts})
+        self._recomputes = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Switch the mode of the modules. The LM stays in training mode where it recomputes: transformers checkpoints in no other.
+
+        Nothing else in it depends on the mode: its dropout is off, and that of the adapters is an argument of each pass.
+        """
+        super().train(mode)
+        if self._recomputes:
+            self.lm.train()
+        return self
 
     @property
     def hidden_size(self) -> int:

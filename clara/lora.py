@@ -8,9 +8,7 @@ recomputation of a checkpointed layer; it leaves no state behind and differs fro
 import json
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,14 +34,18 @@ class Route:
 _ROUTE: ContextVar[Route] = ContextVar("route", default=Route())
 
 
-@contextmanager
-def routed(route: Route) -> Iterator[None]:
-    """Passes inside this context use this route."""
-    token = _ROUTE.set(route)
-    try:
-        yield
-    finally:
-        _ROUTE.reset(token)
+class routed:  # noqa: N801
+    """Passes inside this context use this route. It may be entered again, as each recomputation of a checkpointed layer does."""
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
+        self._tokens: list[Token[Route]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_ROUTE.set(self._route))
+
+    def __exit__(self, *error: object) -> None:
+        _ROUTE.reset(self._tokens.pop())
 
 
 def current_route() -> Route:

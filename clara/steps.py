@@ -148,8 +148,10 @@ class JointStep(nn.Module):
             figures |= _told(losses)
         if settings.labels_weight:
             labels = info_nce(scores_BN, batch.positive, settings.temperature, batch.valid)
-            loss = loss + settings.labels_weight * labels * share
-            figures["labels_loss"] = (float(labels.detach()) * len(batch.questions), len(batch.questions))
+            # Questions without a known positive count as zero, so that the step's gradient does not depend on how its batch was cut.
+            num_labelled = figures["pool_has_positive"][0]
+            loss = loss + settings.labels_weight * labels * num_labelled / num_rows
+            figures["labels_loss"] = (float(labels.detach()) * num_labelled, num_labelled)
         if settings.utility_weight:
             utilities_BN = self.utilities(batch) if batch.utilities is None else batch.utilities
             divergence = utility_divergence(scores_BN, utilities_BN, settings.temperature, settings.utility_temperature, batch.valid)
@@ -167,9 +169,12 @@ class JointStep(nn.Module):
         counts = batch.valid.sum(dim=1).clamp(max=self.settings.num_selected).tolist()
         memory_BNMD = batch.memory.to(weights_BKN.dtype)
         selected_BKMD = torch.einsum("bkn,bnmd->bkmd", weights_BKN, memory_BNMD)
-        if self.settings.train_compressor and batch.candidates:
+        if self.settings.train_compressor:
+            if len(batch.candidates) != len(batch.questions):
+                raise ValueError("a joint step that trains the compressor needs the token ids of every question's candidates")
             chosen = [batch.candidates[row][n] for row, count in enumerate(counts) for n in indices_BK[row, :count].tolist()]
-            fresh = list(self.model.encode(chosen, COMPRESSOR, dropout=True).memory.split(counts))
+            # Pools without any candidate still make the pass, on an empty text, as every rank makes the same collective calls.
+            fresh = list(self.model.encode(chosen or [[]], COMPRESSOR, dropout=True).memory[: len(chosen)].split(counts))
             through = selected_BKMD - selected_BKMD.detach()
             memories = [fresh[row] + through[row, :count] for row, count in enumerate(counts)]
         else:
@@ -197,13 +202,16 @@ def _told(losses: AnswerLosses) -> dict[str, tuple[float, float]]:
 
 
 def _retrieval(scores_BN: Tensor, indices_BK: Tensor, batch: JointBatch) -> dict[str, tuple[float, float]]:
-    """Share of pools with a positive, and among those how often one is selected, and is first."""
+    """Share of pools with a positive, among those how often one is selected, and is first; the best score's lead over the pool's mean."""
     has_B = (batch.positive & batch.valid).any(dim=1)
     selected_BK = batch.positive.gather(1, indices_BK) & has_B[:, None]
     count = float(has_B.sum())
+    scores_BN, size_B = scores_BN.detach().masked_fill(~batch.valid, 0.0), batch.valid.sum(dim=1)
+    best_B = scores_BN.masked_fill(~batch.valid, -torch.inf).max(dim=1).values
+    spread_B = (best_B - scores_BN.sum(dim=1) / size_B)[size_B > 0]
     return {
         "pool_has_positive": (count, len(has_B)),
         "positive_selected": (float(selected_BK.any(dim=1).sum()), count),
         "positive_first": (float(selected_BK[:, 0].sum()), count),
-        "score_spread": (float((scores_BN.max(dim=1).values - scores_BN.mean(dim=1)).sum()), len(has_B)),
+        "score_spread": (float(spread_B.sum()), len(spread_B)),
     }

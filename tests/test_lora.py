@@ -44,9 +44,13 @@ def test_adapters_load_in_peft_and_give_the_same_states(tmp_path: Path, family: 
 
 
 def test_the_route_ends_with_its_context_even_after_an_error():
-    with pytest.raises(RuntimeError, match="inside"), routed(Route("compressor")):
-        assert current_route() == Route("compressor")
-        raise RuntimeError("inside")
+    def fail() -> None:
+        with routed(Route("compressor")):
+            assert current_route() == Route("compressor")
+            raise RuntimeError("inside")
+
+    with pytest.raises(RuntimeError, match="inside"):
+        fail()
     assert current_route() == Route()
 
 

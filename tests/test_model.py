@@ -1,5 +1,6 @@
 """Compressing and answering: invariance to the batch, brute-force twins, and where memories are written."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def test_memory_is_the_last_states_of_the_whole_lm_at_the_memory_tokens(tiny_bac
         wanted = states[-4:]
         if model.settings.residual == "segment_mean":
             bounds = [m * len(text) // 4 for m in range(5)]
-            means = torch.stack([embedding[torch.tensor(text[a:b])].mean(dim=0) for a, b in zip(bounds, bounds[1:], strict=False)])
+            means = torch.stack([embedding[torch.tensor(text[a:b])].mean(dim=0) for a, b in itertools.pairwise(bounds)])
             wanted = model.slots.gate[:, None] * wanted / (wanted.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() + means
         got = model.encode([text], COMPRESSOR)
     torch.testing.assert_close(got.memory[0], wanted, atol=1e-10, rtol=1e-10)
