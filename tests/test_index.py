@@ -1,0 +1,243 @@
+"""INDEX: against brute force, exclusion, ties, versions of MEMORY, and what must be refused."""
+
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from clara.artefact import read_manifest, write_manifest
+from clara.encode import key_projection
+from clara.errors import InputError
+from clara.fingerprint import Fingerprint
+from clara.index import FILE, MemoryIndex, build_index, exact_search, resolve_factory
+from clara.memory import MemoryStore, complete_memory, shard_name, write_shard
+from clara.records import Chunk, chunk_id, row_id
+from pipelines.build_index import main
+
+M, D = 2, 12
+Floats = NDArray[np.float32]
+
+
+def chunk(number: int) -> Chunk:
+    identity = chunk_id("", f"text {number}")
+    return Chunk(row_id(identity), identity, f"document-{number}", "", f"text {number}", 0, 8, 3, False)
+
+
+def write_memory(
+    directory: Path, memory: Floats, *, key_size: int = M * D, num_shards: int = 3, tombstones: list[int] | None = None
+) -> Path:
+    fingerprint = Fingerprint("b", "c", "t", "float32", M, D, "none", True, 96, 0, key_size, 0)
+    keys = key_projection(M, D, key_size, 0).keys(memory)
+    chunks = [chunk(number) for number in range(len(memory))]
+    reports = []
+    for shard in range(num_shards):
+        rows = [i for i, c in enumerate(chunks) if c.row_id % num_shards == shard]
+        reports.append(
+            write_shard(
+                directory, shard_name(shard, num_shards), [chunks[i] for i in rows], memory[rows], keys[rows], "float16",
+                fingerprint=fingerprint.hash,
+            )
+        )  # fmt: skip
+    manifest = complete_memory(
+        directory, reports, fingerprint=fingerprint, codec="float16", num_shards=num_shards, recipe={}, counts={"rows": len(memory)}
+    )
+    if tombstones:
+        fields = {k: manifest[k] for k in ("fingerprint_fields", "codec", "num_shards", "shards", "overlays")}
+        write_manifest(
+            directory, kind="MEMORY", files=manifest["files"], recipe={}, fingerprint=fingerprint.hash, tombstones=tombstones, **fields
+        )
+    return directory
+
+
+def random_memory(number: int, seed: int = 0) -> Floats:
+    return np.random.default_rng(seed).standard_normal((number, M, D)).astype(np.float32)
+
+
+def brute_force(store: MemoryStore, query: Floats, k: int, exclude: set[int] = frozenset()) -> list[tuple[int, float]]:  # type: ignore[assignment]
+    scored = []
+    for row in store.row_ids.tolist():
+        if row not in exclude:
+            value = store.memory([row])[0].ravel().astype(np.float64)
+            asked = query.ravel().astype(np.float64)
+            scored.append((row, float(value @ asked / np.linalg.norm(value) / np.linalg.norm(asked))))
+    return sorted(scored, key=lambda pair: (-pair[1], pair[0]))[:k]
+
+
+@pytest.fixture(scope="module")
+def memory_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_memory(tmp_path_factory.mktemp("memory") / "memory", random_memory(200))
+
+
+@pytest.fixture(scope="module")
+def store(memory_dir: Path) -> MemoryStore:
+    return MemoryStore.open(memory_dir)
+
+
+@pytest.fixture(scope="module")
+def index(memory_dir: Path, store: MemoryStore, tmp_path_factory: pytest.TempPathFactory) -> MemoryIndex:
+    output = tmp_path_factory.mktemp("index") / "index"
+    build_index(memory_dir, output)
+    return MemoryIndex.open(output, store)
+
+
+def test_search_equals_brute_force(store: MemoryStore, index: MemoryIndex) -> None:
+    query = random_memory(7, seed=1)
+    rows, scores = index.search(query, 10, first_level=200)
+    for number in range(7):
+        expected = brute_force(store, query[number], 10)
+        assert rows[number].tolist() == [row for row, _ in expected]
+        np.testing.assert_allclose(scores[number], [score for _, score in expected], atol=1e-6)
+    assert np.array_equal(exact_search(store, query, 10), rows)
+
+
+def test_a_small_first_level_suffices_where_the_key_is_the_cosine(index: MemoryIndex) -> None:
+    # With KD = M·D the key's inner product is the cosine itself, but for float16.
+    query = random_memory(20, seed=2)
+    assert np.array_equal(index.search(query, 5, first_level=12)[0], index.search(query, 5, first_level=200)[0])
+
+
+def test_results_do_not_depend_on_the_batch(index: MemoryIndex) -> None:
+    query = random_memory(9, seed=3)
+    rows, scores = index.search(query, 6, first_level=30)
+    for number in range(9):
+        alone = index.search(query[number : number + 1], 6, first_level=30)
+        assert np.array_equal(alone[0][0], rows[number])
+        assert np.array_equal(alone[1][0], scores[number])
+
+
+def test_small_groups_of_queries_give_the_same(index: MemoryIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = random_memory(9, seed=4)
+    whole = index.search(query, 6, first_level=30)
+    monkeypatch.setattr("clara.index._PAYLOAD_BYTES", 4 * M * D * 30 * 2)
+    parts = index.search(query, 6, first_level=30)
+    assert np.array_equal(whole[0], parts[0])
+    assert np.array_equal(whole[1], parts[1])
+    assert np.array_equal(exact_search(index.store, query, 6), whole[0])
+
+
+def test_excluded_rows_make_room_for_the_next(store: MemoryStore, index: MemoryIndex) -> None:
+    query = random_memory(2, seed=5)
+    first, _ = index.search(query, 8, first_level=8)
+    barred = set(first[0, :5].tolist())
+    rows, _ = index.search(query, 8, first_level=8, exclude=[barred, {123456}])
+    assert rows[0].tolist() == [row for row, _ in brute_force(store, query[0], 8, barred)]
+    assert np.array_equal(rows[1], first[1])
+
+
+def test_fewer_rows_than_asked_are_filled_with_minus_one(tmp_path: Path) -> None:
+    memory = write_memory(tmp_path / "memory", random_memory(4))
+    build_index(memory, tmp_path / "index")
+    rows, scores = MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory)).search(random_memory(1), 6)
+    assert (rows[0, :4] >= 0).all()
+    assert rows[0, 4:].tolist() == [-1, -1]
+    assert np.isneginf(scores[0, 4:]).all()
+
+
+def test_equal_scores_come_by_row_id(tmp_path: Path) -> None:
+    memory = write_memory(tmp_path / "memory", np.repeat(random_memory(1), 20, axis=0))
+    build_index(memory, tmp_path / "index")
+    store = MemoryStore.open(memory)
+    rows, _ = MemoryIndex.open(tmp_path / "index", store).search(random_memory(1, seed=9), 20)
+    assert rows[0].tolist() == store.row_ids.tolist()
+
+
+def test_zero_memories_score_zero(tmp_path: Path) -> None:
+    values = random_memory(3)
+    values[1] = 0
+    memory = write_memory(tmp_path / "memory", values)
+    build_index(memory, tmp_path / "index")
+    rows, scores = MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory)).search(np.zeros((1, M, D), np.float32), 3)
+    assert sorted(rows[0].tolist()) == rows[0].tolist()
+    assert scores.tolist() == [[0, 0, 0]]
+
+
+def test_a_torch_query_is_the_same(index: MemoryIndex) -> None:
+    query = random_memory(2, seed=6)
+    assert np.array_equal(index.search(torch.from_numpy(query).requires_grad_(), 3)[0], index.search(query, 3)[0])
+
+
+def test_removed_rows_are_not_indexed(tmp_path: Path) -> None:
+    gone = [chunk(3).row_id, chunk(17).row_id]
+    memory = write_memory(tmp_path / "memory", random_memory(30), tombstones=gone)
+    manifest = build_index(memory, tmp_path / "index")
+    index: Any = faiss.read_index(str(tmp_path / "index" / FILE))
+    ids = faiss.vector_to_array(index.id_map)
+    assert sorted(ids.tolist()) == sorted({chunk(n).row_id for n in range(30)} - set(gone))
+    assert manifest["counts"]["rows"] == 28
+
+
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF8,PQ6x4", "SQ8", pytest.param("OPQ4_12,IVF8,PQ4x4", marks=pytest.mark.slow)])
+def test_trained_factories_find_most(tmp_path: Path, factory: str) -> None:
+    memory = write_memory(tmp_path / "memory", random_memory(1500))
+    manifest = build_index(memory, tmp_path / "index", factory, num_queries=20, first_level=300)
+    assert manifest["factory"] == factory
+    assert manifest["measured"]["recall_at_10"] > 0.5
+    again = build_index(memory, tmp_path / "again", factory, num_queries=20, first_level=300)
+    assert again["files"] == manifest["files"]
+
+
+def test_low_recall_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    memory = write_memory(tmp_path / "memory", random_memory(400), key_size=M)
+    manifest = build_index(memory, tmp_path / "index", first_level=10)
+    assert manifest["measured"]["recall_at_10"] < 0.9
+    assert "raise first_level" in caplog.text
+
+
+def test_factory_by_size() -> None:
+    assert resolve_factory("auto", 50_000) == "Flat"
+    assert resolve_factory("auto", 1_000_000) == "IVF4096,SQfp16"
+    assert resolve_factory("auto", 10_000_000).startswith("OPQ64,IVF")
+    assert resolve_factory("HNSW32", 10) == "HNSW32"
+
+
+def test_another_memory_is_refused_with_both_hashes(tmp_path: Path, memory_dir: Path, store: MemoryStore) -> None:
+    other = write_memory(tmp_path / "memory", random_memory(200, seed=8))
+    build_index(other, tmp_path / "index", num_queries=0)
+    with pytest.raises(InputError) as caught:
+        MemoryIndex.open(tmp_path / "index", store)
+    assert store.hash in str(caught.value)
+    assert MemoryStore.open(other).hash in str(caught.value)
+
+
+def test_bad_queries_are_refused(index: MemoryIndex) -> None:
+    with pytest.raises(InputError, match=r"expected \[B, 2, 12\]"):
+        index.search(np.zeros((1, M, D + 1), np.float32), 3)
+    with pytest.raises(InputError, match="k ≤ first_level"):
+        index.search(random_memory(1), 30, first_level=20)
+
+
+def test_damage_is_refused(tmp_path: Path) -> None:
+    memory = write_memory(tmp_path / "memory", random_memory(5))
+    build_index(memory, tmp_path / "index")
+    file = tmp_path / "index" / FILE
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-7])
+    with pytest.raises(InputError, match="build the index again"):
+        MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory))
+    file.write_bytes(bytes(len(whole)))
+    with pytest.raises(InputError, match="not readable as a FAISS index"):
+        MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory))
+
+
+def test_a_bad_factory_is_refused(tmp_path: Path, memory_dir: Path) -> None:
+    with pytest.raises(InputError, match="choose another, or auto"):
+        build_index(memory_dir, tmp_path / "index", "Nonsense7")
+    with pytest.raises(InputError, match="choose another, or auto"):
+        build_index(memory_dir, tmp_path / "index", "IVF4096,Flat")
+
+
+def test_command_line(tmp_path: Path, memory_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--memory", str(memory_dir), "--output", str(tmp_path / "index"), "--queries", "10"]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert not (tmp_path / "index").exists()
+    assert main(arguments) == 0
+    manifest = read_manifest(tmp_path / "index", "INDEX")
+    assert manifest["measured"]["recall_at_10"] == 1
+    assert "INDEX of 200 rows, Flat" in capsys.readouterr().out
+    before = (tmp_path / "index" / FILE).stat().st_mtime_ns
+    assert main(arguments) == 0
+    assert (tmp_path / "index" / FILE).stat().st_mtime_ns == before
