@@ -102,6 +102,19 @@ def _save_plain_lm(model: ClaraModel, folder: str) -> None:
     model.tokenizer.save_pretrained(folder)
 
 
+def _check_fields(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest that lacks a field, or whose roles lie outside the checkpoint."""
+    where = directory / "manifest.json"
+    missing = [name for name in ("model", "prompts", "backbone", "roles") if not isinstance(manifest.get(name), dict)]
+    missing += [f"backbone.{name}" for name in ("own", "path", "sha256") if name not in manifest.get("backbone", {})]
+    if missing:
+        raise InputError(f"{where}: {', '.join(missing)} missing or no table; take an intact checkpoint")
+    if set(manifest["roles"]) != set(ROLES) or not set(manifest["roles"].values()) <= set(ROLES):
+        raise InputError(
+            f"{where}: roles is {manifest['roles']}, expected a folder among {', '.join(ROLES)} for each of them; take an intact checkpoint"
+        )
+
+
 def fresh_model(config: Config) -> ClaraModel:
     """A model with untrained adapters on the configured backbone, seeded by the configuration."""
     torch.manual_seed(config.seed)
@@ -139,6 +152,7 @@ def load_checkpoint(
     directory = Path(directory)
     manifest = verify(directory, "CHECKPOINT") if check else read_manifest(directory, "CHECKPOINT")
     backbone = backbone or BackboneSettings()
+    _check_fields(directory, manifest)
     try:
         settings, prompts = Model.model_validate(manifest["model"]), Prompts.model_validate(manifest["prompts"])
     except ValidationError as error:

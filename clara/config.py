@@ -96,7 +96,9 @@ class Optimiser(Section):
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of all gradients together; 0: no clipping")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine falls to min_ratio of the rate at the last step")
+    schedule: Literal["constant", "cosine"] = Field(
+        "constant", description="cosine falls towards min_ratio of the rate, which it would have one step after the last"
+    )
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises linearly")
     min_ratio: float = Field(0.1, ge=0, le=1)
 
@@ -140,6 +142,7 @@ class Refresh(Section):
     )
     delta_steps: int = Field(0, ge=0, description="for switch = fixed")
     num_cpus: float = Field(1.0, gt=0, description="cores for the worker that encodes")
+    num_gpus: float = Field(0.0, ge=0, description="share of a GPU for it, under Ray; 0: it encodes on the CPU")
     max_attempts: int = Field(3, ge=1, description="tries at one snapshot before training stays on the version it has")
     wait_seconds: float = Field(3600.0, ge=0, description="longest wait for a refresh that is under way after the last step")
     final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")
@@ -283,12 +286,16 @@ def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return {"True": True, "False": False}.get(text, text)
+        return text
 
 
 def _merge(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    for part in path[:-1]:
+    for depth, part in enumerate(path[:-1], 1):
         tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise InputError(
+                f"--set {'.'.join(path)}: {'.'.join(path[:depth])} is {tree!r}, a value with no keys below it; correct the key"
+            )
     tree[path[-1]] = value
 
 
@@ -322,6 +329,8 @@ def load(path: str | None, sets: Sequence[str] = ()) -> Config:
             tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such configuration file; shipped ones are in infra/configs/") from error
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror}); give a TOML file; shipped ones are in infra/configs/") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not TOML: {error}") from error
     for override in sets:
