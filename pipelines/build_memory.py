@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parse.add_argument
-    add("--input", action="append", required=True, metavar="GLOB", help="corpus files; quote the glob, repeat for more")
+    add("--input", action="extend", nargs="+", required=True, metavar="GLOB", help="corpus files: paths and globs; may be repeated")
     add("--output", required=True, metavar="DIR", help="the MEMORY; a directory that every worker sees")
     add("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT with the compressor")
     add("--backbone", default="", metavar="DIR", help="folder of the LM (default: the one that the checkpoint holds or names)")

@@ -3,7 +3,6 @@
 import argparse
 import json
 import logging
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from clara.artefact import MANIFEST, read_manifest, up_to_date
 from clara.encode import key_projection
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint, of_checkpoint
-from clara.memory import KIND
+from clara.memory import KIND, PLAN
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
 from pipelines.memory_job import DEAD_LETTERS, OUTCOME, Job, add_memory_job, read_outcome
@@ -112,12 +111,16 @@ def clear_the_way(output: Path, overwrite: bool) -> None:
     (output / MANIFEST).unlink()
 
 
-def remove_unlisted_shards(output: Path) -> None:
-    """Remove shards of earlier attempts that the manifest does not list."""
-    listed = {entry["path"].partition("/")[0] for entry in read_manifest(output, KIND)["files"]}
+def remove_leftovers(output: Path) -> None:
+    """Remove what earlier, interrupted attempts left in shard folders: all that the manifest does not list, but the plans of its shards."""
+    files = {output / entry["path"] for entry in read_manifest(output, KIND)["files"]}
+    wanted = files | {file.parent / PLAN for file in files}
     for folder in output.glob("shard-*"):
-        if folder.is_dir() and folder.name not in listed:
-            shutil.rmtree(folder)
+        for file in folder.iterdir():
+            if file not in wanted:
+                file.unlink(missing_ok=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
@@ -132,7 +135,7 @@ def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool
     with shard_progress(output, started, quiet=quiet):
         pipeline.run().wait_until_finish()
     counts = read_outcome(output)
-    remove_unlisted_shards(output)
+    remove_leftovers(output)
     return {**counts, "seconds": round(time.time() - started, 1)}
 
 

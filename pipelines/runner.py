@@ -1,6 +1,7 @@
 """Where a job runs: Beam's portable runner on this machine's cores without any download, or whatever runner Beam knows; lock and progress."""
 
 import fcntl
+import itertools
 import logging
 import os
 import shlex
@@ -43,12 +44,15 @@ def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> Pipeline
     Raises:
         InputError: an argument that Beam does not know either.
     """
+    for before, argument in itertools.pairwise(["", *rest]):
+        if not argument.startswith("-") and (not before.startswith("-") or "=" in before):
+            raise InputError(f"{argument}: neither an option nor the value of one; see --help")
     options = PipelineOptions([*rest] if runner == LOCAL else [*rest, f"--runner={runner}"])
     logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
     unknown = set(options.get_all_options(retain_unknown_options=True)) - set(options.get_all_options())
     if unknown:
-        names = ", ".join(f"--{name}" for name in sorted(unknown))
-        raise InputError(f"{names}: neither this job nor Beam knows such an argument; see --help")
+        typed = [a.partition("=")[0] for a in rest if a.partition("=")[0].lstrip("-").replace("-", "_") in unknown]
+        raise InputError(f"{', '.join(typed) or unknown}: neither this job nor Beam knows such an argument; see --help")
     # Everything that a worker needs is in an installed package; the main module's state is not.
     options.view_as(SetupOptions).save_main_session = False
     if runner == LOCAL:
