@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from clara.index import MemoryIndex
 from numpy.typing import NDArray
 from torch import Tensor
 
 from clara.bm25 import Bm25
 from clara.config import Joint
 from clara.errors import InputError
+from clara.index import MemoryIndex
 from clara.memory import MemoryStore
 from clara.model import ClaraModel
 from clara.questions import Question
@@ -81,7 +81,9 @@ class Candidates:
             store: MEMORY.
             index: over it; None where no candidate comes from an index.
         """
-        self._settings, self.first_level, self._seed = settings, first_level, seed
+        self._settings, self._seed = settings, seed
+        # L is at least what is asked for.
+        self.first_level = max(first_level, settings.from_index)
         self.store, self.index = store, index
         search_text = settings.from_bm25 and not settings.published_pool
         self._bm25 = Bm25(list(_texts(store)), store.row_ids.tolist()) if search_text else None

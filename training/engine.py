@@ -42,8 +42,8 @@ class Engine(ABC):
         """Every rank's tensor `[world, …]`, in order of rank: a collective with one shape and type on all ranks."""
 
     @contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        """Inside, rank 0 sees every trained parameter whole, as a portable CHECKPOINT needs it (every rank enters)."""
+    def whole(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters are whole on every rank, as writing a portable CHECKPOINT needs it (every rank enters)."""
         yield
 
     @abstractmethod

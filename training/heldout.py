@@ -52,7 +52,9 @@ class HeldOut:
         hits = np.zeros(len(_DEPTHS))
         if index is not None:
             query = model.encode_questions([q.question for q in questions]).cpu().numpy()
-            found, _ = index.search(query, max(_DEPTHS), first_level=candidates.first_level, exclude=[set(k.banned) for k in known])
+            found, _ = index.search(
+                query, max(_DEPTHS), first_level=max(*_DEPTHS, candidates.first_level), exclude=[set(k.banned) for k in known]
+            )
             hits = np.array(
                 [[bool({*row[:d]} & {*k.positive}) for d in _DEPTHS] for row, k in zip(found.tolist(), known, strict=True)]
             ).sum(axis=0)

@@ -22,7 +22,7 @@ from training.heldout import HeldOut, choose
 from training.joint_stage import JointStage
 from training.loop import run
 from training.refresh import RefreshResult, Worker, run_job
-from training.versions import Versions
+from training.versions import Versions, stored_parameters
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
@@ -147,11 +147,12 @@ def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, n
 
     run(stage, engine, where.run, seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log)
     stage.versions.finish()
-    with engine.whole_weights():
+    own = own_backbone(config)
+    with engine.whole(stored_parameters(model, own)):
         if engine.rank == 0:
             state = stage.versions.state() | {"waited_seconds": stage.versions.blocked_seconds}
             artefact.atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
-            save_checkpoint(model, where.checkpoint, stage="joint", recipe=recipe(config), store_backbone=own_backbone(config))
+            save_checkpoint(model, where.checkpoint, stage="joint", recipe=recipe(config), store_backbone=own)
     engine.barrier()
 
 

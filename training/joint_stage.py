@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clara.config import Config
+from clara.errors import InputError
 from clara.memory import MemoryStore
 from clara.model import COMPRESSOR, GENERATOR, QUERY_REASONER, ClaraModel
 from clara.questions import Question
@@ -28,10 +29,17 @@ _RIGHT_MEMORY_PLACE = 30_000
 
 
 def trained_roles(config: Config) -> list[str]:
-    """The adapters that this stage trains."""
+    """The adapters that this stage trains.
+
+    Raises:
+        InputError: none.
+    """
     joint = config.joint
     chosen = {QUERY_REASONER: joint.train_query_reasoner, GENERATOR: joint.train_generator, COMPRESSOR: joint.train_compressor}
-    return [role for role, trained in chosen.items() if trained]
+    roles = [role for role, trained in chosen.items() if trained]
+    if not roles:
+        raise InputError("joint.train_query_reasoner, train_generator and train_compressor are all false: nothing is trained; set one of them")
+    return roles
 
 
 def shuffled_answers(questions: list[Question], seed: int) -> list[Question]:

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from clara.index import build_index
 
 from clara import artefact
 from clara.artefact import atomic_write
@@ -27,6 +26,7 @@ from clara.config import Backbone
 from clara.encode import reencode, reencode_recipe
 from clara.errors import InputError, command_line
 from clara.fingerprint import Fingerprint, of_checkpoint
+from clara.index import build_index
 from clara.memory import MemoryStore
 
 logger = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class RefreshJob:
         memory: directory of the new MEMORY.
         index: directory of its INDEX.
         factory: of the index.
+        first_level: L that the index's recall is measured with.
         batch_tokens: tokens of a compressing batch, padding included.
         threads: torch threads.
         device: where to encode.
@@ -55,6 +56,7 @@ class RefreshJob:
     memory: str
     index: str
     factory: str
+    first_level: int
     batch_tokens: int
     threads: int
     device: str = "cpu"
@@ -108,7 +110,7 @@ def run_job(job: RefreshJob) -> RefreshResult:
         # What an earlier run left under this name is no longer whole once the first shard is replaced.
         (Path(job.memory) / artefact.MANIFEST).unlink(missing_ok=True)
     manifest = reencode(store, model.eval(), job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
-    build_index(job.memory, job.index, job.factory)
+    build_index(job.memory, job.index, job.factory, first_level=job.first_level)
     artefact.verify(job.memory, "MEMORY")
     artefact.verify(job.index, "INDEX")
     size = sum(f["bytes"] for f in manifest["files"])

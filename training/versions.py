@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clara.index import MemoryIndex
+from torch import nn
 
 from clara.artefact import atomic_write, manifest_hash
 from clara.checkpoint import save_checkpoint
 from clara.config import Config, Refresh
+from clara.index import MemoryIndex
 from clara.memory import MemoryStore
-from clara.model import ClaraModel
+from clara.model import ROLES, ClaraModel
 from training.engine import Engine
 from training.refresh import RefreshError, RefreshJob, RefreshResult, Ticket, Worker, expected_fingerprint, fingerprint_of
 
@@ -32,6 +33,12 @@ def snapshot_due(updates: int, settings: Refresh) -> bool:
         return False
     since = updates - settings.start_step
     return since == 0 or (settings.every_steps > 0 and since % settings.every_steps == 0)
+
+
+def stored_parameters(model: ClaraModel, store_backbone: bool) -> list[nn.Parameter]:
+    """The parameters that a CHECKPOINT holds."""
+    parts = [*ROLES, "memory_tokens", *["backbone"] * store_backbone]
+    return [p for part in parts for p in model.role_parameters(part)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Versions:
             return
         began = time.monotonic()
         self.pending = Pending(self.current.number + 1, updates)
-        with engine.whole_weights():
+        with engine.whole(stored_parameters(model, store_backbone)):
             if self._rank == 0:
                 recipe = {"snapshot_after_step": updates}
                 save_checkpoint(model, self._snapshot(self.pending.number), stage="joint", recipe=recipe, store_backbone=store_backbone)
@@ -135,8 +142,10 @@ class Versions:
             memory=str(self._output / f"memory-v{number}"),
             index=str(self._output / f"index-v{number}"),
             factory=self._config.retrieval.factory,
+            first_level=self._config.retrieval.first_level,
             batch_tokens=self._config.corpus_job.batch_tokens,
             threads=self._threads,
+            device="cuda" if self._settings.num_gpus else "cpu",
         )
 
     def announcement(self, step: int) -> float:

@@ -4,12 +4,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from clara.index import build_index
-
 from clara.checkpoint import load_checkpoint
 from clara.config import Backbone
 from clara.encode import write_memory_shard
 from clara.fingerprint import of_checkpoint
+from clara.index import build_index
 from clara.memory import complete_memory, shard_name
 from clara.questions import Question, write_questions
 from clara.records import Chunk, chunk_id, row_id

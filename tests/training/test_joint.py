@@ -162,6 +162,7 @@ def test_killed_run_ends_like_an_undisturbed_one(world: World, tmp_path: Path) -
         assert (one.memory(one.row_ids) == other.memory(other.row_ids)).all()
 
 
+@pytest.mark.slow
 def test_refresh_that_dies_is_tried_again(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, started = ProcessWorker.start, []
 
@@ -197,13 +198,13 @@ def test_refresh_that_always_dies_leaves_training_on_the_old_version(
 
 def test_memory_of_another_compressor_is_refused(world: World, tmp_path: Path) -> None:
     train(world, tmp_path / "a", joint__train_compressor="true", joint__steps=1)
-    with pytest.raises(InputError, match="compressor: expected .* found"):
+    with pytest.raises(InputError, match=r"compressor: expected .* found"):
         train(world, tmp_path / "b", checkpoint=tmp_path / "a/checkpoint")
 
 
 def test_relative_path_in_a_submitted_job_is_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    with pytest.raises(InputError, match="memory is 'artefacts/memory'.*absolute"):
+    with pytest.raises(InputError, match=r"memory is 'artefacts/memory'.*absolute"):
         train(world, tmp_path, memory="artefacts/memory")
 
 

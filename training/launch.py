@@ -1,0 +1,182 @@
+"""Joint training as ranks under Ray Train, with DeepSpeed's ZeRO; refreshes in Ray tasks beside them."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train as ray_train
+from ray.exceptions import RayError
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from clara.config import Config
+from clara.errors import InputError
+from training.deepspeed_engine import DeepSpeedEngine
+from training.engine import Engine
+from training.joint_run import places, train_rank
+from training.joint_stage import JointStage
+from training.refresh import RefreshError, RefreshJob, RefreshResult, run_job
+
+logger = logging.getLogger(__name__)
+_OBJECT_STORE_BYTES = 256 * 2**20
+_LEAST_COLLECTIVE_TIMEOUT_SECONDS = 1800
+
+
+class RayTicket:
+    """A refresh in a Ray task."""
+
+    def __init__(self, reference: Any) -> None:
+        self._reference = reference
+
+    def result(self, timeout_seconds: float) -> RefreshResult | None:
+        """See `training.refresh.Ticket`."""
+        ready, _ = ray.wait([self._reference], timeout=timeout_seconds)
+        if not ready:
+            return None
+        try:
+            found: RefreshResult = ray.get(self._reference)
+        except RayError as error:
+            # The first line says what failed where; the rest is Ray's stack, which its own log keeps.
+            raise RefreshError(str(error).strip().splitlines()[-1]) from error
+        return found
+
+    def stop(self) -> None:
+        """See `training.refresh.Ticket`."""
+        ray.cancel(self._reference, force=True)
+
+
+class RayWorker:
+    """Runs each refresh in a Ray task with its own share of the cluster. The task ends when the rank that started it does."""
+
+    def __init__(self, num_cpus: float, num_gpus: float) -> None:
+        # Without a strategy of its own the task would wait for room inside the ranks' placement group, where there is none.
+        self._task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0, scheduling_strategy="DEFAULT")(run_job)
+
+    def start(self, job: RefreshJob, log: Path) -> RayTicket:
+        """See `training.refresh.Worker`; Ray keeps the log."""
+        return RayTicket(self._task.remote(job))
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start one for this run on this machine."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING)
+        return
+    root = str(Path(__file__).resolve().parents[1])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(
+        address="local",
+        num_cpus=os.cpu_count(),
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        logging_level=logging.WARNING,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
+
+
+def cpus_of_rank(config: Config, cluster_cpus: float) -> float:
+    """Cores that Ray reserves for a rank.
+
+    Raises:
+        InputError: the cluster has too few for ranks and refresh together, which would wait for ever.
+    """
+    launch, refresh = config.launch, config.joint.refresh
+    aside = refresh.num_cpus if refresh.policy != "none" else 0.0
+    each = launch.cpus_per_worker or min(1.0, (cluster_cpus - aside) / launch.num_workers)
+    if each <= 0 or each * launch.num_workers + aside > cluster_cpus + 1e-6:
+        raise InputError(
+            f"launch.num_workers is {launch.num_workers}, cpus_per_worker {launch.cpus_per_worker}, joint.refresh.num_cpus {aside}: "
+            f"more than the cluster's {cluster_cpus:g} cores; lower one of them"
+        )
+    return each
+
+
+def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
+    """Ranks and their shares of a cluster.
+
+    Raises:
+        InputError: it has not what is asked for.
+    """
+    launch = config.launch
+    if launch.gpu and resources.get("GPU", 0) < launch.num_workers + config.joint.refresh.num_gpus:
+        raise InputError(
+            f"launch.gpu is true with {launch.num_workers} workers, the cluster has {resources.get('GPU', 0):g} GPUs; "
+            "run where there is one for each, lower launch.num_workers, or set launch.gpu=false"
+        )
+    share = {"CPU": cpus_of_rank(config, resources.get("CPU", 0.0))} | ({"GPU": 1.0} if launch.gpu else {})
+    return ScalingConfig(num_workers=launch.num_workers, use_gpu=launch.gpu, resources_per_worker=share)
+
+
+def rank_loop(settings: dict[str, Any]) -> None:
+    """What every rank runs."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    config = Config.model_validate(settings)
+    context = ray_train.get_context()
+    device = "cuda" if config.launch.gpu else "cpu"
+    num_accumulated = config.joint.questions_per_step // (context.get_world_size() * config.joint.micro_batch)
+
+    def engine(stage: JointStage) -> Engine:
+        return DeepSpeedEngine(
+            stage.module,
+            stage.groups(),
+            stage.optimiser,
+            zero_stage=config.launch.zero_stage,
+            micro_batch=config.joint.micro_batch,
+            num_accumulated=max(1, num_accumulated),
+            device=device,
+        )
+
+    refresh = config.joint.refresh
+    worker = RayWorker(refresh.num_cpus, refresh.num_gpus) if context.get_world_rank() == 0 else None
+    if device == "cuda":
+        device = f"cuda:{torch.cuda.current_device()}"
+    train_rank(config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=device)
+
+
+def train(config: Config) -> None:
+    """Train to the last step on the ranks of a cluster. Ranks that die are started again, from the last run state.
+
+    Raises:
+        InputError: of a rank, or the cluster lacks what is asked for.
+    """
+    where = places(config)
+    connect()
+    try:
+        trainer = TorchTrainer(
+            rank_loop,
+            train_loop_config=config.model_dump(),
+            scaling_config=scaling(config, ray.cluster_resources()),
+            torch_config=TorchConfig(
+                backend="nccl" if config.launch.gpu else "gloo",
+                timeout_s=max(_LEAST_COLLECTIVE_TIMEOUT_SECONDS, int(config.joint.refresh.wait_seconds)),
+            ),
+            run_config=RunConfig(
+                name=where.run.name,
+                storage_path=config.launch.storage or str(where.run / "ray"),
+                failure_config=FailureConfig(max_failures=config.launch.max_failures),
+            ),
+        )
+        trainer.fit()
+    except ray_train.TrainingFailedError as error:
+        if (cause := input_error(error)) is not None:
+            raise cause from error
+        raise
+    finally:
+        ray.shutdown()
+
+
+def input_error(error: BaseException) -> InputError | None:
+    """The `InputError` of a rank, if that is what a training run failed of."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in [error, *failures.values()]:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, InputError):
+                return cause
+            cause = getattr(cause, "_base_exc", None) or cause.__cause__
+    return None
