@@ -1,5 +1,6 @@
 """What differs between one torch process and DeepSpeed under Ray: backward, update, collectives, resume files."""
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from clara.config import Optimiser
+from clara.errors import InputError
 from clara.steps import Output
 
 
@@ -80,12 +82,18 @@ class LocalEngine(Engine):
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """See the base class."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def update(self, factor: float) -> float:
-        """See the base class."""
+        """See the base class.
+
+        Raises:
+            InputError: the norm is not finite; no weight is changed.
+        """
         limit = self._settings.gradient_clip or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
+        if not math.isfinite(norm):
+            raise InputError(f"the gradient's norm is {norm}, though the loss is finite; lower the learning rate (no weight was changed)")
         for group in self._optimiser.param_groups:
             group["lr"] = group["initial_lr"] * factor
         self._optimiser.step()
