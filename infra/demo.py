@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "infra/configs/demo.toml"
 SHIPPED = "infra/start/checkpoint"
 MODEL_NAME = "clara-demo"
+QUESTIONS = 60  # of each split are evaluated: what two slow cores read in minutes
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,13 @@ class Demo:
     def path(self, name: str) -> str:
         """A path inside this run."""
         return relative(self.output / name)
+
+    def trained(self, name: str) -> str:
+        """The newest `memory` or `index` of joint training, as its report names it; before there is one, where the last would lie."""
+        report = self.output / "joint" / "report.json"
+        if not report.is_file():
+            return self.path(f"joint/{name}-v2")
+        return relative(Path(json.loads(report.read_text(encoding="utf-8"))[name]).absolute())
 
     def steps(self) -> list[Step]:
         """The commands in order."""
@@ -114,14 +122,15 @@ class Demo:
         return [
             "--questions", self.path("questions"), "--output", self.path("evaluation"), "--backbone", base,
             "--system", f"before={start},{self.path('memory-v0')},{self.path('index-v0')}",
-            "--system", f"after={final},{self.path('joint/memory')},{self.path('joint/index')}",
-            "--baselines", "bm25", "--tracking-uri", self.tracking,
+            "--system", f"stale={final},{self.path('memory-v0')},{self.path('index-v0')}", "--accept-stale", "stale",
+            "--system", f"after={final},{self.trained('memory')},{self.trained('index')}",
+            "--baselines", "bm25", "--num-selected", "2", "--limit", str(QUESTIONS), "--generate", "24", "--max-new-tokens", "12",
         ]  # fmt: skip
 
     def registration(self, base: str) -> list[str]:
         """Arguments of the registration."""
         return [
-            "--name", MODEL_NAME, "--checkpoint", self.path("joint/checkpoint"), "--memory", self.path("joint/memory"), "--index", self.path("joint/index"),
+            "--name", MODEL_NAME, "--checkpoint", self.path("joint/checkpoint"), "--memory", self.trained("memory"), "--index", self.trained("index"),
             "--backbone", base, "--evaluation", self.path("evaluation"), "--system", "after", "--tracking-uri", self.tracking,
         ]  # fmt: skip
 
@@ -131,9 +140,9 @@ class Demo:
             "--checkpoint",
             self.path("joint/checkpoint"),
             "--memory",
-            self.path("joint/memory"),
+            self.trained("memory"),
             "--index",
-            self.path("joint/index"),
+            self.trained("index"),
             "--backbone",
             base,
         ]
