@@ -41,7 +41,7 @@ def unit_rows(memory: Floats) -> Floats:
     """Flattened memories `[n, M·D]` of length one; a memory of zeros stays zeros and scores 0 with everything."""
     flat = memory.reshape(len(memory), -1)
     norms: Floats = np.sqrt(np.square(flat).sum(axis=1, keepdims=True))
-    return flat / np.where(norms > 0, norms, np.float32(1))
+    return np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 0)
 
 
 def best(scores: Floats, row_ids: Ids, k: int) -> NDArray[np.intp]:

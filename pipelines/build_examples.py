@@ -30,7 +30,7 @@ from pipelines.corpus_files import expand, input_hashes, read_rows, to_document
 from pipelines.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
 
 ABOUT = "What is this text about?"
-_JOINED = r"(?:of|the|de|du|la|le|van|von|al|and|for|in|on)"
+_JOINED = r"(?:of|of the|the|de|du|la|le|van|von|al)"
 _CAPITALISED = r"[A-ZÀ-Þ][\w’'.-]*\w"
 _NAME = re.compile(rf"\b{_CAPITALISED}(?: (?:{_JOINED} )?(?:{_CAPITALISED}|[IVX]+\b))+")
 _MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"

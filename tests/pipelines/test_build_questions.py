@@ -1,0 +1,222 @@
+"""build_questions: each published format, one's own rows, bad rows, the documents it writes; on published samples where they are."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import towns
+
+from clara.artefact import read_manifest
+from clara.errors import InputError
+from clara.questions import Question, read_questions
+from clara.records import document_id
+from pipelines.build_questions import main
+
+SAMPLES = Path(__file__).parents[3] / "shared" / "data"
+
+HOTPOT = {
+    "_id": "q1",
+    "question": " Which  river? ",
+    "answer": "Tamo",
+    "supporting_facts": [["Arlen", 0], ["Arlen", 1]],
+    "context": [["Arlen", ["Arlen lies on the Tamo.", " It is small."]], ["Brask", ["Brask is a town."]], ["Empty", [""]]],
+}
+MUSIQUE = {
+    "id": "q1",
+    "question": "Which river?",
+    "answer": "Tamo",
+    "answer_aliases": ["the Tamo", "Tamo"],
+    "answerable": True,
+    "paragraphs": [
+        {"idx": 0, "title": "Brask", "paragraph_text": "Brask is a town.", "is_supporting": False},
+        {"idx": 1, "title": "Arlen", "paragraph_text": "Arlen lies on the Tamo. It is small.", "is_supporting": True},
+    ],
+}
+SQUAD = {
+    "data": [
+        {
+            "title": "Arlen",
+            "paragraphs": [
+                {
+                    "context": "Arlen lies on the Tamo. It is small.",
+                    "qas": [{"id": "q1", "question": "Which river?", "answers": [{"text": "Tamo", "answer_start": 18}] * 2}],
+                }
+            ],
+        }
+    ]
+}
+ARLEN, BRASK = document_id("Arlen", "Arlen lies on the Tamo. It is small."), document_id("Brask", "Brask is a town.")
+
+
+def build(tmp_path: Path, form: str, content: Any, *extra: str, lines: bool = False) -> list[Question]:
+    file = tmp_path / "input"
+    rows = content if lines else [content]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows) if lines or form != "list" else json.dumps(content), encoding="utf-8")
+    assert main(["--input", str(file), "--format", form, "--output", str(tmp_path / "out"), *extra]) == 0
+    return read_questions(tmp_path / "out")
+
+
+def documents(path: Path) -> dict[str, dict[str, str]]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len({row["id"] for row in rows}) == len(rows)
+    return {row["id"]: row for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("form", "row", "answers", "has_pool"),
+    [("hotpotqa", HOTPOT, ("Tamo",), True), ("2wiki", HOTPOT, ("Tamo",), True), ("musique", MUSIQUE, ("Tamo", "the Tamo"), True), ("squad", SQUAD, ("Tamo",), False)],
+)  # fmt: skip
+def test_formats_with_documents(tmp_path: Path, form: str, row: Mapping[str, Any], answers: tuple[str, ...], has_pool: bool) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    (question,) = build(tmp_path, form, row, "--corpus-output", str(corpus), "--split", "train")
+    assert (question.question_id, question.question, question.answers, question.split) == ("q1", "Which river?", answers, "train")
+    assert question.positive_ids == (ARLEN,)
+    assert set(question.candidate_ids) == ({ARLEN, BRASK} if has_pool else set())
+    written = documents(corpus)
+    assert written.keys() == ({ARLEN, BRASK} if has_pool else {ARLEN})
+    assert written[ARLEN] == {"id": ARLEN, "title": "Arlen", "text": "Arlen lies on the Tamo. It is small."}
+
+
+def test_columns_as_dataset_hubs_make_them_are_the_same(tmp_path: Path) -> None:
+    columns = {
+        **HOTPOT,
+        "context": {"title": [t for t, _ in HOTPOT["context"]], "sentences": [s for _, s in HOTPOT["context"]]},
+        "supporting_facts": {"title": ["Arlen", "Arlen"], "sent_id": [0, 1]},
+    }
+    assert build(tmp_path, "hotpotqa", columns) == build(tmp_path, "hotpotqa", HOTPOT)
+
+
+def test_own_rows(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Who?", "answer": "Ada"},
+        {"id": 7, "question": "Where?", "answers": ["Arlen", " Arlen ", "there"], "positive_ids": ["d1"], "candidate_ids": ["d1", "d2"]},
+    ]
+    first, second = build(tmp_path, "jsonl", rows, lines=True)
+    assert (first.answers, first.positive_ids, first.split) == (("Ada",), (), "")
+    assert (second.question_id, second.answers, second.positive_ids) == ("7", ("Arlen", "there"), ("d1",))
+    assert sorted(second.candidate_ids) == ["d1", "d2"]
+    assert read_manifest(tmp_path / "out")["counts"]["without a positive"] == 1
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "Who?"}, r":2: no field 'answers' or 'answer'"),
+        ({"question": "Who?", "answers": []}, r":2: question 'Who\?' has no answer"),
+        ({"question": "Who?", "answers": [" "]}, r":2: .* no answer"),
+        ({"question": "Who?", "answers": [3]}, r":2: answers is \[3\]"),
+        ({"question": " ", "answers": ["a"]}, r":2: question is empty"),
+        ({"question": 3, "answers": ["a"]}, r":2: question is 3; expected str"),
+        ({"answers": ["a"]}, r":2: no field 'question'"),
+        ({"question": "Who was first?", "answers": ["a"]}, r"stands twice"),
+        ({"question": "Who?", "answers": ["a"], "positive_ids": "d1"}, r":2: positive_ids is 'd1'"),
+    ],
+)
+def test_bad_rows_are_named_or_counted(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    rows = [{"question": "Who was first?", "answers": ["Ada"]}, row]
+    with pytest.raises(InputError, match=message):
+        build(tmp_path, "jsonl", rows, lines=True)
+    assert not (tmp_path / "out").exists()
+    assert len(build(tmp_path, "jsonl", rows, "--skip-bad", lines=True)) == 1
+    counts = read_manifest(tmp_path / "out")["counts"]
+    assert (counts["rows"], counts["questions"], counts["dropped: bad"]) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("form", "content", "message"),
+    [
+        ("hotpotqa", "{broken", "not JSON"),
+        ("hotpotqa", "[broken", "not JSON"),
+        ("hotpotqa", "[3]", "expected an object"),
+        ("squad", '{"rows": []}', "not SQuAD's JSON"),
+        ("nq-open", '{"question": "Who?", "answer": "Ada"}', "answer is 'Ada'; expected list"),
+        ("musique", '{"question": "Who?", "answer": "", "answerable": false}', "answerable is false"),
+        ("hotpotqa", '{"question": "Who?", "answer": "Ada", "context": [["only a title"]]}', "malformed"),
+        ("jsonl", "", "no question in it"),
+    ],
+)
+def test_bad_files_are_named(tmp_path: Path, form: str, content: str, message: str) -> None:
+    (tmp_path / "input").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError, match=message):
+        main(["--input", str(tmp_path / "input"), "--format", form, "--output", str(tmp_path / "out")])
+
+
+def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    corpus = str(towns.write(tmp_path / "corpus.jsonl"))
+    base = ["--input", corpus, "--format", "cloze", "--output", str(tmp_path / "out")]
+    for extra, message in (
+        (["--corpus-output", "x"], "brings no documents"),
+        (["--held-out-share", "1"], "0 to under 1"),
+        (["--pool-size", "1"], "at least 2"),
+        (["--min-words", "70"], "1 to --max-words"),
+        (["--max-per-target", "0"], "at least 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            main([*base, *extra])
+    with pytest.raises(InputError, match="no such file"):
+        main(["--input", str(tmp_path / "*.nothing"), "--format", "jsonl", "--output", "x"])
+
+
+def test_cloze_from_a_corpus_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus = towns.write(tmp_path / "corpus.jsonl")
+    arguments = ["--input", str(corpus), "--format", "cloze", "--output", str(tmp_path / "out"), "--pool-size", "6", "--bm25"]
+    assert main([*arguments, "--dry-run"]) == 0
+    assert not (tmp_path / "out").exists()
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "BM25 over 35 documents" in printed
+    questions = read_questions(tmp_path / "out")
+    assert read_manifest(tmp_path / "out")["counts"]["questions"] == len(questions) > 20
+    assert main(arguments[:-1]) == 0
+    assert "up to date" in capsys.readouterr().out
+
+
+def test_a_corpus_whose_articles_do_not_mention_each_other_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c").write_text('{"title": "Arlen", "text": "Arlen is a town by itself."}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="no article mentions another"):
+        main(["--input", str(tmp_path / "c"), "--format", "cloze", "--output", str(tmp_path / "out")])
+
+
+def test_pools_are_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
+    rows = [
+        {**HOTPOT, "_id": f"q{n}", "context": [["Arlen", ["Arlen."]], *([f"Other {i}", [f"Text {i}."]] for i in range(9))]}
+        for n in range(40)
+    ]
+    positions = set()
+    questions = build(tmp_path, "hotpotqa", rows, lines=True)
+    for question in questions:
+        positions.add(question.candidate_ids.index(question.positive_ids[0]))
+    assert len(positions) > 5
+    assert build(tmp_path, "hotpotqa", rows, "--skip-bad", lines=True) == questions
+    assert build(tmp_path, "hotpotqa", rows, "--seed", "1", lines=True) != questions
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="the published samples are not here (../shared/data)")
+@pytest.mark.parametrize(
+    ("form", "file", "num_questions", "pool"),
+    [
+        ("hotpotqa", "hotpotqa/hotpotqa_dev_sample.json", 60, 10),
+        ("2wiki", "2wiki/2wiki_dev_sample.json", 60, 10),
+        ("musique", "musique/musique_dev_sample.jsonl", 60, 20),
+        ("squad", "squad/xquad.en.json", 1190, 0),
+        ("nq-open", "nq_open/NQ-open.dev.jsonl", 3610, 0),
+    ],
+)
+def test_published_samples(tmp_path: Path, form: str, file: str, num_questions: int, pool: int) -> None:
+    arguments = ["--input", str(SAMPLES / file), "--format", form, "--output", str(tmp_path / "out")]
+    if form != "nq-open":
+        arguments += ["--corpus-output", str(tmp_path / "corpus.jsonl")]
+    assert main(arguments) == 0
+    questions = read_questions(tmp_path / "out")
+    assert len(questions) == num_questions == len({q.question_id for q in questions})
+    assert max(len(q.candidate_ids) for q in questions) == pool
+    if form != "nq-open":
+        known = documents(tmp_path / "corpus.jsonl")
+        assert all(q.positive_ids for q in questions)
+        assert {d for q in questions for d in (*q.positive_ids, *q.candidate_ids)} <= known.keys()
+    if pool:
+        assert all(set(q.positive_ids) <= set(q.candidate_ids) for q in questions)
+    if form == "squad":
+        assert all(q.answers[0] in known[q.positive_ids[0]]["text"] for q in questions)
