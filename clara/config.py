@@ -175,7 +175,7 @@ class Joint(Section):
     labels_weight: float = Field(0.0, ge=0, description="weight of the multi-positive InfoNCE on positive_ids")
     utility_weight: float = Field(0.0, ge=0, description="weight of KL(softmax of each candidate's own answer likelihood ‖ scores)")
     utility_temperature: float = Field(1.0, gt=0, description="nats by which the likelihoods are divided")
-    cut_gradient: bool = Field(False, description="the control: no gradient from the answer to the scores")
+    cut_gradient: bool = Field(False, description="the control: no gradient from the answer to the scores, neither through top-k nor through utilities; labels stay")
     shuffle_answers: bool = Field(False, description="the other control: answers shuffled among the questions")
     train_generator: bool = True
     train_compressor: bool = False

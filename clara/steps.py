@@ -154,7 +154,7 @@ class JointStep(nn.Module):
             figures["labels_loss"] = (float(labels.detach()) * num_labelled, num_labelled)
         if settings.utility_weight:
             utilities_BN = self.utilities(batch) if batch.utilities is None else batch.utilities
-            divergence = utility_divergence(scores_BN, utilities_BN, settings.temperature, settings.utility_temperature, batch.valid)
+            divergence = utility_divergence(for_answer_BN, utilities_BN, settings.temperature, settings.utility_temperature, batch.valid)
             loss = loss + settings.utility_weight * divergence * share
             figures["utility_loss"] = (float(divergence.detach()) * len(batch.questions), len(batch.questions))
         return Output(loss, figures)
