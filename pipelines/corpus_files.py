@@ -58,12 +58,14 @@ def to_document(row: Mapping[str, Any], source: str, line: int) -> Document:
         InputError: `text` is missing, empty or not a string, or `title` is not a string.
     """
     for field in ("title", "text"):
-        if not isinstance(row.get(field, ""), str):
+        if not isinstance(row.get(field) or "", str):
             raise InputError(f"{source}:{line}: {field} is {row[field]!r:.60}; expected a string")
-    title, text = normalise(row.get("title", "")), normalise(row.get("text", ""))
+    title, text = normalise(row.get("title") or ""), normalise(row.get("text") or "")
     if not text:
         raise InputError(f"{source}:{line}: no `text` (fields: {', '.join(sorted(row)) or 'none'}); every document needs one")
-    return Document(id=str(row.get("id") or document_id(title, text)), title=title, text=text, source=source, line=line)
+    given = row.get("id")
+    name = document_id(title, text) if given in (None, "") else str(given)
+    return Document(id=name, title=title, text=text, source=source, line=line)
 
 
 def read_corpus(files: Sequence[str]) -> list[Document]:

@@ -94,6 +94,11 @@ def test_without_an_id_the_contents_hash_is_taken_and_repetitions_are_one(tmp_pa
     assert (document.id, document.text, document.line) == (document_id("T", "a b"), "a b", 1)
 
 
+def test_ids_may_be_numbers_and_titles_missing(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_text('{"id": 0, "title": null, "text": "a"}\n{"id": null, "text": "b"}\n', encoding="utf-8")
+    assert [(d.id, d.title) for d in read_corpus([str(tmp_path / "c.jsonl")])] == [("0", ""), (document_id("", "b"), "")]
+
+
 def test_an_article_as_a_row() -> None:
     row = corpus_row({"title": "Arlen", "extract": "Arlen\xa0is\na town.", "description": "Town", "topic": ""})
     assert row == {
