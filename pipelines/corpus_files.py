@@ -36,18 +36,20 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number (from 1) and object of each line of a JSONL file; empty lines are skipped.
 
     Raises:
-        InputError: a line is not a JSON object.
+        InputError: a line is not a JSON object in UTF-8.
     """
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
+            shown = line[:60].decode("utf-8", "replace")
             try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}:{number}: {line[:60]!r}: not JSON ({error}); expected one object a line") from error
+                row = json.loads(line.decode("utf-8-sig"))
+                json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate could not be written again
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}:{number}: {shown!r}: not JSON in UTF-8 ({error}); expected one object a line") from error
             if not isinstance(row, dict):
-                raise InputError(f"{path}:{number}: {line[:60]!r}: expected a JSON object with `title` and `text`")
+                raise InputError(f"{path}:{number}: {shown!r}: expected a JSON object")
             yield number, row
 
 

@@ -80,6 +80,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (['{"text": 3}'], ":1: text is 3"),
         (['{"id": "x", "text": "a"}', '{"id": "x", "text": "b"}'], ":2: id 'x' stands at .*:1 with other content"),
         ([""], "no document"),
+        (['{"text": "\\ud800"}'], ":1: .*not JSON in UTF-8"),
     ],
 )
 def test_bad_corpora_are_named(tmp_path: Path, lines: list[str], message: str) -> None:
@@ -92,6 +93,12 @@ def test_without_an_id_the_contents_hash_is_taken_and_repetitions_are_one(tmp_pa
     (tmp_path / "c.jsonl").write_text('{"title": "T", "text": " a  b "}\n\n{"title": "T", "text": "a b"}\n', encoding="utf-8")
     (document,) = read_corpus([str(tmp_path / "c.jsonl")])
     assert (document.id, document.text, document.line) == (document_id("T", "a b"), "a b", 1)
+
+
+def test_other_encodings_are_named(tmp_path: Path) -> None:
+    (tmp_path / "c.jsonl").write_bytes('{"text": "é"}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match=r":1: .*not JSON in UTF-8"):
+        read_corpus([str(tmp_path / "c.jsonl")])
 
 
 def test_ids_may_be_numbers_and_titles_missing(tmp_path: Path) -> None:
