@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +11,21 @@ import ray
 import torch
 from ray import train as ray_train
 from ray.exceptions import RayError
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from clara.config import Config
 from clara.errors import InputError
 from training.deepspeed_engine import DeepSpeedEngine
 from training.engine import Engine
+from training.follow import following
 from training.joint_run import places, train_rank
 from training.joint_stage import JointStage
 from training.refresh import RefreshError, RefreshJob, RefreshResult, run_job
 
 logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 256 * 2**20
+_START_TIMEOUT_SECONDS = 600
 _LEAST_COLLECTIVE_TIMEOUT_SECONDS = 1800
 
 
@@ -61,10 +65,15 @@ class RayWorker:
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start one for this run on this machine."""
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start one for this run on this machine.
+
+    What ranks say is read from rank 0's log file instead of through Ray, which mixes it with its own processes' messages.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Importing torch in every rank at once can take longer than Ray's minute on a small machine.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_SECONDS))
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
         return
     root = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -74,6 +83,7 @@ def connect() -> None:
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
         logging_level=logging.WARNING,
+        log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
     )
 
@@ -111,12 +121,30 @@ def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
     return ScalingConfig(num_workers=launch.num_workers, use_gpu=launch.gpu, resources_per_worker=share)
 
 
+def log_file(config: Config, rank: int) -> Path:
+    """What a rank says."""
+    return places(config).run / f"log-rank{rank}.txt"
+
+
+def log_to(path: Path) -> None:
+    """Send this process's messages to a file, appending; those of libraries from warnings on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=path, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for package in ("clara", "training"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+def show(lines: Sequence[str]) -> None:
+    """Pass on what rank 0 said."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
 def rank_loop(settings: dict[str, Any]) -> None:
     """What every rank runs."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     config = Config.model_validate(settings)
     context = ray_train.get_context()
+    log_to(log_file(config, context.get_world_rank()))
     device = "cuda" if config.launch.gpu else "cpu"
     num_accumulated = config.joint.questions_per_step // (context.get_world_size() * config.joint.micro_batch)
 
@@ -159,9 +187,11 @@ def train(config: Config) -> None:
                 name=where.run.name,
                 storage_path=config.launch.storage or str(where.run / "ray"),
                 failure_config=FailureConfig(max_failures=config.launch.max_failures),
+                logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
-        trainer.fit()
+        with following(log_file(config, 0), show):
+            trainer.fit()
     except ray_train.TrainingFailedError as error:
         if (cause := input_error(error)) is not None:
             raise cause from error
