@@ -16,8 +16,8 @@ from clara.prompts import Prompt
 from clara.records import input_text
 from clara.retriever import Retriever
 
-# Two cores are busy with this many tokens at once, and a batch of logits stays small.
-BATCH_TOKENS = 2048
+# Enough to keep a few cores busy; more would only make progress jerky.
+BATCH_TOKENS = 1024
 Advance = Callable[[int], object]
 """Is told the number of tokens that were read."""
 

@@ -1,6 +1,8 @@
 """The MLflow store: opened by its URI, with artefacts beside a local database and never in the working directory."""
 
 import logging
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,8 @@ if TYPE_CHECKING:
 
 _SQLITE = "sqlite:///"
 ARTIFACTS = "mlflow-artifacts"
+_PARAMS_A_CALL, _METRICS_A_CALL = 100, 1000
+"""MLflow's own limits."""
 _LARGEST_VALUE = 500
 """Characters of a parameter that every kind of store takes."""
 
@@ -51,8 +55,25 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def flattened(tree: Any, prefix: str = "") -> dict[str, str]:
+def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """The leaves of nested dictionaries by dotted key, as text that a store takes as a parameter."""
-    if isinstance(tree, dict) and tree:
-        return {key: value for name, below in tree.items() for key, value in flattened(below, f"{prefix}{name}.").items()}
-    return {prefix.removesuffix("."): str(tree)[:_LARGEST_VALUE]}
+    leaves: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flattened(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = str(value)[:_LARGEST_VALUE]
+    return leaves
+
+
+def log_all(client: "MlflowClient", run_id: str, *, params: Mapping[str, str], metrics: Iterable[tuple[str, float, int]]) -> None:
+    """Parameters, and metrics as (name, value, step), in as few calls as the store takes."""
+    from mlflow.entities import Metric, Param
+
+    now = time.time_ns() // 1_000_000
+    entries = [Param(key, value) for key, value in params.items()]
+    for begin in range(0, len(entries), _PARAMS_A_CALL):
+        client.log_batch(run_id, params=entries[begin : begin + _PARAMS_A_CALL])
+    points = [Metric(key, value, now, step) for key, value, step in metrics]
+    for begin in range(0, len(points), _METRICS_A_CALL):
+        client.log_batch(run_id, metrics=points[begin : begin + _METRICS_A_CALL])

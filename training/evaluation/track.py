@@ -7,7 +7,7 @@ from typing import Any
 
 from clara.artefact import manifest_hash, read_manifest
 from training.evaluation.report import REPORT
-from training.evaluation.store import experiment_id, flattened, open_store
+from training.evaluation.store import experiment_id, flattened, log_all, open_store
 
 TAG = "clara.evaluation"
 
@@ -30,10 +30,9 @@ def track(evaluation: Path, uri: str, experiment: str) -> str:
     manifest = read_manifest(evaluation, "EVALUATION")
     run = client.create_run(where, run_name=f"evaluate {', '.join(manifest['systems'])}", tags={TAG: version, "stage": "evaluate"})
     run_id = str(run.info.run_id)
-    for key, value in flattened(manifest["made_by"]["recipe"]).items():
-        client.log_param(run_id, key, value)
-    for key, number in metrics_of(json.loads((evaluation / REPORT).read_text(encoding="utf-8"))):
-        client.log_metric(run_id, key, number)
+    report = json.loads((evaluation / REPORT).read_text(encoding="utf-8"))
+    metrics = ((key, value, 0) for key, value in metrics_of(report))
+    log_all(client, run_id, params=flattened(manifest["made_by"]["recipe"]), metrics=metrics)
     for entry in manifest["files"]:
         client.log_artifact(run_id, str(evaluation / entry["path"]))
     client.set_terminated(run_id)

@@ -1,0 +1,275 @@
+"""Register a trained system in MLflow: a run with what was done, and a model version that answers.
+
+python -m training.register --name MODEL --checkpoint DIR --memory DIR --index DIR --evaluation DIR --system NAME --tracking-uri sqlite:///PATH
+
+The version holds the CHECKPOINT, and pointers (URI and hash) to MEMORY, INDEX and LM, never their bytes.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clara.artefact import hash_of, manifest_hash, read_manifest
+from clara.backbone import weights_hash
+from clara.checkpoint import OWN_BACKBONE
+from clara.errors import InputError, command_line
+from training.evaluation.report import REPORT
+from training.evaluation.store import experiment_id, flattened, log_all, open_store
+from training.evaluation.track import metrics_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+logger = logging.getLogger(__name__)
+TAG = "clara.registration"
+EVALUATION = "evaluation"
+"""Folder of the run's artefacts that holds the evaluation's files."""
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What a model version is made of: directories, the evaluated system's name, and how it answers."""
+
+    name: str
+    checkpoint: Path
+    memory: Path
+    index: Path | None
+    evaluation: Path
+    system: str
+    backbone: str
+    num_selected: int
+    max_new_tokens: int
+    first_level: int
+    device: str
+
+    def hashes(self) -> dict[str, str]:
+        """Manifest hashes of its artefacts."""
+        named = {"checkpoint": self.checkpoint, "memory": self.memory, "index": self.index, "evaluation": self.evaluation}
+        return {kind: manifest_hash(path) for kind, path in named.items() if path is not None}
+
+    def tags(self) -> dict[str, str]:
+        """Lineage: hashes of all artefacts and of the questions, and the fingerprint of the vectors."""
+        questions = read_manifest(self.evaluation, "EVALUATION")["questions"]
+        return {
+            **{f"clara.{kind}_hash": value for kind, value in self.hashes().items()},
+            "clara.questions_hash": questions["manifest"],
+            "clara.asked_hash": questions["hash"],
+            "clara.fingerprint": read_manifest(self.memory, "MEMORY")["fingerprint"],
+            "clara.system": self.system,
+        }
+
+    def identity(self) -> str:
+        """Hash of everything that the version depends on: an equal one is not registered twice."""
+        answering = [self.num_selected, self.max_new_tokens, self.first_level, self.device]
+        return hash_of([self.name, self.system, self.hashes(), answering])
+
+    def check(self) -> None:
+        """Refuse what was not evaluated.
+
+        Raises:
+            InputError: the evaluation has no such system, or that one was measured with other artefacts.
+        """
+        systems = read_manifest(self.evaluation, "EVALUATION")["systems"]
+        if self.system not in systems:
+            raise InputError(f"--system {self.system!r}: {self.evaluation} has {', '.join(systems)}; name one of them")
+        own = self.hashes()
+        for kind in ("checkpoint", "memory", "index"):
+            measured, given = systems[self.system].get(kind), own.get(kind)
+            if measured != given:
+                raise InputError(
+                    f"--{kind}: its manifest hash is {(given or 'none')[:16]}, system {self.system!r} of {self.evaluation} was measured with "
+                    f"{(measured or 'none')[:16]}; give that {kind}, or evaluate this one"
+                )
+
+    def model_config(self) -> dict[str, Any]:
+        """Pointers and settings that the served model reads."""
+        manifest = read_manifest(self.checkpoint, "CHECKPOINT")
+        own = manifest["backbone"]["own"]
+        backbone = "" if own else str(Path(self.backbone or manifest["backbone"]["path"]).resolve())
+        found = weights_hash(self.checkpoint / OWN_BACKBONE if own else backbone)
+        if found != manifest["backbone"]["sha256"]:
+            raise InputError(
+                f"--backbone {backbone}: weights {found[:16]}…, the CHECKPOINT was made for {manifest['backbone']['sha256'][:16]}…; "
+                "give the folder of the same weights"
+            )
+        hashes = self.hashes()
+        config: dict[str, Any] = {
+            "memory_uri": self.memory.resolve().as_uri(),
+            "memory_hash": hashes["memory"],
+            "backbone_uri": Path(backbone).as_uri() if backbone else "",
+            "backbone_hash": found,
+            "num_selected": self.num_selected,
+            "max_new_tokens": self.max_new_tokens,
+            "first_level": self.first_level,
+            "device": self.device,
+        }
+        if self.index is not None:
+            config |= {"index_uri": self.index.resolve().as_uri(), "index_hash": hashes["index"]}
+        return config
+
+
+def registered(client: "MlflowClient", name: str, identity: str) -> "ModelVersion | None":
+    """The version of a model that was registered from the same artefacts, if there is one."""
+    for version in client.search_model_versions(f"name = '{name}'"):
+        if version.tags.get(TAG) == identity and version.status == "READY":
+            return version
+    return None
+
+
+def steps_of(metrics: Path) -> Iterator[tuple[int, dict[str, float]]]:
+    """Step and figures of every line of a metrics.jsonl.
+
+    Raises:
+        InputError: the file is missing, or a line is not an object with `step`.
+    """
+    if not metrics.is_file():
+        raise InputError(f"--metrics {metrics}: no such file; give the metrics.jsonl of the training run")
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            values = json.loads(line)
+            step = int(values.pop("step"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if number == len(lines):
+                logger.warning("%s:%d: left out, a line cut short", metrics, number)
+                continue
+            raise InputError(f"{metrics}:{number}: {line[:60]!r}: expected a JSON object with `step` ({error!r})") from error
+        yield step, {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def metrics_beside(checkpoint: Path) -> Path | None:
+    """The metrics.jsonl of the run that made a checkpoint, where it still lies beside it."""
+    recipe = read_manifest(checkpoint, "CHECKPOINT")["made_by"]["recipe"]
+    path = checkpoint.resolve().parent / f"run-{hash_of(recipe)[:12]}" / "metrics.jsonl"
+    return path if path.is_file() else None
+
+
+def requirements() -> list[str]:
+    """What serving needs: this project's own pinned dependencies and MLflow, without asking MLflow to guess them."""
+    needed = importlib.metadata.requires("clara-rag") or []
+    core = [line for line in needed if "extra ==" not in line]
+    return [*core, f"mlflow=={importlib.metadata.version('mlflow')}"]
+
+
+def log_run(client: "MlflowClient", run_id: str, registration: Registration, metrics: Path | None, pictures: list[Path]) -> None:
+    """Parameters, metrics by step, the evaluation's figures and files, and pictures."""
+    recipe = read_manifest(registration.checkpoint, "CHECKPOINT")["made_by"]["recipe"]
+    report = json.loads((registration.evaluation / REPORT).read_text(encoding="utf-8"))
+    own = {name: of for name, of in report["systems"].items() if name == registration.system}
+    points = [(key, value, 0) for key, value in metrics_of({"systems": own})]
+    for step, values in steps_of(metrics) if metrics is not None else ():
+        points += [(key, value, step) for key, value in values.items()]
+    log_all(client, run_id, params=flattened(recipe), metrics=points)
+    for entry in read_manifest(registration.evaluation)["files"]:
+        client.log_artifact(run_id, str(registration.evaluation / entry["path"]), EVALUATION)
+    for picture in pictures:
+        client.log_artifact(run_id, str(picture), "pictures")
+
+
+def register(uri: str, experiment: str, registration: Registration, metrics: Path | None, pictures: list[Path]) -> "ModelVersion":
+    """Register a system, or find that it has been; returns its version."""
+    import mlflow
+
+    from training import served_model
+
+    registration.check()
+    identity, tags, config = registration.identity(), registration.tags(), registration.model_config()
+    client = open_store(uri)
+    existing = registered(client, registration.name, identity)
+    if existing is not None:
+        logger.info("%s version %s is this very system", registration.name, existing.version)
+        return existing
+    where = experiment_id(client, uri, experiment)
+    for run in client.search_runs([where], f"tags.`{TAG}` = '{identity}'"):
+        client.delete_run(run.info.run_id)  # of an interrupted registration
+    with mlflow.start_run(experiment_id=where, run_name=f"register {registration.name}", tags={**tags, TAG: identity}) as run:
+        log_run(client, run.info.run_id, registration, metrics, pictures)
+        with warnings.catch_warnings():
+            # Passages are plain values of several types, which MLflow's signature can only call Any.
+            warnings.filterwarnings("ignore", message=".*AnyType.*")
+            model = mlflow.pyfunc.log_model(
+                name=registration.name,
+                python_model=served_model.code_path(),
+                artifacts={served_model.CHECKPOINT: str(registration.checkpoint.resolve())},
+                model_config=config,
+                pip_requirements=requirements(),
+            )
+    return mlflow.register_model(model.model_uri, registration.name, tags={**tags, TAG: identity})
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.register", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--name", required=True, help="registered model")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="CHECKPOINT; is copied")
+    parser.add_argument("--memory", required=True, type=Path, help="MEMORY that it was evaluated with; is pointed to")
+    parser.add_argument("--index", type=Path, help="INDEX that it was evaluated with; is pointed to (default: none)")
+    parser.add_argument("--evaluation", required=True, type=Path, help="EVALUATION directory of training.evaluate")
+    parser.add_argument("--system", required=True, help="name of this system in the evaluation")
+    parser.add_argument("--backbone", default="", help="folder of the language model (default: the one that the checkpoint names)")
+    parser.add_argument("--num-selected", type=int, metavar="K", help="passages of an answer (default: as evaluated)")
+    parser.add_argument("--max-new-tokens", type=int, default=32, help="longest answer, in tokens (default %(default)s)")
+    parser.add_argument(
+        "--first-level", type=int, default=200, metavar="L", help="rows that the index hands to the exact score (default %(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="where the served model computes: cpu or cuda (default %(default)s)")
+    parser.add_argument(
+        "--metrics", type=Path, help="metrics.jsonl of the training run (default: of the run beside the checkpoint, if it is there)"
+    )
+    parser.add_argument(
+        "--pictures", type=Path, nargs="*", default=[], help="more pictures for the run; the evaluation's are logged anyway"
+    )
+    parser.add_argument(
+        "--tracking-uri", required=True, help="MLflow store, as sqlite:///PATH; a local one keeps its artefacts beside the database"
+    )
+    parser.add_argument("--experiment", default="clara", help="MLflow experiment (default %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="check that everything fits, print what would be registered, and stop")
+    return parser
+
+
+def settings_evaluated(evaluation: Path) -> Mapping[str, Any]:
+    """Settings of an EVALUATION."""
+    settings: Mapping[str, Any] = read_manifest(evaluation, "EVALUATION")["made_by"]["recipe"]["settings"]
+    return settings
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    for picture in options.pictures:
+        if not picture.is_file():
+            raise InputError(f"--pictures {picture}: no such file; leave it out or correct the path")
+    registration = Registration(
+        name=options.name,
+        checkpoint=options.checkpoint,
+        memory=options.memory,
+        index=options.index,
+        evaluation=options.evaluation,
+        system=options.system,
+        backbone=options.backbone,
+        num_selected=options.num_selected or int(settings_evaluated(options.evaluation)["num_selected"]),
+        max_new_tokens=options.max_new_tokens,
+        first_level=options.first_level,
+        device=options.device,
+    )
+    metrics = options.metrics or metrics_beside(options.checkpoint)
+    if options.dry_run:
+        registration.check()
+        print(json.dumps({"tags": registration.tags(), "model_config": registration.model_config(), "metrics": str(metrics)}, indent=1))
+        return 0
+    version = register(options.tracking_uri, options.experiment, registration, metrics, options.pictures)
+    print(f"{options.name} version {version.version}: models:/{options.name}/{version.version} (metrics by step: {metrics or 'none'})")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
