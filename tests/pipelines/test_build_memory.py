@@ -336,8 +336,8 @@ def test_one_and_two_workers_write_the_same_bytes(build: Build, corpus_file: Pat
 @pytest.mark.slow
 def test_killed_and_run_again_is_as_never_killed(build: Build, tiny_checkpoint: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "many.jsonl"
-    corpus.write_bytes(jsonl(*({"id": f"n{n}", "text": f"Number {n} stands here. " * 12} for n in range(3000))))
-    arguments = command(str(corpus), tmp_path / "killed", tiny_checkpoint, "--num-shards=60", "--num-workers=2")
+    corpus.write_bytes(jsonl(*({"id": f"n{n}", "text": f"Number {n} stands here. " * 4} for n in range(900))))
+    arguments = command(str(corpus), tmp_path / "killed", tiny_checkpoint, "--num-shards=30", "--num-workers=2")
     started = time.time()
     job = subprocess.Popen([sys.executable, "-m", "pipelines.build_memory", *arguments], stderr=subprocess.PIPE)
     while len(finished_shards(tmp_path / "killed", started)) < 3:
@@ -348,8 +348,8 @@ def test_killed_and_run_again_is_as_never_killed(build: Build, tiny_checkpoint: 
     job.wait()
     assert not (tmp_path / "killed" / "manifest.json").exists()
     done = len(finished_shards(tmp_path / "killed", started))
-    assert 3 <= done < 60
-    killed = build(corpus, "--num-shards=60", output="killed")
-    whole = build(corpus, "--num-shards=60", output="whole")
+    assert 3 <= done < 30
+    killed = build(corpus, "--num-shards=30", output="killed")
+    whole = build(corpus, "--num-shards=30", output="whole")
     assert shard_bytes(killed) == shard_bytes(whole)
     assert MemoryStore.open(killed, verify=True).hash == MemoryStore.open(whole).hash
