@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -143,23 +143,28 @@ class Backbone(nn.Module):
         return self
 
     @property
+    def embedding(self) -> nn.Embedding:
+        """The input embeddings, `weight [V, D]`."""
+        return cast(nn.Embedding, self.lm.get_input_embeddings())
+
+    @property
     def hidden_size(self) -> int:
         """D."""
-        return int(self.lm.get_input_embeddings().weight.shape[1])
+        return int(self.embedding.weight.shape[1])
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the activations."""
-        return self.lm.get_input_embeddings().weight.dtype
+        return self.embedding.weight.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the LM lies."""
-        return self.lm.get_input_embeddings().weight.device
+        return self.embedding.weight.device
 
     def embed(self, ids_BL: Tensor) -> Tensor:
         """Input embeddings `[B, L, D]`."""
-        return self.lm.get_input_embeddings()(ids_BL)
+        return cast(Tensor, self.embedding(ids_BL))
 
     def trunk(self, embeddings_BLD: Tensor, route: Route) -> Tensor:
         """The last hidden states, after the final norm: no logits, no other layer's states.
@@ -186,14 +191,15 @@ class Backbone(nn.Module):
         self.lm.eval()
         try:
             with routed(route):
-                output = self.lm.generate(
+                output = cast(Any, self.lm).generate(
                     inputs_embeds=padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
                     eos_token_id=list(stop_ids), pad_token_id=stop_ids[0],
                 )  # fmt: skip
         finally:
             self.lm.train(was_training)
         stops = set(stop_ids)
-        return [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in output.tolist()]
+        rows = output.tolist()
+        return [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in rows]
 
 
 def _switch_off_dropout(lm: PreTrainedModel) -> None:

@@ -115,11 +115,21 @@ def _check_fields(directory: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def fresh_model(config: Config) -> ClaraModel:
-    """A model with untrained adapters on the configured backbone, seeded by the configuration."""
+def _check_device(device: str) -> None:
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: no CUDA device here; ask for 'cpu', or run where there is one")
+
+
+def fresh_model(config: Config, *, device: str = "cpu") -> ClaraModel:
+    """A model with untrained adapters on the configured backbone, seeded by the configuration.
+
+    Raises:
+        InputError: no backbone in the configured folder, or a device that is not there.
+    """
+    _check_device(device)
     torch.manual_seed(config.seed)
     backbone = _backbone(config.backbone, config.backbone.path, config.model)
-    return ClaraModel(backbone, load_tokenizer(config.backbone.path), config.model, config.prompts)
+    return ClaraModel(backbone, load_tokenizer(config.backbone.path), config.model, config.prompts).to(device)
 
 
 def _backbone(settings: BackboneSettings, folder: str, model: Model) -> Backbone:
@@ -164,8 +174,7 @@ def load_checkpoint(
             f"{directory}: made for a backbone with sha256 {manifest['backbone']['sha256'][:16]}…, {folder} has {found[:16]}…; "
             "give the folder of the same weights with backbone.path"
         )
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device {device!r}: no CUDA device here; ask for 'cpu', or run where there is one")
+    _check_device(device)
     model = ClaraModel(_backbone(backbone, folder, settings), load_tokenizer(directory / "tokenizer"), settings, prompts)
     for role in ROLES:
         lora.load_adapter(model.backbone.layers, role, directory / manifest["roles"][role], trunk_path=model.backbone.trunk_path)

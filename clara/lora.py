@@ -11,6 +11,7 @@ import os
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors import safe_open
@@ -114,6 +115,13 @@ def copy_adapter(layers: dict[str, RoutedLinear], source: str, target: str) -> N
     with torch.no_grad():
         for layer in layers.values():
             layer.adapters[target].load_state_dict(layer.adapters[source].state_dict())
+
+
+def restart_adapter(layers: dict[str, RoutedLinear], adapter: str) -> None:
+    """Take an adapter back to where it changes nothing (B = 0)."""
+    with torch.no_grad():
+        for layer in layers.values():
+            cast(LoraPair, layer.adapters[adapter]).lora_B.zero_()
 
 
 def parameters(layers: dict[str, RoutedLinear], adapter: str) -> list[nn.Parameter]:

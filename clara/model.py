@@ -70,7 +70,7 @@ class ClaraModel(nn.Module):
     def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings, prompts: Prompts) -> None:
         super().__init__()
         self.backbone = backbone
-        self.slots = MemorySlots(settings.num_memory_tokens, backbone.lm.get_input_embeddings().weight)
+        self.slots = MemorySlots(settings.num_memory_tokens, backbone.embedding.weight)
         self.tokenizer = tokenizer
         self.prompts = PromptBuilder(tokenizer, prompts)
         self.settings = settings
@@ -179,8 +179,9 @@ class ClaraModel(nn.Module):
         device, num_memory = self.backbone.device, self.num_memory_tokens
         _, markers, _ = self.slots()
         stride = num_memory + int(self.settings.markers)
-        rows, places, ids, fronts = [], [], [], []
-        marker_rows, marker_places = [], []
+        rows: list[int] = []
+        places: list[int] = []
+        ids, fronts, marker_rows, marker_places = [], [], [], []
         for row, (prompt, memory) in enumerate(zip(prompts, memories, strict=True)):
             for document in range(memory.shape[0]):
                 begin = len(prompt.left) + document * stride
@@ -244,7 +245,7 @@ class ClaraModel(nn.Module):
         inputs_BLD, fronts = self.inputs(prompts, memories)
         rows = [inputs_BLD[row, :front] for row, front in enumerate(fronts)]
         generated = self.backbone.generate(rows, Route(role), max_new_tokens=max_new_tokens, stop_ids=self.prompts.stop_ids)
-        return [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in generated]
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in generated]
 
 
 def segment_shares(num_tokens: Sequence[int], start: int, num_segments: int, length: int) -> Tensor:

@@ -15,18 +15,18 @@ def read_documents(path: str, wanted: set[str]) -> dict[str, str]:
         wanted: document ids.
 
     Raises:
-        InputError: the file or a wanted document is missing, or a line is not JSON.
+        InputError: the file or a wanted document is missing, or a line is not such a JSON object.
     """
     if not Path(path).is_file():
         raise InputError(f"corpus {path!r}: no such file; give the JSONL that the questions were made from")
     found = {}
-    with open(path, encoding="utf-8") as lines:
+    with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
                 title, text = normalise(row.get("title", "")), normalise(row["text"])
-            except (ValueError, KeyError, AttributeError) as error:
-                raise InputError(f"{path}:{number}: {line[:60]!r}: expected a JSON object with `text` ({error!r})") from error
+            except (ValueError, KeyError, AttributeError, TypeError) as error:
+                raise InputError(f"{path}:{number}: {line[:60]!r}: expected a JSON object with `text`, in UTF-8 ({error!r})") from error
             name = str(row.get("id") or document_id(title, text))
             if name in wanted:
                 found[name] = input_text(title, text)

@@ -5,6 +5,7 @@ python training/pretrain.py --config infra/configs/demo.toml --set stage=instruc
 """
 
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import argparse
 import torch
 
 from clara import artefact, lora
+from clara.backbone import weights_hash
 from clara.checkpoint import fresh_model, load_checkpoint, save_checkpoint
 from clara.config import Config, load, require
 from clara.errors import InputError, command_line
@@ -27,29 +29,54 @@ from training.engine import LocalEngine
 from training.loop import Stage, run
 from training.stages import InstructStage, PretrainStage
 
+logger = logging.getLogger(__name__)
 
-def recipe(config: Config) -> dict[str, object]:
-    """What determines the checkpoint: settings of the stage and hashes of what it reads."""
+
+def recipe(config: Config, micro_batch: int) -> dict[str, object]:
+    """What determines the checkpoint: settings of the stage and hashes of what it reads (of the backbone `up_to_date` sees to).
+
+    Args:
+        config: the run's.
+        micro_batch: questions in one forward pass, out of which stage `instruct` takes the other documents of a prompt; 0: the whole step.
+    """
     inputs = {name: artefact.manifest_hash(path) for name in ("checkpoint", "examples", "questions") if (path := getattr(config, name))}
     if config.corpus:
         inputs["corpus"] = artefact.sha256_file(config.corpus)
+    if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
+        inputs["backbone"] = weights_hash(config.backbone.path)
     settings = config.model_dump(include={"seed", "stage", "model", "prompts", config.stage})
+    if config.stage == "instruct" and micro_batch not in (0, config.instruct.questions_per_step):
+        settings["micro_batch"] = micro_batch
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
+
+
+def up_to_date(target: Path, config: Config, plan: dict[str, object]) -> bool:
+    """Whether the CHECKPOINT is there, made by this recipe on this backbone."""
+    if not artefact.up_to_date(target, "CHECKPOINT", plan):
+        return False
+    backbone = artefact.read_manifest(target)["backbone"]
+    return bool(backbone["own"] or not config.backbone.path or weights_hash(config.backbone.path) == backbone["sha256"])
 
 
 def build(config: Config, micro_batch: int) -> tuple[ClaraModel, Stage]:
     """The model and the stage that a configuration asks for."""
-    model = load_checkpoint(config.checkpoint, config.backbone) if config.checkpoint else fresh_model(config)
+    device = "cuda" if config.launch.gpu else "cpu"
+    model = load_checkpoint(config.checkpoint, config.backbone, device=device) if config.checkpoint else fresh_model(config, device=device)
     if config.stage == "pretrain":
         require(config, "examples")
+        if config.pretrain.train_backbone and config.backbone.dtype != "float32":
+            raise InputError(
+                f"backbone.dtype is {config.backbone.dtype!r}, and pretrain.train_backbone updates these weights themselves: "
+                "small updates would be rounded away; set backbone.dtype=float32"
+            )
         return model, PretrainStage(model, read_examples(config.examples), config, micro_batch)
     require(config, "questions", "corpus")
-    questions = [q for q in read_questions(config.questions, "train") if q.positive_ids]
+    every = read_questions(config.questions, "train")
+    questions = [q for q in every if q.positive_ids]
+    logger.info("instruct: %d questions, %d others name no positive document and are left out", len(questions), len(every) - len(questions))
     documents = read_documents(config.corpus, {q.positive_ids[0] for q in questions})
     if config.instruct.generator == "restart":
-        with torch.no_grad():
-            for layer in model.backbone.layers.values():
-                layer.adapters[GENERATOR].lora_B.zero_()
+        lora.restart_adapter(model.backbone.layers, GENERATOR)
     return model, InstructStage(model, questions, documents, config, micro_batch)
 
 
@@ -74,9 +101,11 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(json.dumps(config.model_dump(), indent=1))
         return 0
-    plan = recipe(config)
+    if options.micro_batch < 0:
+        raise InputError(f"--micro-batch is {options.micro_batch}; expected a number of documents or questions, or 0 for the whole step")
+    plan = recipe(config, options.micro_batch)
     target = Path(config.output) / "checkpoint"
-    if artefact.up_to_date(target, "CHECKPOINT", plan):
+    if up_to_date(target, config, plan):
         print(f"{target}: up to date")
         return 0
     if config.launch.threads:

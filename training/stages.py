@@ -1,14 +1,20 @@
 """Stages `pretrain` and `instruct` for the loop: which parameters train, and each step's batches."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
-from clara.config import Config, Optimiser
+from clara.backbone import weights_hash
+from clara.config import Config
+from clara.errors import InputError
 from clara.examples import Example
 from clara.model import COMPRESSOR, GENERATOR, ClaraModel
 from clara.prompts import Prompt
 from clara.questions import Question
 from clara.steps import InstructBatch, InstructStep, PretrainBatch, PretrainStep
+from training.engine import Engine
 from training.loop import Stage, sample, shard
 
 
@@ -17,7 +23,40 @@ def cut(prompt: Prompt, max_answer_tokens: int) -> Prompt:
     return Prompt(prompt.left, prompt.right, prompt.answer[:max_answer_tokens], prompt.weights[:max_answer_tokens])
 
 
-class PretrainStage(Stage):
+class MemoryStage(Stage):
+    """What both stages share: one learning rate, cut texts that are counted, and a run state that is bound to its backbone."""
+
+    _model: ClaraModel
+    _parameters: list[nn.Parameter]
+    _num_cut = 0
+
+    def groups(self) -> list[tuple[float, list[nn.Parameter]]]:
+        """See the base class."""
+        return [(self.optimiser.learning_rate, self._parameters)]
+
+    def after_step(self, step: int, engine: Engine) -> dict[str, float]:
+        """Texts of this rank's step that were cut to their largest length."""
+        return {"texts_cut": float(self._num_cut)}
+
+    def state(self) -> dict[str, Any]:
+        """The backbone's hash: a run that is taken up on another one would go on with adapters that mean nothing there."""
+        return {"backbone": weights_hash(self._model.backbone.folder)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Refuse the run state of another backbone.
+
+        Raises:
+            InputError: the hashes differ.
+        """
+        own = weights_hash(self._model.backbone.folder)
+        if state.get("backbone", own) != own:
+            raise InputError(
+                f"the run state to resume is for a backbone with sha256 {state['backbone'][:16]}…, {self._model.backbone.folder} has {own[:16]}…; "
+                "give the backbone that the run began with, or another output"
+            )
+
+
+class PretrainStage(MemoryStage):
     """Compressor and generator (memory tokens, on demand the backbone) learn to tell a document from its memory."""
 
     def __init__(self, model: ClaraModel, examples: list[Example], config: Config, micro_batch: int) -> None:
@@ -27,11 +66,6 @@ class PretrainStage(Stage):
         self.roles = [COMPRESSOR, GENERATOR, *["memory_tokens"] * settings.train_memory_tokens, *["backbone"] * settings.train_backbone]
         self._parameters = model.train_only(self.roles)
         self._model, self._examples, self._config, self._micro_batch = model, examples, config, micro_batch
-        self.num_cut = 0
-
-    def groups(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """See the base class."""
-        return [(self.optimiser.learning_rate, self._parameters)]
 
     def rows(self, step: int) -> int:
         """See the base class."""
@@ -39,6 +73,7 @@ class PretrainStage(Stage):
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[PretrainBatch]:
         """See the base class."""
+        self._num_cut = 0
         rows = sample(self._config.seed, step, self.rows(step), len(self._examples))
         return [self._batch(step, part) for part in shard(rows, rank, world, self._micro_batch)]
 
@@ -50,7 +85,7 @@ class PretrainStage(Stage):
             ids = self._model.document_ids(example.document)
             limit = self._model.settings.max_document_tokens
             prompt = self._prompt(example, step)
-            self.num_cut += len(ids) > limit or len(prompt.answer) > settings.max_answer_tokens
+            self._num_cut += len(ids) > limit or len(prompt.answer) > settings.max_answer_tokens
             documents.append(ids[:limit])
             prompts.append(cut(prompt, settings.max_answer_tokens))
         return PretrainBatch(documents, prompts)
@@ -62,20 +97,25 @@ class PretrainStage(Stage):
         return builder.paraphrase(example.answers[0] if example.answers else example.document, step)
 
 
-class InstructStage(Stage):
+class InstructStage(MemoryStage):
     """Answers from K memories: the right document's and others of the micro-batch, in random order."""
 
     def __init__(self, model: ClaraModel, questions: list[Question], documents: dict[str, str], config: Config, micro_batch: int) -> None:
         settings = config.instruct
+        if not questions:
+            raise InputError(
+                "questions: none of split 'train' names a positive document; stage instruct needs to know which document answers"
+            )
+        if micro_batch < settings.num_documents:
+            raise InputError(
+                f"instruct.num_documents is {settings.num_documents}, a micro-batch holds {micro_batch} questions: the other documents of a prompt "
+                "come from its micro-batch; lower num_documents, or raise questions_per_step or --micro-batch"
+            )
         self.name, self.steps, self.optimiser = "instruct", settings.steps, settings.optimiser
         self.module: nn.Module = InstructStep(model, settings)
         roles = [GENERATOR, *[COMPRESSOR] * settings.train_compressor, *["memory_tokens"] * settings.train_memory_tokens]
         self._parameters = model.train_only(roles)
         self._model, self._questions, self._documents, self._config, self._micro_batch = model, questions, documents, config, micro_batch
-
-    def groups(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """See the base class."""
-        return [(self.optimiser.learning_rate, self._parameters)]
 
     def rows(self, step: int) -> int:
         """See the base class."""
@@ -83,6 +123,7 @@ class InstructStage(Stage):
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[InstructBatch]:
         """See the base class."""
+        self._num_cut = 0
         rows = sample(self._config.seed, step, self.rows(step), len(self._questions))
         return [self._batch(step, part) for part in shard(rows, rank, world, self._micro_batch)]
 
@@ -90,7 +131,9 @@ class InstructStage(Stage):
         questions = [self._questions[r] for r in rows]
         names = list(dict.fromkeys(q.positive_ids[0] for q in questions))
         limit = self._model.settings.max_document_tokens
-        documents = [self._model.document_ids(self._documents[n])[:limit] for n in names]
+        whole = [self._model.document_ids(self._documents[n]) for n in names]
+        self._num_cut += sum(len(ids) > limit for ids in whole)
+        documents = [ids[:limit] for ids in whole]
         dice = torch.Generator().manual_seed(self._config.seed * 1_000_003 + step)
         selected = []
         for question in questions:
