@@ -20,7 +20,8 @@ from collections.abc import Callable
 from clara import artefact
 from clara.config import Config, load
 from clara.errors import command_line
-from training.joint_run import check, finish, finished, places, recipe
+from training.joint_run import check, finish, finished, made, places, preflight, recipe
+from training.tracking import tracked
 
 
 def launcher(config: Config) -> Callable[[Config], None]:
@@ -55,9 +56,14 @@ def main(argv: list[str]) -> int:
     if finished(config):
         print(f"{where.checkpoint}: up to date")
         return 0
-    if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)):
-        launcher(config)(config)
-    report = finish(config)
+    preflight(config)
+    with tracked(config, where.run.name, where.metrics) as tracker:
+        if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)):
+            launcher(config)(config)
+        report = finish(config)
+    if tracker is not None:
+        tracker.finish(where.report, where.metrics, where.run / "curves", made(where, report))
+        artefact.atomic_write(where.tracked, json.dumps({"uri": config.tracking.uri, "run_id": tracker.run_id}) + "\n")
     print(
         f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps of joint, {report['questions_per_second']:.2f} questions/s; "
         f"MEMORY {report['memory']}, INDEX {report['index']}; report {where.report}"

@@ -19,8 +19,9 @@ from clara.model import ClaraModel
 from clara.questions import read_questions
 from training.engine import Engine
 from training.heldout import HeldOut, choose
-from training.joint_stage import JointStage
-from training.loop import run
+from training.joint_stage import JointStage, trained_roles
+from training.loop import run, shard
+from training.metrics import append, read
 from training.refresh import RefreshResult, Worker, run_job
 from training.versions import Versions, stored_parameters
 
@@ -48,6 +49,11 @@ class Places:
         return self.run / METRICS
 
     @property
+    def tracked(self) -> Path:
+        """Which MLflow run holds it all; written once that is complete."""
+        return self.run / "mlflow.json"
+
+    @property
     def report(self) -> Path:
         """What the run came to."""
         return self.output / REPORT
@@ -71,6 +77,11 @@ def check(config: Config) -> None:
                     f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git ignores, so a relative path "
                     "leads nowhere; give an absolute one that every machine sees"
                 )
+        uri = config.tracking.uri
+        if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+            raise InputError(
+                f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give sqlite:////ABSOLUTE/PATH or a server's URL"
+            )
 
 
 def recipe(config: Config) -> dict[str, Any]:
@@ -90,9 +101,11 @@ def places(config: Config) -> Places:
 
 
 def finished(config: Config) -> bool:
-    """Whether the CHECKPOINT and the report of this very run are there."""
+    """Whether the CHECKPOINT and the report of this very run are there, and are tracked where that is asked for."""
     where = places(config)
     if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)) or not where.report.is_file():
+        return False
+    if config.tracking.uri and not (where.tracked.is_file() and json.loads(where.tracked.read_text())["uri"] == config.tracking.uri):
         return False
     return bool(json.loads(where.report.read_text()).get("run") == where.run.name)
 
@@ -124,6 +137,35 @@ def build_stage(config: Config, model: ClaraModel, where: Places, worker: Worker
     return JointStage(model, questions, config, versions, held_out=held_out, store_backbone=own_backbone(config))
 
 
+def preflight(config: Config) -> None:
+    """Open everything that the ranks will open, so that what is wrong is said here and not by each of them.
+
+    Raises:
+        InputError: an input is unfinished, damaged, or does not fit the others.
+    """
+    where = places(config)
+    Versions(config, where.output, where.run, None, 1).open()
+    read_questions(config.questions, "train")
+    trained_roles(config)
+    ranks = 1 if config.launch.launcher == "local" else config.launch.num_workers
+    shard(range(config.joint.questions_per_step), 0, ranks, config.joint.micro_batch)
+    try:
+        where.run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"output {config.output!r}: cannot be written ({error.strerror}); choose a directory that you may write to"
+        ) from error
+
+
+def made(where: Places, report: Mapping[str, Any]) -> dict[str, str]:
+    """What a run made, as tags: where it lies, and manifest hashes."""
+    tags: dict[str, str] = {}
+    for name in ("checkpoint", "memory", "index"):
+        if path := str(report[name]):
+            tags |= {f"clara.made.{name}": path, f"clara.made.{name}.hash": artefact.manifest_hash(path)}
+    return tags
+
+
 def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, num_ranks: int, worker: Worker | None, device: str) -> None:
     """Train on one rank to the last step, and write the CHECKPOINT.
 
@@ -142,8 +184,7 @@ def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, n
     engine = make_engine(stage)
 
     def log(step: int, values: dict[str, float]) -> None:
-        with open(where.metrics, "a", encoding="utf-8") as metrics:
-            metrics.write(json.dumps({"step": step, **values}) + "\n")
+        append(where.metrics, step, values)
 
     run(stage, engine, where.run, seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log)
     stage.versions.finish()
@@ -157,18 +198,6 @@ def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, n
 
 
 # --- afterwards ------------------------------------------------------------------------------------------------------
-
-
-def read_metrics(path: Path) -> dict[int, dict[str, float]]:
-    """Figures by step (1-based). A step that was made again after a resume counts once; a half-written last line is left out."""
-    steps: dict[int, dict[str, float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue
-        steps[int(values.pop("step"))] = values
-    return dict(sorted(steps.items()))
 
 
 def version_spans(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, int]]:
@@ -226,7 +255,7 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
 
 def summarise(config: Config, where: Places, current: Mapping[str, Any], refreshes: list[dict[str, Any]], lag_steps: int) -> dict[str, Any]:
     """The report: times, throughput, refreshes, versions by step, and where the newest MEMORY and INDEX lie."""
-    metrics = read_metrics(where.metrics)
+    metrics = read(where.metrics)
     seconds = sum(v["step_seconds"] for v in metrics.values())
     blocked = sum(v["blocked_seconds"] for v in metrics.values())
     manifest = artefact.read_manifest(current["memory"], "MEMORY")

@@ -187,7 +187,7 @@ def train(config: Config) -> None:
                 name=where.run.name,
                 storage_path=config.launch.storage or str(where.run / "ray"),
                 failure_config=FailureConfig(max_failures=config.launch.max_failures),
-                logging_config=LoggingConfig(log_level="WARNING"),
+                logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # its stub is of Ray Tune
             ),
         )
         with following(log_file(config, 0), show):

@@ -1,0 +1,148 @@
+"""MLflow: one run for each training run, found again when it is resumed. Nothing happens where `tracking.uri` is empty."""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from clara import artefact
+from clara.config import Config, Tracking
+from clara.errors import InputError
+from training.curves import draw
+from training.follow import following
+from training.metrics import parse
+
+logger = logging.getLogger(__name__)
+_RUN_TAG = "clara.run"
+_PARAMETERS_AT_ONCE = 100
+_METRICS_AT_ONCE = 1000
+_EVERY_SECONDS = 10.0
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A configuration's leaves by dotted key."""
+    flat: dict[str, str] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = str(value)
+    return flat
+
+
+def lineage(config: Config) -> dict[str, str]:
+    """Manifest hashes of what a run reads, and MEMORY's fingerprint, as tags."""
+    tags = {}
+    for name in ("checkpoint", "examples", "questions", "memory", "index"):
+        if path := getattr(config, name):
+            tags[f"clara.{name}"] = path
+            tags[f"clara.{name}.hash"] = artefact.manifest_hash(path)
+            if fingerprint := artefact.read_manifest(path)["fingerprint"]:
+                tags[f"clara.{name}.fingerprint"] = fingerprint
+    return tags
+
+
+def artefact_location(uri: str) -> str | None:
+    """Where a new experiment keeps files: beside an SQLite store (MLflow would take the current directory); elsewhere the store's own choice."""
+    parsed = urlparse(uri)
+    return (Path(parsed.path[1:]).absolute().parent / "mlartifacts").as_uri() if parsed.scheme == "sqlite" else None
+
+
+class Tracker:
+    """Writes one MLflow run."""
+
+    def __init__(self, settings: Tracking, run_name: str, parameters: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Find the run of that name, or begin it.
+
+        Args:
+            settings: URI and experiment.
+            run_name: the run's own directory: equal recipes are one run.
+            parameters: resolved settings.
+            tags: lineage.
+
+        Raises:
+            InputError: the store cannot be reached or written.
+        """
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        if settings.uri.startswith("sqlite:///"):
+            Path(urlparse(settings.uri).path[1:]).absolute().parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._client = MlflowClient(tracking_uri=settings.uri)
+            self.run_id = self._find(settings, run_name, tags)
+            logged = self._client.get_metric_history(self.run_id, "loss")
+        except (MlflowException, OSError) as error:
+            raise InputError(
+                f"tracking.uri {settings.uri!r}: cannot be used ({error}); give sqlite:///PATH or a server's URL, or leave it empty"
+            ) from error
+        self._last_step = max((metric.step for metric in logged), default=0)
+        self._log_parameters(parameters)
+
+    def _find(self, settings: Tracking, run_name: str, tags: Mapping[str, str]) -> str:
+        client = self._client
+        experiment = client.get_experiment_by_name(settings.experiment)
+        number = (
+            experiment.experiment_id
+            if experiment is not None
+            else client.create_experiment(settings.experiment, artifact_location=artefact_location(settings.uri))
+        )
+        found = client.search_runs([number], f"tags.`{_RUN_TAG}` = '{run_name}'", max_results=1)
+        if found:
+            run_id: str = found[0].info.run_id
+            client.update_run(run_id, status="RUNNING")
+            return run_id
+        created = client.create_run(number, run_name=run_name, tags={_RUN_TAG: run_name, **tags})
+        return str(created.info.run_id)
+
+    def _log_parameters(self, parameters: Mapping[str, str]) -> None:
+        from mlflow.entities import Param
+
+        items = [Param(name, value) for name, value in parameters.items()]
+        for begin in range(0, len(items), _PARAMETERS_AT_ONCE):
+            self._client.log_batch(self.run_id, params=items[begin : begin + _PARAMETERS_AT_ONCE])
+
+    def log_lines(self, lines: Sequence[str]) -> None:
+        """Log lines of a metrics file; steps that the run has already are left out."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        metrics = []
+        for step, values in parse(lines).items():
+            if step > self._last_step:
+                self._last_step = step
+                metrics += [Metric(name, value, now, step) for name, value in values.items()]
+        for begin in range(0, len(metrics), _METRICS_AT_ONCE):
+            self._client.log_batch(self.run_id, metrics=metrics[begin : begin + _METRICS_AT_ONCE])
+
+    def finish(self, report: Path, metrics: Path, pictures: Path, tags: Mapping[str, str]) -> None:
+        """Log the report, the curves and what was made, and end the run."""
+        for name, value in tags.items():
+            self._client.set_tag(self.run_id, name, value)
+        self._client.log_artifact(self.run_id, str(report))
+        for picture in draw(parse(metrics.read_text(encoding="utf-8").splitlines()), pictures):
+            self._client.log_artifact(self.run_id, str(picture), "curves")
+        self._client.set_terminated(self.run_id, "FINISHED")
+
+    def fail(self) -> None:
+        """End the run as failed; it is taken up again when the command is."""
+        self._client.set_terminated(self.run_id, "FAILED")
+
+
+@contextmanager
+def tracked(config: Config, run_name: str, metrics: Path) -> Iterator[Tracker | None]:
+    """Inside, the figures that a run appends to its metrics file go to MLflow; None where no tracking is asked for."""
+    if not config.tracking.uri:
+        yield None
+        return
+    tracker = Tracker(config.tracking, run_name, flatten(config.model_dump()), lineage(config))
+    logger.info("MLflow run %s in %s", tracker.run_id, config.tracking.uri)
+    try:
+        with following(metrics, tracker.log_lines, from_start=True, every_seconds=_EVERY_SECONDS):
+            yield tracker
+    except BaseException:
+        tracker.fail()
+        raise

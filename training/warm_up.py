@@ -1,0 +1,66 @@
+"""Pay once, at set-up, for what the first training run would pay: byte-code of the large libraries, and DeepSpeed's start on this machine.
+
+python -m training.warm_up
+"""
+
+import argparse
+import os
+import tempfile
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from clara.config import Optimiser
+from clara.errors import command_line
+from clara.steps import Output
+from training.deepspeed_engine import DeepSpeedEngine
+
+
+class Square(nn.Module):
+    """The least that can be trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(4))
+
+    def forward(self, batch: float, normaliser: float, num_rows: float) -> Output:
+        """A loss."""
+        return Output((self.weight * batch).square().sum() / (normaliser * num_rows))
+
+
+def one_step() -> float:
+    """One update of one rank under ZeRO-2; returns the gradient's norm, which is 4."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("LOCAL_RANK", "0")
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+        module = Square()
+        settings = Optimiser(learning_rate=1e-3, gradient_clip=1.0)
+        engine = DeepSpeedEngine(
+            module, [(1e-3, list(module.parameters()))], settings, zero_stage=2, micro_batch=1, num_accumulated=1, device="cpu"
+        )
+        engine.backward(engine.forward(1.0, 1.0, 1.0).loss, last=True)
+        norm = engine.update(1.0)
+        dist.destroy_process_group()
+    return norm
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.warm_up", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
+    options = parser.parse_args(argv)
+    if options.dry_run:
+        print("would import ray.train and mlflow, and make one step of DeepSpeed on the CPU")
+        return 0
+    import mlflow  # noqa: F401
+    import ray.train.torch  # noqa: F401
+
+    print(f"DeepSpeed on the CPU: one step, gradient norm {one_step():.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
