@@ -9,8 +9,9 @@ import argparse
 import importlib.metadata
 import json
 import logging
+import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,12 @@ from clara.artefact import hash_of, manifest_hash, read_manifest
 from clara.backbone import weights_hash
 from clara.checkpoint import OWN_BACKBONE
 from clara.errors import InputError, command_line
+from training.curves import draw
 from training.evaluation.report import REPORT
-from training.evaluation.store import experiment_id, flattened, log_all, open_store
+from training.evaluation.store import experiment_id, log_all, open_store
 from training.evaluation.track import metrics_of
+from training.metrics import read
+from training.tracking import flatten
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -123,27 +127,6 @@ def registered(client: "MlflowClient", name: str, identity: str) -> "ModelVersio
     return None
 
 
-def steps_of(metrics: Path) -> Iterator[tuple[int, dict[str, float]]]:
-    """Step and figures of every line of a metrics.jsonl.
-
-    Raises:
-        InputError: the file is missing, or a line is not an object with `step`.
-    """
-    if not metrics.is_file():
-        raise InputError(f"--metrics {metrics}: no such file; give the metrics.jsonl of the training run")
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            values = json.loads(line)
-            step = int(values.pop("step"))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if number == len(lines):
-                logger.warning("%s:%d: left out, a line cut short", metrics, number)
-                continue
-            raise InputError(f"{metrics}:{number}: {line[:60]!r}: expected a JSON object with `step` ({error!r})") from error
-        yield step, {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-
-
 def metrics_beside(checkpoint: Path) -> Path | None:
     """The metrics.jsonl of the run that made a checkpoint, where it still lies beside it."""
     recipe = read_manifest(checkpoint, "CHECKPOINT")["made_by"]["recipe"]
@@ -164,9 +147,12 @@ def log_run(client: "MlflowClient", run_id: str, registration: Registration, met
     report = json.loads((registration.evaluation / REPORT).read_text(encoding="utf-8"))
     own = {name: of for name, of in report["systems"].items() if name == registration.system}
     points = [(key, value, 0) for key, value in metrics_of({"systems": own})]
-    for step, values in steps_of(metrics) if metrics is not None else ():
-        points += [(key, value, step) for key, value in values.items()]
-    log_all(client, run_id, params=flattened(recipe), metrics=points)
+    steps = read(metrics) if metrics is not None else {}
+    points += [(key, value, step) for step, values in steps.items() for key, value in values.items()]
+    log_all(client, run_id, params=flatten(recipe), metrics=points)
+    with tempfile.TemporaryDirectory() as folder:
+        for curve in draw(steps, Path(folder)):
+            client.log_artifact(run_id, str(curve), "curves")
     for entry in read_manifest(registration.evaluation)["files"]:
         client.log_artifact(run_id, str(registration.evaluation / entry["path"]), EVALUATION)
     for picture in pictures:
@@ -245,9 +231,10 @@ def settings_evaluated(evaluation: Path) -> Mapping[str, Any]:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    for picture in options.pictures:
-        if not picture.is_file():
-            raise InputError(f"--pictures {picture}: no such file; leave it out or correct the path")
+    for option, files in (("--pictures", options.pictures), ("--metrics", [options.metrics] if options.metrics else [])):
+        for path in files:
+            if not path.is_file():
+                raise InputError(f"{option} {path}: no such file; leave it out or correct the path")
     registration = Registration(
         name=options.name,
         checkpoint=options.checkpoint,

@@ -4,19 +4,17 @@ import logging
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clara.errors import InputError
+from training.tracking import artefact_location
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _SQLITE = "sqlite:///"
-ARTIFACTS = "mlflow-artifacts"
 _PARAMS_A_CALL, _METRICS_A_CALL = 100, 1000
 """MLflow's own limits."""
-_LARGEST_VALUE = 500
-"""Characters of a parameter that every kind of store takes."""
 
 
 def open_store(uri: str) -> "MlflowClient":
@@ -49,21 +47,7 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    location = None
-    if uri.startswith(_SQLITE):
-        location = (Path(uri.removeprefix(_SQLITE)).resolve().parent / ARTIFACTS / name).as_uri()
-    return str(client.create_experiment(name, artifact_location=location))
-
-
-def flattened(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """The leaves of nested dictionaries by dotted key, as text that a store takes as a parameter."""
-    leaves: dict[str, str] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= flattened(value, f"{prefix}{name}.")
-        else:
-            leaves[f"{prefix}{name}"] = str(value)[:_LARGEST_VALUE]
-    return leaves
+    return str(client.create_experiment(name, artifact_location=artefact_location(uri)))
 
 
 def log_all(client: "MlflowClient", run_id: str, *, params: Mapping[str, str], metrics: Iterable[tuple[str, float, int]]) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 from clara.artefact import manifest_hash, read_manifest
 from training.evaluation.report import REPORT
-from training.evaluation.store import experiment_id, flattened, log_all, open_store
+from training.evaluation.store import experiment_id, log_all, open_store
+from training.tracking import flatten
 
 TAG = "clara.evaluation"
 
@@ -32,7 +33,7 @@ def track(evaluation: Path, uri: str, experiment: str) -> str:
     run_id = str(run.info.run_id)
     report = json.loads((evaluation / REPORT).read_text(encoding="utf-8"))
     metrics = ((key, value, 0) for key, value in metrics_of(report))
-    log_all(client, run_id, params=flattened(manifest["made_by"]["recipe"]), metrics=metrics)
+    log_all(client, run_id, params=flatten(manifest["made_by"]["recipe"]), metrics=metrics)
     for entry in manifest["files"]:
         client.log_artifact(run_id, str(evaluation / entry["path"]))
     client.set_terminated(run_id)

@@ -1,16 +1,20 @@
 """A small world for evaluation's tests: MEMORY of the tiny corpus by the tiny checkpoint, and questions about its towns."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from clara.artefact import read_manifest
-from clara.checkpoint import load_checkpoint
+from clara.checkpoint import load_checkpoint, save_checkpoint
 from clara.config import Backbone
 from clara.encode import write_memory_shard
 from clara.fingerprint import of_checkpoint
+from clara.index import build_index
 from clara.memory import complete_memory, shard_name
-from clara.questions import Question, write_questions
-from clara.records import Chunk, chunk_id, input_text, row_id
+from clara.questions import Question, read_questions, write_questions
+from clara.records import Chunk, chunk_id, row_id
 
 NUM_SHARDS = 2
 
@@ -62,6 +66,36 @@ def write_town_questions(directory: Path, corpus: Path, *, per_split: int = 6) -
     return directory
 
 
-def document_input(chunk: Chunk) -> str:
-    """What the compressor read of a chunk."""
-    return input_text(chunk.title, chunk.text)
+def train_generator(checkpoint: Path, questions: Path, output: Path, *, steps: int = 25) -> Path:
+    """A CHECKPOINT whose generator has learned the kind of answer that is asked for; the compressor stays as it was, and so MEMORY fits."""
+    model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
+    optimiser = torch.optim.Adam(model.train_only(["generator"]), lr=2e-2)
+    asked = read_questions(questions)
+    prompts = [model.prompts.question(q.question, q.answers[0]) for q in asked]
+    nothing = [torch.zeros(0, model.num_memory_tokens, model.hidden_size)] * len(asked)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model.answer_losses(prompts, nothing).nll.mean().backward()
+        optimiser.step()
+    save_checkpoint(model, output, stage="instruct", recipe={"made_by": "tests", "steps": steps})
+    return output
+
+
+@dataclass(frozen=True)
+class World:
+    """Directories that evaluation reads; `trained` has the same compressor as `checkpoint`, so that `memory` is for both."""
+
+    checkpoint: Path
+    trained: Path
+    memory: Path
+    index: Path
+    questions: Path
+
+
+def make(folder: Path, checkpoint: Path, corpus: Path) -> World:
+    """Everything, in a folder."""
+    memory = write_memory(folder / "memory", checkpoint, corpus)
+    build_index(memory, folder / "index", "Flat")
+    questions = write_town_questions(folder / "questions", corpus)
+    trained = train_generator(checkpoint, questions, folder / "trained")
+    return World(checkpoint, trained, memory, folder / "index", questions)
