@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ def connect() -> None:
     # Importing torch in every rank at once can take longer than Ray's minute on a small machine.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_SECONDS))
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
         return
     root = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -82,7 +83,7 @@ def connect() -> None:
         num_cpus=os.cpu_count(),
         include_dashboard=False,
         object_store_memory=_OBJECT_STORE_BYTES,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": paths}},
     )
@@ -145,6 +146,7 @@ def rank_loop(settings: dict[str, Any]) -> None:
     config = Config.model_validate(settings)
     context = ray_train.get_context()
     log_to(log_file(config, context.get_world_rank()))
+    logger.info("rank %d of %d: process %d on %s", context.get_world_rank(), context.get_world_size(), os.getpid(), platform.node())
     device = "cuda" if config.launch.gpu else "cpu"
     num_accumulated = config.joint.questions_per_step // (context.get_world_size() * config.joint.micro_batch)
 

@@ -15,10 +15,12 @@ from joint_world import World
 from safetensors.torch import load_file
 
 from clara.artefact import manifest_hash, read_manifest
+from clara.config import Refresh
 from clara.errors import InputError
 from clara.memory import MemoryStore
 from training import joint
-from training.refresh import ProcessWorker, expected_fingerprint, fingerprint_of
+from training.refresh import ProcessWorker, RefreshJob, RefreshResult, expected_fingerprint, fingerprint_of, run_job
+from training.versions import snapshot_due
 
 ROLES = ("compressor", "query_reasoner", "generator")
 
@@ -99,7 +101,38 @@ FIXED = {
 }
 
 
-def test_refresh_switches_at_the_announced_step(world: World, tmp_path: Path) -> None:
+def test_snapshots_are_due_after_the_start_and_then_regularly() -> None:
+    def due(**settings: object) -> list[int]:
+        return [n for n in range(12) if snapshot_due(n, Refresh.model_validate({"policy": "full", **settings}))]
+
+    assert due(start_step=2, every_steps=4) == [2, 6, 10]
+    assert due(start_step=3) == [3]
+    assert due(start_step=2, policy="none") == []
+
+
+def test_fixed_switch_after_the_next_snapshot_is_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"delta_steps is 5, every_steps 3"):
+        train(world, tmp_path, **FIXED | {"joint__refresh__delta_steps": 5})
+
+
+class Inline:
+    """A worker that encodes at once, in this process: a process of its own takes seconds to import torch."""
+
+    def start(self, job: RefreshJob, log: Path) -> "Inline":
+        self._result = run_job(job)
+        return self
+
+    def result(self, timeout_seconds: float) -> RefreshResult:
+        return self._result
+
+    def stop(self) -> None:
+        raise AssertionError("nothing runs")
+
+
+@pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_refresh_switches_at_the_announced_step(world: World, tmp_path: Path, inline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if inline:
+        monkeypatch.setattr("training.local.ProcessWorker", Inline)
     report = train(world, tmp_path, **FIXED)
     assert report["versions_by_step"] == [
         {"version": 0, "first_step": 1, "last_step": 4},

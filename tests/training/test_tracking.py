@@ -1,0 +1,69 @@
+"""MLflow: what a run leaves there, once, however often it is taken up."""
+
+import json
+from pathlib import Path
+
+import joint_world
+import pytest
+
+from clara.artefact import manifest_hash, read_manifest
+from clara.errors import InputError
+from training import joint
+from training.follow import NewLines
+from training.metrics import parse
+from training.tracking import flatten
+
+
+def test_flatten_names_every_leaf() -> None:
+    assert flatten({"a": 1, "b": {"c": [2, 3], "d": {"e": "x"}}, "f": {}}) == {"a": "1", "b.c": "[2, 3]", "b.d.e": "x", "f": "{}"}
+
+
+def test_metrics_of_a_resumed_run_count_once() -> None:
+    lines = ['{"step": 1, "loss": 3.0}', '{"step": 2, "loss": 2.0}', '{"step": 2, "loss": 1.5}', '{"step": 3, "lo']
+    assert parse(lines) == {1: {"loss": 3.0}, 2: {"loss": 1.5}}
+
+
+def test_new_lines_are_whole_and_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    lines = NewLines(path, from_start=True)
+    assert lines.read() == []
+    path.write_text("one\ntw")
+    assert lines.read() == ["one"]
+    with open(path, "a") as stream:
+        stream.write("o\nthree\n")
+    assert lines.read() == ["two", "three"]
+    assert lines.read() == []
+    assert NewLines(path, from_start=False).read() == []
+
+
+@pytest.mark.slow
+def test_run_is_tracked_once(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
+    from mlflow import MlflowClient
+
+    world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
+    uri = f"sqlite:///{tmp_path}/store/mlflow.db"
+    arguments = ["--launcher", "local", *world.sets(tmp_path / "out", joint__steps=3, joint__evaluate_every=3, tracking__uri=uri)]
+    assert joint.main(arguments) == 0
+    (run_directory,) = (tmp_path / "out").glob("run-*")
+    noted = json.loads((run_directory / "mlflow.json").read_text())
+    # As if the process had been killed while it wrote to the store.
+    (run_directory / "mlflow.json").unlink()
+    assert joint.main(arguments) == 0
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("clara").experiment_id])
+    assert run.info.run_id == noted["run_id"]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["joint.steps"] == "3"
+    assert run.data.tags["clara.memory.hash"] == manifest_hash(world.memory)
+    assert run.data.tags["clara.memory.fingerprint"] == read_manifest(world.memory)["fingerprint"]
+    assert run.data.tags["clara.questions.hash"] == manifest_hash(world.questions)
+    assert run.data.tags["clara.made.checkpoint.hash"] == manifest_hash(tmp_path / "out/checkpoint")
+    assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3]
+    pictures = {a.path for a in client.list_artifacts(run.info.run_id, "curves")}
+    assert {"curves/loss.png", "curves/retrieval.png", "curves/held_out_recall.png"} <= pictures
+
+
+def test_store_that_cannot_be_used_is_refused(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
+    world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
+    with pytest.raises(InputError, match=r"tracking\.uri 'nonsense://x'"):
+        joint.main(["--launcher", "local", *world.sets(tmp_path / "out", tracking__uri="nonsense://x")])
