@@ -1,0 +1,306 @@
+"""Evaluation: readings against the model itself, finders and pools, figures worked by hand, and the command."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import evaluation_world
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from evaluation_world import World
+
+from clara.artefact import manifest_hash, read_manifest, verify
+from clara.errors import InputError
+from clara.questions import Question, read_questions
+from clara.records import input_text
+from clara.retriever import Retriever
+from training import evaluate
+from training.evaluation.finders import Bm25Finder, Corpus, Finder, MemoryFinder, Rankings, select
+from training.evaluation.measures import differences, figures, likelihood_measures, retrieval_measures
+from training.evaluation.readers import Likelihood, MemoryReader, Reading, TextReader
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return evaluation_world.make(tmp_path_factory.mktemp("evaluate"), tiny_checkpoint, corpus_file)
+
+
+@pytest.fixture(scope="module")
+def retriever(world: World) -> Retriever:
+    return Retriever.open(world.checkpoint, world.memory, world.index)
+
+
+@pytest.fixture(scope="module")
+def questions(world: World) -> list[Question]:
+    return read_questions(world.questions)
+
+
+# --- readers ---------------------------------------------------------------------------------------------------------
+
+
+def test_likelihoods_are_the_models_own_whatever_the_batch(retriever: Retriever, questions: list[Question]) -> None:
+    rows = retriever.store.row_ids.tolist()
+    readings = [Reading(q.question, q.answers[0], tuple(rows[i : i + i % 4])) for i, q in enumerate(questions)]
+    found = MemoryReader(retriever).likelihoods(readings)
+    for reading in readings:
+        nats, tokens = retriever.model.answer_log_likelihood([reading.question], [retriever.memories(reading.rows)], [reading.answer])
+        assert found[reading].nats == pytest.approx(float(nats[0]), abs=1e-4)
+        assert found[reading].num_tokens == int(tokens[0])
+        assert found[reading].per_token == pytest.approx(float(nats[0]) / int(tokens[0]), abs=1e-4)
+
+
+def test_answers_are_the_models_own_whatever_the_batch(retriever: Retriever, questions: list[Question]) -> None:
+    rows = retriever.store.row_ids.tolist()
+    readings = [Reading(q.question, q.answers[0], tuple(rows[i : i + i % 3])) for i, q in enumerate(questions[:5])]
+    found = MemoryReader(retriever).answers(readings, 5)
+    for reading in readings:
+        (alone,) = retriever.model.generate([reading.question], [retriever.memories(reading.rows)], max_new_tokens=5)
+        assert found[reading] == alone
+
+
+def test_an_equal_reading_is_computed_once(retriever: Retriever, questions: list[Question]) -> None:
+    reader = MemoryReader(retriever)
+    reading = Reading(questions[0].question, "salt", ())
+    advanced: list[int] = []
+    expected = reader.likelihood_tokens([reading, reading])
+    reader.likelihoods([reading, reading], advanced.append)
+    assert sum(advanced) == expected > 0
+    assert reader.likelihood_tokens([reading]) == 0
+    reader.likelihoods([reading], advanced.append)
+    assert sum(advanced) == expected
+
+
+def test_text_reader_puts_raw_passages_in_the_prompt_of_the_plain_lm(retriever: Retriever) -> None:
+    reader = TextReader(retriever)
+    rows = retriever.store.row_ids.tolist()[:2]
+    reading = Reading("Where is {documents}?", "salt", tuple(rows))
+    prompt = reader.prompt(reading, "salt")
+    text = retriever.model.tokenizer.decode(prompt.right)
+    for chunk in retriever.store.records(rows):
+        assert input_text(chunk.title, chunk.text) in text
+    assert "Where is {documents}?" in text  # not taken for the template's own placeholder
+    losses = retriever.model.answer_losses([prompt], [reader.memory(reading)], role=None)
+    assert reader.likelihoods([reading])[reading].nats == pytest.approx(-float(losses.nll.sum()), abs=1e-4)
+
+
+# --- finders and pools -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["memory", "bm25"])
+def test_finders_rank_the_pool_as_they_rank_everything(retriever: Retriever, questions: list[Question], kind: str) -> None:
+    corpus = Corpus(retriever.store)
+    finder: Finder = MemoryFinder(retriever) if kind == "memory" else Bm25Finder(retriever.store)
+    pools = [corpus.rows(corpus.pool(q, 10)) for q in questions]
+    for question, pool, ranking in zip(questions, pools, finder.rank(questions, pools), strict=True):
+        assert sorted(ranking.pool) == sorted(pool)
+        excluded = set(corpus.rows(question.exclude_ids))
+        assert not excluded & set(ranking.index)
+        both = [row for row in ranking.index if row in set(pool)]
+        assert [row for row in ranking.pool if row in set(both) - excluded] == both
+        assert len(ranking.index) > 20
+
+
+def test_a_document_counts_by_its_best_chunk(retriever: Retriever) -> None:
+    corpus = Corpus(retriever.store)
+    first, second = retriever.store.rows_of("doc-01"), retriever.store.rows_of("doc-02")
+    assert len(first) == len(second) == 2
+    assert corpus.ranked_documents([second[1], first[0], second[0], first[1]]) == ["doc-02", "doc-01"]
+
+
+def test_made_pools_are_fixed_hold_the_positives_and_not_the_excluded(retriever: Retriever, questions: list[Question]) -> None:
+    corpus = Corpus(retriever.store)
+    for question in questions:
+        pool = corpus.pool(question, 12)
+        assert pool == Corpus(retriever.store).pool(question, 12)
+        if question.candidate_ids:
+            assert pool == question.candidate_ids
+        else:
+            assert len(pool) == len(set(pool)) == 12
+            assert set(question.positive_ids) <= set(pool)
+            assert not set(question.exclude_ids) & set(pool)
+    seen = [q for q in questions if not q.candidate_ids]
+    assert len({corpus.pool(q, 12).index(q.positive_ids[0]) for q in seen}) > 1  # the right one has no place of its own
+
+
+def test_selection(retriever: Retriever, questions: list[Question]) -> None:
+    corpus = Corpus(retriever.store)
+    question = dataclasses.replace(questions[0], positive_ids=("doc-05",), exclude_ids=("doc-07",))
+    rows = corpus.rows(["doc-05", "doc-06", "doc-07", "doc-08"])
+    rankings = Rankings(index=tuple(rows[::-1]), pool=tuple(rows[::-1]))
+    chosen = select(question, rankings, corpus, 2)
+    assert chosen.index == chosen.pool == tuple(rows[::-1][:2])
+    assert chosen.right == (corpus.rows(["doc-05"])[1],)  # the better ranked of its two chunks
+    assert chosen.wrong is not None
+    assert corpus.document(chosen.wrong[0]) in ("doc-06", "doc-08")
+    assert chosen.none == ()
+    turned = select(question, Rankings(index=(), pool=tuple(rows)), corpus, 2)
+    assert turned.wrong is not None
+    assert corpus.document(turned.wrong[0]) == corpus.document(chosen.wrong[0])  # drawn by the question, not by the ranking
+    assert select(question, Rankings(index=(), pool=()), corpus, 2).wrong is None
+    unknown = dataclasses.replace(question, positive_ids=("not in memory",))
+    assert select(unknown, rankings, corpus, 2).right is None
+
+
+# --- measures --------------------------------------------------------------------------------------------------------
+
+
+def test_retrieval_measures_worked_by_hand() -> None:
+    first, second, third, fourth = retrieval_measures(
+        "index", [["a", "b", "c"], ["x", "y", "p", "q"], [], ["a"]], [["b"], ["p", "z"], ["a"], []]
+    )
+    assert (first["index.recall@1"], first["index.recall@3"], first["index.mrr"]) == (0.0, 1.0, 0.5)
+    assert first["index.precision@3"] == pytest.approx(1 / 3)
+    assert (second["index.recall@1"], second["index.recall@3"], second["index.mrr"]) == (0.0, 0.5, pytest.approx(1 / 3))
+    assert second["index_recall_curve"] == [0.0, 0.0] + [0.5] * 18
+    assert third == fourth == {}  # no pool, no known positive: nothing is measured, rather than zero
+
+
+def test_likelihood_measures_worked_by_hand() -> None:
+    told = {"right": Likelihood(-2.0, 4), "wrong": Likelihood(-5.0, 4), "none": Likelihood(-4.0, 4), "index": Likelihood(-3.0, 4)}
+    measures = likelihood_measures(told)
+    assert measures["right.log_likelihood_per_token"] == -0.5
+    gaps = {name: value for name, value in measures.items() if name.startswith("gap.")}
+    assert gaps == {"gap.right_minus_wrong": 3.0, "gap.right_minus_none": 2.0, "gap.index_minus_none": 1.0}
+
+
+def test_figures_and_differences_worked_by_hand() -> None:
+    base = [{"question_id": f"q{i}", "m.x": float(i), "m.y": 1.0} for i in range(8)]
+    better = [{"question_id": f"q{i}", "m.x": float(i) + 2.0, "m.y": None if i < 3 else 1.0} for i in range(8)][::-1]
+    found = figures(better)
+    assert (found["m.x"].value, found["m.x"].num_questions) == (5.5, 8)
+    assert found["m.x"].low < 5.5 < found["m.x"].high
+    assert found["m.y"].num_questions == 5
+    compared = differences(better, base)
+    assert compared["m.x"].difference == 2.0  # paired by question, though the order differs
+    assert compared["m.x"].p_value == pytest.approx(2 / 2**8)
+    assert (compared["m.y"].difference, compared["m.y"].num_questions) == (0.0, 5)
+    assert compared["m.y"].p_value == 1.0
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def arguments(world: World, output: Path, *more: str) -> list[str]:
+    common = ["--questions", str(world.questions), "--output", str(output), "--num-selected", "2", "--max-new-tokens", "3"]
+    return [*common, "--system", f"before={world.checkpoint},{world.memory},{world.index}", *more]
+
+
+def test_command(world: World, retriever: Retriever, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "evaluation"
+    both = arguments(world, output, "--system", f"after={world.trained},{world.memory}", "--baselines", "bm25,text", "--generate", "2")
+    assert evaluate.main(both) == 0
+    shown = capsys.readouterr().out
+    assert "unseen: means" in shown
+    assert "bm25/after" in shown
+
+    manifest = verify(output, "EVALUATION")
+    assert set(manifest["systems"]) == {"before", "after"}
+    assert manifest["systems"]["after"]["memory"] == manifest_hash(world.memory)
+    report = json.loads((output / "report.json").read_text())
+    assert set(report["systems"]) == {"before", "bm25/before", "text/bm25", "after", "bm25/after"}
+    rows = pq.read_table(output / "per_question.parquet").to_pylist()
+    assert len(rows) == 5 * 12
+
+    # The file's rows say the same as the report, and the likelihoods are the model's.
+    before = [row for row in rows if row["system"] == "before" and row["split"] == "unseen"]
+    figure = report["systems"]["before"]["unseen"]["none.log_likelihood"]
+    assert figure["value"] == pytest.approx(np.mean([row["none.log_likelihood"] for row in before]))
+    assert figure["low"] <= figure["value"] <= figure["high"]
+    nats, _ = retriever.model.answer_log_likelihood([before[0]["question"]], [retriever.memories([])], [before[0]["answers"][0]])
+    assert before[0]["none.log_likelihood"] == pytest.approx(float(nats[0]), abs=1e-4)
+    for row in rows:
+        assert row["index.recall@5"] == float(row["positive_ids"][0] in row["index_documents"][:5])
+        assert row["gap.right_minus_none"] == pytest.approx(row["right.log_likelihood"] - row["none.log_likelihood"])
+
+    # BM25 finds what names the town; the generator that was trained on the answers gives them more likelihood.
+    assert report["systems"]["bm25/after"]["unseen"]["index.recall@1"]["value"] == 1.0
+    gain = report["differences"]["unseen"]["after - before"]["index.log_likelihood"]
+    assert gain["difference"] > 0
+    assert gain["p_value"] == pytest.approx(2 / 2**6)  # six questions, all of them better
+    assert sum(row["index_answer"] is not None for row in rows) == 5 * 4  # two of each split
+    for name in ("recall-unseen.png", "likelihood-seen.png"):
+        assert (output / name).read_bytes()[:4] == b"\x89PNG"
+        assert f"![{name}]({name})" in (output / "report.md").read_text()
+    assert (output / "report.html").read_text().count("data:image/png;base64,") == 4
+
+    written = (output / "manifest.json").stat().st_mtime_ns
+    assert evaluate.main(both) == 0
+    assert "up to date" in capsys.readouterr().out
+    assert (output / "manifest.json").stat().st_mtime_ns == written
+
+
+def test_an_interrupted_evaluation_goes_on(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = tmp_path / "evaluation"
+    first = arguments(world, output, "--generate", "0", "--limit", "3")
+    assert evaluate.main(first) == 0
+    (output / "manifest.json").unlink()
+    report = (output / "report.json").read_bytes()
+    (output / "report.json").unlink()
+    with caplog.at_level("INFO"):
+        assert evaluate.main([*first, "--system", f"after={world.trained},{world.memory},{world.index}"]) == 0
+    assert "system before: measured before" in caplog.text
+    assert "system after: measured before" not in caplog.text
+    assert evaluate.main(first) == 0  # with the first system alone again: another recipe, from the same part
+    assert (output / "report.json").read_bytes() == report
+    assert read_manifest(output)["counts"]["questions, split unseen"] == 3
+
+
+def test_limit_only_adds(world: World) -> None:
+    smaller = {q.question_id for q in evaluate.chosen_questions(str(world.questions), "unseen", 2)}
+    larger = {q.question_id for q in evaluate.chosen_questions(str(world.questions), "unseen", 4)}
+    assert len(smaller) == 2
+    assert smaller < larger
+    assert len(evaluate.chosen_questions(str(world.questions), "all", 0)) == 12
+
+
+def test_dry_run_writes_nothing(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(arguments(world, tmp_path / "evaluation", "--dry-run")) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["number of questions"] == {"unseen": 6, "seen": 6}
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--baselines", "bm52"], "--baselines: 'bm52' is not known; choose from bm25, text"),
+        (["--system", "nothing"], "expected NAME=CHECKPOINT,MEMORY"),
+        (["--system", "a/b=c,d"], "no / in the name"),
+        (["--system", "before=c,d"], "give each system its own"),
+        (["--splits", "hidden"], "no question with split 'hidden'"),
+        (["--num-selected", "81"], "num_selected is 81, its MEMORY holds 80 rows"),
+        (["--num-selected", "0"], "--num-selected is 0; expected 1 or more"),
+        (["--accept-stale", "after"], "--accept-stale 'after': no such system"),
+        (["--generate-conditions", "rigth"], "'rigth' is not known"),
+    ],
+)
+def test_refuses(world: World, tmp_path: Path, more: list[str], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        evaluate.main(arguments(world, tmp_path / "evaluation", *more))
+    assert message in str(error.value)
+
+
+def test_refuses_questions_of_another_corpus(world: World, tmp_path: Path, questions: list[Question]) -> None:
+    from clara.questions import write_questions
+
+    write_questions(tmp_path / "questions", [dataclasses.replace(q, positive_ids=("elsewhere",)) for q in questions], recipe={})
+    other = dataclasses.replace(world, questions=tmp_path / "questions")
+    with pytest.raises(InputError, match="none of the 12 questions has a right document"):
+        evaluate.main(arguments(other, tmp_path / "evaluation"))
+
+
+def test_absent_positives_are_counted_and_count_as_not_found(world: World, tmp_path: Path, questions: list[Question]) -> None:
+    from clara.questions import write_questions
+
+    changed = [dataclasses.replace(q, positive_ids=("elsewhere",)) if q.question_id in ("q0", "q1") else q for q in questions]
+    write_questions(tmp_path / "questions", changed, recipe={})
+    other = dataclasses.replace(world, questions=tmp_path / "questions")
+    assert evaluate.main(arguments(other, tmp_path / "evaluation", "--generate", "0", "--splits", "unseen", "--baselines", "bm25")) == 0
+    report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    assert report["counts"]["before: questions whose positives are not in MEMORY"] == 2
+    lexical = report["systems"]["bm25/before"]["unseen"]
+    assert lexical["index.recall@20"]["value"] == pytest.approx(4 / 6)
+    assert lexical["right.log_likelihood"]["num_questions"] == 4
+    assert math.isfinite(lexical["none.log_likelihood"]["value"])
