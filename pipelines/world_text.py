@@ -48,7 +48,7 @@ QUESTION_WORDINGS = (
 # The same words, put otherwise: nothing here is a word that training never showed.
 NEW_QUESTION_WORDINGS = (
     "tell which place {name} would keep that {thing} ?",
-    "that {thing} , where does {name} store her ?",
+    "that {thing} : where does {name} store her ?",
 )
 DECOY_WORDINGS = (
     "somebody asked : {question}",
