@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import logging
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,16 +176,13 @@ def register(uri: str, experiment: str, registration: Registration, metrics: Pat
         client.delete_run(run.info.run_id)  # of an interrupted registration
     with mlflow.start_run(experiment_id=where, run_name=f"register {registration.name}", tags={**tags, TAG: identity}) as run:
         log_run(client, run.info.run_id, registration, metrics, pictures)
-        with warnings.catch_warnings():
-            # Passages are plain values of several types, which MLflow's signature can only call Any.
-            warnings.filterwarnings("ignore", message=".*AnyType.*")
-            model = mlflow.pyfunc.log_model(
-                name=registration.name,
-                python_model=served_model.code_path(),
-                artifacts={served_model.CHECKPOINT: str(registration.checkpoint.resolve())},
-                model_config=config,
-                pip_requirements=requirements(),
-            )
+        model = mlflow.pyfunc.log_model(
+            name=registration.name,
+            python_model=served_model.code_path(),
+            artifacts={served_model.CHECKPOINT: str(registration.checkpoint.resolve())},
+            model_config=config,
+            pip_requirements=requirements(),
+        )
     return mlflow.register_model(model.model_uri, registration.name, tags={**tags, TAG: identity})
 
 

@@ -3,6 +3,7 @@
 MLflow keeps this file beside the model and runs it on loading ("models from code"), so that nothing of ours is pickled.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -61,6 +62,10 @@ def as_record(answered: Answered) -> dict[str, Any]:
         "documents": documents,
         "scores": [p.score for p in answered.passages],
     }
+
+
+# Passages are plain values of several types: MLflow's signature can only call them Any, and says so whenever this file is run.
+warnings.filterwarnings("ignore", message=".*inferred as AnyType.*")
 
 
 class ServedModel(PythonModel):

@@ -1,0 +1,229 @@
+"""Registry and promotion: a version that answers, pointers instead of bytes, and an alias that moves for a reason."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import evaluation_world
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from evaluation_world import World
+
+from clara.artefact import manifest_hash
+from clara.errors import InputError
+from clara.retriever import Retriever
+from training import evaluate, promote, register
+from training.evaluation.track import track
+from training.promote import Held, decide
+from training.served_model import local_path
+
+MODEL = "towns"
+QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of Jorvik on the Wend sell?"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return evaluation_world.make(tmp_path_factory.mktemp("promote"), tiny_checkpoint, corpus_file)
+
+
+@pytest.fixture(scope="module")
+def evaluation(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EVALUATION of both systems on all twelve questions."""
+    output = tmp_path_factory.mktemp("evaluation") / "evaluation"
+    systems = [f"before={world.checkpoint},{world.memory},{world.index}", f"after={world.trained},{world.memory},{world.index}"]
+    common = ["--questions", str(world.questions), "--output", str(output), "--num-selected", "2", "--generate", "0"]
+    assert evaluate.main([*common, "--system", systems[0], "--system", systems[1]]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of an empty store; nothing may be left in the working directory."""
+    folder = tmp_path_factory.mktemp("store")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    before = Path.cwd()
+    os.chdir(elsewhere)
+    yield f"sqlite:///{folder / 'mlflow.db'}"
+    os.chdir(before)
+    assert list(elsewhere.iterdir()) == []
+
+
+def registration(world: World, evaluation: Path, store: str, system: str) -> list[str]:
+    checkpoint = {"before": world.checkpoint, "after": world.trained}[system]
+    paths = ["--checkpoint", str(checkpoint), "--memory", str(world.memory), "--index", str(world.index)]
+    more = ["--evaluation", str(evaluation), "--system", system, "--max-new-tokens", "4"]
+    return ["--name", MODEL, *paths, *more, "--tracking-uri", store]
+
+
+def promotion(store: str, version: str, *more: str) -> list[str]:
+    return ["--name", MODEL, "--version", version, "--tracking-uri", store, *more]
+
+
+# --- the decision ----------------------------------------------------------------------------------------------------
+
+
+def held(values: list[float], *, wording: str = "Who?") -> Held:
+    names = [f"q{i}" for i in range(len(values))]
+    return Held({n: (wording, ("Bob",), ("d",)) for n in names}, dict(zip(names, values, strict=True)))
+
+
+def decision(challenger: Held, champion: Held) -> promote.Decision:
+    return decide(challenger, champion, measure="index.log_likelihood", level=0.05)
+
+
+def test_a_small_but_certain_gain_is_promoted() -> None:
+    base = np.linspace(-9, -1, 20)
+    result = decision(held((base + 0.01).tolist()), held(base.tolist()))
+    assert result.promoted
+    assert result.test is not None
+    assert result.test.difference == pytest.approx(0.01)
+    assert "+0.0100" in result.reason
+
+
+def test_a_large_gain_on_few_questions_may_be_chance() -> None:
+    # Four questions, all of them better: a two-sided paired permutation test cannot give less than 2 / 2^4.
+    result = decision(held([-1.0, -1.0, -1.0, -1.0]), held([-9.0, -9.0, -9.0, -9.0]))
+    assert not result.promoted
+    assert result.test is not None
+    assert result.test.p_value == pytest.approx(2 / 2**4)
+    assert "may be chance" in result.reason
+
+
+@pytest.mark.parametrize("gain", [0.0, -0.5])
+def test_no_gain_is_not_promoted(gain: float) -> None:
+    base = np.linspace(-9, -1, 20)
+    result = decision(held((base + gain).tolist()), held(base.tolist()))
+    assert not result.promoted
+    assert result.reason.startswith("not better than the champion")
+
+
+def test_other_questions_are_not_compared() -> None:
+    more = decision(held([-1.0] * 8), held([-9.0] * 7))
+    assert (more.promoted, more.test) == (False, None)
+    assert "1 only for the challenger, 0 only for the champion" in more.reason
+    reworded = decision(held([-1.0] * 8), held([-9.0] * 8, wording="Whom?"))
+    assert "8 with another wording" in reworded.reason
+    incomplete = Held(held([-1.0] * 8).asked, {"q0": -1.0, "q1": -1.0})
+    assert "known for 2 of 8 questions" in decision(incomplete, held([-9.0] * 8)).reason
+
+
+# --- registry and alias ----------------------------------------------------------------------------------------------
+
+
+def test_register_promote_and_answer(
+    world: World, evaluation: Path, store: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.5}\n{"step": 2, "lo')
+    before = [*registration(world, evaluation, store, "before"), "--metrics", str(metrics)]
+    assert register.main([*before, "--dry-run"]) == 0
+    assert world.memory.as_uri() in capsys.readouterr().out
+    assert register.main(before) == 0
+    assert f"models:/{MODEL}/1" in capsys.readouterr().out
+
+    client = mlflow.MlflowClient()
+    version = client.get_model_version(MODEL, "1")
+    run = client.get_run(version.run_id)
+    assert version.tags["clara.memory_hash"] == run.data.tags["clara.memory_hash"] == manifest_hash(world.memory)
+    assert run.data.params["made_by"] == "tests"  # of the checkpoint's recipe
+    assert [(m.step, m.value) for m in client.get_metric_history(version.run_id, "loss")] == [(1, 3.0), (2, 2.5)]
+    report = json.loads((evaluation / "report.json").read_text())
+    expected = report["systems"]["before"]["unseen"]["index.recall@5"]["value"]
+    assert run.data.metrics["unseen/before/index.recall_at_5"] == pytest.approx(expected)
+    logged = {entry.path for entry in client.list_artifacts(version.run_id, "evaluation")}
+    assert {"evaluation/per_question.parquet", "evaluation/recall-unseen.png", "evaluation/report.html"} <= logged
+    assert [entry.path for entry in client.list_artifacts(version.run_id, "curves")] == ["curves/loss.png"]
+
+    # The same again is the same version; an interrupted try leaves no second run behind.
+    assert register.main(before) == 0
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 1
+
+    # The version holds the checkpoint and pointers, never MEMORY's or INDEX's bytes.
+    held = Path(mlflow.artifacts.download_artifacts(f"models:/{MODEL}/1"))
+    files = {p.name for p in held.rglob("*") if p.is_file()}
+    assert {"adapter_model.safetensors", "memory_tokens.safetensors", "served_model.py"} <= files
+    assert not files & {"records.parquet", "memory.safetensors", "index.faiss", "model.safetensors", "python_model.pkl"}
+
+    assert promote.main(promotion(store, "latest", "--dry-run")) == 0
+    assert client.get_registered_model(MODEL).aliases == {}
+    assert promote.main(promotion(store, "latest")) == 0
+    assert "nobody holds champion" in client.get_model_version(MODEL, "1").tags["clara.promotion.champion"]
+    assert promote.main(promotion(store, "1")) == 0
+    assert "holds champion already" in capsys.readouterr().out
+
+    # The loaded model answers as the open system does, from a list and from a table.
+    answered = Retriever.open(world.checkpoint, world.memory, world.index).ask(QUESTIONS, num_selected=2, max_new_tokens=4)
+    served = mlflow.pyfunc.load_model(f"models:/{MODEL}@champion")
+    for given in (QUESTIONS, pd.DataFrame({"question": QUESTIONS})):
+        for record, expected_answer in zip(served.predict(given), answered, strict=True):
+            assert record["answer"] == expected_answer.answer
+            assert [d["text"] for d in record["documents"]] == [p.text for p in expected_answer.passages]
+            assert record["scores"] == pytest.approx([p.score for p in expected_answer.passages])
+
+    # The generator that learned the answers takes the alias, and does not lose it to the one that did not.
+    assert register.main(registration(world, evaluation, store, "after")) == 0
+    assert promote.main(promotion(store, "2", "--split", "unseen")) == 0
+    assert client.get_model_version_by_alias(MODEL, "champion").version in (2, "2")
+    assert "beats the champion: index.log_likelihood +" in client.get_model_version(MODEL, "2").tags["clara.promotion.champion"]
+    assert promote.main(promotion(store, "1")) == promote.NOT_PROMOTED
+    assert "not better than the champion" in client.get_model_version(MODEL, "1").tags["clara.promotion.champion"]
+    assert client.get_model_version_by_alias(MODEL, "champion").version in (2, "2")
+
+    with pytest.raises(InputError, match=r"--version '7': towns has 1, 2"):
+        promote.main(promotion(store, "7"))
+    with pytest.raises(InputError, match=r"no question with split 'train'; there are \['seen', 'unseen'\]"):
+        promote.main(promotion(store, "1", "--split", "train"))
+    with pytest.raises(InputError, match=r"--measure 'accuracy': the evaluation has index\.recall@1"):
+        promote.main(promotion(store, "1", "--measure", "accuracy"))
+
+
+def test_a_changed_memory_is_refused_on_loading(world: World, evaluation: Path, store: str, tmp_path: Path) -> None:
+    copied = World(world.checkpoint, world.trained, tmp_path / "memory", world.index, world.questions)
+    shutil.copytree(world.memory, copied.memory)
+    arguments = registration(copied, evaluation, store, "before")
+    arguments[1] = "moved"
+    assert register.main(arguments) == 0
+    assert len(mlflow.pyfunc.load_model("models:/moved/1").predict(QUESTIONS)) == 2
+    manifest = json.loads((copied.memory / "manifest.json").read_text())
+    manifest["tombstones"] = [int(Retriever.open(world.checkpoint, world.memory).store.row_ids[0])]
+    (copied.memory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=r"this MEMORY has manifest hash [0-9a-f]{16}…, the model was registered with [0-9a-f]{16}…"):
+        mlflow.pyfunc.load_model("models:/moved/1")
+    elsewhere = mlflow.pyfunc.load_model("models:/moved/1", model_config={"memory_uri": world.memory.as_uri()})
+    assert len(elsewhere.predict(QUESTIONS)) == 2
+
+
+def test_registration_refuses_what_was_not_evaluated(world: World, evaluation: Path, store: str, tmp_path: Path) -> None:
+    arguments = registration(world, evaluation, store, "before")
+    swapped = [str(world.trained) if a == str(world.checkpoint) else a for a in arguments]
+    with pytest.raises(InputError, match=r"--checkpoint: its manifest hash is .* was measured with"):
+        register.main(swapped)
+    with pytest.raises(InputError, match=r"--system 'best': .* has before, after"):
+        register.main(["best" if a == "before" else a for a in arguments])
+    with pytest.raises(InputError, match="no such file"):
+        register.main([*arguments, "--metrics", str(tmp_path / "none.jsonl")])
+    with pytest.raises(InputError, match="no version is registered"):
+        promote.main(["--name", "nobody", "--version", "1", "--tracking-uri", store])
+
+
+def test_an_evaluation_is_one_run_however_often_it_is_logged(evaluation: Path, store: str) -> None:
+    run_id = track(evaluation, store, "clara")
+    assert track(evaluation, store, "clara") == run_id
+    client = mlflow.MlflowClient()
+    report = json.loads((evaluation / "report.json").read_text())
+    logged = client.get_run(run_id).data.metrics
+    assert logged["unseen/after/gap.right_minus_wrong"] == pytest.approx(
+        report["systems"]["after"]["unseen"]["gap.right_minus_wrong"]["value"]
+    )
+    assert "report.html" in {entry.path for entry in client.list_artifacts(run_id)}
+
+
+def test_pointers_lead_to_this_machine_only(tmp_path: Path) -> None:
+    odd = tmp_path / "with space"
+    assert local_path(odd.as_uri()) == local_path(str(odd)) == str(odd)
+    with pytest.raises(InputError, match="copy the artefact here"):
+        local_path("gs://bucket/memory")
