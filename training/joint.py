@@ -20,7 +20,8 @@ from collections.abc import Callable
 from clara import artefact
 from clara.config import Config, load
 from clara.errors import command_line
-from training.joint_run import check, finish, finished, made, places, preflight, recipe
+from training.joint_report import finish, made
+from training.joint_run import check, finished, places, preflight, recipe
 from training.tracking import tracked
 
 

@@ -1,10 +1,12 @@
 """A joint run on one rank, from the configuration to the CHECKPOINT, and its report. Launchers call `train_rank` and `finish`."""
 
+import fcntl
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,14 @@ from training.engine import Engine
 from training.heldout import HeldOut, choose
 from training.joint_stage import JointStage, trained_roles
 from training.loop import run, shard
-from training.metrics import append, read
-from training.refresh import RefreshResult, Worker, run_job
+from training.metrics import append
+from training.refresh import Worker
 from training.versions import Versions, stored_parameters
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 REPORT = "report.json"
+_LOCK_SECONDS = 60.0
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -157,13 +160,26 @@ def preflight(config: Config) -> None:
         ) from error
 
 
-def made(where: Places, report: Mapping[str, Any]) -> dict[str, str]:
-    """What a run made, as tags: where it lies, and manifest hashes."""
-    tags: dict[str, str] = {}
-    for name in ("checkpoint", "memory", "index"):
-        if path := str(report[name]):
-            tags |= {f"clara.made.{name}": path, f"clara.made.{name}.hash": artefact.manifest_hash(path)}
-    return tags
+@contextmanager
+def sole_user(path: Path, *, wait_seconds: float) -> Iterator[None]:
+    """Inside, nobody else trains in this directory: not a second command, and not the ranks of a run that was killed a moment ago.
+
+    Raises:
+        InputError: somebody still does after the wait.
+    """
+    deadline = time.monotonic() + wait_seconds
+    with open(path, "w") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"{path.parent}: another process trains there; wait until it is done, or give another output"
+                    ) from error
+                time.sleep(0.2)
+        yield  # closing the file releases the lock, and so does the end of the process, however it ends
 
 
 def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, num_ranks: int, worker: Worker | None, device: str) -> None:
@@ -186,8 +202,9 @@ def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, n
     def log(step: int, values: dict[str, float]) -> None:
         append(where.metrics, step, values)
 
-    run(stage, engine, where.run, seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log)
-    stage.versions.finish()
+    with sole_user(where.run / "lock", wait_seconds=_LOCK_SECONDS) if engine.rank == 0 else nullcontext():
+        run(stage, engine, where.run, seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log)
+        stage.versions.finish()
     own = own_backbone(config)
     with engine.whole(stored_parameters(model, own)):
         if engine.rank == 0:
@@ -195,86 +212,3 @@ def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, n
             artefact.atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
             save_checkpoint(model, where.checkpoint, stage="joint", recipe=recipe(config), store_backbone=own)
     engine.barrier()
-
-
-# --- afterwards ------------------------------------------------------------------------------------------------------
-
-
-def version_spans(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, int]]:
-    """Which MEMORY version each step used, as spans."""
-    spans: list[dict[str, int]] = []
-    for step, values in metrics.items():
-        version = int(values["used_memory_version"])
-        if spans and spans[-1]["version"] == version:
-            spans[-1]["last_step"] = step
-        else:
-            spans.append({"version": version, "first_step": step, "last_step": step})
-    return spans
-
-
-def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) -> dict[str, Any]:
-    """After training: the last re-encoding, where it is asked for, and the report, which is returned.
-
-    Args:
-        config: the root.
-        run_refresh: does a refresh job and waits for it.
-    """
-    where = places(config)
-    settings = config.joint
-    state = json.loads((where.run / "versions.json").read_text())
-    current = dict(state["current"])
-    began = time.monotonic()
-    compressor_moves = settings.train_compressor
-    lag = settings.steps - int(current["snapshot_step"]) if compressor_moves else 0
-    refreshes = [json.loads(p.read_text()) for p in sorted(where.run.glob("refresh-v*.json")) if p.name.count(".") == 1]
-    newest = max(refreshes, key=lambda r: int(r["number"]), default=None)
-    if newest is not None and int(newest["number"]) > int(current["number"]):
-        number = int(newest["number"])
-        current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
-        lag = settings.steps - int(newest["snapshot_step"])
-    if settings.refresh.final and compressor_moves and lag:
-        versions = Versions(config, where.output, where.run, None, threads_of_rank(config, 1))
-        number = int(current["number"]) + 1
-        result = run_refresh(versions.job(number, where.checkpoint))
-        current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
-        refreshes.append({"number": number, "snapshot_step": settings.steps, **vars(result)})
-        lag = 0
-    if lag:
-        logger.warning(
-            "MEMORY version %d lags the trained compressor by %d steps; set joint.refresh.final = true, or encode it anew",
-            current["number"],
-            lag,
-        )
-    report = summarise(config, where, current, refreshes, lag) | {
-        "waited_after_last_step_seconds": state["waited_seconds"],
-        "final_refresh_seconds": time.monotonic() - began,
-    }
-    artefact.atomic_write(where.report, json.dumps(report, indent=1) + "\n")
-    return report
-
-
-def summarise(config: Config, where: Places, current: Mapping[str, Any], refreshes: list[dict[str, Any]], lag_steps: int) -> dict[str, Any]:
-    """The report: times, throughput, refreshes, versions by step, and where the newest MEMORY and INDEX lie."""
-    metrics = read(where.metrics)
-    seconds = sum(v["step_seconds"] for v in metrics.values())
-    blocked = sum(v["blocked_seconds"] for v in metrics.values())
-    manifest = artefact.read_manifest(current["memory"], "MEMORY")
-    # Each shard is two files of the same rows.
-    row_bytes = sum(f["bytes"] for f in manifest["files"]) / max(1, sum(f.get("rows", 0) for f in manifest["files"]) // 2)
-    return {
-        "run": where.run.name,
-        "steps": len(metrics),
-        "seconds": seconds,
-        "questions_per_second": len(metrics) * config.joint.questions_per_step / seconds if seconds else 0.0,
-        "blocked_seconds": blocked,
-        "blocked_share": blocked / seconds if seconds else 0.0,
-        "search_seconds": sum(v["search_seconds"] for v in metrics.values()),
-        "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
-        "refreshes": refreshes,
-        "versions_by_step": version_spans(metrics),
-        "checkpoint": str(where.checkpoint),
-        "memory": current["memory"],
-        "index": current["index"],
-        "memory_lag_steps": lag_steps,
-        "last": metrics[max(metrics)] if metrics else {},
-    }

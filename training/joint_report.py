@@ -1,0 +1,106 @@
+"""After the last step of a joint run: the last re-encoding, where it is asked for, and the report."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from clara import artefact
+from clara.config import Config
+from training.joint_run import Places, places, threads_of_rank
+from training.metrics import read
+from training.refresh import RefreshResult, run_job
+from training.versions import Version, Versions
+
+logger = logging.getLogger(__name__)
+
+
+def version_spans(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, int]]:
+    """Which MEMORY version each step used, as spans."""
+    spans: list[dict[str, int]] = []
+    for step, values in metrics.items():
+        version = int(values["used_memory_version"])
+        if spans and spans[-1]["version"] == version:
+            spans[-1]["last_step"] = step
+        else:
+            spans.append({"version": version, "first_step": step, "last_step": step})
+    return spans
+
+
+def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) -> dict[str, Any]:
+    """After training: the last re-encoding, where it is asked for, and the report, which is returned.
+
+    Args:
+        config: the root.
+        run_refresh: does a refresh job and waits for it.
+    """
+    where = places(config)
+    settings = config.joint
+    state = json.loads((where.run / "versions.json").read_text())
+    current = dict(state["current"])
+    began = time.monotonic()
+    compressor_moves = settings.train_compressor
+    lag = settings.steps - int(current["snapshot_step"]) if compressor_moves else 0
+    refreshes = [json.loads(p.read_text()) for p in sorted(where.run.glob("refresh-v*.json")) if p.name.count(".") == 1]
+    newest = max(refreshes, key=lambda r: int(r["number"]), default=None)
+    if newest is not None and int(newest["number"]) > int(current["number"]):
+        number = int(newest["number"])
+        current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
+        lag = settings.steps - int(newest["snapshot_step"])
+    if settings.refresh.final and compressor_moves and lag:
+        versions = Versions(config, where.output, where.run, None, threads_of_rank(config, 1))
+        versions.current = Version(**state["current"])
+        number = int(current["number"]) + 1
+        result = run_refresh(versions.job(number, where.checkpoint))
+        current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
+        refreshes.append({"number": number, "snapshot_step": settings.steps, **vars(result)})
+        lag = 0
+    if lag:
+        logger.warning(
+            "MEMORY version %d lags the trained compressor by %d steps; set joint.refresh.final = true, or encode it anew",
+            current["number"],
+            lag,
+        )
+    report = summarise(config, where, current, refreshes, lag) | {
+        "waited_after_last_step_seconds": state["waited_seconds"],
+        "final_refresh_seconds": time.monotonic() - began,
+    }
+    artefact.atomic_write(where.report, json.dumps(report, indent=1) + "\n")
+    return report
+
+
+def summarise(config: Config, where: Places, current: Mapping[str, Any], refreshes: list[dict[str, Any]], lag_steps: int) -> dict[str, Any]:
+    """The report: times, throughput, refreshes, versions by step, and where the newest MEMORY and INDEX lie."""
+    metrics = read(where.metrics)
+    seconds = sum(v["step_seconds"] for v in metrics.values())
+    blocked = sum(v["blocked_seconds"] for v in metrics.values())
+    manifest = artefact.read_manifest(current["memory"], "MEMORY")
+    # Each shard is two files of the same rows.
+    row_bytes = sum(f["bytes"] for f in manifest["files"]) / max(1, sum(f.get("rows", 0) for f in manifest["files"]) // 2)
+    return {
+        "run": where.run.name,
+        "steps": len(metrics),
+        "seconds": seconds,
+        "questions_per_second": len(metrics) * config.joint.questions_per_step / seconds if seconds else 0.0,
+        "blocked_seconds": blocked,
+        "blocked_share": blocked / seconds if seconds else 0.0,
+        "search_seconds": sum(v["search_seconds"] for v in metrics.values()),
+        "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
+        "refreshes": refreshes,
+        "versions_by_step": version_spans(metrics),
+        "checkpoint": str(where.checkpoint),
+        "memory": current["memory"],
+        "index": current["index"],
+        "memory_lag_steps": lag_steps,
+        "last": metrics[max(metrics)] if metrics else {},
+    }
+
+
+def made(where: Places, report: Mapping[str, Any]) -> dict[str, str]:
+    """What a run made, as tags: where it lies, and manifest hashes."""
+    tags: dict[str, str] = {}
+    for name in ("checkpoint", "memory", "index"):
+        if path := str(report[name]):
+            tags |= {f"clara.made.{name}": path, f"clara.made.{name}.hash": artefact.manifest_hash(path)}
+    return tags
