@@ -3,13 +3,13 @@
 MLflow keeps this file beside the model and runs it on loading ("models from code"), so that nothing of ours is pickled.
 """
 
-import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlparse
 
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from pydantic import BaseModel
 
 from clara.artefact import manifest_hash
 from clara.errors import InputError
@@ -53,19 +53,29 @@ def pointed(kind: str, config: dict[str, Any]) -> str:
     return path
 
 
+class Found(BaseModel):
+    """A passage that an answer was read from."""
+
+    document_id: str
+    row_id: int
+    title: str
+    text: str
+
+
+class Reply(BaseModel):
+    """An answer with its passages, best first, and their scores."""
+
+    question: str
+    answer: str
+    documents: list[Found]
+    scores: list[float]
+
+
 def as_record(answered: Answered) -> dict[str, Any]:
-    """An answer as plain values: `question`, `answer`, `documents` (best first) and their `scores`."""
-    documents = [{"document_id": p.document_id, "row_id": p.row_id, "title": p.title, "text": p.text} for p in answered.passages]
-    return {
-        "question": answered.question,
-        "answer": answered.answer,
-        "documents": documents,
-        "scores": [p.score for p in answered.passages],
-    }
-
-
-# Passages are plain values of several types: MLflow's signature can only call them Any, and says so whenever this file is run.
-warnings.filterwarnings("ignore", message=".*inferred as AnyType.*")
+    """A `Reply` as plain values."""
+    found = [Found(document_id=p.document_id, row_id=p.row_id, title=p.title, text=p.text) for p in answered.passages]
+    scores = [p.score for p in answered.passages]
+    return Reply(question=answered.question, answer=answered.answer, documents=found, scores=scores).model_dump()
 
 
 class ServedModel(PythonModel):
@@ -92,15 +102,18 @@ class ServedModel(PythonModel):
     # MLflow reads the signature from the type hints and leaves the context out where it is not asked for.
     def predict(  # type: ignore[override]
         self, model_input: list[str], params: dict[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
+    ) -> list[Reply]:
         """Answer questions: a list of them, or a table with the one column `question`.
 
         Args:
             model_input: the questions.
             params: not used.
+
+        Returns:
+            A `Reply` for each question, as plain values: MLflow takes the schema from the type, and serves nothing but plain values.
         """
         answered = self._retriever.ask(model_input, num_selected=self._num_selected, max_new_tokens=self._max_new_tokens)
-        return [as_record(a) for a in answered]
+        return cast(list[Reply], [as_record(a) for a in answered])
 
 
 def code_path() -> str:

@@ -164,6 +164,10 @@ def test_register_promote_and_answer(
             assert [d["text"] for d in record["documents"]] == [p.text for p in expected_answer.passages]
             assert record["scores"] == pytest.approx([p.score for p in expected_answer.passages])
 
+    # What `mlflow models serve` would send is JSON, and the signature says what is in it.
+    assert json.loads(json.dumps(served.predict(QUESTIONS))) == served.predict(QUESTIONS)
+    assert "documents" in str(served.metadata.signature.outputs)
+
     # The generator that learned the answers takes the alias, and does not lose it to the one that did not.
     assert register.main(registration(world, evaluation, store, "after")) == 0
     assert promote.main(promotion(store, "2", "--split", "unseen")) == 0
