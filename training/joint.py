@@ -21,7 +21,7 @@ from clara import artefact
 from clara.config import Config, load
 from clara.errors import command_line
 from training.joint_report import finish, made
-from training.joint_run import check, finished, places, preflight, recipe
+from training.joint_run import absolute, check, finished, places, preflight, recipe
 from training.tracking import tracked
 
 
@@ -50,6 +50,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     config = load(options.config, [*options.set, *[f"launch.launcher={options.launcher}"] * bool(options.launcher)])
     check(config)
+    config = absolute(config)
     where = places(config)
     if options.dry_run:
         print(json.dumps({"config": config.model_dump(), "inputs": recipe(config)["inputs"], "run": str(where.run)}, indent=1))

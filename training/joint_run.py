@@ -87,6 +87,17 @@ def check(config: Config) -> None:
             )
 
 
+def absolute(config: Config) -> Config:
+    """The same configuration with absolute paths: ranks run in directories of their own."""
+    names = ("checkpoint", "questions", "memory", "index", "output")
+    paths = {name: str(Path(path).absolute()) for name in names if (path := getattr(config, name))}
+    backbone = config.backbone.path
+    if not backbone and not own_backbone(config):
+        backbone = str(artefact.read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["path"])
+    section = config.backbone.model_copy(update={"path": str(Path(backbone).absolute()) if backbone else ""})
+    return config.model_copy(update={**paths, "backbone": section})
+
+
 def recipe(config: Config) -> dict[str, Any]:
     """What determines the CHECKPOINT: settings of the stage, hashes of what it reads, and who computes (run states fit only the same ranks)."""
     names = ("checkpoint", "questions", "memory", "index")
