@@ -1,6 +1,7 @@
 """The whole way on the embedded default: from a corpus to a registered model that answers, then a small world in which one sees it learn.
 
     python -m infra.demo [--documents 1000] [--pretrain] [--output artefacts/demo-1000]
+    python -m infra.demo --input corpus.jsonl --backbone MODEL_FOLDER --start CHECKPOINT --config FILE   the same on other ground
 
 Every step is a command that a user types; it is printed before it runs. A step whose artefact is there and unchanged says so and takes no time,
 so that an interrupted demo goes on where it stopped.
@@ -44,11 +45,21 @@ def relative(path: Path) -> str:
         return str(path)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a user brings instead of the embedded default; empty: the default."""
+
+    corpus: str = ""
+    backbone: str = ""
+    start: str = ""
+    config: str = CONFIG
+
+
 class Demo:
     """Paths of one run and the steps over them."""
 
-    def __init__(self, output: Path, documents: int, pretrain: bool, world: bool) -> None:
-        self.output, self.documents, self.pretrain, self.world = output, documents, pretrain, world
+    def __init__(self, output: Path, documents: int, *, pretrain: bool = False, world: bool = True, given: Given = Given()) -> None:
+        self.output, self.documents, self.pretrain, self.world, self.given = output, documents, pretrain, world, given
         self.shared = output.parent
         self.tracking = f"sqlite:///{self.shared / 'mlflow.db'}"
 
@@ -65,25 +76,26 @@ class Demo:
 
     def steps(self) -> list[Step]:
         """The commands in order."""
-        base, wiki = relative(self.shared / "base"), relative(self.shared / "wiki.jsonl")
+        given = self.given
+        base, wiki = given.backbone or relative(self.shared / "base"), given.corpus or relative(self.shared / "wiki.jsonl")
         corpus, questions = self.path("corpus.jsonl"), self.path("questions")
-        start = self.path("instruct/checkpoint") if self.pretrain else SHIPPED
+        start = self.path("instruct/checkpoint") if self.pretrain else given.start or SHIPPED
         module = [sys.executable, "-m"]
         steps = [
-            Step("Language model", [*module, "infra.base_model", "--output", base]),
-            Step("Corpus", [*module, "pipelines.wiki_corpus", "--output", wiki]),
+            *([] if given.backbone else [Step("Language model", [*module, "infra.base_model", "--output", base])]),
+            *([] if given.corpus else [Step("Corpus", [*module, "pipelines.wiki_corpus", "--output", wiki])]),
             Step("Documents that mention each other", [*module, "pipelines.select_corpus", "--input", wiki, "--output", corpus, "--documents", str(self.documents)]),
             Step("Questions", [*module, "pipelines.build_questions", "--input", corpus, "--format", "cloze", "--pool-size", "20", "--output", questions]),
             *(self.pretraining(base, wiki) if self.pretrain else []),
             Step(
                 "Compress: MEMORY v0",
-                [*module, "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--backbone", base, "--output", self.path("memory-v0")],
+                [*module, "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--backbone", base, "--num-shards", "8", "--output", self.path("memory-v0")],
             ),
             Step("Index", [*module, "pipelines.build_index", "--memory", self.path("memory-v0"), "--output", self.path("index-v0")]),
             Step(
                 "Joint training, with a re-encoding beside it",
                 [
-                    sys.executable, "training/joint.py", "--config", CONFIG, "--set", f"backbone.path={base}", "--set", f"checkpoint={start}",
+                    sys.executable, "training/joint.py", "--config", given.config, "--set", f"backbone.path={base}", "--set", f"checkpoint={start}",
                     "--set", f"questions={questions}", "--set", f"memory={self.path('memory-v0')}", "--set", f"index={self.path('index-v0')}",
                     "--set", f"output={self.path('joint')}", "--set", f"tracking.uri={self.tracking}",
                 ],
@@ -102,7 +114,7 @@ class Demo:
     def pretraining(self, base: str, wiki: str) -> list[Step]:
         """The shipped start from nothing: stages pretrain and instruct on the whole corpus without the held-out targets."""
         examples, questions = self.path("examples"), self.path("all-questions")
-        stage = [sys.executable, "training/pretrain.py", "--config", CONFIG, "--set", f"backbone.path={base}"]
+        stage = [sys.executable, "training/pretrain.py", "--config", self.given.config, "--set", f"backbone.path={base}"]
         return [
             Step("Examples", [sys.executable, "-m", "pipelines.build_examples", "--input", wiki, "--exclude-held-out", "--output", examples]),
             Step("All questions", [sys.executable, "-m", "pipelines.build_questions", "--input", wiki, "--format", "cloze", "--output", questions]),
@@ -188,7 +200,7 @@ def closing(demo: Demo, seconds: dict[str, float]) -> str:
         "",
         f"Artefacts: {relative(demo.output)}/ (memory-v0, index-v0, joint/, evaluation/report.html)",
         f"Runs and registry: mlflow ui --backend-store-uri {demo.tracking}",
-        f"Ask more: {shlex.join(['python', '-m', 'clara.ask', *demo.asking(relative(demo.shared / 'base'))])} 'your question'",
+        f"Ask more: {shlex.join(['python', '-m', 'clara.ask', *demo.asking(demo.given.backbone or relative(demo.shared / 'base'))])} 'your question'",
     ]
     return "\n".join(lines)
 
@@ -202,13 +214,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", help="directory of this run (default artefacts/demo-DOCUMENTS)")
     parser.add_argument("--pretrain", action="store_true", help="make the start from nothing (hours) instead of taking the shipped one")
     parser.add_argument("--no-world", action="store_true", help="leave out the last step, the small world")
+    parser.add_argument("--input", default="", help="corpus JSONL with id, title, text (default: the Wikipedia summaries)")
+    parser.add_argument("--backbone", default="", help="folder of a causal LM (default: SmolLM2-135M-Instruct, unpacked)")
+    parser.add_argument("--start", default="", help=f"CHECKPOINT to start from (default {SHIPPED})")
+    parser.add_argument("--config", default=CONFIG, help="TOML file of the joint stage (default %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(argv)
-    if options.documents < 50:
-        raise InputError(f"--documents is {options.documents}; expected 50 or more, so that there are questions to hold out")
+    if options.documents < 20:
+        raise InputError(f"--documents is {options.documents}; expected 20 or more, so that there are questions to hold out")
     suffix = "-pretrain" if options.pretrain else ""
     output = Path(options.output or f"artefacts/demo-{options.documents}{suffix}").absolute()
-    demo = Demo(output, options.documents, options.pretrain, not options.no_world)
+    given = Given(corpus=options.input, backbone=options.backbone, start=options.start, config=options.config)
+    demo = Demo(output, options.documents, pretrain=options.pretrain, world=not options.no_world, given=given)
     if options.dry_run:
         print("\n".join(shlex.join(["python" if p == sys.executable else p for p in s.command]) for s in demo.steps()))
         return 0
