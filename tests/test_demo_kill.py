@@ -1,0 +1,119 @@
+"""The demo, killed at twenty random points over its steps and run again each time, ends with the artefacts of an undisturbed run."""
+
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from towns import write as write_towns
+
+from clara.artefact import manifest_hash, verify
+from clara.memory import MemoryStore
+from clara.questions import read_questions
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_KILLS = 20
+CONFIG = """
+[backbone]
+dtype = "float32"
+[joint]
+steps = 6
+questions_per_step = 4
+micro_batch = 4
+num_candidates = 6
+num_selected = 2
+from_index = 3
+from_bm25 = 2
+train_compressor = true
+checkpoint_every = 2
+optimiser = { learning_rate = 1e-3 }
+[joint.refresh]
+policy = "full"
+start_step = 1
+switch = "fixed"
+delta_steps = 2
+final = true
+[launch]
+launcher = "local"
+threads = 1
+"""
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill -9 a process and everything below it."""
+    try:
+        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    except psutil.NoSuchProcess:
+        family = []
+    for member in family:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def content(run: Path) -> dict[str, object]:
+    """What must not differ: ids, counts, hashes of everything that is a function of its inputs."""
+    reports = sorted((run / "joint").glob("memory-v*"))
+    return {
+        "questions": manifest_hash(run / "questions"),
+        "num_questions": len(read_questions(run / "questions")),
+        "memory-v0": manifest_hash(run / "memory-v0"),
+        "index-v0": manifest_hash(run / "index-v0"),
+        "versions": [p.name for p in reports],
+        "rows": [MemoryStore.open(p).row_ids.tolist() for p in (run / "memory-v0", *reports)],
+        "checkpoint": {f["path"]: f["sha256"] for f in verify(run / "joint" / "checkpoint", "CHECKPOINT")["files"]},
+        "last memory": manifest_hash(reports[-1]),
+    }
+
+
+def versions_in_registry(shared: Path) -> tuple[int, str]:
+    """Number of model versions, and the champion's."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"sqlite:///{shared / 'mlflow.db'}")
+    found = client.search_model_versions("name = 'clara-demo'")
+    return len(found), client.get_model_version_by_alias("clara-demo", "champion").version
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(tmp_path: Path, tiny_backbone: Path, tiny_checkpoint: Path):
+    corpus, config = write_towns(tmp_path / "towns.jsonl"), tmp_path / "tiny.toml"
+    config.write_text(CONFIG)
+
+    def command(name: str) -> list[str]:
+        given = ["--input", str(corpus), "--backbone", str(tiny_backbone), "--start", str(tiny_checkpoint), "--config", str(config)]
+        # One directory above each run holds its registry.
+        return [sys.executable, "-m", "infra.demo", "--documents", "30", "--no-world", "--output", str(tmp_path / name / "run"), *given]
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        with open(tmp_path / "log.txt", "ab") as log:
+            return subprocess.Popen(command(name), cwd=ROOT, stdout=log, stderr=log)
+
+    began = time.monotonic()
+    assert start("undisturbed").wait() == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    whole_seconds = time.monotonic() - began
+    expected = content(tmp_path / "undisturbed" / "run")
+    dice = random.Random(int(time.time()))
+    kills, finished = 0, 0
+    while kills < NUM_KILLS or not finished:
+        name = f"disturbed-{finished}"
+        process = start(name)
+        try:
+            # Past the last kill it may run to its end.
+            status = process.wait(timeout=dice.uniform(0.0, whole_seconds) if kills < NUM_KILLS else None)
+        except subprocess.TimeoutExpired:
+            kill_tree(process)
+            kills += 1
+            continue
+        assert status == 0, (tmp_path / "log.txt").read_text()[-3000:]
+        assert content(tmp_path / name / "run") == expected
+        assert versions_in_registry(tmp_path / name) == (1, "1")
+        shutil.rmtree(tmp_path / name)
+        finished += 1
