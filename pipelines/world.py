@@ -37,15 +37,16 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many of each: questions for training and in each held-out split, and facts to pretrain on."""
+    """How many of each: questions for training and in each held-out split, facts to pretrain on, and in a pool other facts about the same name."""
 
     train: int
     held_out: int
     pretrain: int
+    rivals: int = 0
 
 
 def pools(
-    split: str, facts: Sequence[text.Fact], wordings: Sequence[str], dice: random.Random
+    split: str, facts: Sequence[text.Fact], wordings: Sequence[str], rivals: int, dice: random.Random
 ) -> tuple[list[dict[str, str]], list[Question]]:
     """The documents and questions of a split: for each fact its document, four decoys, and fifteen facts of the same split in the pool."""
     documents, questions = [], []
@@ -55,7 +56,7 @@ def pools(
         own = {f"{name}-fact": fact.stated(dice.randrange(len(text.FACT_WORDINGS)))}
         own |= {f"{name}-decoy-{i}": decoy for i, decoy in enumerate(text.decoys(asked))}
         documents += [{"id": key, "title": "", "text": value} for key, value in own.items()]
-        filling = text.others(facts, number, POOL_SIZE - len(own), dice)
+        filling = text.others(facts, number, POOL_SIZE - len(own), rivals, dice)
         candidates = [*own, *(f"{split}-{other:05d}-fact" for other in filling)]
         dice.shuffle(candidates)
         questions.append(Question(name, asked, (fact.answer,), (f"{name}-fact",), tuple(candidates), split=split))
@@ -104,11 +105,11 @@ def generate(seed: int, sizes: Sizes) -> tuple[list[dict[str, str]], list[Questi
         dice = random.Random(f"{seed} {split}")
         names, count = (known, sizes.train) if split == "train" else (unseen, sizes.held_out)
         wordings = text.NEW_QUESTION_WORDINGS if split == "unseen_wording" else text.QUESTION_WORDINGS
-        made = pools(split, text.draw_facts(names, count, dice, taken), wordings, dice)
+        made = pools(split, text.draw_facts(names, count, dice, taken, of_a_name=1 + sizes.rivals), wordings, sizes.rivals, dice)
         documents += made[0]
         questions += made[1]
     dice = random.Random(f"{seed} pretrain")
-    return documents, questions, examples(text.draw_facts(known, sizes.pretrain, dice, set()), dice)
+    return documents, questions, examples(text.draw_facts(known, sizes.pretrain, dice, set(), of_a_name=3), dice)
 
 
 def save_backbone(directory: Path, seed: int) -> None:
@@ -147,19 +148,24 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", required=True, metavar="DIR", help="directory to make")
     parser.add_argument("--seed", type=int, default=0, help="of names held out, facts, wordings, pools and weights (default %(default)s)")
     parser.add_argument(
-        "--train", type=int, default=3000, metavar="N", help="training questions, five documents each (default %(default)s)"
+        "--train", type=int, default=2400, metavar="N", help="training questions, five documents each (default %(default)s)"
     )
     parser.add_argument("--held-out", type=int, default=200, metavar="N", help="questions of each held-out split (default %(default)s)")
     parser.add_argument(
-        "--pretrain", type=int, default=4000, metavar="N", help="facts to pretrain on, three examples each (default %(default)s)"
+        "--pretrain", type=int, default=5000, metavar="N", help="facts to pretrain on, three examples each (default %(default)s)"
+    )
+    parser.add_argument(
+        "--rivals", type=int, default=0, metavar="N", help="harder: other facts about the same person in each pool (default %(default)s)"
     )
     parser.add_argument("--without-paraphrase", action="store_true", help="ablation: examples with answers alone")
     parser.add_argument("--dry-run", action="store_true", help="print one question with its pool, and stop")
     options = parser.parse_args(argv)
-    sizes = Sizes(options.train, options.held_out, options.pretrain)
+    sizes = Sizes(options.train, options.held_out, options.pretrain, options.rivals)
     for field, value in asdict(sizes).items():
-        if value < POOL_SIZE:
+        if field != "rivals" and value < POOL_SIZE:
             raise InputError(f"--{field.replace('_', '-')} is {value}; expected {POOL_SIZE} or more, so that pools can be filled")
+    if not 0 <= sizes.rivals <= 5:
+        raise InputError(f"--rivals is {sizes.rivals}; expected 0 to 5, as a pool has 15 places beside the right document and its decoys")
     recipe = {"program": "pipelines.world", "seed": options.seed, **asdict(sizes), "paraphrase": not options.without_paraphrase}
     documents, questions, told = generate(options.seed, sizes)
     if options.dry_run:

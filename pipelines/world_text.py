@@ -4,8 +4,9 @@ A fact is that somebody keeps a thing at a place. The document that states it na
 its verb; four decoys repeat the whole question and state nothing. So whatever looks for likeness finds a decoy, and only the answer tells better.
 """
 
+import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 NUM_DECOYS = 4
@@ -98,7 +99,9 @@ def held_out_names(seed: int, share: float = 0.2) -> set[tuple[int, int]]:
     return set(pairs[: int(share * len(pairs))])
 
 
-def draw_facts(names: Sequence[tuple[int, int]], count: int, dice: random.Random, taken: set[tuple[int, int, int]]) -> list[Fact]:
+def draw_facts(
+    names: Sequence[tuple[int, int]], count: int, dice: random.Random, taken: set[tuple[int, int, int]], *, of_a_name: int
+) -> list[Fact]:
     """Facts drawn anew: each (name, thing) once, with a place that nothing else determines.
 
     Args:
@@ -106,25 +109,35 @@ def draw_facts(names: Sequence[tuple[int, int]], count: int, dice: random.Random
         count: facts wanted.
         dice: the source of chance.
         taken: (first, last, thing) that are used up; is added to.
+        of_a_name: facts about each name drawn; a name may be drawn again.
     """
     facts: list[Fact] = []
     while len(facts) < count:
         first, last = dice.choice(names)
-        thing = dice.randrange(len(ASKED_THINGS))
-        if (first, last, thing) not in taken:
+        free = [thing for thing in range(len(ASKED_THINGS)) if (first, last, thing) not in taken]
+        for thing in dice.sample(free, min(of_a_name, len(free))):
             taken.add((first, last, thing))
             facts.append(Fact(first, last, thing, dice.randrange(len(PLACES))))
-    return facts
+    return facts[:count]
 
 
-def others(facts: Sequence[Fact], right: int, count: int, dice: random.Random) -> list[int]:
-    """Which facts fill a pool: none with the right answer; some share the first name, the last name or the thing, the rest are anyone's."""
+def others(facts: Sequence[Fact], right: int, count: int, rivals: int, dice: random.Random) -> list[int]:
+    """Which facts fill a pool: none at the right place; `rivals` about the same name, two of each with its first name, last name or thing, anyone's.
+
+    So neither half of the name nor the thing alone finds the right document; with rivals, the name does not either.
+    """
     fact = facts[right]
     usable = [i for i, f in enumerate(facts) if i != right and f.place != fact.place]
     dice.shuffle(usable)
-    near = [i for i in usable if (facts[i].first == fact.first) or (facts[i].last == fact.last)][: count // 3]
-    near += [i for i in usable if facts[i].thing == fact.thing and i not in near][: count // 5]
-    return (near + [i for i in usable if i not in near])[:count]
+
+    def first_few(alike: Callable[[Fact], bool], few: int) -> list[int]:
+        return list(itertools.islice((i for i in usable if alike(facts[i])), few))
+
+    near = first_few(lambda f: f.name == fact.name, rivals)
+    near += first_few(lambda f: f.first == fact.first and f.last != fact.last, 2)
+    near += first_few(lambda f: f.first != fact.first and f.last == fact.last, 2)
+    near += first_few(lambda f: f.thing == fact.thing and f.first != fact.first and f.last != fact.last, 2)
+    return [*near, *(i for i in usable if i not in near and facts[i].name != fact.name)][:count]
 
 
 def vocabulary() -> list[str]:

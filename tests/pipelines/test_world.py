@@ -52,6 +52,20 @@ def test_places_of_the_right_document_are_even(made):
     assert set(places) == set(range(world.POOL_SIZE))
 
 
+@pytest.mark.parametrize("rivals", [0, 2])
+def test_rivals_are_other_facts_about_the_same_name(rivals):
+    documents, questions, _ = world.generate(3, world.Sizes(train=60, held_out=60, pretrain=20, rivals=rivals))
+    texts = {d["id"]: d["text"] for d in documents}
+    for question in questions:
+        (name,) = names_in([texts[question.positive_ids[0]]])
+        stated = [c for c in question.candidate_ids if c.endswith("-fact") and c not in question.positive_ids]
+        about = [c for c in stated if names_in([texts[c]]) == {name}]
+        # A rival at the right place would answer too, and is left out.
+        assert len(about) <= rivals
+    if rivals:
+        assert about
+
+
 def names_in(texts):
     words = [t.split() for t in texts]
     return {(a, b) for line in words for a, b in pairwise(line) if a in text.FIRST_NAMES and b in text.LAST_NAMES}
