@@ -89,7 +89,7 @@ class Demo:
             *(self.pretraining(base, wiki) if self.pretrain else []),
             Step(
                 "Compress: MEMORY v0",
-                [*module, "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--backbone", base, "--num-shards", "8", "--output", self.path("memory-v0")],
+                [*module, "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--backbone", base, "--num-shards", "8", "--overwrite", "--output", self.path("memory-v0")],
             ),
             Step("Index", [*module, "pipelines.build_index", "--memory", self.path("memory-v0"), "--output", self.path("index-v0")]),
             Step(
