@@ -210,5 +210,6 @@ def input_error(error: BaseException) -> InputError | None:
         while cause is not None:
             if isinstance(cause, InputError):
                 return cause
+            # Ray wraps what a rank raised, and keeps it under this name alone.
             cause = getattr(cause, "_base_exc", None) or cause.__cause__
     return None

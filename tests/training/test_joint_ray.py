@@ -81,6 +81,15 @@ def test_two_ranks_equal_one_process(world: World, tmp_path: Path, stage: int) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_bad_input_that_only_ranks_find_is_told_as_such(world: World, tmp_path: Path) -> None:
+    values = {"joint__from_index": 0, "joint__from_bm25": 0, "launch__launcher": "ray", "launch__max_failures": 0}
+    done = subprocess.run(command(world, tmp_path, **values), capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    assert done.returncode == 2
+    assert re.search(r"^error: question \d+ of step 1: no candidate at all", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(4 * TIMEOUT_SECONDS)
 def test_killed_rank_is_started_again_and_the_run_ends_as_if_undisturbed(world: World, tmp_path: Path) -> None:
     settings: dict[str, object] = {
