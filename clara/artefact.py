@@ -33,6 +33,23 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def make_directory(path: str | os.PathLike[str]) -> Path:
+    """A directory, made where there is none: ahead of the work whose results go there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    return Path(path)
+
+
+def _unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be written ({error.strerror or error}); choose a directory that you may write to, with room")
+
+
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write a whole file or nothing: a temporary name beside it, flushed to disk, then renamed."""
     path = Path(path)
@@ -45,7 +62,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
             os.fsync(stream.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose a directory that you may write to, with room") from error
+        raise _unwritable(path, error) from error
 
 
 def versions() -> dict[str, str]:
@@ -98,7 +115,11 @@ def write_manifest(
         "parent": parent,
         "counts": dict(counts or {}),
         "files": sorted((dict(f) for f in files), key=lambda f: f["path"]),
-        "made_by": {"recipe": json.loads(canonical_json(recipe)), "versions": versions(), "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())},
+        "made_by": {
+            "recipe": json.loads(canonical_json(recipe)),
+            "versions": versions(),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        },
         **fields,
     }
     atomic_write(Path(directory) / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -125,7 +146,9 @@ def read_manifest(directory: str | os.PathLike[str], kind: str | None = None) ->
     if kind is not None and found != kind:
         raise InputError(f"{directory}: holds {found}, expected {kind}; give the directory of a {kind}")
     if version != FORMAT_VERSION:
-        raise InputError(f"{path}: format_version {version}, this program reads {FORMAT_VERSION}; use the version that made it, or make it again")
+        raise InputError(
+            f"{path}: format_version {version}, this program reads {FORMAT_VERSION}; use the version that made it, or make it again"
+        )
     return manifest
 
 

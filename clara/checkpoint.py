@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from clara import lora
-from clara.artefact import file_entry, read_manifest, verify, write_manifest
+from clara.artefact import atomic_write, file_entry, make_directory, read_manifest, verify, write_manifest
 from clara.backbone import Backbone, load_tokenizer, tokenizer_hash, weights_hash
 from clara.config import Backbone as BackboneSettings
 from clara.config import Config, Model, Prompts, explain
@@ -50,7 +50,7 @@ def save_checkpoint(
         separate_query_reasoner: false where it still is a copy of the compressor, which is then not stored twice.
         dtype: of the stored adapters; None: the backbone's, in which they are used.
     """
-    directory = Path(directory)
+    directory = make_directory(directory)
     (directory / "manifest.json").unlink(missing_ok=True)
     backbone, settings = model.backbone, model.settings.lora
     dtype = dtype or backbone.dtype
@@ -76,7 +76,7 @@ def save_checkpoint(
         )
         files += [f"{role}/{name}" for name in names]
     slots = {name: p.detach().float().cpu().contiguous() for name, p in model.slots.state_dict().items()}
-    save_file(slots, directory / SLOTS_FILE, metadata={"format": "pt"})
+    atomic_write(directory / SLOTS_FILE, save(slots, metadata={"format": "pt"}))
     model.tokenizer.save_pretrained(directory / "tokenizer")
     files.append(SLOTS_FILE)
     for sub in ("tokenizer", OWN_BACKBONE) if store_backbone else ("tokenizer",):

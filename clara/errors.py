@@ -1,9 +1,13 @@
 """Errors that a user can mend."""
 
+import errno
 import logging
 import os
 import sys
 from collections.abc import Callable
+
+_UNWRITABLE = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+_INTERRUPTED = 130
 
 
 class InputError(ValueError):
@@ -11,16 +15,30 @@ class InputError(ValueError):
 
 
 def command_line(main: Callable[[list[str]], int]) -> None:
-    """Run `main` on the process's arguments and exit: an `InputError` becomes one line and exit status 2.
+    """Run `main` on the process's arguments and exit.
+
+    An `InputError`, or a place that the operating system refuses or that is full, becomes one line and exit status 2; Ctrl-C a line and 130.
 
     Set `CLARA_TRACEBACK=1` to see the whole stack instead.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     try:
         status = main(sys.argv[1:])
-    except InputError as error:
-        if os.environ.get("CLARA_TRACEBACK"):
+    except (InputError, OSError, KeyboardInterrupt) as error:
+        told = explained(error)
+        if told is None or os.environ.get("CLARA_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
-        status = 2
+        print(told, file=sys.stderr)
+        status = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2
     sys.exit(status)
+
+
+def explained(error: BaseException) -> str | None:
+    """What a user is told about an error that is theirs to mend; None where it is one of ours, whose stack is wanted."""
+    if isinstance(error, InputError):
+        return f"error: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; the same command goes on from what is finished"
+    if isinstance(error, OSError) and error.errno in _UNWRITABLE:
+        return f"error: {error.filename or 'output'}: {error.strerror}; choose a place that you may write to, with room, and run the command again"
+    return None

@@ -3,16 +3,16 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clara.artefact import file_entry, read_manifest, write_manifest
+from clara.artefact import file_entry, make_directory, read_manifest, write_manifest
 from clara.errors import InputError
 from clara.records import input_text
+from clara.tables import read_records, write_records
 
 FILE = "examples.parquet"
 KINDS = ("qa", "paraphrase", "autoencode", "cloze")
@@ -73,10 +73,9 @@ def write_examples(
     directory: str | os.PathLike[str], examples: Iterable[Example], *, recipe: Mapping[str, Any], counts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write an EXAMPLES artefact and return its manifest."""
-    rows = [{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(e).items()} for e in examples]
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), Path(directory) / FILE)
-    kinds = Counter(row["kind"] for row in rows)
+    rows = list(examples)
+    write_records(make_directory(directory) / FILE, rows, _SCHEMA)
+    kinds = Counter(e.kind for e in rows)
     return write_manifest(
         directory,
         kind="EXAMPLES",
@@ -93,7 +92,7 @@ def read_examples(directory: str | os.PathLike[str]) -> list[Example]:
         InputError: no finished EXAMPLES there, or it holds none.
     """
     read_manifest(directory, "EXAMPLES")
-    rows: list[dict[str, Any]] = pq.read_table(Path(directory) / FILE).to_pylist()
+    rows = read_records(Path(directory) / FILE)
     if not rows:
         raise InputError(f"{directory}: holds no example; make it from a corpus with text")
-    return [Example(**row | {"questions": tuple(row["questions"]), "answers": tuple(row["answers"])}) for row in rows]
+    return [Example(**row) for row in rows]

@@ -16,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara.artefact import file_entry, manifest_hash, read_manifest, up_to_date, write_manifest
+from clara import artefact
+from clara.artefact import file_entry, make_directory, manifest_hash, read_manifest, up_to_date, write_manifest
 from clara.codec import Floats
 from clara.encode import KeyProjection, key_projection
 from clara.errors import InputError
+from clara.memory import KIND as MEMORY
 from clara.memory import Ids, MemoryStore
 
 KIND, FILE = "INDEX", "index.faiss"
@@ -93,6 +95,7 @@ def build_index(
     num_queries: int = 64,
     noise: float = 0.5,
     recall_floor: float = 0.9,
+    verify: bool = False,
 ) -> dict[str, Any]:
     """Build an INDEX over a MEMORY, shard by shard, unless this very one is there. Returns its manifest.
 
@@ -106,9 +109,10 @@ def build_index(
             payload once; 0: no measurement.
         noise: length of the disturbance, in lengths of the memory.
         recall_floor: a lower recall is warned of.
+        verify: read every byte of the MEMORY against its sha256 before.
 
     Raises:
-        InputError: no finished MEMORY, one without rows, or a factory string that FAISS refuses.
+        InputError: no finished MEMORY, a damaged one, one without rows, a factory string that FAISS refuses, or no place to write.
     """
     store = MemoryStore.open(memory_dir)
     if not len(store):
@@ -117,9 +121,11 @@ def build_index(
     recipe = {"memory": store.hash, "factory": resolved, "seed": seed, "measurement": [first_level, num_queries, noise]}
     if up_to_date(output, KIND, recipe):
         return read_manifest(output, KIND)
+    make_directory(output)
+    if verify:
+        artefact.verify(memory_dir, MEMORY)
     index = _fill(_train(store, resolved, seed), store)
     _check_rows(index, store, str(output))
-    Path(output).mkdir(parents=True, exist_ok=True)
     partial = Path(output) / f".{FILE}.{os.getpid()}"
     faiss.write_index(index, str(partial))
     os.replace(partial, Path(output) / FILE)

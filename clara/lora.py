@@ -15,7 +15,7 @@ from typing import cast
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from clara.artefact import atomic_write
@@ -153,9 +153,8 @@ def save_adapter(
 ) -> list[str]:
     """Write an adapter as a PEFT folder. Returns the file names."""
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in adapter_tensors(layers, adapter, trunk_path).items()}
-    save_file(tensors, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+    atomic_write(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     settings = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",

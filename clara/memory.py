@@ -25,6 +25,7 @@ from clara.codec import Floats, decode_memory, encode_memory
 from clara.errors import InputError
 from clara.fingerprint import Accepted, Fingerprint, check
 from clara.records import Chunk
+from clara.tables import read_table
 
 KIND = "MEMORY"
 RECORDS, TENSORS, PLAN = "records.parquet", "memory.safetensors", "plan.json"
@@ -275,9 +276,7 @@ class MemoryStore:
     @functools.cached_property
     def document_ids(self) -> list[str]:
         """Document of each of `row_ids`."""
-        columns = [
-            pq.read_table(self._path(s, RECORDS), columns=["document_id"])["document_id"].to_pylist() for s in range(len(self.shard_names))
-        ]
+        columns = [read_table(self._path(s, RECORDS), ["document_id"])["document_id"].to_pylist() for s in range(len(self.shard_names))]
         return [columns[shard][place] for shard, place in zip(self._shard_of.tolist(), self._place_of.tolist(), strict=True)]
 
     @functools.cached_property
@@ -329,7 +328,7 @@ class MemoryStore:
         return self.directory / self.shard_names[shard] / file
 
     def _read_table(self, shard: int) -> pa.Table:
-        return pq.read_table(self._path(shard, RECORDS), columns=[field.name for field in fields(Chunk)])
+        return read_table(self._path(shard, RECORDS), [field.name for field in fields(Chunk)])
 
     def _map(self, shard: int) -> dict[str, NDArray[Any]]:
         path = self._path(shard, TENSORS)
@@ -356,11 +355,7 @@ class MemoryStore:
         return live[kept], shard_of[chosen][kept], place_of[chosen][kept]
 
     def _read_row_ids(self, shard: int) -> Ids:
-        path = self._path(shard, RECORDS)
-        try:
-            return pq.read_table(path, columns=["row_id"])["row_id"].to_numpy()
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path}: not readable as Parquet ({error}); make the MEMORY again, or copy it anew") from error
+        return read_table(self._path(shard, RECORDS), ["row_id"])["row_id"].to_numpy()
 
     def _by_shard(self, row_ids: Sequence[int] | Ids) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int32]]]:
         """Shard, positions in the request, places in the shard."""

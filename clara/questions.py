@@ -1,16 +1,17 @@
 """QUESTIONS: what training and evaluation ask, as one Parquet file."""
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from clara.artefact import file_entry, read_manifest, write_manifest
+from clara.artefact import file_entry, make_directory, read_manifest, write_manifest
 from clara.errors import InputError
+from clara.tables import read_records, write_records
 
 FILE = "questions.parquet"
 _STRINGS = pa.list_(pa.string())
@@ -47,18 +48,20 @@ class Question:
     exclude_ids: tuple[str, ...] = ()
     split: str = ""
 
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise InputError(f"question {self.question_id!r} is {self.question!r}; expected some text, or leave it out")
+        if not self.answers:
+            raise InputError(f"question {self.question_id!r}, {self.question[:60]!r}: no answer; give it one at least, or leave it out")
+
 
 def write_questions(
     directory: str | os.PathLike[str], questions: Iterable[Question], *, recipe: Mapping[str, Any], counts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write a QUESTIONS artefact and return its manifest."""
-    rows = [asdict(q) for q in questions]
-    Path(directory).mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist([{k: list(v) if isinstance(v, tuple) else v for k, v in row.items()} for row in rows], schema=_SCHEMA)
-    pq.write_table(table, Path(directory) / FILE)
-    splits: dict[str, int] = {}
-    for row in rows:
-        splits[row["split"]] = splits.get(row["split"], 0) + 1
+    rows = list(questions)
+    write_records(make_directory(directory) / FILE, rows, _SCHEMA)
+    splits = Counter(q.split for q in rows)
     return write_manifest(
         directory,
         kind="QUESTIONS",
@@ -72,11 +75,17 @@ def read_questions(directory: str | os.PathLike[str], split: str | None = None) 
     """The questions of an artefact, in file order; of one split, if given.
 
     Raises:
-        InputError: no finished QUESTIONS there, or no question in that split.
+        InputError: no finished QUESTIONS there, a damaged file, a question without text or answer, or no question in that split.
     """
     read_manifest(directory, "QUESTIONS")
-    rows = pq.read_table(Path(directory) / FILE).to_pylist()
-    questions = [Question(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}) for row in rows]
+    path = Path(directory) / FILE
+    rows = read_records(path)
+    try:
+        questions = [Question(**row) for row in rows]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except TypeError as error:
+        raise InputError(f"{path}: its columns are not those of QUESTIONS ({error}); build it again") from error
     if split is None:
         return questions
     chosen = [q for q in questions if q.split == split]

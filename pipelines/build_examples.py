@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clara import artefact
+from clara.corpus import read_rows, to_document
 from clara.errors import InputError, command_line
 from clara.examples import Example, write_examples
 from clara.records import Document, document_id, normalise
-from pipelines.corpus_files import expand, input_hashes, read_rows, to_document
+from pipelines.corpus_files import expand, input_hashes
 from pipelines.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
 
 ABOUT = "What is this text about?"

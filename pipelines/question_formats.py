@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from clara.corpus import opened, read_rows
 from clara.errors import InputError
 from clara.records import normalise
-from pipelines.corpus_files import read_rows
 
 Row = Mapping[str, Any]
 
@@ -103,13 +103,13 @@ def json_rows(path: str) -> Iterator[tuple[str, Row]]:
     Raises:
         InputError: neither of both.
     """
-    with open(path, "rb") as stream:
+    with opened(path) as stream:
         first = stream.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first != b"[":
         yield from ((f"{path}:{line}", row) for line, row in read_rows(path))
         return
     try:
-        with open(path, "rb") as stream:
+        with opened(path) as stream:
             rows = json.load(stream)
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); download it again") from error
@@ -126,7 +126,7 @@ def squad_rows(path: str) -> Iterator[tuple[str, Row]]:
         InputError: not the nesting data > paragraphs > qas.
     """
     try:
-        with open(path, "rb") as stream:
+        with opened(path) as stream:
             articles = json.load(stream)["data"]
         for article in articles:
             title = str(article.get("title", "")).replace("_", " ")

@@ -14,10 +14,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from clara.corpus import read_rows, to_document
 from clara.errors import InputError, command_line
 from clara.records import Document
 from pipelines.cloze import ClozeSettings, cloze_questions, find_bridges, split_of
-from pipelines.corpus_files import expand, read_corpus, read_rows, to_document, write_jsonl
+from pipelines.corpus_files import expand, read_corpus, write_jsonl
 
 
 def densest(edges: Iterable[tuple[str, str]], nodes: Sequence[str], number: int, cap: int, seed: int = 0) -> set[str]:

@@ -1,6 +1,5 @@
 """Corpus files as documents: JSONL (plain, gzip, bz2, zstd), JSON arrays, Parquet and plain text. What can't be read is told, never dropped."""
 
-import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,13 +12,13 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from clara.artefact import sha256_file
+from clara.corpus import COMPRESSIONS, decompressed
 from clara.errors import InputError
 from clara.records import Document, document_id, normalise
 
 FORMATS = ("jsonl", "json", "parquet", "text")
 MAX_RECORD_BYTES = 64 * 2**20
 _SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".txt": "text", ".text": "text", ".md": "text"}
-_COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd"}
 _SNIPPET_CHARACTERS = 200
 
 
@@ -96,13 +95,13 @@ def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
 
 def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
     stem, suffix = os.path.splitext(path.lower())
-    compression = _COMPRESSIONS.get(suffix, "")
+    compression = COMPRESSIONS.get(suffix, "")
     if compression:
         suffix = os.path.splitext(stem)[1]
     kind = _SUFFIXES.get(suffix, "") if file_format == "auto" else file_format
     if not kind:
         raise InputError(
-            f"{name}: its format is not known from its name ({', '.join(_SUFFIXES)}, with {', '.join(_COMPRESSIONS)}); give --format"
+            f"{name}: its format is not known from its name ({', '.join(_SUFFIXES)}, with {', '.join(COMPRESSIONS)}); give --format"
         )
     if kind != "parquet":
         return [Unit(path, name, kind, compression)]
@@ -188,18 +187,13 @@ def _records(unit: Unit, fields: Fields) -> Iterator[tuple[int, Any]]:
         if unit.format == "parquet":
             yield from _parquet_rows(raw, unit, fields)
             return
-        with _decompressed(raw, unit.compression) as stream:
+        with decompressed(raw, unit.compression) as stream:
             if unit.format == "jsonl":
                 yield from _lines(stream, unit)
             elif unit.format == "json":
                 yield from _array(stream.read(), unit)
             else:
                 yield 1, _whole_text(stream.read(MAX_RECORD_BYTES + 1), unit, fields)
-
-
-def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
-    # Arrow's reader takes files of several parts, and a part that is cut short is an error; zstandard's own takes it for the end.
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)) if compression else raw
 
 
 def _lines(stream: IO[bytes], unit: Unit) -> Iterator[tuple[int, bytes | DeadLetter]]:

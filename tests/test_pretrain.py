@@ -234,9 +234,9 @@ def test_documents_are_read_by_id(corpus_file: Path):
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [
-        (b'{"id": "a", "text": "x"}\nnot json\n', r"corpus.jsonl:2: b'not json"),
-        (b'{"id": "a"}\n', r"corpus.jsonl:1: .*expected a JSON object with `text`"),
-        (b'{"id": "a", "text": 5}\n', r"corpus.jsonl:1: .*expected a JSON object with `text`"),
+        (b'{"id": "a", "text": "x"}\nnot json\n', r"corpus.jsonl:2: 'not json"),
+        (b'{"id": "a"}\n', r"corpus.jsonl:1: no `text` \(fields: id\)"),
+        (b'{"id": "a", "text": 5}\n', r"corpus.jsonl:1: text is 5; expected a string"),
         (b"[1]\n", r"corpus.jsonl:1: "),
         (b'{"id": "a", "text": "\xff"}\n', r"corpus.jsonl:1: .*UTF-8"),
         (b'{"id": "b", "text": "x"}\n', r"1 documents that questions name are not there \(first: a\)"),
