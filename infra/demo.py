@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "infra/configs/demo.toml"
 SHIPPED = "infra/start/checkpoint"
 MODEL_NAME = "clara-demo"
-QUESTIONS = 60  # of each split are evaluated: what two slow cores read in minutes
+QUESTIONS = 32  # of each split are evaluated: what two slow cores read in minutes
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Demo:
             "--system", f"before={start},{self.path('memory-v0')},{self.path('index-v0')}",
             "--system", f"stale={final},{self.path('memory-v0')},{self.path('index-v0')}", "--accept-stale", "stale",
             "--system", f"after={final},{self.trained('memory')},{self.trained('index')}",
-            "--baselines", "bm25", "--num-selected", "2", "--limit", str(QUESTIONS), "--generate", "24", "--max-new-tokens", "12",
+            "--baselines", "bm25", "--num-selected", "2", "--limit", str(QUESTIONS), "--generate", "16", "--max-new-tokens", "12",
         ]  # fmt: skip
 
     def registration(self, base: str) -> list[str]:
