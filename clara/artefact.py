@@ -14,7 +14,7 @@ from clara.errors import InputError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_PACKAGES = ("torch", "transformers", "peft", "numpy", "pyarrow", "faiss-cpu", "bm25s")
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "faiss-cpu", "bm25s")
 
 
 def canonical_json(value: Any) -> str:

@@ -8,6 +8,7 @@ import dataclasses
 import json
 import textwrap
 
+from clara.artefact import verify
 from clara.errors import InputError, command_line
 from clara.retriever import Answered, Retriever
 
@@ -41,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-new-tokens", type=int, default=32, help="longest answer, in tokens (default %(default)s)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    parser.add_argument(
+        "--verify", action="store_true", help="read every byte of the MEMORY against its sha256 before (default: sizes only)"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
     return parser
@@ -51,6 +55,8 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     if not options.questions and not options.dry_run:
         raise InputError("no question given; add at least one, in quotes, at the end of the command")
+    if options.verify:
+        verify(options.memory, "MEMORY")
     retriever = Retriever.open(
         options.checkpoint,
         options.memory,

@@ -168,14 +168,19 @@ class Joint(Section):
     from_index: int = Field(10, ge=0, description="candidates of a question from the index")
     from_bm25: int = Field(10, ge=0, description="candidates of a question from BM25")
     in_batch: bool = Field(True, description="fill up with the other questions' candidates")
-    published_pool: bool = Field(False, description="the question's own candidate_ids instead of a search")
+    published_pool: bool = Field(
+        False, description="the question's own candidate_ids instead of a search; a pool of fewer than K is read whole"
+    )
     inject_positives: bool = Field(False, description="put the known positives into the pool")
     temperature: float = Field(0.02, gt=0, description="τ of the scores")
     answer_weight: float = Field(1.0, ge=0, description="weight of the answer's loss (straight-through, the paper's)")
     labels_weight: float = Field(0.0, ge=0, description="weight of the multi-positive InfoNCE on positive_ids")
     utility_weight: float = Field(0.0, ge=0, description="weight of KL(softmax of each candidate's own answer likelihood ‖ scores)")
     utility_temperature: float = Field(1.0, gt=0, description="nats by which the likelihoods are divided")
-    cut_gradient: bool = Field(False, description="the control: no gradient from the answer to the scores, neither through top-k nor through utilities; labels stay")
+    cut_gradient: bool = Field(
+        False,
+        description="the control: no gradient from the answer to the scores, neither through top-k nor through utilities; labels stay",
+    )
     shuffle_answers: bool = Field(False, description="the other control: answers shuffled among the questions")
     train_generator: bool = True
     train_compressor: bool = False

@@ -25,6 +25,9 @@ def parser() -> argparse.ArgumentParser:
         "--queries", type=int, default=64, help="queries of the measurement, which reads the payload once; 0: none (default: 64)"
     )
     found.add_argument("--recall-floor", type=float, default=0.9, help="recall@10 under this share is warned of (default: 0.9)")
+    found.add_argument(
+        "--no-verify", action="store_true", help="skip reading every byte of the MEMORY against its sha256 before (default: read it)"
+    )
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     return found
 
@@ -53,6 +56,7 @@ def main(argv: list[str]) -> int:
         first_level=options.first_level,
         num_queries=options.queries,
         recall_floor=options.recall_floor,
+        verify=not options.no_verify,
     )
     print(f"{options.output}: INDEX of {manifest['counts']['rows']} rows, {manifest['factory']}, {json.dumps(manifest['measured'])}")
     return 0

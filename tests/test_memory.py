@@ -177,6 +177,28 @@ def test_damage_is_found_and_the_file_named(tmp_path: Path, file: str) -> None:
         MemoryStore.open(directory)
 
 
+@pytest.mark.parametrize("file", ["records.parquet", "memory.safetensors"])
+def test_a_flipped_byte_anywhere_is_found_by_verifying_and_never_met_with_a_strangers_stack(tmp_path: Path, file: str) -> None:
+    directory = write_version(tmp_path / "memory", num_shards=1)
+    path = directory / shard_name(0, 1) / file
+    whole = path.read_bytes()
+    dice = np.random.default_rng(3)
+    told = []
+    for place in [0, 7, 8, len(whole) - 5, *dice.integers(0, len(whole), 60).tolist()]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ int(dice.integers(1, 256))]) + whole[place + 1 :])
+        with pytest.raises(InputError, match=f"{file}: its sha256"):
+            MemoryStore.open(directory, verify=True)
+        try:
+            store = MemoryStore.open(directory)
+            store.records(store.row_ids)
+            store.memory(store.row_ids)
+            store.keys()
+        except InputError as error:
+            told.append(str(error))
+    assert len(told) >= 2
+    assert all(str(path) in message for message in told)
+
+
 @pytest.mark.parametrize(
     "data",
     [

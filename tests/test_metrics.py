@@ -72,7 +72,7 @@ def test_ranking_vectors() -> None:
 @pytest.mark.slow  # ranx compiles for a minute
 @pytest.mark.filterwarnings("ignore:unsafe cast")
 def test_rankings_equal_those_of_ranx() -> None:
-    ranx = pytest.importorskip("ranx", reason="extra `train` is not installed")
+    ranx = pytest.importorskip("ranx", reason="extra `dev` is not installed")
     dice = np.random.default_rng(1)
     rankings = [dice.permutation(30)[: int(dice.integers(1, 12))].tolist() for _ in range(99)]
     positives = [dice.permutation(30)[: int(dice.integers(1, 5))].tolist() for _ in range(99)]

@@ -349,6 +349,15 @@ def test_the_right_memory_takes_the_last_selected_place(tiny_model: ClaraModel):
     assert torch.equal(second, batch.memory[1, :3])
 
 
+def test_a_pool_of_fewer_than_k_is_read_whole(tiny_model: ClaraModel):
+    batch = joint_batch(tiny_model, (NUM_SELECTED - 1, NUM_CANDIDATES))
+    step = JointStep(tiny_model, joint())
+    weights_BKN = torch.eye(NUM_CANDIDATES)[:NUM_SELECTED].expand(2, -1, -1)
+    small, large = step.selected_memories(batch, weights_BKN, torch.arange(NUM_SELECTED).expand(2, -1))
+    assert torch.equal(small, batch.memory[0, : NUM_SELECTED - 1])
+    assert torch.equal(large, batch.memory[1, :NUM_SELECTED])
+
+
 @pytest.mark.parametrize("train_compressor", [True, False])
 def test_a_question_without_any_candidate_is_answered_from_nothing(tiny_model: ClaraModel, train_compressor: bool):
     tiny_model.train_only([COMPRESSOR, QUERY_REASONER, GENERATOR])

@@ -79,6 +79,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="system whose MEMORY another compressor made, to measure that; repeatable",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="read every byte of each MEMORY against its sha256 before (default: sizes only)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of intervals and paired tests (default %(default)s)")
     parser.add_argument("--tracking-uri", default="", help="MLflow store for figures and pictures, as sqlite:///PATH (default: none)")
@@ -200,7 +203,10 @@ def main(argv: list[str]) -> int:
     if artefact.up_to_date(output, KIND, plan):
         print(f"{output}: up to date")
     else:
-        (output / artefact.MANIFEST).unlink(missing_ok=True)
+        (artefact.make_directory(output) / artefact.MANIFEST).unlink(missing_ok=True)
+        if options.verify:
+            for memory in dict.fromkeys(system.memory for system in systems):
+                artefact.verify(memory, "MEMORY")
         rows, absent = evaluated_rows(systems, questions, settings, options)
         counts: dict[str, Any] = {f"questions, split {k or 'none'}": v for k, v in splits.items()} | absent
         evaluation = Evaluation(rows, compared_pairs(systems, rows), counts, options.seed)

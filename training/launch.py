@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from clara.config import Config
 from clara.errors import InputError
+from training.cluster import check_reachable
 from training.deepspeed_engine import DeepSpeedEngine
 from training.engine import Engine
 from training.follow import following
@@ -69,12 +70,21 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start one for this run on this machine.
 
     What ranks say is read from rank 0's log file instead of through Ray, which mixes it with its own processes' messages.
+
+    Raises:
+        InputError: no cluster answers at RAY_ADDRESS.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Importing torch in every rank at once can take longer than Ray's minute on a small machine.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_SECONDS))
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_reachable(address)
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"RAY_ADDRESS is {address!r}: the cluster cannot be joined ({error}); correct it, or unset it to train here"
+            ) from error
         return
     root = str(Path(__file__).resolve().parents[1])
     paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])

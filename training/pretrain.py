@@ -111,9 +111,8 @@ def main(argv: list[str]) -> int:
     if config.launch.threads:
         torch.set_num_threads(config.launch.threads)
     per_step = config.pretrain.documents_per_step if config.stage == "pretrain" else config.instruct.questions_per_step
+    run_directory = artefact.make_directory(Path(config.output) / f"run-{artefact.hash_of(plan)[:12]}")
     model, stage = build(config, options.micro_batch or per_step)
-    run_directory = Path(config.output) / f"run-{artefact.hash_of(plan)[:12]}"
-    run_directory.mkdir(parents=True, exist_ok=True)
     engine = LocalEngine(stage.module, stage.groups(), stage.optimiser)
     with open(run_directory / "metrics.jsonl", "a", encoding="utf-8") as metrics:
 
