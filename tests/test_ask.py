@@ -133,3 +133,14 @@ def test_command_refuses(world: World, tmp_path: Path) -> None:
     (half / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"half: no manifest\.json"):
         ask.main(["--checkpoint", str(world.checkpoint), "--memory", str(half), "Who?"])
+
+
+def test_a_flipped_byte_is_found_on_demand(world: World, tmp_path: Path) -> None:
+    memory = tmp_path / "memory"
+    shutil.copytree(world.memory, memory)
+    file = next(memory.glob("shard-*/memory.safetensors"))
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(InputError, match=r"memory\.safetensors: its sha256 is not the manifest's; the file is damaged"):
+        ask.main(["--checkpoint", str(world.checkpoint), "--memory", str(memory), "--verify", "Who?"])

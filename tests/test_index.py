@@ -241,3 +241,22 @@ def test_command_line(tmp_path: Path, memory_dir: Path, capsys: pytest.CaptureFi
     before = (tmp_path / "index" / FILE).stat().st_mtime_ns
     assert main(arguments) == 0
     assert (tmp_path / "index" / FILE).stat().st_mtime_ns == before
+
+
+def test_a_memory_with_a_flipped_byte_is_not_indexed(tmp_path: Path) -> None:
+    memory = write_memory(tmp_path / "memory", random_memory(20))
+    file = memory / shard_name(1, 3) / "memory.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 1
+    file.write_bytes(whole)
+    arguments = ["--memory", str(memory), "--output", str(tmp_path / "index")]
+    with pytest.raises(InputError, match=f"{shard_name(1, 3)}/memory.safetensors: its sha256 is not the manifest's"):
+        main(arguments)
+    assert not (tmp_path / "index" / "manifest.json").exists()
+    assert main([*arguments, "--no-verify"]) == 0
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path, memory_dir: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/index: cannot be written"):
+        main(["--memory", str(memory_dir), "--output", str(tmp_path / "file" / "index")])

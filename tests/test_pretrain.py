@@ -168,6 +168,12 @@ def test_what_is_missing_or_wrong_is_told(inputs: list[str], tmp_path: Path, set
         main(command(inputs, f"output={tmp_path}", *sets, flags=flags))
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_model_is_read(inputs: list[str], tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/output/run-.*: cannot be written"):
+        main(command(inputs, f"output={tmp_path}/file/output", "stage=pretrain", "backbone.path=/nowhere"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(inputs: list[str], tmp_path: Path):
     with pytest.raises(InputError, match="no CUDA device here"):
@@ -224,6 +230,11 @@ def test_ranks_share_a_step_without_overlap(tiny_model: ClaraModel):
 
 
 # --- corpus ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_document_whose_id_is_zero_keeps_it(tmp_path: Path):
+    (tmp_path / "corpus.jsonl").write_text('{"id": 0, "text": "Nought."}\n')
+    assert read_documents(str(tmp_path / "corpus.jsonl"), {"0"}) == {"0": "Nought."}
 
 
 def test_documents_are_read_by_id(corpus_file: Path):

@@ -1,12 +1,15 @@
 """build_questions: each published format, one's own rows, bad rows, the documents it writes; on published samples where they are."""
 
+import bz2
+import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import towns
+import zstandard
 
 from clara.artefact import read_manifest
 from clara.errors import InputError
@@ -171,6 +174,31 @@ def test_cloze_from_a_corpus_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert read_manifest(tmp_path / "out")["counts"]["questions"] == len(questions) > 20
     assert main(arguments[:-1]) == 0
     assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)])
+def test_compressed_files_are_read_and_cut_ones_named(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
+    plain = towns.write(tmp_path / "corpus.jsonl")
+    packed = tmp_path / f"corpus.jsonl{suffix}"
+    packed.write_bytes(compress(plain.read_bytes()))
+    for number, file in enumerate((plain, packed)):
+        assert main(["--input", str(file), "--format", "cloze", "--output", str(tmp_path / str(number))]) == 0
+    assert read_questions(tmp_path / "0") == read_questions(tmp_path / "1")
+    packed.write_bytes(packed.read_bytes()[:-30])
+    with pytest.raises(InputError, match=f"corpus.jsonl{suffix}: cannot be read to its end .*copy the file anew"):
+        main(["--input", str(packed), "--format", "cloze", "--output", str(tmp_path / "cut")])
+    published = tmp_path / f"hotpot.json{suffix}"
+    published.write_bytes(compress(json.dumps([HOTPOT]).encode()))
+    assert main(["--input", str(published), "--format", "hotpotqa", "--output", str(tmp_path / "published")]) == 0
+    published.write_bytes(published.read_bytes()[:-20])
+    with pytest.raises(InputError, match=f"hotpot.json{suffix}: "):
+        main(["--input", str(published), "--format", "hotpotqa", "--output", str(tmp_path / "cut")])
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    corpus = towns.write(tmp_path / "corpus.jsonl")
+    with pytest.raises(InputError, match=r"corpus\.jsonl/below: cannot be written"):
+        main(["--input", str(corpus), "--format", "cloze", "--output", str(corpus / "below")])
 
 
 def test_a_corpus_whose_articles_do_not_mention_each_other_is_refused(tmp_path: Path) -> None:

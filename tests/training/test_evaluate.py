@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
 
 import evaluation_world
@@ -304,3 +305,17 @@ def test_absent_positives_are_counted_and_count_as_not_found(world: World, tmp_p
     assert lexical["index.recall@20"]["value"] == pytest.approx(4 / 6)
     assert lexical["right.log_likelihood"]["num_questions"] == 4
     assert math.isfinite(lexical["none.log_likelihood"]["value"])
+
+
+def test_refuses_a_place_that_cannot_be_written_and_a_damaged_memory(world: World, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file/evaluation: cannot be written"):
+        evaluate.main(arguments(world, tmp_path / "file" / "evaluation"))
+    memory = tmp_path / "memory"
+    shutil.copytree(world.memory, memory)
+    file = next(memory.glob("shard-*/memory.safetensors"))
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(InputError, match=r"memory\.safetensors: its sha256"):
+        evaluate.main(arguments(dataclasses.replace(world, memory=memory), tmp_path / "evaluation", "--verify"))
