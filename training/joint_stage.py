@@ -38,7 +38,9 @@ def trained_roles(config: Config) -> list[str]:
     chosen = {QUERY_REASONER: joint.train_query_reasoner, GENERATOR: joint.train_generator, COMPRESSOR: joint.train_compressor}
     roles = [role for role, trained in chosen.items() if trained]
     if not roles:
-        raise InputError("joint.train_query_reasoner, train_generator and train_compressor are all false: nothing is trained; set one of them")
+        raise InputError(
+            "joint.train_query_reasoner, train_generator and train_compressor are all false: nothing is trained; set one of them"
+        )
     return roles
 
 
