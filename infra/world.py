@@ -41,21 +41,22 @@ class World:
         """Name of each joint run and what it sets."""
         return {"after": []} | ({"control": ["joint.cut_gradient=true"]} if self.control else {})
 
-    def commands(self) -> list[list[str]]:
-        """What comes before joint training, in order."""
-        start = self.path("instruct/checkpoint")
-        return [
-            [sys.executable, "-m", "pipelines.world", "--output", self.path("world"), "--seed", str(self.seed)],
-            self._stage("pretrain", stage="pretrain", examples=self.path("world/examples"), **{"backbone.path": self.path("world/backbone")}),
-            self._stage(
-                "instruct", stage="instruct", checkpoint=self.path("pretrain/checkpoint"), questions=self.path("world/questions"),
-                corpus=self.path("world/corpus.jsonl"),
+    def commands(self) -> dict[str, list[str]]:
+        """What comes before joint training, by name, in order."""
+        start, corpus = self.path("instruct/checkpoint"), self.path("world/corpus.jsonl")
+        return {
+            "world": [sys.executable, "-m", "pipelines.world", "--output", self.path("world"), "--seed", str(self.seed)],
+            "pretrain": self._stage(
+                "pretrain", stage="pretrain", examples=self.path("world/examples"), **{"backbone.path": self.path("world/backbone")}
             ),
-            [
-                sys.executable, "-m", "pipelines.build_memory", "--input", self.path("world/corpus.jsonl"), "--checkpoint", start,
-                "--output", self.path("memory"), "--dtype", "float32", "--num-shards", "4",
+            "instruct": self._stage(
+                "instruct", stage="instruct", checkpoint=self.path("pretrain/checkpoint"), questions=self.path("world/questions"), corpus=corpus
+            ),
+            "memory": [
+                sys.executable, "-m", "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--output", self.path("memory"),
+                "--dtype", "float32", "--num-shards", "4",
             ],
-        ]  # fmt: skip
+        }  # fmt: skip
 
     def joint(self, name: str) -> list[str]:
         """The joint stage under one of the names of `joint_runs`."""
@@ -126,13 +127,13 @@ def make(world: World) -> dict[str, Any]:
     """Run one world's commands, and return what was measured: Recall@1 with its interval by system and split, curves, seconds."""
     seconds: dict[str, float] = {}
     for name, together in (
-        *((command[2 if "-m" in command[:2] else 1], [command]) for command in world.commands()),
+        *((name, [command]) for name, command in world.commands().items()),
         ("joint", [world.joint(name) for name in world.joint_runs]),
         ("evaluate", [world.evaluation()]),
     ):
         began = time.monotonic()
         run_all(together)
-        seconds[name] = seconds.get(name, 0.0) + time.monotonic() - began
+        seconds[name] = time.monotonic() - began
     report = json.loads((world.output / "evaluation" / "report.json").read_text(encoding="utf-8"))
     runs = {name: json.loads((world.output / name / "report.json").read_text(encoding="utf-8"))["run"] for name in world.joint_runs}
     systems = {name: found for name, found in report["systems"].items() if name in ("start", *world.joint_runs)}
@@ -176,7 +177,7 @@ def main(argv: list[str]) -> int:
     worlds = [World(output / f"seed-{seed}", seed, options.control, options.set) for seed in options.seed]
     if options.dry_run:
         for world in worlds:
-            for command in (*world.commands(), *map(world.joint, world.joint_runs), world.evaluation()):
+            for command in (*world.commands().values(), *map(world.joint, world.joint_runs), world.evaluation()):
                 print(shlex.join(["python" if part == sys.executable else part for part in command]))
         return 0
     results = [make(world) for world in worlds]
