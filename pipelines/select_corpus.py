@@ -77,7 +77,9 @@ def select(documents: Sequence[Document], number: int, seed: int = 0, settings: 
     """
     settings = settings or ClozeSettings()
     if not 1 <= number <= len(documents):
-        raise InputError(f"--documents {number}; the corpus has {len(documents)}, expected 1 to that")
+        raise InputError(
+            f"--documents is {number}, the corpus has {len(documents)} documents; give 1 to {len(documents)}, or a larger corpus"
+        )
     bridges, _ = find_bridges(documents, settings)
     # Sorted, so that the corpus' order does not matter.
     edges = sorted((b.source_id, b.target_id) for b in bridges if split_of(b, settings))
