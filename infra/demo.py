@@ -25,7 +25,26 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "infra/configs/demo.toml"
 SHIPPED = "infra/start/checkpoint"
 MODEL_NAME = "clara-demo"
-QUESTIONS = 32  # of each split are evaluated: what two slow cores read in minutes
+QUICK_DOCUMENTS = 500  # a smaller corpus is the quick look
+
+
+@dataclass(frozen=True)
+class Size:
+    """What two slow cores do in the time that a run may take.
+
+    Attributes:
+        questions: of each split that are evaluated.
+        generated: of those, how many are also answered in words.
+        overrides: of the configuration's joint stage.
+    """
+
+    questions: int
+    generated: int
+    overrides: tuple[str, ...] = ()
+
+
+WHOLE = Size(questions=32, generated=16)
+QUICK = Size(questions=10, generated=4, overrides=("joint.steps=8", "joint.refresh.start_step=1", "joint.refresh.delta_steps=5"))
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,7 @@ class Demo:
 
     def __init__(self, output: Path, documents: int, *, pretrain: bool = False, world: bool = True, given: Given = Given()) -> None:
         self.output, self.documents, self.pretrain, self.world, self.given = output, documents, pretrain, world, given
+        self.size = QUICK if documents < QUICK_DOCUMENTS and not (pretrain or given.config != CONFIG) else WHOLE
         self.shared = output.parent
         self.tracking = f"sqlite:///{self.shared / 'mlflow.db'}"
 
@@ -98,6 +118,7 @@ class Demo:
                     sys.executable, "training/joint.py", "--config", given.config, "--set", f"backbone.path={base}", "--set", f"checkpoint={start}",
                     "--set", f"questions={questions}", "--set", f"memory={self.path('memory-v0')}", "--set", f"index={self.path('index-v0')}",
                     "--set", f"output={self.path('joint')}", "--set", f"tracking.uri={self.tracking}",
+                    *(part for override in self.size.overrides for part in ("--set", override)),
                 ],
             ),
             Step("Evaluate: before and after, beside BM25", [*module, "training.evaluate", *self.evaluation(base, start)]),
@@ -105,7 +126,7 @@ class Demo:
             Step("Promote", [*module, "training.promote", "--name", MODEL_NAME, "--version", "latest", "--tracking-uri", self.tracking], accepted=(0, 3)),
             Step("Ask", [*module, "clara.ask", *self.asking(base), *self.asked()]),
         ]  # fmt: skip
-        if self.world:
+        if self.world and self.size is WHOLE:
             steps.append(
                 Step("See it learn: a small world", [*module, "infra.world", "--output", relative(self.shared / "world"), "--control"])
             )
@@ -136,7 +157,7 @@ class Demo:
             "--system", f"before={start},{self.path('memory-v0')},{self.path('index-v0')}",
             "--system", f"stale={final},{self.path('memory-v0')},{self.path('index-v0')}", "--accept-stale", "stale",
             "--system", f"after={final},{self.trained('memory')},{self.trained('index')}",
-            "--baselines", "bm25", "--num-selected", "2", "--limit", str(QUESTIONS), "--generate", "16", "--max-new-tokens", "12",
+            "--baselines", "bm25", "--num-selected", "2", "--limit", str(self.size.questions), "--generate", str(self.size.generated), "--max-new-tokens", "12",
         ]  # fmt: skip
 
     def registration(self, base: str) -> list[str]:
@@ -213,7 +234,11 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--output", help="directory of this run (default artefacts/demo-DOCUMENTS)")
     parser.add_argument("--pretrain", action="store_true", help="make the start from nothing (hours) instead of taking the shipped one")
-    parser.add_argument("--no-world", action="store_true", help="leave out the last step, the small world")
+    parser.add_argument(
+        "--no-world",
+        action="store_true",
+        help=f"leave out the last step, the small world (left out anyway under {QUICK_DOCUMENTS} documents)",
+    )
     parser.add_argument("--input", default="", help="corpus JSONL with id, title, text (default: the Wikipedia summaries)")
     parser.add_argument("--backbone", default="", help="folder of a causal LM (default: SmolLM2-135M-Instruct, unpacked)")
     parser.add_argument("--start", default="", help=f"CHECKPOINT to start from (default {SHIPPED})")
