@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clara.artefact import atomic_write
+from clara.config import load
 from clara.errors import InputError, command_line
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,6 +81,7 @@ class Demo:
     def __init__(self, output: Path, documents: int, *, pretrain: bool = False, world: bool = True, given: Given = Given()) -> None:
         self.output, self.documents, self.pretrain, self.world, self.given = output, documents, pretrain, world, given
         self.size = QUICK if documents < QUICK_DOCUMENTS and not (pretrain or given.config != CONFIG) else WHOLE
+        self.dtype = load(given.config).backbone.dtype
         self.shared = output.parent
         self.tracking = f"sqlite:///{self.shared / 'mlflow.db'}"
 
@@ -109,7 +111,7 @@ class Demo:
             *(self.pretraining(base, wiki) if self.pretrain else []),
             Step(
                 "Compress: MEMORY v0",
-                [*module, "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--backbone", base, "--num-shards", "8", "--overwrite", "--output", self.path("memory-v0")],
+                [*module, "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--backbone", base, "--num-shards", "8", "--overwrite", "--dtype", self.dtype, "--output", self.path("memory-v0")],
             ),
             Step("Index", [*module, "pipelines.build_index", "--memory", self.path("memory-v0"), "--output", self.path("index-v0")]),
             Step(
@@ -200,7 +202,7 @@ def run_step(step: Step, number: int, total: int) -> float:
     shown = ["python" if part == sys.executable else part for part in step.command]
     print(f"  $ {shlex.join(shown)}", flush=True)
     began = time.monotonic()
-    status = subprocess.run(step.command, cwd=Path.cwd(), env=os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+    status = subprocess.run(step.command, cwd=Path.cwd(), env={"DS_ACCELERATOR": "cpu"} | os.environ | {"PYTHONPATH": str(ROOT)}).returncode
     if status not in step.accepted:
         raise InputError(
             f"step {number}, {step.title}, ended with status {status}; its message is above. Run the same command again to go on from here"
