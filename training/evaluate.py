@@ -70,6 +70,9 @@ def parser() -> argparse.ArgumentParser:
         help="what they are answered from, of index, pool, right, wrong, none (default %(default)s)",
     )
     parser.add_argument(
+        "--retrieval-only", action="store_true", help="rank only: no likelihoods and no answers (seconds instead of minutes)"
+    )
+    parser.add_argument(
         "--max-new-tokens", type=int, default=defaults.max_new_tokens, help="longest generated answer, in tokens (default %(default)s)"
     )
     parser.add_argument(
@@ -103,6 +106,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected {least} or more")
     return Settings(
         num_selected=options.num_selected,
+        retrieval_only=options.retrieval_only,
         pool_size=options.pool_size,
         max_new_tokens=options.max_new_tokens,
         num_generated=options.generate if options.generate >= 0 else 10**9,

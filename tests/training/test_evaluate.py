@@ -188,6 +188,15 @@ def arguments(world: World, output: Path, *more: str) -> list[str]:
     return [*common, "--system", f"before={world.checkpoint},{world.memory},{world.index}", *more]
 
 
+def test_retrieval_only_ranks_as_the_whole_evaluation_and_reads_nothing(world: World, tmp_path: Path) -> None:
+    for name, more in (("whole", []), ("ranks", ["--retrieval-only"])):
+        assert evaluate.main(arguments(world, tmp_path / name, "--generate", "0", *more)) == 0
+    whole, ranks = (json.loads((tmp_path / name / "report.json").read_text())["systems"]["before"]["unseen"] for name in ("whole", "ranks"))
+    assert ranks == {
+        measure: figure for measure, figure in whole.items() if ".recall@" in measure or ".precision@" in measure or ".mrr" in measure
+    }
+
+
 def test_command(world: World, retriever: Retriever, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "evaluation"
     both = arguments(world, output, "--system", f"after={world.trained},{world.memory}", "--baselines", "bm25,text", "--generate", "2")

@@ -59,6 +59,7 @@ class Settings:
         num_generated: questions of each split that are answered in words as well; 0: none.
         generate_conditions: what they are answered from.
         baselines: `bm25`, `text`.
+        retrieval_only: rank and read nothing: no likelihoods, no answers.
     """
 
     num_selected: int = 5
@@ -67,6 +68,7 @@ class Settings:
     num_generated: int = 0
     generate_conditions: tuple[str, ...] = ("index", "right", "none")
     baselines: tuple[str, ...] = ()
+    retrieval_only: bool = False
 
 
 def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str) -> Retriever:
@@ -136,7 +138,7 @@ def _evaluate_way(
 ) -> list[Row]:
     rankings = finder.rank(questions, pools)
     selections = [select(q, r, corpus, settings.num_selected) for q, r in zip(questions, rankings, strict=True)]
-    readings = [_readings(q, s) for q, s in zip(questions, selections, strict=True)]
+    readings = [{} if settings.retrieval_only else _readings(q, s) for q, s in zip(questions, selections, strict=True)]
     wanted = [reading for chosen in readings for reading in chosen.values()]
     with _bar(f"{label}: likelihoods", reader.likelihood_tokens(wanted)) as bar:
         likelihoods = reader.likelihoods(wanted, bar.update)
@@ -169,7 +171,8 @@ def _evaluate_way(
         row |= {"index_documents": index[:KEPT_DOCUMENTS], "pool_documents": pool[:KEPT_DOCUMENTS]}
         row |= over_index | in_pool
         row |= likelihood_measures({condition: likelihoods[reading] for condition, reading in chosen.items()})
-        row["num_answer_tokens"] = likelihoods[chosen["none"]].num_tokens
+        if chosen:
+            row["num_answer_tokens"] = likelihoods[chosen["none"]].num_tokens
         for condition, reading in chosen.items():
             if question.question_id in told and condition in settings.generate_conditions:
                 row[f"{condition}_answer"] = texts[reading]
