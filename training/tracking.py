@@ -99,9 +99,14 @@ class Tracker:
         return str(created.info.run_id)
 
     def _log_parameters(self, parameters: Mapping[str, str]) -> None:
+        """Log what is new. MLflow's parameters can't change: what a resumed run has otherwise (threads, paths) is a tag `resumed.NAME`."""
         from mlflow.entities import Param
 
-        items = [Param(name, value) for name, value in parameters.items()]
+        known = self._client.get_run(self.run_id).data.params
+        for name, value in parameters.items():
+            if name in known and known[name] != value:
+                self._client.set_tag(self.run_id, f"resumed.{name}", value)
+        items = [Param(name, value) for name, value in parameters.items() if name not in known]
         for begin in range(0, len(items), _PARAMETERS_AT_ONCE):
             self._client.log_batch(self.run_id, params=items[begin : begin + _PARAMETERS_AT_ONCE])
 

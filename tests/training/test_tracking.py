@@ -7,11 +7,12 @@ import joint_world
 import pytest
 
 from clara.artefact import manifest_hash, read_manifest
+from clara.config import Tracking
 from clara.errors import InputError
 from training import joint
 from training.follow import NewLines
 from training.metrics import parse
-from training.tracking import flatten
+from training.tracking import Tracker, flatten
 
 
 def test_flatten_names_every_leaf() -> None:
@@ -34,6 +35,18 @@ def test_new_lines_are_whole_and_told_once(tmp_path: Path) -> None:
     assert lines.read() == ["two", "three"]
     assert lines.read() == []
     assert NewLines(path, from_start=False).read() == []
+
+
+def test_a_resumed_run_may_have_other_threads(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    settings = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    first = Tracker(settings, "run", {"launch.threads": "0", "seed": "0"}, {})
+    second = Tracker(settings, "run", {"launch.threads": "1", "seed": "0", "new": "x"}, {})
+    assert second.run_id == first.run_id
+    data = MlflowClient(settings.uri).get_run(first.run_id).data
+    assert data.params == {"launch.threads": "0", "seed": "0", "new": "x"}
+    assert data.tags["resumed.launch.threads"] == "1"
 
 
 @pytest.mark.slow
