@@ -87,24 +87,27 @@ def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(tmp_path:
     corpus, config = write_towns(tmp_path / "towns.jsonl"), tmp_path / "tiny.toml"
     config.write_text(CONFIG)
 
-    def command(name: str) -> list[str]:
+    # The same directory each time: records name the file that they came from.
+    home = tmp_path / "home"
+
+    def command() -> list[str]:
         given = ["--input", str(corpus), "--backbone", str(tiny_backbone), "--start", str(tiny_checkpoint), "--config", str(config)]
         # One directory above each run holds its registry.
-        return [sys.executable, "-m", "infra.demo", "--documents", "30", "--no-world", "--output", str(tmp_path / name / "run"), *given]
+        return [sys.executable, "-m", "infra.demo", "--documents", "30", "--no-world", "--output", str(home / "run"), *given]
 
-    def start(name: str) -> subprocess.Popen[bytes]:
+    def start() -> subprocess.Popen[bytes]:
         with open(tmp_path / "log.txt", "ab") as log:
-            return subprocess.Popen(command(name), cwd=ROOT, stdout=log, stderr=log)
+            return subprocess.Popen(command(), cwd=ROOT, stdout=log, stderr=log)
 
     began = time.monotonic()
-    assert start("undisturbed").wait() == 0, (tmp_path / "log.txt").read_text()[-3000:]
+    assert start().wait() == 0, (tmp_path / "log.txt").read_text()[-3000:]
     whole_seconds = time.monotonic() - began
-    expected = content(tmp_path / "undisturbed" / "run")
+    expected = content(home / "run")
+    shutil.rmtree(home)
     dice = random.Random(int(time.time()))
     kills, finished = 0, 0
     while kills < NUM_KILLS or not finished:
-        name = f"disturbed-{finished}"
-        process = start(name)
+        process = start()
         try:
             # Past the last kill it may run to its end.
             status = process.wait(timeout=dice.uniform(0.0, whole_seconds) if kills < NUM_KILLS else None)
@@ -113,7 +116,7 @@ def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(tmp_path:
             kills += 1
             continue
         assert status == 0, (tmp_path / "log.txt").read_text()[-3000:]
-        assert content(tmp_path / name / "run") == expected
-        assert versions_in_registry(tmp_path / name) == (1, "1")
-        shutil.rmtree(tmp_path / name)
+        assert content(home / "run") == expected
+        assert versions_in_registry(home) == (1, "1")
+        shutil.rmtree(home)
         finished += 1
