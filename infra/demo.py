@@ -180,6 +180,8 @@ class Demo:
             self.trained("index"),
             "--backbone",
             base,
+            "--num-selected",
+            "2",
         ]
 
     def asked(self) -> list[str]:
