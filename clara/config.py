@@ -212,12 +212,8 @@ class Joint(Section):
 
 
 class Memory(Section):
-    """How the corpus job writes MEMORY."""
+    """How MEMORY is encoded again. The corpus job's own settings are arguments of `pipelines.build_memory`."""
 
-    num_shards: int = Field(0, ge=0, description="0: by the number of documents")
-    codec: Literal["float16", "int8"] = "float16"
-    key_size: int = Field(256, ge=8, description="numbers in a row's index key")
-    key_seed: int = 0
     batch_tokens: int = Field(4096, ge=1, description="tokens of one compressing batch, padding included")
 
 
