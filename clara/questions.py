@@ -24,6 +24,7 @@ _SCHEMA = pa.schema(
         ("candidate_ids", _STRINGS),
         ("exclude_ids", _STRINGS),
         ("split", pa.string()),
+        ("positive_hops", pa.list_(pa.int32())),
     ]
 )
 
@@ -38,6 +39,8 @@ class Question:
         candidate_ids: the pool it was published with, or a fixed one; may be empty.
         exclude_ids: documents that are kept out of its candidates (cloze: the article that it was cut from).
         split: `train`, `seen`, `unseen`, or empty.
+        positive_hops: for each positive its hop: 1 is found from the question alone, 2 and more through what an earlier one says, 0 is unknown;
+            empty where nothing is known of hops (and in artefacts that were made before they were kept).
     """
 
     question_id: str
@@ -47,12 +50,17 @@ class Question:
     candidate_ids: tuple[str, ...] = ()
     exclude_ids: tuple[str, ...] = ()
     split: str = ""
+    positive_hops: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise InputError(f"question {self.question_id!r} is {self.question!r}; expected some text, or leave it out")
         if not self.answers:
             raise InputError(f"question {self.question_id!r}, {self.question[:60]!r}: no answer; give it one at least, or leave it out")
+        if self.positive_hops and len(self.positive_hops) != len(self.positive_ids):
+            raise InputError(
+                f"question {self.question_id!r}: {len(self.positive_hops)} hops for {len(self.positive_ids)} positives; give each one, or none"
+            )
 
 
 def write_questions(

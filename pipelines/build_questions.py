@@ -37,11 +37,18 @@ BM25_CUTOFFS = (1, 5, 20)
 def to_question(published: Published, form: Format, seed: int, split: str) -> tuple[Question, list[Document]]:
     """A question whose documents are named by their content, and those documents."""
     documents = [Document(document_id(p.title, p.text), p.title, p.text) for p in published.paragraphs]
-    positive = [d.id for d, p in zip(documents, published.paragraphs, strict=True) if p.positive]
+    # A paragraph may stand in a pool twice, also with one of both unmarked: by its content it is one document, right if either is.
+    hops = {document: 0 for document in published.positive_ids}
+    for document, paragraph in zip(documents, published.paragraphs, strict=True):
+        if paragraph.positive:
+            hops[document.id] = min((h for h in (paragraph.hop, hops.get(document.id, 0)) if h), default=0)
     pool = list(dict.fromkeys(d.id for d in documents)) if form.is_pool else list(published.candidate_ids)
     random.Random(f"{seed}:{published.question_id}").shuffle(pool)
-    right = tuple(dict.fromkeys((*positive, *published.positive_ids)))
-    return Question(published.question_id, published.question, published.answers, right, tuple(pool), (), split), documents
+    known = tuple(hops.values()) if any(hops.values()) else ()
+    question = Question(
+        published.question_id, published.question, published.answers, tuple(hops), tuple(pool), split=split, positive_hops=known
+    )
+    return question, documents
 
 
 def convert_files(

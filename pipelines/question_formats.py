@@ -9,17 +9,19 @@ from typing import Any
 from clara.corpus import opened, read_rows
 from clara.errors import InputError
 from clara.records import normalise
+from pipelines.question_hops import UNKNOWN, decomposition_hops, fact_hops
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A document of a question's pool."""
+    """A document of a question's pool; `hop` as in `Question.positive_hops`."""
 
     title: str
     text: str
     positive: bool
+    hop: int = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,12 @@ def convert_hotpotqa(row: Row, where: str) -> Published:
     if isinstance(context, dict):
         context = list(zip(context.get("title", ()), context.get("sentences", ()), strict=False))
     try:
-        right = {normalise(t) for t in (facts["title"] if isinstance(facts, dict) else [fact[0] for fact in facts or ()])}
+        named = [normalise(t) for t in (facts["title"] if isinstance(facts, dict) else [fact[0] for fact in facts or ()])]
         pairs = [(normalise(title), normalise(" ".join(sentences))) for title, sentences in context or ()]
     except (TypeError, KeyError, ValueError, IndexError) as error:
         raise InputError(f"{where}: context or supporting_facts is malformed ({error!r}); expected [[title, [sentence, …]], …]") from error
-    paragraphs = tuple(Paragraph(title, text, title in right) for title, text in pairs if text)
+    hops = fact_hops(str(row.get("type", "")), question, list(dict.fromkeys(named)))
+    paragraphs = tuple(Paragraph(title, text, title in hops, hops.get(title, UNKNOWN)) for title, text in pairs if text)
     return Published(str(row.get("_id") or row.get("id") or hashed_id(question)), question, answers, paragraphs)
 
 
@@ -163,11 +166,13 @@ def convert_musique(row: Row, where: str) -> Published:
         raise InputError(f"{where}: answerable is false; use MuSiQue-Ans, or --skip-bad")
     question, answers = question_and_answers(row, [field(row, "answer", str, where), *row.get("answer_aliases", [])], where)
     paragraphs = []
+    hops = decomposition_hops(row.get("question_decomposition") or [], where)
     for number, paragraph in enumerate(field(row, "paragraphs", list, where)):
         inside = f"{where} paragraph {number}"
         text = normalise(field(paragraph, "paragraph_text", str, inside))
         if text:
-            paragraphs.append(Paragraph(normalise(field(paragraph, "title", str, inside)), text, bool(paragraph.get("is_supporting"))))
+            title, hop = normalise(field(paragraph, "title", str, inside)), hops.get(paragraph.get("idx", number), UNKNOWN)
+            paragraphs.append(Paragraph(title, text, bool(paragraph.get("is_supporting")), hop))
     return Published(str(row.get("id") or hashed_id(question)), question, answers, tuple(paragraphs))
 
 

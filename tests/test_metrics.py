@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from clara.errors import InputError
 from clara.metrics import (
@@ -79,6 +80,7 @@ def test_rankings_equal_those_of_ranx() -> None:
     qrels = ranx.Qrels({f"{n:02d}": {str(d): 1 for d in right} for n, right in enumerate(positives)})
     found = ranx.Run({f"{n:02d}": {str(d): float(-place) for place, d in enumerate(ranking)} for n, ranking in enumerate(rankings)})
     ours = ranking_metrics(rankings, positives, (1, 5))
+    assert {"mrr@1", "mrr@5", "mrr", "recall@5", "precision@5"} <= ours.keys()
     theirs = ranx.evaluate(qrels, found, list(ours), return_mean=False)
     for name, values in ours.items():
         np.testing.assert_allclose(values, theirs[name], err_msg=name)
@@ -94,6 +96,8 @@ def test_ranking_equals_the_definitions_in_the_questions_order() -> None:
             hits = len(set(ranking[:k]) & set(right))
             assert values[f"recall@{k}"][number] == pytest.approx(hits / len(right))
             assert values[f"precision@{k}"][number] == pytest.approx(hits / k)
+            early = next((1 / place for place, d in enumerate(ranking[:k], 1) if d in right), 0.0)
+            assert values[f"mrr@{k}"][number] == pytest.approx(early)
         first = next((1 / place for place, d in enumerate(ranking, 1) if d in right), 0.0)
         assert values["mrr"][number] == pytest.approx(first)
 
@@ -124,6 +128,17 @@ def test_paired_test_equals_all_sign_flips() -> None:
     assert found.difference == pytest.approx(difference.mean())
     assert found.low < found.difference < found.high
     assert found.num_questions == 7
+
+
+@pytest.mark.parametrize("number", [2, 9, 60])
+def test_paired_test_is_the_permutation_test_of_scipy(number: int) -> None:
+    dice = np.random.default_rng(number)
+    a, b = dice.integers(0, 3, number).astype(float), dice.integers(0, 3, number) - 0.2
+    theirs = scipy.stats.permutation_test(
+        (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True, rng=np.random.default_rng(0)
+    )
+    # Few questions have all their patterns counted; of many both draw 9,999, each its own.
+    assert paired_test(a, b).p_value == pytest.approx(theirs.pvalue, abs=1e-12 if number < 12 else 0.02)
 
 
 def test_paired_test_of_equal_systems_finds_nothing() -> None:

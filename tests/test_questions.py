@@ -10,7 +10,7 @@ from clara.errors import InputError
 from clara.questions import FILE, Question, read_questions, write_questions
 
 QUESTIONS = [
-    Question("q1", "Who?", ("Ada", "A."), ("d1",), ("d1", "d2"), ("d3",), "train"),
+    Question("q1", "Who?", ("Ada", "A."), ("d1",), ("d1", "d2"), ("d3",), "train", (2,)),
     Question("q2", "Where?", ("Arlen",), split="unseen"),
 ]
 
@@ -29,6 +29,15 @@ def test_a_question_without_answer_or_text_is_refused() -> None:
         Question("q7", "Who?", ())
     with pytest.raises(InputError, match="question 'q7' is ' '; expected some text"):
         Question("q7", " ", ("Ada",))
+
+
+def test_an_artefact_from_before_hops_were_kept_is_read_and_hops_are_one_for_each_positive(tmp_path: Path) -> None:
+    write_questions(tmp_path, QUESTIONS, recipe={})
+    pq.write_table(pq.read_table(tmp_path / FILE).drop_columns(["positive_hops"]), tmp_path / FILE)
+    assert [q.positive_hops for q in read_questions(tmp_path)] == [(), ()]
+    assert read_questions(tmp_path)[1] == QUESTIONS[1]
+    with pytest.raises(InputError, match="question 'q7': 1 hops for 2 positives"):
+        Question("q7", "Who?", ("Ada",), ("d1", "d2"), positive_hops=(1,))
 
 
 def test_an_artefact_that_holds_one_names_file_and_question(tmp_path: Path) -> None:

@@ -91,6 +91,71 @@ def test_columns_as_dataset_hubs_make_them_are_the_same(tmp_path: Path) -> None:
     assert build(tmp_path, "hotpotqa", columns) == build(tmp_path, "hotpotqa", HOTPOT)
 
 
+def hotpot(kind: str, question: str, titles: list[str]) -> dict[str, Any]:
+    context = [["Brask", ["Brask is a town."]], *([title, [f"About {title}."]] for title in reversed(titles))]
+    return {"question": question, "answer": "x", "type": kind, "supporting_facts": [[t, 0] for t in titles], "context": context}
+
+
+def hops_by_title(question: Question, titles: list[str]) -> dict[str, int]:
+    names = {document_id(t, f"About {t}."): t for t in titles}
+    return {names[d]: hop for d, hop in zip(question.positive_ids, question.positive_hops, strict=False)}
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "question", "titles", "hops"),
+    [
+        ("2wiki", "compositional", "Who?", ["Ada", "Bo"], [1, 2]),
+        ("2wiki", "inference", "Who?", ["Ada", "Bo"], [1, 2]),
+        ("2wiki", "bridge_comparison", "Which?", ["F", "G", "Dan", "Eve"], [1, 1, 2, 2]),
+        ("2wiki", "compositional", "Who?", ["Ada", "Bo", "Cy"], []),  # not the chain that this type has
+        ("hotpotqa", "comparison", "Which?", ["Ada", "Bo"], [1, 1]),
+        ("hotpotqa", "bridge", "Where was Bo born?", ["Ada", "Bo (singer)"], [2, 1]),  # the named one, though the link goes the other way
+        ("hotpotqa", "bridge", "Did Ada meet Bo?", ["Ada", "Bo"], []),
+        ("hotpotqa", "bridge", "Who went to Bologna?", ["Ada", "Bo"], []),
+        ("hotpotqa", "", "Who is Ada?", ["Ada", "Bo"], []),
+    ],
+)
+def test_hops_of_supporting_facts(tmp_path: Path, form: str, kind: str, question: str, titles: list[str], hops: list[int]) -> None:
+    (built,) = build(tmp_path, form, hotpot(kind, question, titles))
+    assert len(built.positive_ids) == len(titles)
+    assert hops_by_title(built, titles) == dict(zip(titles, hops, strict=False))
+
+
+def musique(*steps: tuple[str, int]) -> dict[str, Any]:
+    paragraphs = [{"idx": i, "title": t, "paragraph_text": f"About {t}.", "is_supporting": True} for i, t in enumerate("ABCD")]
+    decomposition = [{"question": question, "paragraph_support_idx": where} for question, where in steps]
+    return {"question": "Who?", "answer": "x", "paragraphs": paragraphs, "question_decomposition": decomposition}
+
+
+def test_hops_of_a_decomposition(tmp_path: Path) -> None:
+    (built,) = build(tmp_path, "musique", musique(("first?", 2), ("other first?", 0), ("#1 >> child", 3), ("#2 and #3?", 1)))
+    assert hops_by_title(built, list("ABCD")) == {"A": 1, "B": 3, "C": 1, "D": 2}
+    with pytest.raises(InputError, match=r"step 1 is .*#2.*paragraph_support_idx"):
+        build(tmp_path, "musique", musique(("#2 >> child", 0), ("first?", 1)))
+
+
+def test_pools_are_shuffled_and_their_white_space_is_one(tmp_path: Path) -> None:
+    """The published data may have the right ones in front, with another number of spaces, and again among the wrong ones."""
+    rows, corpus = [], tmp_path / "corpus.jsonl"
+    for number in range(60):
+        wrong = [[f"W{number} {i}", [f"Wrong  \n {i}."]] for i in range(9)]
+        again = [f" Right{number} ", ["Right\u00a0 text. "]]
+        context = [[f"Right{number}", ["Right text."]], *wrong, again]
+        rows.append({"question": f"Who {number}?", "answer": "x", "supporting_facts": [[f"Right{number}", 0]], "context": context})
+    questions = build(tmp_path, "hotpotqa", rows, "--corpus-output", str(corpus), lines=True)
+    for document in documents(corpus).values():
+        assert document["text"] == " ".join(document["text"].split())
+        assert document["title"] == document["title"].strip()
+    places = []
+    for question in questions:
+        assert len(question.candidate_ids) == 10  # the right one once
+        (right,) = question.positive_ids
+        places.append(question.candidate_ids.index(right))
+    # Uniform places have mean 4.5 and standard error 2.9 / sqrt(60).
+    assert abs(sum(places) / 60 - 4.5) < 3 * 2.9 / 60**0.5
+    assert set(places) == set(range(10))
+
+
 def test_own_rows(tmp_path: Path) -> None:
     rows = [
         {"question": "Who?", "answer": "Ada"},
