@@ -52,6 +52,15 @@ class Model(Section):
         "none", description="question_mean: the same with the mean over the whole question"
     )
     markers: bool = Field(True, description="learned vectors: one in front of each text to compress, one after each memory in a prompt")
+    cut_inputs: bool = Field(
+        False,
+        description="a fault of the reference, for imported checkpoints: a text is cut together with its eos, to max_document_tokens + 1, "
+        "so that a longer one keeps one token more and loses its end",
+    )
+    overlapping_slots: bool = Field(
+        False,
+        description="a fault of the reference (its sep = false): memories are written without room for the markers that the prompt holds",
+    )
     lora: Lora = Lora()
 
 
@@ -73,6 +82,17 @@ class Prompts(Section):
         "Background: {documents} means the same as",
         "Say in other words what this says: {documents}",
         "{documents}\nThe text above, told again:",
+    )
+    template_arguments: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="further arguments of the chat template, as enable_thinking = false"
+    )
+    keep_system: bool = Field(
+        True,
+        description="where the template drops the system role, its text goes in front of the user's; false: it is lost, as in the reference",
+    )
+    whole_tail: bool = Field(
+        False,
+        description="an answer is followed by all that the template puts there, as in the reference; false: up to the first special token",
     )
 
     @model_validator(mode="after")
@@ -173,6 +193,9 @@ class Joint(Section):
     )
     inject_positives: bool = Field(False, description="put the known positives into the pool")
     temperature: float = Field(0.02, gt=0, description="τ of the scores")
+    mask_epsilon: float = Field(
+        0.0, ge=0, lt=1, description="0: what is taken is masked by −inf; 1e-8: the published mask, which leaks (for parity with it only)"
+    )
     answer_weight: float = Field(1.0, ge=0, description="weight of the answer's loss (straight-through, the paper's)")
     labels_weight: float = Field(0.0, ge=0, description="weight of the multi-positive InfoNCE on positive_ids")
     utility_weight: float = Field(0.0, ge=0, description="weight of KL(softmax of each candidate's own answer likelihood ‖ scores)")
@@ -184,6 +207,12 @@ class Joint(Section):
     shuffle_answers: bool = Field(False, description="the other control: answers shuffled among the questions")
     train_generator: bool = True
     train_compressor: bool = False
+    compressor_steps: int = Field(
+        0,
+        ge=0,
+        description="updates in which the compressor trains, where it does, before it stands still; 0: all. A MEMORY of any later snapshot fits "
+        "the final CHECKPOINT exactly",
+    )
     train_query_reasoner: bool = True
     right_memory_share: float = Field(
         0.0,
@@ -199,6 +228,13 @@ class Joint(Section):
         default_factory=dict, description="rates of single adapters, where they differ from the optimiser's"
     )
     refresh: Refresh = Refresh()
+
+    @property
+    def compressor_updates(self) -> int:
+        """Updates in which the compressor trains: the first ones."""
+        if not self.train_compressor:
+            return 0
+        return min(self.steps, self.compressor_steps or self.steps)
 
     @model_validator(mode="after")
     def _pool(self) -> "Joint":

@@ -103,7 +103,8 @@ class JointBatch:
         memory: stored memory of the candidates `[B, N, M, D]`, a constant.
         valid: `[B, N]`, false where a pool has fewer than N.
         positive: `[B, N]`, known positives (for `labels`, and for logging).
-        candidates: token ids of every candidate, `B` lists of `N`, where the compressor is trained; else empty.
+        candidates: token ids of every candidate, `B` lists of `N`, where the compressor trains in this step; else empty.
+        compressor_stands: the compressor, trained in other steps, is frozen in this one.
         right_memory: a known positive's memory `[M, D]` that takes the last selected place, or None.
         utilities: `[B, N]` answer log-likelihoods scored beforehand, or None to score in the step.
     """
@@ -114,6 +115,7 @@ class JointBatch:
     valid: Tensor
     positive: Tensor
     candidates: list[list[list[int]]] = field(default_factory=list)
+    compressor_stands: bool = False
     right_memory: Sequence[Tensor | None] = ()
     utilities: Tensor | None = None
 
@@ -139,7 +141,9 @@ class JointStep(nn.Module):
         share = len(batch.questions) / num_rows
         loss = scores_BN.sum() * 0.0
         for_answer_BN = scores_BN.detach() if settings.cut_gradient else scores_BN
-        weights_BKN, indices_BK = straight_through_topk(for_answer_BN, settings.num_selected, settings.temperature, batch.valid)
+        weights_BKN, indices_BK = straight_through_topk(
+            for_answer_BN, settings.num_selected, settings.temperature, batch.valid, mask_epsilon=settings.mask_epsilon
+        )
         figures = _retrieval(scores_BN, indices_BK, batch)
         if settings.answer_weight:
             memories = self.selected_memories(batch, weights_BKN, indices_BK)
@@ -162,14 +166,14 @@ class JointStep(nn.Module):
     def selected_memories(self, batch: JointBatch, weights_BKN: Tensor, indices_BK: Tensor) -> list[Tensor]:
         """The K memories `[K, M, D]` of each question, best first.
 
-        Forward: the stored rows, or, where the compressor is trained, the same documents encoded afresh. Gradient: to the scores through the
+        Forward: the stored rows, or, where the compressor trains, the same documents encoded afresh. Gradient: to the scores through the
         stored memory of all candidates, and to the compressor through the fresh encodings alone.
         """
         # Padded places of a small pool hold zeros, and are no documents.
         counts = batch.valid.sum(dim=1).clamp(max=self.settings.num_selected).tolist()
         memory_BNMD = batch.memory.to(weights_BKN.dtype)
         selected_BKMD = torch.einsum("bkn,bnmd->bkmd", weights_BKN, memory_BNMD)
-        if self.settings.train_compressor:
+        if self.settings.train_compressor and not batch.compressor_stands:
             if len(batch.candidates) != len(batch.questions):
                 raise ValueError("a joint step that trains the compressor needs the token ids of every question's candidates")
             chosen = [batch.candidates[row][n] for row, count in enumerate(counts) for n in indices_BK[row, :count].tolist()]

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "infra/configs/demo.toml"
 SHIPPED = "infra/start/checkpoint"
 MODEL_NAME = "clara-demo"
+BAD_INPUT = 2  # exit status of a command whose input was refused
 QUICK_DOCUMENTS = 500  # a smaller corpus is the quick look
 
 
@@ -206,8 +207,9 @@ def run_step(step: Step, number: int, total: int) -> float:
     began = time.monotonic()
     status = subprocess.run(step.command, cwd=Path.cwd(), env={"DS_ACCELERATOR": "cpu"} | os.environ | {"PYTHONPATH": str(ROOT)}).returncode
     if status not in step.accepted:
+        then = "Mend what it names, then run" if status == BAD_INPUT else "Run"
         raise InputError(
-            f"step {number}, {step.title}, ended with status {status}; its message is above. Run the same command again to go on from here"
+            f"step {number}, {step.title}, ended with status {status}; its message is above. {then} the same command again to go on from here"
         )
     return time.monotonic() - began
 

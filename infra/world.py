@@ -70,7 +70,7 @@ class World:
         named = [part for name, checkpoint in systems.items() for part in ("--system", f"{name}={checkpoint},{self.path('memory')}")]
         return [
             sys.executable, "-m", "training.evaluate", "--questions", self.path("world/questions"), "--output", self.path("evaluation"), *named,
-            "--baselines", "bm25", "--splits", ",".join(SPLITS), "--num-selected", "1", "--generate", "0",
+            "--baselines", "bm25", "--splits", ",".join(SPLITS), "--num-selected", "1", "--retrieval-only",
         ]  # fmt: skip
 
     def _stage(self, name: str, *, program: str = "training/pretrain.py", **keys: str) -> list[str]:

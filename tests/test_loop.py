@@ -135,7 +135,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path):
     engine = LocalEngine(torch.nn.Linear(1, 1), [(0.1, [parameter])], Optimiser())
     engine.backward((parameter * torch.tensor([1.0, torch.inf, 1.0])).sum(), last=True)
     with pytest.raises(InputError, match="gradient"):
-        engine.update(1.0)
+        engine.update([1.0])
     assert torch.equal(parameter, torch.ones(3))
 
 
@@ -211,11 +211,13 @@ def test_the_rate_rises_then_falls_and_is_never_zero_in_warm_up(steps: int, warm
 
 
 def test_the_first_update_moves_each_group_by_its_own_rate():
-    slow, fast = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
-    engine = LocalEngine(torch.nn.Linear(1, 1), [(0.01, [slow]), (0.1, [fast])], Optimiser(gradient_clip=0))
-    engine.backward((3 * slow + 4 * fast).sum(), last=True)
-    norm = engine.update(0.5)
-    assert norm == pytest.approx(math.sqrt(2 * (9 + 16)))
+    slow, fast, still = (torch.nn.Parameter(torch.ones(2)) for _ in range(3))
+    groups = [(0.01, [slow]), (0.1, [fast]), (0.1, [still])]
+    engine = LocalEngine(torch.nn.Linear(1, 1), groups, Optimiser(gradient_clip=0, weight_decay=0.0))
+    engine.backward((3 * slow + 4 * fast + 5 * still).sum(), last=True)
+    norm = engine.update([0.5, 0.5, 0.0])
+    assert norm == pytest.approx(math.sqrt(2 * (9 + 16 + 25)))
+    assert torch.equal(still, torch.ones(2))
     torch.testing.assert_close(slow.detach(), torch.full((2,), 1 - 0.005))
     torch.testing.assert_close(fast.detach(), torch.full((2,), 1 - 0.05))
     assert slow.grad is None
@@ -226,7 +228,7 @@ def test_gradients_are_clipped_together():
     parameter = torch.nn.Parameter(torch.zeros(2))
     engine = LocalEngine(torch.nn.Linear(1, 1), [(0.1, [parameter])], Optimiser(gradient_clip=1.0))
     engine.backward((parameter * torch.tensor([3.0, 4.0])).sum(), last=True)
-    assert engine.update(1.0) == pytest.approx(5.0)
+    assert engine.update([1.0]) == pytest.approx(5.0)
     moment = engine._optimiser.state[parameter]["exp_avg"]
     torch.testing.assert_close(moment, 0.1 * torch.tensor([0.6, 0.8]), atol=1e-6, rtol=1e-6)
 

@@ -179,7 +179,7 @@ def test_only_the_named_parameters_change(tiny_model: ClaraModel):
     batch = joint_batch(tiny_model)
     for _ in range(2):
         engine.backward(engine.forward(batch, batch.weight, 3).loss, last=True)
-        engine.update(1.0)
+        engine.update([1.0])
     changed = {name for name, p in tiny_model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {name for name in before if any(f"adapters.{role}." in name for role in roles)}
 

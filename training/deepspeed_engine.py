@@ -110,9 +110,9 @@ class DeepSpeedEngine(Engine):
         if not last:
             self._engine.step()
 
-    def update(self, factor: float) -> float:
+    def update(self, factors: Sequence[float]) -> float:
         """See the base class."""
-        for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
+        for group, rate, factor in zip(self._optimiser.param_groups, self._rates, factors, strict=True):
             group["lr"] = rate * factor
         self._engine.step()
         norm = self._engine.get_global_grad_norm()

@@ -32,8 +32,11 @@ class Engine(ABC):
         """Accumulate gradients; `last` closes the step's accumulation."""
 
     @abstractmethod
-    def update(self, factor: float) -> float:
-        """One optimiser step at `factor` times the configured rates; returns the gradient norm before clipping."""
+    def update(self, factors: Sequence[float]) -> float:
+        """One optimiser step at `factors` times the groups' configured rates; returns the gradient norm before clipping.
+
+        A group of factor 0 keeps its weights to the bit, whether a gradient reached it or not.
+        """
 
     @abstractmethod
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -84,7 +87,7 @@ class LocalEngine(Engine):
         """See the base class."""
         loss.backward()
 
-    def update(self, factor: float) -> float:
+    def update(self, factors: Sequence[float]) -> float:
         """See the base class.
 
         Raises:
@@ -94,7 +97,7 @@ class LocalEngine(Engine):
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
         if not math.isfinite(norm):
             raise InputError(f"the gradient's norm is {norm}, though the loss is finite; lower the learning rate (no weight was changed)")
-        for group in self._optimiser.param_groups:
+        for group, factor in zip(self._optimiser.param_groups, factors, strict=True):
             group["lr"] = group["initial_lr"] * factor
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)

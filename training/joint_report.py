@@ -40,15 +40,15 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
     state = json.loads((where.run / "versions.json").read_text())
     current = dict(state["current"])
     began = time.monotonic()
-    compressor_moves = settings.train_compressor
-    lag = settings.steps - int(current["snapshot_step"]) if compressor_moves else 0
+    trained = settings.compressor_updates
+    lag = max(0, trained - int(current["snapshot_step"]))
     refreshes = [json.loads(p.read_text()) for p in sorted(where.run.glob("refresh-v*.json")) if p.name.count(".") == 1]
     newest = max(refreshes, key=lambda r: int(r["number"]), default=None)
     if newest is not None and int(newest["number"]) > int(current["number"]):
         number = int(newest["number"])
         current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
-        lag = settings.steps - int(newest["snapshot_step"])
-    if settings.refresh.final and compressor_moves and lag:
+        lag = max(0, trained - int(newest["snapshot_step"]))
+    if settings.refresh.final and lag:
         versions = Versions(config, where.output, where.run, None, threads_of_rank(config, 1))
         versions.current = Version(**state["current"])
         number = int(current["number"]) + 1

@@ -98,6 +98,12 @@ class JointStage(Stage):
         roles = trained_roles(self._config)
         return [(rates.get(role, self.optimiser.learning_rate), self._model.role_parameters(role)) for role in roles]
 
+    def rate_factors(self, step: int) -> list[float]:
+        """See the base class. The compressor stands still after its share of the updates."""
+        factors = super().rate_factors(step)
+        stands = step >= self._settings.compressor_updates
+        return [0.0 if role == COMPRESSOR and stands else f for role, f in zip(trained_roles(self._config), factors, strict=True)]
+
     def rows(self, step: int) -> int:
         """See the base class."""
         return self._settings.questions_per_step
@@ -202,7 +208,8 @@ class JointStage(Stage):
         positive_BN = torch.zeros_like(valid_BN)
         for row, (pool, k) in enumerate(zip(pools, known, strict=True)):
             positive_BN[row, : len(pool)] = torch.tensor([r in k.positive for r in pool], dtype=torch.bool)
-        texts = [self.candidates.token_ids(pool, self._model) for pool in pools] if self._settings.train_compressor else []
+        trains = step < self._settings.compressor_updates
+        texts = [self.candidates.token_ids(pool, self._model) for pool in pools] if trains else []
         return JointBatch(
             questions=[self._model.question_ids(q.question) for q in chosen],
             prompts=[self._model.prompts.question(q.question, q.answers[0]) for q in chosen],
@@ -210,6 +217,7 @@ class JointStage(Stage):
             valid=valid_BN.to(device),
             positive=positive_BN.to(device),
             candidates=texts,
+            compressor_stands=not trains,
             right_memory=[self._right_memory(step, p, k) for p, k in zip(places, known, strict=True)],
         )
 

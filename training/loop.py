@@ -44,6 +44,10 @@ class Stage(ABC):
     def rows(self, step: int) -> int:
         """Documents or questions of the whole step, which row-wise losses average over."""
 
+    def rate_factors(self, step: int) -> list[float]:
+        """For each of `groups`, the share of its learning rate at a step (0-based)."""
+        return [rate_factor(step, self.steps, self.optimiser)] * len(self.groups())
+
     def begin(self, engine: Engine) -> None:  # noqa: B027
         """Called on every rank once, before a run state is taken up and before the first step."""
 
@@ -178,7 +182,7 @@ def run(
             raise InputError(
                 f"{stage.name}: the loss is {values['loss']} at step {step + 1}; lower the learning rate (the run state before is kept)"
             )
-        values["gradient_norm"] = engine.update(rate_factor(step, stage.steps, stage.optimiser))
+        values["gradient_norm"] = engine.update(stage.rate_factors(step))
         values["learning_rate_factor"] = rate_factor(step, stage.steps, stage.optimiser)
         values |= stage.after_step(step, engine)
         values["seconds"] = time.monotonic() - began

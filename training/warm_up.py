@@ -40,7 +40,7 @@ def one_step() -> float:
             module, [(1e-3, list(module.parameters()))], settings, zero_stage=2, micro_batch=1, num_accumulated=1, device="cpu"
         )
         engine.backward(engine.forward(1.0, 1.0, 1.0).loss, last=True)
-        norm = engine.update(1.0)
+        norm = engine.update([1.0])
         dist.destroy_process_group()
     return norm
 

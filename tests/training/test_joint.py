@@ -156,6 +156,18 @@ def test_final_memory_fits_the_final_checkpoint(world: World, tmp_path: Path) ->
     assert MemoryStore.open(memory, accept=[expected]).fingerprint == expected.hash
 
 
+def test_a_compressor_that_stands_still_after_the_snapshot_needs_no_final_refresh(world: World, tmp_path: Path) -> None:
+    settings = FIXED | {"joint__refresh__every_steps": 0, "joint__compressor_steps": 2, "joint__refresh__final": "true", "joint__steps": 5}
+    report = train(world, tmp_path, **settings)
+    assert report["versions_by_step"] == [{"version": 0, "first_step": 1, "last_step": 4}, {"version": 1, "first_step": 5, "last_step": 5}]
+    assert report["memory_lag_steps"] == 0
+    assert moved(world.checkpoint, tmp_path / "checkpoint") == {"compressor", "query_reasoner", "generator"}
+    memory = tmp_path / "memory-v1"
+    assert report["memory"] == str(memory)
+    expected = expected_fingerprint(tmp_path / "checkpoint", "", fingerprint_of(memory))
+    assert MemoryStore.open(memory, accept=[expected]).fingerprint == expected.hash
+
+
 def test_without_final_the_report_says_that_memory_lags(world: World, tmp_path: Path) -> None:
     report = train(world, tmp_path, joint__train_compressor="true", joint__steps=2)
     assert report["memory_lag_steps"] == 2
