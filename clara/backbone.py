@@ -72,6 +72,7 @@ class Backbone(nn.Module):
         _switch_off_dropout(lm)
         self.folder = folder
         self._recomputes = False
+        self.num_kept_tokens = 0
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
         self.trunk_path = next(name for name, module in lm.named_modules() if module is lm.get_decoder())
         self.layers = install(lm.get_decoder())
@@ -121,6 +122,56 @@ class Backbone(nn.Module):
     def add_adapter(self, adapter: str) -> None:
         """A fresh adapter on every layer."""
         add_adapter(self.layers, adapter, rank=self.rank, alpha=self.alpha, dropout=self.dropout)
+
+    def extend_vocabulary(self, num_kept: int, input_AD: Tensor, output_AD: Tensor) -> None:
+        """Give the LM tokens that its tokenizer does not have: it may read and emit them, and no text can hold one.
+
+        Args:
+            num_kept: the first so many of the LM's own tokens stay, the rest (padding of the vocabulary) goes.
+            input_AD: input embeddings of A tokens, whose ids follow.
+            output_AD: their rows of the output matrix; the same as the input rows where the LM ties both.
+
+        Raises:
+            InputError: the shapes don't fit, or the output layer has a bias.
+        """
+        embedding, head = self.embedding, cast(nn.Linear, self.lm.get_output_embeddings())
+        wanted = (input_AD.shape[0], self.hidden_size)
+        if input_AD.shape != wanted or output_AD.shape != wanted or not 0 < num_kept <= embedding.weight.shape[0]:
+            raise InputError(
+                f"{self.folder or type(self.lm).__name__}: added tokens with input rows {list(input_AD.shape)} and output rows "
+                f"{list(output_AD.shape)} behind {num_kept} of its own, expected [A, {self.hidden_size}] both, behind at most "
+                f"{embedding.weight.shape[0]}; take the backbone that the checkpoint was made for"
+            )
+        if getattr(head, "bias", None) is not None:
+            raise InputError(
+                f"{self.folder or type(self.lm).__name__}: its output layer has a bias; added tokens are not supported with one"
+            )
+        tied = head.weight is embedding.weight
+        if tied and not torch.equal(input_AD, output_AD):
+            raise InputError(
+                f"{self.folder or type(self.lm).__name__}: ties input and output rows, the added tokens have other output than input rows; "
+                "take the backbone that the checkpoint was made for"
+            )
+
+        def joined(weight: Tensor, added_AD: Tensor) -> nn.Parameter:
+            return nn.Parameter(torch.cat([weight[:num_kept], added_AD.to(weight)]), requires_grad=False)
+
+        with torch.no_grad():
+            embedding.weight = joined(embedding.weight, input_AD)
+            head.weight = embedding.weight if tied else joined(head.weight, output_AD)
+        embedding.num_embeddings = head.out_features = embedding.weight.shape[0]
+        embedding.padding_idx = None  # it may lie among the rows that go, and matters to the gradient alone
+        self.lm.config.get_text_config().vocab_size = embedding.weight.shape[0]
+        # Kept apart from the LM's weights: ZeRO-3 leaves those empty when a checkpoint is written.
+        self.num_kept_tokens = num_kept
+        self.register_buffer("added_input", input_AD.detach().float().clone(), persistent=False)
+        self.register_buffer("added_output", output_AD.detach().float().clone(), persistent=False)
+
+    def added_tokens(self) -> dict[str, Tensor]:
+        """`input` and `output` rows `[A, D]` of the tokens of `extend_vocabulary`; empty where there are none."""
+        if not self.num_kept_tokens:
+            return {}
+        return {"input": cast(Tensor, self.added_input), "output": cast(Tensor, self.added_output)}
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass, each layer under the route that its forward pass had."""

@@ -3,6 +3,7 @@
 manifest.json
 compressor/ query_reasoner/ generator/   adapter_config.json, adapter_model.safetensors
 memory_tokens.safetensors                memory_tokens, markers, gate
+added_tokens.safetensors                 input, output: rows of tokens that only the LM has (imported checkpoints)
 tokenizer/                               the tokenizer's files
 backbone/                                the LM itself, only where it was trained too
 """
@@ -26,6 +27,7 @@ from clara.errors import InputError
 from clara.model import COMPRESSOR, QUERY_REASONER, ROLES, ClaraModel
 
 SLOTS_FILE = "memory_tokens.safetensors"
+ADDED_FILE = "added_tokens.safetensors"
 OWN_BACKBONE = "backbone"
 
 
@@ -79,6 +81,12 @@ def save_checkpoint(
     atomic_write(directory / SLOTS_FILE, save(slots, metadata={"format": "pt"}))
     model.tokenizer.save_pretrained(directory / "tokenizer")
     files.append(SLOTS_FILE)
+    # A stored LM has them among its own rows.
+    added = {} if store_backbone else {name: rows.detach().cpu().contiguous() for name, rows in backbone.added_tokens().items()}
+    extra: dict[str, Any] = {"added_tokens": {"follow": backbone.num_kept_tokens}} if added else {}
+    if added:
+        atomic_write(directory / ADDED_FILE, save(added, metadata={"format": "pt"}))
+        files.append(ADDED_FILE)
     for sub in ("tokenizer", OWN_BACKBONE) if store_backbone else ("tokenizer",):
         files += sorted(str(p.relative_to(directory)) for p in (directory / sub).rglob("*") if p.is_file())
     return write_manifest(
@@ -90,6 +98,7 @@ def save_checkpoint(
         roles=roles,
         backbone={"path": "" if store_backbone else backbone.folder, "own": store_backbone, "sha256": weights_hash(folder)},
         tokenizer=tokenizer_hash(directory / "tokenizer"),
+        **extra,
         model=model.settings.model_dump(),
         prompts=model.prompts.prompts.model_dump(),
     )
@@ -113,6 +122,17 @@ def _check_fields(directory: Path, manifest: Mapping[str, Any]) -> None:
         raise InputError(
             f"{where}: roles is {manifest['roles']}, expected a folder among {', '.join(ROLES)} for each of them; take an intact checkpoint"
         )
+
+
+def _add_tokens(backbone: Backbone, directory: Path, entry: Mapping[str, Any]) -> None:
+    """Extend a backbone by the tokens that a checkpoint holds for it."""
+    path = directory / ADDED_FILE
+    try:
+        rows = load_file(path)
+        num_kept, input_AD, output_AD = int(entry["follow"]), rows["input"], rows["output"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not readable as the tokens that the manifest tells of ({error!r}); take an intact checkpoint") from error
+    backbone.extend_vocabulary(num_kept, input_AD, output_AD)
 
 
 def _check_device(device: str) -> None:
@@ -175,7 +195,10 @@ def load_checkpoint(
             "give the folder of the same weights with backbone.path"
         )
     _check_device(device)
-    model = ClaraModel(_backbone(backbone, folder, settings), load_tokenizer(directory / "tokenizer"), settings, prompts)
+    loaded = _backbone(backbone, folder, settings)
+    if "added_tokens" in manifest:
+        _add_tokens(loaded, directory, manifest["added_tokens"])
+    model = ClaraModel(loaded, load_tokenizer(directory / "tokenizer"), settings, prompts)
     for role in ROLES:
         lora.load_adapter(model.backbone.layers, role, directory / manifest["roles"][role], trunk_path=model.backbone.trunk_path)
     try:

@@ -145,6 +145,8 @@ def compressor_hash(adapter: Mapping[str, Tensor], slots: Mapping[str, Tensor], 
     if settings["residual"] != "none":
         tensors["gate"] = slots["gate"]
     digest = hashlib.sha256(f"{settings['lora']['alpha'] / settings['lora']['rank']!r}".encode())
+    if settings.get("cut_inputs"):
+        digest.update(f"cut {settings['max_document_tokens']}".encode())
     for name in sorted(tensors):
         values = tensors[name].detach().float().cpu().contiguous()
         digest.update(f"{name} {list(values.shape)}".encode())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from clara.artefact import atomic_write
 from clara.errors import InputError
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def parameters(layers: dict[str, RoutedLinear], adapter: str) -> list[nn.Paramet
 
 def adapter_tensors(layers: dict[str, RoutedLinear], adapter: str, trunk_path: str) -> dict[str, Tensor]:
     """An adapter's tensors under PEFT's names; `trunk_path` is where the trunk lies in the LM (`model` for most)."""
-    prefix = f"{_PREFIX}{trunk_path}." if trunk_path else _PREFIX
+    prefix = f"{PREFIX}{trunk_path}." if trunk_path else PREFIX
     tensors = {}
     for name, layer in layers.items():
         for part in ("lora_A", "lora_B"):

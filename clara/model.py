@@ -113,6 +113,13 @@ class ClaraModel(nn.Module):
         """Tokens of a question, cut to `max_question_tokens`."""
         return self.prompts.text_ids(question)[: self.settings.max_question_tokens]
 
+    def input_ids(self, text: Sequence[int]) -> list[int]:
+        """What the LM reads of a text to compress, between the marker and the memory tokens: bos, its tokens, eos."""
+        ends = [[] if token is None else [token] for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)]
+        ids = [*ends[0], *text, *ends[1]]
+        # The reference cuts marker, bos, text and eos to max_document_tokens + 3 tokens together.
+        return ids[: self.settings.max_document_tokens + 3 - int(self.settings.markers)] if self.settings.cut_inputs else ids
+
     def encode(self, texts: Sequence[Sequence[int]], role: str, *, dropout: bool = False) -> Encoded:
         """Compress token lists: marker, bos, text, eos, then the memory tokens, whose last hidden states are the memory.
 
@@ -125,14 +132,15 @@ class ClaraModel(nn.Module):
         """
         device, num_memory = self.backbone.device, self.num_memory_tokens
         memory_tokens_MD, markers, gate_M = self.slots()
-        front = [t for t in (self.tokenizer.bos_token_id,) if t is not None]
-        back = [t for t in (self.tokenizer.eos_token_id,) if t is not None]
-        start = int(self.settings.markers) + len(front)
-        lengths = [start + len(text) + len(back) for text in texts]
+        num_front = int(self.tokenizer.bos_token_id is not None)
+        start = int(self.settings.markers) + num_front
+        wrapped = [self.input_ids(text) for text in texts]
+        num_text = [min(len(text), len(ids) - num_front) for text, ids in zip(texts, wrapped, strict=True)]
+        lengths = [int(self.settings.markers) + len(ids) for ids in wrapped]
         longest = max(lengths) + num_memory
         ids_BL = torch.zeros(len(texts), longest, dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids_BL[row, int(self.settings.markers) : lengths[row]] = torch.tensor([*front, *text, *back])
+        for row, ids in enumerate(wrapped):
+            ids_BL[row, int(self.settings.markers) : lengths[row]] = torch.tensor(ids)
         embedded_BLD = self.backbone.embed(ids_BL.to(device))
         rows = torch.arange(len(texts), device=device)[:, None]
         places_BM = torch.tensor(lengths, device=device)[:, None] + torch.arange(num_memory, device=device)
@@ -152,7 +160,7 @@ class ClaraModel(nn.Module):
             normalised = states_BMD * torch.rsqrt(states_BMD.square().mean(dim=-1, keepdim=True) + 1e-6)
             memory = widened(gate_M)[:, None] * normalised
             if residual != "none":
-                share_BML = segment_shares([len(t) for t in texts], start, num_memory if residual == "segment_mean" else 1, longest).to(
+                share_BML = segment_shares(num_text, start, num_memory if residual == "segment_mean" else 1, longest).to(
                     device, embedded_BLD.dtype
                 )
                 memory = memory + widened(torch.einsum("bml,bld->bmd", share_BML, embedded_BLD))
@@ -178,21 +186,28 @@ class ClaraModel(nn.Module):
             memories: a `[k, M, D]` for each prompt, best first; k may be 0.
         """
         device, num_memory = self.backbone.device, self.num_memory_tokens
-        _, markers, _ = self.slots()
-        stride = num_memory + int(self.settings.markers)
+        memory_tokens_MD, markers, _ = self.slots()
+        room = num_memory + int(self.settings.markers)
+        stride = num_memory if self.settings.overlapping_slots else room
         rows: list[int] = []
         places: list[int] = []
         ids, fronts, marker_rows, marker_places = [], [], [], []
+        unwritten: list[tuple[int, int, int]] = []
         for row, (prompt, memory) in enumerate(zip(prompts, memories, strict=True)):
             for document in range(memory.shape[0]):
                 begin = len(prompt.left) + document * stride
                 rows += [row] * num_memory
                 places += range(begin, begin + num_memory)
-                if self.settings.markers:
+                if self.settings.markers and stride == room:
                     marker_rows.append(row)
                     marker_places.append(begin + num_memory)
-            ids.append([*prompt.left, *[0] * (memory.shape[0] * stride), *prompt.right, *prompt.answer[:-1]])
-            fronts.append(len(prompt.left) + memory.shape[0] * stride + len(prompt.right))
+            slots_end = len(prompt.left) + memory.shape[0] * room
+            if stride < room:
+                # What the memories leave over of the prompt's own slots, each of the memory tokens and a marker.
+                for place in range(len(prompt.left) + memory.shape[0] * stride, slots_end):
+                    unwritten.append((row, place, (place - len(prompt.left)) % room))
+            ids.append([*prompt.left, *[0] * (memory.shape[0] * room), *prompt.right, *prompt.answer[:-1]])
+            fronts.append(slots_end + len(prompt.right))
         longest = max(map(len, ids))
         ids_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in ids], device=device)
         inputs_BLD = self.backbone.embed(ids_BL)
@@ -202,6 +217,11 @@ class ClaraModel(nn.Module):
         if marker_rows:
             where = (torch.tensor(marker_rows, device=device), torch.tensor(marker_places, device=device))
             inputs_BLD = inputs_BLD.index_put(where, markers[1].to(inputs_BLD.dtype).expand(len(marker_rows), -1))
+        if unwritten:
+            left_rows, left_places, which = torch.tensor(unwritten, device=device).unbind(dim=1)
+            inputs_BLD = inputs_BLD.index_put(
+                (left_rows, left_places), torch.cat([memory_tokens_MD, markers[1:]])[which].to(inputs_BLD.dtype)
+            )
         return inputs_BLD, fronts
 
     def answer_losses(
@@ -242,11 +262,18 @@ class ClaraModel(nn.Module):
     def generate_from(
         self, prompts: Sequence[Prompt], memories: Sequence[Tensor], *, max_new_tokens: int, role: str | None = GENERATOR
     ) -> list[str]:
-        """Greedy continuations of prompts without answers."""
+        """Greedy continuations of prompts without answers, as text."""
+        generated = self.generate_ids(prompts, memories, max_new_tokens=max_new_tokens, role=role)
+        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in generated]
+
+    @torch.no_grad()
+    def generate_ids(
+        self, prompts: Sequence[Prompt], memories: Sequence[Tensor], *, max_new_tokens: int, role: str | None = GENERATOR
+    ) -> list[list[int]]:
+        """The same as token ids, without the one that stops."""
         inputs_BLD, fronts = self.inputs(prompts, memories)
         rows = [inputs_BLD[row, :front] for row, front in enumerate(fronts)]
-        generated = self.backbone.generate(rows, Route(role), max_new_tokens=max_new_tokens, stop_ids=self.prompts.stop_ids)
-        return [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in generated]
+        return self.backbone.generate(rows, Route(role), max_new_tokens=max_new_tokens, stop_ids=self.prompts.stop_ids)
 
 
 def segment_shares(num_tokens: Sequence[int], start: int, num_segments: int, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -44,8 +45,11 @@ class PromptBuilder:
         tail = self._render("", _SLOTS, _ANSWER).partition(_ANSWER)[2]
         # What the template puts after an answer, up to and with the first special token; line ends and the like behind it are not trained on.
         first = self._specials.search(tail)
-        self._tail = tail[: first.end()] if first else tokenizer.eos_token
-        self.stop_ids = sorted({self._ids(self._tail)[-1], tokenizer.eos_token_id})
+        stop = tail[: first.end()] if first else tokenizer.eos_token
+        self._tail = tail if prompts.whole_tail else stop
+        self.stop_ids = sorted({self._ids(stop)[-1], tokenizer.eos_token_id})
+        self._opening = tokenizer.bos_token or tokenizer.eos_token
+        self._mark = self._plain_special()
 
     def safe(self, text: str) -> str:
         """The text with every special token broken by a space (one of a single character left out), so that none can be injected."""
@@ -58,9 +62,18 @@ class PromptBuilder:
         # White space at its ends could merge with the template's and move the border between prompt and answer.
         return self.safe(answer).strip()
 
+    def _plain_special(self) -> str:
+        """A special token that takes no white space with it and so splits a text as an added memory token would; eos where there is none."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        plain = [a.content for a in added if a.special and not (a.lstrip or a.rstrip or a.normalized or a.single_word)]
+        return self.tokenizer.eos_token if self.tokenizer.eos_token in plain or not plain else plain[0]
+
     def text_ids(self, text: str) -> list[int]:
-        """Tokens of a document's or question's text, without special ones."""
-        return self._ids(self.safe(text))
+        """Tokens of a document's or question's text as it stands between bos and eos, without special ones.
+
+        Tokenised alone it could begin otherwise: some tokenizers put a space in front of a text, but not of what follows a special token.
+        """
+        return self._ids(self._opening + self.safe(text) + self.tokenizer.eos_token)[1:-1]
 
     def question(self, question: str, answer: str | None = None) -> Prompt:
         """A question over memories, with its answer in training."""
@@ -120,7 +133,7 @@ class PromptBuilder:
         Tokenised with that token the text is split where added memory tokens would split it.
         """
         left, slots, right = rendered.partition(_SLOTS)
-        return (left, self.tokenizer.eos_token, right) if slots else ("", "", rendered)
+        return (left, self._mark, right) if slots else ("", "", rendered)
 
     def _render(self, system: str, user: str, answer: str | None) -> str:
         turns = [{"role": "user", "content": user}]
@@ -132,13 +145,14 @@ class PromptBuilder:
             rendered = self._apply([{"role": "system", "content": system}, *turns], answer is None)
         except TemplateError:
             rendered = ""
-        if system.strip() in rendered:
+        if rendered and (system.strip() in rendered or not self.prompts.keep_system):
             return rendered
         # A template that refuses or drops the system role: its text goes in front of the user's.
         return self._apply([{"role": "user", "content": f"{system}\n{user}"}, *turns[1:]], answer is None)
 
     def _apply(self, turns: list[dict[str, str]], generation: bool) -> str:
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation))
+        arguments: dict[str, Any] = dict(self.prompts.template_arguments)
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **arguments))
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []

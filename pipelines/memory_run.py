@@ -33,6 +33,11 @@ def resolve_fingerprint(args: argparse.Namespace) -> Fingerprint:
     settings = read_manifest(args.checkpoint, "CHECKPOINT")["model"]
     max_tokens = args.max_tokens or settings["max_document_tokens"]
     check_limits(max_tokens, args.overlap_tokens)
+    if settings.get("cut_inputs") and max_tokens > settings["max_document_tokens"]:
+        raise InputError(
+            f"--max-tokens {max_tokens}: this checkpoint cuts texts at {settings['max_document_tokens']} tokens, as the reference that it comes "
+            f"from does; give at most {settings['max_document_tokens']}"
+        )
 
     def fingerprint(key_size: int) -> Fingerprint:
         return of_checkpoint(
