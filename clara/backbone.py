@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,7 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from clara.errors import InputError
 from clara.lora import Route, add_adapter, current_route, install, routed
-from clara.precision import widened
+from clara.precision import multiplies_bfloat16, widened
+
+logger = logging.getLogger(__name__)
 
 # Output transforms that our own loss over the answer's positions would miss.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -114,6 +117,8 @@ class Backbone(nn.Module):
             raise InputError(
                 f"backbone.path {folder!r}: cannot be loaded with attention {attention!r}, dtype {dtype!r}: {error}"
             ) from error
+        if dtype == "bfloat16" and not torch.cuda.is_available() and not multiplies_bfloat16():
+            logger.warning("this processor has no instructions for bfloat16 products; float32 is several times faster on it")
         backbone = cls(lm, rank=rank, alpha=alpha, dropout=dropout, adapters=adapters, folder=str(folder))
         if gradient_checkpointing:
             backbone.enable_checkpointing()

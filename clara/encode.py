@@ -121,7 +121,12 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, extra_tokens: int = 
 
 
 def compress_chunks(
-    model: Compressor, chunks: Sequence[Chunk], *, batch_tokens: int, codec: str = "float16"
+    model: Compressor,
+    chunks: Sequence[Chunk],
+    *,
+    batch_tokens: int,
+    codec: str = "float16",
+    told: Callable[[int], None] = lambda done: None,
 ) -> tuple[Floats, list[Failure]]:
     """Compress chunks in batches that depend on these chunks only, so that the same ones give the same bits on one machine.
 
@@ -132,6 +137,7 @@ def compress_chunks(
         chunks: n of them, in any order.
         batch_tokens: tokens of a batch, padding and memory tokens included.
         codec: a memory that it can't hold is a failure too.
+        told: is called with the number of chunks that are done, after each batch.
 
     Returns:
         Memory `[n − failures, M, D]` of the surviving chunks in the order given, and the failures.
@@ -150,6 +156,7 @@ def compress_chunks(
     out = np.empty((len(chunks), model.num_memory_tokens, model.hidden_size), np.float32)
     batches = plan_batches([len(ids[i]) for i in order], batch_tokens, model.num_memory_tokens)
     pending = [[order[place] for place in batch] for batch in batches][::-1]
+    num_done = len(failed)
     while pending:
         batch = pending.pop()
         try:
@@ -162,6 +169,8 @@ def compress_chunks(
                 pending += [batch[len(batch) // 2 :], batch[: len(batch) // 2]]
         else:
             out[batch] = memory
+            num_done += len(batch)
+            told(num_done)
     if len(failed) == len(chunks) >= _MIN_CHUNKS_FOR_VERDICT:
         raise failed[min(failed)]
     failures = [Failure(chunks[i], f"{type(failed[i]).__name__}: {failed[i]}") for i in sorted(failed)]
@@ -195,6 +204,7 @@ def write_memory_shard(
     fingerprint: Fingerprint,
     codec: str,
     batch_tokens: int,
+    told: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Compress the chunks of one shard and write it, or find that this has been done.
 
@@ -206,6 +216,7 @@ def write_memory_shard(
         fingerprint: of the vectors.
         codec: `float16` or `int8`.
         batch_tokens: tokens of a batch, padding included.
+        told: see `compress_chunks`.
 
     Returns:
         `{"name", "rows", "files", "failures": [{"chunk_id", "source", "document_id", "text", "reason"}], "reused": whether it was there}`.
@@ -215,7 +226,7 @@ def write_memory_shard(
     if finished is not None:
         return {**finished, "reused": True}
     chunks = sorted(chunks, key=lambda chunk: chunk.row_id)
-    memory, failures = compress_chunks(model(), chunks, batch_tokens=batch_tokens, codec=codec)
+    memory, failures = compress_chunks(model(), chunks, batch_tokens=batch_tokens, codec=codec, told=told)
     dead = {failure.chunk.chunk_id for failure in failures}
     keys = key_projection(fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed).keys(memory)
     kept = [chunk for chunk in chunks if chunk.chunk_id not in dead]

@@ -46,7 +46,11 @@ class Size:
 
 
 WHOLE = Size(questions=32, generated=16)
-QUICK = Size(questions=10, generated=4, overrides=("joint.steps=8", "joint.refresh.start_step=1", "joint.refresh.delta_steps=5"))
+QUICK = Size(
+    questions=10,
+    generated=4,
+    overrides=("joint.steps=8", "joint.compressor_steps=2", "joint.refresh.start_step=2", "joint.refresh.delta_steps=4"),
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,15 @@ class Given:
     backbone: str = ""
     start: str = ""
     config: str = CONFIG
+    dtype: str = ""
+
+    def resolved_dtype(self) -> str:
+        """The type that the LM computes in: as asked for; else as a configuration of the user's own says; else what this processor is fast at."""
+        if self.dtype or self.config != CONFIG:
+            return self.dtype or load(self.config).backbone.dtype
+        from clara.precision import multiplies_bfloat16  # torch takes seconds, which --help need not
+
+        return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 class Demo:
@@ -82,7 +95,7 @@ class Demo:
     def __init__(self, output: Path, documents: int, *, pretrain: bool = False, world: bool = True, given: Given = Given()) -> None:
         self.output, self.documents, self.pretrain, self.world, self.given = output, documents, pretrain, world, given
         self.size = QUICK if documents < QUICK_DOCUMENTS and not (pretrain or given.config != CONFIG) else WHOLE
-        self.dtype = load(given.config).backbone.dtype
+        self.dtype = given.resolved_dtype()
         self.shared = output.parent
         self.tracking = f"sqlite:///{self.shared / 'mlflow.db'}"
 
@@ -118,7 +131,8 @@ class Demo:
             Step(
                 "Joint training, with a re-encoding beside it",
                 [
-                    sys.executable, "training/joint.py", "--config", given.config, "--set", f"backbone.path={base}", "--set", f"checkpoint={start}",
+                    sys.executable, "training/joint.py", "--config", given.config, "--set", f"backbone.path={base}",
+                    "--set", f"backbone.dtype={self.dtype}", "--set", f"checkpoint={start}",
                     "--set", f"questions={questions}", "--set", f"memory={self.path('memory-v0')}", "--set", f"index={self.path('index-v0')}",
                     "--set", f"output={self.path('joint')}", "--set", f"tracking.uri={self.tracking}",
                     *(part for override in self.size.overrides for part in ("--set", override)),
@@ -138,7 +152,16 @@ class Demo:
     def pretraining(self, base: str, wiki: str) -> list[Step]:
         """The shipped start from nothing: stages pretrain and instruct on the whole corpus without the held-out targets."""
         examples, questions = self.path("examples"), self.path("all-questions")
-        stage = [sys.executable, "training/pretrain.py", "--config", self.given.config, "--set", f"backbone.path={base}"]
+        stage = [
+            sys.executable,
+            "training/pretrain.py",
+            "--config",
+            self.given.config,
+            "--set",
+            f"backbone.path={base}",
+            "--set",
+            f"backbone.dtype={self.dtype}",
+        ]
         return [
             Step("Examples", [sys.executable, "-m", "pipelines.build_examples", "--input", wiki, "--exclude-held-out", "--output", examples]),
             Step("All questions", [sys.executable, "-m", "pipelines.build_questions", "--input", wiki, "--format", "cloze", "--output", questions]),
@@ -249,18 +272,25 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--backbone", default="", help="folder of a causal LM (default: SmolLM2-135M-Instruct, unpacked)")
     parser.add_argument("--start", default="", help=f"CHECKPOINT to start from (default {SHIPPED})")
     parser.add_argument("--config", default=CONFIG, help="TOML file of the joint stage (default %(default)s)")
+    parser.add_argument(
+        "--dtype",
+        default="",
+        choices=("float32", "bfloat16"),
+        help="type that the LM computes in (default: bfloat16 where the processor has instructions for it, else float32; of a --config: as it says)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(argv)
     if options.documents < 20:
         raise InputError(f"--documents is {options.documents}; expected 20 or more, so that there are questions to hold out")
     suffix = "-pretrain" if options.pretrain else ""
     output = Path(options.output or f"artefacts/demo-{options.documents}{suffix}").absolute()
-    given = Given(corpus=options.input, backbone=options.backbone, start=options.start, config=options.config)
+    given = Given(corpus=options.input, backbone=options.backbone, start=options.start, config=options.config, dtype=options.dtype)
     demo = Demo(output, options.documents, pretrain=options.pretrain, world=not options.no_world, given=given)
     if options.dry_run:
         print("\n".join(shlex.join(["python" if p == sys.executable else p for p in s.command]) for s in demo.steps()))
         return 0
     output.mkdir(parents=True, exist_ok=True)
+    print(f"The language model computes in {demo.dtype} (see --dtype).")
     seconds: dict[str, float] = {}
     total = len(demo.steps())
     for number in range(total):

@@ -27,6 +27,7 @@ from clara.prompts import PromptBuilder
 from clara.records import Document
 from pipelines.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.dedup import KeepFirst, Kept
+from pipelines.progress import ShardProgress
 from pipelines.sources import DeadLetter, Fields, Unit, clean, read_unit
 
 DEAD_LETTERS = "dead_letters.jsonl"
@@ -155,6 +156,8 @@ class WriteShards(beam.DoFn):
         index, candidates = element
         job, kept = self._job, list(candidates)
         name = shard_name(index, num_shards)
+        progress = ShardProgress(Path(job.output) / name, len(kept))
+        progress.tell(0)
         try:
             # One thread a process: the cores are used by processes, and the last bits depend on the number of threads.
             with torch_threads(1):
@@ -166,7 +169,9 @@ class WriteShards(beam.DoFn):
                     fingerprint=job.fingerprint,
                     codec=job.codec,
                     batch_tokens=job.batch_tokens,
+                    told=progress.tell,
                 )
+            progress.tell(len(kept))
         except InputError as error:
             # Told by the job as its outcome: through the runner it would come as a stack of Beam's.
             report = {"name": name, "rows": 0, "files": [], "failures": [], "reused": False, "error": str(error)}

@@ -18,7 +18,8 @@ from clara.memory import KIND, PLAN
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
 from pipelines.memory_job import DEAD_LETTERS, OUTCOME, Job, add_memory_job, read_outcome
-from pipelines.runner import beam_options, locked, make_pipeline, num_cores, shard_progress
+from pipelines.progress import progress_bar
+from pipelines.runner import beam_options, locked, make_pipeline, num_cores
 from pipelines.sources import Fields, Unit, describe, find_units
 
 _LOG = logging.getLogger(__name__)
@@ -32,12 +33,12 @@ def resolve_fingerprint(args: argparse.Namespace) -> Fingerprint:
     """
     settings = read_manifest(args.checkpoint, "CHECKPOINT")["model"]
     max_tokens = args.max_tokens or settings["max_document_tokens"]
-    check_limits(max_tokens, args.overlap_tokens)
     if settings.get("cut_inputs") and max_tokens > settings["max_document_tokens"]:
         raise InputError(
             f"--max-tokens {max_tokens}: this checkpoint cuts texts at {settings['max_document_tokens']} tokens, as the reference that it comes "
             f"from does; give at most {settings['max_document_tokens']}"
         )
+    check_limits(max_tokens, args.overlap_tokens)
 
     def fingerprint(key_size: int) -> Fingerprint:
         return of_checkpoint(
@@ -137,7 +138,7 @@ def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool
     output = Path(job.output)
     started = time.time()
     add_memory_job(pipeline, units, job)
-    with shard_progress(output, started, quiet=quiet):
+    with progress_bar(output, started, quiet=quiet):
         pipeline.run().wait_until_finish()
     counts = read_outcome(output)
     remove_leftovers(output)

@@ -1,4 +1,4 @@
-"""Where a job runs: Beam's portable runner on this machine's cores without any download, or whatever runner Beam knows; lock and progress."""
+"""Where a job runs: Beam's portable runner on this machine's cores without any download, or whatever runner Beam knows; and the lock."""
 
 import fcntl
 import itertools
@@ -7,7 +7,6 @@ import os
 import shlex
 import socket
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,14 +17,11 @@ from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
-from tqdm import tqdm
 
 from clara.errors import InputError
-from clara.memory import PLAN
 
 LOCAL = "local"
 LOCK = ".lock"
-_POLL_SECONDS = 0.5
 
 
 def num_cores() -> int:
@@ -107,50 +103,3 @@ def locked(directory: Path) -> Iterator[None]:
             yield
         finally:
             stream.truncate(0)  # the file stays: removing it would let two jobs lock two files of one name
-
-
-@contextmanager
-def shard_progress(directory: Path, started: float, *, quiet: bool) -> Iterator[None]:
-    """A bar of finished shards, with rate and time left, read off the directory: it works on any runner that writes there.
-
-    Args:
-        directory: the MEMORY that is being written.
-        started: time in seconds since the epoch; shards noted before don't count.
-        quiet: no bar.
-    """
-    if quiet:
-        yield
-        return
-    stop = threading.Event()
-
-    def watch() -> None:
-        with tqdm(total=0, unit=" shards", desc="read and chunk", dynamic_ncols=True) as bar:
-            while True:
-                ended = stop.wait(_POLL_SECONDS)
-                finished = finished_shards(directory, started)
-                if len(finished) > bar.n:
-                    bar.total = int(finished[0].rpartition("-")[2])
-                    bar.set_description("compress", refresh=False)
-                    bar.update(len(finished) - bar.n)
-                if ended:
-                    return
-
-    thread = threading.Thread(target=watch, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def finished_shards(directory: Path, started: float) -> list[str]:
-    """Names of the shards that were finished, or found finished, since `started`."""
-    names = []
-    for plan in directory.glob(f"shard-*/{PLAN}"):
-        try:
-            if plan.stat().st_mtime >= started:
-                names.append(plan.parent.name)
-        except FileNotFoundError:
-            continue
-    return names

@@ -30,7 +30,8 @@ from pipelines import memory_run, runner
 from pipelines.build_memory import main, parser
 from pipelines.dedup import Kept, first_of
 from pipelines.memory_job import check_nothing_lost, default_num_shards
-from pipelines.runner import LOCK, beam_options, finished_shards, locked
+from pipelines.progress import PROGRESS, Seen, ShardProgress, finished_shards, seen
+from pipelines.runner import LOCK, beam_options, locked
 from pipelines.sources import find_units
 
 Build = Callable[..., Path]
@@ -353,3 +354,22 @@ def test_killed_and_run_again_is_as_never_killed(build: Build, tiny_checkpoint: 
     whole = build(corpus, "--num-shards=30", output="whole")
     assert shard_bytes(killed) == shard_bytes(whole)
     assert MemoryStore.open(killed, verify=True).hash == MemoryStore.open(whole).hash
+
+
+# --- progress ----------------------------------------------------------------------------------------------------------
+
+
+def test_progress_counts_chunks_and_estimates_the_shards_that_have_not_begun(tmp_path: Path) -> None:
+    before = time.time() - 10
+    assert seen(tmp_path, before) is None
+    first, second = (ShardProgress(tmp_path / f"shard-0000{n}-of-00004", total) for n, total in ((0, 10), (1, 12)))
+    first.tell(0)
+    first.tell(10)
+    second.tell(0)
+    second.tell(5)  # within the same second: not told
+    assert seen(tmp_path, before) == Seen(done=10, total=44)
+    second.tell(12)
+    assert seen(tmp_path, before) == Seen(done=22, total=44)
+    stale = tmp_path / "shard-00000-of-00004" / PROGRESS
+    os.utime(stale, (before - 10, before - 10))
+    assert seen(tmp_path, before) == Seen(done=12, total=48)
