@@ -1,9 +1,10 @@
 """See retrieval learn from answers alone: the small world from nothing to a table, with the commands that a user types.
 
-    python -m infra.world --output DIR [--seed N] [--control]
+    python -m infra.world --output DIR [--seed N …] [--control] [--shuffled] [--straight-through] [--without-paraphrase]
 
-Where looking alike misleads (see pipelines/world.py), Recall@1 in pools of 20 goes from about 0 to what DIR/report.md says. With --control the
-same training runs beside it with the gradient from the answer to the scores cut: it has to stay where it started.
+Where looking alike misleads (see pipelines/world.py), Recall@1 in pools of 20 goes from about 0 to what DIR/report.md says. Two controls can run
+beside it, which have to stay where they started: the same training with the gradient from the answer to the scores cut, and with the answers
+shuffled among the questions. The other two options show what else was tried.
 """
 
 import argparse
@@ -24,13 +25,25 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "infra" / "configs" / "world.toml")
 SPLITS = ("unseen", "unseen_wording")
 REPORT = "report.json"
+# Joint runs beside the one that the configuration describes, each from the same start, and what each sets.
+BESIDE = {
+    "control": ["joint.cut_gradient=true"],
+    "shuffled": ["joint.shuffle_answers=true"],
+    "straight_through": ["joint.answer_weight=1", "joint.utility_weight=0", "joint.steps=400"],
+}
+LABELS = {
+    "after": "answer's gradient",
+    "control": "gradient cut",
+    "shuffled": "answers shuffled",
+    "straight_through": "straight-through alone",
+}
 
 
 class World:
     """Paths and commands of one seed."""
 
-    def __init__(self, output: Path, seed: int, control: bool, sets: Sequence[str] = ()) -> None:
-        self.output, self.seed, self.control, self.sets = output, seed, control, list(sets)
+    def __init__(self, output: Path, seed: int, beside: Sequence[str], sets: Sequence[str] = (), *, paraphrase: bool = True) -> None:
+        self.output, self.seed, self.beside, self.sets, self.paraphrase = output, seed, beside, list(sets), paraphrase
 
     def path(self, name: str) -> str:
         """A path inside this world."""
@@ -39,13 +52,16 @@ class World:
     @property
     def joint_runs(self) -> dict[str, list[str]]:
         """Name of each joint run and what it sets."""
-        return {"after": []} | ({"control": ["joint.cut_gradient=true"]} if self.control else {})
+        return {"after": []} | {name: BESIDE[name] for name in self.beside}
 
     def commands(self) -> dict[str, list[str]]:
         """What comes before joint training, by name, in order."""
         start, corpus = self.path("instruct/checkpoint"), self.path("world/corpus.jsonl")
         return {
-            "world": [sys.executable, "-m", "pipelines.world", "--output", self.path("world"), "--seed", str(self.seed)],
+            "world": [
+                sys.executable, "-m", "pipelines.world", "--output", self.path("world"), "--seed", str(self.seed),
+                *([] if self.paraphrase else ["--without-paraphrase"]),
+            ],
             "pretrain": self._stage(
                 "pretrain", stage="pretrain", examples=self.path("world/examples"), **{"backbone.path": self.path("world/backbone")}
             ),
@@ -96,7 +112,7 @@ def run_all(commands: Sequence[Sequence[str]]) -> None:
         )
 
 
-def recall_by_step(metrics: Path, width: int = 20) -> list[tuple[int, float]]:
+def recall_by_step(metrics: Path, width: int = 10) -> list[tuple[int, float]]:
     """Recall@1 in the pools of training questions, mean over spans of `width` steps, from a run's `metrics.jsonl`."""
     values = {}
     for line in metrics.read_text(encoding="utf-8").splitlines():
@@ -116,7 +132,7 @@ def draw(curves: Mapping[str, Sequence[tuple[int, float]]], target: Path) -> Non
 
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for name, points in curves.items():
-        axes.plot(*zip(*points, strict=True), label={"after": "answer's gradient", "control": "gradient cut"}.get(name, name))
+        axes.plot(*zip(*points, strict=True), label=LABELS.get(name, name))
     axes.set(xlabel="step", ylabel="Recall@1 of training questions", ylim=(-0.02, 1.02))
     axes.legend()
     figure.savefig(target, dpi=120)
@@ -168,13 +184,20 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", required=True, metavar="DIR", help="gets seed-N/ for each seed, report.md, report.json, learning.png")
     parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help="worlds to make (default 0)")
     parser.add_argument("--control", action="store_true", help="also train with the gradient from the answer to the scores cut")
+    parser.add_argument("--shuffled", action="store_true", help="also train with the answers shuffled among the questions")
+    parser.add_argument(
+        "--straight-through", action="store_true", help="also train by the straight-through top-k alone, four times as long"
+    )
+    parser.add_argument("--without-paraphrase", action="store_true", help="the ablation: a compressor pretrained on answers alone")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of infra/configs/world.toml; repeatable"
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(argv)
     output = Path(options.output).absolute()
-    worlds = [World(output / f"seed-{seed}", seed, options.control, options.set) for seed in options.seed]
+    beside = [name for name in BESIDE if getattr(options, name)]
+    paraphrase = not options.without_paraphrase
+    worlds = [World(output / f"seed-{seed}", seed, beside, options.set, paraphrase=paraphrase) for seed in options.seed]
     if options.dry_run:
         for world in worlds:
             for command in (*world.commands().values(), *map(world.joint, world.joint_runs), world.evaluation()):
