@@ -1,5 +1,6 @@
 """Metrics of answers and of rankings, one value a question; intervals and paired tests over questions."""
 
+import functools
 import importlib
 import re
 import string
@@ -159,8 +160,14 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, level: float = 0.95, nu
     sample = _finite(values, "values")
     if np.ptp(sample) == 0:
         return float(sample[0]), float(sample[0])
+    return _bootstrap(sample.tobytes(), seed, level, num_resamples)
+
+
+# Many measures of one evaluation have equal values: recall, precision and reciprocal rank at 1, or a retriever's under each generator.
+@functools.lru_cache(4096)
+def _bootstrap(values: bytes, seed: int, level: float, num_resamples: int) -> tuple[float, float]:
     result = _extra("scipy.stats").bootstrap(
-        (sample,),
+        (np.frombuffer(values, np.float64),),
         np.mean,
         n_resamples=num_resamples,
         batch=256,

@@ -1,12 +1,13 @@
 """Compare systems on the same questions and pools: what they find, what they answer, and how likely the right answer is to them.
 
-python -m training.evaluate --questions DIR --output DIR --system NAME=CHECKPOINT,MEMORY[,INDEX] [--system …] [--baselines bm25,text]
+python -m training.evaluate --questions DIR --output DIR --system NAME=CHECKPOINT,MEMORY[,INDEX] [--system …] [--baselines bm25,dense,text]
+
+Rows are called RETRIEVER/GENERATOR: `after` is a system as it is, `bm25/after` its generator on what BM25 found, `text/bm25` the plain LM on the
+raw passages that BM25 found. With --cross there are also `before/after` and `after/before`, so that no gain is credited twice.
 """
 
 import argparse
-import itertools
 import json
-import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,15 @@ from clara import artefact
 from clara.artefact import hash_of
 from clara.errors import InputError, command_line
 from clara.questions import Question, read_questions
-from training.evaluation.measures import Row
-from training.evaluation.report import REPORT, Evaluation, as_text, figure_table, write_report
-from training.evaluation.systems import BASELINES, Settings, SystemPaths, evaluate_system, missing_documents, open_system
+from training.evaluation.dense import folder_hash
+from training.evaluation.finders import CONDITIONS
+from training.evaluation.parts import Measuring, compared_pairs, questions_hash
+from training.evaluation.report import REPORT, Evaluation, write_report
+from training.evaluation.systems import BASELINES, Settings, SystemPaths
+from training.evaluation.tables import as_text, figure_table
 from training.evaluation.track import track
 
-logger = logging.getLogger(__name__)
 KIND = "EVALUATION"
-PARTS = ".parts"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,6 +43,20 @@ def parser() -> argparse.ArgumentParser:
         help="what to evaluate; repeatable, compared in this order",
     )
     parser.add_argument("--baselines", default="", help=f"comma-separated: {', '.join(BASELINES)} (default: none)")
+    parser.add_argument(
+        "--dense-model", default="", metavar="FOLDER", help="sentence-transformers folder of the baseline dense; nothing is downloaded"
+    )
+    parser.add_argument(
+        "--cross", action="store_true", help="let every system's generator also read what every other system's retrieval found"
+    )
+    parser.add_argument(
+        "--alignment",
+        type=int,
+        default=0,
+        metavar="N",
+        help="questions of each split whose utility alignment is measured; costs about N x pool x 2 readings for each row of the report and "
+        "each of two readers (default 0)",
+    )
     parser.add_argument(
         "--splits", default="unseen,seen", help="comma-separated splits of QUESTIONS; 'all' takes every question (default %(default)s)"
     )
@@ -97,13 +113,19 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """The settings of the command line.
 
     Raises:
-        InputError: a number or a name is out of range.
+        InputError: a number or a name is out of range, or two options exclude each other.
     """
-    from training.evaluation.finders import CONDITIONS
-
-    for name, least in (("num_selected", 1), ("pool_size", 2), ("max_new_tokens", 1), ("generate", -1), ("limit", 0)):
+    for name, least in (("num_selected", 1), ("pool_size", 2), ("max_new_tokens", 1), ("generate", -1), ("limit", 0), ("alignment", 0)):
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected {least} or more")
+    baselines = _names("--baselines", options.baselines, BASELINES)
+    if ("dense" in baselines) != bool(options.dense_model):
+        raise InputError(
+            f"--baselines {options.baselines or 'none'} with --dense-model {options.dense_model or 'none'}: dense needs the folder of an embedding "
+            "model, and the folder is for dense; give both or neither"
+        )
+    if options.retrieval_only and options.alignment:
+        raise InputError(f"--alignment {options.alignment} reads documents, and --retrieval-only reads none; leave one of them out")
     return Settings(
         num_selected=options.num_selected,
         retrieval_only=options.retrieval_only,
@@ -111,7 +133,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
         max_new_tokens=options.max_new_tokens,
         num_generated=options.generate if options.generate >= 0 else 10**9,
         generate_conditions=_names("--generate-conditions", options.generate_conditions, CONDITIONS),
-        baselines=_names("--baselines", options.baselines, BASELINES),
+        baselines=baselines,
+        dense=folder_hash(options.dense_model) if options.dense_model else "",
+        cross=options.cross,
+        num_aligned=options.alignment,
     )
 
 
@@ -138,45 +163,6 @@ def chosen_questions(directory: str, splits: str, limit: int) -> list[Question]:
             questions = [q for q in questions if q.question_id in drawn]
         chosen += questions
     return chosen
-
-
-def questions_hash(questions: list[Question]) -> str:
-    """Hash of what is asked: two evaluations with an equal one may be compared question by question."""
-    return hash_of([asdict(q) for q in questions])
-
-
-def evaluated_rows(
-    systems: list[SystemPaths], questions: list[Question], settings: Settings, options: argparse.Namespace
-) -> tuple[list[Row], dict[str, Any]]:
-    """Rows of all systems, and counts. A system that was measured before, with all the same, is read from its part."""
-    rows: list[Row] = []
-    counts: dict[str, Any] = {}
-    for number, system in enumerate(systems):
-        stale = system.name in options.accept_stale
-        with_text = number == 0
-        plan = {"system": system.name, **system.hashes(), "stale": stale, "with_text": with_text}
-        part = Path(options.output) / PARTS / f"{hash_of([plan, asdict(settings), questions_hash(questions)])}.json"
-        if part.is_file():
-            logger.info("system %s: measured before, in %s", system.name, part)
-        else:
-            retriever = open_system(system, options.backbone, accept_stale=stale, device=options.device)
-            absent = missing_documents(questions, retriever)
-            measured = evaluate_system(system.name, retriever, questions, settings, with_text=with_text)
-            artefact.atomic_write(part, json.dumps({"rows": measured, "absent": absent}, ensure_ascii=False))
-        found = json.loads(part.read_text(encoding="utf-8"))
-        rows += found["rows"]
-        for what, count in found["absent"].items():
-            counts[f"{system.name}: {what}"] = count
-    return rows, counts
-
-
-def compared_pairs(systems: list[SystemPaths], rows: list[Row]) -> list[tuple[str, str]]:
-    """Every system with those before it, and each with the baselines beside it."""
-    names = [s.name for s in systems]
-    labels = dict.fromkeys(row["system"] for row in rows)
-    pairs = [(later, earlier) for earlier, later in itertools.combinations(names, 2)]
-    pairs += [(name, base) for name in names for base in (f"bm25/{name}", "text/bm25") if base in labels]
-    return pairs
 
 
 def main(argv: list[str]) -> int:
@@ -211,9 +197,19 @@ def main(argv: list[str]) -> int:
         if options.verify:
             for memory in dict.fromkeys(system.memory for system in systems):
                 artefact.verify(memory, "MEMORY")
-        rows, absent = evaluated_rows(systems, questions, settings, options)
+        measuring = Measuring(
+            systems=systems,
+            questions=questions,
+            settings=settings,
+            output=output,
+            backbone=options.backbone,
+            stale=options.accept_stale,
+            dense_model=options.dense_model,
+            device=options.device,
+        )
+        rows, absent = measuring.rows()
         counts: dict[str, Any] = {f"questions, split {k or 'none'}": v for k, v in splits.items()} | absent
-        evaluation = Evaluation(rows, compared_pairs(systems, rows), counts, options.seed)
+        evaluation = Evaluation(rows, compared_pairs(names, rows), counts, names, options.seed)
         files = write_report(output, evaluation)
         artefact.write_manifest(
             output,

@@ -116,11 +116,18 @@ def test_made_pools_are_fixed_hold_the_positives_and_not_the_excluded(retriever:
         pool = corpus.pool(question, 12)
         assert pool == Corpus(retriever.store).pool(question, 12)
         if question.candidate_ids:
-            assert pool == question.candidate_ids
+            assert set(pool) == set(question.candidate_ids)
         else:
             assert len(pool) == len(set(pool)) == 12
             assert set(question.positive_ids) <= set(pool)
             assert not set(question.exclude_ids) & set(pool)
+    # A published pool with its right one in front is shuffled too, and the same whatever order it came in.
+    ordered = [
+        dataclasses.replace(q, question_id=f"o{i}", candidate_ids=tuple(f"doc-{n:02d}" for n in range(10))) for i, q in enumerate(questions)
+    ]
+    places = [corpus.pool(q, 10).index("doc-00") for q in ordered]
+    assert len(set(places)) > 4
+    assert [corpus.pool(dataclasses.replace(q, candidate_ids=q.candidate_ids[::-1]), 10).index("doc-00") for q in ordered] == places
     seen = [q for q in questions if not q.candidate_ids]
     assert len({corpus.pool(q, 12).index(q.positive_ids[0]) for q in seen}) > 1  # the right one has no place of its own
 
@@ -195,6 +202,10 @@ def test_retrieval_only_ranks_as_the_whole_evaluation_and_reads_nothing(world: W
     assert ranks == {
         measure: figure for measure, figure in whole.items() if ".recall@" in measure or ".precision@" in measure or ".mrr" in measure
     }
+    assert {f"{where}.{name}@{k}" for where in ("index", "pool") for name in ("recall", "precision", "mrr") for k in (1, 3, 5, 20)} < set(
+        ranks
+    )
+    assert sorted(f.name for f in (tmp_path / "ranks").glob("*.png")) == ["recall-seen.png", "recall-unseen.png"]  # no empty pictures
 
 
 def test_command(world: World, retriever: Retriever, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -275,7 +286,13 @@ def test_dry_run_writes_nothing(world: World, tmp_path: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--baselines", "bm52"], "--baselines: 'bm52' is not known; choose from bm25, text"),
+        (["--baselines", "bm52"], "--baselines: 'bm52' is not known; choose from bm25, dense, text"),
+        (["--baselines", "dense"], "--baselines dense with --dense-model none: dense needs the folder"),
+        (["--dense-model", "x"], "--baselines none with --dense-model x"),
+        (["--baselines", "dense", "--dense-model", "/nowhere"], "--dense-model '/nowhere': no modules.json in it"),
+        (["--alignment", "-1"], "--alignment is -1; expected 0 or more"),
+        (["--alignment", "3", "--retrieval-only"], "--alignment 3 reads documents"),
+        (["--system", "bm25=c,d"], "'bm25' is what a baseline is called"),
         (["--system", "nothing"], "expected NAME=CHECKPOINT,MEMORY"),
         (["--system", "a/b=c,d"], "no / in the name"),
         (["--system", "before=c,d"], "give each system its own"),

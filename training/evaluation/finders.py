@@ -1,9 +1,9 @@
-"""Ways to find rows for questions: by memory (the system itself) and by BM25. One interface, so that others can stand beside them.
+"""Ways to find rows for questions: by memory (the system itself), by BM25, and (`dense.py`) by an embedding model. One interface for all.
 
 A finder gives each question two rankings of rows, best first: over the whole MEMORY, and within the question's pool.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,10 +20,11 @@ DEPTH = 100
 
 @dataclass(frozen=True)
 class Rankings:
-    """Rows of one question, best first: over the whole MEMORY (cut at `DEPTH`), and all of its pool."""
+    """Rows of one question, best first: over the whole MEMORY (cut at `DEPTH`), and all of its pool with their scores."""
 
     index: tuple[int, ...]
     pool: tuple[int, ...]
+    pool_scores: tuple[float, ...] = ()
 
 
 class Finder(Protocol):
@@ -47,7 +48,7 @@ class MemoryFinder:
         rankings = []
         for query_MD, index, pool in zip(queries_BMD, found.tolist(), pools, strict=True):
             scores = dict(zip(pool, self._retriever.score(query_MD, pool), strict=True))
-            rankings.append(Rankings(tuple(r for r in index if r != NO_ROW), best_first(scores)))
+            rankings.append(ranked(tuple(r for r in index if r != NO_ROW), scores))
         return rankings
 
 
@@ -63,20 +64,19 @@ class Bm25Finder:
         """See `Finder`."""
         excluded = [{row for document in q.exclude_ids for row in self._store.rows_of(document)} for q in questions]
         # Every row is ranked: a pool is then the part of the whole ranking that lies in it.
-        found, _ = self._bm25.search([q.question for q in questions], len(self._store), exclude=excluded)
+        found, scores = self._bm25.search([q.question for q in questions], len(self._store), exclude=excluded)
         rankings = []
-        for rows, pool in zip(found.tolist(), pools, strict=True):
-            whole = [r for r in rows if r != NO_ROW]
-            places = {row: place for place, row in enumerate(whole)}
-            # Rows without a common word may be missing from the ranking; they come last, by row id.
-            inside = sorted(pool, key=lambda row: (places.get(row, len(whole)), row))
-            rankings.append(Rankings(tuple(whole[:DEPTH]), tuple(inside)))
+        for rows, values, pool in zip(found.tolist(), scores.tolist(), pools, strict=True):
+            whole = {row: value for row, value in zip(rows, values, strict=True) if row != NO_ROW}
+            # Rows without a common word are no results of BM25; in a pool they come last, by row id.
+            rankings.append(ranked(tuple(whole)[:DEPTH], {row: whole.get(row, 0.0) for row in pool}))
         return rankings
 
 
-def best_first(scores: dict[int, float]) -> tuple[int, ...]:
-    """Rows by descending score; ties by row id."""
-    return tuple(sorted(scores, key=lambda row: (-scores[row], row)))
+def ranked(index: tuple[int, ...], pool: Mapping[int, float]) -> Rankings:
+    """Rankings of rows that are in order already, and of a pool by its scores; ties by row id, which is a hash of the content."""
+    order = sorted(pool, key=lambda row: (-pool[row], row))
+    return Rankings(index, tuple(order), tuple(pool[row] for row in order))
 
 
 class Corpus:
@@ -102,14 +102,15 @@ class Corpus:
     def pool(self, question: Question, size: int) -> tuple[str, ...]:
         """Document ids of a question's fixed pool.
 
-        The one that it was published with, or else its positives and others of the corpus: the same ones at every call, for every system.
+        The one that it was published with, or else its positives and others of the corpus: the same ones at every call, for every system, in
+        an order that hashes give. Published pools may have the right ones in front, also in QUESTIONS that others wrote.
         """
-        if question.candidate_ids:
-            return question.candidate_ids
-        closed = {*question.positive_ids, *question.exclude_ids}
-        others = (d for d in self.documents if d not in closed)
-        drawn = sorted(others, key=lambda document: hash_of([question.question_id, document]))[: max(0, size - len(question.positive_ids))]
-        return tuple(sorted([*question.positive_ids, *drawn], key=lambda document: hash_of(["order", question.question_id, document])))
+        documents = dict.fromkeys(question.candidate_ids)
+        if not documents:
+            closed = {*question.positive_ids, *question.exclude_ids}
+            others = sorted((d for d in self.documents if d not in closed), key=lambda d: hash_of([question.question_id, d]))
+            documents = dict.fromkeys([*question.positive_ids, *others[: max(0, size - len(question.positive_ids))]])
+        return tuple(sorted(documents, key=lambda d: hash_of(["order", question.question_id, d])))
 
 
 @dataclass(frozen=True)

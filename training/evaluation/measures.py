@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 
 def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives: Sequence[Sequence[str]]) -> list[Row]:
-    """`WHERE.recall@k`, `WHERE.precision@k`, `WHERE.mrr` and `WHERE_recall_curve` (recall at 1 to 20) of each question.
+    """`WHERE.recall@k`, `WHERE.precision@k`, `WHERE.mrr@k`, `WHERE.mrr` and `WHERE_recall_curve` (recall at 1 to 20) of each question.
 
     Questions without a known positive, and those without a ranking (no pool), have none of them.
     """
@@ -29,9 +29,25 @@ def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives:
         for k in CUTOFFS:
             row[f"{where}.recall@{k}"] = float(values[f"recall@{k}"][place])
             row[f"{where}.precision@{k}"] = float(values[f"precision@{k}"][place])
+            row[f"{where}.mrr@{k}"] = float(values[f"mrr@{k}"][place])
         row[f"{where}.mrr"] = float(values["mrr"][place])
         row[f"{where}_recall_curve"] = [float(values[f"recall@{k}"][place]) for k in CURVE_AT]
     return measures
+
+
+def hop_measures(where: str, ranking: Sequence[str], question: Question, absent: int | None = None) -> dict[str, float]:
+    """`WHERE.first_hop_rank` and `WHERE.bridging_rank`: mean rank of the paragraphs that the question leads to, and of those behind them (1: first).
+
+    Questions without both kinds have neither measure; nor have those with a paragraph that is not ranked, unless `absent` gives its rank.
+    """
+    rank = {document: place for place, document in enumerate(ranking, 1)}
+    hops = dict(zip(question.positive_ids, question.positive_hops, strict=False))
+    kinds = {"first_hop": [d for d, hop in hops.items() if hop == 1], "bridging": [d for d, hop in hops.items() if hop > 1]}
+    ranks = {kind: [rank.get(document, absent) for document in documents] for kind, documents in kinds.items()}
+    known = {kind: [r for r in of if r is not None] for kind, of in ranks.items()}
+    if not ranking or not all(kinds.values()) or known != ranks:
+        return {}
+    return {f"{where}.{kind}_rank": sum(of) / len(of) for kind, of in known.items()}
 
 
 def likelihood_measures(likelihoods: Mapping[str, Likelihood]) -> dict[str, float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clara.artefact import hash_of
 from clara.encode import plan_batches
 from clara.model import GENERATOR, ClaraModel
 from clara.prompts import Prompt
@@ -47,10 +48,16 @@ class Likelihood:
 class Reader(ABC):
     """Answers from rows with one adapter of one model."""
 
-    def __init__(self, retriever: Retriever, role: str | None) -> None:
-        """`role`: the adapter that reads; None is the plain LM."""
+    def __init__(self, retriever: Retriever, role: str | None, known: dict[Reading, Likelihood] | None = None) -> None:
+        """Take a system's parts.
+
+        Args:
+            retriever: the system.
+            role: the adapter that reads; None is the plain LM.
+            known: likelihoods that an equal reader has computed, and that get those of this one.
+        """
         self._retriever, self._role = retriever, role
-        self._likelihoods: dict[Reading, Likelihood] = {}
+        self._likelihoods: dict[Reading, Likelihood] = {} if known is None else known
         self._answers: dict[tuple[Reading, int], str] = {}
 
     @property
@@ -132,8 +139,14 @@ class MemoryReader(Reader):
 class TextReader(Reader):
     """The plain LM on the raw passages: standard retrieval-augmented generation."""
 
-    def __init__(self, retriever: Retriever) -> None:
-        super().__init__(retriever, None)
+    def __init__(self, retriever: Retriever, known: dict[Reading, Likelihood] | None = None) -> None:
+        super().__init__(retriever, None, known)
+
+    @staticmethod
+    def identity(retriever: Retriever) -> str:
+        """What its likelihoods depend on beside the passages: two systems over one LM have it in common, whatever was trained."""
+        fields = retriever.store.fingerprint_fields
+        return hash_of([fields.backbone, fields.tokenizer, fields.dtype, retriever.model.prompts.prompts.model_dump(mode="json")])
 
     def prompt(self, reading: Reading, answer: str | None) -> Prompt:
         """See the base class."""

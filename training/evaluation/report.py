@@ -13,37 +13,12 @@ import pyarrow.parquet as pq
 
 from clara.artefact import atomic_write
 from clara.metrics import PairedTest
+from training.evaluation.alignment import Moved, moved_documents
 from training.evaluation.measures import Figure, Row, differences, figures
-from training.evaluation.pictures import likelihood_bars, recall_curves
+from training.evaluation.pictures import likelihood_bars, recall_curves, utility_points
+from training.evaluation.tables import LEGEND, PULLED_UP, PUSHED_DOWN, Table, as_markdown, count_table, tables_of
 
 REPORT, PER_QUESTION = "report.json", "per_question.parquet"
-
-TABLE = (
-    ("R@1", "index.recall@1"),
-    ("R@5", "index.recall@5"),
-    ("R@20", "index.recall@20"),
-    ("MRR", "index.mrr"),
-    ("pool R@1", "pool.recall@1"),
-    ("pool R@5", "pool.recall@5"),
-    ("pool MRR", "pool.mrr"),
-    ("LL index", "index.log_likelihood"),
-    ("LL pool", "pool.log_likelihood"),
-    ("LL right", "right.log_likelihood"),
-    ("LL wrong", "wrong.log_likelihood"),
-    ("LL none", "none.log_likelihood"),
-    ("right-wrong", "gap.right_minus_wrong"),
-    ("EM", "index.exact_match"),
-    ("F1", "index.f1"),
-    ("cover", "index.substring_match"),
-)
-"""Columns of the table in reports and on the terminal: heading and measure."""
-
-LEGEND = (
-    "R@k and MRR: share of the known right documents among the first k, and mean reciprocal rank, over the whole index and in fixed pools. "
-    "LL: log-likelihood of the answer in nats (0 is best), after reading the K documents found in the index or pool, the right one, a wrong one "
-    "of the pool, or none. EM, F1, cover: the generated answer after reading what the index gave. Means over questions; in brackets the 95 % "
-    "bootstrap interval. `bm25/NAME`: BM25 finds, NAME's generator reads. `text/bm25`: the plain language model reads the raw passages that BM25 found."
-)
 
 
 @dataclass(frozen=True)
@@ -54,12 +29,14 @@ class Evaluation:
         rows: one for each system and question.
         pairs: (challenger, base) systems whose paired difference is shown.
         counts: questions by split, and what could not be measured.
+        names: the systems that were given, in their order; the first and the last are before and after.
         seed: of intervals and tests.
     """
 
     rows: Sequence[Row]
     pairs: Sequence[tuple[str, str]]
     counts: Mapping[str, Any]
+    names: Sequence[str] = ()
     seed: int = 0
 
     def splits(self) -> list[str]:
@@ -86,27 +63,59 @@ class Evaluation:
             found[split] = {f"{a} - {b}": differences(rows[a], rows[b], self.seed) for a, b in self.pairs if a in rows and b in rows}
         return found
 
+    @property
+    def movement(self) -> str:
+        """The systems that `moved` compares, in words."""
+        return f"{self.names[0]} to {self.names[-1]}" if self.names else ""
+
+    def moved(self, split: str) -> dict[str, list[Moved]]:
+        """Documents that moved between the first system and the last one; nothing where alignment was not measured or there is one system."""
+        rows = self.of(split)
+        if len(self.names) < 2:
+            return {}
+        down, up = moved_documents(rows.get(self.names[0], []), rows.get(self.names[-1], []))
+        return {where: of for where, of in ((PUSHED_DOWN, down), (PULLED_UP, up)) if of}
+
 
 def write_report(directory: Path, evaluation: Evaluation) -> list[str]:
     """Write all files of an evaluation but its manifest; returns their names."""
     found, compared = evaluation.figures(), evaluation.differences()
     systems = dict.fromkeys(system for of in found.values() for system in of)
+    moved = {split: evaluation.moved(split) for split in found}
     report = {
         "systems": {s: {split: {m: asdict(f) for m, f in of[s].items()} for split, of in found.items() if s in of} for s in systems},
         "differences": {split: {pair: {m: asdict(d) for m, d in ds.items()} for pair, ds in of.items()} for split, of in compared.items()},
+        "moved": {split: {where: [asdict(m) for m in of] for where, of in lists.items()} for split, lists in moved.items()},
         "counts": evaluation.counts,
     }
-    pictures = {}
-    for split, of in found.items():
-        pictures[f"recall-{split or 'all'}.png"] = recall_curves(evaluation.of(split), split or "all")
-        pictures[f"likelihood-{split or 'all'}.png"] = likelihood_bars(of, split or "all")
+    sections = [
+        Section(
+            split or "all questions",
+            tables_of(of, compared[split], {f"{where} ({evaluation.movement})": m for where, m in moved[split].items()}),
+            _pictures(evaluation, split, of),
+        )
+        for split, of in found.items()
+    ]
+    pictures = {name: data for section in sections for name, data in section.pictures.items()}
     for name, data in pictures.items():
         atomic_write(directory / name, data)
     atomic_write(directory / REPORT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    atomic_write(directory / "report.md", markdown(found, compared, evaluation.counts, list(pictures)))
-    atomic_write(directory / "report.html", html(found, compared, evaluation.counts, pictures))
+    atomic_write(directory / "report.md", markdown(sections, evaluation.counts))
+    atomic_write(directory / "report.html", html(sections, evaluation.counts))
     write_per_question(directory / PER_QUESTION, evaluation.rows)
     return [REPORT, "report.md", "report.html", PER_QUESTION, *pictures]
+
+
+def _pictures(evaluation: Evaluation, split: str, found: Mapping[str, Mapping[str, Figure]]) -> dict[str, bytes]:
+    """PNGs of one split by file name; what nothing was measured for is not drawn."""
+    rows, title = evaluation.of(split), split or "all"
+    own = {name: rows[name] for name in evaluation.names if name in rows}
+    drawn = {
+        "recall": recall_curves(rows, title),
+        "likelihood": likelihood_bars(found, title),
+        "alignment": utility_points(own, title),
+    }
+    return {f"{kind}-{title}.png": data for kind, data in drawn.items() if data is not None}
 
 
 def write_per_question(path: Path, rows: Sequence[Row]) -> None:
@@ -117,67 +126,24 @@ def write_per_question(path: Path, rows: Sequence[Row]) -> None:
     atomic_write(path, sink.getvalue().to_pybytes())
 
 
-def shown(figure: Figure, *, interval: bool) -> str:
-    """A figure as text; three digits suit shares and nats alike."""
-    return f"{figure.value:.3f} [{figure.low:.3f}, {figure.high:.3f}]" if interval else f"{figure.value:.3f}"
+@dataclass(frozen=True)
+class Section:
+    """What the report shows of one split: tables under their headings, pictures by file name."""
+
+    title: str
+    tables: Mapping[str, Table]
+    pictures: Mapping[str, bytes]
 
 
-Table = tuple[list[str], list[list[str]]]
-
-
-def figure_table(found: Mapping[str, Mapping[str, Figure]], *, interval: bool) -> Table:
-    """Heading and lines: a line for each system, a column for each measure that any of them has."""
-    columns = [(head, name) for head, name in TABLE if any(name in of for of in found.values())]
-    lines = []
-    for system, of in found.items():
-        largest = max((f.num_questions for f in of.values()), default=0)
-        lines.append([system, str(largest), *(shown(of[name], interval=interval) if name in of else "" for _, name in columns)])
-    return ["system", "n", *(head for head, _ in columns)], lines
-
-
-def difference_table(compared: Mapping[str, Mapping[str, PairedTest]]) -> Table:
-    """Heading and lines: a line for each pair of systems and measure of the table."""
-    lines = []
-    for pair, of in compared.items():
-        for head, name in TABLE:
-            if name in of:
-                d = of[name]
-                lines.append(
-                    [pair, head, f"{d.difference:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]", f"{d.p_value:.4f}", str(d.num_questions)]
-                )
-    return ["pair", "measure", "difference", "95 % interval", "p", "n"], lines
-
-
-def as_markdown(table: Table) -> str:
-    """A table in Markdown."""
-    heading, lines = table
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heading, ["---"] * len(heading), *lines))
-
-
-def as_text(table: Table) -> str:
-    """A table for the terminal, columns aligned."""
-    heading, lines = table
-    widths = [max(len(cells[i]) for cells in (heading, *lines)) for i in range(len(heading))]
-    return "\n".join(
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
-        for cells in (heading, *lines)
-    )
-
-
-def markdown(
-    found: Mapping[str, Mapping[str, Mapping[str, Figure]]],
-    compared: Mapping[str, Mapping[str, Mapping[str, PairedTest]]],
-    counts: Mapping[str, Any],
-    pictures: Sequence[str],
-) -> str:
+def markdown(sections: Sequence[Section], counts: Mapping[str, Any]) -> str:
     """The report in Markdown."""
     parts = ["# Evaluation", LEGEND]
-    for split, of in found.items():
-        parts += [f"## {split or 'all questions'}", as_markdown(figure_table(of, interval=True))]
-        parts += [f"![{p}]({p})" for p in pictures if p.endswith(f"-{split or 'all'}.png")]
-        if compared.get(split):
-            parts += ["Paired differences:", as_markdown(difference_table(compared[split]))]
-    parts += ["## Counts", as_markdown((["what", "number"], [[str(k), str(v)] for k, v in counts.items()]))]
+    for section in sections:
+        (_, first), *others = section.tables.items()
+        parts += [f"## {section.title}", as_markdown(first), *(f"![{p}]({p})" for p in section.pictures)]
+        for heading, table in others:
+            parts += [f"{heading}:", as_markdown(table)]
+    parts += ["## Counts", as_markdown(count_table(counts))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -197,11 +163,13 @@ td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { backgr
 <h1>Evaluation</h1><p>{{ legend }}</p>
 {% for section in sections %}
 <h2>{{ section.title }}</h2>
-{{ table(section.figures) }}
-{% for picture in section.pictures %}<img alt="{{ picture.name }}" src="data:image/png;base64,{{ picture.data }}">
+{% for heading, content in section.tables.items() %}
+{% if not loop.first %}<h3>{{ heading }}</h3>{% endif %}
+{{ table(content) }}
+{% if loop.first %}{% for name, data in section.pictures.items() %}
+<img alt="{{ name }}" src="data:image/png;base64,{{ encoded(data) }}">
+{% endfor %}{% endif %}
 {% endfor %}
-{% if section.differences[1] %}<h3>Paired differences</h3>
-{{ table(section.differences) }}{% endif %}
 {% endfor %}
 <h2>Counts</h2>
 {{ table(counts) }}
@@ -209,25 +177,6 @@ td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { backgr
 """)
 
 
-def html(
-    found: Mapping[str, Mapping[str, Mapping[str, Figure]]],
-    compared: Mapping[str, Mapping[str, Mapping[str, PairedTest]]],
-    counts: Mapping[str, Any],
-    pictures: Mapping[str, bytes],
-) -> str:
+def html(sections: Sequence[Section], counts: Mapping[str, Any]) -> str:
     """The report as one page that needs no other file."""
-    sections = [
-        {
-            "title": split or "all questions",
-            "figures": figure_table(of, interval=True),
-            "differences": difference_table(compared.get(split, {})),
-            "pictures": [
-                {"name": name, "data": base64.b64encode(data).decode()}
-                for name, data in pictures.items()
-                if name.endswith(f"-{split or 'all'}.png")
-            ],
-        }
-        for split, of in found.items()
-    ]
-    table = (["what", "number"], [[str(k), str(v)] for k, v in counts.items()])
-    return _PAGE.render(legend=LEGEND, sections=sections, counts=table)
+    return _PAGE.render(legend=LEGEND, sections=sections, counts=count_table(counts), encoded=lambda data: base64.b64encode(data).decode())

@@ -1,0 +1,157 @@
+"""Utility alignment: whether a retriever's scores order a pool as the documents' use for the answer does.
+
+The utility of a candidate is the gain in the answer's log-likelihood from its being among the selected: with it minus without it, the others kept;
+one that is not selected is put in the place of the last. Its solo utility: alone against nothing. Both are told by whoever reads: the generator,
+and the plain LM on raw text, which saw none of the training.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from clara.memory import MemoryStore
+from clara.questions import Question
+from training.evaluation.finders import Rankings
+from training.evaluation.measures import Row
+from training.evaluation.readers import Likelihood, Reader, Reading
+
+CANDIDATES = "alignment_candidates"
+"""Column of a row that holds its pool: a dictionary for each candidate, best first."""
+GENERATOR, TEXT = "generator", "text"
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Two readings; the answer's log-likelihood in the first minus that in the second is a utility."""
+
+    present: Reading
+    absent: Reading
+
+
+def probes(question: Question, ranked: Sequence[int], num_selected: int) -> dict[int, Probe]:
+    """What has to be read for the utility of each row of a pool, given best first, among the K selected."""
+    answer = question.answers[0]
+    selected = tuple(ranked[:num_selected])
+    found = {}
+    for row in ranked:
+        others = tuple(r for r in selected if r != row) if row in selected else selected[:-1]
+        present = selected if row in selected else (*others, row)
+        found[row] = Probe(Reading(question.question, answer, present), Reading(question.question, answer, others))
+    return found
+
+
+def solo_probes(question: Question, ranked: Sequence[int]) -> dict[int, Probe]:
+    """What has to be read for the solo utility of each row."""
+    answer = question.answers[0]
+    nothing = Reading(question.question, answer, ())
+    return {row: Probe(Reading(question.question, answer, (row,)), nothing) for row in ranked}
+
+
+def utilities(of: Mapping[int, Probe], likelihoods: Mapping[Reading, Likelihood]) -> list[float]:
+    """Utility of each probed row in nats, in their order."""
+    return [likelihoods[probe.present].nats - likelihoods[probe.absent].nats for probe in of.values()]
+
+
+def rank_correlation(scores: Sequence[float], utility: Sequence[float]) -> float | None:
+    """Spearman's correlation; None where there are fewer than three candidates or one side does not tell them apart."""
+    if len(scores) < _FEWEST or np.ptp(scores) == 0 or np.ptp(utility) == 0:
+        return None
+    from scipy.stats import spearmanr  # a second, for what only some evaluations ask
+
+    return float(spearmanr(scores, utility).statistic)
+
+
+def aligned_rows(
+    label: str,
+    questions: Sequence[Question],
+    rankings: Sequence[Rankings],
+    lexical: Sequence[Rankings],
+    readers: Mapping[str, Reader],
+    num_selected: int,
+    store: MemoryStore,
+) -> dict[str, Row]:
+    """Measures of alignment by question id, and `CANDIDATES` for pictures and tables.
+
+    `alignment.WHO` and `alignment.WHO_solo`: correlation of the retriever's score with the utility that WHO tells; `…_lexical`: of BM25's score with
+    the same utility.
+
+    Args:
+        label: of progress.
+        questions: those to be measured, each with a pool.
+        rankings: of their pools, with scores, by the retriever.
+        lexical: the same by BM25.
+        readers: who tells utility, by name.
+        num_selected: K.
+        store: whose titles are shown.
+    """
+    plans = [{"": probes(q, r.pool, num_selected), "_solo": solo_probes(q, r.pool)} for q, r in zip(questions, rankings, strict=True)]
+    wanted = [reading for plan in plans for of in plan.values() for p in of.values() for reading in (p.present, p.absent)]
+    told = {}
+    for who, reader in readers.items():
+        title = f"{label}: utility, {who}"
+        with tqdm(total=reader.likelihood_tokens(wanted), desc=title, unit="tok", unit_scale=True, mininterval=1.0) as bar:
+            told[who] = reader.likelihoods(wanted, bar.update)
+    rows = {}
+    for question, ranking, plan, common in zip(questions, rankings, plans, lexical, strict=True):
+        words = dict(zip(common.pool, common.pool_scores, strict=True))
+        lexical_scores = [words[row] for row in ranking.pool]
+        row: Row = {}
+        columns: dict[str, Sequence[Any]] = {"score": ranking.pool_scores, "lexical": lexical_scores}
+        for who, likelihoods in told.items():
+            for kind, of in plan.items():
+                utility = columns[f"{who}{kind}"] = utilities(of, likelihoods)
+                row[f"alignment.{who}{kind}"] = rank_correlation(ranking.pool_scores, utility)
+                row[f"alignment.{who}{kind}_lexical"] = rank_correlation(lexical_scores, utility)
+        chunks = store.records(ranking.pool)
+        columns["row_id"] = ranking.pool
+        columns["document_id"] = [c.document_id for c in chunks]
+        columns["title"] = [c.title or c.text[:60] for c in chunks]
+        columns["positive"] = [c.document_id in question.positive_ids for c in chunks]
+        row[CANDIDATES] = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        rows[question.question_id] = row
+    return rows
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A document of a pool that changed places (0 is first): by words, in the first system's ranking, in the last one's."""
+
+    question: str
+    title: str
+    positive: bool
+    lexical_place: int
+    before: int
+    after: int
+    utility: float
+    text_utility: float
+
+
+def moved_documents(before: Sequence[Row], after: Sequence[Row], most: int = 10) -> tuple[list[Moved], list[Moved]]:
+    """Documents that were pushed down although they look like the question, and pulled up although they don't; those that moved furthest first.
+
+    Looking alike: in the first quarter of the pool by BM25. Not: in its second half.
+    """
+    earlier = {row["question_id"]: row for row in before if row.get(CANDIDATES)}
+    down, up = [], []
+    for row in after:
+        if not row.get(CANDIDATES) or row["question_id"] not in earlier:
+            continue
+        places = {c["row_id"]: place for place, c in enumerate(earlier[row["question_id"]][CANDIDATES])}
+        by_words = sorted(row[CANDIDATES], key=lambda c: -c["lexical"])
+        lexical_places = {c["row_id"]: place for place, c in enumerate(by_words)}
+        for place, c in enumerate(row[CANDIDATES]):
+            lexical_place, earlier_place = lexical_places[c["row_id"]], places.get(c["row_id"], place)
+            moved = Moved(row["question"], c["title"], c["positive"], lexical_place, earlier_place, place, c[GENERATOR], c[TEXT])
+            if place > earlier_place and 4 * lexical_place < len(places) and c["lexical"] > 0:
+                down.append(moved)
+            elif place < earlier_place and 2 * lexical_place >= len(places):
+                up.append(moved)
+    return sorted(down, key=_distance)[:most], sorted(up, key=_distance)[:most]
+
+
+def _distance(moved: Moved) -> tuple[int, str, str]:
+    return -abs(moved.after - moved.before), moved.question, moved.title
