@@ -239,7 +239,9 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def generate(self, embeddings: Sequence[Tensor], route: Route, *, max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
-        """Greedy continuation of each prompt `[length, D]`; the stop token is not returned."""
+        """Greedy continuation of each prompt `[length, D]`, up to a stop token or one of the LM's own, which is not returned."""
+        own = getattr(self.lm.generation_config, "eos_token_id", None)
+        stops = {*stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])}
         longest = max(e.shape[0] for e in embeddings)
         padded = torch.stack([nn.functional.pad(e, (0, 0, longest - e.shape[0], 0)) for e in embeddings])
         mask = torch.stack([torch.arange(longest, device=padded.device) >= longest - e.shape[0] for e in embeddings]).long()
@@ -249,11 +251,10 @@ class Backbone(nn.Module):
             with routed(route):
                 output = cast(Any, self.lm).generate(
                     inputs_embeds=padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
-                    eos_token_id=list(stop_ids), pad_token_id=stop_ids[0],
+                    eos_token_id=sorted(stops), pad_token_id=stop_ids[0],
                 )  # fmt: skip
         finally:
             self.lm.train(was_training)
-        stops = set(stop_ids)
         rows = output.tolist()
         return [row[: next((i for i, t in enumerate(row) if t in stops), len(row))] for row in rows]
 

@@ -47,7 +47,8 @@ class PromptBuilder:
         first = self._specials.search(tail)
         stop = tail[: first.end()] if first else tokenizer.eos_token
         self._tail = tail if prompts.whole_tail else stop
-        self.stop_ids = sorted({self._ids(stop)[-1], tokenizer.eos_token_id})
+        # A generator that learned the whole tail says its eos at the end of it.
+        self.stop_ids = sorted({self._ids(tokenizer.eos_token if tokenizer.eos_token in self._tail else stop)[-1], tokenizer.eos_token_id})
         self._opening = tokenizer.bos_token or tokenizer.eos_token
         self._mark = self._plain_special()
 

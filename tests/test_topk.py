@@ -40,16 +40,53 @@ V1 = [
         [-16.666668, -12.5, 29.166670], id="V1-row-5-ties",
     ),
 ]  # fmt: skip
+# The same under the published mask.
+V1_PUBLISHED = [
+    pytest.param(
+        [0.1, 0.4, 0.3, 0.2], 2, 1.0, [1, 2],
+        [[0.213838, 0.288651, 0.261183, 0.236328], [0.300610, 4.06e-9, 0.367165, 0.332225]],
+        [-0.845391, -0.150099, 0.224133, 0.771357], id="V1-row-1",
+    ),
+    pytest.param(
+        [0.50, 0.52, 0.48, 0.10], 2, 0.02, [1, 0],
+        [[0.244728, 0.665241, 0.090031, 5.0e-10], [0.731059, 2.0e-8, 0.268941, 1.5e-9]],
+        [-30.004686, 5.145569, 24.859095, 2.4e-7], id="V1-row-2",
+    ),
+    pytest.param(
+        [0.90, 0.50, 0.45, 0.40], 2, 0.02, [0, 1],
+        [[1, 2e-9, 0, 0], [0.816711, 0.168337, 0.013818, 0.001134]],
+        [-8.141575, 6.738733, 1.244045, 0.158830], id="V1-row-3-leak",
+    ),
+    pytest.param(
+        [0.80, 0.50, 0.45, 0.40], 2, 0.02, [0, 1],
+        [[1, 3e-7, 0, 0], [0.029148, 0.891653, 0.073191, 0.006008]],
+        [-1.539132, -2.499237, 3.454416, 0.583951], id="V1-row-4-leak",
+    ),
+    pytest.param(
+        [0.5, 0.5, 0.5], 2, 0.02, [0, 1],
+        [[1 / 3, 1 / 3, 1 / 3], [5e-9, 0.5, 0.5]],
+        [-16.666668, -12.5, 29.166670], id="V1-row-5-ties",
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("scores", "k", "temperature", "indices", "distributions", "gradient"), V1)
 def test_V1_topk_forward_and_gradient(scores, k, temperature, indices, distributions, gradient):
+    check_V1(scores, k, temperature, indices, distributions, gradient, 0.0)
+
+
+@pytest.mark.parametrize(("scores", "k", "temperature", "indices", "distributions", "gradient"), V1_PUBLISHED)
+def test_V1_with_the_published_mask(scores, k, temperature, indices, distributions, gradient):
+    check_V1(scores, k, temperature, indices, distributions, gradient, 1e-8)
+
+
+def check_V1(scores, k, temperature, indices, distributions, gradient, mask_epsilon):
     scores_BN = torch.tensor([scores], dtype=torch.float64, requires_grad=True)
-    z_BKN, indices_BK = straight_through_topk(scores_BN, k, temperature)
+    z_BKN, indices_BK = straight_through_topk(scores_BN, k, temperature, mask_epsilon=mask_epsilon)
     assert indices_BK.tolist() == [indices]
     assert torch.equal(z_BKN, torch.nn.functional.one_hot(indices_BK, len(scores)).double())
     torch.testing.assert_close(
-        slot_distributions(scores_BN.detach(), indices_BK, temperature)[0],
+        slot_distributions(scores_BN.detach(), indices_BK, temperature, mask_epsilon)[0],
         torch.tensor(distributions, dtype=torch.float64), atol=2e-6, rtol=0,
     )  # fmt: skip
     weights = torch.arange(1, k * len(scores) + 1, dtype=torch.float64).view(1, k, -1)
