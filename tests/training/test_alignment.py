@@ -119,6 +119,9 @@ def test_documents_that_moved() -> None:
     assert [(m.title, m.lexical_place, m.before, m.after) for m in down] == [("a", 0, 0, 7)]  # c moved too, but is in the second quarter
     assert [(m.title, m.before, m.after, m.positive) for m in up] == [("h", 7, 0, True)]  # d rose as well, but is in the first half
     assert moved_documents(before, before) == ([], [])
+    # A pool that is turned over names two of its documents, those that went furthest.
+    turned = [{**before[0], CANDIDATES: candidates(*"hgfedcba", lexical="abcdefgh")}]
+    assert [[m.title for m in of] for of in moved_documents(before, turned)] == [["a", "b"], ["h", "g"]]
 
 
 def test_hop_ranks_worked_by_hand() -> None:

@@ -22,6 +22,7 @@ CANDIDATES = "alignment_candidates"
 """Column of a row that holds its pool: a dictionary for each candidate, best first."""
 GENERATOR, TEXT = "generator", "text"
 _FEWEST = 3
+_MOST_OF_A_QUESTION = 2
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class Moved:
 def moved_documents(before: Sequence[Row], after: Sequence[Row], most: int = 10) -> tuple[list[Moved], list[Moved]]:
     """Documents that were pushed down although they look like the question, and pulled up although they don't; those that moved furthest first.
 
-    Looking alike: in the first quarter of the pool by BM25. Not: in its second half.
+    Looking alike: in the first quarter of the pool by BM25. Not: in its second half. A question gives two of each at most, or one question whose
+    pool is turned over would fill the table.
     """
     earlier = {row["question_id"]: row for row in before if row.get(CANDIDATES)}
     down, up = [], []
@@ -150,7 +152,15 @@ def moved_documents(before: Sequence[Row], after: Sequence[Row], most: int = 10)
                 down.append(moved)
             elif place < earlier_place and 2 * lexical_place >= len(places):
                 up.append(moved)
-    return sorted(down, key=_distance)[:most], sorted(up, key=_distance)[:most]
+    return _furthest(down, most), _furthest(up, most)
+
+
+def _furthest(moved: Sequence[Moved], most: int) -> list[Moved]:
+    chosen: list[Moved] = []
+    for one in sorted(moved, key=_distance):
+        if sum(other.question == one.question for other in chosen) < _MOST_OF_A_QUESTION:
+            chosen.append(one)
+    return chosen[:most]
 
 
 def _distance(moved: Moved) -> tuple[int, str, str]:

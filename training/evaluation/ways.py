@@ -164,6 +164,8 @@ def _evaluate_way(
 
 
 def _likelihoods(way: Way, readings: Sequence[Reading]) -> dict[Reading, Likelihood]:
+    if not readings:
+        return {}
     with _bar(f"{way.label}: likelihoods", way.reader.likelihood_tokens(readings)) as bar:
         return way.reader.likelihoods(readings, bar.update)
 
