@@ -182,7 +182,7 @@ def train(config: Config) -> None:
     """Train to the last step on the ranks of a cluster. Ranks that die are started again, from the last run state.
 
     Raises:
-        InputError: of a rank, or the cluster lacks what is asked for.
+        InputError: of a rank, or the cluster lacks what is asked for, or is gone.
     """
     where = places(config)
     connect()
@@ -208,6 +208,13 @@ def train(config: Config) -> None:
         if (cause := input_error(error)) is not None:
             raise cause from error
         raise
+    except RayError as error:
+        # Not a rank that failed, which Ray Train starts again, but what would have started it.
+        told = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"Ray's processes ended while training ({told}); start the cluster again where it is one of your own (no `ray stop` beside a run on "
+            f"this machine), and run the same command again: it goes on from the last state in {where.run}"
+        ) from error
     finally:
         ray.shutdown()
 
