@@ -18,6 +18,8 @@ Values = NDArray[np.float64]
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+# As the published CLaRa reads what a model may say in a programmer's words.
+_BOOLEANS = {"True": "yes", "False": "no"}
 # Answers that are right or wrong as a whole: "yes it is" shares no credit with "yes".
 _CLOSED = frozenset({"yes", "no", "noanswer"})
 # Sign patterns that are in memory at once.
@@ -28,8 +30,8 @@ _PATTERNS_AT_ONCE = 1024
 
 
 def normalise_answer(text: str) -> str:
-    """SQuAD's normal form: lower case, without ASCII punctuation and articles, single spaces."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    """SQuAD's normal form: lower case, without ASCII punctuation and articles, single spaces; exactly `True` is yes and `False` no."""
+    return " ".join(_ARTICLES.sub(" ", _BOOLEANS.get(text, text).lower().translate(_PUNCTUATION)).split())
 
 
 def _exact(prediction: str, answer: str) -> float:

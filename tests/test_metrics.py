@@ -27,12 +27,15 @@ VECTORS = [
     ("New York", "York New", 1, 0, 1, 0),
     ("", "the", 1, 1, 0, 1),
     ("Yes.", "yes", 1, 1, 1, 1),
+    ("True", "yes", 1, 1, 1, 1),
+    ("no", "False", 1, 1, 1, 1),
+    ("true", "yes", 0, 0, 0, 0),
     ("Newark", "New", 0, 0, 0, 0),
 ]
 
 
 @pytest.mark.parametrize(("prediction", "answer", "cover", "exact", "overlap", "substring"), VECTORS)
-def test_vectors(prediction: str, answer: str, cover: float, exact: float, overlap: float, substring: float) -> None:
+def test_V10_answer_vectors(prediction: str, answer: str, cover: float, exact: float, overlap: float, substring: float) -> None:
     assert cover_match(prediction, [answer]) == cover
     assert exact_match(prediction, [answer]) == exact
     assert f1(prediction, [answer]) == pytest.approx(overlap)
@@ -63,7 +66,7 @@ def test_answers_must_be_a_list() -> None:
         exact_match("x", [])
 
 
-def test_ranking_vectors() -> None:
+def test_V10_ranking_vectors() -> None:
     values = ranking_metrics([[1, 0, 3], [2, 1, 3]], [[1], [0, 2]], (1, 3, 5))
     means = {name: v.mean() for name, v in values.items()}
     assert [means[f"recall@{k}"] for k in (1, 3, 5)] == pytest.approx([0.75, 0.75, 0.75])
