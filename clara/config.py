@@ -120,6 +120,7 @@ class Optimiser(Section):
         "constant", description="cosine falls towards min_ratio of the rate, which it would have one step after the last"
     )
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises linearly")
+    warmup_from_zero: bool = Field(False, description="a fault of the reference: with a warm-up, the first update has rate 0")
     min_ratio: float = Field(0.1, ge=0, le=1)
 
 

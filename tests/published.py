@@ -6,6 +6,7 @@ their full length, memories are written into the embedded prompt, and the adapte
 
 import json
 import math
+import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,7 +134,7 @@ def _write_tokenizer(folder: Path, case: Case) -> None:
     if case.words:
         inner.normalizer = normalizers.NFC()
         inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace(prepend_scheme="first")
-        alphabet = sorted({letter for row in DOCUMENTS for text in [*row, *QUESTIONS, SYSTEM] for letter in text} - {" "})
+        alphabet = sorted({*string.printable.strip(), "\n", *"".join(text for row in DOCUMENTS for text in row)} - {" "})
     else:
         inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -194,6 +194,12 @@ def test_V11_schedule_without_the_wasted_first_update():
     assert rates == pytest.approx([1e-4, 1e-4, 5.5e-5, 1e-5])
 
 
+def test_V11_schedule_of_the_reference():
+    settings = Optimiser(learning_rate=1e-4, schedule="cosine", warmup_ratio=1 / 3, min_ratio=0.1, warmup_from_zero=True)
+    assert [1e-4 * rate_factor(step, 3, settings) for step in range(4)] == pytest.approx([0, 1e-4, 5.5e-5, 1e-5])
+    assert not Optimiser().warmup_from_zero
+
+
 @given(steps=st.integers(1, 200), warmup=st.floats(0, 0.99), minimum=st.floats(0, 1), schedule=st.sampled_from(["constant", "cosine"]))
 def test_the_rate_rises_then_falls_and_is_never_zero_in_warm_up(steps: int, warmup: float, minimum: float, schedule: str):
     settings = Optimiser(schedule=schedule, warmup_ratio=warmup, min_ratio=minimum)

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import published
 import pytest
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from clara.backbone import load_tokenizer
 from clara.config import Prompts
@@ -139,6 +141,65 @@ def test_V7_mistral_template(tmp_path):
     assert built.tokenizer.decode(prompt.answer) == " Bob<|im_end|>"
     told = built.pairs(["Q1?", "Q2?"], ["A1", "A2"], 1.0)
     assert built.tokenizer.decode(told.answer) == " Question: Q1?\nAnswer: A1\nQuestion: Q2?\nAnswer: A2<|im_end|>"
+
+
+def test_V7_published_prompts(tmp_path):
+    """The prompts as the reference has them, under a template with a system text as Mistral's; labels cover the answer and eos."""
+    base = published.make_base(tmp_path / "base", published.CASES["mistral-without-separator"])
+    built = PromptBuilder(load_tokenizer(base), Prompts(whole_tail=True, keep_system=False))
+    decode, slots = built.tokenizer.decode, "".join(f"<MEM{i}>" for i in range(8)) + "<SEP>"
+    prompt = built.question("Who?", "Bob")
+    sentence = (
+        "You are a helpful assistant. Your task is to extract relevant information from provided documents and to answer to questions "
+        "as briefly as possible."
+    )
+    wanted = f"<s> [INST] {sentence}\n\nBackground:\n{slots * 2}\n\nQuestion:Who? [/INST] Bob</s>"
+    assert decode(prompt.left) + slots * 2 + decode(prompt.right) + decode(prompt.answer) == wanted
+    assert decode(prompt.answer) == " Bob</s>"
+    told = built.pairs(["Q1?", "Q2?"], ["A1", "A2"], 1.0)
+    assert decode(told.answer) == " Question: Q1?\nAnswer: A1\nQuestion: Q2?\nAnswer: A2</s>"
+    assert decode(told.left).endswith("answer them sequentially.\n\nBackground:\n")
+
+
+def test_texts_and_slots_are_tokenised_as_they_stand(tmp_path):
+    """A tokenizer that puts a space in front of a text but not of what follows a special token, and specials that take white space with them."""
+    base = published.make_base(tmp_path / "base", published.CASES["mistral-words-refusing-copies"])
+    tokenizer = load_tokenizer(base)
+    tokenizer.add_tokens(AddedToken("</s>", lstrip=True, rstrip=True, special=True), special_tokens=True)
+    built = PromptBuilder(tokenizer, Prompts())
+    assert built.text_ids("Mills.") != tokenizer("Mills.", add_special_tokens=False)["input_ids"]
+    assert built.text_ids("Mills.") == tokenizer("<s>Mills.", add_special_tokens=False)["input_ids"][1:]
+    whole = tokenizer("<s> [INST] a\nBackground:\n<unk>\n\nQuestion:Who? [/INST]", add_special_tokens=False)["input_ids"]
+    assert built.question("Who?").right == whole[whole.index(tokenizer.convert_tokens_to_ids("<unk>")) + 1 :]
+
+
+def test_what_is_trained_behind_an_answer_and_what_stops_one(tmp_path):
+    base = published.make_base(tmp_path / "base", published.CASES["phi-dropping-one-memory-token"])
+    tokenizer = load_tokenizer(base)
+    short, whole = PromptBuilder(tokenizer, Prompts()), PromptBuilder(tokenizer, Prompts(whole_tail=True))
+    assert tokenizer.decode(short.question("Who?", "Bob").answer) == "Bob<|end|>"
+    assert tokenizer.decode(whole.question("Who?", "Bob").answer) == "Bob<|end|>\n<|endoftext|>"
+    assert tokenizer.convert_ids_to_tokens(short.stop_ids) == ["<|endoftext|>", "<|end|>"]
+    assert whole.stop_ids == [tokenizer.eos_token_id]
+
+
+def test_a_system_text_that_the_template_drops_is_kept_unless_the_reference_is_followed(tmp_path):
+    base = published.make_base(tmp_path / "base", published.CASES["phi-dropping-one-memory-token"])
+    tokenizer = load_tokenizer(base)
+    kept, dropped = (
+        PromptBuilder(tokenizer, Prompts()).question("Who?"),
+        PromptBuilder(tokenizer, Prompts(keep_system=False)).question("Who?"),
+    )
+    assert tokenizer.decode(kept.left).startswith("<|user|>\nYou are a helpful assistant.")
+    assert tokenizer.decode(dropped.left) == "<|user|>\nBackground:\n"
+
+
+def test_arguments_reach_the_template(tmp_path):
+    base = published.make_base(tmp_path / "base", published.CASES["qwen-without-bos-padded-vocabulary"])
+    tokenizer = load_tokenizer(base)
+    plain, quiet = (PromptBuilder(tokenizer, Prompts(template_arguments=a)).question("Who?") for a in ({}, {"enable_thinking": False}))
+    assert tokenizer.decode(plain.right).endswith("assistant\n")
+    assert tokenizer.decode(quiet.right).endswith("assistant\n<think>\n\n</think>\n\n")
 
 
 def test_a_tokenizer_without_pad_and_bos_will_do(tmp_path):

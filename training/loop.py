@@ -76,11 +76,12 @@ class Stage(ABC):
 def rate_factor(step: int, steps: int, settings: Optimiser) -> float:
     """The share of the learning rate at a step (0-based).
 
-    Warm-up is linear and its first step is not zero (Differs: the reference wastes its first update at rate 0); cosine falls to `min_ratio`.
+    Warm-up is linear and its first step is not zero (Differs: the reference wastes its first update at rate 0, as `warmup_from_zero` does);
+    cosine falls to `min_ratio`.
     """
     warmup = math.ceil(settings.warmup_ratio * steps)
     if step < warmup:
-        return (step + 1) / warmup
+        return (step + int(not settings.warmup_from_zero)) / warmup
     if settings.schedule == "constant":
         return 1.0
     progress = (step - warmup) / max(1, steps - warmup)
