@@ -308,8 +308,8 @@ def recipe(reference: Reference, base: Path, options: argparse.Namespace) -> dic
     }
 
 
-def clear_the_way(output: Path, inputs: Sequence[Path], overwrite: bool) -> None:
-    """Make sure that no manifest stands over files that are about to change, and that no input is written into.
+def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> list[Path]:
+    """Files of a CHECKPOINT that is to be replaced; nothing is touched yet.
 
     Raises:
         InputError: the output is an input, or holds a finished artefact that is not to be overwritten, or no CHECKPOINT.
@@ -317,15 +317,13 @@ def clear_the_way(output: Path, inputs: Sequence[Path], overwrite: bool) -> None
     if output.resolve() in [path.resolve() for path in inputs]:
         raise InputError(f"--output {output}: is one of the inputs; give another directory")
     if not (output / MANIFEST).exists():
-        return
+        return []
     manifest = read_manifest(output, "CHECKPOINT")
     if not overwrite:
         raise InputError(
             f"--output {output}: holds a finished CHECKPOINT that was made from something else; choose another directory, or replace it with --overwrite"
         )
-    (output / MANIFEST).unlink()
-    for entry in manifest["files"]:
-        (output / entry["path"]).unlink(missing_ok=True)
+    return [output / MANIFEST, *(output / entry["path"] for entry in manifest["files"])]
 
 
 def shown(rows: Sequence[tuple[str, str, str]]) -> str:
@@ -345,12 +343,13 @@ def main(argv: list[str]) -> int:
     if not options.dry_run and up_to_date(output, "CHECKPOINT", made_from):
         print(f"{output}: up to date")
         return 0
-    if not options.dry_run:
-        clear_the_way(output, (checkpoint, base), options.overwrite)
+    replaced = [] if options.dry_run else check_output(output, (checkpoint, base), options.overwrite)
     imported = convert(reference, base, untrained_generator=options.untrained_generator)
     print(shown([*imported.rows, *config_rows(reference, imported.model.settings)]))
     if options.dry_run:
         return 0
+    for file in replaced:
+        file.unlink(missing_ok=True)
     stage = STAGE_OF[reference.config["training_stage"]]
     save_checkpoint(
         imported.model, output, stage=stage, recipe=made_from, separate_query_reasoner=imported.separate_query_reasoner

@@ -305,6 +305,11 @@ def test_importing_again_is_up_to_date_and_something_else_needs_overwrite(copy: 
     with pytest.raises(InputError, match=r"--output .*imported: holds a finished CHECKPOINT.*--overwrite"):
         run(checkpoint, base, output)
     assert manifest_hash(output) == before
+    change_config(checkpoint, lora_r=9)
+    with pytest.raises(InputError, match="lora_r 9"):
+        run(checkpoint, base, output, "--overwrite")
+    assert manifest_hash(output) == before  # what cannot be imported replaces nothing
+    change_config(checkpoint, lora_r=4)
     assert read_manifest(run(checkpoint, base, output, "--overwrite"))["stage"] == "pretrain"
     with pytest.raises(InputError, match="is one of the inputs"):
         run(checkpoint, base, checkpoint)
