@@ -31,6 +31,7 @@ num_selected = 2
 from_index = 3
 from_bm25 = 2
 train_compressor = true
+compressor_steps = 3
 checkpoint_every = 2
 optimiser = { learning_rate = 1e-3 }
 [joint.refresh]
@@ -84,7 +85,7 @@ def versions_in_registry(shared: Path) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2700)
 def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(tmp_path: Path, tiny_backbone: Path, tiny_checkpoint: Path):
     corpus, config = write_towns(tmp_path / "towns.jsonl"), tmp_path / "tiny.toml"
     config.write_text(CONFIG)

@@ -8,7 +8,7 @@ from infra import world
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_retrieval_learns_from_answers_alone(tmp_path):
     assert world.main(["--output", str(tmp_path), "--control"]) == 0
     (result,) = json.loads((tmp_path / "report.json").read_text())["worlds"]
