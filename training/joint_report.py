@@ -9,7 +9,9 @@ from typing import Any
 from clara import artefact
 from clara.config import Config
 from training.joint_run import Places, places, threads_of_rank
+from training.loop import run_states
 from training.metrics import read
+from training.pruning import deleted, prune
 from training.refresh import RefreshResult, run_job
 from training.versions import Version, Versions
 
@@ -66,6 +68,11 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
         "waited_after_last_step_seconds": state["waited_seconds"],
         "final_refresh_seconds": time.monotonic() - began,
     }
+    prune(
+        where.output, where.run, current=int(current["number"]), keep=settings.refresh.keep_versions, states=run_states(where.run),
+        step=settings.steps,
+    )  # fmt: skip
+    report["deleted_versions"] = deleted(where.run)
     artefact.atomic_write(where.report, json.dumps(report, indent=1) + "\n")
     return report
 

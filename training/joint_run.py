@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,8 @@ from clara.config import Config, require
 from clara.errors import InputError
 from clara.model import ClaraModel
 from clara.questions import read_questions
+from clara.refresh_settings import Refresh
+from clara.section import Section
 from training.engine import Engine
 from training.heldout import HeldOut, choose
 from training.joint_stage import JointStage, trained_roles
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 REPORT = "report.json"
 _LOCK_SECONDS = 60.0
+_ADDED_TO_REFRESH = ("keep_versions",)
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -98,11 +101,19 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={**paths, "backbone": section})
 
 
+def _leave_out_defaults(tree: dict[str, Any], defaults: Section, names: Sequence[str]) -> None:
+    """Take settings that have their defaults out of a recipe: they were added later, and a run made before them is still that run."""
+    for name in names:
+        if tree[name] == getattr(defaults, name):
+            del tree[name]
+
+
 def recipe(config: Config) -> dict[str, Any]:
     """What determines the CHECKPOINT: settings of the stage, hashes of what it reads, and who computes (run states fit only the same ranks)."""
     names = ("checkpoint", "questions", "memory", "index")
     inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
     settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
+    _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
     launch = config.launch
     ranks = {"launcher": "local"} if launch.launcher == "local" else launch.model_dump(include={"launcher", "num_workers", "zero_stage"})
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs, "launch": ranks | {"gpu": launch.gpu}}

@@ -143,6 +143,7 @@ class JointStage(Stage):
     def after_step(self, step: int, engine: Engine) -> dict[str, float]:
         """See the base class."""
         self.versions.after_update(step + 1, self._model, engine, store_backbone=self._store_backbone)
+        self.versions.prune(step + 1)
         figures = {
             "used_memory_version": float(self._used_version),
             "search_seconds": self._search_seconds,

@@ -100,6 +100,11 @@ def sample(seed: int, step: int, count: int, size: int) -> list[int]:
     return rows
 
 
+def run_states(directory: Path) -> list[Path]:
+    """`state.json` of the complete run states, oldest first."""
+    return sorted((directory / RUN_STATE).glob("step-*/state.json"))
+
+
 def save_run_state(directory: Path, step: int, stage: Stage, engine: Engine, keep: int = 2) -> None:
     """Write the state after `step` updates; complete only once `state.json` is there. Older ones are pruned."""
     target = directory / RUN_STATE / f"step-{step:08d}"
@@ -107,16 +112,15 @@ def save_run_state(directory: Path, step: int, stage: Stage, engine: Engine, kee
     engine.barrier()
     if engine.rank == 0:
         atomic_write(target / "state.json", json.dumps({"step": step, "stage": stage.state()}))
-        complete = sorted(p.parent for p in (directory / RUN_STATE).glob("step-*/state.json"))
-        for old in complete[:-keep]:
-            (old / "state.json").unlink()
-            shutil.rmtree(old)
+        for old in run_states(directory)[:-keep]:
+            old.unlink()
+            shutil.rmtree(old.parent)
     engine.barrier()
 
 
 def resume(directory: Path, stage: Stage, engine: Engine) -> int:
     """Take up the newest complete run state; returns the number of updates that were made."""
-    found = sorted((directory / RUN_STATE).glob("step-*/state.json"))
+    found = run_states(directory)
     if not found:
         return 0
     state = json.loads(found[-1].read_text())

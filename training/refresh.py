@@ -28,6 +28,7 @@ from clara.errors import InputError, command_line
 from clara.fingerprint import Fingerprint, of_checkpoint
 from clara.index import build_index
 from clara.memory import MemoryStore
+from training.pruning import check_replaceable
 
 logger = logging.getLogger(__name__)
 _PARENT_POLL_SECONDS = 1.0
@@ -98,7 +99,7 @@ def run_job(job: RefreshJob) -> RefreshResult:
     """Encode every row with the snapshot, build the INDEX, read every byte back against the manifests.
 
     Raises:
-        InputError: the snapshot or the parent is damaged, they don't fit, or a checksum fails.
+        InputError: the snapshot or the parent is damaged, they don't fit, a checksum fails, or a model points to what would be replaced.
     """
     began = time.monotonic()
     torch.set_num_threads(job.threads)
@@ -107,6 +108,7 @@ def run_job(job: RefreshJob) -> RefreshResult:
     dtype = "float32" if fingerprint.dtype == "float32" else "bfloat16"
     model = load_checkpoint(job.checkpoint, Backbone(path=job.backbone, dtype=dtype), device=job.device)
     if not artefact.up_to_date(job.memory, "MEMORY", reencode_recipe(store, fingerprint, job.batch_tokens)):
+        check_replaceable(Path(job.memory))
         # What an earlier run left under this name is no longer whole once the first shard is replaced.
         (Path(job.memory) / artefact.MANIFEST).unlink(missing_ok=True)
     manifest = reencode(store, model.eval(), job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)

@@ -24,6 +24,7 @@ from training.evaluation.report import REPORT
 from training.evaluation.store import experiment_id, log_all, open_store
 from training.evaluation.track import metrics_of
 from training.metrics import read
+from training.pruning import pin
 from training.tracking import flatten
 
 if TYPE_CHECKING:
@@ -171,6 +172,12 @@ def register(uri: str, experiment: str, registration: Registration, metrics: Pat
     if existing is not None:
         logger.info("%s version %s is this very system", registration.name, existing.version)
         return existing
+    # Ahead of the registration: a run that still makes versions must not delete one in between.
+    for path in filter(None, (registration.memory, registration.index)):
+        try:
+            pin(path, f"model {registration.name} in {uri}")
+        except InputError as error:
+            logger.warning("%s: cannot be pinned, so a training run that still makes versions there may delete it (%s)", path, error)
     where = experiment_id(client, uri, experiment)
     for run in client.search_runs([where], f"tags.`{TAG}` = '{identity}'"):
         client.delete_run(run.info.run_id)  # of an interrupted registration

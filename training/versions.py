@@ -17,11 +17,14 @@ from torch import nn
 
 from clara.artefact import atomic_write, manifest_hash
 from clara.checkpoint import save_checkpoint
-from clara.config import Config, Refresh
+from clara.config import Config
 from clara.index import MemoryIndex
 from clara.memory import MemoryStore
 from clara.model import ROLES, ClaraModel
+from clara.refresh_settings import Refresh
 from training.engine import Engine
+from training.loop import run_states
+from training.pruning import prune
 from training.refresh import RefreshError, RefreshJob, RefreshResult, Ticket, Worker, expected_fingerprint, fingerprint_of
 
 logger = logging.getLogger(__name__)
@@ -214,6 +217,12 @@ class Versions:
         if number == 0 and self._ticket is not None:
             self._ticket.stop()
             logger.error("refresh: version %d is not ready after %.0f s and is given up", self.pending.number, self._settings.wait_seconds)
+
+    def prune(self, updates: int) -> None:
+        """After that many updates: delete versions that nobody uses. All ranks have switched by then, as an update is a collective."""
+        if self._rank == 0:
+            keep, states = self._settings.keep_versions, run_states(self._run)
+            prune(self._output, self._run, current=self.current.number, keep=keep, states=states, step=updates)
 
     def _notes(self, number: int) -> Path:
         return self._run / f"refresh-v{number}.json"

@@ -12,8 +12,23 @@ from clara.index import build_index
 from clara.memory import complete_memory, shard_name
 from clara.questions import Question, write_questions
 from clara.records import Chunk, chunk_id, row_id
+from training.refresh import RefreshJob, RefreshResult, run_job
 
 NUM_SHARDS = 2
+
+
+class Inline:
+    """A worker that encodes at once, in this process: a process of its own takes seconds to import torch."""
+
+    def start(self, job: RefreshJob, log: Path) -> "Inline":
+        self._result = run_job(job)
+        return self
+
+    def result(self, timeout_seconds: float) -> RefreshResult:
+        return self._result
+
+    def stop(self) -> None:
+        raise AssertionError("nothing runs")
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from pathlib import Path
 import joint_world
 import pytest
 import torch
-from joint_world import World
+from joint_world import Inline, World
 from safetensors.torch import load_file
 
 from clara.artefact import manifest_hash, read_manifest
-from clara.config import Refresh
 from clara.errors import InputError
 from clara.memory import MemoryStore
+from clara.refresh_settings import Refresh
 from training import joint
-from training.refresh import ProcessWorker, RefreshJob, RefreshResult, expected_fingerprint, fingerprint_of, run_job
+from training.refresh import ProcessWorker, expected_fingerprint, fingerprint_of
 from training.versions import snapshot_due
 
 ROLES = ("compressor", "query_reasoner", "generator")
@@ -98,6 +98,7 @@ FIXED = {
     "joint__refresh__start_step": 2,
     "joint__refresh__delta_steps": 2,
     "joint__refresh__every_steps": 3,
+    "joint__refresh__keep_versions": 3,
 }
 
 
@@ -113,20 +114,6 @@ def test_snapshots_are_due_after_the_start_and_then_regularly() -> None:
 def test_fixed_switch_after_the_next_snapshot_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"delta_steps is 5, every_steps 3"):
         train(world, tmp_path, **FIXED | {"joint__refresh__delta_steps": 5})
-
-
-class Inline:
-    """A worker that encodes at once, in this process: a process of its own takes seconds to import torch."""
-
-    def start(self, job: RefreshJob, log: Path) -> "Inline":
-        self._result = run_job(job)
-        return self
-
-    def result(self, timeout_seconds: float) -> RefreshResult:
-        return self._result
-
-    def stop(self) -> None:
-        raise AssertionError("nothing runs")
 
 
 @pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.slow)])

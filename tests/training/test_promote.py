@@ -19,6 +19,7 @@ from clara.retriever import Retriever
 from training import evaluate, promote, register
 from training.evaluation.track import track
 from training.promote import Held, decide
+from training.pruning import pinned_by
 from training.served_model import local_path
 
 MODEL = "towns"
@@ -124,6 +125,9 @@ def test_register_promote_and_answer(
     assert world.memory.as_uri() in capsys.readouterr().out
     assert register.main(before) == 0
     assert f"models:/{MODEL}/1" in capsys.readouterr().out
+
+    # No run deletes or replaces what the model points to.
+    assert pinned_by(world.memory) == pinned_by(world.index) == f"model {MODEL} in {store}"
 
     client = mlflow.MlflowClient()
     version = client.get_model_version(MODEL, "1")

@@ -1,0 +1,36 @@
+"""Section `joint.refresh` of the configuration: how MEMORY stays true while the compressor trains."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from clara.section import Section
+
+
+class Refresh(Section):
+    """Re-encoding of MEMORY beside training."""
+
+    policy: Literal["none", "full"] = Field("none", description="none: MEMORY stays as it is; full: every row is encoded again")
+    start_step: int = Field(0, ge=0, description="the first snapshot is taken after this step")
+    every_steps: int = Field(0, ge=0, description="steps from one snapshot to the next; 0: only the first")
+    switch: Literal["asap", "fixed"] = Field(
+        "asap", description="asap: the step after readiness; fixed: delta_steps after the snapshot, waiting if late"
+    )
+    delta_steps: int = Field(0, ge=0, description="for switch = fixed")
+    num_cpus: float = Field(1.0, gt=0, description="cores for the worker that encodes")
+    num_gpus: float = Field(0.0, ge=0, description="share of a GPU for it, under Ray; 0: it encodes on the CPU")
+    max_attempts: int = Field(3, ge=1, description="tries at one snapshot before training stays on the version it has")
+    keep_versions: int = Field(
+        1, ge=0, description="versions before the one in use that are kept for rollback; the MEMORY that the run began with always is"
+    )
+    wait_seconds: float = Field(3600.0, ge=0, description="longest wait for a refresh that is under way after the last step")
+    final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")
+
+    @model_validator(mode="after")
+    def _fixed(self) -> "Refresh":
+        if self.policy == "full" and self.switch == "fixed" and not 1 <= self.delta_steps <= (self.every_steps or self.delta_steps):
+            raise ValueError(
+                f"refresh.delta_steps is {self.delta_steps}, every_steps {self.every_steps}: switch = 'fixed' switches delta_steps after a snapshot, "
+                "at least 1 and no later than the next snapshot; set delta_steps between 1 and every_steps"
+            )
+        return self
