@@ -13,6 +13,19 @@ CODECS = ("float16", "int8")
 LARGEST_FLOAT16 = 65504.0
 
 
+def layout(codec: str, num_memory_tokens: int, hidden_size: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    """Type and shape of a row in each tensor that a codec stores, M memory tokens of D numbers.
+
+    Raises:
+        InputError: an unknown codec.
+    """
+    if codec == "float16":
+        return {"memory": (np.dtype(np.float16), (num_memory_tokens, hidden_size))}
+    if codec == "int8":
+        return {"memory": (np.dtype(np.int8), (num_memory_tokens, hidden_size)), "scale": (np.dtype(np.float32), (num_memory_tokens,))}
+    raise InputError(f"codec {codec!r}: expected one of {', '.join(CODECS)}")
+
+
 def encode_memory(memory: Floats, codec: str) -> dict[str, NDArray[Any]]:
     """Tensors that store `memory [rows, M, D]`.
 

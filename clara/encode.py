@@ -231,7 +231,14 @@ def write_memory_shard(
     keys = key_projection(fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed).keys(memory)
     kept = [chunk for chunk in chunks if chunk.chunk_id not in dead]
     report = write_shard(directory, name, kept, memory, keys, codec, fingerprint=fingerprint.hash)
-    report["failures"] = [
+    report["failures"] = failure_report(failures)
+    write_plan(directory, name, plan, report)
+    return {**report, "reused": False}
+
+
+def failure_report(failures: Sequence[Failure]) -> list[dict[str, str]]:
+    """Failures as plain values: chunk, source, document, text and reason of each."""
+    return [
         {
             "chunk_id": f.chunk.chunk_id,
             "source": f.chunk.source,
@@ -241,8 +248,6 @@ def write_memory_shard(
         }
         for f in failures
     ]
-    write_plan(directory, name, plan, report)
-    return {**report, "reused": False}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from clara import artefact
 from clara.artefact import atomic_write, canonical_json, file_entry, hash_of, manifest_hash, read_manifest, sha256_file, write_manifest
-from clara.codec import Floats, decode_memory, encode_memory
+from clara.codec import Floats, decode_memory, encode_memory, layout
 from clara.errors import InputError
 from clara.fingerprint import Accepted, Fingerprint, check
 from clara.records import Chunk
@@ -90,24 +90,53 @@ def write_shard(
         raise InputError(f"{name}: {len(chunks)} chunks, {len(memory)} memories, {len(keys)} keys; expected one of each a chunk")
     order = sorted(range(len(chunks)), key=lambda i: chunks[i].row_id)
     ordered = [chunks[i] for i in order]
-    for first, second in itertools.pairwise(ordered):
+    check_row_ids(ordered, name)
+    tensors = {**encode_memory(memory[order], codec), "key": keys[order].astype(np.float16)}
+    return write_stored(directory, name, ordered, tensors, codec, fingerprint=fingerprint)
+
+
+def check_row_ids(chunks: Sequence[Chunk], name: str) -> None:
+    """Refuse two chunks, ascending by `row_id`, of one id.
+
+    Raises:
+        InputError: there are two; names both.
+    """
+    for first, second in itertools.pairwise(chunks):
         if first.row_id == second.row_id:
             raise InputError(
                 f"{name}: row_id {first.row_id} belongs to chunk {first.chunk_id} ({first.source}) and to {second.chunk_id} "
                 f"({second.source}); leave one of them out"
             )
-    metadata = canonical_json({"fingerprint": fingerprint, "codec": codec, "rows": len(ordered)})
-    tensors = {**encode_memory(memory[order], codec), "key": keys[order].astype(np.float16)}
+
+
+def write_stored(
+    directory: str | os.PathLike[str],
+    name: str,
+    chunks: Sequence[Chunk],
+    tensors: Mapping[str, NDArray[Any]],
+    codec: str,
+    *,
+    fingerprint: str = "",
+) -> dict[str, Any]:
+    """Write one shard from what a shard holds: `tensors` as of `MemoryStore.stored`, each `[n, …]`, of n chunks ascending by `row_id`.
+
+    Returns:
+        `{"name", "rows", "files": [manifest entries]}`.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    metadata = canonical_json({"fingerprint": fingerprint, "codec": codec, "rows": len(chunks)})
     # One entry only: the library writes several in an order of its own, and equal shards have equal bytes.
     payload = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={"clara": metadata})
-    columns = {field.name: [getattr(chunk, field.name) for chunk in ordered] for field in _SCHEMA}
+    columns = {field.name: [getattr(chunk, field.name) for chunk in chunks] for field in _SCHEMA}
     table = pa.table(columns, schema=_SCHEMA.with_metadata({"clara": metadata}))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     atomic_write(Path(directory) / name / TENSORS, payload)
     atomic_write(Path(directory) / name / RECORDS, sink.getvalue().to_pybytes())
-    files = [file_entry(directory, f"{name}/{file}", len(ordered)) for file in (RECORDS, TENSORS)]
-    return {"name": name, "rows": len(ordered), "files": files}
+    files = [file_entry(directory, f"{name}/{file}", len(chunks)) for file in (RECORDS, TENSORS)]
+    return {"name": name, "rows": len(chunks), "files": files}
 
 
 def plan_hash(chunks: Sequence[Chunk], *, fingerprint: str, codec: str, batch_tokens: int) -> str:
@@ -310,6 +339,16 @@ class MemoryStore:
             out[where] = self._tensors(shard)["key"][places]
         return out
 
+    def stored(self, row_ids: Sequence[int] | Ids) -> dict[str, NDArray[Any]]:
+        """The tensors of rows as they lie in the shards, undecoded, in the order asked: what another shard takes over bit for bit."""
+        shapes = {**layout(self.codec, self.num_memory_tokens, self.hidden_size), "key": (np.dtype(np.float16), (self.key_size,))}
+        out = {name: np.empty((len(row_ids), *shape), kind) for name, (kind, shape) in shapes.items()}
+        for shard, where, places in self._by_shard(row_ids):
+            tensors = self._tensors(shard)
+            for name in out:
+                out[name][where] = tensors[name][places]
+        return out
+
     def records(self, row_ids: Sequence[int] | Ids) -> list[Chunk]:
         """Records of rows, in the order asked."""
         found: list[Chunk | None] = [None] * len(row_ids)
@@ -333,10 +372,8 @@ class MemoryStore:
     def _map(self, shard: int) -> dict[str, NDArray[Any]]:
         path = self._path(shard, TENSORS)
         tensors = map_tensors(path)
-        expected = {"memory": (self.num_memory_tokens, self.hidden_size), "key": (self.key_size,)}
-        if self.codec == "int8":
-            expected["scale"] = (self.num_memory_tokens,)
-        for name, shape in expected.items():
+        shapes = layout(self.codec, self.num_memory_tokens, self.hidden_size)
+        for name, shape in {**{name: shape for name, (_, shape) in shapes.items()}, "key": (self.key_size,)}.items():
             if name not in tensors or tensors[name].shape[1:] != shape:
                 found = list(tensors[name].shape) if name in tensors else "missing"
                 raise InputError(f"{path}: {name} is {found}, expected [rows, {', '.join(map(str, shape))}]; make the MEMORY again")

@@ -3,6 +3,7 @@
     python -m pipelines.build_memory --input 'corpus/*.jsonl' --output memory --checkpoint checkpoint
 
 A run that was interrupted goes on where it stood; one that has been done says so. Arguments that are not listed here are Beam's own.
+With --update, what stands at ° is the older MEMORY's own, and another value is refused.
 """
 
 import argparse
@@ -26,20 +27,26 @@ def parser() -> argparse.ArgumentParser:
     add = parse.add_argument
     add("--input", action="extend", nargs="+", required=True, metavar="GLOB", help="corpus files: paths and globs; may be repeated")
     add("--output", required=True, metavar="DIR", help="the MEMORY; a directory that every worker sees")
+    add(
+        "--update",
+        default="",
+        metavar="DIR",
+        help="older MEMORY: --output becomes its new version for the (whole) changed corpus, and only new content is compressed",
+    )
     add("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT with the compressor")
     add("--backbone", default="", metavar="DIR", help="folder of the LM (default: the one that the checkpoint holds or names)")
     add("--format", default="auto", help="of the input: jsonl, json (an array), parquet, text (default: auto, by the file name)")
     add("--id-field", default="id", help="field with the document's id; without it, the hash of its content (default: %(default)s)")
     add("--title-field", default="title", help="field with the title, which stands in front of each chunk (default: %(default)s)")
     add("--text-field", default="text", help="field with the text (default: %(default)s)")
-    add("--max-tokens", type=int, default=0, help="tokens of a chunk, title included (default: the checkpoint's max_document_tokens)")
-    add("--overlap-tokens", type=int, default=0, help="tokens that a chunk repeats of the one before (default: %(default)s)")
-    add("--num-shards", type=int, default=0, help="files of rows (default: 0, by the number of chunks, about 256 rows each)")
-    add("--codec", default="float16", choices=CODECS, help="how memory is stored (default: %(default)s)")
-    add("--key-size", type=int, default=0, help=f"numbers of a row's index key (default: {DEFAULT_KEY_SIZE}, or M·D where that is less)")
-    add("--key-seed", type=int, default=0, help="seed of the key projection (default: %(default)s)")
+    add("--max-tokens", type=int, default=0, help="tokens of a chunk, title included (default: the checkpoint's max_document_tokens) °")
+    add("--overlap-tokens", type=int, help="tokens that a chunk repeats of the one before (default: 0) °")
+    add("--num-shards", type=int, default=0, help="files of rows (default: 0, by the number of chunks, about 256 rows each) °")
+    add("--codec", choices=CODECS, help="how memory is stored (default: float16) °")
+    add("--key-size", type=int, default=0, help=f"numbers of a row's index key (default: {DEFAULT_KEY_SIZE}, or M·D where that is less) °")
+    add("--key-seed", type=int, help="seed of the key projection (default: 0) °")
     add("--batch-tokens", type=int, default=4096, help="tokens of one compressing batch, padding included (default: %(default)s)")
-    add("--dtype", default="bfloat16", choices=("float32", "bfloat16"), help="type that the LM computes in (default: %(default)s)")
+    add("--dtype", choices=("float32", "bfloat16"), help="type that the LM computes in (default: bfloat16) °")
     add("--device", default="cpu", help="cpu or cuda; asked for and not there is an error (default: %(default)s)")
     add("--limit", type=int, default=0, help="use the first N documents only (default: 0, all)")
     add("--max-failures", type=int, default=-1, help="fail when more records than this can't be used (default: -1, no bound)")

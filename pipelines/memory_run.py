@@ -10,19 +10,45 @@ from typing import Any
 
 import apache_beam as beam
 
-from clara.artefact import MANIFEST, read_manifest, up_to_date
+from clara.artefact import MANIFEST, manifest_hash, read_manifest, up_to_date
 from clara.encode import key_projection
 from clara.errors import InputError
-from clara.fingerprint import Fingerprint, of_checkpoint
+from clara.fingerprint import Fingerprint, check, of_checkpoint
 from clara.memory import KIND, PLAN
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
-from pipelines.memory_job import DEAD_LETTERS, OUTCOME, Job, add_memory_job, read_outcome
+from pipelines.memory_job import add_memory_job
+from pipelines.memory_outcome import DEAD_LETTERS, OUTCOME, Job, read_outcome
 from pipelines.progress import progress_bar
 from pipelines.runner import beam_options, locked, make_pipeline, num_cores
 from pipelines.sources import Fields, Unit, describe, find_units
 
 _LOG = logging.getLogger(__name__)
+
+
+def take_over(args: argparse.Namespace) -> None:
+    """Fill in what an update takes over from the older MEMORY, else the defaults.
+
+    Raises:
+        InputError: there is none at `--update`, it is `--output` itself, or a setting that it determines was given otherwise.
+    """
+    old: dict[str, Any] = {"overlap_tokens": 0, "key_seed": 0, "dtype": "bfloat16", "codec": "float16"}
+    if args.update:
+        if Path(args.update).resolve() == Path(args.output).resolve():
+            raise InputError(f"--output {args.output}: is the MEMORY of --update, which stays as it is; give another directory")
+        manifest = read_manifest(args.update, KIND)
+        fields = Fingerprint.from_dict(manifest["fingerprint_fields"], f"{args.update}/manifest.json fingerprint_fields").as_dict()
+        old = {name: fields[name] for name in ("max_tokens", "overlap_tokens", "key_size", "key_seed", "dtype")}
+        old |= {name: manifest[name] for name in ("codec", "num_shards")}
+    for name, value in old.items():
+        given = getattr(args, name)
+        if args.update and given not in (None, 0, value):
+            flag = name.replace("_", "-")
+            raise InputError(
+                f"--{flag} {given}: {args.update} has {value}, which its new version keeps; leave --{flag} out, or build a MEMORY without --update"
+            )
+        if given is None or args.update:
+            setattr(args, name, value)
 
 
 def resolve_fingerprint(args: argparse.Namespace) -> Fingerprint:
@@ -70,8 +96,11 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
             raise InputError(f"--{name} {value}: expected {least} or more")
     if "://" in args.output:
         raise InputError(f"--output {args.output}: a URL; MEMORY is mapped, so give a directory on a (mounted) file system")
+    take_over(args)
     fields = Fields(args.id_field, args.title_field, args.text_field)
     fingerprint = resolve_fingerprint(args)
+    if args.update:
+        check([fingerprint], read_manifest(args.update, KIND)["fingerprint_fields"], f"--update {args.update}")
     recipe = {
         "job": "build_memory",
         "input": describe(units),
@@ -84,6 +113,8 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         "limit": args.limit,
         "device": args.device,
     }
+    if args.update:  # only then: a recipe without it stays what it was
+        recipe["update"] = manifest_hash(args.update)
     return Job(
         output=str(Path(args.output).resolve()),
         checkpoint=str(Path(args.checkpoint).resolve()),
@@ -97,6 +128,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         limit=args.limit,
         max_failures=args.max_failures,
         recipe=recipe,
+        update=str(Path(args.update).resolve()) if args.update else "",
     )
 
 
@@ -121,7 +153,7 @@ def remove_leftovers(output: Path) -> None:
     """Remove what earlier, interrupted attempts left in shard folders: all that the manifest does not list, but the plans of its shards."""
     files = {output / entry["path"] for entry in read_manifest(output, KIND)["files"]}
     wanted = files | {file.parent / PLAN for file in files}
-    for folder in output.glob("shard-*"):
+    for folder in output.glob("*shard-*"):
         for file in folder.iterdir():
             if file not in wanted:
                 file.unlink(missing_ok=True)

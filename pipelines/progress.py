@@ -53,7 +53,7 @@ def seen(directory: Path, started: float) -> Seen | None:
         started: time in seconds since the epoch; what was told before does not count.
     """
     done, known, shards = 0, 0, []
-    for file in directory.glob(f"shard-*/{PROGRESS}"):
+    for file in directory.glob(f"*shard-*/{PROGRESS}"):
         try:
             if file.stat().st_mtime < started:
                 continue
@@ -72,7 +72,7 @@ def seen(directory: Path, started: float) -> Seen | None:
 def finished_shards(directory: Path, started: float) -> list[str]:
     """Names of the shards that were finished, or found finished, since `started`."""
     names = []
-    for plan in directory.glob(f"shard-*/{PLAN}"):
+    for plan in directory.glob(f"*shard-*/{PLAN}"):
         try:
             if plan.stat().st_mtime >= started:
                 names.append(plan.parent.name)

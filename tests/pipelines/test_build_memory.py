@@ -29,7 +29,8 @@ from clara.records import Chunk, Document, chunk_id
 from pipelines import memory_run, runner
 from pipelines.build_memory import main, parser
 from pipelines.dedup import Kept, first_of
-from pipelines.memory_job import check_nothing_lost, default_num_shards
+from pipelines.memory_job import default_num_shards
+from pipelines.memory_outcome import check_nothing_lost
 from pipelines.progress import PROGRESS, Seen, ShardProgress, finished_shards, seen
 from pipelines.runner import LOCK, beam_options, locked
 from pipelines.sources import find_units

@@ -1,0 +1,318 @@
+"""Updates of a MEMORY: a new version for a changed corpus that compresses new content only, and compaction back into plain shards.
+
+A version lies in a directory of its own. Files of the old version that still hold live rows are hard links there (copies where the file
+system has none), so that either directory can be removed. What is new, and rows whose record changed, stand in overlay shards; what is
+gone stands among the tombstones.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clara.artefact import hash_of, make_directory, manifest_hash, read_manifest, sha256_file, up_to_date, write_manifest
+from clara.codec import encode_memory
+from clara.encode import Compressor, Failure, compress_chunks, failure_report, key_projection
+from clara.errors import InputError
+from clara.fingerprint import Fingerprint
+from clara.memory import (
+    KIND,
+    MemoryStore,
+    check_row_ids,
+    complete_memory,
+    finished_report,
+    plan_hash,
+    shard_name,
+    write_plan,
+    write_stored,
+)
+from clara.records import Chunk
+
+_OVERLAY = "overlay-"
+
+
+def overlay_name(generation: int, index: int, num_shards: int) -> str:
+    """Folder of the overlay over shard `index` that the update of that generation made."""
+    return f"{_OVERLAY}{generation:05d}-{shard_name(index, num_shards)}"
+
+
+def next_generation(overlays: Iterable[str]) -> int:
+    """Number of the next update over overlays of these names."""
+    numbers = [name.removeprefix(_OVERLAY).partition("-")[0] for name in overlays if name.startswith(_OVERLAY)]
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
+
+
+def open_shard(directory: str | os.PathLike[str], index: int) -> MemoryStore:
+    """Open only the files of a MEMORY that may hold rows of shard `index`: rows of other shards may be among them.
+
+    Raises:
+        InputError: no finished MEMORY.
+    """
+    manifest = read_manifest(directory, KIND)
+    name = shard_name(index, manifest["num_shards"])
+    # An overlay whose name says no shard may hold rows of any.
+    overlays = [o for o in manifest["overlays"] if o.endswith(name) or "shard-" not in o]
+    return MemoryStore(Path(directory), {**manifest, "shards": [s for s in manifest["shards"] if s == name], "overlays": overlays})
+
+
+# --- an update -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How the chunks of one shard differ from what a MEMORY holds of it; each list ascends by `row_id`.
+
+    Attributes:
+        kept: as they are.
+        moved: of content that is there, with another record (document, place, source).
+        fresh: of content that is not there.
+        gone: row ids of live rows that are none of `kept`, nor will be written again.
+    """
+
+    kept: list[Chunk]
+    moved: list[Chunk]
+    fresh: list[Chunk]
+    gone: list[int]
+
+
+def changes_of(chunks: Iterable[Chunk], known: Mapping[int, Chunk]) -> Changes:
+    """Compare the chunks that shall be with the known ones, by row id."""
+    kept, moved, fresh = [], [], []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.row_id):
+        before = known.get(chunk.row_id)
+        if before == chunk:
+            kept.append(chunk)
+        elif before is not None and before.chunk_id == chunk.chunk_id:
+            moved.append(chunk)
+        else:
+            fresh.append(chunk)
+    return Changes(kept, moved, fresh, sorted(set(known) - {chunk.row_id for chunk in (*kept, *moved, *fresh)}))
+
+
+def write_overlay(
+    model: Callable[[], Compressor],
+    chunks: Sequence[Chunk],
+    old: str | os.PathLike[str],
+    index: int,
+    directory: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int,
+    told: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Bring one shard up to date: compress what is new, take the stored numbers over where only the record changed.
+
+    Args:
+        model: gives the compressor; called only where there is something to compress.
+        chunks: all that the shard shall hold, each `row_id` once.
+        old: the MEMORY that is updated; its codec and number of shards hold on.
+        index: of the shard.
+        directory: the new version.
+        fingerprint: of the vectors, the old version's.
+        batch_tokens: tokens of a batch, padding included.
+        told: see `clara.encode.compress_chunks`.
+
+    Returns:
+        The report of `write_memory_shard`, with `rows` live ones of the shard (`kept`, `moved`, `compressed`) and `gone`; `folders` of the
+        old version that are still needed, and `tombstones`.
+    """
+    store = open_shard(old, index)
+    name = overlay_name(next_generation(read_manifest(old, KIND)["overlays"]), index, store.num_shards)
+    live = store.row_ids[store.row_ids % store.num_shards == index]
+    changes = changes_of(chunks, {chunk.row_id: chunk for chunk in store.records(live)})
+    check_row_ids(sorted(chunks, key=lambda chunk: chunk.row_id), name)
+    written = _write_changes(model, changes, store, directory, name, fingerprint=fingerprint, batch_tokens=batch_tokens, told=told)
+    kept = np.array([chunk.row_id for chunk in changes.kept], np.int64)
+    dead = {row for row in store.manifest["tombstones"] if row % store.num_shards == index}
+    dead |= set(live.tolist()) - set(kept.tolist())
+    return {
+        **written,
+        "rows": len(kept) + written["overlay_rows"],
+        "kept": len(kept),
+        "moved": len(changes.moved),
+        "compressed": written["overlay_rows"] - len(changes.moved),
+        "gone": len(changes.gone),
+        "folders": [folder for folder, rows in store.iter_shards() if np.isin(rows, kept).any()],
+        "tombstones": sorted(dead - set(written["written"])),
+    }
+
+
+def _write_changes(
+    model: Callable[[], Compressor],
+    changes: Changes,
+    store: MemoryStore,
+    directory: str | os.PathLike[str],
+    name: str,
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int,
+    told: Callable[[int], None],
+) -> dict[str, Any]:
+    """The overlay of a shard, or that there is none to write: `written` row ids, `overlay_rows`, files and failures."""
+    if not changes.moved and not changes.fresh:
+        return {"name": name, "files": [], "failures": [], "reused": False, "overlay_rows": 0, "written": []}
+    contents = plan_hash([*changes.moved, *changes.fresh], fingerprint=fingerprint.hash, codec=store.codec, batch_tokens=batch_tokens)
+    plan = hash_of({"update": store.hash, "contents": contents})
+    finished = finished_report(directory, name, plan)
+    if finished is not None:
+        return {**finished, "reused": True}
+    tensors = store.stored([chunk.row_id for chunk in changes.moved])
+    rows = list(changes.moved)
+    failures: list[Failure] = []
+    if changes.fresh:
+        memory, failures = compress_chunks(model(), changes.fresh, batch_tokens=batch_tokens, codec=store.codec, told=told)
+        projection = key_projection(fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed)
+        encoded = {**encode_memory(memory, store.codec), "key": projection.keys(memory).astype(np.float16)}
+        tensors = {tensor: np.concatenate([tensors[tensor], encoded[tensor]]) for tensor in tensors}
+        dead = {failure.chunk.chunk_id for failure in failures}
+        rows += [chunk for chunk in changes.fresh if chunk.chunk_id not in dead]
+    order = np.argsort([chunk.row_id for chunk in rows])
+    ordered = [rows[place] for place in order]
+    report: dict[str, Any] = {"name": name, "files": []}
+    if ordered:
+        tensors = {tensor: values[order] for tensor, values in tensors.items()}
+        report = write_stored(directory, name, ordered, tensors, store.codec, fingerprint=fingerprint.hash)
+    report |= {"failures": failure_report(failures), "overlay_rows": len(ordered), "written": [chunk.row_id for chunk in ordered]}
+    write_plan(directory, name, plan, report)
+    return {**report, "reused": False}
+
+
+def complete_update(
+    old: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    reports: Sequence[Mapping[str, Any]],
+    *,
+    recipe: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    extra_files: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Link the old version's files that are still needed, and write the manifest: every overlay is on disk by now.
+
+    Args:
+        old: the version that was updated.
+        directory: the new version.
+        reports: one of `write_overlay` for each shard of the old version.
+        recipe: what made it.
+        counts: of the job.
+        extra_files: manifest entries of further files.
+
+    Raises:
+        InputError: a shard has no report, or a file of the old version is missing or damaged.
+    """
+    before = read_manifest(old, KIND)
+    if len(reports) != before["num_shards"]:
+        raise InputError(f"{directory}: {len(reports)} shards updated, {old} has {before['num_shards']}; run the update again")
+    needed = {folder for report in reports for folder in report["folders"]}
+    kept = [entry for entry in before["files"] if entry["path"].partition("/")[0] in needed]
+    for entry in kept:
+        link(Path(old), Path(directory), entry)
+    return write_manifest(
+        directory,
+        kind=KIND,
+        files=[*kept, *(file for report in reports for file in report["files"]), *extra_files],
+        recipe=recipe,
+        counts=counts,
+        fingerprint=before["fingerprint"],
+        parent=manifest_hash(old),
+        **{name: before[name] for name in ("fingerprint_fields", "codec", "num_shards")},
+        shards=[name for name in before["shards"] if name in needed],
+        overlays=[
+            *(name for name in before["overlays"] if name in needed),
+            *sorted(report["name"] for report in reports if report["overlay_rows"]),
+        ],
+        tombstones=sorted(row for report in reports for row in report["tombstones"]),
+    )
+
+
+def link(source: Path, target: Path, entry: Mapping[str, Any]) -> None:
+    """Have an artefact's file in another artefact too: a hard link, or a copy that is read back where the file system makes none.
+
+    Raises:
+        InputError: the file is missing or damaged, or the disk refuses.
+    """
+    origin, place = source / entry["path"], target / entry["path"]
+    if not origin.is_file() or origin.stat().st_size != entry["bytes"]:
+        raise InputError(f"{origin}: missing, or not of {entry['bytes']} bytes as the manifest says; copy the artefact anew, or rebuild it")
+    if place.is_file() and place.samefile(origin):
+        return
+    make_directory(place.parent)
+    partial = place.with_name(f".{place.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(origin, partial)
+    except OSError:  # another file system, or one without hard links
+        try:
+            shutil.copyfile(origin, partial)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(f"{place}: cannot be written ({error.strerror or error}); choose a directory with room") from error
+        if sha256_file(partial) != entry["sha256"]:
+            partial.unlink()
+            raise InputError(f"{origin}: its sha256 is not the manifest's; the file is damaged, copy the artefact anew") from None
+    os.replace(partial, place)
+
+
+# --- compaction ------------------------------------------------------------------------------------------------------
+
+
+def compact_recipe(store: MemoryStore, num_shards: int) -> dict[str, Any]:
+    """What determines the MEMORY that `compact` makes."""
+    return {"job": "compact", "parent": store.hash, "num_shards": num_shards}
+
+
+def compact(
+    store: MemoryStore,
+    directory: str | os.PathLike[str],
+    *,
+    num_shards: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Fold overlays and tombstones of a version into plain shards: the same live rows, stored number for number. Returns the manifest.
+
+    Finished shards of an earlier, interrupted call are kept.
+
+    Args:
+        store: the version.
+        directory: the new one.
+        num_shards: of the new one; 0: as many.
+        progress: is told (shards done, shards) after each.
+
+    Raises:
+        InputError: the directory is the store's own, or a file is damaged.
+    """
+    if Path(directory).resolve() == store.directory.resolve():
+        raise InputError(f"--output {directory}: is the MEMORY that is compacted; give another directory")
+    num_shards = num_shards or store.num_shards
+    recipe = compact_recipe(store, num_shards)
+    if up_to_date(directory, KIND, recipe):
+        return read_manifest(directory, KIND)
+    reports = []
+    for index in range(num_shards):
+        rows = store.row_ids[store.row_ids % num_shards == index]
+        name, plan = shard_name(index, num_shards), hash_of({**recipe, "index": index})
+        report = finished_report(directory, name, plan)
+        if report is None and len(rows):
+            report = write_stored(directory, name, store.records(rows), store.stored(rows), store.codec, fingerprint=store.fingerprint)
+            write_plan(directory, name, plan, report)
+        if report is not None:
+            reports.append(report)
+        progress(index + 1, num_shards)
+    folders = set(store.shard_names)
+    others = [entry for entry in store.manifest["files"] if entry["path"].partition("/")[0] not in folders]
+    for entry in others:
+        link(store.directory, Path(directory), entry)
+    return complete_memory(
+        directory,
+        reports,
+        fingerprint=store.fingerprint_fields,
+        codec=store.codec,
+        num_shards=num_shards,
+        recipe=recipe,
+        counts=store.manifest["counts"],
+        parent=store.hash,
+        extra_files=others,
+    )

@@ -1,0 +1,66 @@
+"""Fold the overlays and tombstones of an updated MEMORY into plain shards.
+
+    python -m pipelines.compact --memory DIR --output DIR
+
+The rows and their stored numbers stay what they are, bit for bit; nothing is compressed. The older version stays too.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clara import artefact
+from clara.errors import InputError, command_line
+from clara.memory import KIND, MemoryStore
+from clara.update import compact, compact_recipe
+from pipelines.memory_run import clear_the_way, remove_leftovers
+from pipelines.runner import locked
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m pipelines.compact", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--memory", required=True, metavar="DIR", help="MEMORY to compact")
+    found.add_argument("--output", required=True, metavar="DIR", help="MEMORY to write")
+    found.add_argument("--num-shards", type=int, default=0, help="files of rows (default: 0, as many as before)")
+    found.add_argument(
+        "--no-verify", action="store_true", help="skip reading every byte of the MEMORY against its sha256 before (default: read it)"
+    )
+    found.add_argument("--overwrite", action="store_true", help="replace a finished MEMORY that was made by another recipe")
+    found.add_argument("--dry-run", action="store_true", help="print what there is to fold, and stop")
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    args = parser().parse_args(argv)
+    if args.num_shards < 0:
+        raise InputError(f"--num-shards {args.num_shards}: expected 0 or more")
+    store = MemoryStore.open(args.memory)
+    output = Path(args.output)
+    if output.resolve() == store.directory.resolve():
+        raise InputError(f"--output {args.output}: is the MEMORY of --memory, which stays as it is; give another directory")
+    num_shards = args.num_shards or store.num_shards
+    if args.dry_run:
+        parts = {name: len(store.manifest[name]) for name in ("shards", "overlays", "tombstones")}
+        print(json.dumps({**parts, "rows": len(store), "num_shards": num_shards, "output": args.output}, indent=1))
+        return 0
+    if artefact.up_to_date(output, KIND, compact_recipe(store, num_shards)):
+        print(f"{args.output}: up to date")
+        return 0
+    if not args.no_verify:
+        artefact.verify(args.memory, KIND)
+    with locked(output), tqdm(total=num_shards, unit=" shards", desc="compact", dynamic_ncols=True) as bar:
+        clear_the_way(output, args.overwrite)
+        compact(store, output, num_shards=num_shards, progress=lambda done, _: bar.update(done - bar.n) and None)
+        remove_leftovers(output)
+    print(f"{args.output}: MEMORY of {len(store)} rows in {num_shards} shards")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
