@@ -23,6 +23,17 @@ class Refresh(Section):
     keep_versions: int = Field(
         1, ge=0, description="versions before the one in use that are kept for rollback; the MEMORY that the run began with always is"
     )
+    canary_every: int = Field(
+        0, ge=0, description="steps between measurements of staleness: a fixed set of rows encoded afresh beside what is stored; 0: none"
+    )
+    canary_rows: int = Field(64, ge=2, description="rows of that set; half as many questions rank them")
+    trigger_cosine: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="a snapshot is taken when the set's mean cosine of stored and fresh memory is under it, from start_step on; 0: by steps "
+        "alone. With it, steps count only where every_steps is set",
+    )
     wait_seconds: float = Field(3600.0, ge=0, description="longest wait for a refresh that is under way after the last step")
     final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")
 
@@ -32,5 +43,10 @@ class Refresh(Section):
             raise ValueError(
                 f"refresh.delta_steps is {self.delta_steps}, every_steps {self.every_steps}: switch = 'fixed' switches delta_steps after a snapshot, "
                 "at least 1 and no later than the next snapshot; set delta_steps between 1 and every_steps"
+            )
+        if self.trigger_cosine and (self.policy == "none" or not self.canary_every):
+            raise ValueError(
+                f"refresh.trigger_cosine is {self.trigger_cosine}, policy {self.policy!r}, canary_every {self.canary_every}: a measured trigger "
+                "needs a policy that encodes and a measurement; set policy and canary_every, or leave trigger_cosine at 0"
             )
         return self

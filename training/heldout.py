@@ -1,5 +1,8 @@
 """A quick look at held-out questions during joint training. The full evaluation is a command of its own."""
 
+from collections.abc import Sequence
+from typing import TypeVar
+
 import numpy as np
 import torch
 
@@ -9,7 +12,13 @@ from training.candidates import Candidates, Known
 from training.engine import Engine
 
 _DEPTHS = (1, 5, 20)
+_T = TypeVar("_T")
 _AT_ONCE = 8
+
+
+def evenly(items: Sequence[_T], count: int) -> list[_T]:
+    """At most `count` of the items, evenly spread, in their order."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
 def choose(questions: list[Question], count: int) -> list[Question]:
@@ -17,7 +26,7 @@ def choose(questions: list[Question], count: int) -> list[Question]:
     for split in ("unseen", "seen"):
         found = [q for q in questions if q.split == split and q.positive_ids]
         if found:
-            return [found[i * len(found) // count] for i in range(min(count, len(found)))] if len(found) > count else found
+            return evenly(found, count)
     return []
 
 

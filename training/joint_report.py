@@ -30,6 +30,15 @@ def version_spans(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, 
     return spans
 
 
+def staleness(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, float]]:
+    """What the canary set measured, by step: as in `training.canary.Canary.measure`."""
+    found = []
+    for step, values in metrics.items():
+        if "canary_cosine" in values:
+            found.append({"step": step, **{name.removeprefix("canary_"): v for name, v in values.items() if name.startswith("canary_")}})
+    return found
+
+
 def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) -> dict[str, Any]:
     """After training: the last re-encoding, where it is asked for, and the report, which is returned.
 
@@ -96,6 +105,7 @@ def summarise(config: Config, where: Places, current: Mapping[str, Any], refresh
         "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
         "refreshes": refreshes,
         "versions_by_step": version_spans(metrics),
+        "staleness": staleness(metrics),
         "checkpoint": str(where.checkpoint),
         "memory": current["memory"],
         "index": current["index"],

@@ -21,6 +21,7 @@ from clara.model import ClaraModel
 from clara.questions import read_questions
 from clara.refresh_settings import Refresh
 from clara.section import Section
+from training.canary import Canary, canary_questions
 from training.engine import Engine
 from training.heldout import HeldOut, choose
 from training.joint_stage import JointStage, trained_roles
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 REPORT = "report.json"
 _LOCK_SECONDS = 60.0
-_ADDED_TO_REFRESH = ("keep_versions",)
+_ADDED_TO_REFRESH = ("keep_versions", "canary_every", "canary_rows", "trigger_cosine")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -158,8 +159,20 @@ def build_stage(config: Config, model: ClaraModel, where: Places, worker: Worker
                 "for; set it to 0 or make questions with a split"
             )
         held_out = HeldOut(chosen)
-    questions = read_questions(config.questions, "train")
-    return JointStage(model, questions, config, versions, held_out=held_out, store_backbone=own_backbone(config))
+    own = own_backbone(config)
+    return JointStage(
+        model, read_questions(config.questions, "train"), config, versions,
+        held_out=held_out, canary=build_canary(config, versions), store_backbone=own,
+    )  # fmt: skip
+
+
+def build_canary(config: Config, versions: Versions) -> Canary | None:
+    """What staleness is measured with, where that is asked for; of training questions there is always one."""
+    settings = config.joint.refresh
+    if not settings.canary_every:
+        return None
+    questions = canary_questions(read_questions(config.questions), max(1, settings.canary_rows // 2))
+    return Canary(questions, versions.open()[0], num_rows=settings.canary_rows, num_selected=config.joint.num_selected)
 
 
 def preflight(config: Config) -> None:

@@ -17,6 +17,7 @@ from clara.memory import MemoryStore
 from clara.model import COMPRESSOR, GENERATOR, QUERY_REASONER, ClaraModel
 from clara.questions import Question
 from clara.steps import JointBatch, JointStep
+from training.canary import Canary
 from training.candidates import NO_ROW, Candidates, Known, generator
 from training.engine import Engine
 from training.heldout import HeldOut
@@ -63,6 +64,7 @@ class JointStage(Stage):
         versions: Versions,
         *,
         held_out: HeldOut | None = None,
+        canary: Canary | None = None,
         store_backbone: bool = False,
     ) -> None:
         """Freeze what does not train.
@@ -73,6 +75,7 @@ class JointStage(Stage):
             config: the root; sections `joint` and `retrieval`.
             versions: MEMORY and INDEX.
             held_out: questions to evaluate on; None: none.
+            canary: what staleness is measured with; None: it is not.
             store_backbone: snapshots hold the LM too.
         """
         settings = config.joint
@@ -82,7 +85,7 @@ class JointStage(Stage):
         self.versions = versions
         self._model, self._config, self._settings = model, config, settings
         self._questions = shuffled_answers(questions, config.seed) if settings.shuffle_answers else questions
-        self._held_out, self._store_backbone = held_out, store_backbone
+        self._held_out, self._canary, self._store_backbone = held_out, canary, store_backbone
         store, index = versions.open()
         self.candidates = Candidates(settings, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index)
         self._known: dict[int, Known] = {}
@@ -142,12 +145,19 @@ class JointStage(Stage):
 
     def after_step(self, step: int, engine: Engine) -> dict[str, float]:
         """See the base class."""
-        self.versions.after_update(step + 1, self._model, engine, store_backbone=self._store_backbone)
+        every = self._settings.refresh.canary_every
+        staleness: dict[str, float] = {}
+        if self._canary is not None and (step + 1) % every == 0:
+            # Of the version that the next step uses, as a switch in this step has taken place.
+            staleness = self._canary.measure(self._model, self._store, engine)
+        cosine = staleness.get("canary_cosine", 1.0)
+        self.versions.after_update(step + 1, self._model, engine, store_backbone=self._store_backbone, cosine=cosine)
         self.versions.prune(step + 1)
         figures = {
             "used_memory_version": float(self._used_version),
             "search_seconds": self._search_seconds,
             "blocked_seconds": self.versions.blocked_seconds,
+            **staleness,
         }
         self.versions.blocked_seconds = 0.0
         every = self._settings.evaluate_every

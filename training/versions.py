@@ -30,12 +30,13 @@ from training.refresh import RefreshError, RefreshJob, RefreshResult, Ticket, Wo
 logger = logging.getLogger(__name__)
 
 
-def snapshot_due(updates: int, settings: Refresh) -> bool:
-    """Whether a snapshot is taken after that many updates."""
+def snapshot_due(updates: int, settings: Refresh, cosine: float = 1.0) -> bool:
+    """Whether a snapshot is taken after that many updates, where the canary set's mean cosine has just been measured as `cosine`."""
     if settings.policy == "none" or updates < settings.start_step:
         return False
     since = updates - settings.start_step
-    return since == 0 or (settings.every_steps > 0 and since % settings.every_steps == 0)
+    by_steps = since % settings.every_steps == 0 if settings.every_steps else since == 0 and not settings.trigger_cosine
+    return by_steps or cosine < settings.trigger_cosine
 
 
 def stored_parameters(model: ClaraModel, store_backbone: bool) -> list[nn.Parameter]:
@@ -105,14 +106,17 @@ class Versions:
 
     # --- a refresh's life --------------------------------------------------------------------------------------------
 
-    def after_update(self, updates: int, model: ClaraModel, engine: Engine, *, store_backbone: bool) -> None:
-        """Take a snapshot where one is due, and start its refresh. Every rank calls it."""
-        if not snapshot_due(updates, self._settings):
+    def after_update(self, updates: int, model: ClaraModel, engine: Engine, *, store_backbone: bool, cosine: float = 1.0) -> None:
+        """Take a snapshot where one is due, and start its refresh. Every rank calls it, with the same `cosine` (see `snapshot_due`)."""
+        if not snapshot_due(updates, self._settings, cosine):
             return
         if self.pending is not None:
-            if self._rank == 0:
+            # A trigger that fires on while its refresh is under way is no news.
+            if self._rank == 0 and cosine >= self._settings.trigger_cosine:
                 logger.warning("refresh: version %d is still being made after step %d; no snapshot this time", self.pending.number, updates)
             return
+        if self._rank == 0 and cosine < self._settings.trigger_cosine:
+            logger.info("refresh: after step %d stored and fresh memory have a cosine of %.4f: a snapshot is due", updates, cosine)
         began = time.monotonic()
         self.pending = Pending(self.current.number + 1, updates)
         with engine.whole(stored_parameters(model, store_backbone)):
