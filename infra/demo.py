@@ -21,6 +21,7 @@ from pathlib import Path
 from clara.artefact import atomic_write
 from clara.config import load
 from clara.errors import InputError, command_line
+from infra.summary import read, text
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "infra/configs/demo.toml"
@@ -242,13 +243,12 @@ def closing(demo: Demo, seconds: dict[str, float]) -> str:
     lines = ["", "Seconds: " + ", ".join(f"{title} {spent:.0f}" for title, spent in seconds.items())]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     lines.append(f"In all {sum(seconds.values()) / 60:.1f} minutes; the largest process held {peak:.1f} GiB.")
-    for name in ("evaluation/report.md", "../world/report.md"):
-        report = demo.output / name
-        if report.is_file():
-            lines += ["", report.read_text(encoding="utf-8").strip()]
+    lines += ["", text(read(demo.output / "evaluation"), "unseen")]
+    if demo.world and (world := demo.shared / "world" / "report.md").is_file():
+        lines += ["", world.read_text(encoding="utf-8").strip()]
     lines += [
         "",
-        f"Artefacts: {relative(demo.output)}/ (memory-v0, index-v0, joint/, evaluation/report.html)",
+        f"Artefacts: {relative(demo.output)}/ (memory-v0, index-v0, joint/; evaluation/report.html has all measures and pictures)",
         f"Runs and registry: mlflow ui --backend-store-uri {demo.tracking}",
         f"Ask more: {shlex.join(['python', '-m', 'clara.ask', *demo.asking(demo.given.backbone or relative(demo.shared / 'base'))])} 'your question'",
     ]

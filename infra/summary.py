@@ -1,0 +1,120 @@
+"""The demo's one table, from an evaluation's report.json: on the terminal at the end of the demo, and as Markdown for the README.
+
+python -m infra.summary EVALUATION [--markdown] [--split unseen]
+"""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clara.errors import InputError, command_line
+
+MEASURES = {
+    "index.recall@1": "Recall@1, all documents",
+    "index.recall@5": "Recall@5, all documents",
+    "index.recall@20": "Recall@20, all documents",
+    "index.mrr": "MRR, all documents",
+    "pool.recall@1": "Recall@1, pool of 20",
+    "pool.recall@5": "Recall@5, pool of 20",
+    "pool.mrr": "MRR, pool of 20",
+    "index.log_likelihood": "answer, from what was found",
+    "right.log_likelihood": "answer, right document (ceiling)",
+    "wrong.log_likelihood": "answer, a wrong one",
+    "none.log_likelihood": "answer, none (floor)",
+    "gap.right_minus_wrong": "right - wrong",
+    "index.exact_match": "exact match, from what was found",
+    "index.f1": "F1, from what was found",
+    "right.exact_match": "exact match, right document",
+    "none.exact_match": "exact match, none",
+}
+NAMES = {
+    "before": "before",
+    "stale": "after, MEMORY v0",
+    "after": "after, re-encoded",
+    "bm25/before": "BM25 / before",
+    "bm25/after": "BM25 / after",
+}
+COMPARED = ("index.recall@20", "pool.recall@5", "index.log_likelihood", "gap.right_minus_wrong")
+LEGEND = "answer: its log-likelihood in nats (0 is best). Means over questions, in brackets 95 % bootstrap intervals."
+
+
+def table(report: Mapping[str, Any], split: str) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows: a column for each system that the demo compares, a row for each measure that there is.
+
+    Raises:
+        InputError: the report has no such split.
+    """
+    systems = [name for name in NAMES if name in report["systems"]]
+    for name in systems:
+        if split not in report["systems"][name]:
+            raise InputError(f"--split {split!r}: the report has {', '.join(report['systems'][name])}; choose one of them")
+    rows = []
+    for measure, title in MEASURES.items():
+        figures = [report["systems"][name][split].get(measure) for name in systems]
+        if any(figures):
+            rows.append([title, *(f"{f['value']:.2f} [{f['low']:.2f}, {f['high']:.2f}]" if f else "" for f in figures)])
+    return ["", *(NAMES[name] for name in systems)], rows
+
+
+def differences(report: Mapping[str, Any], split: str) -> list[str]:
+    """What joint training changed, question by question: before to after."""
+    found = report["differences"].get(split, {}).get("after - before", {})
+    return [
+        f"{MEASURES[name]} {d['difference']:+.2f} [{d['low']:+.2f}, {d['high']:+.2f}], p = {d['p_value']:.2g}"
+        for name in COMPARED
+        if (d := found.get(name)) is not None
+    ]
+
+
+def text(report: Mapping[str, Any], split: str) -> str:
+    """Aligned columns for a terminal."""
+    head, rows = table(report, split)
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [
+        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(r, widths, strict=True)))
+        for r in [head, *rows]
+    ]
+    count = next((f[split]["index.recall@1"]["num_questions"] for f in report["systems"].values() if split in f), 0)
+    changed = differences(report, split)
+    return "\n".join(
+        [f"{count} held-out questions ({split})", *lines, LEGEND, *(["Before to after, paired: " + "; ".join(changed)] if changed else [])]
+    )
+
+
+def markdown(report: Mapping[str, Any], split: str) -> str:
+    """The same as a Markdown table."""
+    head, rows = table(report, split)
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+    return "\n".join([*lines, "", *("* " + d for d in differences(report, split))])
+
+
+def read(evaluation: Path) -> dict[str, Any]:
+    """An evaluation's report.
+
+    Raises:
+        InputError: there is none.
+    """
+    path = evaluation / "report.json"
+    if not path.is_file():
+        raise InputError(f"{evaluation}: no report.json there; give the --output of training.evaluate")
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return report
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("evaluation", type=Path, help="directory that training.evaluate wrote in the demo")
+    parser.add_argument("--markdown", action="store_true", help="as the README has it")
+    parser.add_argument("--split", default="unseen", help="unseen or seen (default %(default)s)")
+    options = parser.parse_args(argv)
+    print((markdown if options.markdown else text)(read(options.evaluation), options.split))
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
