@@ -46,11 +46,11 @@ class Size:
     overrides: tuple[str, ...] = ()
 
 
-WHOLE = Size(questions=32, generated=16)
+WHOLE = Size(questions=32, generated=12)
 QUICK = Size(
-    questions=10,
-    generated=4,
-    overrides=("joint.steps=8", "joint.compressor_steps=2", "joint.refresh.start_step=2", "joint.refresh.delta_steps=4"),
+    questions=8,
+    generated=3,
+    overrides=("joint.steps=6", "joint.compressor_steps=2", "joint.refresh.start_step=2", "joint.refresh.delta_steps=3"),
 )
 
 
