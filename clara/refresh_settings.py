@@ -11,6 +11,11 @@ class Refresh(Section):
     """Re-encoding of MEMORY beside training."""
 
     policy: Literal["none", "full"] = Field("none", description="none: MEMORY stays as it is; full: every row is encoded again")
+    rerank: bool = Field(
+        False,
+        description="with any policy: a pool is found by stored memory and scored on memory encoded afresh with the compressor as it is, without "
+        "gradient, wherever what is stored is older; costs N compressions a question",
+    )
     start_step: int = Field(0, ge=0, description="the first snapshot is taken after this step")
     every_steps: int = Field(0, ge=0, description="steps from one snapshot to the next; 0: only the first")
     switch: Literal["asap", "fixed"] = Field(

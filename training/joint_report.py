@@ -102,6 +102,7 @@ def summarise(config: Config, where: Places, current: Mapping[str, Any], refresh
         "blocked_seconds": blocked,
         "blocked_share": blocked / seconds if seconds else 0.0,
         "search_seconds": sum(v["search_seconds"] for v in metrics.values()),
+        "rerank_seconds": sum(v.get("rerank_seconds", 0.0) for v in metrics.values()),
         "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
         "refreshes": refreshes,
         "versions_by_step": version_spans(metrics),

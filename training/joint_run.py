@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 REPORT = "report.json"
 _LOCK_SECONDS = 60.0
-_ADDED_TO_REFRESH = ("keep_versions", "canary_every", "canary_rows", "trigger_cosine")
+_ADDED_TO_REFRESH = ("rerank", "keep_versions", "canary_every", "canary_rows", "trigger_cosine")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 

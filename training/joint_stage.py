@@ -89,7 +89,7 @@ class JointStage(Stage):
         store, index = versions.open()
         self.candidates = Candidates(settings, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index)
         self._known: dict[int, Known] = {}
-        self._search_seconds = 0.0
+        self._search_seconds = self._rerank_seconds = 0.0
         self._used_version = 0
         self._engine: Engine | None = None
 
@@ -123,7 +123,7 @@ class JointStage(Stage):
     def micro_batches(self, step: int, rank: int, world: int) -> list[JointBatch]:
         """See the base class. Pools are drawn from the MEMORY version in use, which is the same on every rank."""
         began = time.monotonic()
-        self._used_version = self.versions.current.number
+        self._used_version, self._rerank_seconds = self.versions.current.number, 0.0
         chosen = sample(self._config.seed, step, self.rows(step), len(self._questions))
         parts = shard(range(len(chosen)), rank, world, self._settings.micro_batch)
         places = [place for part in parts for place in part]
@@ -156,6 +156,7 @@ class JointStage(Stage):
         figures = {
             "used_memory_version": float(self._used_version),
             "search_seconds": self._search_seconds,
+            "rerank_seconds": self._rerank_seconds,
             "blocked_seconds": self.versions.blocked_seconds,
             **staleness,
         }
@@ -213,9 +214,10 @@ class JointStage(Stage):
         return [[r for r in row if r != NO_ROW] for row in in_order.tolist()]
 
     def _batch(self, step: int, places: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
-        size, device = self._settings.num_candidates, self._model.backbone.device
-        memory_BNMD, valid_BN = self.candidates.memory(pools, size)
+        device = self._model.backbone.device
         chosen, known = [self._questions[q] for q in questions], [self._known_rows(q) for q in questions]
+        right = [self._right_row(step, p, k) for p, k in zip(places, known, strict=True)]
+        memory_BNMD, valid_BN, right_memory = self._memories(step, pools, right)
         positive_BN = torch.zeros_like(valid_BN)
         for row, (pool, k) in enumerate(zip(pools, known, strict=True)):
             positive_BN[row, : len(pool)] = torch.tensor([r in k.positive for r in pool], dtype=torch.bool)
@@ -229,18 +231,41 @@ class JointStage(Stage):
             positive=positive_BN.to(device),
             candidates=texts,
             compressor_stands=not trains,
-            right_memory=[self._right_memory(step, p, k) for p, k in zip(places, known, strict=True)],
+            right_memory=right_memory,
         )
 
-    def _right_memory(self, step: int, place: int, known: Known) -> Tensor | None:
-        """A known positive's memory `[M, D]` for the configured share of questions."""
+    def _memories(self, step: int, pools: list[list[int]], right: list[int | None]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """Memory of pools `[B, N, M, D]`, which places are filled `[B, N]`, and of the right rows `[M, D]`: stored, or encoded afresh."""
+        size, device = self._settings.num_candidates, self._model.backbone.device
+        if not self._encodes_afresh(step):
+            memory_BNMD, valid_BN = self.candidates.memory(pools, size)
+            stored = [None if row is None else torch.from_numpy(self._store.memory([row]))[0].to(device) for row in right]
+            return memory_BNMD, valid_BN, stored
+        began = time.monotonic()
+        fresh: list[Tensor | None] = []
+        memory_BNMD = torch.zeros(len(pools), size, self._store.num_memory_tokens, self._store.hidden_size, device=device)
+        valid_BN = torch.zeros(len(pools), size, dtype=torch.bool)
+        for number, (pool, row) in enumerate(zip(pools, right, strict=True)):
+            # One pass for each question, whatever its pool: every rank makes the same collective calls.
+            memory = self._model.compress(self.candidates.token_ids([*pool, *([] if row is None else [row])], self._model))
+            memory_BNMD[number, : len(pool)], valid_BN[number, : len(pool)] = memory[: len(pool)], True
+            fresh.append(None if row is None else memory[-1])
+        self._rerank_seconds += time.monotonic() - began
+        return memory_BNMD, valid_BN, fresh
+
+    def _encodes_afresh(self, step: int) -> bool:
+        """Whether pools are scored on fresh memory: where that is asked for, and the compressor has moved since the version in use."""
+        updates = min(step, self._settings.compressor_updates)
+        return self._settings.refresh.rerank and self.versions.current.snapshot_step < updates
+
+    def _right_row(self, step: int, place: int, known: Known) -> int | None:
+        """A known positive's row for the configured share of questions."""
         if not self._settings.right_memory_share or not known.positive:
             return None
         dice = generator(self._config.seed, step, place + _RIGHT_MEMORY_PLACE)
         if float(torch.rand((), generator=dice)) >= self._settings.right_memory_share:
             return None
-        row = known.positive[int(torch.randint(len(known.positive), (), generator=dice))]
-        return torch.from_numpy(self._store.memory([row]))[0].to(self._model.backbone.device)
+        return known.positive[int(torch.randint(len(known.positive), (), generator=dice))]
 
 
 @torch.no_grad()
