@@ -4,9 +4,7 @@ The lists of a question depend on the question, the weights and the MEMORY versi
 question's place in it: neither on how many ranks share the step nor on how it is cut into micro-batches.
 """
 
-import itertools
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +17,7 @@ from clara.errors import InputError
 from clara.index import MemoryIndex
 from clara.memory import MemoryStore
 from clara.model import ClaraModel
+from clara.pools import Known, fill, interleave
 from clara.questions import Question
 from clara.records import input_text
 
@@ -30,42 +29,6 @@ _MOST_TOKENISED = 100_000
 def generator(seed: int, step: int, place: int) -> torch.Generator:
     """Random numbers that belong to one question of one step."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + place)
-
-
-def interleave(*lists: Sequence[int]) -> list[int]:
-    """The lists' entries in turn, best first, each entry once."""
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*lists))
-    return list(dict.fromkeys(row for row in turns if row is not None))
-
-
-def fill(own: Sequence[int], others: Sequence[Sequence[int]], banned: Collection[int], size: int, dice: torch.Generator) -> list[int]:
-    """A question's own candidates, then those of the other questions in random order, `size` in all or as many as there are."""
-    pool = list(own[:size])
-    if len(pool) < size:
-        present = {*pool, *banned}
-        rest = [row for row in dict.fromkeys(itertools.chain.from_iterable(others)) if row not in present]
-        order = torch.randperm(len(rest), generator=dice).tolist()
-        pool += [rest[i] for i in order[: size - len(pool)]]
-    return pool
-
-
-@dataclass(frozen=True)
-class Known:
-    """Rows of MEMORY that a question names: known positives, banned ones, and its published pool."""
-
-    positive: tuple[int, ...]
-    banned: frozenset[int]
-    pool: tuple[int, ...]
-
-    @classmethod
-    def of(cls, question: Question, store: MemoryStore) -> "Known":
-        """The rows of the question's documents. A document that is kept out is no positive either."""
-        banned = frozenset(row for document in question.exclude_ids for row in store.rows_of(document))
-
-        def rows(documents: Sequence[str]) -> tuple[int, ...]:
-            return tuple(row for document in documents for row in store.rows_of(document) if row not in banned)
-
-        return cls(rows(question.positive_ids), banned, rows(question.candidate_ids))
 
 
 class Candidates:

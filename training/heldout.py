@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from clara.model import ClaraModel
+from clara.pools import Known
 from clara.questions import Question
-from training.candidates import Candidates, Known
+from training.candidates import Candidates
 from training.engine import Engine
 
 _DEPTHS = (1, 5, 20)

@@ -15,10 +15,11 @@ from clara.config import Config
 from clara.errors import InputError
 from clara.memory import MemoryStore
 from clara.model import COMPRESSOR, GENERATOR, QUERY_REASONER, ClaraModel
+from clara.pools import Known
 from clara.questions import Question
 from clara.steps import JointBatch, JointStep
 from training.canary import Canary
-from training.candidates import NO_ROW, Candidates, Known, generator
+from training.candidates import NO_ROW, Candidates, generator
 from training.engine import Engine
 from training.heldout import HeldOut
 from training.loop import Stage, sample, shard

@@ -13,8 +13,9 @@ from clara.config import Config, Joint
 from clara.errors import InputError
 from clara.index import MemoryIndex
 from clara.memory import MemoryStore
+from clara.pools import Known, fill, interleave
 from clara.questions import Question, read_questions
-from training.candidates import Candidates, Known, fill, generator, interleave
+from training.candidates import Candidates, generator
 from training.engine import LocalEngine
 from training.joint_stage import JointStage, shuffled_answers
 from training.versions import Versions
