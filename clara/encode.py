@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clara.artefact import read_manifest, up_to_date
-from clara.codec import Floats, encode_memory
+from clara import product_quantiser
+from clara.artefact import file_entry, hash_of, read_manifest, up_to_date
+from clara.codec import Floats, check_memory, pq_width
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.memory import (
@@ -27,6 +28,7 @@ from clara.memory import (
     write_plan,
     write_shard,
 )
+from clara.product_quantiser import Codebook
 from clara.records import Chunk, input_text
 
 # When this many chunks of one shard fail and none succeeds, it is the model that is broken and not the texts.
@@ -161,7 +163,7 @@ def compress_chunks(
         batch = pending.pop()
         try:
             memory = model.compress([ids[i] for i in batch]).detach().float().cpu().numpy()
-            encode_memory(memory, codec)
+            check_memory(memory, codec)
         except Exception as error:  # as above
             if len(batch) == 1:
                 failed[batch[0]] = error
@@ -204,6 +206,7 @@ def write_memory_shard(
     fingerprint: Fingerprint,
     codec: str,
     batch_tokens: int,
+    codebook: Codebook | None = None,
     told: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Compress the chunks of one shard and write it, or find that this has been done.
@@ -214,14 +217,16 @@ def write_memory_shard(
         directory: the MEMORY.
         name: the shard's folder.
         fingerprint: of the vectors.
-        codec: `float16` or `int8`.
+        codec: one of `clara.codec.CODECS`.
         batch_tokens: tokens of a batch, padding included.
+        codebook: of a product-quantised codec.
         told: see `compress_chunks`.
 
     Returns:
         `{"name", "rows", "files", "failures": [{"chunk_id", "source", "document_id", "text", "reason"}], "reused": whether it was there}`.
     """
-    plan = plan_hash(chunks, fingerprint=fingerprint.hash, codec=codec, batch_tokens=batch_tokens)
+    contents = f"{codec} {codebook.hash}" if codebook else codec
+    plan = plan_hash(chunks, fingerprint=fingerprint.hash, codec=contents, batch_tokens=batch_tokens)
     finished = finished_report(directory, name, plan)
     if finished is not None:
         return {**finished, "reused": True}
@@ -230,10 +235,50 @@ def write_memory_shard(
     dead = {failure.chunk.chunk_id for failure in failures}
     keys = key_projection(fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed).keys(memory)
     kept = [chunk for chunk in chunks if chunk.chunk_id not in dead]
-    report = write_shard(directory, name, kept, memory, keys, codec, fingerprint=fingerprint.hash)
+    report = write_shard(directory, name, kept, memory, keys, codec, fingerprint=fingerprint.hash, codebook=codebook)
     report["failures"] = failure_report(failures)
     write_plan(directory, name, plan, report)
     return {**report, "reused": False}
+
+
+def make_codebook(
+    model: Callable[[], Compressor],
+    chunks: Sequence[Chunk],
+    directory: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    codec: str,
+    batch_tokens: int,
+) -> dict[str, Any] | None:
+    """Train and write the codebook of a MEMORY, or find that this has been done.
+
+    Args:
+        model: gives the compressor; called only where there is something to compress.
+        chunks: the sample, as of `clara.product_quantiser.sample_rows`.
+        directory: the MEMORY.
+        fingerprint: of the vectors.
+        codec: of the MEMORY.
+        batch_tokens: tokens of a batch, padding included.
+
+    Returns:
+        The manifest entry of its file; None where the codec needs none.
+
+    Raises:
+        InputError: too few memory tokens, or the disk refuses.
+    """
+    width = pq_width(codec)
+    if not width:
+        return None
+    plan = hash_of({"codebook": plan_hash(chunks, fingerprint=fingerprint.hash, codec=codec, batch_tokens=batch_tokens)})
+    finished = finished_report(directory, product_quantiser.CODEBOOK, plan)
+    if finished is not None:
+        return dict(finished["files"][0])
+    chunks = sorted(chunks, key=lambda chunk: chunk.row_id)
+    memory, _ = compress_chunks(model(), chunks, batch_tokens=batch_tokens, codec=codec)
+    product_quantiser.save_codebook(directory, product_quantiser.train_codebook(memory, width))
+    entry = file_entry(directory, product_quantiser.FILE)
+    write_plan(directory, product_quantiser.CODEBOOK, plan, {"files": [entry]})
+    return entry
 
 
 def failure_report(failures: Sequence[Failure]) -> list[dict[str, str]]:
@@ -288,7 +333,8 @@ def reencode_shard(
     """Compress the live rows of shard `index` of a store again; shards may be made by different processes.
 
     Returns:
-        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row.
+        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row. A product-quantised store gets a codebook
+        of the new compressor, by whichever process needs it first.
 
     Raises:
         InputError: a row that the store holds can't be compressed; a version must have every row.
@@ -297,8 +343,18 @@ def reencode_shard(
     rows = store.row_ids[store.row_ids % store.num_shards == index]
     if not len(rows):
         return {"name": name, "rows": 0, "files": [], "failures": [], "reused": False}
+    _reencode_codebook(store, model, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
+    width = pq_width(store.codec)
+    codebook = product_quantiser.load_codebook(output, width, store.hidden_size) if width else None
     report = write_memory_shard(
-        model, store.records(rows), output, name, fingerprint=fingerprint, codec=store.codec, batch_tokens=batch_tokens
+        model,
+        store.records(rows),
+        output,
+        name,
+        fingerprint=fingerprint,
+        codec=store.codec,
+        batch_tokens=batch_tokens,
+        codebook=codebook,
     )
     if report["failures"]:
         first = report["failures"][0]
@@ -306,6 +362,15 @@ def reencode_shard(
             f"{output}/{name}: {len(report['failures'])} rows not compressed, first {first['chunk_id']}: {first['reason']}; mend the compressor"
         )
     return report
+
+
+def _reencode_codebook(
+    store: MemoryStore, model: Callable[[], Compressor], output: str | os.PathLike[str], *, fingerprint: Fingerprint, batch_tokens: int
+) -> dict[str, Any] | None:
+    if not pq_width(store.codec):
+        return None
+    sample = store.records(product_quantiser.sample_rows(store.row_ids.tolist(), store.num_memory_tokens))
+    return make_codebook(model, sample, output, fingerprint=fingerprint, codec=store.codec, batch_tokens=batch_tokens)
 
 
 def complete_reencode(
@@ -330,6 +395,7 @@ def complete_reencode(
         recipe=reencode_recipe(store, fingerprint, batch_tokens),
         counts={"rows": num_rows},
         parent=store.hash,
+        extra_files=[file_entry(output, product_quantiser.FILE)] if pq_width(store.codec) else [],
     )
 
 

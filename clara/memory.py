@@ -1,7 +1,7 @@
 """MEMORY: shards of compressed chunks, mapped and never loaded whole.
 
-A shard is a folder with `records.parquet` and `memory.safetensors` (`memory [rows, M, D]` float16, or int8 with `scale [rows, M]`; `key [rows, KD]`
-float16), rows sorted by `row_id`. A version is base shards, then overlays (the newest row wins), without tombstones, as the manifest names them.
+A shard is a folder with `records.parquet` and `memory.safetensors` (`memory [rows, M, …]` as the codec stores it, with its `scale`; `key [rows, KD]`
+float16), rows sorted by `row_id`. A product-quantised MEMORY has its codebook beside them. A version is base shards, then overlays (the newest row wins), without tombstones, as the manifest names them.
 """
 
 import functools
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 
 from clara import artefact
 from clara.artefact import atomic_write, canonical_json, file_entry, hash_of, manifest_hash, read_manifest, sha256_file, write_manifest
-from clara.codec import Floats, decode_memory, encode_memory, layout
+from clara.codec import Floats, decode_memory, encode_memory, layout, pq_width
 from clara.errors import InputError
 from clara.fingerprint import Accepted, Fingerprint, check
+from clara.product_quantiser import Codebook, load_codebook
 from clara.records import Chunk
 from clara.tables import read_table
 
@@ -32,7 +33,7 @@ RECORDS, TENSORS, PLAN = "records.parquet", "memory.safetensors", "plan.json"
 
 # A mapping holds a file descriptor and a records table some megabytes: the least recently used are let go.
 _NUM_MAPPED, _NUM_TABLES = 256, 64
-_NUMPY_TYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8}
+_NUMPY_TYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8, "U8": np.uint8}
 _SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),
@@ -68,6 +69,7 @@ def write_shard(
     codec: str,
     *,
     fingerprint: str = "",
+    codebook: Codebook | None = None,
 ) -> dict[str, Any]:
     """Write one shard, each file whole or not at all.
 
@@ -77,8 +79,9 @@ def write_shard(
         chunks: n of them in any order.
         memory: `[n, M, D]`, in the chunks' order.
         keys: `[n, KD]`, in the chunks' order.
-        codec: `float16` or `int8`.
+        codec: one of `clara.codec.CODECS`.
         fingerprint: hash that stands in both files.
+        codebook: of a product-quantised codec.
 
     Returns:
         `{"name", "rows", "files": [manifest entries]}`.
@@ -91,7 +94,7 @@ def write_shard(
     order = sorted(range(len(chunks)), key=lambda i: chunks[i].row_id)
     ordered = [chunks[i] for i in order]
     check_row_ids(ordered, name)
-    tensors = {**encode_memory(memory[order], codec), "key": keys[order].astype(np.float16)}
+    tensors = {**encode_memory(memory[order], codec, codebook), "key": keys[order].astype(np.float16)}
     return write_stored(directory, name, ordered, tensors, codec, fingerprint=fingerprint)
 
 
@@ -297,6 +300,16 @@ class MemoryStore:
         """How memory is stored."""
         return str(self.manifest["codec"])
 
+    @functools.cached_property
+    def codebook(self) -> Codebook | None:
+        """Of a product-quantised codec; None with the others.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        width = pq_width(self.codec)
+        return load_codebook(self.directory, width, self.hidden_size) if width else None
+
     @property
     def num_shards(self) -> int:
         """What `row_id` is taken modulo of; shards without rows have no folder."""
@@ -328,7 +341,8 @@ class MemoryStore:
         out = np.empty((len(row_ids), self.num_memory_tokens, self.hidden_size), np.float32)
         for shard, where, places in self._by_shard(row_ids):
             tensors = self._tensors(shard)
-            out[where] = decode_memory({name: tensors[name][places] for name in ("memory", "scale") if name in tensors})
+            stored = {name: tensor[places] for name, tensor in tensors.items() if name != "key"}
+            out[where] = decode_memory(stored, self.codec, self.hidden_size, self.codebook)
         return out
 
     def keys(self, row_ids: Sequence[int] | Ids | None = None) -> Floats:

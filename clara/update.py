@@ -30,6 +30,7 @@ from clara.memory import (
     write_plan,
     write_stored,
 )
+from clara.product_quantiser import CODEBOOK
 from clara.records import Chunk
 
 _OVERLAY = "overlay-"
@@ -166,7 +167,7 @@ def _write_changes(
     if changes.fresh:
         memory, failures = compress_chunks(model(), changes.fresh, batch_tokens=batch_tokens, codec=store.codec, told=told)
         projection = key_projection(fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed)
-        encoded = {**encode_memory(memory, store.codec), "key": projection.keys(memory).astype(np.float16)}
+        encoded = {**encode_memory(memory, store.codec, store.codebook), "key": projection.keys(memory).astype(np.float16)}
         tensors = {tensor: np.concatenate([tensors[tensor], encoded[tensor]]) for tensor in tensors}
         dead = {failure.chunk.chunk_id for failure in failures}
         rows += [chunk for chunk in changes.fresh if chunk.chunk_id not in dead]
@@ -207,7 +208,7 @@ def complete_update(
     if len(reports) != before["num_shards"]:
         raise InputError(f"{directory}: {len(reports)} shards updated, {old} has {before['num_shards']}; run the update again")
     needed = {folder for report in reports for folder in report["folders"]}
-    kept = [entry for entry in before["files"] if entry["path"].partition("/")[0] in needed]
+    kept = [entry for entry in before["files"] if entry["path"].partition("/")[0] in {*needed, CODEBOOK}]
     for entry in kept:
         link(Path(old), Path(directory), entry)
     return write_manifest(

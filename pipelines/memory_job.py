@@ -16,11 +16,13 @@ from transformers.utils.logging import disable_progress_bar
 from clara.artefact import atomic_write, read_manifest
 from clara.backbone import load_tokenizer
 from clara.checkpoint import load_checkpoint
+from clara.codec import pq_width
 from clara.config import Backbone, Prompts
-from clara.encode import torch_threads, write_memory_shard
+from clara.encode import make_codebook, torch_threads, write_memory_shard
 from clara.errors import InputError
 from clara.memory import shard_name
 from clara.model import ClaraModel
+from clara.product_quantiser import load_codebook, num_sampled, sample_order
 from clara.prompts import PromptBuilder
 from clara.records import Chunk, Document
 from clara.update import write_overlay
@@ -117,14 +119,16 @@ class WriteShards(beam.DoFn):
         self._job = job
         self._shared = Shared()
 
-    def process(self, element: tuple[int, Any], num_shards: int) -> Iterator[dict[str, Any]]:
-        """Compress and write one shard, or find it finished."""
+    def process(self, element: tuple[int, Any], num_shards: int, codebook: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+        """Compress and write one shard, or find it finished; the codebook, if there is to be one, lies in MEMORY by now."""
         index, candidates = element
         job, kept = self._job, [candidate for candidate in candidates if candidate is not None]
         name = shard_name(index, num_shards)
         progress = ShardProgress(Path(job.output) / name, len(kept))
         progress.tell(0)
         try:
+            if codebook and "error" in codebook:
+                raise InputError(codebook["error"])
             # One thread a process: the cores are used by processes, and the last bits depend on the number of threads.
             with torch_threads(1):
                 report = self._write(index, name, [candidate.chunk for candidate in kept], progress)
@@ -151,6 +155,7 @@ class WriteShards(beam.DoFn):
                 batch_tokens=job.batch_tokens,
                 told=progress.tell,
             )
+        width, limits = pq_width(job.codec), job.fingerprint
         return write_memory_shard(
             self._model,
             chunks,
@@ -159,11 +164,35 @@ class WriteShards(beam.DoFn):
             fingerprint=job.fingerprint,
             codec=job.codec,
             batch_tokens=job.batch_tokens,
+            codebook=load_codebook(job.output, width, limits.hidden_size) if width else None,
             told=progress.tell,
         )
 
     def _model(self) -> ClaraModel:
         return self._shared.acquire(lambda: load_compressor(self._job))
+
+
+class TrainCodebook(beam.DoFn):
+    """The sample → the manifest entry of the codebook trained on it; None where the codec needs none."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def process(self, sample: list[Kept]) -> Iterator[dict[str, Any] | None]:
+        """Compress the sample, train, and write."""
+        job = self._job
+        try:
+            with torch_threads(1):
+                yield make_codebook(
+                    lambda: load_compressor(job),
+                    [kept.chunk for kept in sample],
+                    job.output,
+                    fingerprint=job.fingerprint,
+                    codec=job.codec,
+                    batch_tokens=job.batch_tokens,
+                )
+        except InputError as error:
+            yield {"error": str(error)}
 
 
 class Complete(beam.DoFn):
@@ -173,11 +202,17 @@ class Complete(beam.DoFn):
         self._job = job
 
     def process(
-        self, _: None, reports: list[dict[str, Any]], failed: list[DeadLetter], tallies: dict[str, int], num_shards: int
+        self,
+        _: None,
+        reports: list[dict[str, Any]],
+        failed: list[DeadLetter],
+        tallies: dict[str, int],
+        num_shards: int,
+        codebook: dict[str, Any] | None,
     ) -> Iterator[dict[str, Any]]:
         """Write the outcome, which the command reads."""
         try:
-            outcome: dict[str, Any] = {"counts": complete(self._job, reports, failed, tallies, num_shards)}
+            outcome: dict[str, Any] = {"counts": complete(self._job, reports, failed, tallies, num_shards, codebook)}
         except InputError as error:
             outcome = {"error": str(error)}
         atomic_write(Path(self._job.output) / OUTCOME, json.dumps(outcome))
@@ -227,6 +262,19 @@ def _to_empty_shard(index: int) -> tuple[int, Kept | None]:
     return index, None
 
 
+def _codebook(pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], job: Job) -> PCollection[dict[str, Any] | None]:
+    """The codebook's manifest entry, once it lies in MEMORY; an update keeps the older version's."""
+    if job.update or not pq_width(job.codec):
+        return pipeline | "NoCodebook" >> beam.Create([None])
+    size = num_sampled(job.fingerprint.num_memory_tokens)
+    return (
+        unique
+        | "Contents" >> beam.Values()
+        | "SampleChunks" >> combiners.Top.Smallest(size, key=lambda kept: sample_order(kept.chunk.row_id))
+        | "TrainCodebook" >> beam.ParDo(TrainCodebook(job))
+    )
+
+
 def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
     """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
     read = (
@@ -250,6 +298,7 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
         num_shards = AsSingleton(pipeline | "FixedShards" >> beam.Create([job.num_shards]))
     else:
         num_shards = AsSingleton(unique | "CountChunks" >> combiners.Count.Globally() | "ChooseShards" >> beam.Map(default_num_shards))
+    codebook = AsSingleton(_codebook(pipeline, unique, job))
     assigned = [unique | "AssignShard" >> beam.Map(_to_shard, num_shards)]
     if job.update:
         # A shard of which the corpus has nothing any more is a change too.
@@ -258,12 +307,12 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
         assigned
         | "AllShards" >> beam.Flatten()
         | "GatherShards" >> beam.GroupByKey()
-        | "CompressAndWrite" >> beam.ParDo(WriteShards(job), num_shards)
+        | "CompressAndWrite" >> beam.ParDo(WriteShards(job), num_shards, codebook)
     )
     totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
     failed = [read[_FAILED], chunked[_FAILED]] | "AllFailures" >> beam.Flatten()
     return (
         pipeline
         | "Once" >> beam.Create([None])
-        | "Complete" >> beam.ParDo(Complete(job), AsList(reports), AsList(failed), AsDict(totals), num_shards)
+        | "Complete" >> beam.ParDo(Complete(job), AsList(reports), AsList(failed), AsDict(totals), num_shards, codebook)
     )

@@ -41,7 +41,7 @@ class Job:
         fingerprint: of the vectors; says dtype, chunking and keys too.
         fields: names of the records' fields.
         num_shards: 0: by the number of chunks.
-        codec: `float16` or `int8`.
+        codec: one of `clara.codec.CODECS`.
         batch_tokens: tokens of a batch, padding included.
         limit: documents at most, the first ones; 0: all.
         max_failures: more dead letters than this fail the job; below 0: no bound.
@@ -65,7 +65,12 @@ class Job:
 
 
 def complete(
-    job: Job, reports: Sequence[dict[str, Any]], failed: Sequence[DeadLetter], tallies: Mapping[str, int], num_shards: int
+    job: Job,
+    reports: Sequence[dict[str, Any]],
+    failed: Sequence[DeadLetter],
+    tallies: Mapping[str, int],
+    num_shards: int,
+    codebook: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Complete the MEMORY and return its counts.
 
@@ -112,7 +117,7 @@ def complete(
             num_shards=num_shards,
             recipe=job.recipe,
             counts=counts,
-            extra_files=extra_files,
+            extra_files=[*extra_files, *([codebook] if codebook else [])],
         )
     return {**counts, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
 

@@ -57,6 +57,7 @@ def resolve_fingerprint(args: argparse.Namespace) -> Fingerprint:
     Raises:
         InputError: of the checkpoint, the backbone, the chunk limits or the key size.
     """
+    take_over(args)
     settings = read_manifest(args.checkpoint, "CHECKPOINT")["model"]
     max_tokens = args.max_tokens or settings["max_document_tokens"]
     if settings.get("cut_inputs") and max_tokens > settings["max_document_tokens"]:
@@ -96,7 +97,6 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
             raise InputError(f"--{name} {value}: expected {least} or more")
     if "://" in args.output:
         raise InputError(f"--output {args.output}: a URL; MEMORY is mapped, so give a directory on a (mounted) file system")
-    take_over(args)
     fields = Fields(args.id_field, args.title_field, args.text_field)
     fingerprint = resolve_fingerprint(args)
     if args.update:

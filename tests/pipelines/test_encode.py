@@ -17,6 +17,7 @@ from clara.encode import (
     compress_chunks,
     encode_chunks,
     key_projection,
+    make_codebook,
     plan_batches,
     reencode,
     reencode_shard,
@@ -26,6 +27,7 @@ from clara.errors import InputError
 from clara.fingerprint import Fingerprint, of_model
 from clara.memory import MemoryStore, complete_memory, shard_name
 from clara.model import ClaraModel
+from clara.product_quantiser import load_codebook
 from clara.records import Chunk, chunk_id, input_text, row_id
 
 FINGERPRINT = Fingerprint("b", "c", "t", "float32", 4, 32, "none", True, 96, 0, 64, 0)
@@ -215,6 +217,29 @@ def test_reencoding_equals_a_build_with_the_new_compressor(tmp_path: Path) -> No
     assert np.array_equal(store.keys(), expected.keys())
     assert store.records(store.row_ids) == old_store.records(old_store.row_ids)
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("codec", ["int8", "int4", "pq4"])
+def test_reencoding_keeps_the_codec_and_trains_another_codebook(tmp_path: Path, codec: str) -> None:
+    chunks = [chunk(number) for number in range(130)]
+    codebook, extra = make_codebook(WordHashes, chunks, tmp_path / "old", fingerprint=FINGERPRINT, codec=codec, batch_tokens=200), None
+    if codebook:
+        extra = load_codebook(tmp_path / "old", 4, FINGERPRINT.hidden_size)
+    settings = {"fingerprint": FINGERPRINT, "codec": codec}
+    reports = [write_memory_shard(WordHashes, chunks, tmp_path / "old", shard_name(0, 1), **settings, batch_tokens=200, codebook=extra)]
+    complete_memory(tmp_path / "old", reports, **settings, num_shards=1, recipe={}, counts={}, extra_files=[codebook] if codebook else [])
+    store = MemoryStore.open(tmp_path / "old", verify=True)
+    new = replace(FINGERPRINT, compressor="new")
+    manifest = reencode(store, WordHashes(shift=0.5), tmp_path / "new", fingerprint=new, batch_tokens=200)
+    fresh = MemoryStore.open(tmp_path / "new", [new], verify=True)
+    assert (manifest["codec"], fresh.codec) == (codec, codec)
+    exact = encode_chunks(WordHashes(shift=0.5), store.records(store.row_ids), batch_tokens=200)
+    error = np.abs(fresh.memory(fresh.row_ids) - exact).mean()
+    assert error < {"int8": 0.01, "int4": 0.1, "pq4": 0.35}[codec] * np.abs(exact).mean()
+    assert error < np.abs(store.memory(store.row_ids) - exact).mean()
+    if store.codebook and fresh.codebook:
+        assert store.codebook.hash != fresh.codebook.hash
+    assert reencode(store, WordHashes(shift=0.5), tmp_path / "new", fingerprint=new, batch_tokens=200) == manifest
 
 
 def test_reencoding_goes_on_where_it_stood(tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from clara.artefact import read_manifest, sha256_file
 from clara.encode import write_memory_shard
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
-from clara.index import MemoryIndex, build_index
+from clara.index import MemoryIndex, build_index, unit_rows
 from clara.memory import MemoryStore, complete_memory, shard_name
+from clara.product_quantiser import FILE, Codebook, save_codebook
 from clara.records import Chunk, chunk_id, row_id
 from clara.update import changes_of, compact, complete_update, next_generation, write_overlay
 from pipelines import compact as compact_command
@@ -58,14 +59,23 @@ def chunk(number: int, document: str = "d", text: str = "Text") -> Chunk:
     return Chunk(row_id(identity), identity, document, "", text, 0, len(text), 3, False, "corpus.jsonl")
 
 
+CODEBOOK = Codebook(np.random.default_rng(0).standard_normal((2, 256, 4)).astype(np.float32))
+
+
 def built(directory: Path, chunks: Sequence[Chunk], codec: str, num_shards: int = 3) -> MemoryStore:
-    model, reports = Drawn(), []
+    model, reports, extra_files = Drawn(), [], []
+    codebook = CODEBOOK if codec == "pq4" else None
+    if codebook:
+        save_codebook(directory, codebook)
+        extra_files.append(artefact.file_entry(directory, FILE))
     for shard in range(num_shards):
         own = [c for c in chunks if c.row_id % num_shards == shard]
         if own:
             name = shard_name(shard, num_shards)
-            reports.append(write_memory_shard(lambda: model, own, directory, name, fingerprint=FINGERPRINT, codec=codec, batch_tokens=64))
-    complete_memory(directory, reports, fingerprint=FINGERPRINT, codec=codec, num_shards=num_shards, recipe={}, counts={})
+            made = {"fingerprint": FINGERPRINT, "codec": codec, "batch_tokens": 64, "codebook": codebook}
+            reports.append(write_memory_shard(lambda: model, own, directory, name, **made))
+    made = {"fingerprint": FINGERPRINT, "codec": codec, "num_shards": num_shards, "recipe": {}, "counts": {}}
+    complete_memory(directory, reports, **made, extra_files=extra_files)
     return MemoryStore.open(directory)
 
 
@@ -100,7 +110,7 @@ def assert_same(store: MemoryStore, expected: MemoryStore) -> None:
 CORPORA = st.lists(st.dictionaries(st.integers(0, 11), st.sampled_from(["d", "e"]), max_size=8), min_size=2, max_size=3)
 
 
-@given(CORPORA, st.sampled_from(["float16", "int8"]))
+@given(CORPORA, st.sampled_from(["float16", "int8", "int4", "pq4"]))
 @settings(max_examples=5, deadline=None)
 def test_any_chain_of_updates_equals_a_build_from_nothing_and_so_does_its_compaction(corpora: list[dict[int, str]], codec: str) -> None:
     versions = [[chunk(number, document) for number, document in corpus.items()] for corpus in corpora]
@@ -252,6 +262,39 @@ def test_the_job_updates_and_compacts(tiny_checkpoint: Path, tmp_path: Path, cap
     assert (tmp_path / "plain" / "dead_letters.jsonl").exists()
     assert compact_command.main(["--memory", str(tmp_path / "v1"), "--output", str(tmp_path / "plain")]) == 0
     assert "up to date" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("codec", ["int4", "pq8"])
+def test_the_job_stores_by_codec_and_an_update_keeps_it(tiny_checkpoint: Path, tmp_path: Path, codec: str) -> None:
+    rows = [{"id": f"n{n}", "text": f"Number {n} of {n * 7919 % 104729} stands here."} for n in range(70)]
+    corpus = write_rows(tmp_path / "corpus.jsonl", rows[:65])
+    for name, arguments in (("exact", ["--codec=float16"]), ("one", [f"--codec={codec}"])):
+        run(tiny_checkpoint, corpus, tmp_path / name, "--num-shards=2", "--dtype=float32", *arguments)
+    exact, store = MemoryStore.open(tmp_path / "exact"), MemoryStore.open(tmp_path / "one", verify=True)
+    assert store.codec == codec
+    assert np.array_equal(store.row_ids, exact.row_ids)
+    wanted = unit_rows(exact.memory(exact.row_ids))
+    cosines = (unit_rows(store.memory(store.row_ids)) * wanted).sum(axis=1)
+    assert cosines.min() > 0.98
+    payload = sum(path.stat().st_size for path in (tmp_path / "one").glob("shard-*/memory.safetensors"))
+    assert payload < sum(path.stat().st_size for path in (tmp_path / "exact").glob("shard-*/memory.safetensors"))
+    write_rows(corpus, rows[3:])
+    counts = run(tiny_checkpoint, corpus, tmp_path / "v1", "--update", str(tmp_path / "one"))
+    assert (counts["rows compressed"], counts["rows gone"]) == (5, 3)
+    new = MemoryStore.open(tmp_path / "v1", verify=True)
+    both = np.intersect1d(new.row_ids, store.row_ids)
+    assert new.codec == codec
+    assert np.array_equal(new.memory(both), store.memory(both))
+    build_index(tmp_path / "v1", tmp_path / "index", num_queries=0)
+    found, _ = MemoryIndex.open(tmp_path / "index", new).search(new.memory(new.row_ids[:9]), 1)
+    assert found[:, 0].tolist() == new.row_ids[:9].tolist()
+
+
+def test_too_small_a_corpus_for_a_codebook_is_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    corpus = write_rows(tmp_path / "corpus.jsonl", tiny.documents()[:9])
+    with pytest.raises(InputError, match="codec pq8: 36 memory tokens to train on, expected at least 256"):
+        run(tiny_checkpoint, corpus, tmp_path / "v0", "--codec=pq8")
+    assert not (tmp_path / "v0" / "manifest.json").exists()
 
 
 def test_an_update_of_something_else_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
