@@ -82,13 +82,15 @@ def finished_shards(directory: Path, started: float) -> list[str]:
 
 
 @contextmanager
-def progress_bar(directory: Path, started: float, *, quiet: bool) -> Iterator[None]:
-    """A bar of compressed chunks, with rate and time left, while the job runs inside.
+def progress_bar(directory: Path, started: float, *, quiet: bool, what: str = "chunks", doing: str = "compress") -> Iterator[None]:
+    """A bar of what is done, with rate and time left, while the job runs inside.
 
     Args:
         directory: the MEMORY that is being written.
         started: time in seconds since the epoch; what was told before does not count.
         quiet: no bar.
+        what: is counted.
+        doing: what is done with it; until the first shard begins, it is read.
     """
     if quiet:
         yield
@@ -96,13 +98,13 @@ def progress_bar(directory: Path, started: float, *, quiet: bool) -> Iterator[No
     stop = threading.Event()
 
     def watch() -> None:
-        with tqdm(total=0, unit=" chunks", desc="read and chunk", dynamic_ncols=True) as bar:
+        with tqdm(total=0, unit=f" {what}", desc="read", dynamic_ncols=True) as bar:
             while True:
                 ended = stop.wait(_POLL_SECONDS)
                 now = seen(directory, started)
                 if now is not None:
                     bar.total = now.total
-                    bar.set_description("compress", refresh=False)
+                    bar.set_description(doing, refresh=False)
                     bar.update(now.done - bar.n)
                 if ended:
                     return

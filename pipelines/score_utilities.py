@@ -1,0 +1,296 @@
+"""UTILITIES of questions: pools drawn once, and how likely each candidate alone makes the answer (a Beam job over all cores, or a runner's).
+
+    python -m pipelines.score_utilities --questions DIR --checkpoint DIR --memory DIR [--index DIR] --output DIR [--pool-size 20]
+
+While compressor and generator stand still these numbers don't change: `training/joint.py --set utilities=DIR` then trains the query reasoner for
+many epochs at the price of its own passes. Score again after a refresh, or when the generator has trained. A pool holds the known positives (unless
+--no-positives), the best rows of the index and of BM25 in turn, and rows drawn at random. A run that was interrupted goes on.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import torch
+from apache_beam.pvalue import AsList
+from apache_beam.utils.shared import Shared
+
+from clara.artefact import MANIFEST, atomic_write, make_directory, manifest_hash, read_manifest, up_to_date, write_manifest
+from clara.bm25 import Bm25
+from clara.encode import torch_threads
+from clara.errors import InputError, command_line
+from clara.memory import shard_name
+from clara.pools import Known, fill, interleave
+from clara.questions import Question, read_questions
+from clara.records import input_text
+from clara.retriever import NO_ROW, Retriever
+from clara.utilities import FILE, KIND, Scored, reader_hash, write_shard
+from pipelines.progress import ShardProgress, progress_bar
+from pipelines.runner import LOCAL, beam_options, locked, make_pipeline
+
+PLAN = "plan.json"
+_QUESTIONS_A_SHARD = 64
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the workers need to know. See the command's arguments."""
+
+    questions: str
+    split: str
+    checkpoint: str
+    memory: str
+    index: str
+    backbone: str
+    output: str
+    device: str
+    pool_size: int
+    from_index: int
+    from_bm25: int
+    positives: bool
+    seed: int
+
+    def recipe(self) -> dict[str, Any]:
+        """What determines the numbers."""
+        inputs = {name: manifest_hash(path) for name in ("questions", "checkpoint", "memory", "index") if (path := getattr(self, name))}
+        settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "seed", "device")
+        return {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
+
+
+class Scorer:
+    """Draws a question's pool and reads each of its rows: a model, a MEMORY and its texts, once a process."""
+
+    def __init__(self, job: Job) -> None:
+        """Open everything.
+
+        Raises:
+            InputError: see `Retriever.open`.
+        """
+        self._job = job
+        self._retriever = Retriever.open(job.checkpoint, job.memory, job.index or None, backbone=job.backbone, device=job.device)
+        store = self._retriever.store
+        self._bm25 = Bm25([input_text(c.title, c.text) for c in store.records(store.row_ids)], store.row_ids) if job.from_bm25 else None
+
+    def pools(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Rows for each question: positives, index and BM25 in turn, then rows at random, none that the question keeps out."""
+        job, store = self._job, self._retriever.store
+        known = [Known.of(q, store) for q in questions]
+        banned = [set(k.banned) for k in known]
+        lists: list[list[list[int]]] = [[] for _ in questions]
+        if job.from_index:
+            found, _ = self._retriever.search(
+                self._retriever.queries([q.question for q in questions]), job.from_index, [q.exclude_ids for q in questions]
+            )
+            for parts, rows in zip(lists, found.tolist(), strict=True):
+                parts.append([r for r in rows if r != NO_ROW])
+        if self._bm25 is not None:
+            found, _ = self._bm25.search([q.question for q in questions], job.from_bm25, exclude=banned)
+            for parts, rows in zip(lists, found.tolist(), strict=True):
+                parts.append([r for r in rows if r != NO_ROW])
+        pools = []
+        for question, k, parts in zip(questions, known, lists, strict=True):
+            own = list(dict.fromkeys([*(k.positive if job.positives else ()), *interleave(*parts)]))
+            dice = torch.Generator().manual_seed(_number(f"{job.seed} {question.question_id}"))
+            # As many as could be needed, drawn without reading the whole list of rows into a permutation.
+            drawn = store.row_ids[torch.randint(len(store), (4 * job.pool_size,), generator=dice).numpy()].tolist()
+            pools.append(fill(own, [drawn], k.banned, job.pool_size, dice))
+        return pools
+
+    def score(self, question: Question, pool: Sequence[int]) -> Scored:
+        """Likelihood of the question's first answer given each row of its pool alone, and given none."""
+        memory_NMD = self._retriever.memories(pool).to(self._retriever.model.backbone.device)
+        memories = [*(m[None] for m in memory_NMD), memory_NMD[:0]]
+        count = len(memories)
+        nats, _ = self._retriever.model.answer_log_likelihood([question.question] * count, memories, [question.answers[0]] * count)
+        *given, without = nats.tolist()
+        return Scored(question.question_id, tuple(pool), tuple(given), without)
+
+
+def _number(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+class ScoreShard(beam.DoFn):
+    """Shard number → its manifest entry, scored and written, or found finished; or what is wrong with the input."""
+
+    def __init__(self, job: Job, num_shards: int) -> None:
+        self._job, self._num_shards = job, num_shards
+        self._shared = Shared()
+
+    def process(self, number: int) -> Iterator[dict[str, Any]]:
+        """Score one shard."""
+        job, name = self._job, shard_name(number, self._num_shards)
+        own = questions_of(job)[number :: self._num_shards]
+        progress = ShardProgress(Path(job.output) / name, len(own))
+        progress.tell(0)
+        try:
+            if (Path(job.output) / name / FILE).is_file():
+                from clara.artefact import file_entry
+
+                yield file_entry(job.output, f"{name}/{FILE}", len(own))
+            else:
+                with torch_threads(1):
+                    scorer = self._shared.acquire(lambda: Scorer(job))
+                    scored = []
+                    for question, pool in zip(own, scorer.pools(own), strict=True):
+                        scored.append(scorer.score(question, pool))
+                        progress.tell(len(scored))
+                yield write_shard(job.output, name, scored)
+        except InputError as error:
+            yield {"error": str(error)}
+            return
+        progress.tell(len(own))
+
+
+def questions_of(job: Job) -> list[Question]:
+    """The questions that are scored, in the order of their ids.
+
+    Raises:
+        InputError: there is none.
+    """
+    return sorted(read_questions(job.questions, job.split or None), key=lambda q: q.question_id)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    found = argparse.ArgumentParser(
+        prog="python -m pipelines.score_utilities", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = found.add_argument
+    add("--questions", required=True, metavar="DIR", help="QUESTIONS")
+    add("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT whose generator reads, and whose query reasoner searches")
+    add("--memory", required=True, metavar="DIR", help="MEMORY of that CHECKPOINT's compressor")
+    add("--index", default="", metavar="DIR", help="INDEX over that MEMORY (default: exact search over all rows)")
+    add("--backbone", default="", help="folder of the LM (default: the one that the checkpoint holds or names)")
+    add("--output", required=True, metavar="DIR", help="UTILITIES to write")
+    add("--split", default="train", help="of the questions; '' takes all (default: %(default)s)")
+    add("--pool-size", type=int, default=20, metavar="N", help="rows of a pool (default: %(default)s)")
+    add("--from-index", type=int, default=5, metavar="N", help="of these, best of the index (default: %(default)s)")
+    add("--from-bm25", type=int, default=5, metavar="N", help="of these, best of BM25 (default: %(default)s)")
+    add("--no-positives", action="store_true", help="don't put the known positives into the pools")
+    add("--seed", type=int, default=0, help="of the rows drawn at random (default: %(default)s)")
+    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add("--num-workers", type=int, default=0, help="processes of the local runner; 0: as many as cores (default: %(default)s)")
+    add("--runner", default=LOCAL, help="local, or a runner's name for Beam; further arguments are Beam's (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace UTILITIES of another recipe")
+    add("--dry-run", action="store_true", help="print the recipe and stop")
+    return found
+
+
+def job_of(options: argparse.Namespace) -> Job:
+    """The job of the arguments.
+
+    Raises:
+        InputError: a number is out of range.
+    """
+    for name, least in (("pool_size", 2), ("from_index", 0), ("from_bm25", 0)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {least} or more")
+
+    def whole(path: str) -> str:
+        return str(Path(path).resolve()) if path else ""
+
+    return Job(
+        questions=whole(options.questions),
+        split=options.split,
+        checkpoint=whole(options.checkpoint),
+        memory=whole(options.memory),
+        index=whole(options.index),
+        backbone=whole(options.backbone),
+        output=whole(options.output),
+        device=options.device,
+        pool_size=options.pool_size,
+        from_index=options.from_index,
+        from_bm25=options.from_bm25,
+        positives=not options.no_positives,
+        seed=options.seed,
+    )
+
+
+def prepare(output: Path, recipe: dict[str, Any], overwrite: bool) -> None:
+    """Keep the shards of an interrupted run of the same recipe; refuse, or remove, those of another.
+
+    Raises:
+        InputError: UTILITIES of another recipe, finished or not, are there, and were not to be overwritten.
+    """
+    plan = json.dumps(recipe, sort_keys=True)
+    shards = [*output.glob(f"shard-*/{FILE}")]
+    same = (output / PLAN).is_file() and (output / PLAN).read_text(encoding="utf-8") == plan
+    if not same and (shards or (output / MANIFEST).exists()):
+        if not overwrite:
+            raise InputError(
+                f"--output {output}: holds utilities of another recipe (other questions, checkpoint, MEMORY or settings); choose another "
+                "directory, or replace them with --overwrite"
+            )
+        (output / MANIFEST).unlink(missing_ok=True)
+        for shard in shards:
+            shard.unlink()
+    atomic_write(output / PLAN, plan)
+
+
+def run(job: Job, pipeline: beam.Pipeline, recipe: dict[str, Any]) -> int:
+    """Score all shards and write the manifest. Returns the number of questions.
+
+    Raises:
+        InputError: a worker's.
+    """
+    questions = questions_of(job)
+    num_shards = -(-len(questions) // _QUESTIONS_A_SHARD)
+    found = (
+        pipeline
+        | "shards" >> beam.Create(range(num_shards))
+        | "spread" >> beam.Reshuffle()
+        | "score" >> beam.ParDo(ScoreShard(job, num_shards))
+    )
+    pipeline | "once" >> beam.Create([None]) | "collect" >> beam.Map(_collect, AsList(found), f"{job.output}/.entries.json")
+    with progress_bar(Path(job.output), time.time(), quiet=False, what="questions", doing="score"):
+        pipeline.run().wait_until_finish()
+    entries = json.loads((Path(job.output) / ".entries.json").read_text(encoding="utf-8"))
+    errors = sorted(e["error"] for e in entries if "error" in e)
+    if errors:
+        raise InputError(errors[0])
+    write_manifest(
+        job.output,
+        kind=KIND,
+        files=entries,
+        recipe=recipe,
+        counts={"questions": len(questions), "pool size": job.pool_size},
+        memory=manifest_hash(job.memory),
+        reader=reader_hash(job.checkpoint),
+    )
+    return len(questions)
+
+
+def _collect(_: None, entries: list[dict[str, Any]], path: str) -> None:
+    atomic_write(path, json.dumps(entries))
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options, rest = parser().parse_known_args(argv)
+    job = job_of(options)
+    beam_arguments = beam_options(rest, options.runner, options.num_workers)
+    recipe = job.recipe()
+    read_manifest(job.memory, "MEMORY")
+    if options.dry_run:
+        print(json.dumps(recipe | {"questions": len(questions_of(job))}, indent=1))
+        return 0
+    output = make_directory(job.output)
+    if up_to_date(output, KIND, recipe):
+        print(f"{options.output}: up to date")
+        return 0
+    with locked(output):
+        prepare(output, recipe, options.overwrite)
+        count = run(job, make_pipeline(beam_arguments, options.runner), recipe)
+    print(f"{options.output}: UTILITIES of {count} questions, pools of {job.pool_size}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
