@@ -2,6 +2,7 @@
 
 import io
 import json
+import lzma
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,11 @@ import pyarrow as pa
 from clara.errors import InputError
 from clara.records import Document, document_id, normalise
 
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd"}
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".xz": "xz"}
 """Compression of a file by the ending of its name."""
+
+DAMAGE = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
+"""What reading a damaged file raises."""
 
 
 def decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
@@ -21,6 +25,8 @@ def decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
 
     Arrow's reader takes files of several parts, and a part that is cut short is an error; zstandard's own takes it for the end.
     """
+    if compression == "xz":  # which Arrow has not
+        return lzma.LZMAFile(raw)
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)) if compression else raw
 
 
@@ -35,7 +41,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     try:
         with open(path, "rb") as raw, decompressed(raw, compression) as stream:
             yield stream
-    except (OSError, pa.ArrowException) as error:
+    except DAMAGE as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); correct the path, or copy the file anew") from error
 
 

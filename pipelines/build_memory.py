@@ -35,7 +35,11 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT with the compressor")
     add("--backbone", default="", metavar="DIR", help="folder of the LM (default: the one that the checkpoint holds or names)")
-    add("--format", default="auto", help="of the input: jsonl, json (an array), parquet, text (default: auto, by the file name)")
+    add(
+        "--format",
+        default="auto",
+        help="of the input: jsonl, json (an array), parquet, text, mediawiki (a dump) (default: auto, by the file name)",
+    )
     add("--id-field", default="id", help="field with the document's id; without it, the hash of its content (default: %(default)s)")
     add("--title-field", default="title", help="field with the title, which stands in front of each chunk (default: %(default)s)")
     add("--text-field", default="text", help="field with the text (default: %(default)s)")

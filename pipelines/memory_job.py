@@ -27,6 +27,7 @@ from clara.prompts import PromptBuilder
 from clara.records import Chunk, Document
 from clara.update import write_overlay
 from pipelines.chunking import ChunkingError, Tokens, chunk_document
+from pipelines.dead_letters import SNIPPET_CHARACTERS, count_reasons, failures, write_letters
 from pipelines.dedup import KeepFirst, Kept
 from pipelines.memory_outcome import (
     BEYOND_LIMIT,
@@ -35,7 +36,6 @@ from pipelines.memory_outcome import (
     DUPLICATES,
     OUTCOME,
     RECORDS,
-    SNIPPET_CHARACTERS,
     SPLIT,
     TRUNCATED,
     UNIQUE,
@@ -43,7 +43,8 @@ from pipelines.memory_outcome import (
     complete,
 )
 from pipelines.progress import ShardProgress
-from pipelines.sources import DeadLetter, Fields, Unit, read_unit
+from pipelines.sources import read_unit
+from pipelines.units import DeadLetter, Fields, Unit
 
 _COUNTERS = "build_memory"
 _FAILED, _TALLY = "failed", "tally"
@@ -196,7 +197,7 @@ class TrainCodebook(beam.DoFn):
 
 
 class Complete(beam.DoFn):
-    """Once everything is there: check that nothing was lost, write the dead letters, and the manifest last of all."""
+    """Once everything is there: check that nothing was lost, and write the manifest last of all."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -205,14 +206,15 @@ class Complete(beam.DoFn):
         self,
         _: None,
         reports: list[dict[str, Any]],
-        failed: list[DeadLetter],
+        letter_files: list[dict[str, Any]],
+        reasons: dict[tuple[bool, str], int],
         tallies: dict[str, int],
         num_shards: int,
         codebook: dict[str, Any] | None,
     ) -> Iterator[dict[str, Any]]:
         """Write the outcome, which the command reads."""
         try:
-            outcome: dict[str, Any] = {"counts": complete(self._job, reports, failed, tallies, num_shards, codebook)}
+            outcome: dict[str, Any] = {"counts": complete(self._job, reports, letter_files, reasons, tallies, num_shards, codebook)}
         except InputError as error:
             outcome = {"error": str(error)}
         atomic_write(Path(self._job.output) / OUTCOME, json.dumps(outcome))
@@ -310,9 +312,10 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
         | "CompressAndWrite" >> beam.ParDo(WriteShards(job), num_shards, codebook)
     )
     totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
-    failed = [read[_FAILED], chunked[_FAILED]] | "AllFailures" >> beam.Flatten()
+    letters = [read[_FAILED], chunked[_FAILED], failures(reports)] | "AllLetters" >> beam.Flatten()
+    files, reasons = write_letters(letters, job.output), count_reasons(letters)
     return (
         pipeline
         | "Once" >> beam.Create([None])
-        | "Complete" >> beam.ParDo(Complete(job), AsList(reports), AsList(failed), AsDict(totals), num_shards, codebook)
+        | "Complete" >> beam.ParDo(Complete(job), AsList(reports), AsList(files), AsDict(reasons), AsDict(totals), num_shards, codebook)
     )

@@ -2,20 +2,18 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clara.artefact import MANIFEST, atomic_write, file_entry
+from clara.artefact import MANIFEST
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.memory import complete_memory
 from clara.update import complete_update
-from pipelines.sources import DeadLetter, Fields, clean
+from pipelines.units import Fields
 
-DEAD_LETTERS = "dead_letters.jsonl"
 OUTCOME = ".outcome.json"
-SNIPPET_CHARACTERS = 200
 
 # What is counted; the invariants tie them together.
 RECORDS, DOCUMENTS, BEYOND_LIMIT, CHUNKS, TRUNCATED, SPLIT = (
@@ -44,7 +42,7 @@ class Job:
         codec: one of `clara.codec.CODECS`.
         batch_tokens: tokens of a batch, padding included.
         limit: documents at most, the first ones; 0: all.
-        max_failures: more dead letters than this fail the job; below 0: no bound.
+        max_failures: more failed records than this fail the job; below 0: no bound.
         recipe: what determines the result.
         update: MEMORY of which this is a new version; empty: none.
     """
@@ -66,48 +64,47 @@ class Job:
 
 def complete(
     job: Job,
-    reports: Sequence[dict[str, Any]],
-    failed: Sequence[DeadLetter],
+    reports: Sequence[Mapping[str, Any]],
+    letter_files: Sequence[Mapping[str, Any]],
+    reasons: Mapping[tuple[bool, str], int],
     tallies: Mapping[str, int],
     num_shards: int,
     codebook: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Complete the MEMORY and return its counts.
 
+    Args:
+        job: the job.
+        reports: of all shards.
+        letter_files: manifest entries of the dead letters.
+        reasons: how many letters have a reason, by whether they were dropped and which.
+        tallies: what was counted.
+        num_shards: of the MEMORY.
+        codebook: manifest entry of a codebook made for it.
+
     Raises:
-        InputError: a shard could not be written, there is no row, or more dead letters than allowed.
+        InputError: a shard could not be written, there is no row, or more records failed than allowed.
     """
     errors = sorted(report["error"] for report in reports if report.get("error"))
     if errors:
         raise InputError(errors[0] + (f" (and {len(errors) - 1} more shards failed)" if len(errors) > 1 else ""))
-    in_shards = [
-        DeadLetter(f["source"], f["line"], "not compressed", clean(f["reason"]), f["text"][:SNIPPET_CHARACTERS])
-        for report in reports
-        for f in report["failures"]
-    ]
-    letters = sorted([*failed, *in_shards], key=lambda letter: (letter.source, letter.line, letter.reason, letter.detail))
-    reasons: dict[str, int] = {}
-    for letter in letters:
-        reasons[letter.reason] = reasons.get(letter.reason, 0) + 1
+    failed = {reason: count for (dropped, reason), count in sorted(reasons.items()) if not dropped}
+    dropped = {reason: count for (dropped, reason), count in sorted(reasons.items()) if dropped}
     rows = sum(report["rows"] for report in reports)
-    lines = "".join(json.dumps(asdict(letter), ensure_ascii=False) + "\n" for letter in letters)
-    atomic_write(Path(job.output) / DEAD_LETTERS, lines)
-    check_nothing_lost(tallies, rows, reasons)
-    where = f"{Path(job.output) / DEAD_LETTERS} names each"
+    check_nothing_lost(tallies, rows, failed, dropped)
+    where = f"{Path(job.output) / letter_files[0]['path']} names each"
     if not rows:
-        raise InputError(f"--input: no document could be used, failures by reason: {reasons or 'none'}; {where}")
-    if 0 <= job.max_failures < len(letters):
-        raise InputError(f"{len(letters)} dead letters, --max-failures allows {job.max_failures}; by reason: {reasons}; {where}")
-    counts = {
-        **dict(sorted(tallies.items())),
-        "rows": rows,
-        "dead letters": len(letters),
-        "dead letters by reason": dict(sorted(reasons.items())),
-    }
-    extra_files = [file_entry(job.output, DEAD_LETTERS, len(letters))]
+        raise InputError(
+            f"--input: no document could be used, failures by reason: {failed or 'none'}, dropped: {dropped or 'none'}; {where}"
+        )
+    num_failed = sum(failed.values())
+    if 0 <= job.max_failures < num_failed:
+        raise InputError(f"{num_failed} dead letters, --max-failures allows {job.max_failures}; by reason: {failed}; {where}")
+    counts = {**dict(sorted(tallies.items())), "rows": rows, "dead letters": num_failed, "dead letters by reason": failed}
+    counts |= {"dropped": sum(dropped.values()), "dropped by reason": dropped}
     if job.update:
         counts |= {f"rows {kind}": sum(report[kind] for report in reports) for kind in ("kept", "moved", "compressed", "gone")}
-        complete_update(job.update, job.output, reports, recipe=job.recipe, counts=counts, extra_files=extra_files)
+        complete_update(job.update, job.output, reports, recipe=job.recipe, counts=counts, extra_files=letter_files)
     else:
         complete_memory(
             job.output,
@@ -117,23 +114,24 @@ def complete(
             num_shards=num_shards,
             recipe=job.recipe,
             counts=counts,
-            extra_files=[*extra_files, *([codebook] if codebook else [])],
+            extra_files=[*letter_files, *([codebook] if codebook else [])],
         )
     return {**counts, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
 
 
-def check_nothing_lost(tallies: Mapping[str, int], rows: int, reasons: Mapping[str, int]) -> None:
+def check_nothing_lost(tallies: Mapping[str, int], rows: int, failed: Mapping[str, int], dropped: Mapping[str, int]) -> None:
     """Records in = out + dropped + failed, at each stage; a difference is a bug of the job, and no MEMORY is completed then."""
-    unchunked, uncompressed = reasons.get("not chunked", 0), reasons.get("not compressed", 0)
-    unread = sum(reasons.values()) - unchunked - uncompressed
+    unchunked, uncompressed = failed.get("not chunked", 0), failed.get("not compressed", 0)
+    unread = sum(failed.values()) - unchunked - uncompressed
     for stage, came_in, went_out in (
-        ("reading", tallies.get(RECORDS, 0), tallies.get(DOCUMENTS, 0) + tallies.get(BEYOND_LIMIT, 0) + unread),
+        ("reading", tallies.get(RECORDS, 0), tallies.get(DOCUMENTS, 0) + tallies.get(BEYOND_LIMIT, 0) + unread + sum(dropped.values())),
         ("deduplication", tallies.get(CHUNKS, 0), tallies.get(UNIQUE, 0) + tallies.get(DUPLICATES, 0)),
         ("compression", tallies.get(UNIQUE, 0), rows + uncompressed),
     ):
         if came_in != went_out:
             raise RuntimeError(
-                f"{stage} lost records: {came_in} came in, {went_out} are accounted for; tallies {dict(tallies)}, failures {dict(reasons)}"
+                f"{stage} lost records: {came_in} came in, {went_out} are accounted for; tallies {dict(tallies)}, failed {dict(failed)}, "
+                f"dropped {dict(dropped)}"
             )
 
 

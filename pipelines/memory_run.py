@@ -17,11 +17,12 @@ from clara.fingerprint import Fingerprint, check, of_checkpoint
 from clara.memory import KIND, PLAN
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
+from pipelines.dead_letters import NAME
 from pipelines.memory_job import add_memory_job
-from pipelines.memory_outcome import DEAD_LETTERS, OUTCOME, Job, read_outcome
+from pipelines.memory_outcome import OUTCOME, Job, read_outcome
 from pipelines.progress import progress_bar
 from pipelines.runner import beam_options, locked, make_pipeline, num_cores
-from pipelines.sources import Fields, Unit, describe, find_units
+from pipelines.units import Fields, Unit, describe, find_units
 
 _LOG = logging.getLogger(__name__)
 
@@ -150,9 +151,12 @@ def clear_the_way(output: Path, overwrite: bool) -> None:
 
 
 def remove_leftovers(output: Path) -> None:
-    """Remove what earlier, interrupted attempts left in shard folders: all that the manifest does not list, but the plans of its shards."""
+    """Remove what earlier, interrupted attempts left: all shards and dead letters that the manifest does not list, but the plans of its shards."""
     files = {output / entry["path"] for entry in read_manifest(output, KIND)["files"]}
     wanted = files | {file.parent / PLAN for file in files}
+    for file in output.glob(f"{NAME}*.jsonl"):
+        if file not in wanted:
+            file.unlink(missing_ok=True)
     for folder in output.glob("*shard-*"):
         for file in folder.iterdir():
             if file not in wanted:
@@ -186,7 +190,7 @@ def report(counts: dict[str, Any], output: str) -> None:
             "%d records could not be used: %s; see %s",
             counts["dead letters"],
             counts["dead letters by reason"],
-            Path(output) / DEAD_LETTERS,
+            Path(output) / f"{NAME}*.jsonl",
         )
 
 

@@ -1,129 +1,25 @@
-"""Corpus files as documents: JSONL (plain, gzip, bz2, zstd), JSON arrays, Parquet and plain text. What can't be read is told, never dropped."""
+"""Units of a corpus as documents: JSONL, JSON arrays, Parquet, plain text and MediaWiki dumps, plain or compressed. What can't be read is told."""
 
+import io
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import replace
 from typing import IO, Any
+from xml.etree.ElementTree import ParseError
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+from mwparserfromhell.parser import ParserError
 
-from clara.artefact import sha256_file
-from clara.corpus import COMPRESSIONS, decompressed
-from clara.errors import InputError
+from clara.corpus import DAMAGE, decompressed
 from clara.records import Document, document_id, normalise
+from pipelines import mediawiki
+from pipelines.units import DeadLetter, Fields, Unit, clean
+from pipelines.wikitext import UNREAD_LINKS, plain_text
 
-FORMATS = ("jsonl", "json", "parquet", "text")
 MAX_RECORD_BYTES = 64 * 2**20
-_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".txt": "text", ".text": "text", ".md": "text"}
 _SNIPPET_CHARACTERS = 200
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Names of a record's fields."""
-
-    id: str = "id"
-    title: str = "title"
-    text: str = "text"
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A piece of work for one reader: a file, or one row group of a Parquet file.
-
-    Attributes:
-        path: what is opened.
-        name: how the user named it; stands in every record as its source.
-        format: one of `FORMATS`.
-        compression: `gzip`, `bz2`, `zstd` or empty.
-        row_group: of a Parquet file.
-        first_line: number of the unit's first row.
-    """
-
-    path: str
-    name: str
-    format: str
-    compression: str = ""
-    row_group: int = 0
-    first_line: int = 1
-
-
-@dataclass(frozen=True)
-class DeadLetter:
-    """A record that could not be used: where it stands, the kind of failure (counted), what happened, and how the record begins."""
-
-    source: str
-    line: int
-    reason: str
-    detail: str
-    snippet: str = ""
-
-
-def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
-    """The units that globs name, by path, each once.
-
-    Args:
-        patterns: local paths (relative ones too) or URLs that Beam's file systems know.
-        file_format: one of `FORMATS`, or `auto`: by the file name's ending.
-
-    Raises:
-        InputError: a glob that matches nothing, an unknown ending, or an unknown format.
-    """
-    if file_format not in ("auto", *FORMATS):
-        raise InputError(f"--format {file_format!r}: expected auto, {', '.join(FORMATS)}")
-    names: dict[str, str] = {}
-    for pattern in patterns:
-        local = "://" not in pattern
-        relative = local and not os.path.isabs(pattern)
-        try:
-            found = FileSystems.match([os.path.abspath(pattern) if local else pattern])[0].metadata_list
-        except (BeamIOError, ValueError) as error:
-            raise InputError(
-                f"--input {pattern!r}: cannot be listed ({error}); correct the path, or install Beam's extra for this kind"
-            ) from error
-        paths = [entry.path for entry in found if not (local and os.path.isdir(entry.path))]
-        if not paths:
-            raise InputError(f"--input {pattern!r}: no such file; give a file or a quoted glob, as 'corpus/*.jsonl'")
-        for path in paths:
-            names.setdefault(path, os.path.relpath(path) if relative else path)
-    return [unit for path in sorted(names) for unit in _units_of(path, names[path], file_format)]
-
-
-def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
-    stem, suffix = os.path.splitext(path.lower())
-    compression = COMPRESSIONS.get(suffix, "")
-    if compression:
-        suffix = os.path.splitext(stem)[1]
-    kind = _SUFFIXES.get(suffix, "") if file_format == "auto" else file_format
-    if not kind:
-        raise InputError(
-            f"{name}: its format is not known from its name ({', '.join(_SUFFIXES)}, with {', '.join(COMPRESSIONS)}); give --format"
-        )
-    if kind != "parquet":
-        return [Unit(path, name, kind, compression)]
-    try:
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
-            metadata = pq.ParquetFile(stream).metadata
-            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    except (OSError, pa.ArrowException):
-        return [Unit(path, name, kind)]  # the reader will say what is wrong, as a dead letter
-    return [Unit(path, name, kind, row_group=group, first_line=1 + sum(rows[:group])) for group in range(len(rows))]
-
-
-def describe(units: Sequence[Unit]) -> list[dict[str, Any]]:
-    """What the input is, for a recipe: name and sha256 of local files; size and time of change of remote ones."""
-    described = []
-    for path, name in sorted({(unit.path, unit.name) for unit in units}):
-        if "://" in path:
-            entry = FileSystems.match([path])[0].metadata_list[0]
-            described.append({"path": name, "bytes": entry.size_in_bytes, "changed": entry.last_updated_in_seconds})
-        else:
-            described.append({"path": name, "bytes": os.path.getsize(path), "sha256": sha256_file(path)})
-    return described
 
 
 def read_unit(unit: Unit, fields: Fields) -> Iterator[Document | DeadLetter]:
@@ -135,7 +31,7 @@ def read_unit(unit: Unit, fields: Fields) -> Iterator[Document | DeadLetter]:
     try:
         for line, raw in _records(unit, fields):
             yield to_document(raw, fields, unit.name, line)
-    except (OSError, BeamIOError, pa.ArrowException) as error:
+    except (*DAMAGE, BeamIOError, ParseError) as error:
         yield DeadLetter(unit.name, line, "damaged file", f"unreadable after record {line}: {type(error).__name__}: {error}")
 
 
@@ -176,20 +72,20 @@ def to_document(raw: Any, fields: Fields, source: str, line: int) -> Document | 
     return Document(document_id(title, text) if found_id in (None, "") else str(found_id), title, text, source, line)
 
 
-def clean(text: str) -> str:
-    """The text with lone surrogates replaced, which no coder takes."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _records(unit: Unit, fields: Fields) -> Iterator[tuple[int, Any]]:
     """Line or row number from 1, and the record: bytes of JSON, an object, or a dead letter."""
     with FileSystems.open(unit.path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
         if unit.format == "parquet":
             yield from _parquet_rows(raw, unit, fields)
             return
+        if unit.stream:
+            yield from _stream_pages(raw, unit, unit.stream, fields)
+            return
         with decompressed(raw, unit.compression) as stream:
             if unit.format == "jsonl":
                 yield from _lines(stream, unit)
+            elif unit.format == "mediawiki":
+                yield from _pages(stream, unit, fields)
             elif unit.format == "json":
                 yield from _array(stream.read(), unit)
             else:
@@ -236,3 +132,42 @@ def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields) -> Iterator[tuple[
     # Without the text column each row is a dead letter that names the columns there are.
     table = file.read_row_group(unit.row_group, columns=columns if fields.text in columns else None)
     yield from enumerate(table.to_pylist(), unit.first_line)
+
+
+def _stream_pages(
+    raw: IO[bytes], unit: Unit, stream: mediawiki.Stream, fields: Fields
+) -> Iterator[tuple[int, Mapping[str, str] | DeadLetter]]:
+    """The pages of one stream, and a dead letter where there are not as many as the index lists."""
+    raw.seek(stream.start)
+    data = raw.read(stream.end - stream.start) if stream.end >= 0 else raw.read()
+    number = stream.first_page - 1
+    for number, record in _pages(io.BytesIO(mediawiki.decompressed_stream(data)), unit, fields):
+        yield number, record
+    found = number + 1 - stream.first_page
+    if found != stream.num_pages:
+        detail = f"{found} pages in the stream at byte {stream.start}, its index lists {stream.num_pages}"
+        yield number, DeadLetter(unit.name, number, "damaged file", detail)
+
+
+def _pages(stream: IO[bytes], unit: Unit, fields: Fields) -> Iterator[tuple[int, Mapping[str, str] | DeadLetter]]:
+    number, unread = unit.first_line - 1, {*UNREAD_LINKS, *unit.unread_links}
+    for page in mediawiki.pages(stream):
+        if isinstance(page, str):
+            unread.add(page)
+            continue
+        number += 1
+        yield number, _of_page(page, DeadLetter(unit.name, number, "", "", clean(page.title)), unread, fields)
+
+
+def _of_page(page: mediawiki.Page, blank: DeadLetter, unread: Collection[str], fields: Fields) -> Mapping[str, str] | DeadLetter:
+    """The fields of a page, or the filled-in letter that says why it is left out."""
+    if page.namespace != "0":
+        return replace(blank, reason="other namespace", detail=f"namespace {page.namespace}, articles have 0", dropped=True)
+    if page.redirect:
+        return replace(blank, reason="redirect", detail="the page has no text of its own", dropped=True)
+    if page.text is None:
+        return replace(blank, reason="no text", detail="the dump has no text of the page's revision")
+    try:
+        return {fields.id: page.id, fields.title: page.title, fields.text: plain_text(page.text, unread)}
+    except ParserError as error:
+        return replace(blank, reason="not wikitext", detail=str(error))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 from apache_beam.options.pipeline_options import PipelineOptions
+from test_mediawiki import PAGES, multistream
 
 from clara.artefact import read_manifest, sha256_file
 from clara.checkpoint import load_checkpoint
@@ -33,7 +34,7 @@ from pipelines.memory_job import default_num_shards
 from pipelines.memory_outcome import check_nothing_lost
 from pipelines.progress import PROGRESS, Seen, ShardProgress, finished_shards, seen
 from pipelines.runner import LOCK, beam_options, locked
-from pipelines.sources import find_units
+from pipelines.units import find_units
 
 Build = Callable[..., Path]
 
@@ -148,6 +149,37 @@ def test_bad_records_are_told_and_the_others_stay(build: Build, caplog: pytest.L
     assert "5 records could not be used" in caplog.text
     listed = [f for f in read_manifest(memory)["files"] if f["path"] == "dead_letters.jsonl"]
     assert [f["rows"] for f in listed] == [5]
+
+
+def test_a_dump_is_read_stream_by_stream_and_what_is_dropped_is_no_failure(build: Build, tmp_path: Path) -> None:
+    path = multistream(tmp_path, PAGES, 2)
+    memory = build(path, "--max-failures=2")
+    store = MemoryStore.open(memory, verify=True)
+    assert sorted((r.document_id, r.title) for r in store.records(store.row_ids)) == [
+        ("1001", "Arlen & Co"),
+        ("1004", "Page 4"),
+        ("1006", "Page 6"),
+    ]
+    counts = read_manifest(memory)["counts"]
+    assert (counts["records read"], counts["rows"], counts["dropped"], counts["dead letters"]) == (7, 3, 2, 2)
+    assert counts["dropped by reason"] == {"other namespace": 1, "redirect": 1}
+    assert [(d["line"], d["reason"], d["dropped"]) for d in dead_letters(memory)] == [
+        (2, "redirect", True),
+        (3, "other namespace", True),
+        (5, "empty text", False),
+        (7, "no text", False),
+    ]
+
+
+def test_many_dead_letters_stand_in_several_files(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.dead_letters._LETTERS_PER_FILE", 10)
+    memory = build({"a.jsonl": b'{"text": "One."}\n' + b"bad\n" * 35})
+    parts = sorted(memory.glob("dead_letters*"))
+    assert [p.name for p in parts] == [f"dead_letters-{n:05d}-of-00004.jsonl" for n in range(4)]
+    lines = [json.loads(line)["line"] for part in parts for line in part.read_text().splitlines()]
+    assert sorted(lines) == list(range(2, 37))
+    assert {p.name for p in parts} <= {f["path"] for f in read_manifest(memory)["files"]}
+    MemoryStore.open(memory, verify=True)
 
 
 def test_more_failures_than_allowed_fail_the_job(build: Build, tmp_path: Path) -> None:
@@ -315,9 +347,10 @@ def test_shards_by_the_number_of_chunks(chunks: int, shards: int) -> None:
 def test_a_lost_record_is_noticed(name: str, change: int) -> None:
     tallies = {"records read": 12, "documents": 10, "chunks": 20, "unique chunks": 15, "duplicate chunks dropped": 5}
     reasons = {"not JSON": 2, "not compressed": 1}
-    check_nothing_lost(tallies, 14, reasons)
+    check_nothing_lost(tallies, 14, reasons, {})
+    check_nothing_lost({**tallies, "records read": 15}, 14, reasons, {"redirect": 3})
     with pytest.raises(RuntimeError, match="lost records"):
-        check_nothing_lost({**tallies, name: tallies[name] + change}, 14, reasons)
+        check_nothing_lost({**tallies, name: tallies[name] + change}, 14, reasons, {})
 
 
 def test_documents_are_plain_values() -> None:

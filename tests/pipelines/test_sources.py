@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import lzma
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import zstandard
 from clara.errors import InputError
 from clara.records import Document, document_id
 from pipelines import sources
-from pipelines.sources import DeadLetter, Fields, Unit, describe, find_units, read_unit
+from pipelines.sources import read_unit
+from pipelines.units import DeadLetter, Fields, Unit, describe, find_units
 
 ROWS = [{"id": f"r{n}", "title": "Arlen", "text": f"Text  number {n}."} for n in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -31,7 +33,7 @@ def zstd_frames(data: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("suffix", "compress"),
-    [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstd_frames), (".gz", lambda d: gzip.compress(d[:99]) + gzip.compress(d[99:]))],
+    [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstd_frames), (".xz", lzma.compress), (".xz", lambda d: lzma.compress(d[:99]) + lzma.compress(d[99:])), (".gz", lambda d: gzip.compress(d[:99]) + gzip.compress(d[99:]))],
 )  # fmt: skip
 def test_jsonl_in_each_compression(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
     path = tmp_path / f"corpus.jsonl{suffix}"
@@ -91,7 +93,9 @@ def test_a_null_character_is_taken_out(tmp_path: Path) -> None:
     assert [d.text for d in read(tmp_path / "a.jsonl") if isinstance(d, Document)] == ["null"]
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)])
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress), (".xz", lzma.compress)]
+)
 def test_a_truncated_file_gives_what_stands_before_or_at_least_says_so(
     tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
 ) -> None:
@@ -102,7 +106,7 @@ def test_a_truncated_file_gives_what_stands_before_or_at_least_says_so(
     assert isinstance(found[-1], DeadLetter)
     assert found[-1].reason == "damaged file"
     assert all(isinstance(d, Document) for d in found[:-1])
-    if suffix != ".bz2":  # whose blocks are larger than what is left
+    if suffix not in (".bz2", ".xz"):  # whose blocks are larger than what is left
         assert len(found) > 5_000
 
 

@@ -1,0 +1,71 @@
+"""The dead-letter dataset of a corpus job: each record that is not used, with file, line and reason, in as many files as it takes."""
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from apache_beam.pvalue import AsSingleton, PCollection
+from apache_beam.transforms import Create, FlatMap, Flatten, GroupByKey, Map, combiners
+
+from clara.artefact import atomic_write, file_entry
+from pipelines.units import DeadLetter, clean
+
+NAME = "dead_letters"
+SNIPPET_CHARACTERS = 200
+_LETTERS_PER_FILE = 200_000
+
+
+def file_name(part: int, num_parts: int) -> str:
+    """Name of a part; of the only one `dead_letters.jsonl`."""
+    return f"{NAME}.jsonl" if num_parts == 1 else f"{NAME}-{part:05d}-of-{num_parts:05d}.jsonl"
+
+
+def letters_of_report(report: Mapping[str, Any]) -> Iterator[DeadLetter]:
+    """Letters of the chunks that a shard could not compress."""
+    for f in report["failures"]:
+        yield DeadLetter(f["source"], f["line"], "not compressed", clean(f["reason"]), f["text"][:SNIPPET_CHARACTERS])
+
+
+def _num_parts(num_letters: int) -> int:
+    return max(1, math.ceil(num_letters / _LETTERS_PER_FILE))
+
+
+def _to_part(letter: DeadLetter, num_parts: int) -> tuple[int, DeadLetter | None]:
+    return zlib.crc32(f"{letter.source}:{letter.line}".encode()) % num_parts, letter
+
+
+def _write_part(element: tuple[int, Iterable[DeadLetter | None]], num_parts: int, directory: str) -> dict[str, Any]:
+    """Write one part, sorted, whole or not at all. Returns its manifest entry."""
+    part, found = element
+    letters = sorted((x for x in found if x is not None), key=lambda x: (x.source, x.line, x.reason, x.detail))
+    lines = "".join(json.dumps(asdict(letter), ensure_ascii=False) + "\n" for letter in letters)
+    name = file_name(part, num_parts)
+    atomic_write(Path(directory) / name, lines)
+    return file_entry(directory, name, len(letters))
+
+
+def write_letters(letters: PCollection[DeadLetter], directory: str) -> PCollection[dict[str, Any]]:
+    """Write the letters into a MEMORY. Returns the manifest entries of their files, one at least."""
+    num_parts = AsSingleton(letters | "CountLetters" >> combiners.Count.Globally() | "ChooseParts" >> Map(_num_parts))
+    first = letters.pipeline | "FirstPart" >> Create([(0, None)])
+    parted = letters | "PartLetters" >> Map(_to_part, num_parts)
+    return (
+        [first, parted]
+        | "AllParts" >> Flatten()
+        | "GatherLetters" >> GroupByKey()
+        | "WriteLetters" >> Map(_write_part, num_parts, directory)
+    )
+
+
+def count_reasons(letters: PCollection[DeadLetter]) -> PCollection[tuple[tuple[bool, str], int]]:
+    """((Whether dropped, reason), how many)."""
+    return letters | "Reasons" >> Map(lambda letter: (letter.dropped, letter.reason)) | "CountReasons" >> combiners.Count.PerElement()
+
+
+def failures(reports: PCollection[dict[str, Any]]) -> PCollection[DeadLetter]:
+    """Letters of all shards' failures."""
+    return reports | "LettersOfShards" >> FlatMap(letters_of_report)

@@ -1,0 +1,172 @@
+"""What a corpus job reads: the files that globs name, as pieces of work; and the letter that tells of a record that is not used."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from clara.artefact import sha256_file
+from clara.corpus import COMPRESSIONS, DAMAGE, decompressed
+from clara.errors import InputError
+from pipelines import mediawiki
+
+FORMATS = ("jsonl", "json", "parquet", "text", "mediawiki")
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".xml": "mediawiki",
+}
+_PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Names of a record's fields."""
+
+    id: str = "id"
+    title: str = "title"
+    text: str = "text"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work for one reader: a file, one row group of a Parquet file, or one stream of a multistream dump.
+
+    Attributes:
+        path: what is opened.
+        name: how the user named it; stands in every record as its source.
+        format: one of `FORMATS`.
+        compression: `gzip`, `bz2`, `zstd`, `xz` or empty.
+        row_group: of a Parquet file.
+        first_line: number of the unit's first row or page.
+        stream: of a multistream dump.
+        unread_links: the wiki's names of links that are no prose, where the unit itself does not tell them.
+    """
+
+    path: str
+    name: str
+    format: str
+    compression: str = ""
+    row_group: int = 0
+    first_line: int = 1
+    stream: mediawiki.Stream | None = None
+    unread_links: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A record that is not used: where it stands, the reason (counted), what happened, and how the record begins.
+
+    `dropped` says that it was left out as it should be; otherwise it failed.
+    """
+
+    source: str
+    line: int
+    reason: str
+    detail: str
+    snippet: str = ""
+    dropped: bool = False
+
+
+def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
+    """The units that globs name, by path, each once.
+
+    Args:
+        patterns: local paths (relative ones too) or URLs that Beam's file systems know.
+        file_format: one of `FORMATS`, or `auto`: by the file name's ending.
+
+    Raises:
+        InputError: a glob that matches nothing, an unknown ending, or an unknown format.
+    """
+    if file_format not in ("auto", *FORMATS):
+        raise InputError(f"--format {file_format!r}: expected auto, {', '.join(FORMATS)}")
+    names: dict[str, str] = {}
+    for pattern in patterns:
+        local = "://" not in pattern
+        relative = local and not os.path.isabs(pattern)
+        try:
+            found = FileSystems.match([os.path.abspath(pattern) if local else pattern])[0].metadata_list
+        except (BeamIOError, ValueError) as error:
+            raise InputError(
+                f"--input {pattern!r}: cannot be listed ({error}); correct the path, or install Beam's extra for this kind"
+            ) from error
+        paths = [entry.path for entry in found if not (local and os.path.isdir(entry.path))]
+        if not paths:
+            raise InputError(f"--input {pattern!r}: no such file; give a file or a quoted glob, as 'corpus/*.jsonl'")
+        for path in paths:
+            names.setdefault(path, os.path.relpath(path) if relative else path)
+    dumps = [path for path in sorted(names) if not mediawiki.is_index(path)]
+    if not dumps:
+        raise InputError(
+            f"--input {' '.join(patterns)}: names nothing but the index of a dump; give the dump, whose index is found beside it"
+        )
+    return [unit for path in dumps for unit in _units_of(path, names[path], file_format)]
+
+
+def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
+    stem, suffix = os.path.splitext(path.lower())
+    compression = COMPRESSIONS.get(suffix, "")
+    if compression:
+        suffix = os.path.splitext(_PAGE_RANGE.sub("", stem))[1]
+    kind = _SUFFIXES.get(suffix, "") if file_format == "auto" else file_format
+    if not kind:
+        raise InputError(
+            f"{name}: its format is not known from its name ({', '.join(_SUFFIXES)}, with {', '.join(COMPRESSIONS)}); give --format"
+        )
+    if kind == "mediawiki":
+        return _streams_of(path, name, compression)
+    if kind != "parquet":
+        return [Unit(path, name, kind, compression)]
+    try:
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+            metadata = pq.ParquetFile(stream).metadata
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    except (OSError, pa.ArrowException):
+        return [Unit(path, name, kind)]  # the reader will say what is wrong, as a dead letter
+    return [Unit(path, name, kind, row_group=group, first_line=1 + sum(rows[:group])) for group in range(len(rows))]
+
+
+def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
+    """One unit for each stream that a dump's index lists, else one for the whole file."""
+    whole = [Unit(path, name, "mediawiki", compression)]
+    index = mediawiki.index_path(path)
+    if not index or not FileSystems.exists(index):
+        return whole
+    try:
+        with FileSystems.open(index, compression_type=CompressionTypes.UNCOMPRESSED) as raw, decompressed(raw, "bz2") as lines:
+            found = list(mediawiki.streams(lines))
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw, decompressed(raw, "bz2") as header:
+            prefixes = tuple(mediawiki.unread_prefixes(header))
+    except (*DAMAGE, BeamIOError, ValueError) as error:
+        raise InputError(
+            f"{index}: cannot be read ({error}); copy it and the dump anew, or move it away to read the dump as one piece"
+        ) from error
+    return [Unit(path, name, "mediawiki", "bz2", 0, s.first_page, s, prefixes) for s in found] or whole
+
+
+def describe(units: Sequence[Unit]) -> list[dict[str, Any]]:
+    """What the input is, for a recipe: name and sha256 of local files; size and time of change of remote ones."""
+    described = []
+    for path, name in sorted({(unit.path, unit.name) for unit in units}):
+        if "://" in path:
+            entry = FileSystems.match([path])[0].metadata_list[0]
+            described.append({"path": name, "bytes": entry.size_in_bytes, "changed": entry.last_updated_in_seconds})
+        else:
+            described.append({"path": name, "bytes": os.path.getsize(path), "sha256": sha256_file(path)})
+    return described
+
+
+def clean(text: str) -> str:
+    """The text with lone surrogates replaced, which no coder takes."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,187 @@
+"""MediaWiki dumps: every form of one dump gives the same documents, and what is left out is told; wikitext becomes prose."""
+
+import bz2
+import lzma
+from collections.abc import Sequence
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clara.errors import InputError
+from clara.records import Document
+from pipelines.mediawiki import Stream, index_path, is_index, streams
+from pipelines.sources import read_unit
+from pipelines.units import DeadLetter, Fields, Unit, find_units
+from pipelines.wikitext import plain_text
+
+HEADER = (
+    '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de"><siteinfo><namespaces>'
+    '<namespace key="0" /><namespace key="6">Datei</namespace><namespace key="10">Vorlage</namespace><namespace key="14">Kategorie</namespace>'
+    "</namespaces></siteinfo>"
+)
+
+
+def page(number: int, text: str, *, title: str = "", namespace: int = 0, redirect: str = "") -> str:
+    moved = f'<redirect title="{redirect}" />' if redirect else ""
+    return (
+        f"<page><title>{escape(title or f'Page {number}')}</title><ns>{namespace}</ns><id>{1000 + number}</id>{moved}"
+        f'<revision><id>{number}</id><model>wikitext</model><text bytes="{len(text)}" xml:space="preserve">{escape(text)}</text></revision></page>'
+    )
+
+
+PAGES = [
+    page(1, "'''Arlen''' is a [[town]]. [[Datei:A.jpg|thumb|A [[nested]] caption]] [[Kategorie:Towns]]", title="Arlen & Co"),
+    page(2, "#REDIRECT [[Arlen]]", redirect="Arlen"),
+    page(3, "{{doc}} A template.", namespace=10),
+    page(4, "Second  page,\n<b>bold</b>."),
+    page(5, "{{Infobox|a=b}}"),
+    page(6, "Third page."),
+    "<page><title>Gone</title><ns>0</ns><id>1007</id><revision><text deleted='deleted' /></revision></page>",
+]
+
+
+def multistream(folder: Path, pages: Sequence[str], per_stream: int, name: str = "w-multistream.xml.bz2") -> Path:
+    """A dump as its makers write it: header, streams of pages, footer; with its index."""
+    data, index = bz2.compress(HEADER.encode()), ""
+    for begin in range(0, len(pages), per_stream):
+        part = pages[begin : begin + per_stream]
+        index += "".join(f"{len(data)}:{1001 + begin + n}:Some: title\n" for n in range(len(part)))
+        data += bz2.compress("".join(part).encode())
+    path = folder / name
+    path.write_bytes(data + bz2.compress(b"</mediawiki>"))
+    Path(index_path(str(path))).write_bytes(bz2.compress(index.encode()))
+    return path
+
+
+def read(units: Sequence[Unit]) -> list[Document | DeadLetter]:
+    return [found for unit in units for found in read_unit(unit, Fields())]
+
+
+def test_every_form_of_a_dump_gives_the_same_documents_and_letters(tmp_path: Path) -> None:
+    whole = (HEADER + "".join(PAGES) + "</mediawiki>").encode()
+    (tmp_path / "w.xml").write_bytes(whole)
+    expected = read(find_units([str(tmp_path / "w.xml")], "auto"))
+    told = [(f.line, f.id, f.title, f.text) if isinstance(f, Document) else (f.line, f.reason, f.snippet, f.dropped) for f in expected]
+    assert told == [
+        (1, "1001", "Arlen & Co", "Arlen is a town."),
+        (2, "redirect", "Page 2", True),
+        (3, "other namespace", "Page 3", True),
+        (4, "1004", "Page 4", "Second page, bold."),
+        (5, "empty text", told[4][2], False),
+        (6, "1006", "Page 6", "Third page."),
+        (7, "no text", "Gone", False),
+    ]
+    for suffix, compress in ((".bz2", bz2.compress), (".xz", lzma.compress)):
+        (tmp_path / f"w.xml{suffix}").write_bytes(compress(whole))
+        assert [_placeless(f) for f in read(find_units([str(tmp_path / f"w.xml{suffix}")], "auto"))] == [_placeless(f) for f in expected]
+    for per_stream in (1, 3, 100):
+        folder = tmp_path / str(per_stream)
+        folder.mkdir()
+        path = multistream(folder, PAGES, per_stream)
+        units = find_units([f"{folder}/*"], "auto")
+        assert len(units) == -(-len(PAGES) // per_stream)
+        assert [_placeless(f) for f in read(units)] == [_placeless(f) for f in expected]
+        Path(index_path(str(path))).unlink()
+        units = find_units([str(path)], "auto")
+        assert len(units) == 1
+        assert [_placeless(f) for f in read(units)] == [_placeless(f) for f in expected]
+
+
+def _placeless(found: Document | DeadLetter) -> tuple[object, ...]:
+    return tuple(value for name, value in vars(found).items() if name != "source")
+
+
+def test_a_damaged_stream_costs_its_own_pages_only(tmp_path: Path) -> None:
+    path = multistream(tmp_path, PAGES, 2)
+    units = find_units([str(path)], "auto")
+    data = bytearray(path.read_bytes())
+    begin = units[1].stream.start if units[1].stream else 0
+    data[begin + 20] ^= 255
+    path.write_bytes(data)
+    found = read(units)
+    assert [f.reason for f in found if isinstance(f, DeadLetter) and not f.dropped] == ["damaged file", "empty text", "no text"]
+    assert [f.id for f in found if isinstance(f, Document)] == ["1001", "1006"]
+
+
+def test_pages_that_the_index_has_and_the_dump_has_not_are_told(tmp_path: Path) -> None:
+    path = multistream(tmp_path, PAGES, 4)
+    index = Path(index_path(str(path)))
+    lines = bz2.decompress(index.read_bytes()).splitlines(keepends=True)
+    index.write_bytes(bz2.compress(b"".join([*lines, lines[-1]])))
+    found = read(find_units([str(path)], "auto"))
+    assert isinstance(found[-1], DeadLetter)
+    assert (found[-1].reason, found[-1].detail[:40]) == ("damaged file", found[-1].detail[:40])
+    assert "3 pages in the stream" in found[-1].detail
+    assert "its index lists 4" in found[-1].detail
+
+
+def test_xml_that_ends_in_the_middle_gives_what_stands_before(tmp_path: Path) -> None:
+    (tmp_path / "w.xml").write_text(HEADER + PAGES[0] + PAGES[3][:60])
+    first, dead = read(find_units([str(tmp_path / "w.xml")], "auto"))
+    assert isinstance(first, Document)
+    assert isinstance(dead, DeadLetter)
+    assert (dead.reason, dead.line) == ("damaged file", 1)
+
+
+def test_a_bad_index_and_an_index_alone_are_refused(tmp_path: Path) -> None:
+    path = multistream(tmp_path, PAGES, 4)
+    index = Path(index_path(str(path)))
+    with pytest.raises(InputError, match="names nothing but the index of a dump"):
+        find_units([str(index)], "auto")
+    for bad in (b"not an index\n", b"50:1:a\n40:2:b\n"):
+        index.write_bytes(bz2.compress(bad))
+        with pytest.raises(InputError, match=r"index\.txt\.bz2: cannot be read \(line \d is"):
+            find_units([str(path)], "auto")
+    index.write_bytes(b"no bz2")
+    with pytest.raises(InputError, match=r"index\.txt\.bz2: cannot be read"):
+        find_units([str(path)], "auto")
+
+
+def test_names_of_dumps_and_their_indices() -> None:
+    dump = "/d/enwiki-20260101-pages-articles-multistream1.xml-p1p41242.bz2"
+    index = "/d/enwiki-20260101-pages-articles-multistream-index1.txt-p1p41242.bz2"
+    assert index_path(dump) == index
+    assert is_index(index)
+    assert not is_index(dump)
+    assert index_path("/d/enwiki-20260101-pages-articles.xml.bz2") == ""
+
+
+@given(st.lists(st.integers(1, 4), max_size=12))
+@settings(max_examples=50, deadline=None)
+def test_streams_partition_the_pages(sizes: list[int]) -> None:
+    lines = [f"{100 * number}:{n}:T\n".encode() for number, size in enumerate(sizes, 1) for n in range(size)]
+    found = list(streams(lines))
+    assert [s.num_pages for s in found] == sizes
+    assert [s.first_page for s in found] == [1 + sum(sizes[:n]) for n in range(len(sizes))]
+    assert [(s.start, s.end) for s in found] == [(100 * n, 100 * n + 100 if n < len(sizes) else -1) for n in range(1, len(sizes) + 1)]
+    assert list(streams([b"7:1:a\n"])) == [Stream(7, -1, 1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "text"),
+    [
+        ("'''A''' ''b'' <b>c</b>", "A b c"),
+        ("a [[b]], [[c|d]]s and [[:Category:E]]", "a b, ds and Category:E"),
+        ("a[[File:X.png|thumb|b [[c]]]][[Category:D]][[de:E]][[zh-yue:F]]", "a"),
+        ("[[Star Trek: Voyager]]", "Star Trek: Voyager"),
+        ("a<ref>b</ref><ref name=c /> d<!-- e -->", "a d"),
+        ("a {{b|c}}d {{{e|f}}}", "a d f"),
+        ("== A ==\nb<br />c", "\nA\n\nb\nc"),
+        ("{| class=x\n! a\n|-\n| b\n|}\nc", "\nc"),
+        ("* a\n# b", " a\n b"),
+        ("[http://x.org a] http://y.org [http://z.org]", "a http://y.org "),
+        ("5&nbsp;km &amp; <math>x</math>", "5\xa0km & "),
+        ("__NOTOC__a (; ) b", "a  b"),
+        ("plain [not a link", "plain [not a link"),
+    ],
+)
+def test_wikitext_becomes_prose(wikitext: str, text: str) -> None:
+    assert plain_text(wikitext) == text
+
+
+def test_names_of_files_and_categories_are_the_wikis_own() -> None:
+    assert plain_text("a[[Datei:X.png|b]]") == "ab"
+    assert plain_text("a[[Datei:X.png|b]]", {"datei"}) == "a"
