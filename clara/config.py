@@ -194,6 +194,10 @@ class Joint(Section):
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on held-out questions; 0: none")
     evaluate_questions: int = Field(64, ge=1, description="held-out questions (split unseen, else seen) of such an evaluation")
     checkpoint_every: int = Field(100, ge=1, description="steps between run states (for resuming)")
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop",
+        description="a loss or gradient that is not finite on any rank: every rank stops, or skips the update and goes on (ten in a row stop it)",
+    )
     optimiser: Optimiser = Optimiser(learning_rate=5e-6)
     learning_rates: dict[Literal["query_reasoner", "generator", "compressor"], float] = Field(
         default_factory=dict, description="rates of single adapters, where they differ from the optimiser's"

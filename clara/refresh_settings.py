@@ -25,6 +25,13 @@ class Refresh(Section):
     num_cpus: float = Field(1.0, gt=0, description="cores for the worker that encodes")
     num_gpus: float = Field(0.0, ge=0, description="share of a GPU for it, under Ray; 0: it encodes on the CPU")
     max_attempts: int = Field(3, ge=1, description="tries at one snapshot before training stays on the version it has")
+    max_staleness_steps: int = Field(
+        0, ge=0, description="most updates of the compressor that the version in use may lack before when_stale applies; 0: any number"
+    )
+    when_stale: Literal["wait", "warn", "continue"] = Field(
+        "warn",
+        description="wait: for the refresh under way, wait_seconds at most; warn: say so once for each version; continue: only count",
+    )
     keep_versions: int = Field(
         1, ge=0, description="versions before the one in use that are kept for rollback; the MEMORY that the run began with always is"
     )
@@ -39,7 +46,7 @@ class Refresh(Section):
         description="a snapshot is taken when the set's mean cosine of stored and fresh memory is under it, from start_step on; 0: by steps "
         "alone. With it, steps count only where every_steps is set",
     )
-    wait_seconds: float = Field(3600.0, ge=0, description="longest wait for a refresh that is under way after the last step")
+    wait_seconds: float = Field(3600.0, ge=0, description="longest wait for a refresh: after the last step, and with when_stale = wait")
     final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")
 
     @model_validator(mode="after")
@@ -48,6 +55,11 @@ class Refresh(Section):
             raise ValueError(
                 f"refresh.delta_steps is {self.delta_steps}, every_steps {self.every_steps}: switch = 'fixed' switches delta_steps after a snapshot, "
                 "at least 1 and no later than the next snapshot; set delta_steps between 1 and every_steps"
+            )
+        if self.max_staleness_steps and self.when_stale == "wait" and self.switch == "fixed":
+            raise ValueError(
+                "refresh.when_stale is 'wait', switch 'fixed': a fixed switch waits at its own step, and earlier would not be repeatable; "
+                "set when_stale = 'warn' or switch = 'asap'"
             )
         if self.trigger_cosine and (self.policy == "none" or not self.canary_every):
             raise ValueError(

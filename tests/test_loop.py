@@ -1,7 +1,10 @@
 """The loop: resuming equals never having stopped, the sampler's promises, schedule, shards, and the engine of one process."""
 
+import dataclasses
+import itertools
 import math
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from clara.config import Config, Optimiser, Pretrain
 from clara.errors import InputError
 from clara.examples import Example
 from clara.model import ClaraModel
+from clara.steps import Output
 from training.engine import LocalEngine
 from training.loop import RUN_STATE, Figures, rate_factor, run, sample, shard
 from training.stages import PretrainStage
@@ -134,9 +138,70 @@ def test_a_gradient_that_is_not_finite_changes_no_weight(tmp_path: Path):
     parameter = torch.nn.Parameter(torch.ones(3))
     engine = LocalEngine(torch.nn.Linear(1, 1), [(0.1, [parameter])], Optimiser())
     engine.backward((parameter * torch.tensor([1.0, torch.inf, 1.0])).sum(), last=True)
-    with pytest.raises(InputError, match="gradient"):
-        engine.update([1.0])
+    assert not math.isfinite(engine.update([1.0]))
     assert torch.equal(parameter, torch.ones(3))
+    assert parameter.grad is None
+
+
+class BreakingStage(PretrainStage):
+    """A stage whose loss, or whose gradient alone, is not finite at certain steps."""
+
+    def __init__(self, *args: object, bad: Collection[int], gradient_only: bool) -> None:
+        super().__init__(*args)  # type: ignore[arg-type]
+        self.bad, self.gradient_only = bad, gradient_only
+        self.module.register_forward_hook(self._break)
+        self.step = -1
+
+    def before_step(self, step: int, announced: float) -> None:
+        self.step = step
+
+    def _break(self, module: torch.nn.Module, inputs: object, output: Output) -> Output:
+        if self.step not in self.bad:
+            return output
+        # √0 is finite and its slope is not; a constant that is not a number leaves the gradient finite.
+        broken = (output.loss * 0.0).sqrt() if self.gradient_only else output.loss + torch.nan
+        return dataclasses.replace(output, loss=broken)
+
+
+def breaking(backbone: Path, bad: Collection[int], *, gradient_only: bool) -> tuple[ClaraModel, BreakingStage, LocalEngine]:
+    model = tiny.build_model(backbone)
+    stage = BreakingStage(model, EXAMPLES, config(), 2, bad=bad, gradient_only=gradient_only)
+    return model, stage, LocalEngine(stage.module, stage.groups(), stage.optimiser)
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_a_step_that_is_not_finite_stops_the_run_or_is_skipped(
+    tiny_backbone: Path, tmp_path: Path, gradient_only: bool, caplog: pytest.LogCaptureFixture
+):
+    what = "the gradient's norm is nan, though the loss is finite" if gradient_only else "the loss is nan"
+    model, stage, engine = breaking(tiny_backbone, {0}, gradient_only=gradient_only)
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    with pytest.raises(InputError, match=rf"pretrain: {what},? at step 1; .*no weight was changed"):
+        run(stage, engine, tmp_path / "stop", seed=5, checkpoint_every=9)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+    model, stage, engine = breaking(tiny_backbone, {0, 3}, gradient_only=gradient_only)
+    figures: dict[int, dict[str, float]] = {}
+    states: list[dict[str, torch.Tensor]] = []
+
+    def log(step: int, values: dict[str, float]) -> None:
+        figures[step] = values
+        states.append({name: p.clone() for name, p in model.state_dict().items()})
+
+    run(stage, engine, tmp_path / "skip", seed=5, checkpoint_every=9, log=log, on_nonfinite="skip")
+    assert [step for step, values in figures.items() if values["skipped"]] == [1, 4]
+    assert f"{what}" in caplog.text
+    assert "at step 4: the update is skipped on every rank" in caplog.text
+    changed = [any(not torch.equal(new[n], old[n]) for n in new) for old, new in itertools.pairwise([before, *states])]
+    assert changed == [False, True, True, False, True, True]
+    assert all(torch.isfinite(p).all() for p in model.state_dict().values())
+
+
+def test_nothing_but_broken_steps_stops_the_run(tiny_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("training.loop._MOST_SKIPPED", 3)
+    _, stage, engine = breaking(tiny_backbone, {2, 3, 4}, gradient_only=False)
+    with pytest.raises(InputError, match=r"at step 5 \(3 updates in a row were skipped\)"):
+        run(stage, engine, tmp_path, seed=5, checkpoint_every=9, on_nonfinite="skip")
 
 
 # --- sampler and shards ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ _PICTURES = {
     "held_out_recall": ("held_out_recall_at_1", "held_out_recall_at_5", "held_out_recall_at_20"),
     "held_out_answer": ("held_out_right_nats", "held_out_wrong_nats"),
     "staleness": ("canary_cosine", "canary_cosine_lowest", "canary_overlap", "canary_recall_stored", "canary_recall_fresh"),
+    "staleness_steps": ("staleness_steps",),
     "gradient_norm": ("gradient_norm",),
     "seconds_of_a_step": ("step_seconds", "search_seconds", "rerank_seconds", "blocked_seconds", "canary_seconds"),
 }

@@ -111,7 +111,7 @@ class DeepSpeedEngine(Engine):
             self._engine.step()
 
     def update(self, factors: Sequence[float]) -> float:
-        """See the base class."""
+        """See the base class. ZeRO drops an update whose norm over all ranks is not finite, and says infinity."""
         for group, rate, factor in zip(self._optimiser.param_groups, self._rates, factors, strict=True):
             group["lr"] = rate * factor
         self._engine.step()

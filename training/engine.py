@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from clara.config import Optimiser
-from clara.errors import InputError
 from clara.steps import Output
 
 
@@ -35,7 +34,8 @@ class Engine(ABC):
     def update(self, factors: Sequence[float]) -> float:
         """One optimiser step at `factors` times the groups' configured rates; returns the gradient norm before clipping.
 
-        A group of factor 0 keeps its weights to the bit, whether a gradient reached it or not.
+        A group of factor 0 keeps its weights to the bit, whether a gradient reached it or not. A norm that is not finite changes no weight,
+        and the gradient is dropped.
         """
 
     @abstractmethod
@@ -88,15 +88,12 @@ class LocalEngine(Engine):
         loss.backward()
 
     def update(self, factors: Sequence[float]) -> float:
-        """See the base class.
-
-        Raises:
-            InputError: the norm is not finite; no weight is changed.
-        """
+        """See the base class."""
         limit = self._settings.gradient_clip or float("inf")
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
         if not math.isfinite(norm):
-            raise InputError(f"the gradient's norm is {norm}, though the loss is finite; lower the learning rate (no weight was changed)")
+            self._optimiser.zero_grad(set_to_none=True)
+            return norm
         for group, factor in zip(self._optimiser.param_groups, factors, strict=True):
             group["lr"] = group["initial_lr"] * factor
         self._optimiser.step()

@@ -2,8 +2,9 @@
 
 import json
 import logging
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clara import artefact
@@ -13,7 +14,8 @@ from training.loop import run_states
 from training.metrics import read
 from training.pruning import deleted, prune
 from training.refresh import RefreshResult, run_job
-from training.versions import Version, Versions
+from training.schedule import Version
+from training.versions import Versions
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,31 @@ def staleness(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, floa
         if "canary_cosine" in values:
             found.append({"step": step, **{name.removeprefix("canary_"): v for name, v in values.items() if name.startswith("canary_")}})
     return found
+
+
+def cost(config: Config, metrics: Mapping[int, Mapping[str, float]], refreshes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What re-encoding cost: seconds and bytes of all refreshes, device-seconds beside training's, seconds of a step with one and without.
+
+    `compute_share` is the refreshes' share of all device-seconds (cores, or GPUs); None where training and refreshes use different kinds.
+    """
+    launch, refresh = config.launch, config.joint.refresh
+    ranks = 1 if launch.launcher == "local" else launch.num_workers
+    seconds = sum(float(r["seconds"]) for r in refreshes)
+    encoding = seconds * (refresh.num_gpus or max(1, int(refresh.num_cpus)))
+    training = sum(v["step_seconds"] for v in metrics.values()) * ranks * (1 if launch.gpu else threads_of_rank(config, ranks))
+    like = launch.gpu == bool(refresh.num_gpus)
+    beside = [v["step_seconds"] for v in metrics.values() if v.get("refreshing")]
+    alone = [v["step_seconds"] for v in metrics.values() if not v.get("refreshing")]
+    return {
+        "refreshes": len(refreshes),
+        "seconds": seconds,
+        "bytes": sum(int(r["bytes"]) for r in refreshes),
+        "encoding_device_seconds": encoding,
+        "training_device_seconds": training,
+        "compute_share": encoding / (encoding + training) if like and encoding + training else None,
+        "median_step_seconds_beside_a_refresh": statistics.median(beside) if beside else None,
+        "median_step_seconds_alone": statistics.median(alone) if alone else None,
+    }
 
 
 def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) -> dict[str, Any]:
@@ -102,9 +129,11 @@ def summarise(config: Config, where: Places, current: Mapping[str, Any], refresh
         "blocked_seconds": blocked,
         "blocked_share": blocked / seconds if seconds else 0.0,
         "search_seconds": sum(v["search_seconds"] for v in metrics.values()),
+        "skipped_steps": [step for step, v in metrics.items() if v.get("skipped")],
         "rerank_seconds": sum(v.get("rerank_seconds", 0.0) for v in metrics.values()),
         "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
         "refreshes": refreshes,
+        "refresh_cost": cost(config, metrics, refreshes),
         "versions_by_step": version_spans(metrics),
         "staleness": staleness(metrics),
         "checkpoint": str(where.checkpoint),

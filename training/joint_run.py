@@ -15,7 +15,7 @@ import torch
 
 from clara import artefact
 from clara.checkpoint import load_checkpoint, save_checkpoint
-from clara.config import Config, require
+from clara.config import Config, Joint, require
 from clara.errors import InputError
 from clara.model import ClaraModel
 from clara.questions import read_questions
@@ -28,13 +28,16 @@ from training.joint_stage import JointStage, trained_roles
 from training.loop import run, shard
 from training.metrics import append
 from training.refresh import Worker
+from training.scored_stage import ScoredStage, check_scored
 from training.versions import Versions, stored_parameters
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 REPORT = "report.json"
 _LOCK_SECONDS = 60.0
-_ADDED_TO_REFRESH = ("rerank", "keep_versions", "canary_every", "canary_rows", "trigger_cosine")
+_ADDED_TO_REFRESH = (
+    "rerank", "keep_versions", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale",
+)  # fmt: skip
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -74,10 +77,10 @@ def check(config: Config) -> None:
     """
     if config.stage != "joint":
         raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
-    searching = bool(config.joint.from_index) and not config.joint.published_pool
+    searching = bool(config.joint.from_index) and not config.joint.published_pool and not config.utilities
     require(config, "output", "checkpoint", "questions", "memory", *["index"] * searching)
     if os.environ.get(_JOB_VARIABLE):
-        for name in ("checkpoint", "questions", "memory", "index", "output", "backbone.path"):
+        for name in ("checkpoint", "questions", "memory", "index", "utilities", "output", "backbone.path"):
             value = config.backbone.path if name == "backbone.path" else getattr(config, name)
             if value and not Path(value).is_absolute():
                 raise InputError(
@@ -93,7 +96,7 @@ def check(config: Config) -> None:
 
 def absolute(config: Config) -> Config:
     """The same configuration with absolute paths: ranks run in directories of their own."""
-    names = ("checkpoint", "questions", "memory", "index", "output")
+    names = ("checkpoint", "questions", "memory", "index", "utilities", "output")
     paths = {name: str(Path(path).absolute()) for name in names if (path := getattr(config, name))}
     backbone = config.backbone.path
     if not backbone and not own_backbone(config):
@@ -111,9 +114,10 @@ def _leave_out_defaults(tree: dict[str, Any], defaults: Section, names: Sequence
 
 def recipe(config: Config) -> dict[str, Any]:
     """What determines the CHECKPOINT: settings of the stage, hashes of what it reads, and who computes (run states fit only the same ranks)."""
-    names = ("checkpoint", "questions", "memory", "index")
+    names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
     settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
+    _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite",))
     _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
     launch = config.launch
     ranks = {"launcher": "local"} if launch.launcher == "local" else launch.model_dump(include={"launcher", "num_workers", "zero_stage"})
@@ -160,7 +164,8 @@ def build_stage(config: Config, model: ClaraModel, where: Places, worker: Worker
             )
         held_out = HeldOut(chosen)
     own = own_backbone(config)
-    return JointStage(
+    stage = ScoredStage if config.utilities else JointStage
+    return stage(
         model, read_questions(config.questions, "train"), config, versions,
         held_out=held_out, canary=build_canary(config, versions), store_backbone=own,
     )  # fmt: skip
@@ -185,6 +190,8 @@ def preflight(config: Config) -> None:
     Versions(config, where.output, where.run, None, 1).open()
     read_questions(config.questions, "train")
     trained_roles(config)
+    if config.utilities:
+        check_scored(config)
     ranks = 1 if config.launch.launcher == "local" else config.launch.num_workers
     shard(range(config.joint.questions_per_step), 0, ranks, config.joint.micro_batch)
     try:
@@ -238,7 +245,10 @@ def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, n
         append(where.metrics, step, values)
 
     with sole_user(where.run / "lock", wait_seconds=_LOCK_SECONDS) if engine.rank == 0 else nullcontext():
-        run(stage, engine, where.run, seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log)
+        run(
+            stage, engine, where.run,
+            seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log, on_nonfinite=config.joint.on_nonfinite,
+        )  # fmt: skip
         stage.versions.finish()
     own = own_backbone(config)
     with engine.whole(stored_parameters(model, own)):

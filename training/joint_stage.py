@@ -91,7 +91,8 @@ class JointStage(Stage):
         self.candidates = Candidates(settings, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index)
         self._known: dict[int, Known] = {}
         self._search_seconds = self._rerank_seconds = 0.0
-        self._used_version = 0
+        self._used_version = self._staleness_steps = 0
+        self._refreshing = False
         self._engine: Engine | None = None
 
     # --- what the loop asks ------------------------------------------------------------------------------------------
@@ -125,6 +126,7 @@ class JointStage(Stage):
         """See the base class. Pools are drawn from the MEMORY version in use, which is the same on every rank."""
         began = time.monotonic()
         self._used_version, self._rerank_seconds = self.versions.current.number, 0.0
+        self._staleness_steps, self._refreshing = self.versions.staleness(step), self.versions.pending is not None
         chosen = sample(self._config.seed, step, self.rows(step), len(self._questions))
         parts = shard(range(len(chosen)), rank, world, self._settings.micro_batch)
         places = [place for part in parts for place in part]
@@ -156,12 +158,15 @@ class JointStage(Stage):
         self.versions.prune(step + 1)
         figures = {
             "used_memory_version": float(self._used_version),
+            "staleness_steps": float(self._staleness_steps),
             "search_seconds": self._search_seconds,
             "rerank_seconds": self._rerank_seconds,
             "blocked_seconds": self.versions.blocked_seconds,
+            "refreshing": float(self._refreshing),
             **staleness,
+            **self.versions.refreshed,
         }
-        self.versions.blocked_seconds = 0.0
+        self.versions.blocked_seconds, self.versions.refreshed = 0.0, {}
         every = self._settings.evaluate_every
         if self._held_out is not None and every and (step + 1) % every == 0:
             figures |= self._held_out.evaluate(self._model, self.candidates, engine)
@@ -256,8 +261,7 @@ class JointStage(Stage):
 
     def _encodes_afresh(self, step: int) -> bool:
         """Whether pools are scored on fresh memory: where that is asked for, and the compressor has moved since the version in use."""
-        updates = min(step, self._settings.compressor_updates)
-        return self._settings.refresh.rerank and self.versions.current.snapshot_step < updates
+        return self._settings.refresh.rerank and self.versions.staleness(step) > 0
 
     def _right_row(self, step: int, place: int, known: Known) -> int | None:
         """A known positive's row for the configured share of questions."""

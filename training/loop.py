@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,6 +22,7 @@ from training.engine import Engine
 
 logger = logging.getLogger(__name__)
 RUN_STATE = "run_state"
+_MOST_SKIPPED = 10
 
 
 class Stage(ABC):
@@ -158,18 +159,30 @@ def run(
     seed: int,
     checkpoint_every: int,
     log: Callable[[int, dict[str, float]], None] | None = None,
+    on_nonfinite: Literal["stop", "skip"] = "stop",
 ) -> None:
     """Train a stage to its last step, resuming what `directory` holds.
 
+    A loss or gradient that is not finite on one rank leaves every rank's weights as they are.
+
+    Args:
+        stage: what trains.
+        engine: of this rank.
+        directory: of the run.
+        seed: of the random state of every step.
+        checkpoint_every: steps between run states.
+        log: takes the figures of a step (1-based), on rank 0.
+        on_nonfinite: stop there, or skip the update and go on; after ten of them in a row it stops anyway.
+
     Raises:
-        InputError: the loss is not finite; the message names the step. Every rank raises.
+        InputError: loss or gradient are not finite; the message names the step. Every rank raises.
     """
     stage.begin(engine)
     start = resume(directory, stage, engine)
     if start == 0:
         stage.fresh_start()
     progress = Progress(stage.name, start, stage.steps, shown=engine.rank == 0)
-    began = time.monotonic()
+    began, skipped_in_a_row = time.monotonic(), 0
     for step in range(start, stage.steps):
         # Random state is a function of the step, so that a resumed run draws what the undisturbed one would have drawn.
         torch.manual_seed(seed * 1_000_003 + step * 1009 + engine.rank)
@@ -180,14 +193,11 @@ def run(
         figures = Figures()
         for number, batch in enumerate(batches):
             output = engine.forward(batch, max(normaliser, 1e-9), stage.rows(step))
-            engine.backward(output.loss, last=number == len(batches) - 1)
+            engine.backward(poisoned(output.loss), last=number == len(batches) - 1)
             figures.add(output.figures | {"loss": (float(output.loss.detach()), 1.0 / (len(batches) * engine.world))})
         values = figures.means(engine)
-        if not math.isfinite(values["loss"]):
-            raise InputError(
-                f"{stage.name}: the loss is {values['loss']} at step {step + 1}; lower the learning rate (the run state before is kept)"
-            )
         values["gradient_norm"] = engine.update(stage.rate_factors(step))
+        skipped_in_a_row = judge(stage.name, step, values, on_nonfinite, skipped_in_a_row, told=engine.rank == 0)
         values["learning_rate_factor"] = rate_factor(step, stage.steps, stage.optimiser)
         values |= stage.after_step(step, engine)
         values["seconds"] = time.monotonic() - began
@@ -199,6 +209,47 @@ def run(
         if (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
             save_run_state(directory, step + 1, stage, engine)
     progress.close()
+
+
+def poisoned(loss: torch.Tensor) -> torch.Tensor:
+    """The loss; where it is not finite, so that its whole gradient is not either: the norm over all ranks tells each of them."""
+    return loss if bool(torch.isfinite(loss.detach())) else loss * math.nan
+
+
+def judge(name: str, step: int, values: dict[str, float], on_nonfinite: str, before: int, *, told: bool) -> int:
+    """Whether the update of a step was made, from figures that are the same on every rank; adds `skipped` to them.
+
+    Args:
+        name: of the stage.
+        step: 0-based.
+        values: `loss` and `gradient_norm` of the step.
+        on_nonfinite: `stop` or `skip`.
+        before: updates skipped in a row up to here.
+        told: this rank says so.
+
+    Returns:
+        Updates skipped in a row.
+
+    Raises:
+        InputError: it was not made, and the run stops.
+    """
+    bad = [what for what in ("loss", "gradient_norm") if not math.isfinite(values[what])]
+    values["skipped"] = float(bool(bad))
+    if not bad:
+        return 0
+    what = (
+        f"the loss is {values['loss']}"
+        if "loss" in bad
+        else f"the gradient's norm is {values['gradient_norm']}, though the loss is finite,"
+    )
+    if on_nonfinite == "stop" or before + 1 >= _MOST_SKIPPED:
+        so_far = f" ({before + 1} updates in a row were skipped)" if before else ""
+        raise InputError(
+            f"{name}: {what} at step {step + 1}{so_far}; lower the learning rate (no weight was changed, and the run state before is kept)"
+        )
+    if told:
+        logger.warning("%s: %s at step %d: the update is skipped on every rank", name, what, step + 1)
+    return before + 1
 
 
 class Progress:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from clara import artefact
@@ -26,7 +27,7 @@ from clara.config import Backbone
 from clara.encode import reencode, reencode_recipe
 from clara.errors import InputError, command_line
 from clara.fingerprint import Fingerprint, of_checkpoint
-from clara.index import build_index
+from clara.index import MemoryIndex, build_index
 from clara.memory import MemoryStore
 from training.pruning import check_replaceable
 
@@ -113,8 +114,13 @@ def run_job(job: RefreshJob) -> RefreshResult:
         (Path(job.memory) / artefact.MANIFEST).unlink(missing_ok=True)
     manifest = reencode(store, model.eval(), job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
     build_index(job.memory, job.index, job.factory, first_level=job.first_level)
-    artefact.verify(job.memory, "MEMORY")
-    artefact.verify(job.index, "INDEX")
+    for folder, kind in ((job.memory, "MEMORY"), (job.index, "INDEX")):
+        try:
+            artefact.verify(folder, kind)
+        except InputError:
+            # Else the next try would find it finished, instead of making the damaged shard again.
+            (Path(folder) / artefact.MANIFEST).unlink(missing_ok=True)
+            raise
     size = sum(f["bytes"] for f in manifest["files"])
     return RefreshResult(
         memory_hash=artefact.manifest_hash(job.memory),
@@ -128,6 +134,25 @@ def run_job(job: RefreshJob) -> RefreshResult:
 
 class RefreshError(RuntimeError):
     """A refresh ended without a new version; the message says why."""
+
+
+def check_result(job: RefreshJob, result: RefreshResult) -> None:
+    """Refuse to switch to what is not what the job was to make. Every byte was read back by the job itself.
+
+    Raises:
+        RefreshError: manifest, size, fingerprint or rows are not right; the message says which.
+    """
+    try:
+        fingerprint = expected_fingerprint(job.checkpoint, job.backbone, fingerprint_of(job.parent))
+        store = MemoryStore.open(job.memory, accept=[fingerprint])
+        MemoryIndex.open(job.index, store)
+    except InputError as error:
+        raise RefreshError(str(error)) from error
+    for folder, wanted in ((job.memory, result.memory_hash), (job.index, result.index_hash)):
+        if (found := artefact.manifest_hash(folder)) != wanted:
+            raise RefreshError(f"{folder}: its manifest hash is {found[:16]}, the refresh made {wanted[:16]}; something else wrote there")
+    if not np.array_equal(store.row_ids, MemoryStore.open(job.parent).row_ids):
+        raise RefreshError(f"{job.memory}: its rows are not those of {job.parent}")
 
 
 class Ticket(Protocol):

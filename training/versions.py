@@ -7,9 +7,9 @@ ready, its negative when a refresh is given up, else 0. So every rank switches a
 import dataclasses
 import json
 import logging
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,17 @@ from torch import nn
 from clara.artefact import atomic_write, manifest_hash
 from clara.checkpoint import save_checkpoint
 from clara.config import Config
+from clara.errors import InputError
 from clara.index import MemoryIndex
 from clara.memory import MemoryStore
 from clara.model import ROLES, ClaraModel
-from clara.refresh_settings import Refresh
 from training.engine import Engine
 from training.loop import run_states
 from training.pruning import prune
-from training.refresh import RefreshError, RefreshJob, RefreshResult, Ticket, Worker, expected_fingerprint, fingerprint_of
+from training.refresh import RefreshError, RefreshJob, RefreshResult, Ticket, Worker, check_result, expected_fingerprint, fingerprint_of
+from training.schedule import Pending, Version, snapshot_due
 
 logger = logging.getLogger(__name__)
-
-
-def snapshot_due(updates: int, settings: Refresh, cosine: float = 1.0) -> bool:
-    """Whether a snapshot is taken after that many updates, where the canary set's mean cosine has just been measured as `cosine`."""
-    if settings.policy == "none" or updates < settings.start_step:
-        return False
-    since = updates - settings.start_step
-    by_steps = since % settings.every_steps == 0 if settings.every_steps else since == 0 and not settings.trigger_cosine
-    return by_steps or cosine < settings.trigger_cosine
 
 
 def stored_parameters(model: ClaraModel, store_backbone: bool) -> list[nn.Parameter]:
@@ -45,28 +37,15 @@ def stored_parameters(model: ClaraModel, store_backbone: bool) -> list[nn.Parame
     return [p for part in parts for p in model.role_parameters(part)]
 
 
-@dataclass(frozen=True)
-class Version:
-    """A MEMORY with its INDEX: where they lie, their hashes, and after how many updates the compressor was that made it."""
-
-    number: int
-    memory: str
-    index: str
-    memory_hash: str
-    index_hash: str
-    snapshot_step: int
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A refresh under way: the version that it makes, and the updates after which its snapshot was taken."""
-
-    number: int
-    snapshot_step: int
-
-
 class Versions:
-    """The versions of one run, on one rank."""
+    """The versions of one run, on one rank.
+
+    Attributes:
+        current: the version in use.
+        pending: the one that is being made, if one is.
+        blocked_seconds: that training waited since somebody last set it to 0.
+        refreshed: on rank 0, what the version last switched to took to make, for the figures of the step.
+    """
 
     def __init__(self, config: Config, output: Path, run_directory: Path, worker: Worker | None, threads: int) -> None:
         self._config, self._settings = config, config.joint.refresh
@@ -77,8 +56,12 @@ class Versions:
         )
         self.pending: Pending | None = None
         self.blocked_seconds = 0.0
+        self.refreshed: dict[str, float] = {}
         self._ticket: Ticket | None = None
         self._ready: RefreshResult | None = None
+        self._job: RefreshJob | None = None
+        self._lost = ""
+        self._warned = -1
         self._attempt = 0
         self._rank = 0
 
@@ -121,11 +104,20 @@ class Versions:
         self.pending = Pending(self.current.number + 1, updates)
         with engine.whole(stored_parameters(model, store_backbone)):
             if self._rank == 0:
-                recipe = {"snapshot_after_step": updates}
-                save_checkpoint(model, self._snapshot(self.pending.number), stage="joint", recipe=recipe, store_backbone=store_backbone)
+                self._lost = self._save_snapshot(model, updates, store_backbone=store_backbone)
         self._attempt = 0
-        self._start()
+        if not self._lost:
+            self._start()
         self.blocked_seconds += time.monotonic() - began
+
+    def _save_snapshot(self, model: ClaraModel, updates: int, *, store_backbone: bool) -> str:
+        """Write the snapshot of the pending version. Returns why it could not be written: a full disk must not end training."""
+        folder = self._snapshot(self.pending.number if self.pending else 0)
+        try:
+            save_checkpoint(model, folder, stage="joint", recipe={"snapshot_after_step": updates}, store_backbone=store_backbone)
+        except (InputError, OSError) as error:
+            return str(error)
+        return ""
 
     def _start(self) -> None:
         if self._rank != 0 or self.pending is None:
@@ -136,8 +128,8 @@ class Versions:
         self._attempt += 1
         self._ready = None
         self._notes(number).unlink(missing_ok=True)
-        job = self.job(number, self._snapshot(number))
-        self._ticket = self._worker.start(job, self._run / f"refresh-v{number}.log")
+        self._job = self.job(number, self._snapshot(number))
+        self._ticket = self._worker.start(self._job, self._run / f"refresh-v{number}.log")
         logger.info("refresh: version %d begins (snapshot after step %d, try %d)", number, self.pending.snapshot_step, self._attempt)
 
     def job(self, number: int, checkpoint: Path) -> RefreshJob:
@@ -157,12 +149,36 @@ class Versions:
 
     def announcement(self, step: int) -> float:
         """Rank 0: the number of a version that is ready, its negative if it is given up; everybody else and otherwise 0."""
-        if self._rank != 0 or self.pending is None or (self._settings.switch == "fixed" and step < self._last_step()):
+        if self._rank != 0:
+            return 0.0
+        stale = 0 < self._settings.max_staleness_steps < self.staleness(step)
+        if stale and (self._settings.when_stale == "warn" or (self._settings.when_stale == "wait" and self.pending is None)):
+            self._warn(step)
+        if self.pending is None or (self._settings.switch == "fixed" and step < self._last_step()):
             return 0.0
         began = time.monotonic()
-        number = self._poll(wait=self._settings.switch == "fixed")
+        # What is announced holds from the next step on.
+        late = 0 < self._settings.max_staleness_steps < self.staleness(step + 1) and self._settings.when_stale == "wait"
+        number = self._poll(
+            wait=self._settings.switch == "fixed" or late, timeout_seconds=self._settings.wait_seconds if late else math.inf
+        )
+        if late and number == 0:
+            self._warn(step)
         self.blocked_seconds += time.monotonic() - began
         return float(number)
+
+    def staleness(self, step: int) -> int:
+        """Updates of the compressor that the version in use lacks in a step (0-based)."""
+        return max(0, min(step, self._config.joint.compressor_updates) - self.current.snapshot_step)
+
+    def _warn(self, step: int) -> None:
+        """Say, once for each version, that it is older than is wanted."""
+        if self._warned != self.current.number:
+            self._warned = self.current.number
+            logger.warning(
+                "refresh: at step %d MEMORY version %d lacks %d updates of the compressor, more than joint.refresh.max_staleness_steps = %d; "
+                "training goes on with it", step + 1, self.current.number, self.staleness(step), self._settings.max_staleness_steps,
+            )  # fmt: skip
 
     def _last_step(self) -> int:
         """The last step (0-based) on the old version under `fixed`."""
@@ -170,10 +186,21 @@ class Versions:
 
     def _poll(self, *, wait: bool, timeout_seconds: float = float("inf")) -> int:
         """Number of the pending version once it is ready, its negative once its tries are used up, else 0."""
+        if self.pending is not None and self._lost:
+            logger.error(
+                "refresh: no snapshot for version %d (%s); training stays on version %d",
+                self.pending.number,
+                self._lost,
+                self.current.number,
+            )
+            self._lost = ""
+            return -self.pending.number
         deadline = time.monotonic() + timeout_seconds
         while self.pending is not None and self._ticket is not None:
             try:
                 self._ready = self._ticket.result(timeout_seconds=1.0 if wait else 0.0)
+                if self._ready is not None and self._job is not None:
+                    check_result(self._job, self._ready)
             except RefreshError as failure:
                 logger.warning("refresh: try %d of version %d failed: %s", self._attempt, self.pending.number, failure)
                 if self._attempt >= self._settings.max_attempts:
@@ -202,6 +229,8 @@ class Versions:
         self._ticket = None
         if announced < 0:
             return False
+        if self._ready is not None:
+            self.refreshed = {"refresh_seconds": self._ready.seconds, "refresh_bytes": float(self._ready.bytes)}
         memory, index = self._output / f"memory-v{number}", self._output / f"index-v{number}"
         self.current = Version(number, str(memory), str(index), manifest_hash(memory), manifest_hash(index), snapshot_step)
         record = {"rank": self._rank, "first_step": step + 2, **dataclasses.asdict(self.current)}

@@ -7,12 +7,13 @@ from pathlib import Path
 from clara.checkpoint import load_checkpoint
 from clara.config import Backbone
 from clara.encode import write_memory_shard
+from clara.errors import InputError
 from clara.fingerprint import of_checkpoint
 from clara.index import build_index
 from clara.memory import complete_memory, shard_name
 from clara.questions import Question, write_questions
 from clara.records import Chunk, chunk_id, row_id
-from training.refresh import RefreshJob, RefreshResult, run_job
+from training.refresh import RefreshError, RefreshJob, RefreshResult, run_job
 
 NUM_SHARDS = 2
 
@@ -21,10 +22,16 @@ class Inline:
     """A worker that encodes at once, in this process: a process of its own takes seconds to import torch."""
 
     def start(self, job: RefreshJob, log: Path) -> "Inline":
-        self._result = run_job(job)
+        self._result: RefreshResult | RefreshError
+        try:
+            self._result = run_job(job)
+        except (InputError, OSError, RuntimeError) as error:
+            self._result = RefreshError(str(error))
         return self
 
-    def result(self, timeout_seconds: float) -> RefreshResult:
+    def result(self, timeout_seconds: float) -> RefreshResult | None:
+        if isinstance(self._result, RefreshError):
+            raise self._result
         return self._result
 
     def stop(self) -> None:

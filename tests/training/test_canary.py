@@ -22,7 +22,7 @@ from training.canary import Canary, canary_questions, canary_rows
 from training.curves import draw
 from training.engine import LocalEngine
 from training.metrics import read
-from training.versions import snapshot_due
+from training.schedule import snapshot_due
 
 
 @pytest.fixture(scope="module")

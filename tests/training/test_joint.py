@@ -19,8 +19,9 @@ from clara.errors import InputError
 from clara.memory import MemoryStore
 from clara.refresh_settings import Refresh
 from training import joint
+from training.metrics import read
 from training.refresh import ProcessWorker, expected_fingerprint, fingerprint_of
-from training.versions import snapshot_due
+from training.schedule import snapshot_due
 
 ROLES = ("compressor", "query_reasoner", "generator")
 
@@ -126,6 +127,20 @@ def test_refresh_switches_at_the_announced_step(world: World, tmp_path: Path, in
         {"version": 1, "first_step": 5, "last_step": 7},
         {"version": 2, "first_step": 8, "last_step": 8},
     ]
+    metrics = read(next(tmp_path.glob("run-*")) / "metrics.jsonl")
+    assert [v["used_memory_version"] for v in metrics.values()] == [0, 0, 0, 0, 1, 1, 1, 2]
+    assert [step for step, v in metrics.items() if "refresh_seconds" in v] == [4, 7]
+    assert [step for step, v in metrics.items() if v["refreshing"]] == [3, 4, 6, 7]
+    cost, made = report["refresh_cost"], report["refreshes"]
+    assert isinstance(cost, dict)
+    assert isinstance(made, list)
+    assert cost["refreshes"] == 3
+    assert cost["seconds"] == pytest.approx(sum(r["seconds"] for r in made))
+    sizes = [f["bytes"] for n in (1, 2, 3) for f in read_manifest(tmp_path / f"memory-v{n}")["files"]]
+    assert cost["bytes"] == sum(r["bytes"] for r in made) == sum(sizes)
+    seconds = sum(v["step_seconds"] for v in metrics.values())
+    assert cost["compute_share"] == pytest.approx(cost["seconds"] / (cost["seconds"] + seconds))
+    assert report["blocked_seconds"] == pytest.approx(sum(v["blocked_seconds"] for v in metrics.values()))
     # The snapshot after the last step is made too, though no step is left to use it, and fits the CHECKPOINT.
     assert report["memory_lag_steps"] == 0
     stores = [MemoryStore.open(world.memory), *(MemoryStore.open(tmp_path / f"memory-v{n}", verify=True) for n in (1, 2, 3))]

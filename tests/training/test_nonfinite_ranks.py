@@ -1,0 +1,116 @@
+"""A loss that is not finite on one of two ranks: with ZeRO, both ranks skip the update together, or both stop."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROGRAM = """
+import json, sys
+import torch, torch.distributed as dist
+from torch import nn
+from clara.config import Optimiser
+from clara.errors import InputError
+from clara.steps import Output
+from training.deepspeed_engine import DeepSpeedEngine
+from training.loop import Stage, run
+
+
+class Batch:
+    weight = 1.0
+
+
+class Step(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+        self.break_now = False
+
+    def forward(self, batch, normaliser, num_rows):
+        loss = self.layer(torch.ones(1, 4)).square().sum() / normaliser
+        return Output(loss + torch.nan if self.break_now else loss)
+
+
+class Toy(Stage):
+    name, steps, optimiser = "toy", 3, Optimiser(learning_rate=0.1)
+
+    def __init__(self, rank):
+        torch.manual_seed(0)
+        self.module, self.rank, self.seen = Step(), rank, []
+
+    def groups(self):
+        return [(0.1, list(self.module.parameters()))]
+
+    def micro_batches(self, step, rank, world):
+        return [Batch(), Batch()]
+
+    def rows(self, step):
+        return 4
+
+    def before_step(self, step, announced):
+        self.module.break_now = step == 1 and self.rank == 1
+
+    def after_step(self, step, engine):
+        with engine.whole(list(self.module.parameters())):
+            self.seen.append(self.module.layer.weight.detach().flatten().tolist())
+        return {}
+
+
+output, zero_stage, on_nonfinite = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+stage = Toy(rank)
+engine = DeepSpeedEngine(
+    stage.module, stage.groups(), stage.optimiser, zero_stage=zero_stage, micro_batch=1, num_accumulated=2, device="cpu"
+)
+figures, error = {}, ""
+try:
+    run(stage, engine, __import__("pathlib").Path(output), seed=0, checkpoint_every=9,
+        log=lambda step, values: figures.update({step: values["skipped"]}), on_nonfinite=on_nonfinite)
+except InputError as stopped:
+    error = str(stopped)
+json.dump({"seen": stage.seen, "skipped": figures, "error": error}, open(f"{output}/rank{rank}.json", "w"))
+"""
+
+
+def ranks(folder: Path, zero_stage: int, on_nonfinite: str) -> list[dict[str, object]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    root = str(Path(__file__).resolve().parents[2])
+    started = []
+    for rank in (0, 1):
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        environment = os.environ | own | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+        arguments = [sys.executable, "-c", PROGRAM, str(folder), str(zero_stage), on_nonfinite]
+        started.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    for process in started:
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, said
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_both_ranks_skip_or_stop_together(tmp_path: Path, zero_stage: int) -> None:
+    (tmp_path / "skip").mkdir()
+    first, second = ranks(tmp_path / "skip", zero_stage, "skip")
+    assert first["error"] == second["error"] == ""
+    assert first["seen"] == second["seen"]
+    one, two, three = (torch.tensor(weights) for weights in first["seen"])  # type: ignore[attr-defined]
+    assert torch.equal(one, two)
+    assert not torch.equal(two, three)
+    assert torch.isfinite(three).all()
+    assert first["skipped"] == {"1": 0.0, "2": 1.0, "3": 0.0}
+
+    (tmp_path / "stop").mkdir()
+    first, second = ranks(tmp_path / "stop", zero_stage, "stop")
+    assert first["seen"] == second["seen"] == [one.tolist()]
+    for result in (first, second):
+        assert "toy: the loss is nan at step 2; lower the learning rate" in str(result["error"])
