@@ -268,6 +268,9 @@ class Config(Section):
     corpus: str = Field("", description="corpus JSONL that the questions' documents lie in, for stage instruct")
     memory: str = Field("", description="MEMORY for stage joint")
     index: str = Field("", description="INDEX over that MEMORY")
+    utilities: str = Field(
+        "", description="UTILITIES of the questions over that MEMORY, for stage joint: pools and likelihoods scored beforehand"
+    )
     output: str = Field("", description="directory for the run and its CHECKPOINT")
     backbone: Backbone = Backbone()
     model: Model = Model()
