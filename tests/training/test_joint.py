@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import joint_world
 import pytest
@@ -15,10 +16,12 @@ from joint_world import Inline, World
 from safetensors.torch import load_file
 
 from clara.artefact import manifest_hash, read_manifest
+from clara.config import load
 from clara.errors import InputError
 from clara.memory import MemoryStore
 from clara.refresh_settings import Refresh
 from training import joint
+from training.joint_run import recipe
 from training.metrics import read
 from training.refresh import ProcessWorker, expected_fingerprint, fingerprint_of
 from training.schedule import snapshot_due
@@ -247,6 +250,20 @@ def test_memory_of_another_compressor_is_refused(world: World, tmp_path: Path) -
     train(world, tmp_path / "a", joint__train_compressor="true", joint__steps=1)
     with pytest.raises(InputError, match=r"compressor: expected .* found"):
         train(world, tmp_path / "b", checkpoint=tmp_path / "a/checkpoint")
+
+
+def test_settings_added_later_leave_the_recipes_of_older_runs_alone(world: World, tmp_path: Path) -> None:
+    def settings(**values: object) -> dict[str, Any]:
+        arguments = world.sets(tmp_path, **values)[1::2]
+        found: dict[str, Any] = recipe(load(None, arguments))["settings"]["joint"]
+        return found
+
+    assert settings()["refresh"].keys() == {
+        "policy", "start_step", "every_steps", "switch", "delta_steps", "num_cpus", "num_gpus", "max_attempts", "wait_seconds", "final",
+    }  # fmt: skip
+    assert "on_nonfinite" not in settings()
+    changed = settings(joint__refresh__rerank="true", joint__on_nonfinite="skip")
+    assert (changed["refresh"]["rerank"], changed["on_nonfinite"]) == (True, "skip")
 
 
 def test_relative_path_in_a_submitted_job_is_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
