@@ -43,6 +43,22 @@ def parser() -> argparse.ArgumentParser:
     add("--id-field", default="id", help="field with the document's id; without it, the hash of its content (default: %(default)s)")
     add("--title-field", default="title", help="field with the title, which stands in front of each chunk (default: %(default)s)")
     add("--text-field", default="text", help="field with the text (default: %(default)s)")
+    add("--min-characters", type=int, default=0, help="drop documents with a shorter text (default: %(default)s)")
+    add("--max-characters", type=int, default=0, help="drop documents with a longer text (default: 0, no bound)")
+    add(
+        "--language",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="drop documents in other languages than these, as en de (default: none)",
+    )
+    add(
+        "--max-symbol-ratio",
+        type=float,
+        default=1.0,
+        help="drop documents with a larger share of characters that are no letters or digits (default: 1)",
+    )
     add("--max-tokens", type=int, default=0, help="tokens of a chunk, title included (default: the checkpoint's max_document_tokens) °")
     add("--overlap-tokens", type=int, help="tokens that a chunk repeats of the one before (default: 0) °")
     add("--num-shards", type=int, default=0, help="files of rows (default: 0, by the number of chunks, about 256 rows each) °")

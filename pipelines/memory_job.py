@@ -29,6 +29,7 @@ from clara.update import write_overlay
 from pipelines.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.dead_letters import SNIPPET_CHARACTERS, count_reasons, failures, write_letters
 from pipelines.dedup import KeepFirst, Kept
+from pipelines.filters import Filters, why_dropped
 from pipelines.memory_outcome import (
     BEYOND_LIMIT,
     CHUNKS,
@@ -68,17 +69,22 @@ def tally(name: str, count: int) -> TallyOutput:
 
 
 class Read(beam.DoFn):
-    """Unit → documents; dead letters and the number of records aside."""
+    """Unit → documents that pass the filters; dead letters and the number of records aside."""
 
-    def __init__(self, fields: Fields) -> None:
-        self._fields = fields
+    def __init__(self, fields: Fields, filters: Filters) -> None:
+        self._fields, self._filters = fields, filters
 
     def process(self, unit: Unit) -> Iterator[Document | FailedOutput | TallyOutput]:
         """Read one unit."""
         count = 0
         for found in read_unit(unit, self._fields):
             count += 1
-            yield failed(found) if isinstance(found, DeadLetter) else found
+            if isinstance(found, DeadLetter):
+                yield failed(found)
+            elif why := why_dropped(found, self._filters):
+                yield failed(DeadLetter(found.source, found.line, *why, found.text[:SNIPPET_CHARACTERS], dropped=True))
+            else:
+                yield found
         Metrics.counter(_COUNTERS, "records").inc(count)
         yield tally(RECORDS, count)
 
@@ -283,7 +289,7 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
         pipeline
         | "ListUnits" >> beam.Create(list(units))
         | "SpreadUnits" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(Read(job.fields)).with_outputs(_FAILED, _TALLY, main="documents")
+        | "Read" >> beam.ParDo(Read(job.fields, job.filters)).with_outputs(_FAILED, _TALLY, main="documents")
     )
     documents, tallies = read.documents, [read[_TALLY]]
     if job.limit:

@@ -11,6 +11,7 @@ from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.memory import complete_memory
 from clara.update import complete_update
+from pipelines.filters import Filters
 from pipelines.units import Fields
 
 OUTCOME = ".outcome.json"
@@ -44,6 +45,7 @@ class Job:
         limit: documents at most, the first ones; 0: all.
         max_failures: more failed records than this fail the job; below 0: no bound.
         recipe: what determines the result.
+        filters: which documents stay.
         update: MEMORY of which this is a new version; empty: none.
     """
 
@@ -59,6 +61,7 @@ class Job:
     limit: int = 0
     max_failures: int = -1
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    filters: Filters = field(default_factory=Filters)
     update: str = ""
 
 

@@ -18,6 +18,7 @@ from clara.memory import KIND, PLAN
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
 from pipelines.dead_letters import NAME
+from pipelines.filters import make_filters
 from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import OUTCOME, Job, read_outcome
 from pipelines.progress import progress_bar
@@ -98,6 +99,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
             raise InputError(f"--{name} {value}: expected {least} or more")
     if "://" in args.output:
         raise InputError(f"--output {args.output}: a URL; MEMORY is mapped, so give a directory on a (mounted) file system")
+    filters = make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio)
     fields = Fields(args.id_field, args.title_field, args.text_field)
     fingerprint = resolve_fingerprint(args)
     if args.update:
@@ -114,7 +116,9 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         "limit": args.limit,
         "device": args.device,
     }
-    if args.update:  # only then: a recipe without it stays what it was
+    if filters.settings():  # only then: a recipe without any stays what it was
+        recipe["filters"] = filters.settings()
+    if args.update:
         recipe["update"] = manifest_hash(args.update)
     return Job(
         output=str(Path(args.output).resolve()),
@@ -129,6 +133,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         limit=args.limit,
         max_failures=args.max_failures,
         recipe=recipe,
+        filters=filters,
         update=str(Path(args.update).resolve()) if args.update else "",
     )
 
