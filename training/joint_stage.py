@@ -130,9 +130,7 @@ class JointStage(Stage):
         chosen = sample(self._config.seed, step, self.rows(step), len(self._questions))
         parts = shard(range(len(chosen)), rank, world, self._settings.micro_batch)
         places = [place for part in parts for place in part]
-        own = self._own_candidates([chosen[p] for p in places])
-        of_step = self._exchange(own)
-        pools = self.candidates.pools(of_step, places, [self._known_rows(chosen[p]) for p in places], step)
+        pools = self._pools(step, chosen, places)
         self._search_seconds = time.monotonic() - began
         by_place = dict(zip(places, pools, strict=True))
         return [self._batch(step, part, [chosen[p] for p in part], [by_place[p] for p in part]) for part in parts]
@@ -202,6 +200,11 @@ class JointStage(Stage):
         if question not in self._known:
             self._known[question] = Known.of(self._questions[question], self._store)
         return self._known[question]
+
+    def _pools(self, step: int, chosen: list[int], places: list[int]) -> list[list[int]]:
+        """Rows for the questions at these places of a step."""
+        of_step = self._exchange(self._own_candidates([chosen[p] for p in places]))
+        return self.candidates.pools(of_step, places, [self._known_rows(chosen[p]) for p in places], step)
 
     def _own_candidates(self, questions: list[int]) -> list[list[int]]:
         chosen = [self._questions[q] for q in questions]

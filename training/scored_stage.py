@@ -5,7 +5,6 @@ See `pipelines/score_utilities.py`. The numbers hold while compressor and genera
 
 import dataclasses
 import logging
-import time
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from clara.steps import JointBatch
 from clara.utilities import KIND, Scored, read_utilities, reader_hash
 from training.candidates import generator
 from training.joint_stage import JointStage
-from training.loop import sample, shard
 from training.versions import Versions
 
 logger = logging.getLogger(__name__)
@@ -82,22 +80,17 @@ class ScoredStage(JointStage):
             )
         super().__init__(model, chosen, config, versions, **others)
 
-    def micro_batches(self, step: int, rank: int, world: int) -> list[JointBatch]:
+    def _pools(self, step: int, chosen: list[int], places: list[int]) -> list[list[int]]:
         """See the base class. Of a pool with more than N rows, N are drawn anew for each step."""
-        began = time.monotonic()
-        self._used_version = self.versions.current.number
-        chosen = sample(self._config.seed, step, self.rows(step), len(self._questions))
-        parts = shard(range(len(chosen)), rank, world, self._settings.micro_batch)
-        drawn = {place: self._drawn(step, place, chosen[place]) for part in parts for place in part}
-        self._search_seconds = time.monotonic() - began
-        batches = []
-        for part in parts:
-            batch = self._batch(step, part, [chosen[p] for p in part], [list(drawn[p].row_ids) for p in part])
-            utilities_BN = torch.zeros(batch.valid.shape)
-            for row, place in enumerate(part):
-                utilities_BN[row, : len(drawn[place].row_ids)] = torch.tensor(drawn[place].log_likelihoods)
-            batches.append(dataclasses.replace(batch, utilities=utilities_BN.to(batch.memory.device)))
-        return batches
+        return [list(self._drawn(step, place, chosen[place]).row_ids) for place in places]
+
+    def _batch(self, step: int, places: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
+        batch = super()._batch(step, places, questions, pools)
+        utilities_BN = torch.zeros(batch.valid.shape)
+        for row, (place, question) in enumerate(zip(places, questions, strict=True)):
+            nats = self._drawn(step, place, question).log_likelihoods
+            utilities_BN[row, : len(nats)] = torch.tensor(nats)
+        return dataclasses.replace(batch, utilities=utilities_BN.to(batch.memory.device))
 
     def _drawn(self, step: int, place: int, question: int) -> Scored:
         """A question's pool in a step: all of it, or N of its rows."""
