@@ -59,6 +59,13 @@ def parser() -> argparse.ArgumentParser:
         default=1.0,
         help="drop documents with a larger share of characters that are no letters or digits (default: 1)",
     )
+    add(
+        "--near-duplicates",
+        type=float,
+        default=0.0,
+        metavar="SIMILARITY",
+        help="drop documents that are as like an earlier one as this, 0.8 say: estimated Jaccard similarity of five-word shingles (default: 0, off)",
+    )
     add("--max-tokens", type=int, default=0, help="tokens of a chunk, title included (default: the checkpoint's max_document_tokens) °")
     add("--overlap-tokens", type=int, help="tokens that a chunk repeats of the one before (default: 0) °")
     add("--num-shards", type=int, default=0, help="files of rows (default: 0, by the number of chunks, about 256 rows each) °")

@@ -43,6 +43,7 @@ from pipelines.memory_outcome import (
     Job,
     complete,
 )
+from pipelines.near_duplicates import drop_near_duplicates
 from pipelines.progress import ShardProgress
 from pipelines.sources import read_unit
 from pipelines.units import DeadLetter, Fields, Unit
@@ -295,6 +296,10 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
     if job.limit:
         documents, beyond = _first_documents(documents, job.limit)
         tallies.append(beyond)
+    letters = [read[_FAILED]]
+    if job.likeness:
+        documents, alike = drop_near_duplicates(documents, job.likeness)
+        letters.append(alike)
     chunked = (
         documents
         | "SpreadDocuments" >> beam.Reshuffle()
@@ -318,8 +323,8 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
         | "CompressAndWrite" >> beam.ParDo(WriteShards(job), num_shards, codebook)
     )
     totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
-    letters = [read[_FAILED], chunked[_FAILED], failures(reports)] | "AllLetters" >> beam.Flatten()
-    files, reasons = write_letters(letters, job.output), count_reasons(letters)
+    all_letters = [*letters, chunked[_FAILED], failures(reports)] | "AllLetters" >> beam.Flatten()
+    files, reasons = write_letters(all_letters, job.output), count_reasons(all_letters)
     return (
         pipeline
         | "Once" >> beam.Create([None])

@@ -12,6 +12,7 @@ from clara.fingerprint import Fingerprint
 from clara.memory import complete_memory
 from clara.update import complete_update
 from pipelines.filters import Filters
+from pipelines.near_duplicates import Likeness
 from pipelines.units import Fields
 
 OUTCOME = ".outcome.json"
@@ -46,6 +47,7 @@ class Job:
         max_failures: more failed records than this fail the job; below 0: no bound.
         recipe: what determines the result.
         filters: which documents stay.
+        likeness: which documents are near duplicates; None: none is.
         update: MEMORY of which this is a new version; empty: none.
     """
 
@@ -62,6 +64,7 @@ class Job:
     max_failures: int = -1
     recipe: Mapping[str, Any] = field(default_factory=dict)
     filters: Filters = field(default_factory=Filters)
+    likeness: Likeness | None = None
     update: str = ""
 
 

@@ -21,6 +21,7 @@ from pipelines.dead_letters import NAME
 from pipelines.filters import make_filters
 from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import OUTCOME, Job, read_outcome
+from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
 from pipelines.runner import beam_options, locked, make_pipeline, num_cores
 from pipelines.units import Fields, Unit, describe, find_units
@@ -100,6 +101,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     if "://" in args.output:
         raise InputError(f"--output {args.output}: a URL; MEMORY is mapped, so give a directory on a (mounted) file system")
     filters = make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio)
+    likeness = make_likeness(args.near_duplicates)
     fields = Fields(args.id_field, args.title_field, args.text_field)
     fingerprint = resolve_fingerprint(args)
     if args.update:
@@ -118,6 +120,8 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     }
     if filters.settings():  # only then: a recipe without any stays what it was
         recipe["filters"] = filters.settings()
+    if likeness:
+        recipe["near_duplicates"] = likeness.threshold
     if args.update:
         recipe["update"] = manifest_hash(args.update)
     return Job(
@@ -134,6 +138,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         max_failures=args.max_failures,
         recipe=recipe,
         filters=filters,
+        likeness=likeness,
         update=str(Path(args.update).resolve()) if args.update else "",
     )
 

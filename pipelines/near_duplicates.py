@@ -1,0 +1,138 @@
+"""Near duplicates among documents: MinHash signatures, banded into buckets; of alike ones the first in the corpus stays, on every runner.
+
+In a bucket documents come in the order of the corpus. Each is compared with those that stand for the ones before it, and is dropped when its
+estimated similarity with one of them reaches the threshold; else it stands for itself. One shuffle, no connected components: in a chain where
+a is like b and b like c, but a not like c, c goes although b, which it is like, went too. Bands miss one pair in five whose similarity is just the threshold, and few above it.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.pvalue import PCollection
+from datasketch import MinHash, MinHashLSH
+from numpy.typing import NDArray
+
+from clara.errors import InputError
+from clara.records import Document
+from pipelines.dead_letters import SNIPPET_CHARACTERS
+from pipelines.units import DeadLetter
+
+REASON = "near duplicate"
+_NUM_HASHES, _SEED, _SCHEME = 128, 1, "affine32"
+_SHINGLE_WORDS = 5
+_LARGEST_THRESHOLD = 0.95  # beyond, 128 hashes tell nothing apart
+_WORD = re.compile(r"\w+")
+
+Origin = tuple[str, int]
+Signature = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What counts as alike: an estimated Jaccard similarity of at least `threshold`, looked for in bands of so many hashes."""
+
+    threshold: float
+    num_bands: int
+    band_size: int
+
+
+def make_likeness(threshold: float) -> Likeness | None:
+    """The likeness of a threshold; None for 0, which is off.
+
+    Raises:
+        InputError: not between 0 and 0.95.
+    """
+    if not 0 <= threshold <= _LARGEST_THRESHOLD:
+        raise InputError(
+            f"--near-duplicates {threshold}: expected a similarity, 0 (off) to {_LARGEST_THRESHOLD}; of equal chunks only the first stays anyway"
+        )
+    if not threshold:
+        return None
+    # Of misses and false alarms only misses matter here: alarms are compared, and cost time alone.
+    lsh = MinHashLSH(threshold=threshold, num_perm=_NUM_HASHES, weights=(0.1, 0.9))
+    return Likeness(threshold, lsh.b, lsh.r)
+
+
+def shingles(text: str) -> set[bytes]:
+    """Each five words in a row, in lower case; all words where there are fewer."""
+    words = _WORD.findall(text.lower())
+    spans = max(1, len(words) - _SHINGLE_WORDS + 1)
+    return {" ".join(words[begin : begin + _SHINGLE_WORDS]).encode() for begin in range(spans)}
+
+
+@functools.cache
+def _blank() -> MinHash:
+    return MinHash(num_perm=_NUM_HASHES, seed=_SEED, scheme=_SCHEME)
+
+
+def signature(text: str) -> Signature:
+    """The MinHash signature `[128]` of a text's shingles."""
+    sketch = _blank().copy()
+    sketch.update_batch(sorted(shingles(text)))
+    return np.asarray(sketch.hashvalues, np.uint32)
+
+
+def similarity(first: Signature, second: Signature) -> float:
+    """Estimated Jaccard similarity: the share of equal hashes."""
+    return float((first == second).mean())
+
+
+def losers(bucket: Iterable[tuple[Origin, Signature]], threshold: float) -> Iterator[tuple[Origin, Origin]]:
+    """(Dropped, the one that it is like) of a bucket in any order."""
+    standing: list[tuple[Origin, Signature]] = []
+    for origin, own in sorted(bucket, key=lambda entry: entry[0]):
+        like = next((other for other, theirs in standing if similarity(own, theirs) >= threshold), None)
+        if like is None:
+            standing.append((origin, own))
+        else:
+            yield origin, like
+
+
+def _bands(document: Document, likeness: Likeness) -> Iterator[tuple[bytes, tuple[Origin, bytes]]]:
+    own = signature(document.text)
+    for band in range(likeness.num_bands):
+        part = own[band * likeness.band_size : (band + 1) * likeness.band_size]
+        yield band.to_bytes(2, "big") + part.tobytes(), ((document.source, document.line), own.tobytes())
+
+
+def _losers(element: tuple[bytes, Iterable[tuple[Origin, bytes]]], threshold: float) -> Iterator[tuple[Origin, Origin]]:
+    yield from losers(((origin, np.frombuffer(own, np.uint32)) for origin, own in element[1]), threshold)
+
+
+def _by_origin(document: Document) -> tuple[Origin, Document]:
+    return (document.source, document.line), document
+
+
+class _Decide(beam.DoFn):
+    """(Origin, its document and what it is like) → the document, or its letter aside."""
+
+    def process(self, element: tuple[Origin, dict[str, Any]]) -> Iterator[Any]:
+        """Decide on one document."""
+        _, found = element
+        like = list(found["like"])
+        for document in found["documents"]:
+            if like:
+                detail = f"of {like[0][0]}:{like[0][1]}"
+                letter = DeadLetter(document.source, document.line, REASON, detail, document.text[:SNIPPET_CHARACTERS], dropped=True)
+                yield beam.pvalue.TaggedOutput("letters", letter)
+            else:
+                yield document
+
+
+def drop_near_duplicates(documents: PCollection[Document], likeness: Likeness) -> tuple[PCollection[Document], PCollection[DeadLetter]]:
+    """The documents that stay, and letters of the others; each names the first document that drops it."""
+    like = (
+        documents
+        | "Sign" >> beam.FlatMap(_bands, likeness)
+        | "GatherBuckets" >> beam.GroupByKey()
+        | "CompareInBuckets" >> beam.FlatMap(_losers, likeness.threshold)
+        | "FirstLike" >> beam.CombinePerKey(min)
+    )
+    joined = {"documents": documents | "ByOrigin" >> beam.Map(_by_origin), "like": like} | "JoinVerdicts" >> beam.CoGroupByKey()
+    decided = joined | "DropNearDuplicates" >> beam.ParDo(_Decide()).with_outputs("letters", main="documents")
+    return decided.documents, decided.letters
