@@ -1,12 +1,11 @@
-"""Compressing many chunks: batches that depend on the chunks alone, keys, shards, and a whole MEMORY again with another compressor."""
+"""Compressing many chunks: batches that depend on the chunks alone, keys, shards."""
 
 import functools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,17 +13,13 @@ import torch
 from torch import Tensor
 
 from clara import product_quantiser
-from clara.artefact import file_entry, hash_of, read_manifest, up_to_date
+from clara.artefact import file_entry, hash_of
 from clara.codec import Floats, check_memory, pq_width
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.memory import (
-    KIND,
-    MemoryStore,
-    complete_memory,
     finished_report,
     plan_hash,
-    shard_name,
     write_plan,
     write_shard,
 )
@@ -305,148 +300,3 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-# --- a whole MEMORY again --------------------------------------------------------------------------------------------
-
-
-def reencode_recipe(store: MemoryStore, fingerprint: Fingerprint, batch_tokens: int) -> dict[str, Any]:
-    """What determines the MEMORY that `reencode` makes."""
-    return {
-        "job": "reencode",
-        "parent": store.hash,
-        "fingerprint": fingerprint.as_dict(),
-        "codec": store.codec,
-        "batch_tokens": batch_tokens,
-    }
-
-
-def reencode_shard(
-    store: MemoryStore,
-    index: int,
-    model: Callable[[], Compressor],
-    output: str | os.PathLike[str],
-    *,
-    fingerprint: Fingerprint,
-    batch_tokens: int,
-) -> dict[str, Any]:
-    """Compress the live rows of shard `index` of a store again; shards may be made by different processes.
-
-    Returns:
-        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row. A product-quantised store gets a codebook
-        of the new compressor, by whichever process needs it first.
-
-    Raises:
-        InputError: a row that the store holds can't be compressed; a version must have every row.
-    """
-    name = shard_name(index, store.num_shards)
-    rows = store.row_ids[store.row_ids % store.num_shards == index]
-    if not len(rows):
-        return {"name": name, "rows": 0, "files": [], "failures": [], "reused": False}
-    _reencode_codebook(store, model, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
-    width = pq_width(store.codec)
-    codebook = product_quantiser.load_codebook(output, width, store.hidden_size) if width else None
-    report = write_memory_shard(
-        model,
-        store.records(rows),
-        output,
-        name,
-        fingerprint=fingerprint,
-        codec=store.codec,
-        batch_tokens=batch_tokens,
-        codebook=codebook,
-    )
-    if report["failures"]:
-        first = report["failures"][0]
-        raise InputError(
-            f"{output}/{name}: {len(report['failures'])} rows not compressed, first {first['chunk_id']}: {first['reason']}; mend the compressor"
-        )
-    return report
-
-
-def _reencode_codebook(
-    store: MemoryStore, model: Callable[[], Compressor], output: str | os.PathLike[str], *, fingerprint: Fingerprint, batch_tokens: int
-) -> dict[str, Any] | None:
-    if not pq_width(store.codec):
-        return None
-    sample = store.records(product_quantiser.sample_rows(store.row_ids.tolist(), store.num_memory_tokens))
-    return make_codebook(model, sample, output, fingerprint=fingerprint, codec=store.codec, batch_tokens=batch_tokens)
-
-
-def complete_reencode(
-    store: MemoryStore, reports: Sequence[dict[str, Any]], output: str | os.PathLike[str], *, fingerprint: Fingerprint, batch_tokens: int
-) -> dict[str, Any]:
-    """Write the manifest of a re-encoded MEMORY, whose parent is the store. Returns the manifest.
-
-    Raises:
-        InputError: rows are missing.
-    """
-    num_rows = sum(report["rows"] for report in reports)
-    if num_rows != len(store):
-        raise InputError(
-            f"{output}: {num_rows} rows re-encoded, {store.directory} has {len(store)}; run it again, finished shards are kept"
-        )
-    return complete_memory(
-        output,
-        reports,
-        fingerprint=fingerprint,
-        codec=store.codec,
-        num_shards=store.num_shards,
-        recipe=reencode_recipe(store, fingerprint, batch_tokens),
-        counts={"rows": num_rows},
-        parent=store.hash,
-        extra_files=[file_entry(output, product_quantiser.FILE)] if pq_width(store.codec) else [],
-    )
-
-
-def reencode(
-    store: MemoryStore,
-    model: Compressor,
-    output: str | os.PathLike[str],
-    *,
-    fingerprint: Fingerprint,
-    batch_tokens: int = 4096,
-    progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
-    """Compress every live row of a store again into a new full version; the manifest is written last.
-
-    Finished shards of an earlier, interrupted call are kept.
-
-    Args:
-        store: the version that it follows.
-        model: the new compressor.
-        output: directory of the new version.
-        fingerprint: of the new compressor, as of `clara.fingerprint.of_model`; chunking and keys must be the store's.
-        batch_tokens: tokens of a batch, padding included.
-        progress: is told (shards done, shards) after each.
-
-    Returns:
-        The manifest of the new version.
-
-    Raises:
-        InputError: the fingerprint is for other chunks or keys, the output is the store itself, or a row can't be compressed.
-    """
-    check_follows(store, fingerprint, output)
-    if up_to_date(output, KIND, reencode_recipe(store, fingerprint, batch_tokens)):
-        return read_manifest(output, KIND)
-    reports = []
-    for index in range(store.num_shards):
-        reports.append(reencode_shard(store, index, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens))
-        if progress is not None:
-            progress(index + 1, store.num_shards)
-    return complete_reencode(store, reports, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
-
-
-def check_follows(store: MemoryStore, fingerprint: Fingerprint, output: str | os.PathLike[str]) -> None:
-    """Refuse a re-encoding that could not be switched to: only the compressor may differ from the store's.
-
-    Raises:
-        InputError: another field differs, or the output is the store's own directory.
-    """
-    same = replace(fingerprint, compressor=store.fingerprint_fields.compressor, backbone=store.fingerprint_fields.backbone)
-    if same != store.fingerprint_fields:
-        found, wanted = same.as_dict(), store.fingerprint_fields.as_dict()
-        unequal = ", ".join(f"{name}: {wanted[name]!r} stored, {found[name]!r} now" for name in wanted if wanted[name] != found[name])
-        raise InputError(f"{store.directory}: cannot be re-encoded with other settings ({unequal}); build a MEMORY from the corpus")
-    if Path(output).resolve() == store.directory.resolve():
-        raise InputError(f"output {output}: is the MEMORY that is re-encoded; give another directory")

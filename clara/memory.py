@@ -24,6 +24,7 @@ from clara.artefact import atomic_write, canonical_json, file_entry, hash_of, ma
 from clara.codec import Floats, decode_memory, encode_memory, layout, pq_width
 from clara.errors import InputError
 from clara.fingerprint import Accepted, Fingerprint, check
+from clara.mapped import map_tensors
 from clara.product_quantiser import Codebook, load_codebook
 from clara.records import Chunk
 from clara.tables import read_table
@@ -33,7 +34,6 @@ RECORDS, TENSORS, PLAN = "records.parquet", "memory.safetensors", "plan.json"
 
 # A mapping holds a file descriptor and a records table some megabytes: the least recently used are let go.
 _NUM_MAPPED, _NUM_TABLES = 256, 64
-_NUMPY_TYPES = {"F16": np.float16, "F32": np.float32, "I8": np.int8, "U8": np.uint8}
 _SCHEMA = pa.schema(
     [
         ("row_id", pa.int64()),
@@ -200,33 +200,6 @@ def complete_memory(
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
-    """A safetensors file's tensors as read-only maps of the disk: nothing is read but the header.
-
-    Raises:
-        InputError: not a safetensors file, cut short, or with a type that MEMORY has not.
-    """
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as stream:
-            header_bytes = int.from_bytes(stream.read(8), "little")
-            if size < 8 or header_bytes > size - 8:
-                raise ValueError(f"a header of {header_bytes} bytes in a file of {size}")
-            header = json.loads(stream.read(header_bytes))
-        header.pop("__metadata__", None)
-        tensors = {}
-        for name, entry in header.items():
-            kind, shape, (begin, end) = np.dtype(_NUMPY_TYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
-            offset = 8 + header_bytes + begin
-            if end - begin != kind.itemsize * int(np.prod(shape)) or offset + end - begin > size:
-                raise ValueError(f"{name} {list(shape)} does not fit its {end - begin} bytes")
-            tensors[name] = np.memmap(path, kind, "r", offset, shape) if end > begin else np.empty(shape, kind)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a memory file ({error}); make the MEMORY again, or copy it anew") from error
-    return tensors
 
 
 class MemoryStore:

@@ -16,7 +16,8 @@ from clara.artefact import file_entry, read_manifest, sha256_file, write_manifes
 from clara.codec import CODECS, GROUP, Floats, decode_memory, encode_memory, layout
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
-from clara.memory import MemoryStore, complete_memory, finished_report, map_tensors, plan_hash, shard_name, write_plan, write_shard
+from clara.mapped import map_tensors
+from clara.memory import MemoryStore, complete_memory, finished_report, plan_hash, shard_name, write_plan, write_shard
 from clara.product_quantiser import FILE, Codebook, sample_rows, save_codebook, train_codebook
 from clara.records import Chunk, chunk_id, row_id
 

@@ -24,11 +24,11 @@ from clara import artefact
 from clara.artefact import atomic_write
 from clara.checkpoint import load_checkpoint
 from clara.config import Backbone
-from clara.encode import reencode, reencode_recipe
 from clara.errors import InputError, command_line
 from clara.fingerprint import Fingerprint, of_checkpoint
 from clara.index import MemoryIndex, build_index
 from clara.memory import MemoryStore
+from clara.reencode import reencode, reencode_recipe
 from training.pruning import check_replaceable
 
 logger = logging.getLogger(__name__)

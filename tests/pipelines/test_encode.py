@@ -19,8 +19,6 @@ from clara.encode import (
     key_projection,
     make_codebook,
     plan_batches,
-    reencode,
-    reencode_shard,
     write_memory_shard,
 )
 from clara.errors import InputError
@@ -29,6 +27,7 @@ from clara.memory import MemoryStore, complete_memory, shard_name
 from clara.model import ClaraModel
 from clara.product_quantiser import load_codebook
 from clara.records import Chunk, chunk_id, input_text, row_id
+from clara.reencode import reencode, reencode_shard
 
 FINGERPRINT = Fingerprint("b", "c", "t", "float32", 4, 32, "none", True, 96, 0, 64, 0)
 
