@@ -19,13 +19,14 @@ MEASURES = {
     "pool.recall@1": "Recall@1, pool of 20",
     "pool.recall@5": "Recall@5, pool of 20",
     "pool.mrr": "MRR, pool of 20",
-    "index.log_likelihood": "answer, from what was found",
+    "pool.log_likelihood": "answer, found in the pool",
+    "index.log_likelihood": "answer, found among all",
     "right.log_likelihood": "answer, right document (ceiling)",
     "wrong.log_likelihood": "answer, a wrong one",
     "none.log_likelihood": "answer, none (floor)",
     "gap.right_minus_wrong": "right - wrong",
-    "index.exact_match": "exact match, from what was found",
-    "index.f1": "F1, from what was found",
+    "index.exact_match": "exact match, found among all",
+    "index.f1": "F1, found among all",
     "right.exact_match": "exact match, right document",
     "none.exact_match": "exact match, none",
 }
@@ -36,8 +37,8 @@ NAMES = {
     "bm25/before": "BM25 / before",
     "bm25/after": "BM25 / after",
 }
-COMPARED = ("index.recall@20", "pool.recall@5", "index.log_likelihood", "gap.right_minus_wrong")
-LEGEND = "answer: its log-likelihood in nats (0 is best). Means over questions, in brackets 95 % bootstrap intervals."
+COMPARED = ("index.recall@20", "pool.recall@5", "pool.log_likelihood", "index.log_likelihood", "gap.right_minus_wrong")
+LEGEND = "answer: its log-likelihood in nats (0 is best) after reading the K best, the right one, a wrong one, none. Means over questions, in brackets 95 % bootstrap intervals."
 
 
 def table(report: Mapping[str, Any], split: str) -> tuple[list[str], list[list[str]]]:
