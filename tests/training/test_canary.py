@@ -127,9 +127,11 @@ def test_a_moved_compressor_measures_as_computed_directly(world: World, num_rank
         )  # fmt: skip
         shared.append(len(old & new) / 3)
     ranks, results = Ranks(num_ranks), [{}] * num_ranks
+    # Loaded one after the other: transformers patches torch as it loads a model, for all threads of a process.
+    models = [drifted(world) for _ in range(num_ranks)]
 
     def measure(rank: int) -> None:
-        results[rank] = source.measure(drifted(world), store, RankEngine(rank, ranks))
+        results[rank] = source.measure(models[rank], store, RankEngine(rank, ranks))
 
     threads = [threading.Thread(target=measure, args=(rank,)) for rank in range(num_ranks)]
     for thread in threads:
