@@ -8,6 +8,8 @@ TORCH_INDEX ?=
 DOCUMENTS ?= 1000
 PRETRAIN ?= 0
 export TOKENIZERS_PARALLELISM := false
+# Torch's threads sleep where they wait for each other: spinning, two of them on cores that others use too are 20 times slower than one.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: setup demo test test-slow lint clean
 setup: $(VENV)/ready
