@@ -139,6 +139,9 @@ class Instruct(Section):
     steps: int = Field(1000, ge=1, description="optimiser updates")
     questions_per_step: int = Field(8, ge=1, description="over all ranks")
     num_documents: int = Field(5, ge=1, description="K memories in a prompt: the right one and others of the batch")
+    positives: Literal["first", "all"] = Field(
+        "first", description="of a question with several right documents: the first alone, or all of them (K at most; multi-hop questions)"
+    )
     mse_weight: float = Field(0.1, ge=0)
     generator: Literal["carry_over", "restart"] = Field(
         "carry_over", description="restart: a fresh generator adapter, as the reference does"

@@ -54,13 +54,16 @@ class Job:
     from_index: int
     from_bm25: int
     positives: bool
+    published: bool
     seed: int
 
     def recipe(self) -> dict[str, Any]:
         """What determines the numbers."""
         inputs = {name: manifest_hash(path) for name in ("questions", "checkpoint", "memory", "index") if (path := getattr(self, name))}
         settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "seed", "device")
-        return {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
+        # A setting that came later counts where it says something: older runs are still those runs.
+        later = {"published": True} if self.published else {}
+        return {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}, **later}
 
 
 class Scorer:
@@ -78,9 +81,23 @@ class Scorer:
         self._bm25 = Bm25([input_text(c.title, c.text) for c in store.records(store.row_ids)], store.row_ids) if job.from_bm25 else None
 
     def pools(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Rows for each question: positives, index and BM25 in turn, then rows at random, none that the question keeps out."""
+        """Rows for each question: positives, index and BM25 in turn, then rows at random, none that the question keeps out.
+
+        Of published pools, all rows of a question's own pool, whatever their number.
+
+        Raises:
+            InputError: a published pool is asked for, and a question has none in MEMORY.
+        """
         job, store = self._job, self._retriever.store
         known = [Known.of(q, store) for q in questions]
+        if job.published:
+            for question, k in zip(questions, known, strict=True):
+                if not set(k.pool) - k.banned:
+                    raise InputError(
+                        f"--published-pools: question {question.question_id!r} has no candidate_ids in {job.memory}; give the MEMORY of the corpus "
+                        "that it was published with, or leave the option out"
+                    )
+            return [[row for row in k.pool if row not in k.banned] for k in known]
         banned = [set(k.banned) for k in known]
         lists: list[list[list[int]]] = [[] for _ in questions]
         if job.from_index:
@@ -174,6 +191,7 @@ def parser() -> argparse.ArgumentParser:
     add("--from-index", type=int, default=5, metavar="N", help="of these, best of the index (default: %(default)s)")
     add("--from-bm25", type=int, default=5, metavar="N", help="of these, best of BM25 (default: %(default)s)")
     add("--no-positives", action="store_true", help="don't put the known positives into the pools")
+    add("--published-pools", action="store_true", help="score each question's own candidate_ids, all of them, instead of drawing a pool")
     add("--seed", type=int, default=0, help="of the rows drawn at random (default: %(default)s)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--num-workers", type=int, default=0, help="processes of the local runner; 0: as many as cores (default: %(default)s)")
@@ -209,6 +227,7 @@ def job_of(options: argparse.Namespace) -> Job:
         from_index=options.from_index,
         from_bm25=options.from_bm25,
         positives=not options.no_positives,
+        published=options.published_pools,
         seed=options.seed,
     )
 
@@ -260,7 +279,7 @@ def run(job: Job, pipeline: beam.Pipeline, recipe: dict[str, Any]) -> int:
         kind=KIND,
         files=entries,
         recipe=recipe,
-        counts={"questions": len(questions), "pool size": job.pool_size},
+        counts={"questions": len(questions), **({} if job.published else {"pool size": job.pool_size})},
         memory=manifest_hash(job.memory),
         reader=reader_hash(job.checkpoint),
     )
@@ -288,7 +307,7 @@ def main(argv: list[str]) -> int:
     with locked(output):
         prepare(output, recipe, options.overwrite)
         count = run(job, make_pipeline(beam_arguments, options.runner), recipe)
-    print(f"{options.output}: UTILITIES of {count} questions, pools of {job.pool_size}")
+    print(f"{options.output}: UTILITIES of {count} questions, {'published pools' if job.published else f'pools of {job.pool_size}'}")
     return 0
 
 

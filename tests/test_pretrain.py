@@ -213,6 +213,22 @@ def test_other_answers_and_excluded_documents_are_not_offered(tiny_model: ClaraM
     assert sorted(offered) == sorted(expected)
 
 
+@pytest.mark.parametrize(("positives", "right"), [("first", (0,)), ("all", (0, 1))])
+def test_a_prompt_of_a_multi_hop_question_holds_all_right_documents_where_asked(
+    tiny_model: ClaraModel, positives: str, right: tuple[int, ...]
+):
+    asked = [question(n) for n in range(4, 7)]
+    ids = [row["id"] for row in ROWS]
+    asked.append(Question("q0", "Who?", ("A",), (ids[0], ids[1]), split="train"))
+    stage = instruct_stage(tiny_model, asked, positives=positives)
+    (batch,) = stage.micro_batches(0, 0, 1)
+    chosen = batch.selected[batch.prompts.index(tiny_model.prompts.question("Who?", "A"))]
+    offered = [batch.documents[s] for s in chosen]
+    texts = [tiny_model.document_ids(row["text"])[:96] for row in ROWS]
+    assert len(set(chosen)) == 3
+    assert [n for n in range(4) if texts[n] in offered] == list(right)
+
+
 def test_a_micro_batch_that_cannot_fill_the_prompts_is_an_error(tiny_model: ClaraModel):
     with pytest.raises(InputError, match=r"instruct.num_documents is 3, a micro-batch holds 2 questions"):
         instruct_stage(tiny_model, [question(n) for n in range(4)], micro_batch=2)

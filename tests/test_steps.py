@@ -393,14 +393,24 @@ def test_retrieval_figures_count_pools_and_choices(tiny_model: ClaraModel):
 # --- families --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("template", "pad"), [(tiny.CHATML, True), (tiny.CHATML, False), (tiny.WITHOUT_SYSTEM, True), (tiny.WITHOUT_SYSTEM, False)]
+)
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi3"])
-def test_model_families_run_a_pretrain_and_a_joint_step(tmp_path: Path, family: str):
-    model = tiny.build_model(tiny.write_backbone(tmp_path, family))
-    for stage in ("pretrain", "joint"):
+def test_model_families_run_every_stage_with_and_without_system_role_and_pad_token(tmp_path: Path, family: str, template: str, pad: bool):
+    model = tiny.build_model(tiny.write_backbone(tmp_path, family, template=template, pad=pad))
+    if not pad:
+        model.tokenizer.pad_token = None  # which Qwen's class brings along
+    prompt = model.tokenizer.decode(model.prompts.question("Who?").left)
+    assert "You are a helpful assistant." in prompt
+    assert ("system" in prompt) == (template == tiny.CHATML)
+    for stage in ("pretrain", "instruct", "joint"):
         roles, loss = steps(model)[stage]
         model.train_only(roles)
+        model.zero_grad()
         value = loss()
         value.backward()
         assert math.isfinite(value.item())
         assert touched(model) == set(roles)
         assert all(torch.isfinite(g).all() for g in gradients(model).values())
+    assert len(model.generate(["Who?"], [model.compress([[5, 6]])], max_new_tokens=2)) == 1

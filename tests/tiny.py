@@ -28,6 +28,12 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Refuses a system role, as Mistral's first templates do.
+WITHOUT_SYSTEM = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %} [INST] {{ m['content'] }} [/INST]"
+    "{% elif m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}"
+    "{% endif %}{% endfor %}"
+)
 _FAMILIES = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
@@ -67,9 +73,11 @@ def write_tokenizer(folder: Path, *, template: str | None = CHATML, bos: bool = 
     return tokenizer
 
 
-def write_backbone(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+def write_backbone(
+    folder: Path, family: str = "llama", seed: int = 0, *, template: str = CHATML, bos: bool = True, pad: bool = True
+) -> Path:
     """A random causal LM with its tokenizer, as a model folder in the transformers format."""
-    tokenizer = write_tokenizer(folder)
+    tokenizer = write_tokenizer(folder, template=template, bos=bos, pad=pad)
     config_class, model_class = _FAMILIES[family]
     config: PreTrainedConfig = config_class(
         vocab_size=len(tokenizer),

@@ -8,7 +8,6 @@ raw passages that BM25 found. With --cross there are also `before/after` and `af
 
 import argparse
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +80,11 @@ def parser() -> argparse.ArgumentParser:
         help="questions of each split that are also answered in words; -1: all (default), 0: none",
     )
     parser.add_argument(
+        "--conditions",
+        default=",".join(defaults.conditions),
+        help="what the answers' likelihoods are measured after reading (default %(default)s)",
+    )
+    parser.add_argument(
         "--generate-conditions",
         default=",".join(defaults.generate_conditions),
         help="what they are answered from, of index, pool, right, wrong, none (default %(default)s)",
@@ -126,13 +130,20 @@ def settings_of(options: argparse.Namespace) -> Settings:
         )
     if options.retrieval_only and options.alignment:
         raise InputError(f"--alignment {options.alignment} reads documents, and --retrieval-only reads none; leave one of them out")
+    conditions = _names("--conditions", options.conditions, CONDITIONS)
+    generated = _names("--generate-conditions", options.generate_conditions, CONDITIONS)
+    if options.generate and (unread := [name for name in generated if name not in conditions]):
+        if options.generate_conditions != parser().get_default("generate_conditions"):
+            raise InputError(f"--generate-conditions {unread[0]!r} is not among --conditions {options.conditions}; add it there")
+        generated = tuple(name for name in generated if name in conditions)
     return Settings(
         num_selected=options.num_selected,
         retrieval_only=options.retrieval_only,
         pool_size=options.pool_size,
         max_new_tokens=options.max_new_tokens,
         num_generated=options.generate if options.generate >= 0 else 10**9,
-        generate_conditions=_names("--generate-conditions", options.generate_conditions, CONDITIONS),
+        generate_conditions=generated,
+        conditions=conditions,
         baselines=baselines,
         dense=folder_hash(options.dense_model) if options.dense_model else "",
         cross=options.cross,
@@ -180,7 +191,7 @@ def main(argv: list[str]) -> int:
     plan = {
         "questions": questions_hash(questions),
         "systems": {s.name: s.hashes() | {"stale": s.name in options.accept_stale} for s in systems},
-        "settings": asdict(settings),
+        "settings": settings.plan(),
         "seed": options.seed,
     }
     output = Path(options.output)

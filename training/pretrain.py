@@ -27,7 +27,7 @@ from clara.questions import read_questions
 from training.corpus import read_documents
 from training.engine import LocalEngine
 from training.loop import Stage, run
-from training.stages import InstructStage, PretrainStage
+from training.stages import InstructStage, PretrainStage, right_documents
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
         inputs["backbone"] = weights_hash(config.backbone.path)
     settings = config.model_dump(include={"seed", "stage", "model", "prompts", config.stage})
+    if config.stage == "instruct" and config.instruct.positives == "first":
+        del settings["instruct"]["positives"]  # it came later: an older run is still that run
     if config.stage == "instruct" and micro_batch not in (0, config.instruct.questions_per_step):
         settings["micro_batch"] = micro_batch
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
@@ -74,7 +76,7 @@ def build(config: Config, micro_batch: int) -> tuple[ClaraModel, Stage]:
     every = read_questions(config.questions, "train")
     questions = [q for q in every if q.positive_ids]
     logger.info("instruct: %d questions, %d others name no positive document and are left out", len(questions), len(every) - len(questions))
-    documents = read_documents(config.corpus, {q.positive_ids[0] for q in questions})
+    documents = read_documents(config.corpus, {name for q in questions for name in right_documents(q, config.instruct)})
     if config.instruct.generator == "restart":
         lora.restart_adapter(model.backbone.layers, GENERATOR)
     return model, InstructStage(model, questions, documents, config, micro_batch)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from clara.backbone import weights_hash
-from clara.config import Config
+from clara.config import Config, Instruct
 from clara.errors import InputError
 from clara.examples import Example
 from clara.model import COMPRESSOR, GENERATOR, ClaraModel
@@ -97,8 +97,13 @@ class PretrainStage(MemoryStage):
         return builder.paraphrase(example.answers[0] if example.answers else example.document, step)
 
 
+def right_documents(question: Question, settings: Instruct) -> tuple[str, ...]:
+    """Ids of the documents that a prompt of stage `instruct` holds for the question's sake: K at most."""
+    return question.positive_ids[: 1 if settings.positives == "first" else settings.num_documents]
+
+
 class InstructStage(MemoryStage):
-    """Answers from K memories: the right document's and others of the micro-batch, in random order."""
+    """Answers from K memories: the right documents' and others of the micro-batch, in random order."""
 
     def __init__(self, model: ClaraModel, questions: list[Question], documents: dict[str, str], config: Config, micro_batch: int) -> None:
         settings = config.instruct
@@ -129,7 +134,8 @@ class InstructStage(MemoryStage):
 
     def _batch(self, step: int, rows: list[int]) -> InstructBatch:
         questions = [self._questions[r] for r in rows]
-        names = list(dict.fromkeys(q.positive_ids[0] for q in questions))
+        settings = self._config.instruct
+        names = list(dict.fromkeys(name for q in questions for name in right_documents(q, settings)))
         limit = self._model.settings.max_document_tokens
         whole = [self._model.document_ids(self._documents[n]) for n in names]
         self._num_cut += sum(len(ids) > limit for ids in whole)
@@ -137,11 +143,11 @@ class InstructStage(MemoryStage):
         dice = torch.Generator().manual_seed(self._config.seed * 1_000_003 + step)
         selected = []
         for question in questions:
-            right = names.index(question.positive_ids[0])
+            right = [names.index(name) for name in right_documents(question, settings)]
             forbidden = {*question.positive_ids, *question.exclude_ids}
             others = [i for i, n in enumerate(names) if n not in forbidden]
-            others = [others[i] for i in torch.randperm(len(others), generator=dice).tolist()[: self._config.instruct.num_documents - 1]]
-            chosen = [right, *others]
+            others = [others[i] for i in torch.randperm(len(others), generator=dice).tolist()[: settings.num_documents - len(right)]]
+            chosen = [*right, *others]
             selected.append([chosen[i] for i in torch.randperm(len(chosen), generator=dice).tolist()])
         prompts = [self._model.prompts.question(q.question, q.answers[0]) for q in questions]
         return InstructBatch(prompts, documents, selected)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import joint_world
@@ -15,7 +16,7 @@ from clara.config import Backbone, load
 from clara.errors import InputError
 from clara.memory import MemoryStore
 from clara.pools import Known
-from clara.questions import read_questions
+from clara.questions import read_questions, write_questions
 from clara.utilities import FILE, Scored, read_utilities
 from pipelines import score_utilities
 from training import joint
@@ -69,6 +70,19 @@ def test_pools_hold_the_positives_and_nothing_that_is_kept_out(world: World, sco
         assert len(rows) == len(set(rows)) == 6
         assert set(known.positive) <= set(rows)
         assert not known.banned & set(rows)
+
+
+def test_published_pools_are_scored_whole(world: World, tmp_path: Path) -> None:
+    store, asked = MemoryStore.open(world.memory), read_questions(world.questions, "train")[:2]
+    write_questions(tmp_path / "two", asked, recipe={})
+    assert score_utilities.main([*command(replace(world, questions=tmp_path / "two"), tmp_path / "utilities"), "--published-pools"]) == 0
+    found = read_utilities(tmp_path / "utilities")
+    for question in asked:
+        rows = [row for name in question.candidate_ids if name not in question.exclude_ids for row in store.rows_of(name)]
+        assert list(found[question.question_id].row_ids) == rows
+    write_questions(tmp_path / "bare", [replace(q, candidate_ids=()) for q in asked], recipe={})
+    with pytest.raises(InputError, match=r"--published-pools: question .* has no candidate_ids"):
+        score_utilities.main([*command(replace(world, questions=tmp_path / "bare"), tmp_path / "none"), "--published-pools"])
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(

@@ -61,11 +61,11 @@ class Measuring:
             InputError: artefacts that are damaged or do not belong together.
         """
         found = self._found() if self.settings.cross else None
-        shared = Shared(DenseEncoder(self.dense_model, self.device) if self.dense_model else None)
+        shared = Shared(DenseEncoder(self.dense_model, self.device) if self.dense_model else None, self.output / PARTS)
         rows: list[Row] = []
         counts: dict[str, Any] = {}
         for number, system in enumerate(self.systems):
-            plan: list[Any] = [self._plan(system) | {"with_text": number == 0}, asdict(self.settings)]
+            plan: list[Any] = [self._plan(system) | {"with_text": number == 0}, self.settings.plan()]
             if found is not None:
                 plan.append([self._plan(s) for s in self.systems])
             part = self._part([*plan, questions_hash(self.questions)])

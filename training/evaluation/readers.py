@@ -3,14 +3,18 @@
 Shapes: k rows of a prompt, M memory tokens, D hidden size.
 """
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from clara.artefact import hash_of
+from clara import lora
+from clara.artefact import atomic_write, hash_of, manifest_hash
 from clara.encode import plan_batches
 from clara.model import GENERATOR, ClaraModel
 from clara.prompts import Prompt
@@ -45,20 +49,45 @@ class Likelihood:
         return self.nats / self.num_tokens
 
 
+@dataclass
+class Known:
+    """What equal readers have computed: likelihoods by reading, answers by reading and longest length."""
+
+    likelihoods: dict[Reading, Likelihood] = field(default_factory=dict)
+    answers: dict[tuple[Reading, int], str] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write everything to a file."""
+        likelihoods = [[r.question, r.answer, r.rows, asdict(of)] for r, of in self.likelihoods.items()]
+        answers = [[r.question, r.answer, r.rows, longest, text] for (r, longest), text in self.answers.items()]
+        atomic_write(path, json.dumps({"likelihoods": likelihoods, "answers": answers}, ensure_ascii=False))
+
+    @classmethod
+    def load(cls, path: Path) -> "Known":
+        """What `save` wrote; nothing where there is no file."""
+        if not path.is_file():
+            return cls()
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            {Reading(question, answer, tuple(rows)): Likelihood(**of) for question, answer, rows, of in found["likelihoods"]},
+            {(Reading(question, answer, tuple(rows)), longest): text for question, answer, rows, longest, text in found["answers"]},
+        )
+
+
 class Reader(ABC):
     """Answers from rows with one adapter of one model."""
 
-    def __init__(self, retriever: Retriever, role: str | None, known: dict[Reading, Likelihood] | None = None) -> None:
+    def __init__(self, retriever: Retriever, role: str | None, known: Known | None = None) -> None:
         """Take a system's parts.
 
         Args:
             retriever: the system.
             role: the adapter that reads; None is the plain LM.
-            known: likelihoods that an equal reader has computed, and that get those of this one.
+            known: what equal readers have computed, and what gets that of this one.
         """
         self._retriever, self._role = retriever, role
-        self._likelihoods: dict[Reading, Likelihood] = {} if known is None else known
-        self._answers: dict[tuple[Reading, int], str] = {}
+        known = Known() if known is None else known
+        self._likelihoods, self._answers = known.likelihoods, known.answers
 
     @property
     def model(self) -> ClaraModel:
@@ -121,8 +150,16 @@ class Reader(ABC):
 class MemoryReader(Reader):
     """The generator on memory."""
 
-    def __init__(self, retriever: Retriever) -> None:
-        super().__init__(retriever, GENERATOR)
+    def __init__(self, retriever: Retriever, known: Known | None = None) -> None:
+        super().__init__(retriever, GENERATOR, known)
+
+    @staticmethod
+    def identity(retriever: Retriever) -> str:
+        """What it says depends on beside the reading: systems of one generator over one MEMORY have it in common, however they retrieve."""
+        model, digest = retriever.model, hashlib.sha256()
+        for parameter in (*lora.parameters(model.backbone.layers, GENERATOR), *model.slots.parameters()):
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+        return hash_of([TextReader.identity(retriever), digest.hexdigest(), manifest_hash(retriever.store.directory)])
 
     def prompt(self, reading: Reading, answer: str | None) -> Prompt:
         """See the base class."""
@@ -139,7 +176,7 @@ class MemoryReader(Reader):
 class TextReader(Reader):
     """The plain LM on the raw passages: standard retrieval-augmented generation."""
 
-    def __init__(self, retriever: Retriever, known: dict[Reading, Likelihood] | None = None) -> None:
+    def __init__(self, retriever: Retriever, known: Known | None = None) -> None:
         super().__init__(retriever, None, known)
 
     @staticmethod

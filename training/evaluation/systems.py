@@ -1,13 +1,15 @@
 """The systems that are compared, and what is done with each of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from clara.artefact import manifest_hash
 from clara.errors import InputError
 from clara.questions import Question
 from clara.retriever import Retriever
+from training.evaluation.finders import CONDITIONS
 
 BASELINES = ("bm25", "dense", "text")
 
@@ -52,6 +54,7 @@ class Settings:
         max_new_tokens: longest answer.
         num_generated: questions of each split that are answered in words as well; 0: none.
         generate_conditions: what they are answered from.
+        conditions: what answer likelihoods are measured after reading.
         baselines: `bm25`, `dense`, `text`.
         dense: hash of the embedding model's folder; empty without that baseline.
         cross: every system's generator reads what every system's retrieval found.
@@ -69,6 +72,11 @@ class Settings:
     cross: bool = False
     num_aligned: int = 0
     retrieval_only: bool = False
+    conditions: tuple[str, ...] = CONDITIONS
+
+    def plan(self) -> dict[str, Any]:
+        """What determines the figures. A setting that came later counts where it says something."""
+        return {name: value for name, value in asdict(self).items() if name != "conditions" or value != CONDITIONS}
 
 
 def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str) -> Retriever:

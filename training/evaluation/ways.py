@@ -6,6 +6,7 @@ A way is called RETRIEVER/GENERATOR, as `bm25/after`; `after` alone is after/aft
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from training.evaluation.alignment import GENERATOR, TEXT, aligned_rows
 from training.evaluation.dense import DenseEncoder, DenseFinder
 from training.evaluation.finders import CONDITIONS, DEPTH, Bm25Finder, Corpus, MemoryFinder, Rankings, Selection, select
 from training.evaluation.measures import Row, answer_measures, hop_measures, likelihood_measures, retrieval_measures
-from training.evaluation.readers import Likelihood, MemoryReader, Reader, Reading, TextReader
+from training.evaluation.readers import Known, Likelihood, MemoryReader, Reader, Reading, TextReader
 from training.evaluation.systems import Settings
 
 KEPT_DOCUMENTS = 20
@@ -34,10 +35,30 @@ class Way:
 
 @dataclass
 class Shared:
-    """What the systems of one evaluation share: the embedding model, and what the plain LM said, by what it depends on."""
+    """What the systems of one evaluation share: the embedding model, and what readers said, by what that depends on.
+
+    With a directory, it outlives the process: `save` after each system.
+    """
 
     dense: DenseEncoder | None = None
-    texts: dict[str, dict[Reading, Likelihood]] = field(default_factory=dict)
+    directory: Path | None = None
+    _known: dict[str, Known] = field(default_factory=dict)
+
+    def known(self, identity: str) -> Known:
+        """What readers of this identity have computed, and what gets more of it."""
+        if identity not in self._known:
+            self._known[identity] = Known.load(self.directory / self._name(identity)) if self.directory else Known()
+        return self._known[identity]
+
+    def save(self) -> None:
+        """Write what has been read."""
+        if self.directory:
+            for identity, known in self._known.items():
+                known.save(self.directory / self._name(identity))
+
+    @staticmethod
+    def _name(identity: str) -> str:
+        return f"readings-{identity[:16]}.json"
 
 
 def pools_of(questions: Sequence[Question], corpus: Corpus, settings: Settings) -> list[list[int]]:
@@ -84,7 +105,8 @@ def evaluate_system(
     found = {name: own_rankings(name, retriever, questions, settings)} if found is None else found
     _check(name, questions, corpus, settings)
     pools = pools_of(questions, corpus, settings)
-    memory, text = MemoryReader(retriever), TextReader(retriever, shared.texts.setdefault(TextReader.identity(retriever), {}))
+    memory = MemoryReader(retriever, shared.known(MemoryReader.identity(retriever)))
+    text = TextReader(retriever, shared.known(TextReader.identity(retriever)))
     baselines: dict[str, Sequence[Rankings]] = {}
     lexical: Sequence[Rankings] = ()
     if settings.baselines or settings.num_aligned:
@@ -106,6 +128,7 @@ def evaluate_system(
     for way in ways:
         readers = {TEXT: text} if way.reader is text else {GENERATOR: memory, TEXT: text}
         rows += _evaluate_way(way, questions, lexical, readers, corpus, settings)
+        shared.save()
     return rows
 
 
@@ -131,7 +154,7 @@ def _evaluate_way(
     settings: Settings,
 ) -> list[Row]:
     selections = [select(q, r, corpus, settings.num_selected) for q, r in zip(questions, way.rankings, strict=True)]
-    readings = [{} if settings.retrieval_only else _readings(q, s) for q, s in zip(questions, selections, strict=True)]
+    readings = [{} if settings.retrieval_only else _readings(q, s, settings.conditions) for q, s in zip(questions, selections, strict=True)]
     likelihoods = _likelihoods(way, [reading for chosen in readings for reading in chosen.values()])
     told = first_of_each_split(questions, settings.num_generated)
     texts = _texts(way, questions, readings, told, settings)
@@ -153,8 +176,8 @@ def _evaluate_way(
         row: Row = {"system": way.label, "split": question.split, "question_id": question.question_id, "question": question.question}
         row |= {"answers": list(question.answers), "positive_ids": list(question.positive_ids)} | retrieved
         row |= likelihood_measures({condition: likelihoods[reading] for condition, reading in chosen.items()})
-        if chosen:
-            row["num_answer_tokens"] = likelihoods[chosen["none"]].num_tokens
+        for reading in list(chosen.values())[:1]:
+            row["num_answer_tokens"] = likelihoods[reading].num_tokens
         for condition, reading in chosen.items():
             if question.question_id in told and condition in settings.generate_conditions:
                 row[f"{condition}_answer"] = texts[reading]
@@ -202,8 +225,8 @@ def _retrieval_rows(questions: Sequence[Question], rankings: Sequence[Rankings],
     return rows
 
 
-def _readings(question: Question, selection: Selection) -> dict[str, Reading]:
-    chosen = {condition: getattr(selection, condition) for condition in CONDITIONS}
+def _readings(question: Question, selection: Selection, conditions: Sequence[str]) -> dict[str, Reading]:
+    chosen = {condition: getattr(selection, condition) for condition in CONDITIONS if condition in conditions}
     return {c: Reading(question.question, question.answers[0], rows) for c, rows in chosen.items() if rows is not None}
 
 
