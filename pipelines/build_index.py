@@ -7,8 +7,10 @@ import argparse
 import json
 
 from clara.errors import InputError, command_line
-from clara.index import build_index, resolve_factory
+from clara.gpu_index import require_gpu
+from clara.index_build import Build, build, recipe_of
 from clara.memory import MemoryStore
+from clara.recall import Measurement
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,13 +20,24 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--memory", required=True, metavar="DIR", help="MEMORY to index")
     found.add_argument("--output", required=True, metavar="DIR", help="INDEX to write")
-    found.add_argument("--factory", default="auto", help="FAISS factory string; auto: by the number of rows (default: auto)")
-    found.add_argument("--seed", type=int, default=0, help="draws training sample and measured queries (default: 0)")
-    found.add_argument("--first-level", type=int, default=200, help="L candidates of the first level, for the measurement (default: 200)")
-    found.add_argument(
-        "--queries", type=int, default=64, help="queries of the measurement, which reads the payload once; 0: none (default: 64)"
+    add = found.add_argument
+    add(
+        "--factory",
+        default="auto",
+        help="FAISS factory string; auto: Flat, IVF with float16 keys or OPQ+IVF+PQ, by the number of rows (default: auto)",
     )
-    found.add_argument("--recall-floor", type=float, default=0.9, help="recall@10 under this share is warned of (default: 0.9)")
+    add("--probes", type=int, default=0, help="inverted lists that a query looks into; 0: a sixteenth of them, 8 at least (default: 0)")
+    add("--seed", type=int, default=0, help="draws training sample and measured queries (default: 0)")
+    add("--first-level", type=int, default=200, help="L candidates of the first level, for the measurement (default: 200)")
+    add("--queries", type=int, default=64, help="queries of the measurement, which reads the payload once; 0: none (default: 64)")
+    add("--measure-gib", type=float, default=32.0, help="GiB of payload that the measurement may read; where there is more, a sample of whole shards "
+        "stands for all and recall is estimated from below (default: 32)")  # fmt: skip
+    add("--recall-floor", type=float, default=0.9, help="recall@10 under this share is refused (default: 0.9)")
+    add("--allow-low-recall", action="store_true", help="warn of a recall under the floor, and keep the INDEX")
+    add("--gpu", action="store_true", help="cluster and assign on a CUDA device, with faiss-gpu-cu12 (default: on the CPU)")
+    add("--parent", default="", metavar="DIR", help="INDEX of the version before: its training, and the rows whose shard files are the same, are taken over "
+        "(default: none)")  # fmt: skip
+    add("--quiet", action="store_true", help="no progress bars")
     found.add_argument(
         "--no-verify", action="store_true", help="skip reading every byte of the MEMORY against its sha256 before (default: read it)"
     )
@@ -35,29 +48,32 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    for name, value, least in (("--first-level", options.first_level, 1), ("--queries", options.queries, 0)):
+    for name, value, least in (
+        ("--first-level", options.first_level, 1),
+        ("--queries", options.queries, 0),
+        ("--probes", options.probes, 0),
+    ):
         if value < least:
             raise InputError(f"{name} {value}; expected at least {least}")
-    if options.dry_run:
-        store = MemoryStore.open(options.memory)
-        plan = {
-            "memory": store.hash,
-            "rows": len(store),
-            "key_size": store.key_size,
-            "factory": resolve_factory(options.factory, len(store)),
-        }
-        print(json.dumps({**plan, "output": options.output}, indent=1))
-        return 0
-    manifest = build_index(
-        options.memory,
-        options.output,
-        options.factory,
+    how = Build(
+        factory=options.factory,
         seed=options.seed,
-        first_level=options.first_level,
-        num_queries=options.queries,
+        probes=options.probes,
+        measurement=Measurement(options.first_level, options.queries, most_bytes=int(options.measure_gib * 2**30)),
         recall_floor=options.recall_floor,
+        allow_low_recall=options.allow_low_recall,
+        gpu=options.gpu,
         verify=not options.no_verify,
+        parent=options.parent,
+        progress=not options.quiet,
     )
+    if options.dry_run:
+        if how.gpu:
+            require_gpu()
+        store = MemoryStore.open(options.memory)
+        print(json.dumps({**recipe_of(store, how), "rows": len(store), "key_size": store.key_size, "output": options.output}, indent=1))
+        return 0
+    manifest = build(options.memory, options.output, how)
     print(f"{options.output}: INDEX of {manifest['counts']['rows']} rows, {manifest['factory']}, {json.dumps(manifest['measured'])}")
     return 0
 

@@ -11,7 +11,7 @@ from clara.checkpoint import load_checkpoint, save_checkpoint
 from clara.config import Backbone
 from clara.encode import write_memory_shard
 from clara.fingerprint import of_checkpoint
-from clara.index import build_index
+from clara.index_build import build_index
 from clara.memory import complete_memory, shard_name
 from clara.questions import Question, read_questions, write_questions
 from clara.records import Chunk, chunk_id, row_id

@@ -13,8 +13,11 @@ from clara.artefact import read_manifest, write_manifest
 from clara.encode import key_projection
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
-from clara.index import FILE, MemoryIndex, build_index, exact_search, resolve_factory
+from clara.index import FILE, MemoryIndex
+from clara.index_build import build_index
+from clara.index_factory import resolve_factory
 from clara.memory import MemoryStore, complete_memory, shard_name, write_shard
+from clara.recall import exact_search
 from clara.records import Chunk, chunk_id, row_id
 from pipelines.build_index import main
 
@@ -145,6 +148,16 @@ def test_equal_scores_come_by_row_id(tmp_path: Path) -> None:
     assert rows[0].tolist() == store.row_ids.tolist()
 
 
+def test_which_of_many_equal_keys_are_candidates_is_not_left_to_faiss(tmp_path: Path) -> None:
+    memory = write_memory(tmp_path / "memory", np.concatenate([np.repeat(random_memory(1), 40, axis=0), random_memory(60, seed=5)]))
+    query = random_memory(1)
+    for factory in ("Flat", "IVF4,Flat"):
+        build_index(memory, tmp_path / factory, factory, num_queries=0, probes=4)
+        store = MemoryStore.open(memory)
+        rows, _ = MemoryIndex.open(tmp_path / factory, store).search(query, 5, first_level=5)
+        assert rows[0].tolist() == [row for row, _ in brute_force(store, query[0], 5)]
+
+
 def test_zero_memories_score_zero(tmp_path: Path) -> None:
     values = random_memory(3)
     values[1] = 0
@@ -173,24 +186,35 @@ def test_removed_rows_are_not_indexed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF8,PQ6x4", "SQ8", pytest.param("OPQ4_12,IVF8,PQ4x4", marks=pytest.mark.slow)])
 def test_trained_factories_find_most(tmp_path: Path, factory: str) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(1500))
-    manifest = build_index(memory, tmp_path / "index", factory, num_queries=20, first_level=300)
+    manifest = build_index(memory, tmp_path / "index", factory, num_queries=20, first_level=300, recall_floor=0.5)
     assert manifest["factory"] == factory
-    assert manifest["measured"]["recall_at_10"] > 0.5
-    again = build_index(memory, tmp_path / "again", factory, num_queries=20, first_level=300)
+    again = build_index(memory, tmp_path / "again", factory, num_queries=20, first_level=300, recall_floor=0.5)
     assert again["files"] == manifest["files"]
 
 
-def test_low_recall_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_low_recall_is_refused_with_what_would_help_and_kept_where_that_is_asked_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(400), key_size=M)
-    manifest = build_index(memory, tmp_path / "index", first_level=10)
-    assert manifest["measured"]["recall_at_10"] < 0.9
-    assert "raise first_level" in caplog.text
+    arguments = ["--memory", str(memory), "--output", str(tmp_path / "index"), "--first-level", "10", "--quiet"]
+    with pytest.raises(InputError, match=r"recall@10 is 0\.\d+ with first_level 10.*with first_level 40 it would be.*--allow-low-recall"):
+        main(arguments)
+    assert not (tmp_path / "index" / "manifest.json").exists()
+    assert main([*arguments, "--allow-low-recall"]) == 0
+    assert read_manifest(tmp_path / "index", "INDEX")["measured"]["recall_at_10"] < 0.9
+    assert "raise first_level" in caplog.text.lower()
+    # That it is there does not make it good.
+    with pytest.raises(InputError, match="under the floor"):
+        main(arguments)
+    assert main([*arguments, "--recall-floor", "0.01"]) == 0
 
 
 def test_factory_by_size() -> None:
     assert resolve_factory("auto", 50_000) == "Flat"
     assert resolve_factory("auto", 1_000_000) == "IVF4096,SQfp16"
-    assert resolve_factory("auto", 10_000_000).startswith("OPQ64,IVF")
+    assert resolve_factory("auto", 10_000_000) == "OPQ64,IVF16384,PQ64"
+    assert resolve_factory("auto", 10_000_000, 1024) == "OPQ64,IVF8192,PQ64"  # of lists as many as the training sample suffices for
+    assert resolve_factory("auto", 10_000_000, 100) == "OPQ50,IVF16384,PQ50"  # codes must divide the key
     assert resolve_factory("HNSW32", 10) == "HNSW32"
 
 
@@ -231,7 +255,7 @@ def test_a_bad_factory_is_refused(tmp_path: Path, memory_dir: Path) -> None:
 
 
 def test_command_line(tmp_path: Path, memory_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--memory", str(memory_dir), "--output", str(tmp_path / "index"), "--queries", "10"]
+    arguments = ["--memory", str(memory_dir), "--output", str(tmp_path / "index"), "--queries", "10", "--quiet"]
     assert main([*arguments, "--dry-run"]) == 0
     assert not (tmp_path / "index").exists()
     assert main(arguments) == 0

@@ -26,7 +26,8 @@ from clara.checkpoint import load_checkpoint
 from clara.config import Backbone
 from clara.errors import InputError, command_line
 from clara.fingerprint import Fingerprint, of_checkpoint
-from clara.index import MemoryIndex, build_index
+from clara.index import MemoryIndex
+from clara.index_build import build_index
 from clara.memory import MemoryStore
 from clara.reencode import reencode, reencode_recipe
 from training.pruning import check_replaceable
@@ -113,7 +114,7 @@ def run_job(job: RefreshJob) -> RefreshResult:
         # What an earlier run left under this name is no longer whole once the first shard is replaced.
         (Path(job.memory) / artefact.MANIFEST).unlink(missing_ok=True)
     manifest = reencode(store, model.eval(), job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
-    build_index(job.memory, job.index, job.factory, first_level=job.first_level)
+    build_index(job.memory, job.index, job.factory, first_level=job.first_level, allow_low_recall=True)
     for folder, kind in ((job.memory, "MEMORY"), (job.index, "INDEX")):
         try:
             artefact.verify(folder, kind)

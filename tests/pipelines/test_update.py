@@ -22,7 +22,8 @@ from clara.artefact import read_manifest, sha256_file
 from clara.encode import write_memory_shard
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
-from clara.index import MemoryIndex, build_index, unit_rows
+from clara.index import MemoryIndex, unit_rows
+from clara.index_build import build_index
 from clara.memory import MemoryStore, complete_memory, shard_name
 from clara.product_quantiser import FILE, Codebook, save_codebook
 from clara.records import Chunk, chunk_id, row_id

@@ -9,7 +9,7 @@ from clara.config import Backbone
 from clara.encode import write_memory_shard
 from clara.errors import InputError
 from clara.fingerprint import of_checkpoint
-from clara.index import build_index
+from clara.index_build import build_index
 from clara.memory import complete_memory, shard_name
 from clara.questions import Question, write_questions
 from clara.records import Chunk, chunk_id, row_id

@@ -1,0 +1,82 @@
+"""Factory strings: which kind of FAISS index suits a number of rows, and training it on a sample of keys."""
+
+import logging
+import math
+from typing import Any
+
+import faiss
+import numpy as np
+
+from clara.codec import Floats
+from clara.errors import InputError
+from clara.gpu_index import quantizer_on_gpu
+from clara.memory import Ids, MemoryStore
+
+_FLAT_ROWS = 50_000  # up to here, scanning every key costs less than it would lose
+_CODED_ROWS = 5_000_000  # from here on, keys in float16 are a burden
+_READ_ROWS = 65_536
+_TRAINING_ROWS_PER_LIST = 50
+_TRAINING_BYTES = 2 * 2**30  # of sampled keys in float32; lists are as many as they suffice for
+_MOST_CODE_BYTES = 64
+# Rotation and codebooks learn no more from more: FAISS's own defaults take hours on two cores.
+_OPQ_ROWS, _OPQ_ITERATIONS, _PQ_ROWS_PER_CENTROID = 16_384, 10, 64
+
+_log = logging.getLogger(__name__)
+
+
+def resolve_factory(factory: str, num_rows: int, key_size: int = 256) -> str:
+    """The FAISS factory string; `auto` chooses by the number of rows: all keys as they are, in lists as float16, in lists as product-quantised codes."""
+    if factory != "auto":
+        return factory
+    if num_rows <= _FLAT_ROWS:
+        return "Flat"
+    most = _TRAINING_BYTES // (4 * key_size * _TRAINING_ROWS_PER_LIST)
+    lists = 2 ** math.floor(math.log2(min(4 * math.sqrt(num_rows) * math.sqrt(2), most)))
+    if num_rows <= _CODED_ROWS:
+        return f"IVF{lists},SQfp16"
+    code = max(size for size in range(1, _MOST_CODE_BYTES + 1) if key_size % size == 0)
+    return f"OPQ{code},IVF{lists},PQ{code}"
+
+
+def train(store: MemoryStore, factory: str, *, seed: int, gpu: bool = False) -> Any:
+    """An empty FAISS index, trained on a seeded sample of keys where it needs training.
+
+    Raises:
+        InputError: FAISS refuses the factory string for these keys.
+    """
+    try:
+        index = faiss.index_factory(store.key_size, factory, faiss.METRIC_INNER_PRODUCT)
+        inverted = faiss.try_extract_index_ivf(index)
+        if not index.is_trained:
+            most = max(_FLAT_ROWS, _TRAINING_ROWS_PER_LIST * (inverted.nlist if inverted else 0))
+            chosen = np.sort(np.random.default_rng(seed).choice(len(store), min(most, len(store)), replace=False))
+            _log.info("index: training %s on %d of %d keys", factory, len(chosen), len(store))
+            _bound_training(index)
+            with quantizer_on_gpu(index, wanted=gpu):
+                index.train(_keys(store, store.row_ids[chosen]))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: FAISS says {reason!r}; choose another, or auto"
+        ) from error
+    return index
+
+
+def _keys(store: MemoryStore, rows: Ids) -> Floats:
+    out = np.empty((len(rows), store.key_size), np.float32)
+    for begin in range(0, len(rows), _READ_ROWS):
+        out[begin : begin + _READ_ROWS] = store.keys(rows[begin : begin + _READ_ROWS])
+    return out
+
+
+def _bound_training(index: Any) -> None:
+    """Keep rotation and codebooks to a sample and a number of rounds that two cores can do."""
+    if isinstance(index, faiss.IndexPreTransform):
+        chain: Any = index.chain
+        for number in range(chain.size()):
+            transform = faiss.downcast_VectorTransform(chain.at(number))
+            if isinstance(transform, faiss.OPQMatrix):
+                transform.max_train_points, transform.niter, transform.niter_pq_0 = _OPQ_ROWS, _OPQ_ITERATIONS, _OPQ_ITERATIONS
+    inverted = faiss.try_extract_index_ivf(index)
+    if isinstance(inverted, faiss.IndexIVFPQ):
+        inverted.pq.cp.max_points_per_centroid = _PQ_ROWS_PER_CENTROID

@@ -1,0 +1,160 @@
+"""Inverted lists on disk: one FAISS file made of many, list by list, in memory that a single list fills.
+
+FAISS writes an IVF index's lists at the end of its file: the mark `ilar`, number of lists and bytes of a code, the lists' sizes, then for each
+list its codes and its ids. That end is written here as a stream, so that any FAISS reads the file, and maps it with `IO_FLAG_MMAP`.
+Each list ascends by id, so that the bytes don't depend on how the rows were cut into parts.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from clara.errors import InputError
+
+Ids = NDArray[np.int64]
+_EMPTY_LISTS_BYTES = 32  # what FAISS writes for lists that are all empty
+_ID_BYTES = 8
+
+
+def has_lists(index: Any) -> bool:
+    """Whether an index is one whose rows all lie in plain inverted lists: IVF with flat, scalar or product quantised codes, after any transform."""
+    core = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    if not isinstance(core, faiss.IndexIVF) or isinstance(core, faiss.IndexIVFPQR):
+        return False
+    return isinstance(_lists(core), faiss.ArrayInvertedLists | faiss.OnDiskInvertedLists)
+
+
+def _lists(inverted: Any) -> Any:
+    return faiss.downcast_InvertedLists(inverted.invlists)
+
+
+def read_mapped(path: str | os.PathLike[str]) -> Any:
+    """A FAISS file, its lists or flat codes mapped and not read: processes that open it share the pages. Graphs are read.
+
+    Raises:
+        InputError: not an index.
+    """
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+        if faiss.try_extract_index_ivf(index) is None:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise InputError(f"{path}: not readable as a FAISS index ({error}); build the index again") from error
+    if has_lists(index):
+        # Threads of its own that touch each list ahead cost more than they gain once the pages are there.
+        _lists(faiss.extract_index_ivf(index)).prefetch_nthread = 0
+    return index
+
+
+def emptied(index: Any) -> Any:
+    """The trained index that one with lists began from: the same object, its rows forgotten; a file that they are mapped from stays as it is."""
+    inverted = faiss.extract_index_ivf(index)
+    index.ntotal = inverted.ntotal = 0
+    lists: Any = faiss.ArrayInvertedLists(inverted.nlist, inverted.code_size)
+    inverted.replace_invlists(lists, True)
+    lists.this.disown()
+    return index
+
+
+def list_of(inverted: Any, number: int) -> tuple[Ids, NDArray[np.uint8]]:
+    """Ids `[n]` and codes `[n, bytes]` of one list of an IVF index; views that live as long as it does."""
+    lists, size = inverted.invlists, inverted.invlists.list_size(number)
+    if not size:
+        return np.empty(0, np.int64), np.empty((0, inverted.code_size), np.uint8)
+    ids = faiss.rev_swig_ptr(lists.get_ids(number), size)
+    codes = faiss.rev_swig_ptr(lists.get_codes(number), size * inverted.code_size)
+    return ids, codes.reshape(size, inverted.code_size)
+
+
+def ids_of(index: Any) -> Ids:
+    """Ids of all rows of an index, in no order.
+
+    Raises:
+        InputError: an index that holds none.
+    """
+    if isinstance(index, faiss.IndexIDMap):
+        found: Ids = faiss.vector_to_array(index.id_map)
+        return found
+    if not has_lists(index):
+        raise InputError(f"an index of kind {type(index).__name__} holds no row ids; build the index again")
+    inverted = faiss.extract_index_ivf(index)
+    return np.concatenate([list_of(inverted, number)[0] for number in range(inverted.nlist)])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from: an index with lists, trained as the others, and which of its ids, ascending, are taken (None: all)."""
+
+    index: Any
+    taken: Ids | None = None
+
+    def rows(self, number: int) -> tuple[Ids, NDArray[np.uint8]]:
+        """Ids and codes of one list."""
+        ids, codes = list_of(faiss.extract_index_ivf(self.index), number)
+        if self.taken is None:
+            return ids, codes
+        if not len(self.taken):
+            return ids[:0], codes[:0]
+        place = np.minimum(np.searchsorted(self.taken, ids), len(self.taken) - 1)
+        mask = self.taken[place] == ids
+        return ids[mask], codes[mask]
+
+
+def merge(trained: Any, sources: Sequence[Source], path: str | os.PathLike[str], told: Callable[[int], None] = lambda lists: None) -> int:
+    """Write an index of all rows of the sources, whole or not at all; returns the number of rows.
+
+    Args:
+        trained: the empty index that every source was added to.
+        sources: with ids of their own, none twice.
+        path: of the FAISS file.
+        told: is called with the number of lists that are written, after each.
+    """
+    path, inverted = Path(path), faiss.extract_index_ivf(trained)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    sizes = np.zeros(inverted.nlist, np.uint64)
+    with open(partial, "wb") as stream:
+        head = _head(trained, 0)
+        stream.write(head + _lists_head(inverted, sizes))
+        for number in range(inverted.nlist):
+            ids, codes = (np.concatenate(part) for part in zip(*(source.rows(number) for source in sources), strict=True))
+            order = np.argsort(ids, kind="stable")
+            stream.write(codes[order].tobytes())
+            stream.write(ids[order].tobytes())
+            sizes[number] = len(ids)
+            told(number + 1)
+        rows = int(sizes.sum())
+        stream.seek(0)
+        stream.write(_head(trained, rows) + _lists_head(inverted, sizes))
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, path)
+    return rows
+
+
+def _head(trained: Any, rows: int) -> bytes:
+    """A FAISS file of that many rows up to its lists."""
+    inverted = faiss.extract_index_ivf(trained)
+    trained.ntotal = inverted.ntotal = rows
+    try:
+        whole: bytes = faiss.serialize_index(trained).tobytes()
+    finally:
+        trained.ntotal = inverted.ntotal = 0
+    if whole[-_EMPTY_LISTS_BYTES:][:4] != b"ilar":
+        raise RuntimeError(f"FAISS {faiss.__version__} writes inverted lists in another way than this program knows")
+    return whole[:-_EMPTY_LISTS_BYTES]
+
+
+def _lists_head(inverted: Any, sizes: NDArray[np.uint64]) -> bytes:
+    numbers = np.array([inverted.nlist, inverted.code_size], np.uint64).tobytes()
+    return b"ilar" + numbers + b"full" + np.uint64(len(sizes)).tobytes() + sizes.tobytes()
+
+
+def bytes_of_row(index: Any) -> int:
+    """Bytes that a row takes in the lists of an index."""
+    return int(faiss.extract_index_ivf(index).code_size) + _ID_BYTES
