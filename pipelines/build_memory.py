@@ -78,6 +78,12 @@ def parser() -> argparse.ArgumentParser:
     add("--limit", type=int, default=0, help="use the first N documents only (default: 0, all)")
     add("--max-failures", type=int, default=-1, help="fail when more records than this can't be used (default: -1, no bound)")
     add("--num-workers", type=int, default=0, help="processes of the local runner (default: 0, all cores)")
+    add(
+        "--spill",
+        default="",
+        metavar="DIR",
+        help="folder in which the local runner puts chunks aside, about as large as the text, and removes it at the end (default: .spill in --output)",
+    )
     add("--runner", default="local", help="local, or a runner that Beam knows, with its own arguments (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace a finished MEMORY that was made by another recipe")
     add("--dry-run", action="store_true", help="print the resolved settings, the fingerprint and the input, and stop")

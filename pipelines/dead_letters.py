@@ -30,15 +30,21 @@ def letters_of_report(report: Mapping[str, Any]) -> Iterator[DeadLetter]:
         yield DeadLetter(f["source"], f["line"], "not compressed", clean(f["reason"]), f["text"][:SNIPPET_CHARACTERS])
 
 
-def _num_parts(num_letters: int) -> int:
-    return max(1, math.ceil(num_letters / _LETTERS_PER_FILE))
+def num_parts_of(num_letters: int) -> int:
+    """Parts for so many letters: a power of two."""
+    return 1 << (max(1, math.ceil(num_letters / _LETTERS_PER_FILE)) - 1).bit_length()
+
+
+def number_of(letter: DeadLetter) -> int:
+    """A number by which letters are spread over parts, the same everywhere."""
+    return zlib.crc32(f"{letter.source}:{letter.line}".encode())
 
 
 def _to_part(letter: DeadLetter, num_parts: int) -> tuple[int, DeadLetter | None]:
-    return zlib.crc32(f"{letter.source}:{letter.line}".encode()) % num_parts, letter
+    return number_of(letter) % num_parts, letter
 
 
-def _write_part(element: tuple[int, Iterable[DeadLetter | None]], num_parts: int, directory: str) -> dict[str, Any]:
+def write_part(element: tuple[int, Iterable[DeadLetter | None]], num_parts: int, directory: str) -> dict[str, Any]:
     """Write one part, sorted, whole or not at all. Returns its manifest entry."""
     part, found = element
     letters = sorted((x for x in found if x is not None), key=lambda x: (x.source, x.line, x.reason, x.detail))
@@ -50,14 +56,14 @@ def _write_part(element: tuple[int, Iterable[DeadLetter | None]], num_parts: int
 
 def write_letters(letters: PCollection[DeadLetter], directory: str) -> PCollection[dict[str, Any]]:
     """Write the letters into a MEMORY. Returns the manifest entries of their files, one at least."""
-    num_parts = AsSingleton(letters | "CountLetters" >> combiners.Count.Globally() | "ChooseParts" >> Map(_num_parts))
+    num_parts = AsSingleton(letters | "CountLetters" >> combiners.Count.Globally() | "ChooseParts" >> Map(num_parts_of))
     first = letters.pipeline | "FirstPart" >> Create([(0, None)])
     parted = letters | "PartLetters" >> Map(_to_part, num_parts)
     return (
         [first, parted]
         | "AllParts" >> Flatten()
         | "GatherLetters" >> GroupByKey()
-        | "WriteLetters" >> Map(_write_part, num_parts, directory)
+        | "WriteLetters" >> Map(write_part, num_parts, directory)
     )
 
 

@@ -29,7 +29,7 @@ from clara.update import write_overlay
 from pipelines.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.dead_letters import SNIPPET_CHARACTERS, count_reasons, failures, write_letters
 from pipelines.dedup import KeepFirst, Kept
-from pipelines.filters import Filters, why_dropped
+from pipelines.filters import why_dropped
 from pipelines.memory_outcome import (
     BEYOND_LIMIT,
     CHUNKS,
@@ -46,7 +46,7 @@ from pipelines.memory_outcome import (
 from pipelines.near_duplicates import drop_near_duplicates
 from pipelines.progress import ShardProgress
 from pipelines.sources import read_unit
-from pipelines.units import DeadLetter, Fields, Unit
+from pipelines.units import DeadLetter, Unit
 
 _COUNTERS = "build_memory"
 _FAILED, _TALLY = "failed", "tally"
@@ -55,8 +55,12 @@ TallyOutput = TaggedOutput[Literal["tally"], tuple[str, int]]
 
 
 def default_num_shards(num_chunks: int) -> int:
-    """Shards by the number of chunks: of 256 rows, up to a thousand of them, then of more rows, up to 4,096."""
-    return max(1, min(math.ceil(num_chunks / 256), 1024), math.ceil(num_chunks / 4096))
+    """Shards by the number of chunks: of 256 rows at most, up to 1,024 of them, then of more rows, up to 4,096.
+
+    A power of two, so that a corpus that grew a little has the same shards, and that its chunks can be put aside before they are counted.
+    """
+    wanted = max(1, min(math.ceil(num_chunks / 256), 1024), math.ceil(num_chunks / 4096))
+    return 1 << (wanted - 1).bit_length()
 
 
 def failed(letter: DeadLetter) -> FailedOutput:
@@ -69,25 +73,42 @@ def tally(name: str, count: int) -> TallyOutput:
     return TaggedOutput("tally", (name, count))
 
 
+def documents_of(unit: Unit, job: Job) -> Iterator[Document | DeadLetter]:
+    """One of a unit's records after the other: the document, where it passes the filters, else its letter."""
+    for found in read_unit(unit, job.fields):
+        if isinstance(found, Document) and (why := why_dropped(found, job.filters)):
+            yield DeadLetter(found.source, found.line, *why, found.text[:SNIPPET_CHARACTERS], dropped=True)
+        else:
+            yield found
+
+
 class Read(beam.DoFn):
     """Unit → documents that pass the filters; dead letters and the number of records aside."""
 
-    def __init__(self, fields: Fields, filters: Filters) -> None:
-        self._fields, self._filters = fields, filters
+    def __init__(self, job: Job) -> None:
+        self._job = job
 
     def process(self, unit: Unit) -> Iterator[Document | FailedOutput | TallyOutput]:
         """Read one unit."""
         count = 0
-        for found in read_unit(unit, self._fields):
+        for found in documents_of(unit, self._job):
             count += 1
-            if isinstance(found, DeadLetter):
-                yield failed(found)
-            elif why := why_dropped(found, self._filters):
-                yield failed(DeadLetter(found.source, found.line, *why, found.text[:SNIPPET_CHARACTERS], dropped=True))
-            else:
-                yield found
+            yield failed(found) if isinstance(found, DeadLetter) else found
         Metrics.counter(_COUNTERS, "records").inc(count)
         yield tally(RECORDS, count)
+
+
+def chunks_of(document: Document, tokens: Tokens, job: Job) -> list[Chunk] | DeadLetter:
+    """The chunks of a document, or its letter."""
+    try:
+        return chunk_document(document, tokens, job.fingerprint.max_tokens, job.fingerprint.overlap_tokens)
+    except ChunkingError as error:
+        return DeadLetter(document.source, document.line, "not chunked", str(error), document.text[:SNIPPET_CHARACTERS])
+
+
+def chunk_tallies(chunks: Sequence[Chunk]) -> list[tuple[str, int]]:
+    """What is counted of a document's chunks."""
+    return [(CHUNKS, len(chunks)), (TRUNCATED, sum(chunk.truncated for chunk in chunks)), (SPLIT, int(len(chunks) > 1))]
 
 
 class ChunkDocuments(beam.DoFn):
@@ -105,16 +126,13 @@ class ChunkDocuments(beam.DoFn):
     def process(self, document: Document) -> Iterator[tuple[str, Kept] | FailedOutput | TallyOutput]:
         """Chunk one document."""
         assert self._tokens is not None
-        limits = self._job.fingerprint
         yield tally(DOCUMENTS, 1)
-        try:
-            chunks = chunk_document(document, self._tokens, limits.max_tokens, limits.overlap_tokens)
-        except ChunkingError as error:
-            yield failed(DeadLetter(document.source, document.line, "not chunked", str(error), document.text[:SNIPPET_CHARACTERS]))
+        chunks = chunks_of(document, self._tokens, self._job)
+        if isinstance(chunks, DeadLetter):
+            yield failed(chunks)
             return
-        yield tally(CHUNKS, len(chunks))
-        yield tally(TRUNCATED, sum(chunk.truncated for chunk in chunks))
-        yield tally(SPLIT, int(len(chunks) > 1))
+        for name, count in chunk_tallies(chunks):
+            yield tally(name, count)
         Metrics.counter(_COUNTERS, "chunks").inc(len(chunks))
         for chunk in chunks:
             yield chunk.chunk_id, Kept(chunk, document.line)
@@ -130,9 +148,12 @@ class WriteShards(beam.DoFn):
     def process(self, element: tuple[int, Any], num_shards: int, codebook: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
         """Compress and write one shard, or find it finished; the codebook, if there is to be one, lies in MEMORY by now."""
         index, candidates = element
-        job, kept = self._job, [candidate for candidate in candidates if candidate is not None]
+        yield self.written(index, [candidate for candidate in candidates if candidate is not None], num_shards, codebook)
+
+    def written(self, index: int, kept: Sequence[Kept], num_shards: int, codebook: dict[str, Any] | None) -> dict[str, Any]:
+        """The report of one shard that holds these, once it is on disk."""
         name = shard_name(index, num_shards)
-        progress = ShardProgress(Path(job.output) / name, len(kept))
+        progress = ShardProgress(Path(self._job.output) / name, len(kept))
         progress.tell(0)
         try:
             if codebook and "error" in codebook:
@@ -148,7 +169,7 @@ class WriteShards(beam.DoFn):
         report["failures"] = [{**failure, "line": lines[failure["chunk_id"]]} for failure in report["failures"]]
         Metrics.counter(_COUNTERS, "rows").inc(report["rows"])
         Metrics.counter(_COUNTERS, "shards reused" if report["reused"] else "shards compressed").inc()
-        yield report
+        return report
 
     def _write(self, index: int, name: str, chunks: list[Chunk], progress: ShardProgress) -> dict[str, Any]:
         job = self._job
@@ -180,27 +201,20 @@ class WriteShards(beam.DoFn):
         return self._shared.acquire(lambda: load_compressor(self._job))
 
 
-class TrainCodebook(beam.DoFn):
-    """The sample → the manifest entry of the codebook trained on it; None where the codec needs none."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def process(self, sample: list[Kept]) -> Iterator[dict[str, Any] | None]:
-        """Compress the sample, train, and write."""
-        job = self._job
-        try:
-            with torch_threads(1):
-                yield make_codebook(
-                    lambda: load_compressor(job),
-                    [kept.chunk for kept in sample],
-                    job.output,
-                    fingerprint=job.fingerprint,
-                    codec=job.codec,
-                    batch_tokens=job.batch_tokens,
-                )
-        except InputError as error:
-            yield {"error": str(error)}
+def trained_codebook(job: Job, sample: Sequence[Kept]) -> dict[str, Any] | None:
+    """The manifest entry of the codebook trained on a sample, or `{"error": …}`; None where the codec needs none."""
+    try:
+        with torch_threads(1):
+            return make_codebook(
+                lambda: load_compressor(job),
+                [kept.chunk for kept in sample],
+                job.output,
+                fingerprint=job.fingerprint,
+                codec=job.codec,
+                batch_tokens=job.batch_tokens,
+            )
+    except InputError as error:
+        return {"error": str(error)}
 
 
 class Complete(beam.DoFn):
@@ -280,7 +294,7 @@ def _codebook(pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], jo
         unique
         | "Contents" >> beam.Values()
         | "SampleChunks" >> combiners.Top.Smallest(size, key=lambda kept: sample_order(kept.chunk.row_id))
-        | "TrainCodebook" >> beam.ParDo(TrainCodebook(job))
+        | "TrainCodebook" >> beam.Map(lambda sample: trained_codebook(job, sample))
     )
 
 
@@ -290,7 +304,7 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
         pipeline
         | "ListUnits" >> beam.Create(list(units))
         | "SpreadUnits" >> beam.Reshuffle()
-        | "Read" >> beam.ParDo(Read(job.fields, job.filters)).with_outputs(_FAILED, _TALLY, main="documents")
+        | "Read" >> beam.ParDo(Read(job)).with_outputs(_FAILED, _TALLY, main="documents")
     )
     documents, tallies = read.documents, [read[_TALLY]]
     if job.limit:

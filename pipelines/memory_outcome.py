@@ -49,6 +49,7 @@ class Job:
         filters: which documents stay.
         likeness: which documents are near duplicates; None: none is.
         update: MEMORY of which this is a new version; empty: none.
+        spill: folder for what the local job puts aside; empty: everything goes through the runner.
     """
 
     output: str
@@ -66,6 +67,7 @@ class Job:
     filters: Filters = field(default_factory=Filters)
     likeness: Likeness | None = None
     update: str = ""
+    spill: str = ""
 
 
 def complete(

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,11 +20,13 @@ from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
 from pipelines.dead_letters import NAME
 from pipelines.filters import make_filters
+from pipelines.local_job import add_local_job
 from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import OUTCOME, Job, read_outcome
 from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
-from pipelines.runner import beam_options, locked, make_pipeline, num_cores
+from pipelines.runner import LOCAL, beam_options, locked, make_pipeline, num_cores
+from pipelines.spill import SPILL, begin_spill, remove_spill
 from pipelines.units import Fields, Unit, describe, find_units
 
 _LOG = logging.getLogger(__name__)
@@ -140,6 +143,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         filters=filters,
         likeness=likeness,
         update=str(Path(args.update).resolve()) if args.update else "",
+        spill=str(Path(args.spill or Path(args.output) / SPILL).resolve()) if args.runner == LOCAL else "",
     )
 
 
@@ -183,9 +187,14 @@ def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool
     """
     output = Path(job.output)
     started = time.time()
-    add_memory_job(pipeline, units, job)
+    (add_local_job if job.spill else add_memory_job)(pipeline, units, job)
     with progress_bar(output, started, quiet=quiet):
-        pipeline.run().wait_until_finish()
+        try:
+            pipeline.run().wait_until_finish()
+        except Exception as error:  # the runner's, around what a worker said
+            if told := re.search(r"clara\.errors\.InputError: (.+?)(?: \[while running|\n|$)", str(error)):
+                raise InputError(told[1]) from error
+            raise
     counts = read_outcome(output)
     remove_leftovers(output)
     return {**counts, "seconds": round(time.time() - started, 1)}
@@ -220,10 +229,18 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         return 0
     output = Path(job.output)
     if up_to_date(output, KIND, job.recipe):
+        if job.spill and Path(job.spill).exists():  # the job was killed between its manifest and its end
+            with locked(output):
+                remove_leftovers(output)
+                remove_spill(job.spill)
         print(f"{args.output}: up to date")
         return 0
     with locked(output):
         clear_the_way(output, args.overwrite)
+        if job.spill:
+            begin_spill(job.spill, job.recipe)
         counts = run(job, units, make_pipeline(options, args.runner))
+        if job.spill:
+            remove_spill(job.spill)
     report(counts, args.output)
     return 0

@@ -9,7 +9,7 @@ import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import apache_beam as beam
 import numpy as np
@@ -23,12 +23,13 @@ from pipelines.dead_letters import SNIPPET_CHARACTERS
 from pipelines.units import DeadLetter
 
 REASON = "near duplicate"
-_NUM_HASHES, _SEED, _SCHEME = 128, 1, "affine32"
+NUM_HASHES, _SEED, _SCHEME = 128, 1, "affine32"
 _SHINGLE_WORDS = 5
 _LARGEST_THRESHOLD = 0.95  # beyond, 128 hashes tell nothing apart
 _WORD = re.compile(r"\w+")
 
 Origin = tuple[str, int]
+Place = TypeVar("Place", Origin, tuple[int, int])
 Signature = NDArray[np.uint32]
 
 
@@ -54,7 +55,7 @@ def make_likeness(threshold: float) -> Likeness | None:
     if not threshold:
         return None
     # Of misses and false alarms only misses matter here: alarms are compared, and cost time alone.
-    lsh = MinHashLSH(threshold=threshold, num_perm=_NUM_HASHES, weights=(0.1, 0.9))
+    lsh = MinHashLSH(threshold=threshold, num_perm=NUM_HASHES, weights=(0.1, 0.9))
     return Likeness(threshold, lsh.b, lsh.r)
 
 
@@ -67,7 +68,7 @@ def shingles(text: str) -> set[bytes]:
 
 @functools.cache
 def _blank() -> MinHash:
-    return MinHash(num_perm=_NUM_HASHES, seed=_SEED, scheme=_SCHEME)
+    return MinHash(num_perm=NUM_HASHES, seed=_SEED, scheme=_SCHEME)
 
 
 def signature(text: str) -> Signature:
@@ -84,8 +85,13 @@ def similarity(first: Signature, second: Signature) -> float:
 
 def losers(bucket: Iterable[tuple[Origin, Signature]], threshold: float) -> Iterator[tuple[Origin, Origin]]:
     """(Dropped, the one that it is like) of a bucket in any order."""
-    standing: list[tuple[Origin, Signature]] = []
-    for origin, own in sorted(bucket, key=lambda entry: entry[0]):
+    yield from losers_in_order(sorted(bucket, key=lambda entry: entry[0]), threshold)
+
+
+def losers_in_order(bucket: Iterable[tuple[Place, Signature]], threshold: float) -> Iterator[tuple[Place, Place]]:
+    """(Dropped, the one that it is like) of a bucket that comes in the order of the corpus; only what stays is held."""
+    standing: list[tuple[Place, Signature]] = []
+    for origin, own in bucket:
         like = next((other for other, theirs in standing if similarity(own, theirs) >= threshold), None)
         if like is None:
             standing.append((origin, own))
@@ -93,11 +99,22 @@ def losers(bucket: Iterable[tuple[Origin, Signature]], threshold: float) -> Iter
             yield origin, like
 
 
+def band_keys(own: Signature, likeness: Likeness) -> Iterator[bytes]:
+    """Name of the bucket that a signature falls into, for each band: two bytes, and four for each hash."""
+    for band in range(likeness.num_bands):
+        yield band.to_bytes(2, "big") + own[band * likeness.band_size : (band + 1) * likeness.band_size].tobytes()
+
+
+def letter(document: Document, like: Origin) -> DeadLetter:
+    """The letter of a near duplicate, which names what it is like."""
+    detail = f"of {like[0]}:{like[1]}"
+    return DeadLetter(document.source, document.line, REASON, detail, document.text[:SNIPPET_CHARACTERS], dropped=True)
+
+
 def _bands(document: Document, likeness: Likeness) -> Iterator[tuple[bytes, tuple[Origin, bytes]]]:
     own = signature(document.text)
-    for band in range(likeness.num_bands):
-        part = own[band * likeness.band_size : (band + 1) * likeness.band_size]
-        yield band.to_bytes(2, "big") + part.tobytes(), ((document.source, document.line), own.tobytes())
+    for key in band_keys(own, likeness):
+        yield key, ((document.source, document.line), own.tobytes())
 
 
 def _losers(element: tuple[bytes, Iterable[tuple[Origin, bytes]]], threshold: float) -> Iterator[tuple[Origin, Origin]]:
@@ -117,9 +134,7 @@ class _Decide(beam.DoFn):
         like = list(found["like"])
         for document in found["documents"]:
             if like:
-                detail = f"of {like[0][0]}:{like[0][1]}"
-                letter = DeadLetter(document.source, document.line, REASON, detail, document.text[:SNIPPET_CHARACTERS], dropped=True)
-                yield beam.pvalue.TaggedOutput("letters", letter)
+                yield beam.pvalue.TaggedOutput("letters", letter(document, like[0]))
             else:
                 yield document
 

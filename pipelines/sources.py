@@ -20,6 +20,7 @@ from pipelines.wikitext import UNREAD_LINKS, plain_text
 
 MAX_RECORD_BYTES = 64 * 2**20
 _SNIPPET_CHARACTERS = 200
+_PARQUET_ROWS = 1024  # of a row group in memory at once
 
 
 def read_unit(unit: Unit, fields: Fields) -> Iterator[Document | DeadLetter]:
@@ -93,8 +94,10 @@ def _records(unit: Unit, fields: Fields) -> Iterator[tuple[int, Any]]:
 
 
 def _lines(stream: IO[bytes], unit: Unit) -> Iterator[tuple[int, bytes | DeadLetter]]:
-    number = 0
-    while line := stream.readline(MAX_RECORD_BYTES):
+    number, end = unit.first_line - 1, unit.end
+    if unit.start:
+        stream.seek(unit.start)
+    while (end < 0 or stream.tell() < end) and (line := stream.readline(MAX_RECORD_BYTES)):
         number += 1
         if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
             snippet = clean(line[:_SNIPPET_CHARACTERS].decode("utf-8", "replace"))
@@ -130,8 +133,11 @@ def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields) -> Iterator[tuple[
         return
     columns = [name for name in (fields.id, fields.title, fields.text) if name in file.schema_arrow.names]
     # Without the text column each row is a dead letter that names the columns there are.
-    table = file.read_row_group(unit.row_group, columns=columns if fields.text in columns else None)
-    yield from enumerate(table.to_pylist(), unit.first_line)
+    wanted = columns if fields.text in columns else None
+    number = unit.first_line
+    for batch in file.iter_batches(_PARQUET_ROWS, row_groups=[unit.row_group], columns=wanted):
+        yield from enumerate(batch.to_pylist(), number)
+        number += len(batch)
 
 
 def _stream_pages(

@@ -27,6 +27,9 @@ _SUFFIXES = {
     ".md": "text",
     ".xml": "mediawiki",
 }
+UNIT_BYTES = 16 * 2**20
+"""Bytes of a large JSONL file that one unit reads: small enough for all cores to have some, large beside what a unit costs in itself."""
+_BLOCK_BYTES = 2**20
 _PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
 
 
@@ -41,7 +44,7 @@ class Fields:
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work for one reader: a file, one row group of a Parquet file, or one stream of a multistream dump.
+    """A piece of work for one reader: a file, some lines of a JSONL file, one row group of a Parquet file, or one stream of a multistream dump.
 
     Attributes:
         path: what is opened.
@@ -49,9 +52,11 @@ class Unit:
         format: one of `FORMATS`.
         compression: `gzip`, `bz2`, `zstd`, `xz` or empty.
         row_group: of a Parquet file.
-        first_line: number of the unit's first row or page.
+        first_line: number of the unit's first line, row or page.
         stream: of a multistream dump.
         unread_links: the wiki's names of links that are no prose, where the unit itself does not tell them.
+        start: byte of a JSONL file at which the unit's first line begins.
+        end: byte behind its last line; −1: the file's end.
     """
 
     path: str
@@ -62,6 +67,8 @@ class Unit:
     first_line: int = 1
     stream: mediawiki.Stream | None = None
     unread_links: tuple[str, ...] = ()
+    start: int = 0
+    end: int = -1
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,8 @@ def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
         )
     if kind == "mediawiki":
         return _streams_of(path, name, compression)
+    if kind == "jsonl" and not compression and "://" not in path:
+        return [Unit(path, name, kind, first_line=line, start=start, end=end) for start, end, line in line_ranges(path, UNIT_BYTES)]
     if kind != "parquet":
         return [Unit(path, name, kind, compression)]
     try:
@@ -135,6 +144,30 @@ def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
     except (OSError, pa.ArrowException):
         return [Unit(path, name, kind)]  # the reader will say what is wrong, as a dead letter
     return [Unit(path, name, kind, row_group=group, first_line=1 + sum(rows[:group])) for group in range(len(rows))]
+
+
+def line_ranges(path: str, range_bytes: int) -> list[tuple[int, int, int]]:
+    """Pieces of a file of about so many bytes, cut at line ends: first byte, byte behind the last (−1: the file's end), number of the first line."""
+    ranges, begin, first_line = [], 0, 1
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as stream:
+            while size - begin > 2 * range_bytes:  # else the rest is one piece
+                lines, end = 0, begin
+                while end - begin < range_bytes and (block := stream.read(min(_BLOCK_BYTES, range_bytes - (end - begin)))):
+                    lines, end = lines + block.count(b"\n"), end + len(block)
+                while line := stream.readline(_BLOCK_BYTES):
+                    end += len(line)
+                    if line.endswith(b"\n"):
+                        lines += 1
+                        break
+                if end >= size:
+                    break
+                ranges.append((begin, end, first_line))
+                begin, first_line = end, first_line + lines
+    except OSError:
+        return [(0, -1, 1)]  # the reader will say what is wrong, as a dead letter
+    return [*ranges, (begin, -1, first_line)]
 
 
 def _streams_of(path: str, name: str, compression: str) -> list[Unit]:

@@ -261,7 +261,8 @@ def test_every_bundle_twice_changes_nothing(build: Build, corpus_file: Path) -> 
 
 
 def test_the_job_runs_on_a_pipeline_that_is_given(tmp_path: Path, corpus_file: Path, tiny_checkpoint: Path) -> None:
-    args = parser().parse_args(command(str(corpus_file), tmp_path / "memory", tiny_checkpoint, "--num-shards=2"))
+    arguments = command(str(corpus_file), tmp_path / "memory", tiny_checkpoint, "--num-shards=2", "--runner=BundleBasedDirectRunner")
+    args = parser().parse_args(arguments)
     units = find_units(args.input, args.format)
     job = memory_run.make_job(args, units)
     (tmp_path / "memory").mkdir()
@@ -338,7 +339,9 @@ def test_the_first_in_the_corpus_wins_in_any_order() -> None:
     assert first_of([None, None]) is None
 
 
-@pytest.mark.parametrize(("chunks", "shards"), [(1, 1), (256, 1), (257, 2), (262_144, 1024), (1_000_000, 1024), (8_192_000, 2000)])
+@pytest.mark.parametrize(
+    ("chunks", "shards"), [(1, 1), (256, 1), (257, 2), (513, 4), (262_144, 1024), (1_000_000, 1024), (8_192_000, 2048)]
+)
 def test_shards_by_the_number_of_chunks(chunks: int, shards: int) -> None:
     assert default_num_shards(chunks) == shards
 
