@@ -96,10 +96,12 @@ class Evidence:
         start: str = SHIPPED,
         workers: int = 1,
         dtype: str = "",
+        systems: tuple[str, ...] = TRAINED,
     ) -> None:
         self.data, self.output, self.size, self.dense, self.start, self.workers = data, output, size, dense, start, workers
         self.base = backbone or relative(output.parent / "base")
         self.unpack = not backbone
+        self.systems = systems
         self.dtype = dtype or ("bfloat16" if multiplies_bfloat16() else "float32")
 
     def path(self, name: str) -> str:
@@ -118,18 +120,24 @@ class Evidence:
             "instruct": Step("Stage instruct", self._instruct("instruct", self.path("pretrain/checkpoint"))),
             "memory": Step("Compress: MEMORY", self._memory("instruct/checkpoint", "data/corpus.jsonl", "memory")),
             "utilities": Step("Score every candidate once", self._utilities("questions", "utilities")),
-            "joint": Step("Joint: by utility", self._joint("joint", utilities="utilities")),
-            "labels": Step("Joint: by labels", self._joint("labels", "joint.labels_weight=1", "joint.utility_weight=0")),
-            "evaluate": Step("Evaluate: start, labels, joint", self._evaluation(("labels", "joint"), "evaluation-first")),
-            "shuffled-utilities": Step("Control: score with the answers handed on", self._utilities("shuffled", "shuffled-utilities")),
-            "shuffled": Step("Control: answers handed on", self._joint("shuffled", questions="shuffled", utilities="shuffled-utilities")),
-            "cut": Step("Control: gradient cut", self._joint("cut", "joint.cut_gradient=true", utilities="utilities")),
-            "answer": Step("Joint: straight-through, from joint", self._straight_through()),
-            "evaluate-all": Step("Evaluate: every system", self._evaluation(TRAINED, "evaluation")),
+            **self._joint_runs(),
+            "evaluate": Step("Evaluate: every system", self._evaluation()),
             "alignment": Step("Utility alignment, before and after", self._alignment()),
             **self._slots(),
             "report": Step("Report", report),
         }
+
+    def _joint_runs(self) -> dict[str, Step]:
+        """Joint training of the chosen systems, each with what it needs."""
+        steps = {
+            "joint": Step("Joint: by utility", self._joint("joint", utilities="utilities")),
+            "labels": Step("Joint: by labels", self._joint("labels", "joint.labels_weight=1", "joint.utility_weight=0")),
+            "cut": Step("Control: gradient cut", self._joint("cut", "joint.cut_gradient=true", utilities="utilities")),
+            "shuffled-utilities": Step("Control: score with the answers handed on", self._utilities("shuffled", "shuffled-utilities")),
+            "shuffled": Step("Control: answers handed on", self._joint("shuffled", questions="shuffled", utilities="shuffled-utilities")),
+            "answer": Step("Joint: straight-through, from joint", self._straight_through()),
+        }
+        return {name: step for name, step in steps.items() if name.partition("-")[0] in self.systems}
 
     def _sets(self, *values: str) -> list[str]:
         given = (f"backbone.path={self.base}", f"backbone.dtype={self.dtype}", *self.size.overrides, *values)
@@ -182,10 +190,10 @@ class Evidence:
             "--backbone", self.base, *systems, "--num-selected", "2", "--conditions", "pool,right,wrong,none", "--output", self.path(name), *more,
         ]  # fmt: skip
 
-    def _evaluation(self, names: tuple[str, ...], output: str) -> list[str]:
+    def _evaluation(self) -> list[str]:
         baselines = ["--baselines", "bm25,dense,text", "--dense-model", self.dense] if self.dense else ["--baselines", "bm25,text"]
         answers = ["--generate", str(self.size.generated), "--generate-conditions", "pool,right,wrong,none", "--max-new-tokens", "10"]
-        return self._evaluate(output, self._systems(names), *baselines, *answers)
+        return self._evaluate("evaluation", self._systems(self.systems), *baselines, *answers)
 
     def _alignment(self) -> list[str]:
         more = ("--alignment", str(self.size.aligned), "--limit", str(self.size.aligned), "--generate", "0")
@@ -245,10 +253,17 @@ def main(argv: list[str]) -> int:
     )
     add("--quick", action="store_true", help="the whole chain at a size that proves nothing, in minutes")
     add("--dry-run", action="store_true", help="print the commands by name and stop")
+    add(
+        "--systems",
+        nargs="+",
+        default=list(TRAINED),
+        choices=TRAINED,
+        help="what joint training makes (default: all); more can follow later",
+    )
     options = parser.parse_args(argv)
     evidence = Evidence(
         Path(options.data).absolute(), Path(options.output).absolute(), QUICK if options.quick else WHOLE, backbone=options.backbone,
-        dense=options.dense_model, start=options.start, workers=options.workers, dtype=options.dtype,
+        dense=options.dense_model, start=options.start, workers=options.workers, dtype=options.dtype, systems=tuple(name for name in TRAINED if name in options.systems),
     )  # fmt: skip
     steps = evidence.steps()
     if unknown := [name for name in options.only if name not in steps]:

@@ -15,26 +15,31 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from clara import artefact
 from clara.artefact import atomic_write
-from clara.errors import InputError, command_line
+from clara.errors import command_line
 from clara.memory import MemoryStore
-from clara.metrics import PairedTest, normalise_answer
+from clara.metrics import PairedTest
 from infra.evidence_data import SCP, SPLITS
 from infra.evidence_pictures import learning, reading_curve, recall_bars
-from training.evaluation.measures import Figure, Row, differences, figures
+from infra.evidence_rows import (
+    BASELINES,
+    CHALLENGERS,
+    F1,
+    LIKELIHOOD,
+    OPPONENTS,
+    POOLS,
+    RECALL,
+    TOGETHER,
+    chosen,
+    compare,
+    read_rows,
+    systems_of,
+    table,
+)
+from training.evaluation.measures import Figure, Row, figures
 from training.evaluation.tables import Table, as_markdown, shown
 
-POOLS = SPLITS[:3]
-"""Splits whose pools are published."""
-TOGETHER = "all pools"
-BASELINES = ("bm25", "dense")
-CHALLENGERS = ("joint", "answer")
-OPPONENTS = ("start", "cut", "shuffled", "labels", *BASELINES)
-RECALL, LIKELIHOOD, F1, EXACT = "pool.recall@2", "pool.log_likelihood", "open.pool_f1", "open.pool_exact_match"
-CLOSED = ("yes", "no")
 _GIVEN = ("right", "wrong", "none")
 
 
@@ -56,58 +61,6 @@ class Target:
         if not reached and self.test.difference >= self.least:
             outcome = "not shown: the interval holds 0"
         return f"{self.aim}: {self.test.difference:+.3f} [{self.test.low:+.3f}, {self.test.high:+.3f}], p = {self.test.p_value:.4f}, n = {self.test.num_questions}: {outcome}"
-
-
-def read_rows(evaluation: Path) -> list[Row]:
-    """Rows of an EVALUATION, with recall at 2 and answers measured apart from yes and no.
-
-    Raises:
-        InputError: it is not there or not finished.
-    """
-    artefact.read_manifest(evaluation, "EVALUATION")
-    rows = []
-    for row in pq.read_table(evaluation / "per_question.parquet").to_pylist():
-        if curve := row.get("pool_recall_curve"):
-            row[RECALL] = float(curve[1])
-        if normalise_answer(row["answers"][0]) not in CLOSED:
-            for name in [n for n in row if n.endswith((".f1", ".exact_match")) and row[n] is not None]:
-                row[f"open.{name.replace('.', '_')}"] = row[name]
-        rows.append(row)
-    return rows
-
-
-def label_of(system: str, rows: Sequence[Row]) -> str:
-    """The row label of a system: baselines are read by the first system's generator."""
-    labels = list(dict.fromkeys(row["system"] for row in rows))
-    return f"{system}/{labels[0]}" if system in BASELINES else system
-
-
-def chosen(rows: Sequence[Row], system: str, split: str) -> list[Row]:
-    """Rows of one system: of a split, or of all published pools together."""
-    label, splits = label_of(system, rows), POOLS if split == TOGETHER else (split,)
-    return [row for row in rows if row["system"] == label and row["split"] in splits]
-
-
-def compare(rows: Sequence[Row], challenger: str, base: str, split: str, measure: str) -> PairedTest | None:
-    """A measure's paired difference; None where it was not measured for both."""
-    return differences(chosen(rows, challenger, split), chosen(rows, base, split)).get(measure)
-
-
-def systems_of(rows: Sequence[Row]) -> list[str]:
-    """Retrievers of an evaluation: baselines first."""
-    labels = list(dict.fromkeys(row["system"] for row in rows))
-    first = labels[0] if labels else ""
-    return [b for b in BASELINES if f"{b}/{first}" in labels] + [label for label in labels if "/" not in label]
-
-
-def table(rows: Sequence[Row], systems: Sequence[str], columns: Mapping[str, tuple[str, str]]) -> Table:
-    """A line for each system, a column for each (split, measure), means with intervals."""
-    lines = []
-    for system in systems:
-        found: dict[str, Mapping[str, Figure]] = {split: figures(chosen(rows, system, split)) for split, _ in columns.values()}
-        cells = [shown(found[split][name], interval=True) if name in found[split] else "" for split, name in columns.values()]
-        lines.append([system, *cells])
-    return ["system", *columns], lines
 
 
 def answer_table(rows: Sequence[Row]) -> Table:
@@ -184,8 +137,7 @@ def reading_of(memory: Path, evaluation: Path) -> Reading:
 
 def readings(run: Path) -> list[Reading]:
     """All numbers of memory tokens that were measured, most first."""
-    evaluations = [run / name for name in ("evaluation", "evaluation-first") if (run / name / artefact.MANIFEST).is_file()]
-    found = [reading_of(run / "memory", evaluations[0])] if evaluations else []
+    found = [reading_of(run / "memory", run / "evaluation")] if (run / "evaluation" / artefact.MANIFEST).is_file() else []
     for folder in run.glob("slots-*"):
         if (folder / "evaluation" / artefact.MANIFEST).is_file():
             found.append(reading_of(folder / "memory", folder / "evaluation"))
@@ -250,15 +202,9 @@ def write(run: Path, output: Path) -> None:
     """Write the results.
 
     Raises:
-        InputError: nothing has been evaluated yet.
+        InputError: step `evaluate` is not done.
     """
-    evaluation = next((run / n for n in ("evaluation", "evaluation-first") if (run / n / artefact.MANIFEST).is_file()), None)
-    read = readings(run)
-    if evaluation is None:
-        raise InputError(
-            f"--run {run}: neither evaluation/ nor evaluation-first/ is finished; run python -m infra.evidence up to step evaluate"
-        )
-    rows = read_rows(evaluation)
+    rows, read = read_rows(run / "evaluation"), readings(run)
     systems = systems_of(rows)
     aligned = read_rows(run / "alignment") if (run / "alignment" / artefact.MANIFEST).is_file() else []
     tests, kept = tests_table(rows)
@@ -301,7 +247,7 @@ def write(run: Path, output: Path) -> None:
     }  # fmt: skip
     result = {
         "targets": told,
-        "systems": {s: {p: {n: asdict(f) for n, f in figures(chosen(rows, s, p)).items()} for p in (*SPLITS, TOGETHER)} for s in systems},
+        "systems": {s: {p: told_of(chosen(rows, s, p)) for p in (*SPLITS, TOGETHER)} for s in systems},
         "differences": kept,
         "reading": [{"memory_tokens": r.memory_tokens, "ratio": r.ratio, **{n: asdict(f) for n, f in r.figures.items()}} for r in read],
         "alignment": {s: {n: asdict(f) for n, f in figures(chosen(aligned, s, TOGETHER)).items()} for s in systems_of(aligned)},
@@ -309,6 +255,11 @@ def write(run: Path, output: Path) -> None:
     }
     atomic_write(output / "evidence.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     atomic_write(output / "evidence.md", markdown(tables, told, made, [n for n, d in pictures.items() if d is not None] + copied))
+
+
+def told_of(rows: Sequence[Row]) -> dict[str, Any]:
+    """Every figure of what was read and found in the pools."""
+    return {name: asdict(figure) for name, figure in figures(rows).items() if not name.startswith("index.")}
 
 
 def recipe_of(path: Path) -> Any:

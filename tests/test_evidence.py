@@ -14,7 +14,8 @@ from clara.errors import InputError
 from clara.metrics import PairedTest
 from infra import evidence, evidence_data, fewer_slots
 from infra.evidence import QUICK, TRAINED, WHOLE, Evidence
-from infra.evidence_report import TOGETHER, Target, compare, systems_of, table, targets
+from infra.evidence_report import Target, targets
+from infra.evidence_rows import TOGETHER, compare, systems_of, table
 from pipelines import build_memory, score_utilities
 from training import evaluate
 
