@@ -3,6 +3,7 @@
 import functools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -290,13 +291,32 @@ def failure_report(failures: Sequence[Failure]) -> list[dict[str, str]]:
     ]
 
 
+class _Threads:
+    """How many are inside `torch_threads` now, and what held before the first of them."""
+
+    lock = threading.Lock()
+    inside = 0
+    before = 0
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch computes with this many threads inside, which its last bits depend on; 0 leaves it alone."""
-    before = torch.get_num_threads()
-    if count:
+    """Torch computes with this many threads inside, which its last bits depend on; 0 leaves it alone.
+
+    The setting is the process's: of several Python threads that are inside together, the last to leave restores it.
+    """
+    if not count:
+        yield
+        return
+    with _Threads.lock:
+        if not _Threads.inside:
+            _Threads.before = torch.get_num_threads()
+        _Threads.inside += 1
         torch.set_num_threads(count)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _Threads.lock:
+            _Threads.inside -= 1
+            if not _Threads.inside:
+                torch.set_num_threads(_Threads.before)

@@ -75,6 +75,13 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-tokens", type=int, default=4096, help="tokens of one compressing batch, padding included (default: %(default)s)")
     add("--dtype", choices=("float32", "bfloat16"), help="type that the LM computes in (default: bfloat16) °")
     add("--device", default="cpu", help="cpu or cuda; asked for and not there is an error (default: %(default)s)")
+    add(
+        "--gpu-type",
+        default="",
+        metavar="TYPE",
+        help="on Dataflow: GPU of the machines that compress, as nvidia-l4; others get none (default: none)",
+    )
+    add("--gpu-count", type=int, default=1, help="on Dataflow: GPUs of such a machine (default: %(default)s)")
     add("--limit", type=int, default=0, help="use the first N documents only (default: 0, all)")
     add("--max-failures", type=int, default=-1, help="fail when more records than this can't be used (default: -1, no bound)")
     add("--num-workers", type=int, default=0, help="processes of the local runner (default: 0, all cores)")
@@ -85,6 +92,11 @@ def parser() -> argparse.ArgumentParser:
         help="folder in which the local runner puts chunks aside, about as large as the text, and removes it at the end (default: .spill in --output)",
     )
     add("--runner", default="local", help="local, or a runner that Beam knows, with its own arguments (default: %(default)s)")
+    add(
+        "--no-wait",
+        action="store_true",
+        help="on Dataflow: end once the job is submitted; MEMORY is finished when its manifest.json is there",
+    )
     add("--overwrite", action="store_true", help="replace a finished MEMORY that was made by another recipe")
     add("--dry-run", action="store_true", help="print the resolved settings, the fingerprint and the input, and stop")
     return parse

@@ -8,12 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import AsSingleton, PCollection
 from apache_beam.transforms import Create, FlatMap, Flatten, GroupByKey, Map, combiners
 
 from clara.artefact import atomic_write, file_entry
 from pipelines.units import DeadLetter, clean
 
+COUNTERS = "build_memory"
 NAME = "dead_letters"
 SNIPPET_CHARACTERS = 200
 _LETTERS_PER_FILE = 200_000
@@ -67,9 +69,19 @@ def write_letters(letters: PCollection[DeadLetter], directory: str) -> PCollecti
     )
 
 
+def tell_runner(dropped: bool, reason: str, count: int) -> None:
+    """Count letters of a reason in the runner's own counters too."""
+    Metrics.counter(COUNTERS, f"{'dropped' if dropped else 'failed'}: {reason}").inc(count)
+
+
+def _reason(letter: DeadLetter) -> tuple[bool, str]:
+    tell_runner(letter.dropped, letter.reason, 1)
+    return letter.dropped, letter.reason
+
+
 def count_reasons(letters: PCollection[DeadLetter]) -> PCollection[tuple[tuple[bool, str], int]]:
-    """((Whether dropped, reason), how many)."""
-    return letters | "Reasons" >> Map(lambda letter: (letter.dropped, letter.reason)) | "CountReasons" >> combiners.Count.PerElement()
+    """((Whether dropped, reason), how many). Each reason is a counter of the runner's too."""
+    return letters | "Reasons" >> Map(_reason) | "CountReasons" >> combiners.Count.PerElement()
 
 
 def failures(reports: PCollection[dict[str, Any]]) -> PCollection[DeadLetter]:

@@ -26,7 +26,7 @@ from clara.product_quantiser import num_sampled, sample_order
 from clara.records import Chunk
 from pipelines import local_survey
 from pipelines.chunking import Tokens
-from pipelines.dead_letters import letters_of_report, num_parts_of, number_of, write_part
+from pipelines.dead_letters import letters_of_report, num_parts_of, number_of, tell_runner, write_part
 from pipelines.dedup import Kept, first_of
 from pipelines.memory_job import (
     Complete,
@@ -65,6 +65,7 @@ ReasonOutput = TaggedOutput[Literal["reasons"], tuple[tuple[bool, str], int]]
 
 def reasoned(reason: tuple[bool, str], count: int) -> ReasonOutput:
     """How many letters have a reason, on the output for that."""
+    tell_runner(*reason, count)
     return TaggedOutput("reasons", (reason, count))
 
 

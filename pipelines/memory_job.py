@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from clara.codec import pq_width
 from clara.config import Backbone, Prompts
 from clara.encode import make_codebook, torch_threads, write_memory_shard
 from clara.errors import InputError
+from clara.fingerprint import check, of_model
 from clara.memory import shard_name
 from clara.model import ClaraModel
 from clara.product_quantiser import load_codebook, num_sampled, sample_order
@@ -27,7 +29,8 @@ from clara.prompts import PromptBuilder
 from clara.records import Chunk, Document
 from clara.update import write_overlay
 from pipelines.chunking import ChunkingError, Tokens, chunk_document
-from pipelines.dead_letters import SNIPPET_CHARACTERS, count_reasons, failures, write_letters
+from pipelines.dataflow import apart, on_gpu
+from pipelines.dead_letters import COUNTERS, SNIPPET_CHARACTERS, count_reasons, failures, write_letters
 from pipelines.dedup import KeepFirst, Kept
 from pipelines.filters import why_dropped
 from pipelines.memory_outcome import (
@@ -41,6 +44,7 @@ from pipelines.memory_outcome import (
     TRUNCATED,
     UNIQUE,
     Job,
+    check_sees,
     complete,
 )
 from pipelines.near_duplicates import drop_near_duplicates
@@ -48,7 +52,6 @@ from pipelines.progress import ShardProgress
 from pipelines.sources import read_unit
 from pipelines.units import DeadLetter, Unit
 
-_COUNTERS = "build_memory"
 _FAILED, _TALLY = "failed", "tally"
 FailedOutput = TaggedOutput[Literal["failed"], DeadLetter]
 TallyOutput = TaggedOutput[Literal["tally"], tuple[str, int]]
@@ -94,7 +97,7 @@ class Read(beam.DoFn):
         for found in documents_of(unit, self._job):
             count += 1
             yield failed(found) if isinstance(found, DeadLetter) else found
-        Metrics.counter(_COUNTERS, "records").inc(count)
+        Metrics.counter(COUNTERS, "records").inc(count)
         yield tally(RECORDS, count)
 
 
@@ -121,6 +124,7 @@ class ChunkDocuments(beam.DoFn):
 
     def setup(self) -> None:
         """Load the tokenizer, once a process."""
+        check_sees(self._job)
         self._tokens = self._shared.acquire(lambda: checkpoint_tokens(self._job.checkpoint))
 
     def process(self, document: Document) -> Iterator[tuple[str, Kept] | FailedOutput | TallyOutput]:
@@ -133,7 +137,7 @@ class ChunkDocuments(beam.DoFn):
             return
         for name, count in chunk_tallies(chunks):
             yield tally(name, count)
-        Metrics.counter(_COUNTERS, "chunks").inc(len(chunks))
+        Metrics.counter(COUNTERS, "chunks").inc(len(chunks))
         for chunk in chunks:
             yield chunk.chunk_id, Kept(chunk, document.line)
 
@@ -167,8 +171,8 @@ class WriteShards(beam.DoFn):
             report = {"name": name, "rows": 0, "files": [], "failures": [], "reused": False, "error": str(error)}
         lines = {candidate.chunk.chunk_id: candidate.line for candidate in kept}
         report["failures"] = [{**failure, "line": lines[failure["chunk_id"]]} for failure in report["failures"]]
-        Metrics.counter(_COUNTERS, "rows").inc(report["rows"])
-        Metrics.counter(_COUNTERS, "shards reused" if report["reused"] else "shards compressed").inc()
+        Metrics.counter(COUNTERS, "rows").inc(report["rows"])
+        Metrics.counter(COUNTERS, "shards reused" if report["reused"] else "shards compressed").inc()
         return report
 
     def _write(self, index: int, name: str, chunks: list[Chunk], progress: ShardProgress) -> dict[str, Any]:
@@ -243,10 +247,19 @@ class Complete(beam.DoFn):
 
 
 def load_compressor(job: Job) -> ClaraModel:
-    """The model of a job, in eval mode."""
+    """The model of a job, in eval mode.
+
+    Raises:
+        InputError: what lies at its path on this machine is another than where the job was submitted.
+    """
     disable_progress_bar()  # the library's, for weights: the job has its own
     backbone = Backbone.model_validate({"path": job.backbone, "dtype": job.fingerprint.dtype})
-    return load_checkpoint(job.checkpoint, backbone, device=job.device).eval()
+    model = load_checkpoint(job.checkpoint, backbone, device=job.device).eval()
+    wanted = job.fingerprint
+    limits = {"max_tokens": wanted.max_tokens, "overlap_tokens": wanted.overlap_tokens}
+    found = of_model(model, **limits, key_size=wanted.key_size, key_seed=wanted.key_seed)
+    check([wanted], found, f"--checkpoint {job.checkpoint} on {socket.gethostname()}")
+    return model
 
 
 def checkpoint_tokens(checkpoint: str) -> Tokens:
@@ -254,9 +267,11 @@ def checkpoint_tokens(checkpoint: str) -> Tokens:
     prompts = Prompts.model_validate(read_manifest(checkpoint, "CHECKPOINT")["prompts"])
     tokenizer = load_tokenizer(Path(checkpoint) / "tokenizer")
     builder = PromptBuilder(tokenizer, prompts)
+    # Whether special tokens are split is a state of the tokenizer, set by each call: threads share these two, each of which is always called alike.
+    splitting = load_tokenizer(Path(checkpoint) / "tokenizer")
 
     def offsets(text: str) -> Sequence[tuple[int, int]]:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False)
+        encoded = splitting(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False)
         return list(encoded["offset_mapping"])
 
     return Tokens(offsets, lambda text: len(builder.text_ids(text)))
@@ -289,13 +304,14 @@ def _codebook(pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], jo
     """The codebook's manifest entry, once it lies in MEMORY; an update keeps the older version's."""
     if job.update or not pq_width(job.codec):
         return pipeline | "NoCodebook" >> beam.Create([None])
-    size = num_sampled(job.fingerprint.num_memory_tokens)
-    return (
+    size, hint = num_sampled(job.fingerprint.num_memory_tokens), job.accelerator
+    sample = (
         unique
         | "Contents" >> beam.Values()
         | "SampleChunks" >> combiners.Top.Smallest(size, key=lambda kept: sample_order(kept.chunk.row_id))
-        | "TrainCodebook" >> beam.Map(lambda sample: trained_codebook(job, sample))
     )
+    trained = apart(sample, hint, "SampleToGPU") | "TrainCodebook" >> on_gpu(beam.Map(lambda sample: trained_codebook(job, sample)), hint)
+    return apart(trained, hint, "CodebookFromGPU")
 
 
 def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
@@ -330,12 +346,9 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
     if job.update:
         # A shard of which the corpus has nothing any more is a change too.
         assigned.append(pipeline | "ListShards" >> beam.Create(range(job.num_shards)) | "VisitShards" >> beam.Map(_to_empty_shard))
-    reports = (
-        assigned
-        | "AllShards" >> beam.Flatten()
-        | "GatherShards" >> beam.GroupByKey()
-        | "CompressAndWrite" >> beam.ParDo(WriteShards(job), num_shards, codebook)
-    )
+    compress = on_gpu(beam.ParDo(WriteShards(job), num_shards, codebook), job.accelerator)
+    written = assigned | "AllShards" >> beam.Flatten() | "GatherShards" >> beam.GroupByKey() | "CompressAndWrite" >> compress
+    reports = apart(written, job.accelerator, "ReportsFromGPU")
     totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
     all_letters = [*letters, chunked[_FAILED], failures(reports)] | "AllLetters" >> beam.Flatten()
     files, reasons = write_letters(all_letters, job.output), count_reasons(all_letters)

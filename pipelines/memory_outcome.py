@@ -1,6 +1,7 @@
 """What a corpus job knows of itself, and how it ends: nothing lost, dead letters written, and the manifest last of all."""
 
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,8 @@ class Job:
         likeness: which documents are near duplicates; None: none is.
         update: MEMORY of which this is a new version; empty: none.
         spill: folder for what the local job puts aside; empty: everything goes through the runner.
+        accelerator: Beam's resource hint for the stages that compress; empty: none.
+        sees: a file in `output` that every worker must see, as it is there before the job starts; empty: is not asked.
     """
 
     output: str
@@ -68,6 +71,8 @@ class Job:
     likeness: Likeness | None = None
     update: str = ""
     spill: str = ""
+    accelerator: str = ""
+    sees: str = ""
 
 
 def complete(
@@ -125,6 +130,19 @@ def complete(
             extra_files=[*letter_files, *([codebook] if codebook else [])],
         )
     return {**counts, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
+
+
+def check_sees(job: Job) -> None:
+    """See that this machine shares the job's output with the one that submitted it.
+
+    Raises:
+        InputError: it does not.
+    """
+    if job.sees and not Path(job.sees).is_file():
+        raise InputError(
+            f"--output {job.output}: {socket.gethostname()} does not see the file {job.sees} of the machine that submitted the job; give a directory "
+            "that all of them mount at this path, or a URL"
+        )
 
 
 def check_nothing_lost(tallies: Mapping[str, int], rows: int, failed: Mapping[str, int], dropped: Mapping[str, int]) -> None:

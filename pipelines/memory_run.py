@@ -3,19 +3,20 @@
 import argparse
 import json
 import logging
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from clara.artefact import MANIFEST, manifest_hash, read_manifest, up_to_date
 from clara.encode import key_projection
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint, check, of_checkpoint
 from clara.memory import KIND, PLAN
+from pipelines import dataflow, spark
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
 from pipelines.dead_letters import NAME
@@ -25,7 +26,7 @@ from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import OUTCOME, Job, read_outcome
 from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
-from pipelines.runner import LOCAL, beam_options, locked, make_pipeline, num_cores
+from pipelines.runner import LOCAL, LOCK, beam_options, execute, locked, make_pipeline, num_cores
 from pipelines.spill import SPILL, begin_spill, remove_spill
 from pipelines.units import Fields, Unit, describe, find_units
 
@@ -144,7 +145,26 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         likeness=likeness,
         update=str(Path(args.update).resolve()) if args.update else "",
         spill=str(Path(args.spill or Path(args.output) / SPILL).resolve()) if args.runner == LOCAL else "",
+        accelerator=dataflow.gpu_hint(args.gpu_type, args.gpu_count, runner=args.runner, device=args.device),
+        sees=str(Path(args.output).resolve() / LOCK) if args.runner == spark.RUNNER else "",
     )
+
+
+def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
+    """Refuse paths that the machines of an engine cannot have.
+
+    Raises:
+        InputError: names the flag.
+    """
+    far = [path for path in args.input if not path.startswith("/")]
+    paths = {"output": args.output, "checkpoint": args.checkpoint, "backbone": args.backbone, "update": args.update}
+    if args.runner == spark.RUNNER:
+        spark.check_paths(options, {**paths, "input": far[0] if far else ""})
+    elif args.runner == dataflow.RUNNER:
+        local = [path for path in args.input if "://" not in path]
+        dataflow.check_paths({**paths, "input": local[0] if local else ""})
+    if args.no_wait and args.runner != dataflow.RUNNER:
+        raise InputError(f"--no-wait: the job of --runner {args.runner} ends with this process; leave it out")
 
 
 def clear_the_way(output: Path, overwrite: bool) -> None:
@@ -189,15 +209,18 @@ def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool
     started = time.time()
     (add_local_job if job.spill else add_memory_job)(pipeline, units, job)
     with progress_bar(output, started, quiet=quiet):
-        try:
-            pipeline.run().wait_until_finish()
-        except Exception as error:  # the runner's, around what a worker said
-            if told := re.search(r"clara\.errors\.InputError: (.+?)(?: \[while running|\n|$)", str(error)):
-                raise InputError(told[1]) from error
-            raise
+        counted = execute(pipeline)
+    _LOG.info("counters of the runner: %s", counted)
     counts = read_outcome(output)
     remove_leftovers(output)
     return {**counts, "seconds": round(time.time() - started, 1)}
+
+
+def submit(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline) -> beam.Pipeline:
+    """Give the job to the pipeline's runner, and don't wait."""
+    add_memory_job(pipeline, units, job)
+    pipeline.run()
+    return pipeline
 
 
 def report(counts: dict[str, Any], output: str) -> None:
@@ -221,11 +244,16 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     """
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     options = beam_options(beam_arguments, args.runner, args.num_workers)
+    check_places(args, options)
     units = find_units(args.input, args.format)
     job = make_job(args, units)
     if args.dry_run:
         workers = args.num_workers or num_cores()
         print(json.dumps({**job.recipe, "fingerprint_hash": job.fingerprint.hash, "units": len(units), "workers": workers}, indent=1))
+        return 0
+    dataflow.prepare_gpu(options, job.accelerator)
+    if dataflow.is_rehearsal(options, args.runner):
+        print(json.dumps(dataflow.graph(submit(job, units, make_pipeline(options, args.runner))), indent=1))
         return 0
     output = Path(job.output)
     if up_to_date(output, KIND, job.recipe):
@@ -237,6 +265,10 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         return 0
     with locked(output):
         clear_the_way(output, args.overwrite)
+        if args.no_wait:
+            submit(job, units, make_pipeline(options, args.runner))
+            print(f"{args.output}: submitted; finished when {MANIFEST} is there")
+            return 0
         if job.spill:
             begin_spill(job.spill, job.recipe)
         counts = run(job, units, make_pipeline(options, args.runner))

@@ -1,4 +1,4 @@
-"""A worker process of the local runner: Beam's own, without what it says while it starts and ends, and never without its job."""
+"""A worker process of the local runner or of a pool: Beam's own, without what it says while it starts and ends, and never without its job."""
 
 import logging
 import os
@@ -22,7 +22,11 @@ def main(argv: list[str]) -> None:
     logging.disable(logging.WARNING)
     from apache_beam.runners.worker import sdk_worker_main
 
-    sdk_worker_main.main(argv)
+    try:
+        sdk_worker_main.main(argv)
+    except BaseException:
+        # Whoever gave the work is gone, and may have given it to another already: threads that still write end here too.
+        os._exit(1)
 
 
 if __name__ == "__main__":

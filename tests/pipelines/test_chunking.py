@@ -1,6 +1,7 @@
 """Chunks: nothing lost, nothing too long, cut at sentences where there is one; the real tokenizer on hostile text."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,12 @@ def test_two_megabytes_are_many_chunks(tokens: Tokens) -> None:
     assert max(c.num_tokens for c in chunks) <= 96
     assert sum(c.text.count("bridge") for c in chunks) == 46_000
     assert not any(c.truncated for c in chunks)
+
+
+def test_threads_that_share_a_tokenizer_count_alike(tokens: Tokens) -> None:
+    texts = [f"The market sells bread, salt and {number} kinds of wool." for number in range(40)]
+    expected = [(tokens.count(text), tokens.offsets(text)) for text in texts]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            counts, offsets = pool.map(tokens.count, texts), pool.map(tokens.offsets, texts)
+            assert list(zip(counts, offsets, strict=True)) == expected

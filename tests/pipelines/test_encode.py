@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from clara.encode import (
     key_projection,
     make_codebook,
     plan_batches,
+    torch_threads,
     write_memory_shard,
 )
 from clara.errors import InputError
@@ -287,3 +289,17 @@ def test_the_real_model_reencodes_after_a_change_of_its_compressor(tiny_model: C
         MemoryStore.open(tmp_path / "old", [changed])
     difference = np.abs(fresh.memory(fresh.row_ids) - store.memory(store.row_ids)).max()
     assert difference > 0.01
+
+
+def test_torch_keeps_one_thread_until_the_last_of_several_leaves() -> None:
+    torch.set_num_threads(2)
+    try:
+        first, second = ExitStack(), ExitStack()
+        first.enter_context(torch_threads(1))
+        second.enter_context(torch_threads(1))
+        first.close()
+        assert torch.get_num_threads() == 1
+        second.close()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

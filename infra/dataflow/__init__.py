@@ -1,0 +1,1 @@
+"""Dataflow: how a corpus job is submitted, and its flex template."""

@@ -1,0 +1,1 @@
+"""Spark: how a corpus job is submitted to a cluster."""
