@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -238,8 +239,13 @@ class Backbone(nn.Module):
         return widened(self.lm.get_output_embeddings()(hidden))
 
     @torch.no_grad()
-    def generate(self, embeddings: Sequence[Tensor], route: Route, *, max_new_tokens: int, stop_ids: Sequence[int]) -> list[list[int]]:
-        """Greedy continuation of each prompt `[length, D]`, up to a stop token or one of the LM's own, which is not returned."""
+    def generate(
+        self, embeddings: Sequence[Tensor], route: Route, *, max_new_tokens: int, stop_ids: Sequence[int], together: bool = False
+    ) -> list[list[int]]:
+        """Greedy continuation of each prompt `[length, D]`, up to a stop token or one of the LM's own, which is not returned.
+
+        `together`: every rank generates now, and goes on until the last one is done, as under ZeRO-3 each token is a collective.
+        """
         own = getattr(self.lm.generation_config, "eos_token_id", None)
         stops = {*stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])}
         longest = max(e.shape[0] for e in embeddings)
@@ -251,7 +257,7 @@ class Backbone(nn.Module):
             with routed(route):
                 output = cast(Any, self.lm).generate(
                     inputs_embeds=padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
-                    eos_token_id=sorted(stops), pad_token_id=stop_ids[0],
+                    eos_token_id=sorted(stops), pad_token_id=stop_ids[0], synced_gpus=together and dist.is_initialized() and dist.get_world_size() > 1,
                 )  # fmt: skip
         finally:
             self.lm.train(was_training)

@@ -196,6 +196,9 @@ class Joint(Section):
     )
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on held-out questions; 0: none")
     evaluate_questions: int = Field(64, ge=1, description="held-out questions (split unseen, else seen) of such an evaluation")
+    evaluate_answer_tokens: int = Field(
+        0, ge=0, description="longest answer generated there from the K documents found, for its exact match; 0: none is generated"
+    )
     checkpoint_every: int = Field(100, ge=1, description="steps between run states (for resuming)")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
@@ -244,7 +247,13 @@ class Launch(Section):
     launcher: Literal["ray", "local"] = Field("ray", description="ray: Ray Train with DeepSpeed; local: one plain torch process")
     num_workers: int = Field(2, ge=1, description="ranks under Ray")
     gpu: bool = Field(False, description="one GPU for each rank; without it the CPU is used, never silently")
-    zero_stage: Literal[1, 2, 3] = 2
+    zero_stage: Literal[1, 2, 3] = Field(
+        2,
+        description="what is shared out over the ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too, the frozen LM's among them",
+    )
+    zero3_keep_whole_below: int = Field(
+        100_000, ge=0, description="numbers; with zero_stage 3 smaller parameters stay whole on every rank, which saves collectives"
+    )
     cpus_per_worker: float = Field(
         0.0, ge=0, description="cores that Ray reserves for a rank; 0: what a refresh leaves, shared evenly, 1 at most"
     )

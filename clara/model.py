@@ -253,27 +253,41 @@ class ClaraModel(nn.Module):
         return -losses.per_row(), torch.tensor([len(p.answer) for p in prompts])
 
     @torch.no_grad()
-    def generate(self, questions: Sequence[str], memories: Sequence[Tensor], *, max_new_tokens: int = 32) -> list[str]:
-        """Greedy answers."""
+    def generate(
+        self, questions: Sequence[str], memories: Sequence[Tensor], *, max_new_tokens: int = 32, together: bool = False
+    ) -> list[str]:
+        """Greedy answers; `together` as of `Backbone.generate`."""
         prompts = [self.prompts.question(q) for q in questions]
-        return self.generate_from(prompts, memories, max_new_tokens=max_new_tokens)
+        return self.generate_from(prompts, memories, max_new_tokens=max_new_tokens, together=together)
 
     @torch.no_grad()
     def generate_from(
-        self, prompts: Sequence[Prompt], memories: Sequence[Tensor], *, max_new_tokens: int, role: str | None = GENERATOR
+        self,
+        prompts: Sequence[Prompt],
+        memories: Sequence[Tensor],
+        *,
+        max_new_tokens: int,
+        role: str | None = GENERATOR,
+        together: bool = False,
     ) -> list[str]:
         """Greedy continuations of prompts without answers, as text."""
-        generated = self.generate_ids(prompts, memories, max_new_tokens=max_new_tokens, role=role)
+        generated = self.generate_ids(prompts, memories, max_new_tokens=max_new_tokens, role=role, together=together)
         return [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in generated]
 
     @torch.no_grad()
     def generate_ids(
-        self, prompts: Sequence[Prompt], memories: Sequence[Tensor], *, max_new_tokens: int, role: str | None = GENERATOR
+        self,
+        prompts: Sequence[Prompt],
+        memories: Sequence[Tensor],
+        *,
+        max_new_tokens: int,
+        role: str | None = GENERATOR,
+        together: bool = False,
     ) -> list[list[int]]:
         """The same as token ids, without the one that stops."""
         inputs_BLD, fronts = self.inputs(prompts, memories)
         rows = [inputs_BLD[row, :front] for row, front in enumerate(fronts)]
-        return self.backbone.generate(rows, Route(role), max_new_tokens=max_new_tokens, stop_ids=self.prompts.stop_ids)
+        return self.backbone.generate(rows, Route(role), max_new_tokens=max_new_tokens, stop_ids=self.prompts.stop_ids, together=together)
 
 
 def segment_shares(num_tokens: Sequence[int], start: int, num_segments: int, length: int) -> Tensor:

@@ -46,7 +46,11 @@ class Refresh(Section):
         description="a snapshot is taken when the set's mean cosine of stored and fresh memory is under it, from start_step on; 0: by steps "
         "alone. With it, steps count only where every_steps is set",
     )
-    wait_seconds: float = Field(3600.0, ge=0, description="longest wait for a refresh: after the last step, and with when_stale = wait")
+    wait_seconds: float = Field(
+        3600.0,
+        ge=0,
+        description="longest wait for a refresh: at a fixed switch (then it is given up), after the last step, and with when_stale = wait",
+    )
     final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")
 
     @model_validator(mode="after")

@@ -20,7 +20,8 @@ from clara.examples import Example
 from clara.model import ClaraModel
 from clara.steps import Output
 from training.engine import LocalEngine
-from training.loop import RUN_STATE, Figures, rate_factor, run, sample, shard
+from training.loop import Figures, rate_factor, run, sample, shard
+from training.run_state import RUN_STATE
 from training.stages import PretrainStage
 
 STEPS = 6
@@ -102,7 +103,7 @@ def test_a_half_written_run_state_is_not_taken_up(tiny_backbone: Path, tmp_path:
         train(tiny_backbone, tmp_path, crash_at=5)
     newest = tmp_path / RUN_STATE / "step-00000004"
     (newest / "state.json").unlink()
-    (newest / "state.pt").write_bytes(b"half")
+    (newest / "state.safetensors").write_bytes(b"half")
     resumed, figures = train(tiny_backbone, tmp_path)
     assert min(figures) == 3
     assert all(torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), undisturbed[0].state_dict().values(), strict=True))

@@ -5,25 +5,26 @@ MEMORY's fingerprint, and save nothing, since what trains is small. So ZeRO's ma
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from clara.config import Optimiser
-from clara.errors import InputError
+from clara.config import Config, Optimiser
 from clara.steps import Output
-from training.engine import Engine, parameter_groups
+from training.engine import MOMENTS, Engine, check_state, parameter_groups, storage_bytes, trained
+from training.loop import Stage
 
-_FILES = "deepspeed"
 _BUCKET_NUMBERS = 20_000_000
+KEEP_WHOLE_BELOW = 100_000
 
 
-def settings_of(optimiser: Optimiser, *, zero_stage: int, micro_batch: int, num_accumulated: int) -> dict[str, Any]:
+def settings_of(
+    optimiser: Optimiser, *, zero_stage: int, micro_batch: int, num_accumulated: int, keep_whole_below: int = KEEP_WHOLE_BELOW
+) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
     Args:
@@ -31,6 +32,7 @@ def settings_of(optimiser: Optimiser, *, zero_stage: int, micro_batch: int, num_
         zero_stage: 1, 2 or 3.
         micro_batch: questions in a forward pass of a rank (DeepSpeed only reports it).
         num_accumulated: backward passes of a rank in a step.
+        keep_whole_below: ZeRO-3 does not partition parameters of fewer numbers.
     """
     return {
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -40,6 +42,7 @@ def settings_of(optimiser: Optimiser, *, zero_stage: int, micro_batch: int, num_
         "zero_optimization": {
             "stage": zero_stage,
             # The defaults allocate gigabytes ahead; what trains here is a few million numbers.
+            "stage3_param_persistence_threshold": keep_whole_below,
             "reduce_bucket_size": _BUCKET_NUMBERS,
             "allgather_bucket_size": _BUCKET_NUMBERS,
             "overlap_comm": False,
@@ -75,6 +78,7 @@ class DeepSpeedEngine(Engine):
         micro_batch: int,
         num_accumulated: int,
         device: str,
+        keep_whole_below: int = KEEP_WHOLE_BELOW,
     ) -> None:
         """Partition what trains.
 
@@ -86,6 +90,7 @@ class DeepSpeedEngine(Engine):
             micro_batch: questions in a forward pass.
             num_accumulated: backward passes of a step.
             device: `cpu` or `cuda`.
+            keep_whole_below: ZeRO-3 keeps parameters of fewer numbers whole on every rank.
         """
         deepspeed = import_deepspeed(device)
         self._deepspeed = deepspeed
@@ -95,9 +100,13 @@ class DeepSpeedEngine(Engine):
         self._rates = [rate for rate, _ in groups]
         self._zero_stage, self._num_accumulated = zero_stage, num_accumulated
         adamw = torch.optim.AdamW(parameter_groups(groups, optimiser), betas=optimiser.betas, weight_decay=optimiser.weight_decay)
-        config = settings_of(optimiser, zero_stage=zero_stage, micro_batch=micro_batch, num_accumulated=num_accumulated)
+        config = settings_of(
+            optimiser, zero_stage=zero_stage, micro_batch=micro_batch, num_accumulated=num_accumulated, keep_whole_below=keep_whole_below
+        )
         self._engine, self._optimiser, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=config)
         self.module = module
+        self._trained = trained(module, [p for _, params in groups for p in params])
+        self._gradient_bytes = 0
 
     def forward(self, batch: Any, normaliser: float, num_rows: float) -> Output:
         """See the base class."""
@@ -112,6 +121,7 @@ class DeepSpeedEngine(Engine):
 
     def update(self, factors: Sequence[float]) -> float:
         """See the base class. ZeRO drops an update whose norm over all ranks is not finite, and says infinity."""
+        self._gradient_bytes = max(self._gradient_bytes, self._held_gradients())
         for group, rate, factor in zip(self._optimiser.param_groups, self._rates, factors, strict=True):
             group["lr"] = rate * factor
         self._engine.step()
@@ -140,22 +150,114 @@ class DeepSpeedEngine(Engine):
         with self._deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=None):
             yield
 
-    def save(self, directory: Path) -> None:
-        """See the base class. The files are DeepSpeed's, partly pickle: `load` opens them from the run's own directory alone."""
-        self._engine.save_checkpoint(str(directory), tag=_FILES, save_latest=False, exclude_frozen_parameters=True)
+    def gather_state(self) -> dict[str, torch.Tensor]:
+        """See the base class. One parameter after another is made whole, so that no rank needs room for all of them."""
+        fragments = self._deepspeed.utils
+        updates = self._have_moments()
+        found: dict[str, torch.Tensor] = {}
+        for name, parameter in self._trained.items():
+            parts = {"weight": fragments.safe_get_full_fp32_param(parameter)}
+            parts |= {part: fragments.safe_get_full_optimizer_state(parameter, part) for part in MOMENTS}
+            if self.rank == 0:
+                found |= {f"{part}.{name}": value.detach().to("cpu", copy=True).contiguous() for part, value in parts.items()}
+                found[f"step.{name}"] = updates.clone()
+        return found
 
-    def load(self, directory: Path) -> None:
-        """See the base class.
+    def take_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """See the base class. Parameters of a group share their number of updates: those that no gradient had reached count as zeros."""
+        check_state(self._trained, tensors)
+        counts = [float(value) for name, value in tensors.items() if name.startswith("step.")]
+        self._have_moments(max(counts, default=0.0))
+        for name, parameter in self._trained.items():
+            self._put(parameter, tensors[f"weight.{name}"], "")
+            for part in MOMENTS:
+                if f"{part}.{name}" in tensors:
+                    self._put(parameter, tensors[f"{part}.{name}"], part)
 
-        Raises:
-            InputError: the files are not there or for another number of ranks.
-        """
-        path, _ = self._engine.load_checkpoint(str(directory), tag=_FILES, load_module_strict=False)
-        if path is None:
-            raise InputError(
-                f"{directory}: no run state of DeepSpeed for {self.world} ranks; remove the folder to go back to the one before"
-            )
+    def _have_moments(self, updates: float | None = None) -> torch.Tensor:
+        """See that AdamW has its state, which it makes at its first update only, and set the number of updates. Returns that number."""
+        inner = self._optimiser.optimizer
+        parts = self._optimiser.fp32_partitioned_groups_flat if self._zero_stage == 3 else self._optimiser.single_partition_of_fp32_groups
+        for flat in parts:
+            state = inner.state[flat]
+            if not state:
+                state |= {"step": torch.tensor(0.0), **{part: torch.zeros_like(flat) for part in MOMENTS}}
+            if updates is not None:
+                state["step"].fill_(updates)
+        if self._zero_stage < 3:
+            # It links parameters to their moments at the first group's first update, when later groups have none yet.
+            self._optimiser._hp_optimizer_states_linked = False
+            self._optimiser._lazy_init_hp_params_optimizer_state()
+        found: torch.Tensor = inner.state[parts[0]]["step"]
+        return found.detach().cpu()
+
+    def _put(self, parameter: nn.Parameter, value: torch.Tensor, part: str) -> None:
+        """Write this rank's share of a whole tensor: into the weights (`part` empty) or one of AdamW's moments."""
+        fragments = self._deepspeed.utils
+        value = value.to(self._device, torch.float32)
+        if self._zero_stage < 3:
+            if part:
+                fragments.safe_set_full_optimizer_state(parameter, value, part)
+                return
+            fragments.safe_set_full_fp32_param(parameter, value)
+            with torch.no_grad():
+                parameter.copy_(value)
+            return
+        held: Any = parameter
+        size = held.ds_tensor.numel()
+        # The last rank's share is filled up, and DeepSpeed's own way of setting a whole tensor does not do that.
+        own = nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))[size * self.rank : size * (self.rank + 1)]
+        if part:
+            fragments.safe_set_local_optimizer_state(parameter, own, part)
+            return
+        fragments.safe_set_local_fp32_param(parameter, own)
+        with torch.no_grad():
+            held.ds_tensor.copy_(own)
+            if parameter.shape == value.shape:  # small ones stay whole on every rank
+                parameter.copy_(value)
+
+    def _held_gradients(self) -> int:
+        """Bytes of the gradients that wait for the update, each storage once."""
+        zero = self._optimiser
+        held = [p.grad for p in self._trained.values() if p.grad is not None]
+        held += [zero.grad_partitions_flat_buffer] if self._zero_stage == 3 else []
+        held += [grad for group in zero.averaged_gradients.values() for grad in group or ()]
+        return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held if t.numel()}.values())
+
+    def held_bytes(self) -> dict[str, int]:
+        """See the base class."""
+        zero, whole = self._optimiser, list(self.module.parameters())
+        weights = sum(storage_bytes(p) for p in whole)
+        if self._zero_stage == 3:
+            weights += sum(storage_bytes(cast(Any, p).ds_tensor) for p in whole)
+            master = zero.fp32_partitioned_groups_flat
+        else:
+            master = zero.single_partition_of_fp32_groups
+        state = [value for parts in zero.optimizer.state.values() for value in parts.values() if torch.is_tensor(value)]
+        return {"weights": weights, "gradients": self._gradient_bytes, "optimiser": sum(storage_bytes(t) for t in [*master, *state])}
 
     def barrier(self) -> None:
         """See the base class."""
         dist.barrier()
+
+
+def engine_for(config: Config, stage: Stage, *, num_ranks: int, device: str) -> DeepSpeedEngine:
+    """The engine of a joint run's ranks.
+
+    Args:
+        config: the root.
+        stage: what trains.
+        num_ranks: of the group.
+        device: `cpu` or `cuda`.
+    """
+    joint, launch = config.joint, config.launch
+    return DeepSpeedEngine(
+        stage.module,
+        stage.groups(),
+        stage.optimiser,
+        zero_stage=launch.zero_stage,
+        micro_batch=joint.micro_batch,
+        num_accumulated=max(1, joint.questions_per_step // (num_ranks * joint.micro_batch)),
+        device=device,
+        keep_whole_below=launch.zero3_keep_whole_below,
+    )

@@ -1,11 +1,9 @@
 """What differs between one torch process and DeepSpeed under Ray: backward, update, collectives, resume files."""
 
 import math
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,21 +50,58 @@ class Engine(ABC):
         yield
 
     @abstractmethod
-    def save(self, directory: Path) -> None:
-        """Write weights and optimiser state for resuming (every rank calls it)."""
+    def gather_state(self) -> dict[str, torch.Tensor]:
+        """Weights and optimiser state of what trains, whole and on the CPU, on rank 0; elsewhere nothing (a collective).
+
+        Names: `weight.`, `exp_avg.`, `exp_avg_sq.` and `step.`, then the parameter's own. Without the latter three, no update reached it yet.
+        """
 
     @abstractmethod
-    def load(self, directory: Path) -> None:
-        """Take weights and optimiser state from the run's own directory (every rank calls it)."""
+    def take_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back what `gather_state` gave, on any number of ranks and by any engine (every rank calls it, with the same tensors).
+
+        Raises:
+            KeyError: they are of other parameters; its argument says which.
+        """
+
+    @abstractmethod
+    def held_bytes(self) -> dict[str, int]:
+        """What this rank holds between two updates: `weights` (the frozen LM's too), `gradients` (that waited for the update), `optimiser`."""
 
     @abstractmethod
     def barrier(self) -> None:
         """Wait until every rank is here."""
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
 def parameter_groups(groups: Sequence[tuple[float, list[nn.Parameter]]], settings: Optimiser) -> list[dict[str, Any]]:
     """AdamW's groups: each with its own rate."""
     return [{"params": params, "lr": rate, "initial_lr": rate, "weight_decay": settings.weight_decay} for rate, params in groups]
+
+
+def trained(module: nn.Module, parameters: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Of a module's parameters these ones, by name, in the module's order."""
+    wanted = {id(p) for p in parameters}
+    return {name: p for name, p in module.named_parameters() if id(p) in wanted}
+
+
+def check_state(own: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a state of other parameters.
+
+    Raises:
+        KeyError: a name is missing or superfluous; the message says how many and the first.
+    """
+    found = {name.removeprefix("weight.") for name in tensors if name.startswith("weight.")}
+    missing, extra = sorted(own.keys() - found), sorted(found - own.keys())
+    if missing or extra:
+        raise KeyError(f"{len(missing)} parameters are missing (first: {missing[:1]}), {len(extra)} do not train here (first: {extra[:1]})")
+
+
+def storage_bytes(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor's numbers."""
+    return tensor.numel() * tensor.element_size()
 
 
 class LocalEngine(Engine):
@@ -108,21 +143,33 @@ class LocalEngine(Engine):
         """See the base class."""
         return rows[None]
 
-    def save(self, directory: Path) -> None:
+    def gather_state(self) -> dict[str, torch.Tensor]:
         """See the base class."""
-        directory.mkdir(parents=True, exist_ok=True)
-        state = {"parameters": [p.detach() for p in self._parameters], "optimiser": self._optimiser.state_dict()}
-        partial = directory / f".state.{os.getpid()}"
-        torch.save(state, partial)
-        os.replace(partial, directory / "state.pt")
+        found: dict[str, torch.Tensor] = {}
+        for name, parameter in trained(self.module, self._parameters).items():
+            parts = {"weight": parameter.detach()} | dict(self._optimiser.state.get(parameter, {}))
+            # Copies: they are written while the next step changes what they were made of.
+            found |= {f"{part}.{name}": value.to("cpu", copy=True).contiguous() for part, value in parts.items()}
+        return found
 
-    def load(self, directory: Path) -> None:
+    def take_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """See the base class."""
-        state = torch.load(directory / "state.pt", weights_only=True)
-        with torch.no_grad():
-            for parameter, saved in zip(self._parameters, state["parameters"], strict=True):
-                parameter.copy_(saved)
-        self._optimiser.load_state_dict(state["optimiser"])
+        own = trained(self.module, self._parameters)
+        check_state(own, tensors)
+        for name, parameter in own.items():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"weight.{name}"])
+            if f"step.{name}" in tensors:
+                moments = {part: tensors[f"{part}.{name}"].to(parameter.device, copy=True) for part in MOMENTS}
+                self._optimiser.state[parameter] = {"step": tensors[f"step.{name}"].clone()} | moments
+
+    def held_bytes(self) -> dict[str, int]:
+        """See the base class."""
+        return {
+            "weights": sum(storage_bytes(p) for p in self.module.parameters()),
+            "gradients": sum(storage_bytes(p) for p in self._parameters),
+            "optimiser": sum(storage_bytes(v) for state in self._optimiser.state.values() for v in state.values()),
+        }
 
     def barrier(self) -> None:
         """See the base class."""

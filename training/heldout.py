@@ -6,10 +6,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from clara.memory import MemoryStore
+from clara.metrics import exact_match
 from clara.model import ClaraModel
 from clara.pools import Known
 from clara.questions import Question
-from training.candidates import Candidates
+from training.candidates import NO_ROW, Candidates
 from training.engine import Engine
 
 _DEPTHS = (1, 5, 20)
@@ -34,24 +36,33 @@ def choose(questions: list[Question], count: int) -> list[Question]:
 class HeldOut:
     """Recall over the whole INDEX, and what the answer's tokens cost with the right memory and with a wrong one."""
 
-    def __init__(self, questions: list[Question]) -> None:
-        self._questions = questions
+    def __init__(self, questions: list[Question], *, num_selected: int = 1, answer_tokens: int = 0) -> None:
+        """Choose what is measured.
+
+        Args:
+            questions: as of `choose`.
+            num_selected: K documents that an answer is generated from.
+            answer_tokens: longest answer; 0: none is generated.
+        """
+        self._questions, self._num_selected, self._answer_tokens = questions, num_selected, answer_tokens
 
     @torch.no_grad()
     def evaluate(self, model: ClaraModel, candidates: Candidates, engine: Engine) -> dict[str, float]:
         """Figures over all ranks (collectives): `held_out_recall_at_K`, `held_out_right_nats`, `held_out_wrong_nats` per token.
 
-        Every rank takes as many questions; what does not divide evenly is left out.
+        On demand `held_out_exact_match` of generated answers. Every rank takes as many questions; what does not divide evenly is left out.
         """
         share = len(self._questions) // engine.world
         own = self._questions[engine.rank :: engine.world][:share]
-        sums = np.zeros(len(_DEPTHS) + 4)
+        sums = np.zeros(len(_DEPTHS) + 5)
         for begin in range(0, len(own), _AT_ONCE):
             sums += self._measure(model, candidates, own[begin : begin + _AT_ONCE])
-        *hits, right, wrong, tokens, count = engine.sum(sums.tolist())
+        *hits, exact, right, wrong, tokens, count = engine.sum(sums.tolist())
         if not count:
             return {}
         figures = {f"held_out_recall_at_{depth}": hit / count for depth, hit in zip(_DEPTHS, hits, strict=True)}
+        if self._answer_tokens:
+            figures["held_out_exact_match"] = exact / count
         return figures | {"held_out_right_nats": right / tokens, "held_out_wrong_nats": wrong / tokens}
 
     def _measure(
@@ -59,7 +70,7 @@ class HeldOut:
     ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         store, index = candidates.store, candidates.index
         known = [Known.of(q, store) for q in questions]
-        hits = np.zeros(len(_DEPTHS))
+        hits, exact = np.zeros(len(_DEPTHS)), 0.0
         if index is not None:
             query = model.encode_questions([q.question for q in questions]).cpu().numpy()
             found, _ = index.search(
@@ -68,6 +79,8 @@ class HeldOut:
             hits = np.array(
                 [[bool({*row[:d]} & {*k.positive}) for d in _DEPTHS] for row, k in zip(found.tolist(), known, strict=True)]
             ).sum(axis=0)
+            if self._answer_tokens:
+                exact = self._exact_matches(model, store, questions, [row[: self._num_selected] for row in found.tolist()])
         right = [k.positive[0] if k.positive else int(store.row_ids[0]) for k in known]
         wrong = [_other(store.row_ids, row) for row in right]
         texts, answers = [q.question for q in questions], [q.answers[0] for q in questions]
@@ -76,7 +89,13 @@ class HeldOut:
             memories = [torch.from_numpy(store.memory([row])).to(model.backbone.device) for row in rows]
             likelihood, tokens = model.answer_log_likelihood(texts, memories, answers)
             costs.append(-float(likelihood.sum()))
-        return np.array([*hits, *costs, float(tokens.sum()), len(questions)])
+        return np.array([*hits, exact, *costs, float(tokens.sum()), len(questions)])
+
+    def _exact_matches(self, model: ClaraModel, store: MemoryStore, questions: list[Question], found: list[list[int]]) -> float:
+        """How many answers from the documents found are right, to the word. Every rank generates at this time, each its own questions'."""
+        memories = [torch.from_numpy(store.memory([r for r in rows if r != NO_ROW])).to(model.backbone.device) for rows in found]
+        told = model.generate([q.question for q in questions], memories, max_new_tokens=self._answer_tokens, together=True)
+        return sum(exact_match(answer, q.answers) for answer, q in zip(told, questions, strict=True))
 
 
 def _other(row_ids: np.ndarray[tuple[int], np.dtype[np.int64]], row: int) -> int:

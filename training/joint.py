@@ -21,7 +21,7 @@ from clara import artefact
 from clara.config import Config, load
 from clara.errors import command_line
 from training.joint_report import finish, made
-from training.joint_run import absolute, check, finished, places, preflight, recipe
+from training.joint_run import absolute, check, finished, places, plan, preflight, recipe
 from training.tracking import tracked
 
 
@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
     config = absolute(config)
     where = places(config)
     if options.dry_run:
-        print(json.dumps({"config": config.model_dump(), "inputs": recipe(config)["inputs"], "run": str(where.run)}, indent=1))
+        shown = {"config": config.model_dump(), "inputs": recipe(config)["inputs"], "plan": plan(config), "run": str(where.run)}
+        print(json.dumps(shown, indent=1))
         return 0
     if finished(config):
         print(f"{where.checkpoint}: up to date")

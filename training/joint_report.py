@@ -10,10 +10,10 @@ from typing import Any
 from clara import artefact
 from clara.config import Config
 from training.joint_run import Places, places, threads_of_rank
-from training.loop import run_states
 from training.metrics import read
 from training.pruning import deleted, prune
 from training.refresh import RefreshResult, run_job
+from training.run_state import run_states
 from training.schedule import Version
 from training.versions import Versions
 
@@ -101,6 +101,7 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
             lag,
         )
     report = summarise(config, where, current, refreshes, lag) | {
+        "memory_by_rank": state.get("memory_by_rank", []),
         "waited_after_last_step_seconds": state["waited_seconds"],
         "final_refresh_seconds": time.monotonic() - began,
     }

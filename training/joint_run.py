@@ -4,6 +4,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -79,6 +80,7 @@ def check(config: Config) -> None:
         raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
     searching = bool(config.joint.from_index) and not config.joint.published_pool and not config.utilities
     require(config, "output", "checkpoint", "questions", "memory", *["index"] * searching)
+    plan(config)
     if os.environ.get(_JOB_VARIABLE):
         for name in ("checkpoint", "questions", "memory", "index", "utilities", "output", "backbone.path"):
             value = config.backbone.path if name == "backbone.path" else getattr(config, name)
@@ -92,6 +94,18 @@ def check(config: Config) -> None:
             raise InputError(
                 f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give sqlite:////ABSOLUTE/PATH or a server's URL"
             )
+
+
+def plan(config: Config) -> dict[str, int]:
+    """Who does how much.
+
+    Raises:
+        InputError: the questions of a step do not divide evenly among the ranks.
+    """
+    joint, launch = config.joint, config.launch
+    ranks = 1 if launch.launcher == "local" else launch.num_workers
+    own = shard(range(joint.questions_per_step), 0, ranks, joint.micro_batch)
+    return {"steps": joint.steps, "ranks": ranks, "questions_per_step": joint.questions_per_step, "micro_batches_of_a_rank": len(own)}
 
 
 def absolute(config: Config) -> Config:
@@ -113,15 +127,17 @@ def _leave_out_defaults(tree: dict[str, Any], defaults: Section, names: Sequence
 
 
 def recipe(config: Config) -> dict[str, Any]:
-    """What determines the CHECKPOINT: settings of the stage, hashes of what it reads, and who computes (run states fit only the same ranks)."""
+    """What determines the CHECKPOINT: settings of the stage, and hashes of what it reads.
+
+    Who computes is not among it: a run may be taken up on other ranks, which sum the same numbers in another order. (Dropout is drawn by each
+    rank, so that with it the numbers are others, of the same kind.)
+    """
     names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
     settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
-    _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite",))
+    _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens"))
     _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
-    launch = config.launch
-    ranks = {"launcher": "local"} if launch.launcher == "local" else launch.model_dump(include={"launcher", "num_workers", "zero_stage"})
-    return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs, "launch": ranks | {"gpu": launch.gpu}}
+    return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
 
 
 def places(config: Config) -> Places:
@@ -162,7 +178,8 @@ def build_stage(config: Config, model: ClaraModel, where: Places, worker: Worker
                 f"questions {config.questions!r}: no held-out question with a positive (split unseen or seen), which joint.evaluate_every asks "
                 "for; set it to 0 or make questions with a split"
             )
-        held_out = HeldOut(chosen)
+        joint = config.joint
+        held_out = HeldOut(chosen, num_selected=joint.num_selected, answer_tokens=joint.evaluate_answer_tokens)
     own = own_backbone(config)
     stage = ScoredStage if config.utilities else JointStage
     return stage(
@@ -192,8 +209,6 @@ def preflight(config: Config) -> None:
     trained_roles(config)
     if config.utilities:
         check_scored(config)
-    ranks = 1 if config.launch.launcher == "local" else config.launch.num_workers
-    shard(range(config.joint.questions_per_step), 0, ranks, config.joint.micro_batch)
     try:
         where.run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -224,6 +239,16 @@ def sole_user(path: Path, *, wait_seconds: float) -> Iterator[None]:
         yield  # closing the file releases the lock, and so does the end of the process, however it ends
 
 
+def memory_by_rank(engine: Engine) -> list[dict[str, int]]:
+    """Bytes that each rank holds, as of `Engine.held_bytes`, and the most that its process, and its GPU, held at any time (a collective)."""
+    held = engine.held_bytes() | {
+        "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "gpu_peak": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0,
+    }
+    rows = engine.gather(torch.tensor(list(held.values()), dtype=torch.int64)).tolist()
+    return [dict(zip(held, row, strict=True)) for row in rows]
+
+
 def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, num_ranks: int, worker: Worker | None, device: str) -> None:
     """Train on one rank to the last step, and write the CHECKPOINT.
 
@@ -250,10 +275,10 @@ def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, n
             seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log, on_nonfinite=config.joint.on_nonfinite,
         )  # fmt: skip
         stage.versions.finish()
-    own = own_backbone(config)
+    own, memory = own_backbone(config), memory_by_rank(engine)
     with engine.whole(stored_parameters(model, own)):
         if engine.rank == 0:
-            state = stage.versions.state() | {"waited_seconds": stage.versions.blocked_seconds}
+            state = stage.versions.state() | {"waited_seconds": stage.versions.blocked_seconds, "memory_by_rank": memory}
             artefact.atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
             save_checkpoint(model, where.checkpoint, stage="joint", recipe=recipe(config), store_backbone=own)
     engine.barrier()

@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from clara.config import Config
 from clara.errors import InputError
 from training.cluster import check_reachable
-from training.deepspeed_engine import DeepSpeedEngine
+from training.deepspeed_engine import engine_for
 from training.engine import Engine
 from training.follow import following
 from training.joint_run import places, train_rank
@@ -158,24 +158,14 @@ def rank_loop(settings: dict[str, Any]) -> None:
     log_to(log_file(config, context.get_world_rank()))
     logger.info("rank %d of %d: process %d on %s", context.get_world_rank(), context.get_world_size(), os.getpid(), platform.node())
     device = "cuda" if config.launch.gpu else "cpu"
-    num_accumulated = config.joint.questions_per_step // (context.get_world_size() * config.joint.micro_batch)
 
     def engine(stage: JointStage) -> Engine:
-        return DeepSpeedEngine(
-            stage.module,
-            stage.groups(),
-            stage.optimiser,
-            zero_stage=config.launch.zero_stage,
-            micro_batch=config.joint.micro_batch,
-            num_accumulated=max(1, num_accumulated),
-            device=device,
-        )
+        return engine_for(config, stage, num_ranks=context.get_world_size(), device=device)
 
     refresh = config.joint.refresh
     worker = RayWorker(refresh.num_cpus, refresh.num_gpus) if context.get_world_rank() == 0 else None
-    if device == "cuda":
-        device = f"cuda:{torch.cuda.current_device()}"
-    train_rank(config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=device)
+    place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
+    train_rank(config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=place)
 
 
 def train(config: Config) -> None:

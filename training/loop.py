@@ -1,9 +1,7 @@
 """The loop that every stage runs, on one rank: batches by step number, one collective ahead of each step, update, figures, run state."""
 
-import json
 import logging
 import math
-import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -15,13 +13,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from clara.artefact import atomic_write
 from clara.config import Optimiser
 from clara.errors import InputError
 from training.engine import Engine
+from training.run_state import RunStates
 
 logger = logging.getLogger(__name__)
-RUN_STATE = "run_state"
 _MOST_SKIPPED = 10
 
 
@@ -101,36 +98,6 @@ def sample(seed: int, step: int, count: int, size: int) -> list[int]:
     return rows
 
 
-def run_states(directory: Path) -> list[Path]:
-    """`state.json` of the complete run states, oldest first."""
-    return sorted((directory / RUN_STATE).glob("step-*/state.json"))
-
-
-def save_run_state(directory: Path, step: int, stage: Stage, engine: Engine, keep: int = 2) -> None:
-    """Write the state after `step` updates; complete only once `state.json` is there. Older ones are pruned."""
-    target = directory / RUN_STATE / f"step-{step:08d}"
-    engine.save(target)
-    engine.barrier()
-    if engine.rank == 0:
-        atomic_write(target / "state.json", json.dumps({"step": step, "stage": stage.state()}))
-        for old in run_states(directory)[:-keep]:
-            old.unlink()
-            shutil.rmtree(old.parent)
-    engine.barrier()
-
-
-def resume(directory: Path, stage: Stage, engine: Engine) -> int:
-    """Take up the newest complete run state; returns the number of updates that were made."""
-    found = run_states(directory)
-    if not found:
-        return 0
-    state = json.loads(found[-1].read_text())
-    engine.load(found[-1].parent)
-    stage.restore(state["stage"])
-    logger.info("resuming %s after step %d", stage.name, state["step"])
-    return int(state["step"])
-
-
 class Figures:
     """Sums and counts of a step's figures over micro-batches and ranks."""
 
@@ -178,37 +145,47 @@ def run(
         InputError: loss or gradient are not finite; the message names the step. Every rank raises.
     """
     stage.begin(engine)
-    start = resume(directory, stage, engine)
+    states = RunStates(directory, engine)
+    start = states.resume(stage)
     if start == 0:
         stage.fresh_start()
     progress = Progress(stage.name, start, stage.steps, shown=engine.rank == 0)
     began, skipped_in_a_row = time.monotonic(), 0
-    for step in range(start, stage.steps):
-        # Random state is a function of the step, so that a resumed run draws what the undisturbed one would have drawn.
-        torch.manual_seed(seed * 1_000_003 + step * 1009 + engine.rank)
-        step_began = time.monotonic()
-        batches = stage.micro_batches(step, engine.rank, engine.world)
-        normaliser, announced = engine.sum([sum(b.weight for b in batches), stage.announcement(step)])
-        stage.before_step(step, announced)
-        figures = Figures()
-        for number, batch in enumerate(batches):
-            output = engine.forward(batch, max(normaliser, 1e-9), stage.rows(step))
-            engine.backward(poisoned(output.loss), last=number == len(batches) - 1)
-            figures.add(output.figures | {"loss": (float(output.loss.detach()), 1.0 / (len(batches) * engine.world))})
-        values = figures.means(engine)
-        values["gradient_norm"] = engine.update(stage.rate_factors(step))
-        skipped_in_a_row = judge(stage.name, step, values, on_nonfinite, skipped_in_a_row, told=engine.rank == 0)
-        values["learning_rate_factor"] = rate_factor(step, stage.steps, stage.optimiser)
-        values |= stage.after_step(step, engine)
-        values["seconds"] = time.monotonic() - began
-        values["step_seconds"] = time.monotonic() - step_began
-        if engine.rank == 0:
-            if log is not None:
+    try:
+        for step in range(start, stage.steps):
+            step_began = time.monotonic()
+            values = _update(stage, engine, step, seed)
+            skipped_in_a_row = judge(stage.name, step, values, on_nonfinite, skipped_in_a_row, told=engine.rank == 0)
+            values |= stage.after_step(step, engine)
+            values["run_state_seconds"], states.blocked_seconds = states.blocked_seconds, 0.0
+            values["seconds"] = time.monotonic() - began
+            values["step_seconds"] = time.monotonic() - step_began
+            if engine.rank == 0 and log is not None:
                 log(step + 1, values)
             progress.update({k: f"{values[k]:.3f}" for k in ("loss", "answer_nats") if k in values})
-        if (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
-            save_run_state(directory, step + 1, stage, engine)
-    progress.close()
+            if (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
+                states.save(step + 1, stage)
+    finally:
+        states.wait()
+        progress.close()
+
+
+def _update(stage: Stage, engine: Engine, step: int, seed: int) -> dict[str, float]:
+    """One step up to the optimiser's update. Returns its figures, the same on every rank."""
+    # Random state is a function of the step, so that a resumed run draws what the undisturbed one would have drawn.
+    torch.manual_seed(seed * 1_000_003 + step * 1009 + engine.rank)
+    batches = stage.micro_batches(step, engine.rank, engine.world)
+    normaliser, announced = engine.sum([sum(b.weight for b in batches), stage.announcement(step)])
+    stage.before_step(step, announced)
+    figures = Figures()
+    for number, batch in enumerate(batches):
+        output = engine.forward(batch, max(normaliser, 1e-9), stage.rows(step))
+        engine.backward(poisoned(output.loss), last=number == len(batches) - 1)
+        figures.add(output.figures | {"loss": (float(output.loss.detach()), 1.0 / (len(batches) * engine.world))})
+    values = figures.means(engine)
+    values["gradient_norm"] = engine.update(stage.rate_factors(step))
+    values["learning_rate_factor"] = rate_factor(step, stage.steps, stage.optimiser)
+    return values
 
 
 def poisoned(loss: torch.Tensor) -> torch.Tensor:

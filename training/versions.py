@@ -7,7 +7,6 @@ ready, its negative when a refresh is given up, else 0. So every rank switches a
 import dataclasses
 import json
 import logging
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,9 +22,9 @@ from clara.index import MemoryIndex
 from clara.memory import MemoryStore
 from clara.model import ROLES, ClaraModel
 from training.engine import Engine
-from training.loop import run_states
 from training.pruning import prune
 from training.refresh import RefreshError, RefreshJob, RefreshResult, Ticket, Worker, check_result, expected_fingerprint, fingerprint_of
+from training.run_state import noted_states
 from training.schedule import Pending, Version, snapshot_due
 
 logger = logging.getLogger(__name__)
@@ -159,9 +158,10 @@ class Versions:
         began = time.monotonic()
         # What is announced holds from the next step on.
         late = 0 < self._settings.max_staleness_steps < self.staleness(step + 1) and self._settings.when_stale == "wait"
-        number = self._poll(
-            wait=self._settings.switch == "fixed" or late, timeout_seconds=self._settings.wait_seconds if late else math.inf
-        )
+        fixed = self._settings.switch == "fixed"
+        number = self._poll(wait=fixed or late, timeout_seconds=self._settings.wait_seconds)
+        if fixed and number == 0:
+            number = self._give_up()
         if late and number == 0:
             self._warn(step)
         self.blocked_seconds += time.monotonic() - began
@@ -247,14 +247,24 @@ class Versions:
         began = time.monotonic()
         number = self._poll(wait=True, timeout_seconds=self._settings.wait_seconds)
         self.blocked_seconds += time.monotonic() - began
-        if number == 0 and self._ticket is not None:
+        if number == 0:
+            self._give_up()
+
+    def _give_up(self) -> int:
+        """End a refresh that was waited for in vain. Returns what announces it."""
+        number = self.pending.number if self.pending else 0
+        if self._ticket is not None:
             self._ticket.stop()
-            logger.error("refresh: version %d is not ready after %.0f s and is given up", self.pending.number, self._settings.wait_seconds)
+        logger.error(
+            "refresh: version %d is not ready after %.0f s (joint.refresh.wait_seconds) and is given up; training stays on version %d",
+            number, self._settings.wait_seconds, self.current.number,
+        )  # fmt: skip
+        return -number
 
     def prune(self, updates: int) -> None:
         """After that many updates: delete versions that nobody uses. All ranks have switched by then, as an update is a collective."""
         if self._rank == 0:
-            keep, states = self._settings.keep_versions, run_states(self._run)
+            keep, states = self._settings.keep_versions, noted_states(self._run)
             prune(self._output, self._run, current=self.current.number, keep=keep, states=states, step=updates)
 
     def _notes(self, number: int) -> Path:

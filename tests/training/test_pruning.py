@@ -12,8 +12,8 @@ from joint_world import Inline, World
 from clara.artefact import manifest_hash, write_manifest
 from clara.errors import InputError
 from training import joint
-from training.loop import run_states
 from training.pruning import Made, check_replaceable, disposable, made_versions, pin, pinned_by, prune
+from training.run_state import run_states
 
 RUN = {
     "joint__train_compressor": "true",

@@ -180,6 +180,27 @@ def test_a_late_refresh_is_waited_for_or_not(
         assert lacking == [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10]
 
 
+class Never(Inline):
+    """Not ready, however long one waits: its node is gone, and no other has room."""
+
+    stopped = 0
+
+    def result(self, timeout_seconds: float) -> RefreshResult | None:
+        return None
+
+    def stop(self) -> None:
+        type(self).stopped += 1
+
+
+def test_a_fixed_switch_waits_no_longer_than_it_may(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = train(world, tmp_path, Never, monkeypatch, joint__refresh__wait_seconds=0.2)
+    assert report["versions_by_step"] == STAYED
+    assert "version 1 is not ready after 0 s (joint.refresh.wait_seconds) and is given up; training stays on version 0" in caplog.text
+    assert Never.stopped == 1
+
+
 def test_waiting_under_a_fixed_switch_is_refused(world: World, tmp_path: Path) -> None:
     values = RUN | {"joint__refresh__max_staleness_steps": 3, "joint__refresh__when_stale": "wait"}
     with pytest.raises(InputError, match=r"when_stale is 'wait', switch 'fixed'.*set when_stale = 'warn' or switch = 'asap'"):
