@@ -1,0 +1,59 @@
+"""Every shipped configuration plans a run, without any weights: `--dry-run` of each program."""
+
+import json
+from pathlib import Path
+
+import joint_world
+import pytest
+from joint_world import World
+
+from clara.errors import InputError
+from training import joint, pretrain
+
+SHIPPED = sorted((Path(__file__).parents[2] / "infra" / "configs").glob("*.toml"))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return joint_world.make(tmp_path_factory.mktemp("shipped-world"), tiny_checkpoint, corpus_file)
+
+
+def artefacts(world: World, output: Path) -> list[str]:
+    paths = {
+        "checkpoint": world.checkpoint, "memory": world.memory, "index": world.index, "questions": world.questions, "output": output,
+        "backbone.path": "/where/the/weights/will/be",
+    }  # fmt: skip
+    return [part for name, path in paths.items() for part in ("--set", f"{name}={path}")]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_joint_training_is_planned(world: World, tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert joint.main(["--dry-run", "--config", str(path), *artefacts(world, tmp_path / "run")]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    launch, settings = shown["config"]["launch"], shown["config"]["joint"]
+    assert shown["plan"]["ranks"] == (1 if launch["launcher"] == "local" else launch["num_workers"])
+    assert shown["plan"]["micro_batches_of_a_rank"] * shown["plan"]["ranks"] * settings["micro_batch"] == settings["questions_per_step"]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_stages_before_are_planned(world: World, tmp_path: Path, path: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--set", f"stage={stage}", *artefacts(world, tmp_path / "run")]
+    assert pretrain.main(["--dry-run", "--config", str(path), *arguments]) == 0
+    assert json.loads(capsys.readouterr().out)["stage"] == stage
+
+
+def test_both_sizes_of_the_7B_model_are_shipped(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {}
+    for name in ("mistral_7b", "mistral_7b_two_nodes"):
+        joint.main(["--dry-run", "--config", str(SHIPPED[0].with_name(f"{name}.toml")), *artefacts(world, tmp_path / "run")])
+        shown = json.loads(capsys.readouterr().out)["config"]
+        sizes[name] = shown["launch"]["num_workers"] + shown["joint"]["refresh"]["num_gpus"]
+    assert sizes == {"mistral_7b": 8, "mistral_7b_two_nodes": 16}
+
+
+def test_questions_that_do_not_divide_among_the_ranks_are_found_before_anything_starts(world: World, tmp_path: Path) -> None:
+    arguments = ["--set", "launch.num_workers=3", *artefacts(world, tmp_path / "run")]
+    with pytest.raises(InputError, match=r"32 rows a step are not a multiple of ranks x micro_batch = 3 x 2"):
+        joint.main(["--dry-run", *arguments])
