@@ -1,0 +1,306 @@
+"""INDEX against plain FAISS flat and autofaiss, on the same clustered synthetic keys in one run.
+
+python -m benchmarks.index --rows 1000000 --folder DIR
+python -m benchmarks.index --rows 10000000 --folder DIR --systems ours
+
+Every system builds and searches in a process of its own, whose peak memory is that process's. Each gives L candidates a query; recall is that of the
+exact flattened cosine over the whole payload: of the ten best by key alone, and after the exact second level over the L candidates, which is the share
+of the true ten among them. Steps that are done are not done again, so a long run can be cut into several.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.index_data import make_memory, make_plain_keys, make_queries
+from clara.artefact import atomic_write, read_manifest, versions
+from clara.errors import InputError, command_line
+
+SYSTEMS = ("ours", "flat", "autofaiss")
+AUTOFAISS = ("autofaiss==2.18.0", "faiss-cpu==1.15.1", "numpy==1.26.4", "pyarrow==17.0.0")
+REPEATS = 3
+
+
+# --- steps that run in processes of their own ------------------------------------------------------------------------
+
+
+def rates(search: Callable[[Any], Any], queries: Any, batches: tuple[int, ...]) -> dict[str, float]:
+    """Queries a second by batch: the median of three passes."""
+    found = {}
+    for batch in batches:
+        seconds = []
+        for _ in range(REPEATS):
+            began = time.monotonic()
+            for begin in range(0, len(queries), batch):
+                search(queries[begin : begin + batch])
+            seconds.append(time.monotonic() - began)
+        found[str(batch)] = len(queries) / statistics.median(seconds)
+    return found
+
+
+def search_ours(folder: Path, output: Path, candidates: int, threads: int) -> dict[str, Any]:
+    """Search the INDEX that pipelines.build_index made: first level alone, and both."""
+    import faiss
+
+    from clara.index import IndexedRows, MemoryIndex
+    from clara.memory import MemoryStore
+
+    faiss.omp_set_num_threads(threads)
+    began = time.monotonic()
+    store = MemoryStore.open(folder / "memory")
+    index = MemoryIndex.open(output / "index", store)
+    opened = time.monotonic() - began
+    keys, query = np.load(folder / "query-keys.npy"), np.load(folder / "query.npy")
+    rows = IndexedRows(store, index.faiss)
+    ranked = [ids for ids, _ in rows.best_keys(keys, candidates)]
+    found = np.stack([np.pad(ids, (0, candidates - len(ids)), constant_values=-1) for ids in ranked])
+    np.save(output / "found.npy", found)
+    both, _ = index.search(query, 10, first_level=candidates)
+    np.save(output / "both.npy", both)
+    return {
+        "open_seconds": opened,
+        "queries_per_second": rates(lambda part: rows.best_keys(part, candidates), keys, (1, len(keys))),
+        "both_levels_queries_per_second": rates(lambda part: index.search(part, 10, first_level=candidates), query, (1, len(query))),
+    }
+
+
+def flat(folder: Path, output: Path, candidates: int, threads: int) -> dict[str, Any]:
+    """Plain IndexFlatIP over the float32 keys in RAM."""
+    import faiss
+
+    faiss.omp_set_num_threads(threads)
+    keys = np.load(folder / "query-keys.npy")
+    began = time.monotonic()
+    index: Any = faiss.IndexFlatIP(keys.shape[1])
+    for path in sorted((folder / "keys").glob("*.npy")):
+        index.add(np.load(path))
+    built = time.monotonic() - began
+    np.save(output / "found.npy", index.search(keys, candidates)[1])
+    return {
+        "build_seconds": built,
+        "kind": "Flat",
+        "queries_per_second": rates(lambda part: index.search(part, candidates), keys[: min(64, len(keys))], (1,))
+        | rates(lambda part: index.search(part, candidates), keys, (len(keys),)),
+    }
+
+
+# --- the driver ------------------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """A process with its peak memory: resident in all, and of that what is its own and not a mapped file."""
+
+    def __init__(self, command: list[str], log: Path, limit_seconds: float, threads: int) -> None:
+        self.seconds, self.peak_bytes, self.own_bytes, self.ended = 0.0, 0, 0, "ok"
+        began = time.monotonic()
+        with open(log, "ab") as stream:
+            process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+        stop = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(process.pid, stop), daemon=True)
+        watcher.start()
+        try:
+            status = process.wait(timeout=limit_seconds)
+            self.ended = "ok" if status == 0 else f"exit status {status}, see {log.name}"
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            self.ended = f"not done after {limit_seconds:.0f} s"
+        finally:
+            stop.set()
+            watcher.join()
+        self.seconds = time.monotonic() - began
+
+    def _watch(self, pid: int, stop: threading.Event) -> None:
+        while not stop.wait(0.1):
+            try:
+                lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            except OSError:
+                return
+            told = {line.split(":")[0]: line.split() for line in lines}
+            if "VmHWM" in told:
+                self.peak_bytes = max(self.peak_bytes, int(told["VmHWM"][1]) * 1024)
+                self.own_bytes = max(self.own_bytes, int(told["RssAnon"][1]) * 1024)
+
+    def figures(self) -> dict[str, Any]:
+        return {"ended": self.ended, "seconds": self.seconds, "peak_bytes": self.peak_bytes, "peak_own_bytes": self.own_bytes}
+
+
+def autofaiss_python(folder: Path) -> str:
+    """A Python that has autofaiss, in an environment of its own: it wants numpy below 2."""
+    python = folder / "autofaiss-env" / "bin" / "python"
+    ready = python.parents[1] / "ready"
+    if not ready.is_file():
+        subprocess.run([sys.executable, "-m", "venv", str(python.parents[1])], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", *AUTOFAISS], check=True)
+        ready.touch()
+    return str(python)
+
+
+def run_system(name: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Build and search with one system; figures, or why there are none."""
+    output = folder / name
+    output.mkdir(exist_ok=True)
+    common = [str(folder), str(output), str(options.candidates), str(options.threads)]
+    step = [sys.executable, "-m", "benchmarks.index", "--step"]
+    log, found = output / "log.txt", {"system": name}
+    if name == "ours":
+        command = [sys.executable, "-m", "pipelines.build_index", "--memory", str(folder / "memory"), "--output", str(output / "index")]
+        command += ["--factory", options.factory, "--no-verify", "--quiet", "--queries", "0", "--first-level", str(options.candidates)]
+        built = Watched(command, log, options.limit_seconds, options.threads)
+        found |= {"build": built.figures(), "build_seconds": built.seconds}
+        if built.ended != "ok":
+            return found
+        found["kind"] = read_manifest(output / "index")["factory"]
+        searched = Watched([*step, "search_ours", *common], log, options.limit_seconds, options.threads)
+        found["index_bytes"] = (output / "index" / "index.faiss").stat().st_size
+        found["search"] = searched.figures()
+    else:
+        make_plain_keys(folder)
+        command = [*step, "flat", *common]
+        if name == "autofaiss":
+            program = str(Path(__file__).with_name("index_autofaiss.py"))
+            command = [autofaiss_python(folder), program, str(folder), str(output), options.autofaiss_memory, *common[2:]]
+        found["build"] = Watched(command, log, options.limit_seconds, options.threads).figures()
+        if (output / "autofaiss.index").is_file():
+            found["index_bytes"] = (output / "autofaiss.index").stat().st_size
+    if (output / "figures.json").is_file():
+        found |= json.loads((output / "figures.json").read_text())
+        found |= recalls(folder, output, name)
+    return found
+
+
+def recalls(folder: Path, output: Path, name: str) -> dict[str, Any]:
+    """Recall@10 against exact cosine over the payload, and against exact search over the keys where flat was run."""
+    exact, found = np.load(folder / "exact.npy"), np.load(output / "found.npy")
+    rows = found if name == "ours" else np.where(found >= 0, np.load(folder / "key-rows.npy")[found], -1)
+    np.save(output / "rows.npy", rows)
+    by_key = [len(np.intersect1d(a, b[:10])) / 10 for a, b in zip(exact, rows, strict=False)]
+    in_all = [len(np.intersect1d(a, b)) / 10 for a, b in zip(exact, rows, strict=False)]
+    told = {"recall_by_key": float(np.mean(by_key)), "recall_after_second_level": float(np.mean(in_all))}
+    if name == "ours":
+        both = np.load(output / "both.npy")
+        told["recall_measured_of_both_levels"] = float(np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(exact, both, strict=False)]))
+    if (flat_rows := folder / "flat" / "rows.npy").is_file():
+        told["key_recall_against_flat"] = float(
+            np.mean([len(np.intersect1d(a[:10], b[:10])) / 10 for a, b in zip(np.load(flat_rows), rows, strict=True)])
+        )
+    return told
+
+
+def table(results: dict[str, Any]) -> str:
+    """Markdown of all figures."""
+    lines = [
+        f"# INDEX, {results['rows']:,} rows", "",
+        f"Keys of 256 float16 numbers, payload of 512 bytes a row (int8), clustered ({results['rows'] // 500:,} centres). {results['hardware']}. "
+        f"{results['threads']} threads, L = {results['candidates']}, {results['num_exact']} queries for recall.", "",
+        f"Command: `{results['command']}`", "",
+        "| system | kind | build s | peak MiB (own) | index MiB | queries/s, one by one | in one batch | recall@10 by key | after second level | by key against flat |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name, found in results["systems"].items():
+        if "queries_per_second" not in found:
+            lines.append(f"| {name} | {found.get('kind', '')} | {found['build']['ended']} | | | | | | | |")
+            continue
+        build, speed = found["build"], list(found["queries_per_second"].values())
+        size = f"{found['index_bytes'] / 2**20:,.0f}" if "index_bytes" in found else "in RAM"
+        flat_recall = f"{found['key_recall_against_flat']:.3f}" if "key_recall_against_flat" in found else ""
+        lines.append(
+            f"| {name} | {found['kind']} | {found['build_seconds']:,.0f} | {build['peak_bytes'] / 2**20:,.0f} ({build['peak_own_bytes'] / 2**20:,.0f}) | {size} | "
+            f"{speed[0]:,.1f} | {speed[-1]:,.1f} | {found['recall_by_key']:.3f} | {found['recall_after_second_level']:.3f} | {flat_recall} |"
+        )
+    ours = results["systems"].get("ours", {})
+    if "both_levels_queries_per_second" in ours:
+        speed = list(ours["both_levels_queries_per_second"].values())
+        lines += ["", f"Ours with both levels: {speed[0]:,.1f} queries/s one by one, {speed[-1]:,.1f} in one batch, recall@10 {ours['recall_measured_of_both_levels']:.3f}; "
+                  f"opened in {ours['open_seconds']:.1f} s; peak of the searching process {ours['search']['peak_bytes'] / 2**20:,.0f} MiB, of which its own "
+                  f"{ours['search']['peak_own_bytes'] / 2**20:,.0f}."]  # fmt: skip
+    lines += [
+        "",
+        "Peak: resident memory of the process, mapped files included; own: without them. Of flat and autofaiss one process builds and searches.",
+        *results["notes"],
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    if argv[:1] == ["--step"]:
+        name, folder, output, candidates, threads = argv[1:]
+        told = {"search_ours": search_ours, "flat": flat}[name](Path(folder), Path(output), int(candidates), int(threads))
+        told["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        atomic_write(Path(output) / "figures.json", json.dumps(told))
+        return 0
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--rows", type=int, default=1_000_000, help="rows of the synthetic MEMORY (default: 1000000)")
+    add(
+        "--folder",
+        required=True,
+        metavar="DIR",
+        help="where data and indices go: about 1.3 GB for a million rows of ours, 2.3 GB with all systems",
+    )
+    add("--systems", default="ours,flat,autofaiss", help="which, in this order (default: ours,flat,autofaiss)")
+    add("--factory", default="auto", help="of ours (default: auto)")
+    add("--queries", type=int, default=256, help="disturbed rows that are asked for (default: 256)")
+    add("--exact", type=int, default=128, help="queries, of these, for which exact search is done (default: 128)")
+    add("--candidates", type=int, default=200, help="L, candidates of a query (default: 200)")
+    add("--threads", type=int, default=2, help="of every system (default: 2)")
+    add("--autofaiss-memory", default="600MB", help="largest index that autofaiss may make (default: 600MB)")
+    add("--limit-seconds", type=float, default=840.0, help="longest time of one process (default: 840)")
+    add("--results", default="infra/results/index", metavar="DIR", help="where JSON and Markdown go (default: infra/results/index)")
+    add("--note", action="append", default=[], help="a sentence for the report; repeatable")
+    add("--dry-run", action="store_true", help="print the settings and stop")
+    options = parser.parse_args(argv)
+    systems = [name for name in options.systems.split(",") if name]
+    if unknown := set(systems) - set(SYSTEMS):
+        raise InputError(f"--systems {', '.join(sorted(unknown))}: expected some of {', '.join(SYSTEMS)}")
+    if options.dry_run:
+        print(json.dumps(vars(options), indent=1))
+        return 0
+    folder = Path(options.folder) / str(options.rows)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{options.rows // 1000}k-rows"
+    file = Path(options.results) / f"{name}.json"
+    before = json.loads(file.read_text()) if file.is_file() else {"systems": {}}
+    seconds = make_memory(folder, options.rows)
+    make_queries(folder, options.queries, options.exact)
+    results: dict[str, Any] = {
+        "command": "python -m benchmarks.index " + " ".join(argv), "rows": options.rows, "threads": options.threads, "candidates": options.candidates,
+        "num_exact": options.exact, "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}", "versions": versions(),
+        "data_seconds": seconds or before.get("data_seconds", 0.0), "notes": options.note or before.get("notes", []), "systems": before["systems"],
+        "load_average": os.getloadavg(),
+    }  # fmt: skip
+    for system in systems:
+        print(f"{system} …", flush=True)
+        results["systems"][system] = run_system(system, folder, options)
+        atomic_write(file, json.dumps(results, indent=1) + "\n")
+        atomic_write(file.with_suffix(".md"), table(results))
+    print(file.with_suffix(".md").read_text())
+    return 0
+
+
+def processor() -> str:
+    """Name of the processor, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "unknown processor"
+
+
+if __name__ == "__main__":
+    command_line(main)

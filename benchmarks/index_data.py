@@ -1,0 +1,74 @@
+"""Clustered synthetic MEMORY for benchmarks/index.py: payload of 512 bytes a row (int8, 8 memory tokens of 60 numbers), keys of 256; made in blocks."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from clara.encode import key_projection
+from clara.fingerprint import Fingerprint
+from clara.memory import MemoryStore, complete_memory, shard_name, write_shard
+from clara.recall import exact_among
+from clara.records import Chunk
+
+TOKENS, WIDTH, KEY = 8, 60, 256
+SHARD_ROWS, ROWS_OF_CLUSTER = 62_500, 500
+SPREAD, NOISE = 0.7, 0.5
+_BLOCK = 12_500
+
+
+def make_memory(folder: Path, rows: int, seed: int = 0) -> float:
+    """MEMORY of that many rows under `folder`, unless it is there. Returns the seconds that it took."""
+    began, directory = time.monotonic(), folder / "memory"
+    if (directory / "manifest.json").is_file():
+        return 0.0
+    fingerprint = Fingerprint("synthetic", "synthetic", "synthetic", "float32", TOKENS, WIDTH, "none", True, 96, 0, KEY, 0)
+    projection = key_projection(TOKENS, WIDTH, KEY, 0)
+    centres = np.random.default_rng(seed).standard_normal((max(1, rows // ROWS_OF_CLUSTER), TOKENS, WIDTH), np.float32)
+    num_shards = -(-rows // SHARD_ROWS)
+    reports = []
+    for shard in range(num_shards):
+        dice = np.random.default_rng([seed, shard])
+        size = min(SHARD_ROWS, rows - shard * SHARD_ROWS)
+        # Ids are random, and belong to their shard as those of a real MEMORY do.
+        ids = (dice.choice(2**44, size, replace=False) * num_shards + shard).tolist()
+        memory = np.empty((size, TOKENS, WIDTH), np.float32)
+        for begin in range(0, size, _BLOCK):
+            part = memory[begin : begin + _BLOCK]
+            part[:] = centres[dice.integers(len(centres), size=len(part))] + SPREAD * dice.standard_normal(part.shape, np.float32)
+        keys = projection.keys(memory)
+        chunks = [Chunk(i, f"{i:016x}", f"{i:016x}", "", "", 0, 0, 0, False) for i in ids]
+        reports.append(write_shard(directory, shard_name(shard, num_shards), chunks, memory, keys, "int8", fingerprint=fingerprint.hash))
+        print(f"data: shard {shard + 1} of {num_shards}", flush=True)
+    complete_memory(
+        directory, reports, fingerprint=fingerprint, codec="int8", num_shards=num_shards, recipe={"seed": seed}, counts={"rows": rows}
+    )
+    return time.monotonic() - began
+
+
+def make_queries(folder: Path, count: int, num_exact: int, seed: int = 1) -> None:
+    """Disturbed rows, their keys, and what exact search over the whole payload finds for the first `num_exact` of them."""
+    if (folder / "exact.npy").is_file():
+        return
+    store = MemoryStore.open(folder / "memory")
+    dice = np.random.default_rng(seed)
+    rows = store.row_ids[np.sort(dice.choice(len(store), count, replace=False))]
+    memory = store.memory(dice.permutation(rows))
+    lengths = np.sqrt(np.square(memory).sum(axis=(1, 2), keepdims=True))
+    query = memory + NOISE * lengths / np.sqrt(TOKENS * WIDTH) * dice.standard_normal(memory.shape, np.float32)
+    np.save(folder / "query.npy", query)
+    np.save(folder / "query-keys.npy", key_projection(TOKENS, WIDTH, KEY, 0).keys(query))
+    np.save(folder / "exact.npy", exact_among(store, [r for _, r in store.iter_shards()], query[:num_exact], 10)[0])
+
+
+def make_plain_keys(folder: Path) -> None:
+    """The same keys in float32 as .npy files, for systems that know no MEMORY, and the row id of each."""
+    if (folder / "key-rows.npy").is_file():
+        return
+    store = MemoryStore.open(folder / "memory")
+    (folder / "keys").mkdir(exist_ok=True)
+    order = []
+    for number, (_, rows) in enumerate(store.iter_shards()):
+        np.save(folder / "keys" / f"{number:05d}.npy", store.keys(rows))
+        order.append(rows)
+    np.save(folder / "key-rows.npy", np.concatenate(order))
