@@ -239,6 +239,17 @@ class Index(Section):
 
     factory: str = Field("auto", description="FAISS factory string; auto: by size")
     first_level: int = Field(200, ge=1, description="L candidates from FAISS whose exact scores are then computed")
+    search_shards: int = Field(
+        0,
+        ge=0,
+        description="0: each rank maps the whole INDEX, and ranks of a machine share its pages; N: N search servers (Ray actors) hold a share of its rows "
+        "each, for an INDEX larger than a machine; the same rows are found",
+    )
+    search_seconds: float = Field(300.0, gt=0, description="longest wait for the search servers' answer, their restarts included")
+    search_restarts: int = Field(3, ge=0, description="times that Ray starts a search server again by itself, on any node")
+    search_cpus: float = Field(
+        0.0, ge=0, description="cores that Ray reserves for a search server, and its threads; 0: none reserved, one thread"
+    )
 
 
 class Launch(Section):

@@ -14,7 +14,7 @@ from torch import Tensor
 from clara.bm25 import Bm25
 from clara.config import Joint
 from clara.errors import InputError
-from clara.index import MemoryIndex
+from clara.index import TwoLevels
 from clara.memory import MemoryStore
 from clara.model import ClaraModel
 from clara.pools import Known, fill, interleave
@@ -34,7 +34,7 @@ def generator(seed: int, step: int, place: int) -> torch.Generator:
 class Candidates:
     """Draws pools over one MEMORY version at a time; `use` switches to another, which holds the same rows."""
 
-    def __init__(self, settings: Joint, *, first_level: int, seed: int, store: MemoryStore, index: MemoryIndex | None) -> None:
+    def __init__(self, settings: Joint, *, first_level: int, seed: int, store: MemoryStore, index: TwoLevels | None) -> None:
         """Read the texts for BM25, where it is asked for.
 
         Args:
@@ -52,7 +52,7 @@ class Candidates:
         self._bm25 = Bm25(list(_texts(store)), store.row_ids.tolist()) if search_text else None
         self._tokens: dict[int, list[int]] = {}
 
-    def use(self, store: MemoryStore, index: MemoryIndex | None) -> None:
+    def use(self, store: MemoryStore, index: TwoLevels | None) -> None:
         """Take another version of the same rows.
 
         Raises:
@@ -117,9 +117,13 @@ class Candidates:
         memory = torch.zeros(len(pools), size, self.store.num_memory_tokens, self.store.hidden_size)
         valid = torch.zeros(len(pools), size, dtype=torch.bool)
         for row, pool in enumerate(pools):
-            memory[row, : len(pool)] = torch.from_numpy(self.store.memory(pool))
+            memory[row, : len(pool)] = self.stored(pool)
             valid[row, : len(pool)] = True
         return memory, valid
+
+    def stored(self, rows: Sequence[int]) -> Tensor:
+        """Stored memory of rows `[n, M, D]` in float32, from who holds them."""
+        return torch.from_numpy((self.store if self.index is None else self.index).memory(rows))
 
     def token_ids(self, rows: Sequence[int], model: ClaraModel) -> list[list[int]]:
         """Token ids of rows' texts, uncut as in MEMORY's own encoding; remembered, as a row is a candidate many times."""

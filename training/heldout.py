@@ -86,7 +86,7 @@ class HeldOut:
         texts, answers = [q.question for q in questions], [q.answers[0] for q in questions]
         costs = []
         for rows in (right, wrong):
-            memories = [torch.from_numpy(store.memory([row])).to(model.backbone.device) for row in rows]
+            memories = [candidates.stored([row]).to(model.backbone.device) for row in rows]
             likelihood, tokens = model.answer_log_likelihood(texts, memories, answers)
             costs.append(-float(likelihood.sum()))
         return np.array([*hits, exact, *costs, float(tokens.sum()), len(questions)])

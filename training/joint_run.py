@@ -18,6 +18,7 @@ from clara import artefact
 from clara.checkpoint import load_checkpoint, save_checkpoint
 from clara.config import Config, Joint, require
 from clara.errors import InputError
+from clara.index import MemoryIndex
 from clara.model import ClaraModel
 from clara.questions import read_questions
 from clara.refresh_settings import Refresh
@@ -30,7 +31,7 @@ from training.loop import run, shard
 from training.metrics import append
 from training.refresh import Worker
 from training.scored_stage import ScoredStage, check_scored
-from training.versions import Versions, stored_parameters
+from training.versions import OpenIndex, Versions, stored_parameters
 
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
@@ -39,6 +40,7 @@ _LOCK_SECONDS = 60.0
 _ADDED_TO_REFRESH = (
     "rerank", "keep_versions", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale",
 )  # fmt: skip
+_WHO_SEARCHES = ("search_shards", "search_seconds", "search_restarts", "search_cpus")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -81,6 +83,11 @@ def check(config: Config) -> None:
     searching = bool(config.joint.from_index) and not config.joint.published_pool and not config.utilities
     require(config, "output", "checkpoint", "questions", "memory", *["index"] * searching)
     plan(config)
+    if config.retrieval.search_shards and config.launch.launcher != "ray":
+        raise InputError(
+            f"retrieval.search_shards is {config.retrieval.search_shards}, launch.launcher {config.launch.launcher!r}: search servers are Ray actors; "
+            "set launch.launcher=ray, or retrieval.search_shards=0"
+        )
     if os.environ.get(_JOB_VARIABLE):
         for name in ("checkpoint", "questions", "memory", "index", "utilities", "output", "backbone.path"):
             value = config.backbone.path if name == "backbone.path" else getattr(config, name)
@@ -137,6 +144,8 @@ def recipe(config: Config) -> dict[str, Any]:
     settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
     _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens"))
     _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
+    for name in _WHO_SEARCHES:  # finds the same rows
+        del settings["retrieval"][name]
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
 
 
@@ -166,10 +175,12 @@ def threads_of_rank(config: Config, num_ranks: int) -> int:
     return config.launch.threads or max(1, (os.cpu_count() or 1) // num_ranks)
 
 
-def build_stage(config: Config, model: ClaraModel, where: Places, worker: Worker | None) -> JointStage:
+def build_stage(
+    config: Config, model: ClaraModel, where: Places, worker: Worker | None, open_index: OpenIndex = MemoryIndex.open
+) -> JointStage:
     """The stage that a configuration asks for."""
     threads = max(1, int(config.joint.refresh.num_cpus))
-    versions = Versions(config, where.output, where.run, worker, threads)
+    versions = Versions(config, where.output, where.run, worker, threads, open_index)
     held_out = None
     if config.joint.evaluate_every:
         chosen = choose(read_questions(config.questions), config.joint.evaluate_questions)
@@ -249,7 +260,15 @@ def memory_by_rank(engine: Engine) -> list[dict[str, int]]:
     return [dict(zip(held, row, strict=True)) for row in rows]
 
 
-def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, num_ranks: int, worker: Worker | None, device: str) -> None:
+def train_rank(
+    config: Config,
+    make_engine: Callable[[JointStage], Engine],
+    *,
+    num_ranks: int,
+    worker: Worker | None,
+    device: str,
+    open_index: OpenIndex = MemoryIndex.open,
+) -> None:
     """Train on one rank to the last step, and write the CHECKPOINT.
 
     Args:
@@ -258,12 +277,13 @@ def train_rank(config: Config, make_engine: Callable[[JointStage], Engine], *, n
         num_ranks: that share this machine's cores.
         worker: runs refreshes for rank 0.
         device: of the model.
+        open_index: how this rank reaches the INDEX of a version.
     """
     where = places(config)
     where.run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads_of_rank(config, num_ranks))
     model = load_checkpoint(config.checkpoint, config.backbone, device=device)
-    stage = build_stage(config, model, where, worker)
+    stage = build_stage(config, model, where, worker, open_index)
     engine = make_engine(stage)
 
     def log(step: int, values: dict[str, float]) -> None:

@@ -248,7 +248,7 @@ class JointStage(Stage):
         size, device = self._settings.num_candidates, self._model.backbone.device
         if not self._encodes_afresh(step):
             memory_BNMD, valid_BN = self.candidates.memory(pools, size)
-            stored = [None if row is None else torch.from_numpy(self._store.memory([row]))[0].to(device) for row in right]
+            stored = [None if row is None else self.candidates.stored([row])[0].to(device) for row in right]
             return memory_BNMD, valid_BN, stored
         began = time.monotonic()
         fresh: list[Tensor | None] = []

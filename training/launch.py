@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from clara.config import Config
 from clara.errors import InputError
+from clara.index import MemoryIndex
 from training.cluster import check_reachable
 from training.deepspeed_engine import engine_for
 from training.engine import Engine
@@ -24,6 +25,7 @@ from training.follow import following
 from training.joint_run import places, train_rank
 from training.joint_stage import JointStage
 from training.refresh import RefreshError, RefreshJob, RefreshResult, run_job
+from training.search_servers import served
 
 logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 256 * 2**20
@@ -106,11 +108,11 @@ def cpus_of_rank(config: Config, cluster_cpus: float) -> float:
         InputError: the cluster has too few for ranks and refresh together, which would wait for ever.
     """
     launch, refresh = config.launch, config.joint.refresh
-    aside = refresh.num_cpus if refresh.policy != "none" else 0.0
+    aside = (refresh.num_cpus if refresh.policy != "none" else 0.0) + config.retrieval.search_shards * config.retrieval.search_cpus
     each = launch.cpus_per_worker or min(1.0, (cluster_cpus - aside) / launch.num_workers)
     if each <= 0 or each * launch.num_workers + aside > cluster_cpus + 1e-6:
         raise InputError(
-            f"launch.num_workers is {launch.num_workers}, cpus_per_worker {launch.cpus_per_worker}, joint.refresh.num_cpus {aside}: "
+            f"launch.num_workers is {launch.num_workers}, cpus_per_worker {launch.cpus_per_worker}, joint.refresh.num_cpus and search servers {aside}: "
             f"more than the cluster's {cluster_cpus:g} cores; lower one of them"
         )
     return each
@@ -165,7 +167,9 @@ def rank_loop(settings: dict[str, Any]) -> None:
     refresh = config.joint.refresh
     worker = RayWorker(refresh.num_cpus, refresh.num_gpus) if context.get_world_rank() == 0 else None
     place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
-    train_rank(config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=place)
+    retrieval = config.retrieval
+    open_index = served(retrieval, owner=context.get_world_rank() == 0) if retrieval.search_shards else MemoryIndex.open
+    train_rank(config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=place, open_index=open_index)
 
 
 def train(config: Config) -> None:

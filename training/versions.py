@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from clara.artefact import atomic_write, manifest_hash
 from clara.checkpoint import save_checkpoint
 from clara.config import Config
 from clara.errors import InputError
-from clara.index import MemoryIndex
+from clara.index import MemoryIndex, TwoLevels
 from clara.memory import MemoryStore
 from clara.model import ROLES, ClaraModel
 from training.engine import Engine
@@ -28,6 +28,7 @@ from training.run_state import noted_states
 from training.schedule import Pending, Version, snapshot_due
 
 logger = logging.getLogger(__name__)
+OpenIndex = Callable[[str, MemoryStore], TwoLevels]
 
 
 def stored_parameters(model: ClaraModel, store_backbone: bool) -> list[nn.Parameter]:
@@ -46,10 +47,18 @@ class Versions:
         refreshed: on rank 0, what the version last switched to took to make, for the figures of the step.
     """
 
-    def __init__(self, config: Config, output: Path, run_directory: Path, worker: Worker | None, threads: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        output: Path,
+        run_directory: Path,
+        worker: Worker | None,
+        threads: int,
+        open_index: OpenIndex = MemoryIndex.open,
+    ) -> None:
         self._config, self._settings = config, config.joint.refresh
         self._output, self._run = output, run_directory
-        self._worker, self._threads = worker, threads
+        self._worker, self._threads, self._open_index = worker, threads, open_index
         self.current = Version(
             0, config.memory, config.index, manifest_hash(config.memory), manifest_hash(config.index) if config.index else "", 0
         )
@@ -70,7 +79,7 @@ class Versions:
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
-    def open(self) -> tuple[MemoryStore, MemoryIndex | None]:
+    def open(self) -> tuple[MemoryStore, TwoLevels | None]:
         """The version in use.
 
         Raises:
@@ -81,7 +90,7 @@ class Versions:
         backbone = self._config.backbone
         expected = expected_fingerprint(source, backbone.path, fingerprint_of(version.memory), dtype=backbone.dtype)
         store = MemoryStore.open(version.memory, accept=[expected])
-        return store, MemoryIndex.open(version.index, store) if version.index else None
+        return store, self._open_index(version.index, store) if version.index else None
 
     def _snapshot(self, number: int) -> Path:
         return self._run / f"snapshot-v{number}"
