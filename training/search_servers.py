@@ -83,27 +83,36 @@ class Servers:
             InputError: of a server, about what it is to open.
         """
         answers: dict[int, Any] = {}
-        began, failure = time.monotonic(), ""
+        deadline, failure = time.monotonic() + self._settings.search_seconds, ""
         while missing := sorted(set(arguments) - set(answers)):
-            left = self._settings.search_seconds - (time.monotonic() - began)
-            if left <= 0:
-                raise self._lost(missing, method, failure)
-            try:
-                waiting = {number: getattr(self._handle(number), method).remote(*arguments[number]) for number in missing}
-                for number, reference in waiting.items():
-                    left = self._settings.search_seconds - (time.monotonic() - began)
-                    answers[number] = ray.get(reference, timeout=max(0.01, left))
-            except GetTimeoutError:
-                continue
-            except (RayActorError, ValueError) as error:
-                if isinstance(error, ValueError) and not _unknown_name(error):
-                    raise
-                # Gone for good, or not started yet: rank 0 starts it, the others look for its name again.
-                failure = str(error).strip().splitlines()[0]
-                logger.warning("search: a server of %s is not there (%s)", self._name, failure)
-                self._handles.clear()
+            waiting = {number: self._begin(number, method, arguments[number]) for number in missing}
+            for number, reference in waiting.items():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise self._lost(missing, method, failure)
+                try:
+                    if reference is not None:
+                        answers[number] = ray.get(reference, timeout=left)
+                except GetTimeoutError:
+                    raise self._lost([number], method, failure) from None
+                except RayActorError as error:
+                    # Gone for good: rank 0 starts it anew, the others look for its name again. The handles of the others must stay, as Ray ends an
+                    # actor whose owner has none.
+                    failure = str(error).strip().splitlines()[0]
+                    logger.warning("search: %s is not there (%s)", self.name(number), failure)
+                    self._handles.pop(number, None)
+            if len(answers) < len(arguments):
                 time.sleep(_RETRY_SECONDS)
         return answers
+
+    def _begin(self, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        """The answer to come; None where no server of that name is there yet."""
+        if number not in self._handles:
+            try:
+                self._handles[number] = self._start(number) if self._owner else ray.get_actor(self.name(number))
+            except ValueError:  # rank 0 has not started it
+                return None
+        return getattr(self._handles[number], method).remote(*arguments)
 
     def _lost(self, missing: Sequence[int], method: str, failure: str) -> SearchLostError:
         servers = ", ".join(self.name(number) for number in missing)
@@ -112,11 +121,6 @@ class Servers:
             f"{f' ({failure})' if failure else ' (it is starting, or busy, or its node is lost)'}; this rank stops, and the run goes on from its last state "
             "where launch.max_failures allows or the same command is run again"
         )
-
-    def _handle(self, number: int) -> Any:
-        if number not in self._handles:
-            self._handles[number] = self._start(number) if self._owner else ray.get_actor(self.name(number))
-        return self._handles[number]
 
     def _start(self, number: int) -> Any:
         settings = self._settings
@@ -132,10 +136,6 @@ class Servers:
         for handle in self._handles.values():
             ray.kill(handle)
         self._handles.clear()
-
-
-def _unknown_name(error: ValueError) -> bool:
-    return "Failed to look up actor" in str(error)
 
 
 class ServedIndex(TwoLevels):
