@@ -106,7 +106,9 @@ class Watched:
         self.seconds, self.peak_bytes, self.own_bytes, self.ended = 0.0, 0, 0, "ok"
         began = time.monotonic()
         with open(log, "ab") as stream:
-            process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+            process = subprocess.Popen(
+                command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+            )
         stop = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(process.pid, stop), daemon=True)
         watcher.start()
