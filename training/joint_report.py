@@ -129,6 +129,8 @@ def summarise(config: Config, where: Places, current: Mapping[str, Any], refresh
         "questions_per_second": len(metrics) * config.joint.questions_per_step / seconds if seconds else 0.0,
         "blocked_seconds": blocked,
         "blocked_share": blocked / seconds if seconds else 0.0,
+        # What gathering run states took; they are written beside training.
+        "run_state_seconds": sum(v.get("run_state_seconds", 0.0) for v in metrics.values()),
         "search_seconds": sum(v["search_seconds"] for v in metrics.values()),
         "skipped_steps": [step for step, v in metrics.items() if v.get("skipped")],
         "rerank_seconds": sum(v.get("rerank_seconds", 0.0) for v in metrics.values()),
