@@ -185,7 +185,7 @@ def markdown(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> st
         f"`{about['command']}`",
         "",
         f"{about['processor']}, {about['torch_threads']} thread(s){', ' + about['gpu'] if about['gpu'] else ''}; load average at the start "
-        f"{about['load_average'][0]}. Median seconds of a step (on a CPU of processor time, which other work does not change); how many times as long as with stored memory, median [least, most] of the rounds.",
+        f"{about['load_average'][0]}. Median seconds of a step (on a CPU of processor time, which other work changes little); how many times as long as with stored memory, median [least, most] of the rounds.",
         "",
         "| model | dtype | document tokens | N | K | questions | stored | compressed in the step | as published (padded) |",
         "|---|---|---|---|---|---|---|---|---|",
