@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from clara.artefact import file_entry, make_directory, read_manifest, write_manifest
 from clara.errors import InputError
 from clara.records import input_text
-from clara.tables import read_records, write_records
+from clara.tables import read_records, read_table, write_records
 
 FILE = "examples.parquet"
+_ROWS_A_GROUP = 4096
 KINDS = ("qa", "paraphrase", "autoencode", "cloze")
 _STRINGS = pa.list_(pa.string())
 _SCHEMA = pa.schema(
@@ -82,6 +84,41 @@ def write_examples(
         files=[file_entry(directory, FILE, len(rows))],
         recipe=recipe,
         counts={"examples": len(rows), **{f"kind {k}": n for k, n in sorted(kinds.items())}, **(counts or {})},
+    )
+
+
+def write_part(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
+    """Write some of an artefact's examples, for `join_examples`."""
+    write_records(path, examples, _SCHEMA)
+
+
+def join_examples(
+    directory: str | os.PathLike[str],
+    parts: Iterable[str | os.PathLike[str]],
+    *,
+    recipe: Mapping[str, Any],
+    counts: Mapping[str, Any] | None = None,
+    extra_files: Iterable[Mapping[str, Any]] = (),
+    **fields: Any,
+) -> dict[str, Any]:
+    """Write an EXAMPLES artefact out of files of `write_part`, one after the other, and return its manifest; only one part is in RAM at a time."""
+    path, kinds, waiting = make_directory(directory) / FILE, Counter[str](), _SCHEMA.empty_table()
+    with pq.ParquetWriter(path, _SCHEMA) as writer:
+        for part in parts:
+            table = read_table(part)
+            kinds.update(table.column("kind").to_pylist())
+            waiting = pa.concat_tables([waiting, table])
+            while waiting.num_rows > _ROWS_A_GROUP:  # whatever the parts were: bytes depend on the examples alone
+                writer.write_table(waiting.slice(0, _ROWS_A_GROUP).combine_chunks())
+                waiting = waiting.slice(_ROWS_A_GROUP)
+        writer.write_table(waiting.combine_chunks())
+    return write_manifest(
+        directory,
+        kind="EXAMPLES",
+        files=[file_entry(directory, FILE, kinds.total()), *extra_files],
+        recipe=recipe,
+        counts={"examples": kinds.total(), **{f"kind {k}": n for k, n in sorted(kinds.items())}, **(counts or {})},
+        **fields,
     )
 
 

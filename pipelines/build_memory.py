@@ -16,25 +16,9 @@ from clara.errors import command_line
 DEFAULT_KEY_SIZE = 256
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parse = argparse.ArgumentParser(
-        prog="python -m pipelines.build_memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def add_corpus_arguments(parse: argparse._ActionsContainer) -> None:
+    """Add what a corpus job asks about the records that it reads, and which of them it drops."""
     add = parse.add_argument
-    add("--input", action="extend", nargs="+", required=True, metavar="GLOB", help="corpus files: paths and globs; may be repeated")
-    add("--output", required=True, metavar="DIR", help="the MEMORY; a directory that every worker sees")
-    add(
-        "--update",
-        default="",
-        metavar="DIR",
-        help="older MEMORY: --output becomes its new version for the (whole) changed corpus, and only new content is compressed",
-    )
-    add("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT with the compressor")
-    add("--backbone", default="", metavar="DIR", help="folder of the LM (default: the one that the checkpoint holds or names)")
     add(
         "--format",
         default="auto",
@@ -66,6 +50,28 @@ def parser() -> argparse.ArgumentParser:
         metavar="SIMILARITY",
         help="drop documents that are as like an earlier one as this, 0.8 say: estimated Jaccard similarity of five-word shingles (default: 0, off)",
     )
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = argparse.ArgumentParser(
+        prog="python -m pipelines.build_memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parse.add_argument
+    add("--input", action="extend", nargs="+", required=True, metavar="GLOB", help="corpus files: paths and globs; may be repeated")
+    add("--output", required=True, metavar="DIR", help="the MEMORY; a directory that every worker sees")
+    add(
+        "--update",
+        default="",
+        metavar="DIR",
+        help="older MEMORY: --output becomes its new version for the (whole) changed corpus, and only new content is compressed",
+    )
+    add("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT with the compressor")
+    add("--backbone", default="", metavar="DIR", help="folder of the LM (default: the one that the checkpoint holds or names)")
+    add_corpus_arguments(parse)
     add("--max-tokens", type=int, default=0, help="tokens of a chunk, title included (default: the checkpoint's max_document_tokens) °")
     add("--overlap-tokens", type=int, help="tokens that a chunk repeats of the one before (default: 0) °")
     add("--num-shards", type=int, default=0, help="files of rows (default: 0, by the number of chunks, about 256 rows each) °")

@@ -226,7 +226,7 @@ class PutAside(beam.DoFn):
                 letters.add(local_survey.letter_of(found, alike[found.line], job.spill))
             else:
                 tallies[DOCUMENTS] += 1
-                made = chunks_of(found, tokens, job)
+                made = chunks_of(found, tokens, job.fingerprint)
                 if isinstance(made, DeadLetter):
                     letters.add(made)
                     continue

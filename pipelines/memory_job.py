@@ -1,11 +1,13 @@
 """The Beam graph of `build_memory`: read, chunk, keep each content once, compress a shard at a time, and complete with the manifest last."""
 
+import functools
 import json
 import math
+import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import apache_beam as beam
 from apache_beam.metrics.metric import Metrics
@@ -32,7 +34,7 @@ from pipelines.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.dataflow import apart, on_gpu
 from pipelines.dead_letters import COUNTERS, SNIPPET_CHARACTERS, count_reasons, failures, write_letters
 from pipelines.dedup import KeepFirst, Kept
-from pipelines.filters import why_dropped
+from pipelines.filters import Filters, why_dropped
 from pipelines.memory_outcome import (
     BEYOND_LIMIT,
     CHUNKS,
@@ -47,10 +49,10 @@ from pipelines.memory_outcome import (
     check_sees,
     complete,
 )
-from pipelines.near_duplicates import drop_near_duplicates
+from pipelines.near_duplicates import Likeness, drop_near_duplicates
 from pipelines.progress import ShardProgress
 from pipelines.sources import read_unit
-from pipelines.units import DeadLetter, Unit
+from pipelines.units import DeadLetter, Fields, Unit
 
 _FAILED, _TALLY = "failed", "tally"
 FailedOutput = TaggedOutput[Literal["failed"], DeadLetter]
@@ -76,7 +78,33 @@ def tally(name: str, count: int) -> TallyOutput:
     return TaggedOutput("tally", (name, count))
 
 
-def documents_of(unit: Unit, job: Job) -> Iterator[Document | DeadLetter]:
+class Reading(Protocol):
+    """What a job asks of the records that it reads; of `limit` and `likeness` see `Job`."""
+
+    @property
+    def fields(self) -> Fields: ...  # noqa: D102
+
+    @property
+    def filters(self) -> Filters: ...  # noqa: D102
+
+    @property
+    def limit(self) -> int: ...  # noqa: D102
+
+    @property
+    def likeness(self) -> Likeness | None: ...  # noqa: D102
+
+
+class Limits(Protocol):
+    """How long a chunk may be, in tokens."""
+
+    @property
+    def max_tokens(self) -> int: ...  # noqa: D102
+
+    @property
+    def overlap_tokens(self) -> int: ...  # noqa: D102
+
+
+def documents_of(unit: Unit, job: Reading) -> Iterator[Document | DeadLetter]:
     """One of a unit's records after the other: the document, where it passes the filters, else its letter."""
     for found in read_unit(unit, job.fields):
         if isinstance(found, Document) and (why := why_dropped(found, job.filters)):
@@ -88,7 +116,7 @@ def documents_of(unit: Unit, job: Job) -> Iterator[Document | DeadLetter]:
 class Read(beam.DoFn):
     """Unit → documents that pass the filters; dead letters and the number of records aside."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Reading) -> None:
         self._job = job
 
     def process(self, unit: Unit) -> Iterator[Document | FailedOutput | TallyOutput]:
@@ -101,10 +129,10 @@ class Read(beam.DoFn):
         yield tally(RECORDS, count)
 
 
-def chunks_of(document: Document, tokens: Tokens, job: Job) -> list[Chunk] | DeadLetter:
+def chunks_of(document: Document, tokens: Tokens, limits: Limits) -> list[Chunk] | DeadLetter:
     """The chunks of a document, or its letter."""
     try:
-        return chunk_document(document, tokens, job.fingerprint.max_tokens, job.fingerprint.overlap_tokens)
+        return chunk_document(document, tokens, limits.max_tokens, limits.overlap_tokens)
     except ChunkingError as error:
         return DeadLetter(document.source, document.line, "not chunked", str(error), document.text[:SNIPPET_CHARACTERS])
 
@@ -117,21 +145,20 @@ def chunk_tallies(chunks: Sequence[Chunk]) -> list[tuple[str, int]]:
 class ChunkDocuments(beam.DoFn):
     """Document → (chunk id, candidate); documents that can't be chunked aside."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, limits: Limits, load_tokens: Callable[[], Tokens]) -> None:
+        self._limits, self._load_tokens = limits, load_tokens
         self._shared = Shared()
         self._tokens: Tokens | None = None
 
     def setup(self) -> None:
         """Load the tokenizer, once a process."""
-        check_sees(self._job)
-        self._tokens = self._shared.acquire(lambda: checkpoint_tokens(self._job.checkpoint))
+        self._tokens = self._shared.acquire(self._load_tokens)
 
     def process(self, document: Document) -> Iterator[tuple[str, Kept] | FailedOutput | TallyOutput]:
         """Chunk one document."""
         assert self._tokens is not None
         yield tally(DOCUMENTS, 1)
-        chunks = chunks_of(document, self._tokens, self._job)
+        chunks = chunks_of(document, self._tokens, self._limits)
         if isinstance(chunks, DeadLetter):
             yield failed(chunks)
             return
@@ -262,13 +289,22 @@ def load_compressor(job: Job) -> ClaraModel:
     return model
 
 
+def _tokens_of(job: Job) -> Tokens:
+    check_sees(job)
+    return checkpoint_tokens(job.checkpoint)
+
+
 def checkpoint_tokens(checkpoint: str) -> Tokens:
     """What chunking needs of a checkpoint's tokenizer; `count` sees exactly what `ClaraModel.document_ids` would give."""
     prompts = Prompts.model_validate(read_manifest(checkpoint, "CHECKPOINT")["prompts"])
-    tokenizer = load_tokenizer(Path(checkpoint) / "tokenizer")
-    builder = PromptBuilder(tokenizer, prompts)
+    return folder_tokens(Path(checkpoint) / "tokenizer", prompts)
+
+
+def folder_tokens(folder: str | os.PathLike[str], prompts: Prompts) -> Tokens:
+    """What chunking needs of the tokenizer in a folder."""
+    builder = PromptBuilder(load_tokenizer(folder), prompts)
     # Whether special tokens are split is a state of the tokenizer, set by each call: threads share these two, each of which is always called alike.
-    splitting = load_tokenizer(Path(checkpoint) / "tokenizer")
+    splitting = load_tokenizer(folder)
 
     def offsets(text: str) -> Sequence[tuple[int, int]]:
         encoded = splitting(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True, verbose=False)
@@ -314,8 +350,10 @@ def _codebook(pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], jo
     return apart(trained, hint, "CodebookFromGPU")
 
 
-def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
-    """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
+def unique_chunks(
+    pipeline: beam.Pipeline, units: Sequence[Unit], job: Reading, limits: Limits, load_tokens: Callable[[], Tokens]
+) -> tuple[PCollection[tuple[str, Kept]], list[PCollection[tuple[str, int]]], list[PCollection[DeadLetter]]]:
+    """Read, filter, chunk, and keep each content once. Returns the chunks by id, tallies, and dead letters."""
     read = (
         pipeline
         | "ListUnits" >> beam.Create(list(units))
@@ -333,10 +371,17 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
     chunked = (
         documents
         | "SpreadDocuments" >> beam.Reshuffle()
-        | "Chunk" >> beam.ParDo(ChunkDocuments(job)).with_outputs(_FAILED, _TALLY, main="chunks")
+        | "Chunk" >> beam.ParDo(ChunkDocuments(limits, load_tokens)).with_outputs(_FAILED, _TALLY, main="chunks")
     )
+    letters.append(chunked[_FAILED])
     unique = chunked.chunks | "KeepFirstOfEach" >> beam.CombinePerKey(KeepFirst())
     tallies += [chunked[_TALLY], unique | "TallyDuplicates" >> beam.FlatMap(_tally_duplicates)]
+    return unique, tallies, letters
+
+
+def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
+    """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
+    unique, tallies, letters = unique_chunks(pipeline, units, job, job.fingerprint, functools.partial(_tokens_of, job))
     if job.num_shards:
         num_shards = AsSingleton(pipeline | "FixedShards" >> beam.Create([job.num_shards]))
     else:
@@ -350,7 +395,7 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
     written = assigned | "AllShards" >> beam.Flatten() | "GatherShards" >> beam.GroupByKey() | "CompressAndWrite" >> compress
     reports = apart(written, job.accelerator, "ReportsFromGPU")
     totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
-    all_letters = [*letters, chunked[_FAILED], failures(reports)] | "AllLetters" >> beam.Flatten()
+    all_letters = [*letters, failures(reports)] | "AllLetters" >> beam.Flatten()
     files, reasons = write_letters(all_letters, job.output), count_reasons(all_letters)
     return (
         pipeline

@@ -129,7 +129,7 @@ def counters(result: PipelineResult) -> dict[str, int] | None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, flag: str = "--output") -> Iterator[None]:
     """Hold a directory for one job at a time.
 
     The lock is the operating system's on an open file, so that it ends with its process however that ends.
@@ -142,7 +142,7 @@ def locked(directory: Path) -> Iterator[None]:
         stream = open(directory / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (closed below, outside of this try)
     except OSError as error:
         raise InputError(
-            f"--output {directory}: cannot be written ({error.strerror or error}); choose a directory that you may write to"
+            f"{flag} {directory}: cannot be written ({error.strerror or error}); choose a directory that you may write to"
         ) from error
     with stream:
         try:
@@ -150,7 +150,7 @@ def locked(directory: Path) -> Iterator[None]:
         except BlockingIOError as error:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
-            raise InputError(f"--output {directory}: {holder} is writing there; wait for it, or choose another directory") from error
+            raise InputError(f"{flag} {directory}: {holder} is writing there; wait for it, or choose another directory") from error
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from clara.artefact import verify
+from clara import examples
+from clara.artefact import sha256_file, verify
 from clara.errors import InputError
 from clara.examples import Example, read_examples, write_examples
 
@@ -49,3 +50,20 @@ def test_none_is_not_enough(tmp_path: Path) -> None:
         read_examples(tmp_path)
     with pytest.raises(InputError, match="no finished EXAMPLES"):
         read_examples(tmp_path / "nowhere")
+
+
+def test_joined_parts_are_the_same_bytes_however_they_were_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examples, "_ROWS_A_GROUP", 3)
+    rows = [Example(str(n), "d", "T", f"Text {n}.", "paraphrase", (), (f"{n} in other words.",)) for n in range(10)]
+    hashes = set()
+    for cuts in ([10], [1, 4, 0, 5], [3, 3, 3, 1], [0, 10]):
+        parts, begin = [], 0
+        for number, count in enumerate(cuts):
+            parts.append(tmp_path / f"part-{number}.parquet")
+            examples.write_part(parts[-1], rows[begin : begin + count])
+            begin += count
+        manifest = examples.join_examples(tmp_path / "joined", parts, recipe={}, counts={"asked": 10})
+        assert manifest["counts"] == {"examples": 10, "kind paraphrase": 10, "asked": 10}
+        assert read_examples(tmp_path / "joined") == rows
+        hashes.add(sha256_file(tmp_path / "joined" / examples.FILE))
+    assert len(hashes) == 1

@@ -1,0 +1,337 @@
+"""The Beam graph of `synthesize`: chunks, shards of them written down, each asked about, and the artefact completed with the manifest last."""
+
+import asyncio
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.pvalue import AsDict, AsList, AsSingleton, PCollection
+from apache_beam.transforms import combiners
+from apache_beam.utils.shared import Shared
+
+from clara.artefact import atomic_write
+from clara.encode import torch_threads
+from clara.errors import InputError
+from clara.examples import join_examples
+from pipelines.chunking import Tokens
+from pipelines.dead_letters import NAME, count_reasons, write_letters
+from pipelines.dedup import Kept
+from pipelines.filters import Filters
+from pipelines.memory_job import unique_chunks
+from pipelines.memory_outcome import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, OUTCOME, RECORDS, UNIQUE
+from pipelines.near_duplicates import Likeness
+from pipelines.progress import ShardProgress
+from pipelines.synthesis import shards as work
+from pipelines.synthesis import streams
+from pipelines.synthesis.cache import ReplyCache
+from pipelines.synthesis.endpoint import Endpoint, EndpointSettings
+from pipelines.synthesis.estimate import Cost, at_most, expected
+from pipelines.synthesis.folder import FolderModel, FolderSettings, in_step
+from pipelines.synthesis.prompts import Templates
+from pipelines.synthesis.shards import Shard
+from pipelines.synthesis.streams import Outcome, Settings, Stream
+from pipelines.units import DeadLetter, Fields, Unit
+
+SPENDING = "spending.json"
+"""What the last run sent and paid; no part of the artefact."""
+
+
+@dataclass(frozen=True)
+class Chunking:
+    """How a corpus becomes chunks: which of its records stay, and by which tokens they are cut."""
+
+    fields: Fields
+    filters: Filters
+    limit: int
+    likeness: Likeness | None
+    load_tokens: Callable[[], Tokens]
+    max_tokens: int
+    overlap_tokens: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the workers need to know; it travels with the pipeline, so that it holds no secret.
+
+    Attributes:
+        output: directory of the EXAMPLES, on a file system that every worker sees.
+        chunking: how the corpus becomes chunks.
+        model: what is asked.
+        templates: the prompts.
+        settings: what is asked for.
+        cache: directory of the replies of an endpoint.
+        num_shards: 0: by the number of chunks.
+        copies: of a folder's model that work at once; 0: one for each worker process. An endpoint is asked by one process.
+        max_failures: more failures than this fail the job; below 0: no bound.
+        recipe: what determines the result.
+        key: hash of what determines the examples of a chunk.
+    """
+
+    output: str
+    chunking: Chunking
+    model: EndpointSettings | FolderSettings
+    templates: Templates
+    settings: Settings
+    cache: str
+    num_shards: int
+    copies: int
+    max_failures: int
+    recipe: Mapping[str, Any]
+    key: str
+
+
+class Ask(beam.DoFn):
+    """(Lane, its shards) → their reports, asked and written, or found finished; or what is wrong with the model."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._shared = Shared()
+
+    def process(self, element: tuple[int, Iterable[Shard]]) -> Iterator[dict[str, Any]]:
+        """Ask about the shards of a lane."""
+        ordered = sorted(element[1], key=lambda shard: shard.name)
+        try:
+            if isinstance(self._job.model, EndpointSettings):
+                yield from asyncio.run(ask_endpoint(self._job, self._job.model, ordered))
+            else:
+                for shard in ordered:
+                    yield self._ask_folder(self._job.model, shard)
+        except InputError as error:
+            # Told by the job as its outcome: through the runner it would come as a stack of Beam's.
+            yield {"error": str(error)}
+
+    def _ask_folder(self, settings: FolderSettings, shard: Shard) -> dict[str, Any]:
+        output = Path(self._job.output)
+        progress = _progress(self._job, shard)
+        if report := work.finished(output, shard):
+            progress.tell(shard.num_chunks)
+            return report
+        model = self._shared.acquire(lambda: FolderModel(settings))
+        chunks = work.read_chunks(output, shard)
+        # One thread a process: the cores are used by processes, and the last bits depend on the number of threads.
+        with torch_threads(1):
+            kinds = len(self._job.settings.kinds)
+            outcomes = in_step(_streams(self._job, chunks), model.replies, lambda done: progress.tell(done // kinds))
+        return work.write_result(output, shard, chunks, outcomes)
+
+
+def _progress(job: Job, shard: Shard) -> ShardProgress:
+    progress = ShardProgress(Path(job.output) / work.WORK / shard.name, shard.num_chunks)
+    progress.tell(0)
+    return progress
+
+
+def _streams(job: Job, chunks: Sequence[tuple[Any, int]]) -> list[Stream]:
+    return [streams.stream(chunk, kind, job.templates, job.settings) for chunk, _ in chunks for kind in job.settings.kinds]
+
+
+async def ask_endpoint(job: Job, settings: EndpointSettings, shards: Sequence[Shard]) -> list[dict[str, Any]]:
+    """Ask about all shards, a few of them at once, so that the end of one is no lull. Returns their reports.
+
+    Raises:
+        InputError: the endpoint can't be used; what it has answered is kept.
+    """
+    cache = ReplyCache(Path(job.cache))
+    endpoint = Endpoint(settings, cache)
+    open_shards = asyncio.Semaphore(2 + settings.concurrency // 64)
+
+    async def outcome(stream: Stream, told: Counter[str], progress: ShardProgress) -> Outcome:
+        requests = next(stream)
+        try:
+            while True:
+                requests = stream.send(await asyncio.gather(*map(endpoint.ask, requests)))
+        except StopIteration as end:
+            told["done"] += 1
+            progress.tell(told["done"] // len(job.settings.kinds))
+            return end.value
+
+    async def report(shard: Shard) -> dict[str, Any]:
+        async with open_shards:
+            output, progress = Path(job.output), _progress(job, shard)
+            if found := work.finished(output, shard):
+                progress.tell(shard.num_chunks)
+                return found
+            chunks, told = work.read_chunks(output, shard), Counter[str]()
+            outcomes = await asyncio.gather(*(outcome(stream, told, progress) for stream in _streams(job, chunks)))
+            return work.write_result(output, shard, chunks, outcomes)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(report(shard)) for shard in shards]
+    except BaseExceptionGroup as errors:
+        told, _ = errors.split(InputError)
+        raise (told.exceptions[0] if told else errors.exceptions[0]) from None
+    finally:
+        await endpoint.close()
+        replies, prompt_tokens, reply_tokens = cache.totals()
+        altogether = {"replies": replies, "prompt_tokens": prompt_tokens, "reply_tokens": reply_tokens}
+        spent = {"this run": vars(endpoint.spending), "all replies in the cache": altogether}
+        atomic_write(Path(job.output) / SPENDING, json.dumps(spent, indent=1) + "\n")
+        cache.close()
+    return [task.result() for task in tasks]
+
+
+def complete(
+    job: Job,
+    reports: Sequence[Mapping[str, Any]],
+    letter_files: Sequence[Mapping[str, Any]],
+    reasons: Mapping[tuple[bool, str], int],
+    tallies: Mapping[str, int],
+) -> dict[str, Any]:
+    """Complete the EXAMPLES and return their counts.
+
+    Raises:
+        InputError: the model could not be asked, there is no example, or more failed than allowed.
+    """
+    errors = sorted(report["error"] for report in reports if report.get("error"))
+    if errors:
+        raise InputError(errors[0])
+    totals = Counter(tallies)
+    for report in reports:
+        totals.update(report["counts"])
+    check_nothing_lost(totals, reasons, len(job.settings.kinds))
+    failed = {reason: count for (dropped, reason), count in sorted(reasons.items()) if not dropped}
+    dropped = {reason: count for (dropped, reason), count in sorted(reasons.items()) if dropped}
+    where = f"{Path(job.output) / letter_files[0]['path']} names each"
+    if not totals[streams.MADE]:
+        raise InputError(f"no example could be made; failed: {failed or 'nothing'}, dropped: {dropped or 'nothing'}; {where}")
+    if 0 <= job.max_failures < sum(failed.values()):
+        raise InputError(f"{sum(failed.values())} failures, --max-failures allows {job.max_failures}; by reason: {failed}; {where}")
+    counts = {**dict(sorted(totals.items())), "dead letters": sum(failed.values()), "dead letters by reason": failed}
+    counts |= {"dropped": sum(dropped.values()), "dropped by reason": dropped}
+    parts = [Path(job.output) / work.WORK / name / work.PART for name in sorted(report["name"] for report in reports)]
+    manifest = join_examples(
+        job.output,
+        parts,
+        recipe=job.recipe,
+        counts=counts,
+        extra_files=letter_files,
+        prompts=job.templates.version,
+        model=job.model.identity(),
+    )
+    return {**manifest["counts"], "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
+
+
+def check_nothing_lost(totals: Mapping[str, int], reasons: Mapping[tuple[bool, str], int], num_kinds: int) -> None:
+    """In = out + dropped + failed, of records, chunks, examples and questions; a difference is a bug of the job, and nothing is completed then."""
+
+    def letters(prefix: str, dropped: bool) -> int:
+        return sum(count for (was, reason), count in reasons.items() if was is dropped and reason.startswith(prefix))
+
+    def of(*names: str) -> int:
+        return sum(totals.get(name, 0) for name in names)
+
+    later = sum(letters(prefix, was) for prefix in (streams.EXAMPLE, streams.QUESTION, "not chunked") for was in (True, False))
+    unread = sum(reasons.values()) - later
+    for stage, came_in, went_out in (
+        ("reading", of(RECORDS), of(DOCUMENTS, BEYOND_LIMIT) + unread),
+        ("deduplication", of(CHUNKS), of(UNIQUE, DUPLICATES)),
+        ("planning", of(UNIQUE) * num_kinds, of(streams.STREAMS)),
+        ("asking", of(streams.STREAMS), of(streams.MADE, streams.DROPPED, streams.FAILED)),
+        ("telling what was dropped", of(streams.DROPPED), letters(streams.EXAMPLE, True)),
+        ("telling what failed", of(streams.FAILED), letters(streams.EXAMPLE, False)),
+        ("choosing questions", of(streams.QUESTIONS), of(streams.KEPT, streams.QUESTIONS_DROPPED, streams.OF_OTHERS)),
+        ("telling of questions", of(streams.QUESTIONS_DROPPED), letters(streams.QUESTION, True)),
+    ):
+        if came_in != went_out:
+            raise RuntimeError(
+                f"{stage} lost records: {came_in} came in, {went_out} are accounted for; {dict(totals)}, reasons {dict(reasons)}"
+            )
+
+
+class Complete(beam.DoFn):
+    """Once everything is there: check that nothing was lost, and write the manifest last of all."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def process(
+        self,
+        _: None,
+        reports: list[dict[str, Any]],
+        letter_files: list[dict[str, Any]],
+        reasons: dict[tuple[bool, str], int],
+        tallies: dict[str, int],
+    ) -> Iterator[dict[str, Any]]:
+        """Write the outcome, which the command reads."""
+        try:
+            outcome: dict[str, Any] = {"counts": complete(self._job, reports, letter_files, reasons, tallies)}
+        except InputError as error:
+            outcome = {"error": str(error)}
+        atomic_write(Path(self._job.output) / OUTCOME, json.dumps(outcome))
+        yield outcome
+
+
+def remove_work(output: Path, letter_files: Iterable[str]) -> None:
+    """Remove what a finished artefact doesn't need, and dead letters of earlier attempts."""
+    shutil.rmtree(output / work.WORK, ignore_errors=True)
+    for file in output.glob(f"{NAME}*.jsonl"):
+        if file.name not in letter_files:
+            file.unlink(missing_ok=True)
+
+
+def _to_shard(element: tuple[str, Kept], num_shards: int) -> tuple[int, Kept]:
+    return work.shard_of(element[1].chunk.row_id, num_shards), element[1]
+
+
+def _plan(element: tuple[int, Iterable[Kept]], num_shards: int, job: Job) -> tuple[int, Shard]:
+    index, kept = element
+    lane = 0 if isinstance(job.model, EndpointSettings) else index % job.copies if job.copies else index
+    return lane, work.plan_shard(Path(job.output), index, num_shards, kept, job.key)
+
+
+def _letters_of(report: Mapping[str, Any], output: str) -> list[DeadLetter]:
+    return [] if "error" in report else work.read_letters(Path(output), report["name"])
+
+
+def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
+    """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
+    unique, tallies, letters = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
+    if job.num_shards:
+        num_shards = AsSingleton(pipeline | "FixedShards" >> beam.Create([job.num_shards]))
+    else:
+        num_shards = AsSingleton(unique | "CountChunks" >> combiners.Count.Globally() | "ChooseShards" >> beam.Map(work.default_num_shards))
+    reports = (
+        unique
+        | "AssignShard" >> beam.Map(_to_shard, num_shards)
+        | "GatherShards" >> beam.GroupByKey()
+        | "PlanShards" >> beam.Map(_plan, num_shards, job)
+        | "GatherLanes" >> beam.GroupByKey()
+        | "Ask" >> beam.ParDo(Ask(job))
+    )
+    totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
+    all_letters = [*letters, reports | "LettersOfShards" >> beam.FlatMap(_letters_of, job.output)] | "AllLetters" >> beam.Flatten()
+    files, reasons = write_letters(all_letters, job.output), count_reasons(all_letters)
+    return (
+        pipeline
+        | "Once" >> beam.Create([None])
+        | "Complete" >> beam.ParDo(Complete(job), AsList(reports), AsList(files), AsDict(reasons), AsDict(totals))
+    )
+
+
+def _costs(element: tuple[str, Kept], job: Job) -> tuple[int, Cost, Cost]:
+    tokens = element[1].chunk.num_tokens
+    most = at_most(tokens, job.templates, job.settings, job.model.max_reply_tokens)
+    return 1, most, expected(tokens, job.templates, job.settings)
+
+
+def _add(costs: Iterable[tuple[int, Cost, Cost]]) -> tuple[int, Cost, Cost]:
+    count, most, likely = 0, Cost(), Cost()
+    for n, a, b in costs:
+        count, most, likely = count + n, most + a, likely + b
+    return count, most, likely
+
+
+def add_estimate(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job, path: str) -> None:
+    """Count the chunks and what they may cost into a JSON file: `chunks`, `at most` and `expected`."""
+
+    def tell(found: tuple[int, Cost, Cost]) -> None:
+        atomic_write(path, json.dumps({"chunks": found[0], "at most": asdict(found[1]), "expected": asdict(found[2])}))
+
+    unique, _, _ = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
+    _ = unique | "Estimate" >> beam.Map(_costs, job) | "Sum" >> beam.CombineGlobally(_add) | "Tell" >> beam.Map(tell)

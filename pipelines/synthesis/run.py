@@ -1,0 +1,295 @@
+"""What `synthesize` does with its arguments: resolve them, say what it may cost, run the job where nothing else writes, and tell what came of it."""
+
+import argparse
+import contextlib
+import functools
+import json
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+
+from clara.artefact import MANIFEST, hash_of, read_manifest, up_to_date
+from clara.backbone import tokenizer_hash
+from clara.config import Prompts
+from clara.errors import InputError
+from pipelines.chunking import Tokens, check_limits
+from pipelines.dead_letters import NAME
+from pipelines.filters import make_filters
+from pipelines.memory_job import folder_tokens
+from pipelines.memory_outcome import OUTCOME, read_outcome
+from pipelines.near_duplicates import make_likeness
+from pipelines.progress import progress_bar
+from pipelines.runner import LOCAL, beam_options, execute, locked, make_pipeline
+from pipelines.synthesis.cache import FILE as CACHE_FILE
+from pipelines.synthesis.endpoint import EndpointSettings, check_url, only_model
+from pipelines.synthesis.estimate import Cost, pieces
+from pipelines.synthesis.folder import FolderSettings
+from pipelines.synthesis.job import SPENDING, Chunking, Job, add_estimate, add_synthesis_job, remove_work
+from pipelines.synthesis.prompts import load_templates
+from pipelines.synthesis.shards import WORK
+from pipelines.synthesis.streams import FAILED, KINDS, Settings
+from pipelines.synthesize import ENDPOINT_DEFAULTS, FOLDER_DEFAULTS
+from pipelines.units import Fields, Unit, describe, find_units
+
+_LOG = logging.getLogger(__name__)
+KIND = "EXAMPLES"
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def resolve(args: argparse.Namespace) -> None:
+    """Fill in defaults, and refuse what can't be meant.
+
+    Raises:
+        InputError: a number out of range, or a flag of an endpoint with a folder's model, or the other way round.
+    """
+    at_endpoint = "://" in args.model
+    for defaults, fits in ((ENDPOINT_DEFAULTS, at_endpoint), (FOLDER_DEFAULTS, not at_endpoint)):
+        for name, default in defaults.items():
+            if not fits and getattr(args, name) is not None:
+                what = "a folder's model" if at_endpoint else "an endpoint"
+                raise InputError(f"{_flag(name)}: is of use to {what} only, and --model is {args.model}; leave it out")
+            if getattr(args, name) is None:
+                setattr(args, name, default)
+    least = {"max_rounds": 0, "max_questions": 1, "attempts": 1, "max_reply_tokens": 16, "limit": 0, "num_shards": 0, "num_workers": 0}
+    least |= {"concurrency": 1, "tries": 1, "requests_per_minute": 0, "tokens_per_minute": 0, "price_prompt": 0, "price_reply": 0}
+    least |= {"temperature": 0, "batch_tokens": 1, "copies": 0, "retry_seconds": 0, "timeout": 0}
+    for name, bound in least.items():
+        if not getattr(args, name) >= bound:
+            raise InputError(f"{_flag(name)} {getattr(args, name)}: expected {bound} or more")
+    if not args.timeout:
+        raise InputError("--timeout 0: expected more than 0 seconds")
+    check_limits(args.max_tokens, args.overlap_tokens)
+
+
+def _extra_body(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"--extra-body {text!r}: not JSON ({error}); expected an object, as '{{\"top_p\": 0.9}}'") from error
+    if not isinstance(found, dict):
+        raise InputError(f"--extra-body {text!r}: expected a JSON object, as '{{\"top_p\": 0.9}}'")
+    if taken := sorted({"model", "messages", "stream", "n"} & set(found)):
+        raise InputError(f"--extra-body: {', '.join(taken)} can't be set; leave it out")
+    return found
+
+
+def _model_of(args: argparse.Namespace) -> EndpointSettings | FolderSettings:
+    extra = _extra_body(args.extra_body)
+    if "://" not in args.model:
+        if set(extra) - {"chat_template_kwargs"} or not isinstance(extra.get("chat_template_kwargs", {}), dict):
+            raise InputError("--extra-body: a folder's model takes an object of chat_template_kwargs alone; leave the rest out")
+        given = tuple(sorted(extra.get("chat_template_kwargs", {}).items()))
+        return FolderSettings(str(Path(args.model).resolve()), args.device, args.dtype, args.max_reply_tokens, args.batch_tokens, given)
+    check_url(args.model)
+    if args.key_variable != ENDPOINT_DEFAULTS["key_variable"] and args.runner == LOCAL and not os.environ.get(args.key_variable):
+        raise InputError(f"--key-variable {args.key_variable}: no such environment variable, or it is empty; export it")
+    settings = EndpointSettings(
+        url=args.model.rstrip("/"),
+        name=args.model_name,
+        key_variable=args.key_variable,
+        temperature=args.temperature,
+        max_reply_tokens=args.max_reply_tokens,
+        extra_body=json.dumps(extra, sort_keys=True),
+        system_role=not args.no_system_role,
+        concurrency=args.concurrency,
+        timeout_seconds=args.timeout,
+        tries=args.tries,
+        retry_seconds=args.retry_seconds,
+        requests_per_minute=args.requests_per_minute,
+        tokens_per_minute=args.tokens_per_minute,
+    )
+    if settings.name or args.dry_run:
+        return settings
+    return EndpointSettings(**{**vars(settings), "name": only_model(settings)})
+
+
+def _kinds_of(text: str) -> tuple[str, ...]:
+    found = [kind.strip() for kind in text.split(",") if kind.strip()]
+    if not found or set(found) - set(KINDS):
+        raise InputError(f"--kinds {text!r}: expected some of {', '.join(KINDS)}, with commas between")
+    return tuple(kind for kind in KINDS if kind in found)
+
+
+def _tokens_of(folder: str) -> Tokens:
+    return folder_tokens(folder, Prompts())
+
+
+def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
+    """The job of these arguments.
+
+    Raises:
+        InputError: a value out of range, prompts or a model that can't be used.
+    """
+    resolve(args)
+    if "://" in args.output:
+        raise InputError(f"--output {args.output}: a URL; give a directory on a (mounted) file system")
+    model, templates = _model_of(args), load_templates(args.prompts)
+    settings = Settings(_kinds_of(args.kinds), args.coverage, args.max_rounds, args.max_questions, args.attempts)
+    tokenizer = args.tokenizer or (model.path if isinstance(model, FolderSettings) else "")
+    chunking = Chunking(
+        fields=Fields(args.id_field, args.title_field, args.text_field),
+        filters=make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio),
+        limit=args.limit,
+        likeness=make_likeness(args.near_duplicates),
+        load_tokens=functools.partial(_tokens_of, str(Path(tokenizer).resolve())) if tokenizer else pieces,
+        max_tokens=args.max_tokens,
+        overlap_tokens=args.overlap_tokens,
+    )
+    asked = {"model": model.identity(), "prompts": templates.version, "settings": asdict(settings)}
+    recipe = {
+        "job": "synthesize",
+        "input": describe(units),
+        "format": args.format,
+        "fields": vars(chunking.fields),
+        "filters": chunking.filters.settings(),
+        "near_duplicates": args.near_duplicates,
+        "limit": args.limit,
+        "max_tokens": args.max_tokens,
+        "overlap_tokens": args.overlap_tokens,
+        "tokenizer": tokenizer_hash(tokenizer) if tokenizer else "estimated",
+        **asked,
+    }
+    output = Path(args.output).resolve()
+    one_copy = isinstance(model, FolderSettings) and model.device == "cuda"
+    return Job(
+        output=str(output),
+        chunking=chunking,
+        model=model,
+        templates=templates,
+        settings=settings,
+        cache=str(Path(args.cache).resolve() if args.cache else output),
+        num_shards=args.num_shards,
+        copies=args.copies or int(one_copy),
+        max_failures=args.max_failures,
+        recipe=recipe,
+        key=hash_of(asked),
+    )
+
+
+def dry_run(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: Any) -> None:
+    """Read the corpus here, and print the recipe, how many chunks there are, and what they may cost."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/estimate.json"
+        pipeline = make_pipeline(options, LOCAL)
+        add_estimate(pipeline, units, job, path)
+        execute(pipeline)
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    for name in ("at most", "expected"):
+        cost = Cost(**found[name])
+        found[name]["cost"] = round(cost.price(args.price_prompt, args.price_reply), 4)
+        if args.requests_per_minute:
+            found[name]["minutes_at_least"] = round(cost.requests / args.requests_per_minute, 1)
+    print(json.dumps({**job.recipe, "estimated": found, "output": args.output}, indent=1, ensure_ascii=False))
+
+
+def clear_the_way(job: Job, overwrite: bool) -> None:
+    """Make sure that no manifest stands over files that are about to change.
+
+    Raises:
+        InputError: a finished artefact of another recipe is there, and was not to be overwritten.
+    """
+    output = Path(job.output)
+    (output / OUTCOME).unlink(missing_ok=True)
+    (output / SPENDING).unlink(missing_ok=True)
+    if not (output / MANIFEST).exists():
+        return
+    if not (overwrite or up_to_date(output, KIND, job.recipe)):
+        raise InputError(
+            f"--output {output}: holds a finished artefact of another recipe (other input, model, prompts or settings); choose another directory, "
+            "or replace it with --overwrite"
+        )
+    (output / MANIFEST).unlink()
+
+
+def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
+    """Run the job on a pipeline that is given. Returns the counts.
+
+    Raises:
+        InputError: the job says what is wrong with its input or its model.
+    """
+    output = Path(job.output)
+    started = time.time()
+    add_synthesis_job(pipeline, units, job)
+    with progress_bar(output / WORK, started, quiet=quiet, doing="ask"):
+        execute(pipeline)
+    counts = read_outcome(output)
+    finish(output)
+    return {**counts, "seconds": round(time.time() - started, 1)}
+
+
+def finish(output: Path) -> None:
+    """Remove what finished EXAMPLES don't need."""
+    remove_work(output, {entry["path"] for entry in read_manifest(output, KIND)["files"]})
+
+
+def tell_spending(output: Path, price_prompt: float, price_reply: float) -> None:
+    """Print what the run has sent and paid, and what all replies that are kept have cost."""
+    path = output / SPENDING
+    if not path.is_file():
+        return
+    spent = json.loads(path.read_text(encoding="utf-8"))
+    for name, found in spent.items():
+        cost = Cost(0, found["prompt_tokens"], found["reply_tokens"]).price(price_prompt, price_reply)
+        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items() if value)
+        print(f"{name:>28}  {told or 'nothing'}, cost {cost:.4f}")
+
+
+def tell(counts: Mapping[str, Any], output: str) -> None:
+    """Tell what was made, and loudly what failed."""
+    for name, value in counts.items():
+        print(f"{name:>28}  {value}")
+    if counts["dead letters"]:
+        _LOG.warning(
+            "%d failed: %s; see %s%s",
+            counts["dead letters"],
+            counts["dead letters by reason"],
+            Path(output) / f"{NAME}*.jsonl",
+            "; --retry-failed asks again for what the model did not answer" if counts.get(FAILED) else "",
+        )
+
+
+def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
+    """Run the command. Returns the exit status.
+
+    Raises:
+        InputError: of the arguments, the input, the model or the output.
+    """
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    options = beam_options(beam_arguments, LOCAL if args.dry_run else args.runner, args.num_workers)
+    units = find_units(args.input, args.format)
+    job = make_job(args, units)
+    if args.dry_run:
+        dry_run(job, units, args, options)
+        return 0
+    output, cache = Path(job.output), Path(job.cache)
+    if up_to_date(output, KIND, job.recipe) and not (args.retry_failed and read_manifest(output)["counts"].get(FAILED)):
+        if (output / WORK).exists():  # the job was killed between its manifest and its end
+            with locked(output):
+                finish(output)
+        print(f"{args.output}: up to date")
+        return 0
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(locked(output))
+        if cache != output:
+            stack.enter_context(locked(cache, "--cache"))
+        clear_the_way(job, args.overwrite)
+        try:
+            counts = run(job, units, make_pipeline(options, args.runner))
+        finally:
+            tell_spending(output, args.price_prompt, args.price_reply)
+    tell(counts, args.output)
+    if isinstance(job.model, EndpointSettings):
+        print(f"{args.output}: {counts['examples']} examples; replies are kept in {cache / CACHE_FILE}")
+    else:
+        print(f"{args.output}: {counts['examples']} examples")
+    return 0
