@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from clara.artefact import MANIFEST, hash_of, read_manifest, up_to_date
 from clara.backbone import tokenizer_hash
 from clara.config import Prompts
 from clara.errors import InputError
+from pipelines import dataflow, spark
 from pipelines.chunking import Tokens, check_limits
 from pipelines.dead_letters import NAME
 from pipelines.filters import make_filters
@@ -176,7 +178,30 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     )
 
 
-def dry_run(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: Any) -> None:
+def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
+    """Refuse an engine whose machines share no directory, and paths that they cannot have.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if args.runner == dataflow.RUNNER:
+        raise InputError(
+            f"--runner {args.runner}: its machines share no directory, which --output and --cache are; run on this machine or on Spark"
+        )
+    if args.runner == spark.RUNNER:
+        model = "" if "://" in args.model else args.model
+        far = [path for path in args.input if not path.startswith("/")]
+        paths = {
+            "output": args.output,
+            "model": model,
+            "tokenizer": args.tokenizer,
+            "cache": args.cache or "",
+            "input": far[0] if far else "",
+        }
+        spark.check_paths(options, paths)
+
+
+def dry_run(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions) -> None:
     """Read the corpus here, and print the recipe, how many chunks there are, and what they may cost."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/estimate.json"
@@ -266,6 +291,7 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     """
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     options = beam_options(beam_arguments, LOCAL if args.dry_run else args.runner, args.num_workers)
+    check_places(args, options)
     units = find_units(args.input, args.format)
     job = make_job(args, units)
     if args.dry_run:

@@ -317,6 +317,7 @@ def test_another_recipe_or_another_job_is_refused(run: Run, tmp_path: Path) -> N
         (["--prompts=/nowhere"], "--prompts /nowhere/simple.md: cannot be read"),
         (["--tokenizer=/nowhere"], "/nowhere: no tokenizer.json"),
         (["--max-tokens=3"], "--max-tokens 3: expected at least 16"),
+        (["--runner=DataflowRunner"], "share no directory"),
         (["--unknown=3"], "--unknown: neither this job nor Beam knows"),
     ],
 )  # fmt: skip
