@@ -12,6 +12,7 @@ MAX_CHARACTERS = 400
 """Longer questions and answers are not used."""
 
 _MAX_REPLY_CHARACTERS = 50_000
+_MAX_BROKEN = 200  # openings that begin no JSON; each may be read to the text's end
 _THOUGHT = re.compile(r"^.*</think>|^\s*<think>.*", re.DOTALL)
 _OPENING = re.compile(r"[\[{]")
 _WORD = re.compile(r"[\W_]*(incorrect|correct|right|wrong|yes|no|true|false)\b", re.IGNORECASE)
@@ -48,13 +49,13 @@ def _clean(text: str) -> str:
 
 def json_values(text: str) -> Iterator[Any]:
     """Every JSON object and array in a text that does not lie within another, last first: a model that thinks aloud ends with its answer."""
-    found, place, decoder = [], 0, json.JSONDecoder()
-    while match := _OPENING.search(text, place):
+    found, place, broken, decoder = [], 0, 0, json.JSONDecoder()
+    while broken < _MAX_BROKEN and (match := _OPENING.search(text, place)):
         try:
             value, place = decoder.raw_decode(text, match.start())
             found.append(value)
         except (ValueError, RecursionError):
-            place = match.end()
+            place, broken = match.end(), broken + 1
     return reversed(found)
 
 

@@ -179,15 +179,11 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
 
 
 def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
-    """Refuse an engine whose machines share no directory, and paths that they cannot have.
+    """Refuse paths that the machines of an engine cannot have.
 
     Raises:
         InputError: names the flag.
     """
-    if args.runner == dataflow.RUNNER:
-        raise InputError(
-            f"--runner {args.runner}: its machines share no directory, which --output and --cache are; run on this machine or on Spark"
-        )
     if args.runner == spark.RUNNER:
         model = "" if "://" in args.model else args.model
         far = [path for path in args.input if not path.startswith("/")]
@@ -290,6 +286,10 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         InputError: of the arguments, the input, the model or the output.
     """
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    if args.runner == dataflow.RUNNER:
+        raise InputError(
+            f"--runner {args.runner}: its machines share no directory, which --output and --cache are; run on this machine or on Spark"
+        )
     options = beam_options(beam_arguments, LOCAL if args.dry_run else args.runner, args.num_workers)
     check_places(args, options)
     units = find_units(args.input, args.format)
