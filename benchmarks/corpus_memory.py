@@ -2,7 +2,7 @@
 
     python -m benchmarks.corpus_memory --gigabytes 0.2 1 5 --work /tmp/corpus_memory
 
-Each size is one generated JSONL file (two percent exact duplicates), compressed by a tiny random model with a byte-level tokenizer. Memory is that
+Each size is one generated JSONL file (two percent exact duplicates), compressed by a tiny random model. Memory is that
 of all processes together, sampled: proportional set size, and the pages that no file backs. A job that does not end within --limit seconds is
 killed and run again until it ends, so that a long one can be measured in pieces.
 """

@@ -1,6 +1,7 @@
 """A corpus of any size and a tiny model that reads it: what a corpus job is measured on where the text itself does not matter.
 
-Documents are drawn from a seeded vocabulary of long words, so that a byte-level tokenizer reads them fast; a share of them are exact duplicates.
+Documents are drawn from a seeded vocabulary of very long words, each of them one token of a tokenizer that splits at white space: tokenising
+is what reading a corpus takes longest for, and its memory does not depend on the words. A share of the documents are exact duplicates.
 """
 
 import json
@@ -8,7 +9,7 @@ import random
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from clara.checkpoint import fresh_model, save_checkpoint
@@ -22,18 +23,17 @@ _TEMPLATE = (
 
 
 def words(seed: int = 0) -> list[str]:
-    """The vocabulary: words of 20 to 40 letters."""
+    """The vocabulary: words of 60 to 120 letters."""
     dice = random.Random(seed)
-    return ["".join(dice.choices("abcdefghijklmnopqrstuvwxyz", k=dice.randint(20, 40))) for _ in range(NUM_WORDS)]
+    return ["".join(dice.choices("abcdefghijklmnopqrstuvwxyz", k=dice.randint(60, 120))) for _ in range(NUM_WORDS)]
 
 
 def write_model(folder: Path, *, hidden_size: int = 8, num_layers: int = 1, num_memory_tokens: int = 1, max_tokens: int = 256) -> Path:
-    """A CHECKPOINT of a random Llama with a byte-level tokenizer that knows the vocabulary's words whole. Returns its folder."""
+    """A CHECKPOINT of a random Llama with a tokenizer that knows the vocabulary's words whole. Returns its folder."""
     specials = ["<|pad|>", "<|start|>", "<|end|>"]
-    pieces = [*specials, *sorted(pre_tokenizers.ByteLevel.alphabet()), *(f"Ġ{word}" for word in words())]
-    inner = Tokenizer(models.BPE(vocab={piece: place for place, piece in enumerate(pieces)}, merges=[], ignore_merges=True))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
+    pieces = [*specials, "?", *words()]
+    inner = Tokenizer(models.WordLevel(vocab={piece: place for place, piece in enumerate(pieces)}, unk_token="?"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|pad|>", additional_special_tokens=specials
     )
@@ -62,7 +62,7 @@ def write_model(folder: Path, *, hidden_size: int = 8, num_layers: int = 1, num_
     return folder / "checkpoint"
 
 
-def write_corpus(path: Path, num_bytes: int, *, mean_words: int = 100, duplicates: float = 0.02, seed: int = 0) -> int:
+def write_corpus(path: Path, num_bytes: int, *, mean_words: int = 30, duplicates: float = 0.02, seed: int = 0) -> int:
     """One JSONL file of at least so many bytes. Returns the number of documents.
 
     Args:
@@ -80,7 +80,7 @@ def write_corpus(path: Path, num_bytes: int, *, mean_words: int = 100, duplicate
         while written < num_bytes:
             if not text or dice.random() >= duplicates:
                 drawn = dice.choices(vocabulary, k=dice.randint(max(1, mean_words // 2), 2 * mean_words - mean_words // 2))
-                text = f"Number {seed}.{number}. " + ". ".join(" ".join(drawn[place : place + 12]) for place in range(0, len(drawn), 12))
-            written += stream.write(json.dumps({"id": f"{seed}-{number}", "text": text + "."}) + "\n")
+                text = f"Number {seed}.{number}. " + " . ".join(" ".join(drawn[place : place + 12]) for place in range(0, len(drawn), 12))
+            written += stream.write(json.dumps({"id": f"{seed}-{number}", "text": text}) + "\n")
             number += 1
     return number

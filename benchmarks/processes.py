@@ -14,10 +14,11 @@ import psutil
 
 @dataclass
 class Usage:
-    """Seconds; peaks in bytes. PSS shares what several processes map among them, so that its sum is what the machine has to give.
+    """Seconds; processor seconds; peaks in bytes. PSS shares what several processes map among them, so that its sum is what the machine has to give.
 
     Attributes:
         seconds: wall clock.
+        processor_seconds: of all processes together, as far as they were seen.
         pss: peak of the sum over all processes.
         rss: the same of RSS, which counts shared pages once a process.
         private: peak of the sum of pages that no file backs: what only swapping could take back.
@@ -27,6 +28,7 @@ class Usage:
     """
 
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     pss: int = 0
     rss: int = 0
     private: int = 0
@@ -39,7 +41,10 @@ class Usage:
         """Of two runs one after the other: seconds add up, peaks are the larger ones."""
         peaks = {name: max(getattr(self, name), getattr(other, name)) for name in ("pss", "rss", "private", "root", "largest")}
         later = [(self.seconds + at, value) for at, value in other.samples]
-        return Usage(seconds=self.seconds + other.seconds, status=other.status, samples=[*self.samples, *later], **peaks)
+        spent = self.processor_seconds + other.processor_seconds
+        return Usage(
+            seconds=self.seconds + other.seconds, processor_seconds=spent, status=other.status, samples=[*self.samples, *later], **peaks
+        )
 
 
 def _memory(process: psutil.Process) -> tuple[int, int, int]:
@@ -52,12 +57,24 @@ def _memory(process: psutil.Process) -> tuple[int, int, int]:
     return found.get("Pss", 0), found.get("Rss", 0), found.get("Anonymous", 0)
 
 
+def _processor_seconds(process: psutil.Process) -> float:
+    try:
+        spent = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return float(spent.user + spent.system)
+
+
 def _watch(root: psutil.Process, usage: Usage, stop: threading.Event, every: float, started: float) -> None:
+    spent: dict[int, float] = {}
     while not stop.wait(every):
         try:
             children = root.children(recursive=True)
         except psutil.NoSuchProcess:
             return
+        for process in (root, *children):
+            spent[process.pid] = max(spent.get(process.pid, 0.0), _processor_seconds(process))
+        usage.processor_seconds = sum(spent.values())
         own = _memory(root)
         others = [_memory(child) for child in children]
         pss, rss, private = (own[i] + sum(other[i] for other in others) for i in range(3))

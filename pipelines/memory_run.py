@@ -22,8 +22,10 @@ from pipelines.chunking import check_limits
 from pipelines.dead_letters import NAME
 from pipelines.filters import make_filters
 from pipelines.local_job import add_local_job
+from pipelines.local_workers import again_when_killed
 from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import OUTCOME, Job, read_outcome
+from pipelines.memory_summary import tell, tracking_client
 from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
 from pipelines.runner import LOCAL, LOCK, beam_options, execute, locked, make_pipeline, num_cores
@@ -255,6 +257,8 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     if dataflow.is_rehearsal(options, args.runner):
         print(json.dumps(dataflow.graph(submit(job, units, make_pipeline(options, args.runner))), indent=1))
         return 0
+    if args.mlflow:
+        tracking_client(args.mlflow)  # hours before it is needed
     output = Path(job.output)
     if up_to_date(output, KIND, job.recipe):
         if job.spill and Path(job.spill).exists():  # the job was killed between its manifest and its end
@@ -271,8 +275,9 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
             return 0
         if job.spill:
             begin_spill(job.spill, job.recipe)
-        counts = run(job, units, make_pipeline(options, args.runner))
+        counts = again_when_killed(lambda: run(job, units, make_pipeline(options, args.runner)), args.output)
         if job.spill:
             remove_spill(job.spill)
     report(counts, args.output)
+    tell(args.output, counts, args.mlflow, args.mlflow_experiment)
     return 0

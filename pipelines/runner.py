@@ -23,6 +23,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from clara.errors import InputError
 from pipelines import dataflow, spark
+from pipelines.local_workers import KilledWorkerError, killed_worker, watch_workers
 
 LOCAL = "local"
 LOCK = ".lock"
@@ -88,6 +89,7 @@ def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     environment = None
     if options.view_as(DirectOptions).direct_num_workers > 1:
+        watch_workers()
         environment = SubprocessSDKEnvironment.from_command_string(f"exec {shlex.quote(sys.executable)} -m pipelines.worker")
     information = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
     return beam.Pipeline(runner=fn_runner.FnApiRunner(default_environment=environment, provision_info=information), options=options)
@@ -98,6 +100,7 @@ def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
 
     Raises:
         InputError: a worker met one; what the runner says around it is left out.
+        KilledWorkerError: a process of the local runner was killed.
     """
     try:
         result = pipeline.run()
@@ -106,6 +109,8 @@ def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
         found = _WORKER_ERROR.search(str(error))
         if found:
             raise InputError(found[1]) from error
+        if why := killed_worker():
+            raise KilledWorkerError(why) from error
         raise
     return counters(result)
 

@@ -11,6 +11,7 @@ from urllib.parse import urlparse
 from clara import artefact
 from clara.config import Config, Tracking
 from clara.errors import InputError
+from clara.experiments import artefact_location
 from training.curves import draw
 from training.follow import following
 from training.metrics import parse
@@ -43,12 +44,6 @@ def lineage(config: Config) -> dict[str, str]:
             if fingerprint := artefact.read_manifest(path)["fingerprint"]:
                 tags[f"clara.{name}.fingerprint"] = fingerprint
     return tags
-
-
-def artefact_location(uri: str) -> str | None:
-    """Where a new experiment keeps files: beside an SQLite store (MLflow would take the current directory); elsewhere the store's own choice."""
-    parsed = urlparse(uri)
-    return (Path(parsed.path[1:]).absolute().parent / "mlartifacts").as_uri() if parsed.scheme == "sqlite" else None
 
 
 class Tracker:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clara.errors import InputError
-from training.tracking import artefact_location
+from clara.experiments import artefact_location
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,0 +1,312 @@
+"""One page about a MEMORY: what came in and what became of it, lengths, shards, throughput, settings; and the same for a tracking server.
+
+    python -m pipelines.memory_summary --memory DIR [--mlflow URL]
+
+`build_memory` writes the page at its end, as `summary.html` in the MEMORY. It is drawn from what stands there and is no part of the artefact.
+"""
+
+import argparse
+import html
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clara.artefact import atomic_write, manifest_hash, read_manifest
+from clara.errors import InputError, command_line
+from clara.experiments import artefact_location
+from clara.memory import KIND, PLAN, RECORDS
+from clara.tables import read_table
+from pipelines.pictures import bars, line, number
+
+PAGE = "summary.html"
+_NUM_BARS, _NUM_POINTS = 40, 120
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:760px;margin:2em auto;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}td.n{text-align:right}"
+    "svg{width:100%;font-size:11px}.bar{fill:#4a7fb5}.line{fill:none;stroke:#4a7fb5;stroke-width:2}.axis{stroke:#888}"
+    "pre{background:#f4f4f4;padding:1em;overflow:auto}h2{margin-top:2em}"
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the page tells.
+
+    Attributes:
+        name: the MEMORY as it was named.
+        manifest: of the MEMORY.
+        hash: of the manifest.
+        lengths: how many rows have so many tokens `[longest + 1]`.
+        truncated: rows that end inside a sentence or whose title was cut.
+        shards: rows and bytes of each, by name.
+        finished: seconds since the first shard was finished, and rows by then; empty where the place tells no times.
+        run: what only this run knows, as `seconds`.
+    """
+
+    name: str
+    manifest: Mapping[str, Any]
+    hash: str
+    lengths: Sequence[int]
+    truncated: int
+    shards: Mapping[str, tuple[int, int]]
+    finished: Sequence[tuple[float, float]]
+    run: Mapping[str, Any]
+
+    @property
+    def rate(self) -> float:
+        """Documents a second of the run; 0 where it is not known."""
+        seconds = self.run.get("seconds") or 0
+        return float(self.manifest["counts"].get("documents", 0)) / seconds if seconds else 0.0
+
+
+def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
+    """Read what the page tells, one shard after the other.
+
+    Raises:
+        InputError: no finished MEMORY.
+    """
+    manifest = read_manifest(memory, KIND)
+    lengths, truncated = np.zeros(0, np.int64), 0
+    shards: dict[str, tuple[int, int]] = {}
+    times: list[tuple[float, int]] = []
+    for entry in manifest["files"]:
+        shard, _, file = entry["path"].rpartition("/")
+        if not shard:
+            continue
+        rows, size = shards.get(shard, (0, 0))
+        shards[shard] = max(rows, entry.get("rows", 0)), size + entry["bytes"]
+        if file == RECORDS:
+            table = read_table(Path(memory) / entry["path"], ["num_tokens", "truncated"])
+            counts = np.bincount(table["num_tokens"].to_numpy())
+            longest = max(len(lengths), len(counts))
+            lengths = np.pad(lengths, (0, longest - len(lengths))) + np.pad(counts, (0, longest - len(counts)))
+            truncated += int(table["truncated"].to_numpy().sum())
+            plan = Path(memory) / shard / PLAN
+            if plan.is_file():
+                times.append((plan.stat().st_mtime, table.num_rows))
+    return Summary(memory, manifest, manifest_hash(memory), lengths.tolist(), truncated, shards, _cumulated(sorted(times)), dict(run or {}))
+
+
+def _cumulated(times: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
+    for at, rows in times:
+        points.append((at - times[0][0], rows + (points[-1][1] if points else 0)))
+    kept = points[:: max(1, math.ceil(len(points) / _NUM_POINTS))]
+    return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
+
+
+# --- the page ----------------------------------------------------------------------------------------------------------
+
+
+def _grouped(counts: Sequence[int], unit: str) -> tuple[list[int], list[str]]:
+    """A histogram's counts in at most 40 bars, each labelled with its range."""
+    width = max(1, math.ceil(len(counts) / _NUM_BARS))
+    starts = range(0, len(counts), width)
+    labels = [f"{start}" if width == 1 else f"{start} to {start + width - 1}" for start in starts]
+    return [sum(counts[start : start + width]) for start in starts], [f"{label} {unit}" for label in labels]
+
+
+def _table(rows: Iterable[tuple[str, Any]]) -> str:
+    cells = []
+    for name, value in rows:
+        figure = isinstance(value, int | float) and not isinstance(value, bool)
+        shown = number(value) if figure else html.escape(str(value))
+        cells.append(f"<tr><td>{html.escape(name)}</td><td{' class=n' if figure else ''}>{shown}</td></tr>")
+    return f"<table>{''.join(cells)}</table>"
+
+
+def _lengths(summary: Summary) -> str:
+    rows = sum(summary.lengths)
+    tokens = sum(length * count for length, count in enumerate(summary.lengths))
+    limit = summary.manifest["fingerprint_fields"]["max_tokens"]
+    facts = [
+        ("tokens", tokens),
+        ("tokens a chunk, mean", round(tokens / max(1, rows), 1)),
+        ("tokens a chunk, most", max(0, len(summary.lengths) - 1)),
+        ("tokens a chunk, limit", limit),
+        ("chunks cut inside a sentence or title", summary.truncated),
+        ("documents split into several chunks", summary.manifest["counts"].get("documents split", 0)),
+    ]
+    picture = bars(*_grouped(summary.lengths, "tokens"), "chunks by their tokens") if rows else ""
+    return f"<h2>Lengths</h2>{_table(facts)}{picture}"
+
+
+def _shards(summary: Summary) -> str:
+    rows, sizes = [rows for rows, _ in summary.shards.values()], [size for _, size in summary.shards.values()]
+    facts = [("shards and overlays", len(rows)), ("rows, fewest", min(rows)), ("rows, most", max(rows)), ("bytes", sum(sizes))]
+    width = max(1, math.ceil(len(rows) / _NUM_BARS))
+    means = [sum(rows[at : at + width]) / len(rows[at : at + width]) for at in range(0, len(rows), width)]
+    names = list(summary.shards)[::width]
+    return f"<h2>Shards</h2>{_table(facts)}{bars(means, names, 'rows of a shard' if width == 1 else f'rows of a shard, mean of {width}')}"
+
+
+def _throughput(summary: Summary) -> str:
+    facts = [(name, value) for name, value in summary.run.items() if isinstance(value, int | float)]
+    if summary.rate:
+        facts.append(("documents a second, start to end", round(summary.rate, 2)))
+    picture = ""
+    if len(summary.finished) > 1 and summary.finished[-1][0] > summary.finished[0][0]:
+        picture = line(summary.finished, "rows finished by time", "s")
+    return f"<h2>Throughput</h2>{_table(facts)}{picture}" if facts or picture else ""
+
+
+def page(summary: Summary) -> str:
+    """The page as HTML, complete in itself."""
+    manifest = summary.manifest
+    counts = manifest["counts"]
+    reasons = [
+        (f"{what}: {reason}", count)
+        for what, key in (("failed", "dead letters by reason"), ("dropped", "dropped by reason"))
+        for reason, count in counts.get(key, {}).items()
+    ]
+    made = manifest["made_by"]
+    parts = [
+        f"<h1>MEMORY {html.escape(summary.name)}</h1>",
+        _table(
+            [
+                ("rows", counts.get("rows", sum(summary.lengths))),
+                ("codec", manifest["codec"]),
+                ("fingerprint", manifest["fingerprint"]),
+                ("hash of the manifest", summary.hash),
+                ("version of", manifest["parent"] or "none"),
+                ("made", made["created"]),
+            ]
+        ),
+        "<h2>Records</h2>",
+        _table((name, value) for name, value in counts.items() if not isinstance(value, dict)),
+        "<h3>Not used, by reason</h3>" + _table(reasons) if reasons else "<p>Every record was used.</p>",
+        _lengths(summary),
+        _shards(summary),
+        _throughput(summary),
+        "<h2>Fingerprint</h2>" + _table(manifest["fingerprint_fields"].items()),
+        f"<h2>Settings</h2><pre>{html.escape(json.dumps(made['recipe'], indent=1, ensure_ascii=False))}</pre>",
+        "<h2>Versions</h2>" + _table(made["versions"].items()),
+    ]
+    head = f'<meta charset="utf-8"><title>MEMORY {html.escape(summary.name)}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+
+
+def write_page(summary: Summary) -> Path:
+    """Write the page into the MEMORY. Returns its path."""
+    path = Path(summary.name) / PAGE
+    atomic_write(path, page(summary))
+    return path
+
+
+# --- the tracking server -----------------------------------------------------------------------------------------------
+
+
+def tracking_client(url: str) -> Any:
+    """A client of an MLflow tracking server, or of a store that its URL names, which answers.
+
+    Raises:
+        InputError: the package is not installed, or nothing answers there.
+    """
+    try:
+        import mlflow
+    except ImportError as error:
+        raise InputError(
+            f"--mlflow {url}: the package mlflow is not installed; install the extra 'train', or leave --mlflow out"
+        ) from error
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own default waits for minutes
+    try:
+        client = mlflow.MlflowClient(tracking_uri=url)
+        client.search_experiments(max_results=1)
+    except Exception as error:  # each kind of store has errors of its own
+        raise InputError(
+            f"--mlflow {url}: does not answer ({type(error).__name__}: {error}); correct the URL, or start the server"
+        ) from error
+    return client
+
+
+def log_summary(summary: Summary, url: str, experiment: str, page_path: Path) -> str:
+    """Log a MEMORY as one finished run: settings, counts, fingerprint and hash, and the page. Returns the run's id.
+
+    Raises:
+        InputError: as of `tracking_client`, or the server refuses.
+    """
+    client = tracking_client(url)
+    manifest = summary.manifest
+    try:
+        found = client.get_experiment_by_name(experiment)
+        where = found.experiment_id if found else client.create_experiment(experiment, artifact_location=artefact_location(url))
+        run = client.create_run(where, run_name=Path(summary.name).name, tags={"artefact": KIND, "memory": summary.name})
+        number_of = run.info.run_id
+        for name, value in {**manifest["fingerprint_fields"], **_flat(manifest["made_by"]["recipe"])}.items():
+            client.log_param(number_of, name, str(value)[:500])
+        client.set_tag(number_of, "fingerprint", manifest["fingerprint"])
+        client.set_tag(number_of, "memory_hash", summary.hash)
+        figures = {**_flat(manifest["counts"]), **summary.run, "documents_per_second": summary.rate}
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                client.log_metric(number_of, name.replace(" ", "_"), float(value))
+        client.log_artifact(number_of, str(page_path))
+        client.set_terminated(number_of)
+    except Exception as error:  # as above
+        raise InputError(f"--mlflow {url}: refuses ({type(error).__name__}: {error}); log it later: {again(summary.name, url)}") from error
+    return str(number_of)
+
+
+def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> None:
+    """Write the page at the end of a job, and log it where that was asked for.
+
+    Raises:
+        InputError: the tracking server refuses; the MEMORY is finished all the same.
+    """
+    summary = summarise(memory, {name: counts[name] for name in ("seconds", "shards", "shards reused")})
+    path = write_page(summary)
+    print(f"{'summary':>28}  {path}")
+    if url:
+        print(f"{'run':>28}  {log_summary(summary, url, experiment, path)}")
+
+
+def again(memory: str, url: str) -> str:
+    """The command that logs a MEMORY that is there."""
+    return f"python -m pipelines.memory_summary --memory {memory} --mlflow {url}"
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names; lists are left out, as a corpus' files are too many for parameters."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, f"{before}{name}.")
+        elif not isinstance(value, list):
+            found[f"{before}{name}"] = value
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = argparse.ArgumentParser(
+        prog="python -m pipelines.memory_summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parse.add_argument("--memory", required=True, metavar="DIR", help="a finished MEMORY; its summary.html is written anew")
+    parse.add_argument("--mlflow", default="", metavar="URL", help="log it to this tracking server too (default: none)")
+    parse.add_argument("--mlflow-experiment", default="corpus", help="experiment that the run belongs to (default: %(default)s)")
+    parse.add_argument("--dry-run", action="store_true", help="print what would be written and logged, and stop")
+    return parse
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line."""
+    args = parser().parse_args(argv)
+    summary = summarise(args.memory)
+    if args.dry_run:
+        print(json.dumps({"page": str(Path(args.memory) / PAGE), "rows": sum(summary.lengths), "mlflow": args.mlflow}, indent=1))
+        return 0
+    path = write_page(summary)
+    print(path)
+    if args.mlflow:
+        print(f"run {log_summary(summary, args.mlflow, args.mlflow_experiment, path)}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
