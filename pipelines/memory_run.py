@@ -25,7 +25,8 @@ from pipelines.local_job import add_local_job
 from pipelines.local_workers import again_when_killed
 from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import OUTCOME, Job, read_outcome
-from pipelines.memory_summary import tell, tracking_client
+from pipelines.memory_summary import tell
+from pipelines.memory_tracking import tracking_client
 from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
 from pipelines.runner import LOCAL, LOCK, beam_options, execute, locked, make_pipeline, num_cores

@@ -9,7 +9,6 @@ import argparse
 import html
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +17,10 @@ from typing import Any
 import numpy as np
 
 from clara.artefact import atomic_write, manifest_hash, read_manifest
-from clara.errors import InputError, command_line
-from clara.experiments import artefact_location
+from clara.errors import command_line
 from clara.memory import KIND, PLAN, RECORDS
 from clara.tables import read_table
+from pipelines.memory_tracking import log_memory
 from pipelines.pictures import bars, line, number
 
 PAGE = "summary.html"
@@ -63,6 +62,12 @@ class Summary:
         """Documents a second of the run; 0 where it is not known."""
         seconds = self.run.get("seconds") or 0
         return float(self.manifest["counts"].get("documents", 0)) / seconds if seconds else 0.0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is logged beside the manifest's counts."""
+        known = {name: float(value) for name, value in self.run.items() if isinstance(value, int | float)}
+        return {**known, "documents per second": self.rate, "tokens": float(sum(at * count for at, count in enumerate(self.lengths)))}
 
 
 def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
@@ -199,58 +204,7 @@ def write_page(summary: Summary) -> Path:
     return path
 
 
-# --- the tracking server -----------------------------------------------------------------------------------------------
-
-
-def tracking_client(url: str) -> Any:
-    """A client of an MLflow tracking server, or of a store that its URL names, which answers.
-
-    Raises:
-        InputError: the package is not installed, or nothing answers there.
-    """
-    try:
-        import mlflow
-    except ImportError as error:
-        raise InputError(
-            f"--mlflow {url}: the package mlflow is not installed; install the extra 'train', or leave --mlflow out"
-        ) from error
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own default waits for minutes
-    try:
-        client = mlflow.MlflowClient(tracking_uri=url)
-        client.search_experiments(max_results=1)
-    except Exception as error:  # each kind of store has errors of its own
-        raise InputError(
-            f"--mlflow {url}: does not answer ({type(error).__name__}: {error}); correct the URL, or start the server"
-        ) from error
-    return client
-
-
-def log_summary(summary: Summary, url: str, experiment: str, page_path: Path) -> str:
-    """Log a MEMORY as one finished run: settings, counts, fingerprint and hash, and the page. Returns the run's id.
-
-    Raises:
-        InputError: as of `tracking_client`, or the server refuses.
-    """
-    client = tracking_client(url)
-    manifest = summary.manifest
-    try:
-        found = client.get_experiment_by_name(experiment)
-        where = found.experiment_id if found else client.create_experiment(experiment, artifact_location=artefact_location(url))
-        run = client.create_run(where, run_name=Path(summary.name).name, tags={"artefact": KIND, "memory": summary.name})
-        number_of = run.info.run_id
-        for name, value in {**manifest["fingerprint_fields"], **_flat(manifest["made_by"]["recipe"])}.items():
-            client.log_param(number_of, name, str(value)[:500])
-        client.set_tag(number_of, "fingerprint", manifest["fingerprint"])
-        client.set_tag(number_of, "memory_hash", summary.hash)
-        figures = {**_flat(manifest["counts"]), **summary.run, "documents_per_second": summary.rate}
-        for name, value in figures.items():
-            if isinstance(value, int | float):
-                client.log_metric(number_of, name.replace(" ", "_"), float(value))
-        client.log_artifact(number_of, str(page_path))
-        client.set_terminated(number_of)
-    except Exception as error:  # as above
-        raise InputError(f"--mlflow {url}: refuses ({type(error).__name__}: {error}); log it later: {again(summary.name, url)}") from error
-    return str(number_of)
+# --- the command ---------------------------------------------------------------------------------------------------------
 
 
 def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> None:
@@ -263,23 +217,7 @@ def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> N
     path = write_page(summary)
     print(f"{'summary':>28}  {path}")
     if url:
-        print(f"{'run':>28}  {log_summary(summary, url, experiment, path)}")
-
-
-def again(memory: str, url: str) -> str:
-    """The command that logs a MEMORY that is there."""
-    return f"python -m pipelines.memory_summary --memory {memory} --mlflow {url}"
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested settings under dotted names; lists are left out, as a corpus' files are too many for parameters."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value, f"{before}{name}.")
-        elif not isinstance(value, list):
-            found[f"{before}{name}"] = value
-    return found
+        print(f"{'run':>28}  {log_memory(memory, summary.manifest, summary.hash, summary.figures, path, url, experiment)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -304,7 +242,7 @@ def main(argv: Sequence[str]) -> int:
     path = write_page(summary)
     print(path)
     if args.mlflow:
-        print(f"run {log_summary(summary, args.mlflow, args.mlflow_experiment, path)}")
+        print(f"run {log_memory(args.memory, summary.manifest, summary.hash, summary.figures, path, args.mlflow, args.mlflow_experiment)}")
     return 0
 
 

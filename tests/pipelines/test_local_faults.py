@@ -86,13 +86,14 @@ def children(pid: int) -> list[int]:
 def wait_for_shards(job: "subprocess.Popen[Any]", memory: Path, started: float, count: int) -> None:
     while len(finished_shards(memory, started)) < count:
         assert job.poll() is None, job.communicate()
-        assert time.time() - started < 240
+        assert time.time() - started < 600
         time.sleep(0.02)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus.jsonl", 1500)
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 1000)
     arguments = command(corpus, tmp_path / "memory", tiny_checkpoint, "--num-shards=40", "--num-workers=2", "--batch-tokens=200")
     started = time.time()
     job = subprocess.Popen([sys.executable, "-m", "pipelines.build_memory", *arguments], stderr=subprocess.PIPE, text=True)
@@ -100,7 +101,7 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time
     workers = children(job.pid)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    _, told = job.communicate(timeout=280)
+    _, told = job.communicate(timeout=600)
     assert job.returncode == 0, told
     assert "a worker process was killed" in told
     assert len(finished_shards(tmp_path / "memory", started)) == 40
