@@ -40,7 +40,8 @@ from pipelines.memory_job import (
     tally,
     trained_codebook,
 )
-from pipelines.memory_outcome import BEYOND_LIMIT, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE, Job
+from pipelines.memory_outcome import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE, Job
+from pipelines.progress import Reading
 from pipelines.spill import (
     NUM_PARTITIONS,
     SpillWriter,
@@ -175,6 +176,22 @@ def write_letters_part(part: int, num_parts: int, job: Job) -> dict[str, Any]:
     """One part of the dead-letter dataset, from what was put aside. Returns its manifest entry."""
     found = (DeadLetter(*values) for _, values in read_lines(files_of(job.spill, _LETTERS), *partitions_of_shard(part, num_parts)))
     return write_part((part, (letter for letter in found if number_of(letter) % num_parts == part)), num_parts, job.output)
+
+
+class ReadSoFar:
+    """How many units' chunks are on disk, told by their notes, each of which is read once."""
+
+    def __init__(self, spill: str, num_units: int) -> None:
+        self._spill, self._num_units = Path(spill), num_units
+        self._known: dict[str, tuple[int, int]] = {}
+
+    def __call__(self) -> Reading:
+        """As of now."""
+        for path in self._spill.glob("unit-??????.json"):
+            if path.name not in self._known and (report := noted_report(path)):
+                self._known[path.name] = report["tallies"].get(DOCUMENTS, 0), report["tallies"].get(CHUNKS, 0)
+        documents, chunks = (sum(counts[i] for counts in self._known.values()) for i in range(2))
+        return Reading(len(self._known), self._num_units, documents, chunks)
 
 
 # --- steps -------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
 from pipelines.dead_letters import NAME
 from pipelines.filters import make_filters
-from pipelines.local_job import add_local_job
+from pipelines.local_job import ReadSoFar, add_local_job
 from pipelines.local_workers import again_when_killed
 from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import OUTCOME, Job, read_outcome
@@ -211,7 +211,8 @@ def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool
     output = Path(job.output)
     started = time.time()
     (add_local_job if job.spill else add_memory_job)(pipeline, units, job)
-    with progress_bar(output, started, quiet=quiet):
+    reading = ReadSoFar(job.spill, len(units)) if job.spill else None
+    with progress_bar(output, started, quiet=quiet, reading=reading):
         counted = execute(pipeline)
     _LOG.info("counters of the runner: %s", counted)
     counts = read_outcome(output)

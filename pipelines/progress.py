@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +39,28 @@ class ShardProgress:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the files tell: chunks done, chunks in all (known for the shards that have begun, estimated from these for the others)."""
+    """What the files tell: chunks done, chunks in all (known for the shards that have begun, estimated from these for the others); shards, too."""
 
     done: int
     total: int
+    shards_done: int = 0
+    num_shards: int = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far a corpus is read: pieces done and planned, documents and chunks in them."""
+
+    units_done: int
+    num_units: int
+    documents: int
+    chunks: int
+
+    def told(self, seconds: float) -> str:
+        """In words, after so many seconds."""
+        left = seconds * (self.num_units - self.units_done) / self.units_done if self.units_done else 0.0
+        rest = f", {tqdm.format_interval(left)} left" if self.units_done else ""
+        return f"read {self.units_done:,} of {self.num_units:,} pieces, {self.documents:,} documents ({self.documents / seconds:,.1f} a second){rest}"
 
 
 def seen(directory: Path, started: float) -> Seen | None:
@@ -52,7 +70,7 @@ def seen(directory: Path, started: float) -> Seen | None:
         directory: the MEMORY that is being written.
         started: time in seconds since the epoch; what was told before does not count.
     """
-    done, known, shards = 0, 0, []
+    done, known, finished, shards = 0, 0, 0, []
     for file in directory.glob(f"*shard-*/{PROGRESS}"):
         try:
             if file.stat().st_mtime < started:
@@ -62,11 +80,18 @@ def seen(directory: Path, started: float) -> Seen | None:
             continue
         if said:  # else it is being written just now
             done, known = done + int(said[1]), known + int(said[2])
+            finished += said[1] == said[2]
             shards.append(file.parent.name)
     if not shards:
         return None
     num_shards = int(shards[0].rpartition("-")[2])
-    return Seen(done, max(known, round(known * num_shards / len(shards))))
+    return Seen(done, max(known, round(known * num_shards / len(shards))), finished, num_shards)
+
+
+def shards_told(now: Seen, reading: Reading | None, chunks_a_second: float) -> str:
+    """Shards done of planned, and documents a second where it is known how many chunks a document has."""
+    rate = chunks_a_second * reading.documents / reading.chunks if reading and reading.chunks else 0.0
+    return f"{now.shards_done:,} of {now.num_shards:,} shards" + (f", {rate:,.1f} documents a second" if rate else "")
 
 
 def finished_shards(directory: Path, started: float) -> list[str]:
@@ -82,7 +107,15 @@ def finished_shards(directory: Path, started: float) -> list[str]:
 
 
 @contextmanager
-def progress_bar(directory: Path, started: float, *, quiet: bool, what: str = "chunks", doing: str = "compress") -> Iterator[None]:
+def progress_bar(
+    directory: Path,
+    started: float,
+    *,
+    quiet: bool,
+    what: str = "chunks",
+    doing: str = "compress",
+    reading: Callable[[], Reading] | None = None,
+) -> Iterator[None]:
     """A bar of what is done, with rate and time left, while the job runs inside.
 
     Args:
@@ -91,6 +124,7 @@ def progress_bar(directory: Path, started: float, *, quiet: bool, what: str = "c
         quiet: no bar.
         what: is counted.
         doing: what is done with it; until the first shard begins, it is read.
+        reading: tells how far that is; None: nobody knows.
     """
     if quiet:
         yield
@@ -98,14 +132,21 @@ def progress_bar(directory: Path, started: float, *, quiet: bool, what: str = "c
     stop = threading.Event()
 
     def watch() -> None:
+        begun = 0.0
         with tqdm(total=0, unit=f" {what}", desc="read", dynamic_ncols=True) as bar:
             while True:
                 ended = stop.wait(_POLL_SECONDS)
                 now = seen(directory, started)
+                read = reading() if reading else None
                 if now is not None:
+                    begun = begun or time.time()
                     bar.total = now.total
                     bar.set_description(doing, refresh=False)
+                    if now.num_shards:
+                        bar.set_postfix_str(shards_told(now, read, now.done / max(time.time() - begun, _POLL_SECONDS)), refresh=False)
                     bar.update(now.done - bar.n)
+                elif read:
+                    bar.set_description_str(read.told(max(time.time() - started, _POLL_SECONDS)))
                 if ended:
                     return
 

@@ -404,9 +404,9 @@ def test_progress_counts_chunks_and_estimates_the_shards_that_have_not_begun(tmp
     first.tell(10)
     second.tell(0)
     second.tell(5)  # within the same second: not told
-    assert seen(tmp_path, before) == Seen(done=10, total=44)
+    assert seen(tmp_path, before) == Seen(done=10, total=44, shards_done=1, num_shards=4)
     second.tell(12)
-    assert seen(tmp_path, before) == Seen(done=22, total=44)
+    assert seen(tmp_path, before) == Seen(done=22, total=44, shards_done=2, num_shards=4)
     stale = tmp_path / "shard-00000-of-00004" / PROGRESS
     os.utime(stale, (before - 10, before - 10))
-    assert seen(tmp_path, before) == Seen(done=12, total=48)
+    assert seen(tmp_path, before) == Seen(done=12, total=48, shards_done=1, num_shards=4)

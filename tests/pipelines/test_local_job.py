@@ -13,6 +13,7 @@ from clara.artefact import read_manifest, sha256_file
 from clara.memory import MemoryStore
 from pipelines import local_job, memory_run, units
 from pipelines.build_memory import main
+from pipelines.progress import Reading, Seen, shards_told
 
 Job = Callable[..., Path]
 
@@ -159,3 +160,16 @@ def test_the_spill_may_lie_elsewhere(build: Job, tmp_path: Path, monkeypatch: py
     assert seen == [True]
     assert not (tmp_path / "aside").exists()
     assert not (memory / ".spill").exists()
+
+
+def test_progress_is_told_in_pieces_documents_and_shards(tmp_path: Path) -> None:
+    so_far = local_job.ReadSoFar(str(tmp_path), 4)
+    assert so_far() == Reading(0, 4, 0, 0)
+    assert so_far().told(2.0) == "read 0 of 4 pieces, 0 documents (0.0 a second)"
+    (tmp_path / "unit-000001.json").write_text(json.dumps({"tallies": {"documents": 10, "chunks": 30}}))
+    (tmp_path / "unit-000002.survey.json").write_text(json.dumps({"documents": 99}))
+    (tmp_path / "unit-000003.json").write_text("{half")
+    assert so_far() == Reading(1, 4, 10, 30)
+    assert so_far().told(20.0) == "read 1 of 4 pieces, 10 documents (0.5 a second), 01:00 left"
+    assert shards_told(Seen(90, 300, 3, 12), so_far(), 60.0) == "3 of 12 shards, 20.0 documents a second"
+    assert shards_told(Seen(90, 300, 3, 12), None, 60.0) == "3 of 12 shards"

@@ -1,0 +1,262 @@
+"""Compressing documents: this job's way against the naive one, side by side, and against what the machine's matrix products allow.
+
+    python -m benchmarks.corpus_job --base FOLDER --input documents.jsonl --documents 64
+
+Ours: one process a core, each with one thread, batches by token budget of chunks sorted by length, the trunk alone. Naive, as a published
+reference does it: one process with a thread a core, documents as they come, each padded on the left to the maximum, the full language-model head,
+every layer's states kept. Both run the same adapter on the same chunks, their memory is compared, and they take turns.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.environment import RESULTS, environment, save
+from benchmarks.processes import python, run_measured
+from clara import lora
+from clara.checkpoint import fresh_model, load_checkpoint, save_checkpoint
+from clara.config import Backbone, Config, Model
+from clara.corpus import read_rows, to_document
+from clara.encode import compress_chunks, plan_batches
+from clara.lora import Route
+from clara.model import COMPRESSOR, ClaraModel
+from clara.records import Chunk, input_text
+
+_BATCH_TOKENS = 4096
+_NAIVE_ROWS = 8  # of a batch; the published scripts' own
+_PRODUCT, _PRODUCT_SECONDS = 1024, 2.0
+_MODEL: list[ClaraModel] = []
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(
+        prog="python -m benchmarks.corpus_job", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    found.add_argument("--base", type=Path, required=True, help="folder of the LM, as python -m infra.base_model makes it")
+    found.add_argument("--input", type=Path, required=True, help="documents as JSONL with title and text")
+    found.add_argument("--documents", type=int, default=64, help="documents to compress, the first ones (default: 64)")
+    found.add_argument("--max-tokens", type=int, default=256, help="tokens of a chunk, and what the naive way pads to (default: 256)")
+    found.add_argument("--memory-tokens", type=int, default=16, help="memory tokens of a chunk (default: 16)")
+    found.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type that both compute in (default: float32)")
+    found.add_argument("--repeats", type=int, default=3, help="turns of each way (default: 3)")
+    found.add_argument("--num-workers", type=int, default=2, help="processes of ours, threads of the naive way (default: 2)")
+    found.add_argument("--output", type=Path, default=RESULTS / "corpus_job", help="folder of the results")
+    return found
+
+
+# --- what the processes do ---------------------------------------------------------------------------------------------
+
+
+def load(checkpoint: str, dtype: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    _MODEL[:] = [load_checkpoint(checkpoint, Backbone(dtype=dtype)).eval()]
+
+
+def ours(chunks: Sequence[Chunk]) -> NDArray[np.float32]:
+    memory, failures = compress_chunks(_MODEL[0], chunks, batch_tokens=_BATCH_TOKENS)
+    assert not failures, failures[0].reason
+    return memory
+
+
+@torch.no_grad()
+def naive(job: tuple[Sequence[Chunk], int]) -> NDArray[np.float32]:
+    """Memory `[n, M, D]`, each chunk padded on the left to `max_tokens` and what stands around a text."""
+    chunks, max_tokens = job
+    model = _MODEL[0]
+    num_memory = model.num_memory_tokens
+    longest = int(model.settings.markers) + len(model.input_ids([0] * max_tokens))
+    memory_tokens, markers, _ = model.slots()
+    out = []
+    for begin in range(0, len(chunks), _NAIVE_ROWS):
+        rows, mask = [], []
+        for chunk in chunks[begin : begin + _NAIVE_ROWS]:
+            ids = torch.tensor(model.input_ids(model.document_ids(input_text(chunk.title, chunk.text))))
+            embedded = model.backbone.embed(ids)
+            front = markers[:1].to(embedded.dtype) if model.settings.markers else embedded[:0]
+            padding = embedded.new_zeros(longest - len(front) - len(ids), embedded.shape[1])
+            rows.append(torch.cat([padding, front, embedded, memory_tokens.to(embedded.dtype)]))
+            mask.append(torch.arange(longest + num_memory) >= len(padding))
+        mask_BL = torch.stack(mask).long()
+        with lora.routed(Route(COMPRESSOR)):
+            found = model.backbone.lm(
+                inputs_embeds=torch.stack(rows),
+                attention_mask=mask_BL,
+                position_ids=(mask_BL.cumsum(dim=1) - 1).clamp(min=0),
+                output_hidden_states=True,
+                use_cache=False,
+            )
+        out.append(found.hidden_states[-1][:, -num_memory:].float().numpy())
+    return np.concatenate(out)
+
+
+def products(dtype: str) -> float:
+    """Floating-point operations a second of one process' square matrix products, for some seconds."""
+    kind = getattr(torch, dtype)
+    left, right = (torch.randn(_PRODUCT, _PRODUCT).to(kind) for _ in range(2))
+    left @ right
+    begin, count = time.monotonic(), 0
+    while time.monotonic() - begin < _PRODUCT_SECONDS:
+        left @ right
+        count += 1
+    return 2 * _PRODUCT**3 * count / (time.monotonic() - begin)
+
+
+# --- the comparison ----------------------------------------------------------------------------------------------------
+
+
+def flops_a_token(model: ClaraModel, length: float) -> float:
+    """Of the trunk for one token of a text of so many: two a weight, and the attention's products."""
+    weights = sum(
+        p.numel()
+        for name, p in model.backbone.lm.named_parameters()
+        if "embed" not in name and "lm_head" not in name and "lora" not in name
+    )
+    shape = model.backbone.lm.config
+    return 2 * weights + 2 * 2 * shape.num_hidden_layers * shape.num_attention_heads * shape.head_dim * length / 2
+
+
+def chunked(args: argparse.Namespace, checkpoint: Path) -> list[Chunk]:
+    from pipelines.chunking import chunk_document  # Beam comes with the next one
+    from pipelines.memory_job import checkpoint_tokens
+
+    tokens = checkpoint_tokens(str(checkpoint))
+    chunks: dict[str, Chunk] = {}
+    for place, (number, row) in enumerate(read_rows(str(args.input))):
+        if place == args.documents:
+            break
+        for chunk in chunk_document(to_document(row, str(args.input), number), tokens, args.max_tokens, 0):
+            chunks[chunk.chunk_id] = chunk
+    return list(chunks.values())
+
+
+def share_of_padding(lengths: Sequence[Sequence[int]], num_memory_tokens: int, around: int) -> float:
+    """Of the tokens that shards of these lengths are computed with, `around` each text included."""
+    real = padded = 0
+    for shard in lengths:
+        ordered = sorted(shard)
+        for batch in plan_batches(ordered, _BATCH_TOKENS, num_memory_tokens):
+            real += sum(ordered[i] + around for i in batch)
+            padded += (ordered[batch[-1]] + around) * len(batch)
+    return 1 - real / padded
+
+
+def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) -> dict[str, Any]:
+    """Seconds of each way by turn, operations a second of the products in between, and how far the memories are apart."""
+    start = multiprocessing.get_context("spawn")
+    shards = [chunks[worker :: args.num_workers] for worker in range(args.num_workers)]
+    seconds: dict[str, list[float]] = {"ours": [], "naive": []}
+    ceilings: list[float] = []
+    with (
+        start.Pool(args.num_workers, load, (str(checkpoint), args.dtype, 1)) as workers,
+        start.Pool(1, load, (str(checkpoint), args.dtype, args.num_workers)) as alone,
+    ):
+        workers.map(ours, [shard[:1] for shard in shards], 1)  # models are loaded by then
+        alone.map(naive, [(chunks[:1], args.max_tokens)])
+        for turn in range(args.repeats):
+            begin = time.monotonic()
+            fast = workers.map(ours, shards, 1)
+            seconds["ours"].append(time.monotonic() - begin)
+            ceilings.append(sum(workers.map(products, [args.dtype] * args.num_workers, 1)))
+            begin = time.monotonic()
+            (slow,) = alone.map(naive, [(chunks, args.max_tokens)])
+            seconds["naive"].append(time.monotonic() - begin)
+            print(f"turn {turn + 1} of {args.repeats}: ours {seconds['ours'][-1]:.1f} s, naive {seconds['naive'][-1]:.1f} s", flush=True)
+    together = np.empty_like(slow)
+    for worker, memory in enumerate(fast):
+        together[worker :: args.num_workers] = memory
+    apart = float(np.abs(together - slow).max() / np.abs(slow).max())
+    return {"seconds": seconds, "products_flops": ceilings, "largest_difference": apart}
+
+
+def whole_job(args: argparse.Namespace, checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """The command from start to end, with its processes' memory."""
+    command = python("pipelines.build_memory", "--input", str(args.input.resolve()), "--output", str(folder / "memory"))
+    command += ["--checkpoint", str(checkpoint), f"--dtype={args.dtype}", f"--num-workers={args.num_workers}"]
+    usage = run_measured([*command, f"--limit={args.documents}", f"--max-tokens={args.max_tokens}"], log=folder / "log")
+    return {"seconds": usage.seconds, "processor_seconds": usage.processor_seconds, "peak_pss_bytes": usage.pss}
+
+
+def main(argv: list[str]) -> int:
+    args = parser().parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shape = Model(num_memory_tokens=args.memory_tokens, max_document_tokens=args.max_tokens)
+        config = Config(backbone=Backbone(path=str(args.base.resolve()), dtype=args.dtype), model=shape)
+        model = fresh_model(config)
+        save_checkpoint(model, folder / "checkpoint", stage="pretrain", recipe={"made_by": "benchmarks"})
+        chunks = chunked(args, folder / "checkpoint")
+        lengths = [chunk.num_tokens for chunk in chunks]
+        around = len(model.input_ids([])) + int(model.settings.markers) + args.memory_tokens
+        found = take_turns(args, folder / "checkpoint", chunks)
+        job = whole_job(args, folder / "checkpoint", folder)
+    tokens = sum(lengths)
+    ratios = [slow / fast for fast, slow in zip(found["seconds"]["ours"], found["seconds"]["naive"], strict=True)]
+    median = {way: statistics.median(found["seconds"][way]) for way in found["seconds"]}
+    needed = sum((length + around) * flops_a_token(model, length + around) for length in lengths)
+    used = [needed / fast / ceiling for fast, ceiling in zip(found["seconds"]["ours"], found["products_flops"], strict=True)]
+    result = {
+        **environment("benchmarks.corpus_job"),
+        "chunks": len(chunks),
+        "tokens": tokens,
+        "mean_tokens": tokens / len(chunks),
+        **found,
+        "times_the_naive_way": ratios,
+        "documents_a_second": {way: len(chunks) / value for way, value in median.items()},
+        "tokens_a_second": {way: tokens / value for way, value in median.items()},
+        "padding_share": {
+            "ours": share_of_padding([lengths[w :: args.num_workers] for w in range(args.num_workers)], args.memory_tokens, around),
+            "naive": 1 - (tokens + around * len(chunks)) / (len(chunks) * (args.max_tokens + around)),
+        },
+        "utilisation": {
+            "ours": used,
+            "naive": [needed / s / c for s, c in zip(found["seconds"]["naive"], found["products_flops"], strict=True)],
+        },
+        "whole_job": job,
+    }
+    save(args.output, result, markdown(result))
+    print(markdown(result))
+    return 0
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The figures as a page."""
+    rows = ["| | ours | naive |", "|---|---|---|"]
+    for title, key, digits in (
+        ("chunks a second", "documents_a_second", 2),
+        ("tokens a second", "tokens_a_second", 0),
+        ("padding", "padding_share", 3),
+    ):
+        rows.append(f"| {title} | {result[key]['ours']:.{digits}f} | {result[key]['naive']:.{digits}f} |")
+    used = {way: statistics.median(values) for way, values in result["utilisation"].items()}
+    rows.append(f"| operations of real tokens, share of the machine's matrix products | {used['ours']:.2f} | {used['naive']:.2f} |")
+    ratios, job = result["times_the_naive_way"], result["whole_job"]
+    return "\n".join(
+        [
+            "# Compressing documents",
+            "",
+            f"`{result['command']}`",
+            "",
+            f"{result['chunks']} chunks of {result['mean_tokens']:.0f} tokens on average; {result['processor']}, {result['cores']} cores, load {result['load_average']}.",
+            "",
+            *rows,
+            "",
+            f"Ours is {statistics.median(ratios):.1f} times as fast (turns: {', '.join(f'{r:.1f}' for r in ratios)}). "
+            f"The memories differ by at most {result['largest_difference']:.1e} of the largest number.",
+            f"The whole command, with start and reading: {job['seconds']:.0f} s, peak of all processes {job['peak_pss_bytes'] / 2**20:.0f} MiB (PSS).",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
