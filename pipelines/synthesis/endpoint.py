@@ -27,7 +27,12 @@ _LONGEST_BREAK_SECONDS = 600.0
 _FAILURES_IN_A_ROW = 10
 _BYTES_PER_TOKEN = 3  # rather a token too many; what the endpoint counts corrects it
 _TOLD_CHARACTERS = 300
-_FATAL = {401: "the key", 403: "the key's rights", 404: "the URL and --model-name", 405: "the URL"}
+_FATAL = {
+    401: "the key in the environment variable {}, where the workers run",
+    403: "the key's rights",
+    404: "the URL and --model-name",
+    405: "the URL",
+}
 
 
 @dataclass(frozen=True)
@@ -262,7 +267,7 @@ class Endpoint:
             )
         status = error.status_code if isinstance(error, openai.APIStatusError) else 0
         if status in _FATAL:
-            self._stop(f"refuses with {self._told(error)}; check {_FATAL[status]}")
+            self._stop(f"refuses with {self._told(error)}; check {_FATAL[status].format(self._settings.key_variable)}")
         if error.code == "insufficient_quota":
             self._stop(f"has no more quota: {self._told(error)}; add some")
         if status not in (408, 409, 429) and status < 500:

@@ -33,7 +33,8 @@ from pipelines.synthesis.cache import FILE as CACHE_FILE
 from pipelines.synthesis.endpoint import EndpointSettings, check_url, only_model
 from pipelines.synthesis.estimate import Cost, pieces
 from pipelines.synthesis.folder import FolderSettings
-from pipelines.synthesis.job import SPENDING, Chunking, Job, add_estimate, add_synthesis_job, remove_work
+from pipelines.synthesis.job import SPENDING, add_estimate, add_synthesis_job
+from pipelines.synthesis.outcome import Chunking, Job, remove_work
 from pipelines.synthesis.prompts import load_templates
 from pipelines.synthesis.shards import WORK
 from pipelines.synthesis.streams import FAILED, KINDS, Settings
