@@ -9,7 +9,7 @@ Joint training, each from the same start and for as many steps, the query reason
   joint     drawn to each candidate's own answer likelihood, scored once (`utility`); no label enters the loss
   labels    multi-positive InfoNCE on the annotated supporting paragraphs
   answer    straight-through top-k and the answer's loss, from where `joint` ended
-  cut       as `joint`, no gradient from the answer to the scores (the control)
+  cut       as `joint`, no gradient from the answer to the scores (the control): as nothing else trains, two steps show that its weights are the start's
   shuffled  as `joint`, with the answers handed on among the training questions before they are scored (the other control)
 """
 
@@ -132,7 +132,7 @@ class Evidence:
         steps = {
             "joint": Step("Joint: by utility", self._joint("joint", utilities="utilities")),
             "labels": Step("Joint: by labels", self._joint("labels", "joint.labels_weight=1", "joint.utility_weight=0")),
-            "cut": Step("Control: gradient cut", self._joint("cut", "joint.cut_gradient=true", utilities="utilities")),
+            "cut": Step("Control: gradient cut", self._joint("cut", "joint.cut_gradient=true", "joint.steps=2", utilities="utilities")),
             "shuffled-utilities": Step("Control: score with the answers handed on", self._utilities("shuffled", "shuffled-utilities")),
             "shuffled": Step("Control: answers handed on", self._joint("shuffled", questions="shuffled", utilities="shuffled-utilities")),
             "answer": Step("Joint: straight-through, from joint", self._straight_through()),
