@@ -17,7 +17,7 @@ import argparse
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from clara.artefact import atomic_write
@@ -29,7 +29,7 @@ from infra.evidence_data import SPLITS
 CONFIG = "infra/configs/evidence.toml"
 TRAINED = ("labels", "joint", "answer", "cut", "shuffled")
 """Systems that joint training makes; `start` is what all of them but `answer` begin from."""
-SECONDS = "seconds.json"
+SECONDS, COMMANDS = "seconds.json", "commands.json"
 
 
 @dataclass(frozen=True)
@@ -97,11 +97,13 @@ class Evidence:
         workers: int = 1,
         dtype: str = "",
         systems: tuple[str, ...] = TRAINED,
+        text: bool = True,
     ) -> None:
         self.data, self.output, self.size, self.dense, self.start, self.workers = data, output, size, dense, start, workers
         self.base = backbone or relative(output.parent / "base")
         self.unpack = not backbone
         self.systems = systems
+        self.baselines = ["bm25", *["dense"] * bool(dense), *["text"] * text]
         self.dtype = dtype or ("bfloat16" if multiplies_bfloat16() else "float32")
 
     def path(self, name: str) -> str:
@@ -191,7 +193,7 @@ class Evidence:
         ]  # fmt: skip
 
     def _evaluation(self) -> list[str]:
-        baselines = ["--baselines", "bm25,dense,text", "--dense-model", self.dense] if self.dense else ["--baselines", "bm25,text"]
+        baselines = ["--baselines", ",".join(self.baselines), *(["--dense-model", self.dense] if self.dense else [])]
         answers = ["--generate", str(self.size.generated), "--generate-conditions", "pool,right,wrong,none", "--max-new-tokens", "10"]
         return self._evaluate("evaluation", self._systems(self.systems), *baselines, *answers)
 
@@ -253,6 +255,8 @@ def main(argv: list[str]) -> int:
     )
     add("--quick", action="store_true", help="the whole chain at a size that proves nothing, in minutes")
     add("--dry-run", action="store_true", help="print the commands by name and stop")
+    add("--generate", type=int, default=-1, metavar="N", help="questions of each set that are answered in words (default: by the size)")
+    add("--no-text", action="store_true", help="leave standard RAG out: the plain LM on raw passages, the dearest part of the evaluation")
     add(
         "--systems",
         nargs="+",
@@ -261,8 +265,11 @@ def main(argv: list[str]) -> int:
         help="what joint training makes (default: all); more can follow later",
     )
     options = parser.parse_args(argv)
+    size = QUICK if options.quick else WHOLE
+    if options.generate >= 0:
+        size = replace(size, generated=options.generate)
     evidence = Evidence(
-        Path(options.data).absolute(), Path(options.output).absolute(), QUICK if options.quick else WHOLE, backbone=options.backbone,
+        Path(options.data).absolute(), Path(options.output).absolute(), size, text=not options.no_text, backbone=options.backbone,
         dense=options.dense_model, start=options.start, workers=options.workers, dtype=options.dtype, systems=tuple(name for name in TRAINED if name in options.systems),
     )  # fmt: skip
     steps = evidence.steps()
@@ -273,8 +280,12 @@ def main(argv: list[str]) -> int:
         print("\n".join(f"{n}: {shlex.join(['python' if p == sys.executable else p for p in s.command])}" for n, s in chosen.items()))
         return 0
     evidence.output.mkdir(parents=True, exist_ok=True)
-    typed = shlex.join(["python", "-m", "infra.evidence", *argv])
-    atomic_write(evidence.output / "command.json", json.dumps(typed) + "\n")
+    # Where folders lie on this machine says nothing to anybody else.
+    folders = {options.output: "RUN", options.backbone: "MODEL_FOLDER", options.dense_model: "DENSE_FOLDER"}
+    typed = shlex.join(["python", "-m", "infra.evidence", *(folders.get(part, part) for part in argv)])
+    commands = evidence.output / COMMANDS
+    earlier = json.loads(commands.read_text(encoding="utf-8")) if commands.is_file() else []
+    atomic_write(commands, json.dumps([*(c for c in earlier if c != typed), typed], indent=1) + "\n")
     record = evidence.output / SECONDS
     seconds: dict[str, float] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     for number, (name, step) in enumerate(chosen.items(), 1):

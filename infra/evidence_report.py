@@ -241,7 +241,7 @@ def write(run: Path, output: Path) -> None:
         "hardware": hardware(),
         "versions": artefact.versions(),
         "seconds": load(run / "seconds.json"),
-        "command": load(run / "command.json"),
+        "commands": load(run / "commands.json"),
         "questions": artefact.read_manifest(run / "data" / "questions", "QUESTIONS")["counts"],
         "recipes": {n: recipe_of(run / n) for n in ("pretrain/checkpoint", "instruct/checkpoint", "joint/checkpoint", "labels/checkpoint", "answer/checkpoint", "shuffled/checkpoint", "cut/checkpoint", "utilities", "memory")},
     }  # fmt: skip
@@ -263,8 +263,14 @@ def told_of(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def recipe_of(path: Path) -> Any:
-    """What made an artefact, where it is there."""
-    return artefact.read_manifest(path)["made_by"].get("recipe") if (path / artefact.MANIFEST).is_file() else None
+    """What made an artefact, where it is there; without where files lie on this machine."""
+
+    def portable(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: portable(v) for k, v in value.items() if k != "path"}
+        return [portable(v) for v in value] if isinstance(value, list) else value
+
+    return portable(artefact.read_manifest(path)["made_by"].get("recipe")) if (path / artefact.MANIFEST).is_file() else None
 
 
 def markdown(tables: Mapping[str, Table], told: Sequence[str], made: Mapping[str, Any], pictures: Sequence[str]) -> str:
@@ -284,7 +290,8 @@ def markdown(tables: Mapping[str, Table], told: Sequence[str], made: Mapping[str
     parts += [f"![{name}]({name})" for name in pictures]
     parts += [
         "## What made it",
-        f"`{made['command'] or 'python -m infra.evidence'}` on {machine['processor']}, {machine['cores']} cores, {machine['system']}. Seconds by step: {spent}. "
+        "\n".join(f"    {line}" for line in made["commands"] or ["python -m infra.evidence"]),
+        f"On {machine['processor']}, {machine['cores']} cores, {machine['system']}. Seconds by step: {spent}. "
         f"Questions: {json.dumps(made['questions'])}. Recipes and package versions: evidence.json.",
     ]
     return "\n\n".join(parts) + "\n"
