@@ -199,6 +199,11 @@ class Joint(Section):
     evaluate_answer_tokens: int = Field(
         0, ge=0, description="longest answer generated there from the K documents found, for its exact match; 0: none is generated"
     )
+    evaluate_fresh: bool = Field(
+        False,
+        description="with published_pool: rank the held-out pools on memory encoded afresh too, as a whole encoding would give it at that moment; "
+        "costs N compressions a question",
+    )
     checkpoint_every: int = Field(100, ge=1, description="steps between run states (for resuming)")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",

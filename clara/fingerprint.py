@@ -94,7 +94,7 @@ def check(expected: Collection[Accepted], found: Fingerprint | Mapping[str, Any]
         InputError: none is equal; the message prints both sides, field by field where they are known.
     """
     fields = found.as_dict() if isinstance(found, Fingerprint) else dict(found)
-    hashes = {_hash(e) for e in expected}
+    hashes = {hash_of_accepted(e) for e in expected}
     if hash_of(fields) in hashes:
         return
     sides = []
@@ -109,7 +109,8 @@ def check(expected: Collection[Accepted], found: Fingerprint | Mapping[str, Any]
     )
 
 
-def _hash(fingerprint: Accepted) -> str:
+def hash_of_accepted(fingerprint: Accepted) -> str:
+    """The hash of a fingerprint in any of its forms."""
     if isinstance(fingerprint, str):
         return fingerprint
     return fingerprint.hash if isinstance(fingerprint, Fingerprint) else hash_of(dict(fingerprint))

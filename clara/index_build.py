@@ -50,6 +50,7 @@ class Build:
         verify: read every byte of the MEMORY against its sha256 before.
         parent: INDEX of an earlier version, whose training and rows that did not change are taken over; empty: none.
         progress: show bars.
+        mixed: take a MEMORY of several versions too, within a joint run.
     """
 
     factory: str = "auto"
@@ -62,6 +63,7 @@ class Build:
     verify: bool = False
     parent: str = ""
     progress: bool = False
+    mixed: bool = False
 
 
 def build_index(
@@ -86,7 +88,7 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
     """
     if how.gpu:
         require_gpu()
-    store = MemoryStore.open(memory_dir)
+    store = MemoryStore.open(memory_dir, mixed=how.mixed)
     if not len(store):
         raise InputError(f"{memory_dir}: has no live row, so there is nothing to index; build it from a corpus")
     recipe = recipe_of(store, how)

@@ -23,8 +23,11 @@ from clara import artefact
 from clara.artefact import atomic_write, canonical_json, file_entry, hash_of, manifest_hash, read_manifest, sha256_file, write_manifest
 from clara.codec import Floats, decode_memory, encode_memory, layout, pq_width
 from clara.errors import InputError
-from clara.fingerprint import Accepted, Fingerprint, check
+from clara.fingerprint import Accepted, Fingerprint
+from clara.live_rows import Ids as Ids
+from clara.live_rows import LiveRows
 from clara.mapped import map_tensors
+from clara.mixed import check_accepted, refuse_mixed, shard_fingerprints
 from clara.product_quantiser import Codebook, load_codebook
 from clara.records import Chunk
 from clara.tables import read_table
@@ -48,8 +51,6 @@ _SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
-
-Ids = NDArray[np.int64]
 
 
 def shard_name(index: int, num_shards: int) -> str:
@@ -209,7 +210,7 @@ class MemoryStore:
         directory: where it lies.
         manifest: its manifest.
         hash: hash of the manifest, which an INDEX names.
-        fingerprint: hash of its vectors' meaning.
+        fingerprint: hash of its vectors' meaning; of the newest ones where versions are mixed.
         fingerprint_fields: the same, field by field.
         row_ids: int64 `[rows]`, ascending, live rows only.
     """
@@ -224,16 +225,22 @@ class MemoryStore:
         self._tensors: Callable[[int], dict[str, NDArray[Any]]] = functools.lru_cache(_NUM_MAPPED)(self._map)
         self._table: Callable[[int], pa.Table] = functools.lru_cache(_NUM_TABLES)(self._read_table)
         self.shard_names: list[str] = [*manifest["shards"], *manifest["overlays"]]
-        self.row_ids, self._shard_of, self._place_of = self._live_rows()
+        columns = [self._read_row_ids(shard) for shard in range(len(self.shard_names))]
+        self._live = LiveRows(columns, manifest["tombstones"], str(directory))
+        self.row_ids = self._live.row_ids
 
     @classmethod
-    def open(cls, directory: str | os.PathLike[str], accept: Collection[Accepted] | None = None, verify: bool = False) -> "MemoryStore":
+    def open(
+        cls, directory: str | os.PathLike[str], accept: Collection[Accepted] | None = None, verify: bool = False, *, mixed: bool = False
+    ) -> "MemoryStore":
         """Open a MEMORY; the size of every file is checked.
 
         Args:
             directory: the MEMORY.
-            accept: fingerprints that the reader understands; None: any (only for tools that don't read the vectors' meaning).
+            accept: fingerprints that the reader understands, one of which every shard must have; None: any one (only for tools that don't
+                read the vectors' meaning).
             verify: read every byte against its sha256 as well.
+            mixed: where `accept` is None, take shards of several versions too.
 
         Raises:
             InputError: unfinished, damaged, or made by another compressor.
@@ -245,10 +252,11 @@ class MemoryStore:
             if size != entry["bytes"]:
                 found = f"{size} bytes" if size >= 0 else "missing"
                 raise InputError(f"{path}: {found}, the manifest says {entry['bytes']} bytes; make the MEMORY again, or copy it anew")
-        store = cls(Path(directory), manifest)
         if accept is not None:
-            check(accept, store.fingerprint_fields, str(directory))
-        return store
+            check_accepted(accept, manifest, str(directory))
+        elif not mixed:
+            refuse_mixed(manifest, str(directory))
+        return cls(Path(directory), manifest)
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -274,6 +282,19 @@ class MemoryStore:
         return str(self.manifest["codec"])
 
     @functools.cached_property
+    def shard_fingerprints(self) -> list[Fingerprint]:
+        """What made each of `shard_names`: the same, but where versions are mixed (see `clara.mixed`)."""
+        return shard_fingerprints(self.manifest, str(self.directory))
+
+    def shards_of(self, row_ids: Sequence[int] | Ids) -> NDArray[np.int32]:
+        """Which of `shard_names` each row lies in `[n]`.
+
+        Raises:
+            InputError: a row is not there, or not live.
+        """
+        return self._live.shard_of[self._live.places(row_ids)]
+
+    @functools.cached_property
     def codebook(self) -> Codebook | None:
         """Of a product-quantised codec; None with the others.
 
@@ -292,7 +313,7 @@ class MemoryStore:
     def document_ids(self) -> list[str]:
         """Document of each of `row_ids`."""
         columns = [read_table(self._path(s, RECORDS), ["document_id"])["document_id"].to_pylist() for s in range(len(self.shard_names))]
-        return [columns[shard][place] for shard, place in zip(self._shard_of.tolist(), self._place_of.tolist(), strict=True)]
+        return [columns[shard][place] for shard, place in zip(self._live.shard_of.tolist(), self._live.place_of.tolist(), strict=True)]
 
     @functools.cached_property
     def _rows_by_document(self) -> dict[str, list[int]]:
@@ -312,7 +333,7 @@ class MemoryStore:
             InputError: a row is not there, or not live.
         """
         out = np.empty((len(row_ids), self.num_memory_tokens, self.hidden_size), np.float32)
-        for shard, where, places in self._by_shard(row_ids):
+        for shard, where, places in self._live.by_shard(row_ids):
             tensors = self._tensors(shard)
             stored = {name: tensor[places] for name, tensor in tensors.items() if name != "key"}
             out[where] = decode_memory(stored, self.codec, self.hidden_size, self.codebook)
@@ -322,7 +343,7 @@ class MemoryStore:
         """Keys `[n, KD]` in float32; of all rows, in the order of `row_ids`, if None is given."""
         wanted = self.row_ids if row_ids is None else row_ids
         out = np.empty((len(wanted), self.key_size), np.float32)
-        for shard, where, places in self._by_shard(wanted):
+        for shard, where, places in self._live.by_shard(wanted):
             out[where] = self._tensors(shard)["key"][places]
         return out
 
@@ -330,7 +351,7 @@ class MemoryStore:
         """The tensors of rows as they lie in the shards, undecoded, in the order asked: what another shard takes over bit for bit."""
         shapes = {**layout(self.codec, self.num_memory_tokens, self.hidden_size), "key": (np.dtype(np.float16), (self.key_size,))}
         out = {name: np.empty((len(row_ids), *shape), kind) for name, (kind, shape) in shapes.items()}
-        for shard, where, places in self._by_shard(row_ids):
+        for shard, where, places in self._live.by_shard(row_ids):
             tensors = self._tensors(shard)
             for name in out:
                 out[name][where] = tensors[name][places]
@@ -339,7 +360,7 @@ class MemoryStore:
     def records(self, row_ids: Sequence[int] | Ids) -> list[Chunk]:
         """Records of rows, in the order asked."""
         found: list[Chunk | None] = [None] * len(row_ids)
-        for shard, where, places in self._by_shard(row_ids):
+        for shard, where, places in self._live.by_shard(row_ids):
             rows = self._table(shard).take(places).to_pylist()
             for index, row in zip(where.tolist(), rows, strict=True):
                 found[index] = Chunk(**row)
@@ -348,7 +369,7 @@ class MemoryStore:
     def iter_shards(self) -> Iterator[tuple[str, Ids]]:
         """Each shard's name with its live row ids, ascending: the way to pass over everything, shard by shard."""
         for shard, name in enumerate(self.shard_names):
-            yield name, self.row_ids[self._shard_of == shard]
+            yield name, self.row_ids[self._live.shard_of == shard]
 
     def _path(self, shard: int, file: str) -> Path:
         return self.directory / self.shard_names[shard] / file
@@ -366,31 +387,5 @@ class MemoryStore:
                 raise InputError(f"{path}: {name} is {found}, expected [rows, {', '.join(map(str, shape))}]; make the MEMORY again")
         return tensors
 
-    def _live_rows(self) -> tuple[Ids, NDArray[np.int32], NDArray[np.int32]]:
-        columns = [self._read_row_ids(shard) for shard in range(len(self.shard_names))]
-        row_ids = np.concatenate([np.empty(0, np.int64), *columns])
-        shard_of = np.repeat(np.arange(len(columns), dtype=np.int32), [len(c) for c in columns])
-        place_of = np.concatenate([np.empty(0, np.int32), *(np.arange(len(c), dtype=np.int32) for c in columns)])
-        # Newest first among equal ids, of which `unique` keeps the first.
-        order = np.lexsort((-shard_of, row_ids))
-        live, first = np.unique(row_ids[order], return_index=True)
-        chosen = order[first]
-        kept = ~np.isin(live, np.asarray(self.manifest["tombstones"], np.int64))
-        return live[kept], shard_of[chosen][kept], place_of[chosen][kept]
-
     def _read_row_ids(self, shard: int) -> Ids:
         return read_table(self._path(shard, RECORDS), ["row_id"])["row_id"].to_numpy()
-
-    def _by_shard(self, row_ids: Sequence[int] | Ids) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int32]]]:
-        """Shard, positions in the request, places in the shard."""
-        wanted = np.asarray(row_ids, np.int64)
-        if not len(wanted):
-            return
-        index = np.minimum(np.searchsorted(self.row_ids, wanted), max(len(self.row_ids) - 1, 0))
-        missing = wanted[self.row_ids[index] != wanted] if len(self.row_ids) else wanted
-        if len(missing):
-            raise InputError(f"{self.directory}: row_id {missing[0]} is not a live row of it ({len(missing)} such); use its own row_ids")
-        shards = self._shard_of[index]
-        for shard in np.unique(shards).tolist():
-            where = np.flatnonzero(shards == shard)
-            yield shard, where, self._place_of[index[where]]

@@ -61,10 +61,20 @@ def reencode_shard(
         batch_tokens=batch_tokens,
         codebook=codebook,
     )
+    return check_whole(report, output)
+
+
+def check_whole(report: dict[str, Any], output: str | os.PathLike[str]) -> dict[str, Any]:
+    """The report of a re-encoded shard.
+
+    Raises:
+        InputError: a row of it can't be compressed.
+    """
     if report["failures"]:
         first = report["failures"][0]
         raise InputError(
-            f"{output}/{name}: {len(report['failures'])} rows not compressed, first {first['chunk_id']}: {first['reason']}; mend the compressor"
+            f"{output}/{report['name']}: {len(report['failures'])} rows not compressed, first {first['chunk_id']}: {first['reason']}; "
+            "mend the compressor"
         )
     return report
 

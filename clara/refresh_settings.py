@@ -10,23 +10,55 @@ from clara.section import Section
 class Refresh(Section):
     """Re-encoding of MEMORY beside training."""
 
-    policy: Literal["none", "full"] = Field("none", description="none: MEMORY stays as it is; full: every row is encoded again")
+    policy: Literal["none", "full", "incremental"] = Field(
+        "none",
+        description="none: MEMORY stays as it is; full: every row is encoded again; incremental: chosen rows are, into overlays, so that a version "
+        "mixes rows of several snapshots",
+    )
+    rows: int = Field(0, ge=0, description="incremental: rows of one refresh; 0: by share")
+    share: float = Field(0.1, gt=0, le=1, description="incremental: rows of one refresh as a share of MEMORY, where rows is 0")
+    oldest_share: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="incremental: share of those rows that goes to the oldest ones, used or not: after rows of MEMORY / (share of them) refreshes "
+        "every row has had its turn. The rest goes to candidates of recent and coming steps, by uses and drift",
+    )
+    look_ahead_steps: int = Field(50, ge=0, description="incremental: coming steps whose questions' candidates count as used")
     rerank: bool = Field(
         False,
         description="with any policy: a pool is found by stored memory and scored on memory encoded afresh with the compressor as it is, without "
         "gradient, wherever what is stored is older; costs N compressions a question",
     )
+    rerank_lag_steps: int = Field(
+        0,
+        ge=0,
+        description="with rerank: rows are encoded afresh whose stored memory lacks more updates than this; the others as they are stored",
+    )
+    correction: bool = Field(
+        False,
+        description="between refreshes: a linear map from stored to fresh memory, fitted on half of the canary set, corrects the stored memory "
+        "that pools are scored on; taken only while it improves the overlap of top-k on the other half",
+    )
+    correction_ridge: float = Field(
+        0.01, gt=0, description="weight that draws the map towards changing nothing, in mean squares of the stored memory's numbers"
+    )
     start_step: int = Field(0, ge=0, description="the first snapshot is taken after this step")
     every_steps: int = Field(0, ge=0, description="steps from one snapshot to the next; 0: only the first")
-    switch: Literal["asap", "fixed"] = Field(
-        "asap", description="asap: the step after readiness; fixed: delta_steps after the snapshot, waiting if late"
+    switch: Literal["asap", "fixed", "stop"] = Field(
+        "asap",
+        description="asap: the step after readiness; fixed: delta_steps after the snapshot, waiting if late; stop: training stops at the snapshot "
+        "and goes on with the new version (to compare with; wait_seconds at most, then as asap)",
     )
     delta_steps: int = Field(0, ge=0, description="for switch = fixed")
     num_cpus: float = Field(1.0, gt=0, description="cores for the worker that encodes")
     num_gpus: float = Field(0.0, ge=0, description="share of a GPU for it, under Ray; 0: it encodes on the CPU")
     max_attempts: int = Field(3, ge=1, description="tries at one snapshot before training stays on the version it has")
     max_staleness_steps: int = Field(
-        0, ge=0, description="most updates of the compressor that the version in use may lack before when_stale applies; 0: any number"
+        0,
+        ge=0,
+        description="most updates of the compressor that the version in use (under incremental: its newest rows) may lack before when_stale "
+        "applies; 0: any number",
     )
     when_stale: Literal["wait", "warn", "continue"] = Field(
         "warn",
@@ -53,9 +85,22 @@ class Refresh(Section):
     )
     final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")
 
+    def num_rows(self, of: int) -> int:
+        """Rows of one incremental refresh of a MEMORY with that many."""
+        return min(of, self.rows or max(1, round(self.share * of)))
+
     @model_validator(mode="after")
     def _fixed(self) -> "Refresh":
-        if self.policy == "full" and self.switch == "fixed" and not 1 <= self.delta_steps <= (self.every_steps or self.delta_steps):
+        if self.correction and not self.canary_every:
+            raise ValueError(
+                "refresh.correction is true, canary_every 0: the map is fitted on the canary set each time that it is measured; set canary_every"
+            )
+        if self.rerank and self.correction and not self.rerank_lag_steps:
+            raise ValueError(
+                "refresh.rerank and refresh.correction are both true, rerank_lag_steps 0: what is encoded afresh needs no correction; set one of "
+                "them, or rerank_lag_steps above 0"
+            )
+        if self.policy != "none" and self.switch == "fixed" and not 1 <= self.delta_steps <= (self.every_steps or self.delta_steps):
             raise ValueError(
                 f"refresh.delta_steps is {self.delta_steps}, every_steps {self.every_steps}: switch = 'fixed' switches delta_steps after a snapshot, "
                 "at least 1 and no later than the next snapshot; set delta_steps between 1 and every_steps"

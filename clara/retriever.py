@@ -3,6 +3,7 @@
 Shapes: B questions, n rows, k rows asked for, M memory tokens, D hidden size.
 """
 
+import dataclasses
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from clara.checkpoint import load_checkpoint
 from clara.config import Backbone
 from clara.encode import plan_batches
 from clara.errors import InputError
-from clara.fingerprint import Fingerprint, check, of_checkpoint
+from clara.fingerprint import Fingerprint, of_checkpoint
 from clara.memory import Ids, MemoryStore
+from clara.mixed import check_accepted, shard_fingerprints
 from clara.model import ClaraModel
 from clara.topk import flattened_cosine
 
@@ -87,7 +89,7 @@ class Retriever:
             backbone: folder of the LM; empty: the one that the checkpoint names or holds.
             device: where the model computes.
             first_level: L, rows that the index hands to the exact score.
-            accept_stale: take a MEMORY that another compressor made, to measure what staleness costs; all other fields must agree.
+            accept_stale: take a MEMORY that other compressors made, to measure what staleness costs; all other fields must agree.
 
         Raises:
             InputError: one of them is unfinished or damaged, or they do not belong together.
@@ -105,8 +107,8 @@ class Retriever:
         )
         accepted = [expected]
         if accept_stale:
-            accepted.append(Fingerprint(**(expected.as_dict() | {"compressor": found.compressor})))
-        check(accepted, found, str(memory))
+            accepted += [dataclasses.replace(expected, compressor=made.compressor) for made in shard_fingerprints(manifest, str(memory))]
+        check_accepted(accepted, manifest, str(memory))
         store = MemoryStore.open(memory, accept=accepted)
         searcher = None
         if index is not None:

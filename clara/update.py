@@ -30,6 +30,7 @@ from clara.memory import (
     write_plan,
     write_stored,
 )
+from clara.mixed import refuse_mixed
 from clara.product_quantiser import CODEBOOK
 from clara.records import Chunk
 
@@ -51,9 +52,10 @@ def open_shard(directory: str | os.PathLike[str], index: int) -> MemoryStore:
     """Open only the files of a MEMORY that may hold rows of shard `index`: rows of other shards may be among them.
 
     Raises:
-        InputError: no finished MEMORY.
+        InputError: no finished MEMORY, or one of mixed versions.
     """
     manifest = read_manifest(directory, KIND)
+    refuse_mixed(manifest, str(directory))
     name = shard_name(index, manifest["num_shards"])
     # An overlay whose name says no shard may hold rows of any.
     overlays = [o for o in manifest["overlays"] if o.endswith(name) or "shard-" not in o]

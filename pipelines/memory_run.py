@@ -14,8 +14,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from clara.artefact import MANIFEST, manifest_hash, read_manifest, up_to_date
 from clara.encode import key_projection
 from clara.errors import InputError
-from clara.fingerprint import Fingerprint, check, of_checkpoint
+from clara.fingerprint import Fingerprint, of_checkpoint
 from clara.memory import KIND, PLAN
+from clara.mixed import check_accepted
 from pipelines import dataflow, spark
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
@@ -112,7 +113,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     fields = Fields(args.id_field, args.title_field, args.text_field)
     fingerprint = resolve_fingerprint(args)
     if args.update:
-        check([fingerprint], read_manifest(args.update, KIND)["fingerprint_fields"], f"--update {args.update}")
+        check_accepted([fingerprint], read_manifest(args.update, KIND), f"--update {args.update}")
     recipe = {
         "job": "build_memory",
         "input": describe(units),

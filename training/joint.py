@@ -3,7 +3,7 @@
 python training/joint.py --config infra/configs/demo.toml --set checkpoint=DIR --set questions=DIR --set memory=DIR --set index=DIR --set output=DIR
 ray job submit --working-dir . -- python training/joint.py --config FILE --set memory=ABSOLUTE_PATH …
 
-Makes OUTPUT/checkpoint, OUTPUT/report.json, and with joint.refresh.policy = full OUTPUT/memory-v1, OUTPUT/index-v1 and so on.
+Makes OUTPUT/checkpoint, OUTPUT/report.json, and with joint.refresh.policy = full or incremental OUTPUT/memory-v1, OUTPUT/index-v1 and so on.
 """
 
 import json
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from clara import artefact
 from clara.config import Config, load
 from clara.errors import command_line
-from training.joint_report import finish, made
+from training.joint_report import figures, finish, made
 from training.joint_run import absolute, check, finished, places, plan, preflight, recipe
 from training.tracking import tracked
 
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
             launcher(config)(config)
         report = finish(config)
     if tracker is not None:
-        tracker.finish(where.report, where.metrics, where.run / "curves", made(where, report))
+        tracker.finish(where.report, where.metrics, where.run / "curves", made(where, report), figures(report))
         artefact.atomic_write(where.tracked, json.dumps({"uri": config.tracking.uri, "run_id": tracker.run_id}) + "\n")
     print(
         f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps of joint, {report['questions_per_second']:.2f} questions/s; "

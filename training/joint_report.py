@@ -2,9 +2,8 @@
 
 import json
 import logging
-import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from clara import artefact
@@ -13,6 +12,7 @@ from training.joint_run import Places, places, threads_of_rank
 from training.metrics import read
 from training.pruning import deleted, prune
 from training.refresh import RefreshResult, run_job
+from training.refresh_cost import cost
 from training.run_state import run_states
 from training.schedule import Version
 from training.versions import Versions
@@ -41,29 +41,9 @@ def staleness(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, floa
     return found
 
 
-def cost(config: Config, metrics: Mapping[int, Mapping[str, float]], refreshes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What re-encoding cost: seconds and bytes of all refreshes, device-seconds beside training's, seconds of a step with one and without.
-
-    `compute_share` is the refreshes' share of all device-seconds (cores, or GPUs); None where training and refreshes use different kinds.
-    """
-    launch, refresh = config.launch, config.joint.refresh
-    ranks = 1 if launch.launcher == "local" else launch.num_workers
-    seconds = sum(float(r["seconds"]) for r in refreshes)
-    encoding = seconds * (refresh.num_gpus or max(1, int(refresh.num_cpus)))
-    training = sum(v["step_seconds"] for v in metrics.values()) * ranks * (1 if launch.gpu else threads_of_rank(config, ranks))
-    like = launch.gpu == bool(refresh.num_gpus)
-    beside = [v["step_seconds"] for v in metrics.values() if v.get("refreshing")]
-    alone = [v["step_seconds"] for v in metrics.values() if not v.get("refreshing")]
-    return {
-        "refreshes": len(refreshes),
-        "seconds": seconds,
-        "bytes": sum(int(r["bytes"]) for r in refreshes),
-        "encoding_device_seconds": encoding,
-        "training_device_seconds": training,
-        "compute_share": encoding / (encoding + training) if like and encoding + training else None,
-        "median_step_seconds_beside_a_refresh": statistics.median(beside) if beside else None,
-        "median_step_seconds_alone": statistics.median(alone) if alone else None,
-    }
+def _oldest_step(version: Mapping[str, Any]) -> int:
+    """Updates after which the snapshot of a version's oldest row was taken. A note of before there were mixed versions has one number for all."""
+    return int(version.get("oldest_step", version["snapshot_step"]))
 
 
 def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) -> dict[str, Any]:
@@ -79,18 +59,19 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
     current = dict(state["current"])
     began = time.monotonic()
     trained = settings.compressor_updates
-    lag = max(0, trained - int(current["snapshot_step"]))
     refreshes = [json.loads(p.read_text()) for p in sorted(where.run.glob("refresh-v*.json")) if p.name.count(".") == 1]
+    in_use = next((r for r in refreshes if int(r["number"]) == int(current["number"])), current)
+    lag = max(0, trained - _oldest_step(in_use))
     newest = max(refreshes, key=lambda r: int(r["number"]), default=None)
     if newest is not None and int(newest["number"]) > int(current["number"]):
         number = int(newest["number"])
         current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
-        lag = max(0, trained - int(newest["snapshot_step"]))
+        lag = max(0, trained - _oldest_step(newest))
     if settings.refresh.final and lag:
         versions = Versions(config, where.output, where.run, None, threads_of_rank(config, 1))
         versions.current = Version(**state["current"])
         number = int(current["number"]) + 1
-        result = run_refresh(versions.job(number, where.checkpoint))
+        result = run_refresh(versions.job(number, where.checkpoint, settings.steps))
         current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
         refreshes.append({"number": number, "snapshot_step": settings.steps, **vars(result)})
         lag = 0
@@ -117,6 +98,7 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
 def summarise(config: Config, where: Places, current: Mapping[str, Any], refreshes: list[dict[str, Any]], lag_steps: int) -> dict[str, Any]:
     """The report: times, throughput, refreshes, versions by step, and where the newest MEMORY and INDEX lie."""
     metrics = read(where.metrics)
+    ranks = 1 if config.launch.launcher == "local" else config.launch.num_workers
     seconds = sum(v["step_seconds"] for v in metrics.values())
     blocked = sum(v["blocked_seconds"] for v in metrics.values())
     manifest = artefact.read_manifest(current["memory"], "MEMORY")
@@ -136,7 +118,7 @@ def summarise(config: Config, where: Places, current: Mapping[str, Any], refresh
         "rerank_seconds": sum(v.get("rerank_seconds", 0.0) for v in metrics.values()),
         "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
         "refreshes": refreshes,
-        "refresh_cost": cost(config, metrics, refreshes),
+        "refresh_cost": cost(config, threads_of_rank(config, ranks), metrics, refreshes),
         "versions_by_step": version_spans(metrics),
         "staleness": staleness(metrics),
         "checkpoint": str(where.checkpoint),
@@ -145,6 +127,16 @@ def summarise(config: Config, where: Places, current: Mapping[str, Any], refresh
         "memory_lag_steps": lag_steps,
         "last": metrics[max(metrics)] if metrics else {},
     }
+
+
+def figures(report: Mapping[str, Any]) -> dict[str, float]:
+    """The report's figures of the whole run, for MLflow: how long it waited, what its refreshes cost, how old MEMORY is at the end."""
+    found = {
+        f"run.{name}": report[name]
+        for name in ("questions_per_second", "blocked_seconds", "blocked_share", "rerank_seconds", "memory_lag_steps")
+    }
+    found |= {f"run.refresh.{name}": value for name, value in report["refresh_cost"].items()}
+    return {name: float(value) for name, value in found.items() if value is not None}
 
 
 def made(where: Places, report: Mapping[str, Any]) -> dict[str, str]:

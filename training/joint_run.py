@@ -29,7 +29,7 @@ from training.heldout import HeldOut, choose
 from training.joint_stage import JointStage, trained_roles
 from training.loop import run, shard
 from training.metrics import append
-from training.refresh import Worker
+from training.refresh_worker import Worker
 from training.scored_stage import ScoredStage, check_scored
 from training.versions import OpenIndex, Versions, stored_parameters
 
@@ -38,7 +38,8 @@ METRICS = "metrics.jsonl"
 REPORT = "report.json"
 _LOCK_SECONDS = 60.0
 _ADDED_TO_REFRESH = (
-    "rerank", "keep_versions", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale",
+    "rerank", "keep_versions", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale", "rows", "share",
+    "oldest_share", "look_ahead_steps", "rerank_lag_steps", "correction", "correction_ridge",
 )  # fmt: skip
 _WHO_SEARCHES = ("search_shards", "search_seconds", "search_restarts", "search_cpus")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -142,7 +143,7 @@ def recipe(config: Config) -> dict[str, Any]:
     names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
     settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
-    _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens"))
+    _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens", "evaluate_fresh"))
     _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
     for name in _WHO_SEARCHES:  # finds the same rows
         del settings["retrieval"][name]
@@ -190,7 +191,10 @@ def build_stage(
                 "for; set it to 0 or make questions with a split"
             )
         joint = config.joint
-        held_out = HeldOut(chosen, num_selected=joint.num_selected, answer_tokens=joint.evaluate_answer_tokens)
+        held_out = HeldOut(
+            chosen, num_selected=joint.num_selected, published_pool=joint.published_pool, fresh=joint.evaluate_fresh,
+            answer_tokens=joint.evaluate_answer_tokens,
+        )  # fmt: skip
     own = own_backbone(config)
     stage = ScoredStage if config.utilities else JointStage
     return stage(
@@ -205,7 +209,10 @@ def build_canary(config: Config, versions: Versions) -> Canary | None:
     if not settings.canary_every:
         return None
     questions = canary_questions(read_questions(config.questions), max(1, settings.canary_rows // 2))
-    return Canary(questions, versions.open()[0], num_rows=settings.canary_rows, num_selected=config.joint.num_selected)
+    ridge = settings.correction_ridge if settings.correction else 0.0
+    return Canary(
+        questions, versions.open()[0], num_rows=settings.canary_rows, num_selected=config.joint.num_selected, correction_ridge=ridge
+    )
 
 
 def preflight(config: Config) -> None:

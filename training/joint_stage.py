@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,9 +21,13 @@ from clara.questions import Question
 from clara.steps import JointBatch, JointStep
 from training.canary import Canary
 from training.candidates import NO_ROW, Candidates, generator
+from training.choice import Coming
+from training.correction import Correction
 from training.engine import Engine
 from training.heldout import HeldOut
 from training.loop import Stage, sample, shard
+from training.pool_memory import PoolMemory
+from training.refresh_cost import Devices, Spent
 from training.versions import Versions
 
 _QUERIES_AT_ONCE = 16
@@ -90,9 +95,14 @@ class JointStage(Stage):
         store, index = versions.open()
         self.candidates = Candidates(settings, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index)
         self._known: dict[int, Known] = {}
-        self._search_seconds = self._rerank_seconds = 0.0
+        self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
+        self._search_seconds = 0.0
         self._used_version = self._staleness_steps = 0
+        self._memory_lag_steps = self._pool_lag_steps = 0.0
         self._refreshing = False
+        self._correction_step = 0
+        self._spent, self._step_began = Spent(), time.monotonic()
+        self._devices = Devices.of(config, torch.get_num_threads())
         self._engine: Engine | None = None
 
     # --- what the loop asks ------------------------------------------------------------------------------------------
@@ -120,18 +130,20 @@ class JointStage(Stage):
 
     def fresh_start(self) -> None:
         """Take the snapshot that is due before the first step."""
-        self.versions.after_update(0, self._model, self._begun(), store_backbone=self._store_backbone)
+        self._refresh(0)
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[JointBatch]:
         """See the base class. Pools are drawn from the MEMORY version in use, which is the same on every rank."""
-        began = time.monotonic()
-        self._used_version, self._rerank_seconds = self.versions.current.number, 0.0
+        began = self._step_began = time.monotonic()
+        self._used_version, self.pool_memory.rerank_seconds = self.versions.current.number, 0.0
         self._staleness_steps, self._refreshing = self.versions.staleness(step), self.versions.pending is not None
         chosen = sample(self._config.seed, step, self.rows(step), len(self._questions))
         parts = shard(range(len(chosen)), rank, world, self._settings.micro_batch)
         places = [place for part in parts for place in part]
         pools = self._pools(step, chosen, places)
         self._search_seconds = time.monotonic() - began
+        self._memory_lag_steps = self.versions.ages.mean(step)
+        self._pool_lag_steps = float(np.mean(self.versions.ages.lag([row for pool in pools for row in pool], step)))
         by_place = dict(zip(places, pools, strict=True))
         return [self._batch(step, part, [chosen[p] for p in part], [by_place[p] for p in part]) for part in parts]
 
@@ -151,33 +163,72 @@ class JointStage(Stage):
         if self._canary is not None and (step + 1) % every == 0:
             # Of the version that the next step uses, as a switch in this step has taken place.
             staleness = self._canary.measure(self._model, self._store, engine)
-        cosine = staleness.get("canary_cosine", 1.0)
-        self.versions.after_update(step + 1, self._model, engine, store_backbone=self._store_backbone, cosine=cosine)
+            self.pool_memory.correction, self._correction_step = self._canary.correction, step + 1
+        self._refresh(step + 1, staleness.get("canary_cosine", 1.0))
         self.versions.prune(step + 1)
+        every = self._settings.evaluate_every
+        held_out: dict[str, float] = {}
+        if self._held_out is not None and every and (step + 1) % every == 0:
+            held_out = self._held_out.evaluate(self._model, self.candidates, engine)
+        self._spent.add(
+            time.monotonic() - self._step_began, self.versions.blocked_seconds, self.versions.refreshed.get("refresh_seconds", 0.0)
+        )  # fmt: skip
         figures = {
             "used_memory_version": float(self._used_version),
             "staleness_steps": float(self._staleness_steps),
+            "memory_lag_steps": self._memory_lag_steps,
+            "pool_lag_steps": self._pool_lag_steps,
             "search_seconds": self._search_seconds,
-            "rerank_seconds": self._rerank_seconds,
+            "rerank_seconds": self.pool_memory.rerank_seconds,
             "blocked_seconds": self.versions.blocked_seconds,
             "refreshing": float(self._refreshing),
             **staleness,
             **self.versions.refreshed,
+            **self._spent.figures(self._devices),
+            **held_out,
         }
         self.versions.blocked_seconds, self.versions.refreshed = 0.0, {}
-        every = self._settings.evaluate_every
-        if self._held_out is not None and every and (step + 1) % every == 0:
-            figures |= self._held_out.evaluate(self._model, self.candidates, engine)
         return figures
 
     def state(self) -> dict[str, Any]:
         """See the base class."""
-        return {"versions": self.versions.state()}
+        correction = self.pool_memory.correction
+        name = correction.save(self.versions.run_directory, self._correction_step) if correction else ""
+        return {
+            "versions": self.versions.state(), "correction": name, "correction_step": self._correction_step, "spent": self._spent.state(),
+        }  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
         self.versions.restore(state["versions"])
         self._open()
+        self._spent = Spent(**state.get("spent", {}))
+        if name := state.get("correction"):
+            self.pool_memory.correction = Correction.load(self.versions.run_directory / name)
+            self._correction_step = int(state["correction_step"])
+
+    # --- refreshes ---------------------------------------------------------------------------------------------------
+
+    def _refresh(self, updates: int, cosine: float = 1.0) -> None:
+        """Take the snapshot that is due after that many updates; under switch = `stop` wait for its version, and take it."""
+        engine, before = self._begun(), self.versions.pending
+        self.versions.after_update(
+            updates, self._model, engine, store_backbone=self._store_backbone, cosine=cosine, coming=self._coming
+        )  # fmt: skip
+        if self._settings.refresh.switch == "stop" and self.versions.pending is not before:
+            (announced,) = engine.sum([self.versions.stop_for()])
+            if self.versions.switch(updates - 1, announced):
+                self._open()
+
+    def _coming(self, updates: int) -> Coming:
+        """Candidates of the questions of coming steps, as far as they are known without a search, and questions to search for."""
+        settings = self._settings
+        steps = range(updates, min(updates + settings.refresh.look_ahead_steps, self.steps))
+        asked = [q for step in steps for q in sample(self._config.seed, step, self.rows(step), len(self._questions))]
+        known = [self._known_rows(q) for q in asked]
+        rows = [row for k in known for row in (k.pool if settings.published_pool else k.positive if settings.inject_positives else ())]
+        searching = self.candidates.index is not None and settings.from_index and not settings.published_pool
+        return Coming(rows, [self._questions[q].question for q in dict.fromkeys(asked)] if searching else [])
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
@@ -189,6 +240,7 @@ class JointStage(Stage):
     def _open(self) -> None:
         began = time.monotonic()
         self.candidates.use(*self.versions.open())
+        self.pool_memory.correction = None  # it was fitted for another version
         self.versions.blocked_seconds += time.monotonic() - began
 
     @property
@@ -204,6 +256,8 @@ class JointStage(Stage):
     def _pools(self, step: int, chosen: list[int], places: list[int]) -> list[list[int]]:
         """Rows for the questions at these places of a step."""
         of_step = self._exchange(self._own_candidates([chosen[p] for p in places]))
+        if self._settings.refresh.policy == "incremental":
+            self.versions.working_set.saw(of_step)
         return self.candidates.pools(of_step, places, [self._known_rows(chosen[p]) for p in places], step)
 
     def _own_candidates(self, questions: list[int]) -> list[list[int]]:
@@ -226,7 +280,7 @@ class JointStage(Stage):
         device = self._model.backbone.device
         chosen, known = [self._questions[q] for q in questions], [self._known_rows(q) for q in questions]
         right = [self._right_row(step, p, k) for p, k in zip(places, known, strict=True)]
-        memory_BNMD, valid_BN, right_memory = self._memories(step, pools, right)
+        memory_BNMD, valid_BN, right_memory = self.pool_memory.of(step, pools, right)
         positive_BN = torch.zeros_like(valid_BN)
         for row, (pool, k) in enumerate(zip(pools, known, strict=True)):
             positive_BN[row, : len(pool)] = torch.tensor([r in k.positive for r in pool], dtype=torch.bool)
@@ -242,29 +296,6 @@ class JointStage(Stage):
             compressor_stands=not trains,
             right_memory=right_memory,
         )
-
-    def _memories(self, step: int, pools: list[list[int]], right: list[int | None]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Memory of pools `[B, N, M, D]`, which places are filled `[B, N]`, and of the right rows `[M, D]`: stored, or encoded afresh."""
-        size, device = self._settings.num_candidates, self._model.backbone.device
-        if not self._encodes_afresh(step):
-            memory_BNMD, valid_BN = self.candidates.memory(pools, size)
-            stored = [None if row is None else self.candidates.stored([row])[0].to(device) for row in right]
-            return memory_BNMD, valid_BN, stored
-        began = time.monotonic()
-        fresh: list[Tensor | None] = []
-        memory_BNMD = torch.zeros(len(pools), size, self._store.num_memory_tokens, self._store.hidden_size, device=device)
-        valid_BN = torch.zeros(len(pools), size, dtype=torch.bool)
-        for number, (pool, row) in enumerate(zip(pools, right, strict=True)):
-            # One pass for each question, whatever its pool: every rank makes the same collective calls.
-            memory = self._model.compress(self.candidates.token_ids([*pool, *([] if row is None else [row])], self._model))
-            memory_BNMD[number, : len(pool)], valid_BN[number, : len(pool)] = memory[: len(pool)], True
-            fresh.append(None if row is None else memory[-1])
-        self._rerank_seconds += time.monotonic() - began
-        return memory_BNMD, valid_BN, fresh
-
-    def _encodes_afresh(self, step: int) -> bool:
-        """Whether pools are scored on fresh memory: where that is asked for, and the compressor has moved since the version in use."""
-        return self._settings.refresh.rerank and self.versions.staleness(step) > 0
 
     def _right_row(self, step: int, place: int, known: Known) -> int | None:
         """A known positive's row for the configured share of questions."""

@@ -7,7 +7,7 @@ from clara.errors import InputError
 from training.engine import LocalEngine
 from training.joint_run import train_rank
 from training.joint_stage import JointStage
-from training.refresh import ProcessWorker
+from training.refresh_worker import ProcessWorker
 
 
 def device(config: Config) -> str:

@@ -8,14 +8,12 @@ import dataclasses
 import json
 import logging
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +26,13 @@ from clara.errors import InputError, command_line
 from clara.fingerprint import Fingerprint, of_checkpoint
 from clara.index import MemoryIndex
 from clara.index_build import build_index
-from clara.memory import MemoryStore
+from clara.memory import Ids, MemoryStore
+from clara.model import ClaraModel
 from clara.reencode import reencode, reencode_recipe
+from clara.reencode_rows import reencode_rows, rows_recipe
+from clara.retriever import Retriever
+from training.ages import steps_of_rows
+from training.choice import Choice, rows_to_refresh, write_drift
 from training.pruning import check_replaceable
 
 logger = logging.getLogger(__name__)
@@ -51,6 +54,10 @@ class RefreshJob:
         batch_tokens: tokens of a compressing batch, padding included.
         threads: torch threads.
         device: where to encode.
+        snapshot_step: updates after which the snapshot was taken.
+        choice: file with the `training.choice.Choice` of the rows that are encoded again; empty: all are.
+        parent_index: INDEX of the parent, which tells what coming questions find; empty: there is none.
+        drift: file for the drift of chosen rows.
     """
 
     checkpoint: str
@@ -63,11 +70,26 @@ class RefreshJob:
     batch_tokens: int
     threads: int
     device: str = "cpu"
+    snapshot_step: int = 0
+    choice: str = ""
+    parent_index: str = ""
+    drift: str = ""
 
 
 @dataclass(frozen=True)
 class RefreshResult:
-    """What a finished refresh made: hashes of its manifests, the fingerprint, rows, bytes, seconds of work."""
+    """What a finished refresh made.
+
+    Attributes:
+        memory_hash: of the MEMORY's manifest.
+        index_hash: of the INDEX's manifest.
+        fingerprint: of what was encoded.
+        rows: that were encoded.
+        bytes: that were written of MEMORY.
+        seconds: of work.
+        oldest_step: updates after which the oldest row's snapshot was taken.
+        drift: mean of 1 − cosine between what was stored of the encoded rows and what is now; None where it was not measured.
+    """
 
     memory_hash: str
     index_hash: str
@@ -75,6 +97,8 @@ class RefreshResult:
     rows: int
     bytes: int
     seconds: float
+    oldest_step: int = 0
+    drift: float | None = None
 
 
 def fingerprint_of(memory: str | os.PathLike[str]) -> Fingerprint:
@@ -98,39 +122,74 @@ def expected_fingerprint(checkpoint: str | os.PathLike[str], backbone: str, like
 
 
 def run_job(job: RefreshJob) -> RefreshResult:
-    """Encode every row with the snapshot, build the INDEX, read every byte back against the manifests.
+    """Encode every row, or the chosen ones, with the snapshot, build the INDEX, read every byte that was written back against the manifests.
 
     Raises:
         InputError: the snapshot or the parent is damaged, they don't fit, a checksum fails, or a model points to what would be replaced.
     """
     began = time.monotonic()
     torch.set_num_threads(job.threads)
-    store = MemoryStore.open(job.parent)
+    store = MemoryStore.open(job.parent, mixed=True)
     fingerprint = expected_fingerprint(job.checkpoint, job.backbone, store.fingerprint_fields)
     dtype = "float32" if fingerprint.dtype == "float32" else "bfloat16"
-    model = load_checkpoint(job.checkpoint, Backbone(path=job.backbone, dtype=dtype), device=job.device)
-    if not artefact.up_to_date(job.memory, "MEMORY", reencode_recipe(store, fingerprint, job.batch_tokens)):
+    model = load_checkpoint(job.checkpoint, Backbone(path=job.backbone, dtype=dtype), device=job.device).eval()
+    rows, lag, recipe = store.row_ids, None, reencode_recipe(store, fingerprint, job.batch_tokens)
+    if job.choice:
+        choice = Choice.load(job.choice)
+        rows, lag = rows_to_refresh(choice, store, job.snapshot_step, _searcher(job, store, model))
+        recipe = rows_recipe(store, rows, fingerprint, job.batch_tokens)
+    if not artefact.up_to_date(job.memory, "MEMORY", recipe):
         check_replaceable(Path(job.memory))
         # What an earlier run left under this name is no longer whole once the first shard is replaced.
         (Path(job.memory) / artefact.MANIFEST).unlink(missing_ok=True)
-    manifest = reencode(store, model.eval(), job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
-    build_index(job.memory, job.index, job.factory, first_level=job.first_level, allow_low_recall=True)
-    for folder, kind in ((job.memory, "MEMORY"), (job.index, "INDEX")):
-        try:
-            artefact.verify(folder, kind)
-        except InputError:
-            # Else the next try would find it finished, instead of making the damaged shard again.
-            (Path(folder) / artefact.MANIFEST).unlink(missing_ok=True)
-            raise
-    size = sum(f["bytes"] for f in manifest["files"])
+    if job.choice:
+        manifest = reencode_rows(store, rows, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
+    else:
+        manifest = reencode(store, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
+    # Of an incremental refresh most rows' keys are the parent's, and need not be sorted into lists again.
+    build_index(
+        job.memory, job.index, job.factory, first_level=job.first_level, allow_low_recall=True, mixed=True, parent=job.parent_index
+    )  # fmt: skip
+    own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.choice else set())
+    _read_back(job, own if job.choice else None)
+    made, drift = MemoryStore.open(job.memory, mixed=True), None
+    if lag is not None:
+        drift = write_drift(job.drift, store, made, rows, lag, choice.drift)
     return RefreshResult(
         memory_hash=artefact.manifest_hash(job.memory),
         index_hash=artefact.manifest_hash(job.index),
         fingerprint=fingerprint.hash,
-        rows=int(manifest["counts"]["rows"]),
-        bytes=size,
+        rows=len(rows),
+        bytes=sum(f["bytes"] for f in manifest["files"] if f["path"].partition("/")[0] in own or not job.choice),
         seconds=time.monotonic() - began,
+        oldest_step=int(steps_of_rows(made, choice.steps | {fingerprint.hash: job.snapshot_step}).min())
+        if job.choice
+        else job.snapshot_step,
+        drift=drift,
     )
+
+
+def _searcher(job: RefreshJob, store: MemoryStore, model: ClaraModel) -> Callable[[Sequence[str], int], Ids] | None:
+    """What the parent's INDEX gives questions as the snapshot's query reasoner reads them."""
+    if not job.parent_index:
+        return None
+    retriever = Retriever(model, store, MemoryIndex.open(job.parent_index, store), first_level=job.first_level)
+    return lambda questions, k: retriever.search(retriever.queries(questions), k)[0]
+
+
+def _read_back(job: RefreshJob, folders: Collection[str] | None) -> None:
+    """Read what a refresh wrote against the manifests: all, or MEMORY's folders of these names, beside which only linked files lie.
+
+    Raises:
+        InputError: a byte is wrong. What was made is no artefact any more then.
+    """
+    for directory, kind in ((job.memory, "MEMORY"), (job.index, "INDEX")):
+        try:
+            artefact.verify(directory, kind, folders=folders if kind == "MEMORY" else None)
+        except InputError:
+            # Else the next try would find it finished, instead of making the damaged shard again.
+            (Path(directory) / artefact.MANIFEST).unlink(missing_ok=True)
+            raise
 
 
 class RefreshError(RuntimeError):
@@ -144,84 +203,17 @@ def check_result(job: RefreshJob, result: RefreshResult) -> None:
         RefreshError: manifest, size, fingerprint or rows are not right; the message says which.
     """
     try:
-        fingerprint = expected_fingerprint(job.checkpoint, job.backbone, fingerprint_of(job.parent))
-        store = MemoryStore.open(job.memory, accept=[fingerprint])
+        parent = MemoryStore.open(job.parent, mixed=True)
+        fingerprint = expected_fingerprint(job.checkpoint, job.backbone, parent.fingerprint_fields)
+        store = MemoryStore.open(job.memory, accept=[fingerprint, *(parent.shard_fingerprints if job.choice else [])])
         MemoryIndex.open(job.index, store)
     except InputError as error:
         raise RefreshError(str(error)) from error
     for folder, wanted in ((job.memory, result.memory_hash), (job.index, result.index_hash)):
         if (found := artefact.manifest_hash(folder)) != wanted:
             raise RefreshError(f"{folder}: its manifest hash is {found[:16]}, the refresh made {wanted[:16]}; something else wrote there")
-    if not np.array_equal(store.row_ids, MemoryStore.open(job.parent).row_ids):
+    if not np.array_equal(store.row_ids, parent.row_ids):
         raise RefreshError(f"{job.memory}: its rows are not those of {job.parent}")
-
-
-class Ticket(Protocol):
-    """A refresh under way."""
-
-    def result(self, timeout_seconds: float) -> RefreshResult | None:
-        """The result, or None if it is not there within the time.
-
-        Raises:
-            RefreshError: it ended without one.
-        """
-        ...
-
-    def stop(self) -> None:
-        """End it, if it still runs."""
-        ...
-
-
-class Worker(Protocol):
-    """Where refreshes run beside training."""
-
-    def start(self, job: RefreshJob, log: Path) -> Ticket:
-        """Begin; `log` takes what the worker says, where it has no other place for it."""
-        ...
-
-
-class ProcessTicket:
-    """A refresh in a process of this machine."""
-
-    def __init__(self, process: subprocess.Popen[bytes], result: Path, log: Path) -> None:
-        self.process = process
-        self._result, self._log = result, log
-
-    def result(self, timeout_seconds: float) -> RefreshResult | None:
-        """See `Ticket`."""
-        try:
-            status = self.process.wait(timeout=timeout_seconds)
-        except subprocess.TimeoutExpired:
-            return None
-        if status != 0 or not self._result.is_file():
-            lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if self._log.is_file() else []
-            ending = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
-            raise RefreshError(f"{ending}; {lines[-1] if lines else 'nothing said'} (log: {self._log})")
-        return RefreshResult(**json.loads(self._result.read_text()))
-
-    def stop(self) -> None:
-        """See `Ticket`."""
-        self.process.kill()
-        self.process.wait()
-
-
-class ProcessWorker:
-    """Runs each refresh in a process of its own, which ends when this one does."""
-
-    def start(self, job: RefreshJob, log: Path) -> ProcessTicket:
-        """See `Worker`."""
-        log.parent.mkdir(parents=True, exist_ok=True)
-        file, result = log.with_suffix(".job.json"), log.with_suffix(".result.json")
-        result.unlink(missing_ok=True)
-        atomic_write(file, json.dumps(dataclasses.asdict(job), indent=1))
-        root = str(Path(__file__).resolve().parents[1])
-        paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        command = [sys.executable, "-m", "training.refresh", "--job", str(file), "--result", str(result), "--parent", str(os.getpid())]
-        with open(log, "ab") as stream:
-            process = subprocess.Popen(
-                command, stdout=stream, stderr=stream, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(job.threads)}
-            )
-        return ProcessTicket(process, result, log)
 
 
 def _end_with(parent: int) -> None:

@@ -41,7 +41,8 @@ class SearchServer:
 
     @cached_property
     def _rows(self) -> IndexedRows:
-        return open_share(self._index, MemoryStore.open(self._memory), self._number, self._num_servers)
+        # The ranks have checked that every version in it is one of their run.
+        return open_share(self._index, MemoryStore.open(self._memory, mixed=True), self._number, self._num_servers)
 
     def process(self) -> int:
         """Its process id."""

@@ -118,8 +118,14 @@ class Tracker:
         for begin in range(0, len(metrics), _METRICS_AT_ONCE):
             self._client.log_batch(self.run_id, metrics=metrics[begin : begin + _METRICS_AT_ONCE])
 
-    def finish(self, report: Path, metrics: Path, pictures: Path, tags: Mapping[str, str]) -> None:
-        """Log the report, the curves and what was made, and end the run."""
+    def finish(
+        self, report: Path, metrics: Path, pictures: Path, tags: Mapping[str, str], figures: Mapping[str, float] | None = None
+    ) -> None:
+        """Log the report, the curves, what was made and figures of the whole run, and end the run."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self.run_id, metrics=[Metric(name, value, now, self._last_step) for name, value in (figures or {}).items()])
         for name, value in tags.items():
             self._client.set_tag(self.run_id, name, value)
         self._client.log_artifact(self.run_id, str(report))

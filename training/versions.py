@@ -21,9 +21,12 @@ from clara.errors import InputError
 from clara.index import MemoryIndex, TwoLevels
 from clara.memory import MemoryStore
 from clara.model import ROLES, ClaraModel
+from training.ages import Ages
+from training.choice import Choice, Coming, WorkingSet
 from training.engine import Engine
 from training.pruning import prune
-from training.refresh import RefreshError, RefreshJob, RefreshResult, Ticket, Worker, check_result, expected_fingerprint, fingerprint_of
+from training.refresh import RefreshError, RefreshJob, RefreshResult, check_result, expected_fingerprint, fingerprint_of
+from training.refresh_worker import Ticket, Worker
 from training.run_state import noted_states
 from training.schedule import Pending, Version, snapshot_due
 
@@ -45,6 +48,8 @@ class Versions:
         pending: the one that is being made, if one is.
         blocked_seconds: that training waited since somebody last set it to 0.
         refreshed: on rank 0, what the version last switched to took to make, for the figures of the step.
+        working_set: candidates of the steps since the last snapshot, where rows are chosen by them.
+        ages: of the rows of the version in use, once it is open.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Versions:
     ) -> None:
         self._config, self._settings = config, config.joint.refresh
         self._output, self._run = output, run_directory
+        self.run_directory = run_directory
         self._worker, self._threads, self._open_index = worker, threads, open_index
         self.current = Version(
             0, config.memory, config.index, manifest_hash(config.memory), manifest_hash(config.index) if config.index else "", 0
@@ -65,6 +71,11 @@ class Versions:
         self.pending: Pending | None = None
         self.blocked_seconds = 0.0
         self.refreshed: dict[str, float] = {}
+        self.working_set = WorkingSet()
+        self.ages: Ages
+        # Snapshot steps of this run's versions, by fingerprint: what MEMORY may hold, and how old each row is.
+        self._steps: dict[str, int] = {}
+        self._num_rows = 0
         self._ticket: Ticket | None = None
         self._ready: RefreshResult | None = None
         self._job: RefreshJob | None = None
@@ -89,7 +100,11 @@ class Versions:
         source = self._snapshot(version.number) if version.number else Path(self._config.checkpoint)
         backbone = self._config.backbone
         expected = expected_fingerprint(source, backbone.path, fingerprint_of(version.memory), dtype=backbone.dtype)
-        store = MemoryStore.open(version.memory, accept=[expected])
+        self._steps[expected.hash] = version.snapshot_step
+        mixing = self._settings.policy == "incremental"
+        store = MemoryStore.open(version.memory, accept=[expected, *(self._steps if mixing else [])])
+        self.ages = Ages(store, self._steps, self._config.joint.compressor_updates)
+        self._num_rows = len(store)
         return store, self._open_index(version.index, store) if version.index else None
 
     def _snapshot(self, number: int) -> Path:
@@ -97,8 +112,26 @@ class Versions:
 
     # --- a refresh's life --------------------------------------------------------------------------------------------
 
-    def after_update(self, updates: int, model: ClaraModel, engine: Engine, *, store_backbone: bool, cosine: float = 1.0) -> None:
-        """Take a snapshot where one is due, and start its refresh. Every rank calls it, with the same `cosine` (see `snapshot_due`)."""
+    def after_update(
+        self,
+        updates: int,
+        model: ClaraModel,
+        engine: Engine,
+        *,
+        store_backbone: bool,
+        cosine: float = 1.0,
+        coming: Callable[[int], Coming] = lambda updates: Coming(),
+    ) -> None:
+        """Take a snapshot where one is due, and start its refresh. Every rank calls it, with the same `cosine` (see `snapshot_due`).
+
+        Args:
+            updates: made so far.
+            model: as it is then.
+            engine: of this rank.
+            store_backbone: the snapshot holds the LM too.
+            cosine: of the canary set.
+            coming: what the steps after that many updates will use, where rows are chosen by it.
+        """
         if not snapshot_due(updates, self._settings, cosine):
             return
         if self.pending is not None:
@@ -113,6 +146,9 @@ class Versions:
         with engine.whole(stored_parameters(model, store_backbone)):
             if self._rank == 0:
                 self._lost = self._save_snapshot(model, updates, store_backbone=store_backbone)
+        if self._rank == 0 and self._settings.policy == "incremental" and not self._lost:
+            self._lost = self._save_choice(coming(updates))
+        self.working_set = WorkingSet()
         self._attempt = 0
         if not self._lost:
             self._start()
@@ -127,6 +163,30 @@ class Versions:
             return str(error)
         return ""
 
+    def _save_choice(self, coming: Coming) -> str:
+        """Write by what the rows of the pending version are chosen. Returns why it could not be written."""
+        number = self.pending.number if self.pending else 0
+        uses = self.working_set.uses
+        uses.update(coming.rows)
+        drift = self._drift(self.current.number)
+        settings = self._settings
+        choice = Choice(
+            num_rows=settings.num_rows(self._num_rows), oldest_share=settings.oldest_share,
+            row_ids=list(uses), uses=list(uses.values()), questions=list(coming.questions), per_question=self._config.joint.from_index,
+            steps=self._steps, drift=str(drift) if drift.is_file() else "",
+        )  # fmt: skip
+        try:
+            choice.save(self._choice(number))
+        except InputError as error:
+            return str(error)
+        return ""
+
+    def _choice(self, number: int) -> Path:
+        return self._run / f"choice-v{number}.json"
+
+    def _drift(self, number: int) -> Path:
+        return self._run / f"drift-v{number}.parquet"
+
     def _start(self) -> None:
         if self._rank != 0 or self.pending is None:
             return
@@ -136,12 +196,12 @@ class Versions:
         self._attempt += 1
         self._ready = None
         self._notes(number).unlink(missing_ok=True)
-        self._job = self.job(number, self._snapshot(number))
+        self._job = self.job(number, self._snapshot(number), self.pending.snapshot_step, chosen=self._settings.policy == "incremental")
         self._ticket = self._worker.start(self._job, self._run / f"refresh-v{number}.log")
         logger.info("refresh: version %d begins (snapshot after step %d, try %d)", number, self.pending.snapshot_step, self._attempt)
 
-    def job(self, number: int, checkpoint: Path) -> RefreshJob:
-        """The refresh that makes version `number` of a checkpoint."""
+    def job(self, number: int, checkpoint: Path, snapshot_step: int, *, chosen: bool = False) -> RefreshJob:
+        """The refresh that makes version `number` of a checkpoint after that many updates: of all rows, or of the chosen ones."""
         return RefreshJob(
             checkpoint=str(checkpoint),
             backbone=self._config.backbone.path,
@@ -153,6 +213,10 @@ class Versions:
             batch_tokens=self._config.corpus_job.batch_tokens,
             threads=self._threads,
             device="cuda" if self._settings.num_gpus else "cpu",
+            snapshot_step=snapshot_step,
+            choice=str(self._choice(number)) if chosen else "",
+            parent_index=self.current.index if chosen else "",
+            drift=str(self._drift(number)) if chosen else "",
         )
 
     def announcement(self, step: int) -> float:
@@ -176,8 +240,23 @@ class Versions:
         self.blocked_seconds += time.monotonic() - began
         return float(number)
 
+    def stop_for(self) -> float:
+        """Right after a snapshot under switch = `stop`: rank 0 waits, wait_seconds at most, and says what `announcement` says."""
+        if self._rank != 0 or self.pending is None:
+            return 0.0
+        began = time.monotonic()
+        number = self._poll(wait=True, timeout_seconds=self._settings.wait_seconds)
+        if number == 0:
+            logger.warning(
+                "refresh: version %d is not ready after %.0f s; training goes on without it",
+                self.pending.number,
+                self._settings.wait_seconds,
+            )
+        self.blocked_seconds += time.monotonic() - began
+        return float(number)
+
     def staleness(self, step: int) -> int:
-        """Updates of the compressor that the version in use lacks in a step (0-based)."""
+        """Updates of the compressor that the version in use, of mixed ones its newest rows, lacks in a step (0-based)."""
         return max(0, min(step, self._config.joint.compressor_updates) - self.current.snapshot_step)
 
     def _warn(self, step: int) -> None:
@@ -239,7 +318,10 @@ class Versions:
         if announced < 0:
             return False
         if self._ready is not None:
-            self.refreshed = {"refresh_seconds": self._ready.seconds, "refresh_bytes": float(self._ready.bytes)}
+            made = self._ready
+            self.refreshed = {"refresh_seconds": made.seconds, "refresh_bytes": float(made.bytes), "refresh_rows": float(made.rows)}
+            if made.drift is not None:
+                self.refreshed["refresh_drift"] = made.drift
         memory, index = self._output / f"memory-v{number}", self._output / f"index-v{number}"
         self.current = Version(number, str(memory), str(index), manifest_hash(memory), manifest_hash(index), snapshot_step)
         record = {"rank": self._rank, "first_step": step + 2, **dataclasses.asdict(self.current)}
@@ -290,11 +372,15 @@ class Versions:
 
     def state(self) -> dict[str, Any]:
         """For a run state."""
-        return {"current": dataclasses.asdict(self.current), "pending": dataclasses.asdict(self.pending) if self.pending else None}
+        found = {"current": dataclasses.asdict(self.current), "pending": dataclasses.asdict(self.pending) if self.pending else None}
+        return found | {"steps": self._steps, "working_set": self.working_set.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave, and start a refresh that was under way again."""
         self.current = Version(**state["current"])
         self.pending = Pending(**state["pending"]) if state["pending"] else None
+        # A state of before there were mixed versions has neither.
+        self._steps = dict(state.get("steps", {}))
+        self.working_set.restore(state.get("working_set", {"row_ids": [], "uses": []}))
         self._attempt = 0
         self._start()

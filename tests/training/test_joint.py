@@ -23,7 +23,8 @@ from clara.refresh_settings import Refresh
 from training import joint
 from training.joint_run import recipe
 from training.metrics import read
-from training.refresh import ProcessWorker, expected_fingerprint, fingerprint_of
+from training.refresh import expected_fingerprint, fingerprint_of
+from training.refresh_worker import ProcessWorker
 from training.schedule import snapshot_due
 
 ROLES = ("compressor", "query_reasoner", "generator")

@@ -84,9 +84,10 @@ def test_only_what_is_older_than_the_compressor_is_encoded_again(
     """The compressor trains in five updates: a version of the snapshot after the fifth is exact for ever."""
     made = stage(world, tmp_path, tiny_model, rerank=True)
     made.versions.current = dataclasses.replace(made.versions.current, snapshot_step=snapshot_step)
-    assert [made._encodes_afresh(step) for step in (0, 2, 5, 8)] == [bool(a) for a in afresh]
+    made.versions.open()
+    assert [made.pool_memory.encodes_afresh(step) for step in (0, 2, 5, 8)] == [bool(a) for a in afresh]
     made.micro_batches(8, 0, 1)
-    assert (made._rerank_seconds > 0) == bool(afresh[-1])
+    assert (made.pool_memory.rerank_seconds > 0) == bool(afresh[-1])
 
 
 def test_it_composes_with_a_refresh_and_is_reported(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,12 @@ def test_run_is_tracked_once(tmp_path: Path, tiny_checkpoint: Path, corpus_file:
     assert [m.step for m in client.get_metric_history(run.info.run_id, "loss")] == [1, 2, 3]
     pictures = {a.path for a in client.list_artifacts(run.info.run_id, "curves")}
     assert {"curves/loss.png", "curves/retrieval.png", "curves/held_out_recall.png"} <= pictures
+    # What re-encoding costs, at every step and for the run.
+    for name in ("used_memory_version", "blocked_share", "refresh_compute_share", "memory_lag_steps", "pool_lag_steps"):
+        assert [m.step for m in client.get_metric_history(run.info.run_id, name)] == [1, 2, 3]
+    assert run.data.metrics["run.refresh.seconds"] == 0.0
+    assert run.data.metrics["run.blocked_share"] == run.data.metrics["blocked_share"] == 0.0
+    assert run.data.metrics["run.refresh.questions_per_second_alone"] > 0
 
 
 def test_store_that_cannot_be_used_is_refused(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
