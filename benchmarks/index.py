@@ -173,7 +173,7 @@ def run_system(name: str, folder: Path, options: argparse.Namespace) -> dict[str
         command = [*step, "flat", *common]
         if name == "autofaiss":
             program = str(Path(__file__).with_name("index_autofaiss.py"))
-            command = [autofaiss_python(folder), program, str(folder), str(output), options.autofaiss_memory, *common[2:]]
+            command = [autofaiss_python(Path(options.folder)), program, str(folder), str(output), options.autofaiss_memory, *common[2:]]
         found["build"] = Watched(command, log, options.limit_seconds, options.threads).figures()
         if (output / "autofaiss.index").is_file():
             found["index_bytes"] = (output / "autofaiss.index").stat().st_size

@@ -20,6 +20,7 @@ from clara.errors import InputError
 Ids = NDArray[np.int64]
 _EMPTY_LISTS_BYTES = 32  # what FAISS writes for lists that are all empty
 _ID_BYTES = 8
+_NUMBERED = (b"IxMp", b"IxM2")  # how a file of rows numbered in the order of their ids begins: another flag of FAISS's maps it
 
 
 def has_lists(index: Any) -> bool:
@@ -41,10 +42,10 @@ def read_mapped(path: str | os.PathLike[str]) -> Any:
         InputError: not an index.
     """
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-        if faiss.try_extract_index_ivf(index) is None:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
+        with open(path, "rb") as stream:
+            numbered = stream.read(4) in _NUMBERED
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if numbered else faiss.IO_FLAG_MMAP)
+    except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: not readable as a FAISS index ({error}); build the index again") from error
     if has_lists(index):
         # Threads of its own that touch each list ahead cost more than they gain once the pages are there.
