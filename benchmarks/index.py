@@ -29,7 +29,8 @@ from clara.artefact import atomic_write, read_manifest, versions
 from clara.errors import InputError, command_line
 
 SYSTEMS = ("ours", "flat", "autofaiss")
-AUTOFAISS = ("autofaiss==2.18.0", "faiss-cpu==1.15.1", "numpy==1.26.4", "pyarrow==17.0.0")
+# It calls FAISS by argument names that later ones no longer have.
+AUTOFAISS = ("autofaiss==2.18.0", "faiss-cpu==1.8.0.post1", "numpy==1.26.4", "pyarrow==17.0.0")
 REPEATS = 3
 
 
@@ -281,7 +282,7 @@ def main(argv: list[str]) -> int:
     seconds = make_memory(folder, options.rows)
     make_queries(folder, options.queries, options.exact)
     results: dict[str, Any] = {
-        "command": "python -m benchmarks.index " + " ".join(argv), "rows": options.rows, "threads": options.threads, "candidates": options.candidates,
+        "command": "python -m benchmarks.index " + " ".join(argv).replace(options.folder, "DIR").replace(f" --results {options.results}", ""), "rows": options.rows, "threads": options.threads, "candidates": options.candidates,
         "num_exact": options.exact, "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}", "versions": versions(),
         "data_seconds": seconds or before.get("data_seconds", 0.0), "notes": options.note or before.get("notes", []), "systems": before["systems"],
         "load_average": os.getloadavg(),
@@ -289,6 +290,9 @@ def main(argv: list[str]) -> int:
     for system in systems:
         print(f"{system} …", flush=True)
         results["systems"][system] = run_system(system, folder, options)
+        for other, figures in results["systems"].items():  # what is compared with flat waits for it
+            if (folder / other / "found.npy").is_file():
+                figures |= recalls(folder, folder / other, other)
         atomic_write(file, json.dumps(results, indent=1) + "\n")
         atomic_write(file.with_suffix(".md"), table(results))
     print(file.with_suffix(".md").read_text())
