@@ -20,7 +20,8 @@ from clara.retriever import Retriever
 from training import evaluate
 from training.evaluation.finders import Bm25Finder, Corpus, Finder, MemoryFinder, Rankings, select
 from training.evaluation.measures import differences, figures, likelihood_measures, retrieval_measures
-from training.evaluation.readers import Likelihood, MemoryReader, Reading, TextReader
+from training.evaluation.readers import Known, Likelihood, MemoryReader, Reading, TextReader
+from training.evaluation.ways import Shared
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +269,38 @@ def test_an_interrupted_evaluation_goes_on(world: World, tmp_path: Path, caplog:
     assert read_manifest(output)["counts"]["questions, split unseen"] == 3
 
 
+def test_readers_of_one_generator_share_what_they_read_also_with_a_later_process(
+    world: World, retriever: Retriever, tmp_path: Path
+) -> None:
+    same, other = Retriever.open(world.checkpoint, world.memory), Retriever.open(world.trained, world.memory)
+    assert MemoryReader.identity(same) == MemoryReader.identity(retriever)
+    assert MemoryReader.identity(other) != MemoryReader.identity(retriever)
+    asked = [Reading("Who?", "Ada", tuple(retriever.store.row_ids.tolist()[:k])) for k in (0, 2)]
+    shared = Shared(directory=tmp_path)
+    reader = MemoryReader(retriever, shared.known("one"))
+    likelihoods, answers = reader.likelihoods(asked), reader.answers(asked, 4)
+    shared.save()
+    advanced: list[int] = []
+    later = MemoryReader(same, Shared(directory=tmp_path).known("one"))
+    assert later.likelihoods(asked, advanced.append) == likelihoods
+    assert later.answers(asked, 4, advanced.append) == answers
+    assert not advanced
+    later.answers(asked, 5, advanced.append)  # another length is another answer
+    assert advanced
+    assert Shared(directory=tmp_path).known("another") == Known()
+
+
+def test_only_the_conditions_that_are_asked_for_are_read(world: World, tmp_path: Path) -> None:
+    whole, some = tmp_path / "whole", tmp_path / "some"
+    assert evaluate.main(arguments(world, whole, "--limit", "2", "--generate", "0")) == 0
+    assert evaluate.main(arguments(world, some, "--limit", "2", "--generate", "0", "--conditions", "pool,right")) == 0
+    all_figures, found = (json.loads((path / "report.json").read_text())["systems"]["before"]["unseen"] for path in (whole, some))
+    likelihoods = {name for name in found if name.endswith(".log_likelihood")}
+    assert likelihoods == {"pool.log_likelihood", "right.log_likelihood"}
+    for name in likelihoods:
+        assert found[name]["value"] == pytest.approx(all_figures[name]["value"], abs=1e-3)
+
+
 def test_limit_only_adds(world: World) -> None:
     smaller = {q.question_id for q in evaluate.chosen_questions(str(world.questions), "unseen", 2)}
     larger = {q.question_id for q in evaluate.chosen_questions(str(world.questions), "unseen", 4)}
@@ -301,6 +334,7 @@ def test_dry_run_writes_nothing(world: World, tmp_path: Path, capsys: pytest.Cap
         (["--num-selected", "0"], "--num-selected is 0; expected 1 or more"),
         (["--accept-stale", "after"], "--accept-stale 'after': no such system"),
         (["--generate-conditions", "rigth"], "'rigth' is not known"),
+        (["--conditions", "pool", "--generate-conditions", "right"], "--generate-conditions 'right' is not among --conditions pool"),
     ],
 )
 def test_refuses(world: World, tmp_path: Path, more: list[str], message: str) -> None:
