@@ -9,10 +9,8 @@ from pathlib import Path
 from clara.errors import InputError
 from infra.wheel import build_wheel
 
-JOBS = ("build_memory", "score_utilities")
 
-
-def submit_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+def submit_parser(name: str, description: str | None, jobs: Sequence[str]) -> argparse.ArgumentParser:
     """A command line that ends with a job and its arguments."""
     parse = argparse.ArgumentParser(
         prog=f"python -m infra.{name}.submit",
@@ -22,7 +20,7 @@ def submit_parser(name: str, description: str | None) -> argparse.ArgumentParser
     )
     parse.add_argument("--wheel", default="", metavar="FILE", help="stage this wheel (default: one built of this checkout)")
     parse.add_argument("--dry-run", action="store_true", help="print the command that would run, and stop")
-    parse.add_argument("job", choices=JOBS, help="the pipeline")
+    parse.add_argument("job", choices=jobs, help="the pipeline")
     parse.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="its own arguments, as of python -m pipelines.JOB --help")
     return parse
 

@@ -150,7 +150,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         update=str(Path(args.update).resolve()) if args.update else "",
         spill=str(Path(args.spill or Path(args.output) / SPILL).resolve()) if args.runner == LOCAL else "",
         accelerator=dataflow.gpu_hint(args.gpu_type, args.gpu_count, runner=args.runner, device=args.device),
-        sees=str(Path(args.output).resolve() / LOCK) if args.runner == spark.RUNNER else "",
+        sees=str(Path(args.output).resolve() / LOCK) if args.runner == spark.RUNNER and "://" not in args.output else "",
     )
 
 
@@ -160,12 +160,12 @@ def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
     Raises:
         InputError: names the flag.
     """
-    far = [path for path in args.input if not path.startswith("/")]
+    local = [path for path in args.input if "://" not in path]
     paths = {"output": args.output, "checkpoint": args.checkpoint, "backbone": args.backbone, "update": args.update}
     if args.runner == spark.RUNNER:
-        spark.check_paths(options, {**paths, "input": far[0] if far else ""})
+        relative = [path for path in local if not Path(path).is_absolute()]
+        spark.check_paths(options, {**paths, "input": relative[0] if relative else ""})
     elif args.runner == dataflow.RUNNER:
-        local = [path for path in args.input if "://" not in path]
         dataflow.check_paths({**paths, "input": local[0] if local else ""})
     if args.no_wait and args.runner != dataflow.RUNNER:
         raise InputError(f"--no-wait: the job of --runner {args.runner} ends with this process; leave it out")

@@ -55,8 +55,6 @@ _STORAGE_OPTIONS = {
     "no_auth",
     "enable_gcs_soft_delete_warning",
 }
-# Kept for this long after its last use, a worker process serves all stages of a job; without it each stage starts its own and loads its model.
-CACHE_MILLISECONDS = 600_000
 _MIN_JAVA = 11
 _CONNECT_SECONDS = 5
 _LOG = logging.getLogger(__name__)
@@ -90,8 +88,12 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
     portable, setup = options.view_as(PortableOptions), options.view_as(SetupOptions)
     if portable.environment_type == "EXTERNAL" and (setup.setup_file or setup.requirements_file):
         raise InputError("--setup_file, --requirements_file: a worker pool installs nothing; stage a wheel with --extra_package")
-    if "environment_cache_millis" not in typed:
-        portable.environment_cache_millis = CACHE_MILLISECONDS
+    if "output_executable_path" in typed:
+        raise InputError("--output_executable_path: would write a jar and run nothing, and no MEMORY would come of it; leave it out")
+    if "environment_cache_millis" in typed:
+        raise InputError(
+            "--environment_cache_millis: a worker that has died stays in that cache, and all tries of its task fail; leave it out"
+        )
     if not options.view_as(DebugOptions).lookup_experiment("pre_optimize"):
         options.view_as(DebugOptions).add_experiment("pre_optimize=all")
 
@@ -108,8 +110,7 @@ def _check_environment(options: PipelineOptions) -> None:
         kind = portable.environment_type = kind or "LOOPBACK"
     elif not master.startswith("spark://"):
         raise InputError(
-            f"--spark_master_url {master!r}: expected local, local[N] or spark://HOST:PORT; for another resource manager write a jar with "
-            "--output_executable_path=JOB.jar and give it to spark-submit (infra/spark/README.md)"
+            f"--spark_master_url {master!r}: expected local, local[N] or spark://HOST:PORT; Beam's job server is the driver and knows no other manager"
         )
     elif kind in (None, "LOOPBACK"):
         raise InputError(

@@ -4,7 +4,6 @@ import hashlib
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,23 +70,19 @@ def _described(url: str) -> str:
     return text_format.MessageToString(endpoints_pb2.ApiServiceDescriptor(url=url))
 
 
-def worker_environment(request: Any, info: Any, wheels: Sequence[Path], before: Mapping[str, str]) -> dict[str, str]:
-    """The environment of Beam's worker: who it is, whom it serves, the job's options, and its wheels before all other packages.
+def worker_environment(request: Any, info: Any) -> dict[str, str]:
+    """Variables of Beam's worker: who it is, whom it serves, and the job's options.
 
     Args:
         request: the runner's `StartWorkerRequest`.
         info: as of `provision`.
-        wheels: folders of unpacked wheels.
-        before: the environment that this is added to.
     """
-    paths = [str(path) for path in wheels] + [path for path in before.get("PYTHONPATH", "").split(os.pathsep) if path]
-    changed = {
+    found = {
         "WORKER_ID": request.worker_id,
         "CONTROL_API_SERVICE_DESCRIPTOR": _described(request.control_endpoint.url),
         "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
         "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
-        "PYTHONPATH": os.pathsep.join(paths),
     }
     if request.logging_endpoint.url:
-        changed["LOGGING_API_SERVICE_DESCRIPTOR"] = _described(request.logging_endpoint.url)
-    return {**before, **changed}
+        found["LOGGING_API_SERVICE_DESCRIPTOR"] = _described(request.logging_endpoint.url)
+    return found

@@ -8,6 +8,7 @@ processes of this user: it listens on this machine alone unless --host says othe
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -21,8 +22,7 @@ from typing import Any
 
 from clara.errors import InputError, command_line
 
-_CHECK = "import apache_beam.runners.worker.sdk_worker_main, pipelines.worker, pipelines.memory_job"
-_GRACE_SECONDS, _BURY_SECONDS = 10, 5
+_CHECK = "import apache_beam.runners.worker.sdk_worker_main, pipelines.worker_template"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,56 +51,79 @@ def check_workers() -> None:
         raise InputError(f"{sys.executable}: a worker cannot start ({last}); install the wheel with its extra here: clara_rag-….whl[beam]")
 
 
+class Template:
+    """A process that has imported everything, this environment's packages and some wheels, and forks workers."""
+
+    def __init__(self, wheels: Sequence[Path]) -> None:
+        paths = [*map(str, wheels), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, "-m", "pipelines.worker_template"]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+        self._lock = threading.Lock()
+        self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a process for workers ended with status {self.process.wait()}; its error stands in the pool's own")
+        return dict(json.loads(line))
+
+    def order(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Have an order carried out; see `pipelines.worker_template`."""
+        assert self.process.stdin is not None
+        with self._lock:
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
+            return self._read()
+
+    def close(self) -> None:
+        """End it, and its workers."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
 class Workers:
-    """The processes of a pool. Each is started in this environment, whatever PATH says, and told what the runner says of its job."""
+    """The processes of a pool. Each runs in this environment, whatever PATH says, and is told what the runner says of its job."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._processes: dict[tuple[str, str], subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._templates: dict[tuple[Path, ...], Template] = {}
+        self._running: dict[tuple[str, str], tuple[Template, int]] = {}
 
     def start(self, request: Any) -> None:
         """Start the worker of a `StartWorkerRequest`."""
         from pipelines.staged_wheel import provision, staged_wheels, worker_environment
 
         info = provision(request.provision_endpoint.url, request.worker_id)
-        wheels = staged_wheels(info, request.artifact_endpoint.url, request.worker_id, self._folder)
-        environment = worker_environment(request, info, wheels, os.environ)
-        # Its standard output would be nobody's: it goes where errors go.
-        self._processes[request.control_endpoint.url, request.worker_id] = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.worker"], env=environment, stdin=subprocess.DEVNULL, stdout=sys.stderr
-        )
-        self.bury()
+        template = self.template(staged_wheels(info, request.artifact_endpoint.url, request.worker_id, self._folder))
+        process = template.order({"start": worker_environment(request, info)})["process"]
+        self._running[request.control_endpoint.url, request.worker_id] = template, process
+
+    def template(self, wheels: Sequence[Path]) -> Template:
+        """The process that forks workers with these wheels."""
+        with self._lock:
+            found = self._templates.get(tuple(wheels))
+            if found is None or found.process.poll() is not None:
+                found = self._templates[tuple(wheels)] = Template(wheels)
+            return found
 
     def stop(self, request: Any) -> None:
         """Stop the worker of a `StopWorkerRequest`.
 
         The request names no runner, and two executors of a node may have workers of one name: these are left, and end as their runner's channel closes.
         """
-        found = [key for key in self._processes if key[1] == request.worker_id]
+        found = [key for key in list(self._running) if key[1] == request.worker_id]
         if len(found) == 1:
-            threading.Thread(target=_end, args=(self._processes.pop(found[0]),), daemon=True).start()
+            template, process = self._running.pop(found[0])
+            threading.Thread(target=template.order, args=({"stop": process},), daemon=True).start()
 
     def stop_all(self) -> None:
         """Stop them all."""
-        for process in self._processes.values():
-            process.terminate()
-        for process in self._processes.values():
-            _end(process)
-
-    def bury(self) -> None:
-        """Forget those that have ended."""
-        for key, process in list(self._processes.items()):
-            if process.poll() is not None:
-                self._processes.pop(key, None)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        for template in self._templates.values():
+            template.close()
 
 
 def start_server(host: str, port: int, workers: Workers) -> tuple[Any, int]:
@@ -148,11 +171,11 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="clara-pool-") as folder:
         workers = Workers(Path(folder))
+        workers.template([])  # the first worker need not wait for it
         server, port = start_server(args.host, args.port, workers)
         print(f"workers for jobs with --environment_type=EXTERNAL --environment_config={args.host}:{port}", flush=True)
         try:
-            while not threading.Event().wait(_BURY_SECONDS):
-                workers.bury()
+            threading.Event().wait()
         finally:
             server.stop(0)
             workers.stop_all()

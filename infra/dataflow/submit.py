@@ -13,7 +13,7 @@ from infra.submission import run_job, submit_parser
 
 def main(argv: Sequence[str]) -> int:
     """Add what Dataflow needs to the job's arguments, and run it."""
-    parse = submit_parser("dataflow", __doc__)
+    parse = submit_parser("dataflow", __doc__, ("build_memory",))
     add = parse.add_argument
     add("--project", required=True, help="Google Cloud project")
     add("--region", required=True, help="region, as europe-west4")

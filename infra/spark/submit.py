@@ -13,7 +13,7 @@ from infra.submission import run_job, submit_parser
 
 def main(argv: Sequence[str]) -> int:
     """Add what Spark needs to the job's arguments, and run it."""
-    parse = submit_parser("spark", __doc__)
+    parse = submit_parser("spark", __doc__, ("build_memory", "score_utilities"))
     add = parse.add_argument
     add("--master", required=True, metavar="URL", help="spark://HOST:PORT, or local[N] for a trial on this machine")
     add("--pool", default="localhost:50000", metavar="HOST:PORT", help="worker pool as a node sees it (default: %(default)s)")

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
 import pytest
 import spark_cluster
 import tiny
-from apache_beam.options.pipeline_options import DebugOptions, PortableOptions
+from apache_beam.options.pipeline_options import DebugOptions
 from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
 from spark_cluster import JobServer, wait_for
@@ -44,11 +45,13 @@ POOL = ["--environment_type=EXTERNAL", "--environment_config=localhost:50000"]
         (["--direct_num_workers=4"], "--direct_num_workers: SparkRunner does not take it"),
         (["--dry_run=True"], "--dry_run: SparkRunner does not take it"),
         (["--sdk_container_image=image"], "--environment_type=DOCKER --environment_config=IMAGE"),
+        (["--output_executable_path=job.jar"], "would write a jar and run nothing"),
         (["--spark_master_url=yarn"], "expected local, local.N. or spark://HOST:PORT"),
         (CLUSTER, "--environment_type None: executors of spark://node:7077 cannot run Python code in this process"),
         ([*CLUSTER, "--environment_type=LOOPBACK"], "cannot run Python code in this process"),
         ([*CLUSTER, "--environment_type=EXTERNAL"], "--environment_config: is needed .* HOST:PORT"),
         ([*CLUSTER, "--environment_type=CONTAINER"], "expected LOOPBACK, EXTERNAL, DOCKER or PROCESS"),
+        ([*CLUSTER, *POOL, "--environment_cache_millis=5"], "a worker that has died stays in that cache"),
         ([*CLUSTER, *POOL, "--setup_file=setup.py"], "stage a wheel with --extra_package"),
     ],
 )
@@ -62,12 +65,10 @@ def test_processes_of_the_local_runner_are_refused_on_spark() -> None:
         beam_options([], "SparkRunner", 2)
 
 
-def test_workers_serve_all_stages_and_reading_is_split_unless_said_otherwise() -> None:
+def test_stages_are_fused_unless_said_otherwise() -> None:
     options = beam_options([*CLUSTER, *POOL, "--storage_level=MEMORY_AND_DISK"], "SparkRunner", 0)
-    assert options.view_as(PortableOptions).environment_cache_millis == spark.CACHE_MILLISECONDS
     assert options.view_as(DebugOptions).lookup_experiment("pre_optimize") == "all"
-    given = beam_options([*CLUSTER, *POOL, "--environment_cache_millis=5", "--experiments=pre_optimize=none"], "SparkRunner", 0)
-    assert given.view_as(PortableOptions).environment_cache_millis in (5, "5")
+    given = beam_options([*CLUSTER, *POOL, "--experiments=pre_optimize=none"], "SparkRunner", 0)
     assert given.view_as(DebugOptions).lookup_experiment("pre_optimize") == "none"
 
 
@@ -178,16 +179,25 @@ def test_a_wheel_is_unpacked_once_however_many_want_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [found[0].name]
 
 
+class Sleepers(worker_pool.Template):
+    """A template whose workers sleep."""
+
+    def __init__(self) -> None:
+        self.stopped: list[int] = []
+
+    def order(self, order: dict[str, Any]) -> dict[str, Any]:
+        self.stopped.append(order["stop"])
+        return {}
+
+
 def test_stopping_a_name_that_two_runners_use_ends_neither(tmp_path: Path) -> None:
-    workers = worker_pool.Workers(tmp_path)
-    sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(3)]
-    workers._processes = {("a:1", "1-1"): sleepers[0], ("b:2", "1-1"): sleepers[1], ("b:2", "11-1"): sleepers[2]}
+    workers, template = worker_pool.Workers(tmp_path), Sleepers()
+    workers._running = {("a:1", "1-1"): (template, 1), ("b:2", "1-1"): (template, 2), ("b:2", "11-1"): (template, 3)}
     workers.stop(beam_fn_api_pb2.StopWorkerRequest(worker_id="1-1"))
     workers.stop(beam_fn_api_pb2.StopWorkerRequest(worker_id="11-1"))
-    assert sleepers[2].wait(30) != 0
-    assert [sleeper.poll() for sleeper in sleepers[:2]] == [None, None]
-    workers.stop_all()
-    assert all(sleeper.poll() for sleeper in sleepers)
+    wait_for(lambda: bool(template.stopped))
+    assert template.stopped == [3]
+    assert list(workers._running) == [("a:1", "1-1"), ("b:2", "1-1")]
 
 
 # --- whole jobs ---
@@ -268,7 +278,7 @@ def test_a_cluster_that_loses_a_worker_and_an_executor_makes_the_same(
         command = [sys.executable, "-m", "pipelines.build_memory", *arguments(corpus, tiny_checkpoint, output, *options)]
         job = subprocess.Popen(command, stderr=log, stdout=log, env=spark_cluster.spark_environment())
         try:
-            kill_in_the_middle(output, job, lambda: cluster.pool_process.children(), at_least=1)
+            kill_in_the_middle(output, job, lambda: python_workers(cluster.pool_process), at_least=1)
             kill_in_the_middle(output, job, lambda: executors(cluster.worker_process), at_least=3)
             assert job.wait(900) == 0, (tmp_path / "job.log").read_text(encoding="utf-8")[-3000:]
         finally:
@@ -276,19 +286,30 @@ def test_a_cluster_that_loses_a_worker_and_an_executor_makes_the_same(
     check_same(output, local)
 
 
+def python_workers(pool: psutil.Process) -> list[psutil.Process]:
+    """Workers of a pool: its children have imported everything, theirs work."""
+    return [worker for template in pool.children() for worker in template.children()]
+
+
 def executors(worker: psutil.Process) -> list[psutil.Process]:
     """Executors of a Spark worker."""
-    return [child for child in worker.children(recursive=True) if any("CoarseGrainedExecutorBackend" in word for word in child.cmdline())]
+    return [child for child in worker.children(recursive=True) if "CoarseGrainedExecutorBackend" in command_of(child)]
+
+
+def command_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it has ended just now
+        return ""
 
 
 def kill_in_the_middle(output: Path, job: "subprocess.Popen[bytes]", victims: Callable[[], list[psutil.Process]], *, at_least: int) -> None:
     """Kill (-9) one of some processes once so many shards are finished, and not all."""
     wait_for(lambda: job.poll() is not None or len(finished_shards(output, 0)) >= at_least, 600)
-    found = victims()
-    assert found
-    assert job.poll() is None
+    wait_for(lambda: job.poll() is not None or bool(victims()), 300)
+    assert job.poll() is None, "too late: the job has ended"
     assert len(finished_shards(output, 0)) < 12, "too late: the shards are finished"
-    found[0].kill()
+    victims()[0].kill()
 
 
 @pytest.mark.slow
