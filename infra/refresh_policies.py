@@ -24,6 +24,11 @@ from infra.refresh_figures import compare, draw, markdown
 from infra.world import CONFIG, ROOT, run_all
 
 _REFRESH = ("joint.refresh.policy=full", "joint.refresh.every_steps={every}", "joint.refresh.start_step={every}")
+# Whatever the configuration says of refreshes, each run begins from here.
+_NONE = (
+    "joint.refresh.policy=none", "joint.refresh.switch=asap", "joint.refresh.rerank=false", "joint.refresh.correction=false",
+    "joint.refresh.final=false",
+)  # fmt: skip
 # What each run sets; {every} and {share} are options of the command line.
 POLICIES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -85,7 +90,7 @@ def run_command(output: Path, policy: str, options: argparse.Namespace, inputs: 
     small = [] if options.inputs else SMALL_WORLD
     given = [f"{name}={path}" for name, path in inputs.items()]
     overrides = [
-        f"seed={options.seed}", "stage=joint", *given, f"output={output / policy}", f"joint.steps={options.steps}", *small, *CANARY, *options.set, *own
+        f"seed={options.seed}", "stage=joint", *given, f"output={output / policy}", f"joint.steps={options.steps}", *small, *CANARY, *options.set, *_NONE, *own
     ]  # fmt: skip
     return python(str(ROOT / "training" / "joint.py"), "--launcher", "local", "--config", options.config, *sets(overrides))
 
