@@ -35,7 +35,7 @@ class Model(Section):
     """Memory tokens and what surrounds them. These settings are stored in a CHECKPOINT and win over the file when one is loaded."""
 
     num_memory_tokens: int = Field(16, ge=1, description="M, learned slots a document is compressed into")
-    max_document_tokens: int = Field(256, ge=1, description="tokens of a chunk; the corpus job splits longer texts, others cut and count them")
+    max_document_tokens: int = Field(256, ge=1, description="tokens of a chunk; the corpus job splits longer texts, others cut them")
     max_question_tokens: int = Field(256, ge=1, description="tokens of a question; the rest is cut")
     residual: Literal["none", "segment_mean"] = Field(
         "none",
