@@ -1,13 +1,10 @@
 """A loss that is not finite on one of two ranks: with ZeRO, both ranks skip the update together, or both stop."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 
 PROGRAM = """
@@ -78,20 +75,8 @@ json.dump({"seen": stage.seen, "skipped": figures, "error": error}, open(f"{outp
 """
 
 
-def ranks(folder: Path, zero_stage: int, on_nonfinite: str) -> list[dict[str, object]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    root = str(Path(__file__).resolve().parents[2])
-    started = []
-    for rank in (0, 1):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        environment = os.environ | own | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-        arguments = [sys.executable, "-c", PROGRAM, str(folder), str(zero_stage), on_nonfinite]
-        started.append(subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
-    for process in started:
-        said, _ = process.communicate(timeout=400)
-        assert process.returncode == 0, said
+def outcome(folder: Path, zero_stage: int, on_nonfinite: str) -> list[dict[str, object]]:
+    ranks.finished(ranks.start(2, [str(folder), str(zero_stage), on_nonfinite], PROGRAM), 400)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -100,7 +85,7 @@ def ranks(folder: Path, zero_stage: int, on_nonfinite: str) -> list[dict[str, ob
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_both_ranks_skip_or_stop_together(tmp_path: Path, zero_stage: int) -> None:
     (tmp_path / "skip").mkdir()
-    first, second = ranks(tmp_path / "skip", zero_stage, "skip")
+    first, second = outcome(tmp_path / "skip", zero_stage, "skip")
     assert first["error"] == second["error"] == ""
     assert first["seen"] == second["seen"]
     one, two, three = (torch.tensor(weights) for weights in first["seen"])  # type: ignore[attr-defined]
@@ -110,7 +95,7 @@ def test_both_ranks_skip_or_stop_together(tmp_path: Path, zero_stage: int) -> No
     assert first["skipped"] == {"1": 0.0, "2": 1.0, "3": 0.0}
 
     (tmp_path / "stop").mkdir()
-    first, second = ranks(tmp_path / "stop", zero_stage, "stop")
+    first, second = outcome(tmp_path / "stop", zero_stage, "stop")
     assert first["seen"] == second["seen"] == [one.tolist()]
     for result in (first, second):
         assert "toy: the loss is nan at step 2; lower the learning rate" in str(result["error"])

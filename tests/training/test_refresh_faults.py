@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import joint_world
 import pytest
+from disk import full_disk
 from joint_world import Inline, World
 
 import training.refresh
@@ -41,17 +39,6 @@ def train(world: World, output: Path, worker: type[Inline], monkeypatch: pytest.
     assert joint.main(["--launcher", "local", *world.sets(output, **RUN | values)]) == 0
     report: dict[str, object] = json.loads((output / "report.json").read_text())
     return report
-
-
-@contextmanager
-def full_disk(bytes_left: int) -> Iterator[None]:
-    """No file of this process can grow beyond that: to a program a disk without room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(("attempts", "spans"), [(1, STAYED), (2, SWITCHED)])

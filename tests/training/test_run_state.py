@@ -1,14 +1,12 @@
 """Run states: what is half written, of another run, or finds no room."""
 
 import json
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from disk import full_disk
 from safetensors.torch import load_file
 from torch import nn
 
@@ -64,17 +62,6 @@ def train(directory: Path, stage: Toy) -> torch.Tensor:
     run(stage, engine, directory, seed=0, checkpoint_every=1)
     weight: torch.Tensor = stage.module.layer.weight.detach()
     return weight
-
-
-@contextmanager
-def full_disk(bytes_left: int) -> Iterator[None]:
-    """No file of this process can grow beyond that: to a program a disk without room."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_left, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_without_room_costs_the_run_state_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
