@@ -173,8 +173,8 @@ def main(argv: list[str]) -> int:
         sets = write_inputs(Path(temporary), options)
         for ranks, stage in cases:
             rows.append(measured(sets, Path(temporary) / f"{ranks}-{stage}", ranks, stage))
+            save(Path(options.output), {**about, "rows": rows}, markdown(rows, about))
             print(markdown(rows, about).splitlines()[-3], flush=True)
-    save(Path(options.output), {**about, "rows": rows}, markdown(rows, about))
     return 0
 
 
