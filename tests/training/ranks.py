@@ -17,7 +17,7 @@ from clara.config import load
 from training.deepspeed_engine import engine_for
 from training.joint_report import finish
 from training.joint_run import absolute, train_rank
-from training.refresh import ProcessWorker
+from training.refresh_worker import ProcessWorker
 
 logging.basicConfig(level=logging.INFO)
 dist.init_process_group("gloo")
