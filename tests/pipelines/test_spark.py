@@ -19,8 +19,19 @@ import pytest
 import spark_cluster
 import tiny
 from apache_beam.options.pipeline_options import DebugOptions
-from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
+from apache_beam.portability.api import (
+    beam_artifact_api_pb2_grpc,
+    beam_fn_api_pb2,
+    beam_fn_api_pb2_grpc,
+    beam_provision_api_pb2,
+    beam_provision_api_pb2_grpc,
+    beam_runner_api_pb2,
+    endpoints_pb2,
+)
+from apache_beam.runners.portability.artifact_service import ArtifactRetrievalService
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
+from google.protobuf import json_format
+from google.protobuf.struct_pb2 import Struct
 from spark_cluster import JobServer, wait_for
 
 from clara.artefact import read_manifest, sha256_file
@@ -198,6 +209,57 @@ def test_stopping_a_name_that_two_runners_use_ends_neither(tmp_path: Path) -> No
     wait_for(lambda: bool(template.stopped))
     assert template.stopped == [3]
     assert list(workers._running) == [("a:1", "1-1"), ("b:2", "1-1")]
+
+
+class Provision(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
+    """Tells workers of a job that staged one file."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        options = json_format.ParseDict({"beam:option:s3_endpoint_url:v1": "http://store"}, Struct())
+        artifact = beam_runner_api_pb2.ArtifactInformation(
+            type_urn="beam:artifact:type:file:v1",
+            type_payload=beam_runner_api_pb2.ArtifactFilePayload(path=str(path)).SerializeToString(),
+            role_payload=beam_runner_api_pb2.ArtifactStagingToRolePayload(staged_name=name).SerializeToString(),
+        )
+        self._info = beam_provision_api_pb2.ProvisionInfo(pipeline_options=options, dependencies=[artifact])
+
+    def GetProvisionInfo(self, request: Any, context: Any) -> Any:
+        return beam_provision_api_pb2.GetProvisionInfoResponse(info=self._info)
+
+
+@pytest.mark.parametrize(
+    ("name", "unpacked"), [("clara_rag-0.1.0-py3-none-any.whl", True), ("submission_environment_dependencies.txt", False)]
+)
+def test_workers_get_the_jobs_options_and_its_wheel(name: str, unpacked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as file:
+        file.writestr("clara/staged.py", "")
+    orders: list[dict[str, Any]] = []
+    monkeypatch.setattr(worker_pool.Workers, "template", lambda self, wheels: made.append(wheels) or Recorder(orders))
+    made: list[list[Path]] = []
+    server = grpc.server(ThreadPoolExecutor(4))
+    beam_provision_api_pb2_grpc.add_ProvisionServiceServicer_to_server(Provision(tmp_path / name, name), server)
+    retrieval = ArtifactRetrievalService(io.FileIO)
+    beam_artifact_api_pb2_grpc.add_ArtifactRetrievalServiceServicer_to_server(retrieval, server)
+    here = endpoints_pb2.ApiServiceDescriptor(url=f"localhost:{server.add_insecure_port('localhost:0')}")
+    server.start()
+    request = beam_fn_api_pb2.StartWorkerRequest(worker_id="1-1", control_endpoint=here, artifact_endpoint=here, provision_endpoint=here)
+    worker_pool.Workers(tmp_path).start(request)
+    server.stop(0)
+    assert [(folder / "clara/staged.py").is_file() for folder in made[0]] == ([True] if unpacked else [])
+    assert json.loads(orders[0]["start"]["PIPELINE_OPTIONS"]) == {"beam:option:s3_endpoint_url:v1": "http://store"}
+    assert orders[0]["start"]["WORKER_ID"] == "1-1"
+    assert here.url in orders[0]["start"]["CONTROL_API_SERVICE_DESCRIPTOR"]
+
+
+class Recorder(worker_pool.Template):
+    """A template that notes its orders."""
+
+    def __init__(self, orders: list[dict[str, Any]]) -> None:
+        self._orders = orders
+
+    def order(self, order: dict[str, Any]) -> dict[str, Any]:
+        self._orders.append(order)
+        return {"process": 1}
 
 
 # --- whole jobs ---
