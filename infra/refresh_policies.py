@@ -46,11 +46,10 @@ SHOWN = ("none", "rerank", "full", "incremental", "stop")
 # The small world: everything trains, the compressor faster than the rest, so that what is stored falls behind.
 SMALL_WORLD = (
     "joint.train_compressor=true", "joint.train_generator=true", "joint.answer_weight=1", "joint.utility_weight=1",
-    "joint.questions_per_step=16", "joint.micro_batch=16", "joint.optimiser.warmup_ratio=0.03",
-    "joint.learning_rates={compressor = 6e-3, generator = 2e-3, query_reasoner = 2e-3}",
-    "joint.evaluate_every=10", "joint.evaluate_questions=48", "joint.evaluate_fresh=true",
+    "joint.optimiser.schedule=constant", "joint.learning_rates={compressor = 1e-2, generator = 2e-3, query_reasoner = 2e-3}",
+    "joint.evaluate_every=10", "joint.evaluate_questions=32", "joint.evaluate_fresh=true",
 )  # fmt: skip
-CANARY = ("joint.refresh.canary_every=10", "joint.refresh.canary_rows=64")
+CANARY = ("joint.refresh.canary_every=10", "joint.refresh.canary_rows=32")
 
 
 def python(*parts: str) -> list[str]:
@@ -117,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--output", required=True, metavar="DIR", help="gets the world, a run for each policy, and the results")
     found.add_argument("--policies", default=",".join(SHOWN), help=f"comma-separated, of {', '.join(POLICIES)} (default %(default)s)")
-    found.add_argument("--steps", type=int, default=120, help="updates of each run (default %(default)s)")
+    found.add_argument("--steps", type=int, default=60, help="updates of each run (default %(default)s)")
     found.add_argument("--every", type=int, default=10, metavar="STEPS", help="steps from one snapshot to the next (default %(default)s)")
     found.add_argument(
         "--share", type=float, default=0.25, help="rows of an incremental refresh as a share of MEMORY (default %(default)s)"
