@@ -206,7 +206,7 @@ def table(results: dict[str, Any]) -> str:
     """Markdown of all figures."""
     lines = [
         f"# INDEX, {results['rows']:,} rows", "",
-        f"Keys of 256 float16 numbers, payload of 512 bytes a row (int8), clustered ({results['rows'] // 500:,} centres). {results['hardware']}. "
+        f"Keys of 256 float16 numbers, payload of 512 bytes a row (int8), clustered ({results['rows'] // 500:,} centres). {results['hardware']}; load average {results['load_average'][1]:g}. "
         f"{results['threads']} threads, L = {results['candidates']}, {results['num_exact']} queries for recall.", "",
         f"Command: `{results['command']}`", "",
         "| system | kind | build s | peak MiB (own) | index MiB | queries/s, one by one | in one batch | recall@10 by key | after second level | by key against flat |",
@@ -282,14 +282,16 @@ def main(argv: list[str]) -> int:
     seconds = make_memory(folder, options.rows)
     make_queries(folder, options.queries, options.exact)
     results: dict[str, Any] = {
-        "command": "python -m benchmarks.index " + " ".join(argv).replace(options.folder, "DIR").replace(f" --results {options.results}", ""), "rows": options.rows, "threads": options.threads, "candidates": options.candidates,
+        "command": f"python -m benchmarks.index --rows {options.rows} --folder DIR --autofaiss-memory {options.autofaiss_memory}",
+        "rows": options.rows, "threads": options.threads, "candidates": options.candidates,
         "num_exact": options.exact, "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}", "versions": versions(),
         "data_seconds": seconds or before.get("data_seconds", 0.0), "notes": options.note or before.get("notes", []), "systems": before["systems"],
-        "load_average": os.getloadavg(),
+        "load_average": [round(load, 1) for load in os.getloadavg()],
     }  # fmt: skip
-    for system in systems:
-        print(f"{system} …", flush=True)
-        results["systems"][system] = run_system(system, folder, options)
+    for system in [*systems, ""]:  # the last round, of no system, writes the report anew
+        if system:
+            print(f"{system} …", flush=True)
+            results["systems"][system] = run_system(system, folder, options)
         for other, figures in results["systems"].items():  # what is compared with flat waits for it
             if (folder / other / "found.npy").is_file():
                 figures |= recalls(folder, folder / other, other)

@@ -189,8 +189,8 @@ def test_what_is_wrong_with_an_index_is_told_by_who_asks(cluster: None, memory_d
 def test_a_run_with_servers_is_the_run_without(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
     world: World = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
     settings: dict[str, object] = {
-        "joint__steps": 5, "joint__train_compressor": "true", "joint__refresh__policy": "full", "joint__refresh__num_cpus": 0.5,
-        "joint__refresh__switch": "fixed", "joint__refresh__start_step": 1, "joint__refresh__delta_steps": 2, "joint__right_memory_share": 0.5,
+        "joint__steps": 5, "joint__train_compressor": "true", "joint__refresh__policy": "incremental", "joint__refresh__num_cpus": 0.5,
+        "joint__refresh__switch": "fixed", "joint__refresh__start_step": 1, "joint__refresh__delta_steps": 2, "joint__right_memory_share": 0.5, "joint__refresh__rows": 12,
     }  # fmt: skip
     weights = []
     for shards in (0, 3):
