@@ -1,16 +1,21 @@
-"""Artefacts: a directory with its data, then a `manifest.json` written last and atomically. No manifest: not an artefact."""
+"""Artefacts: a directory with its data, then a `manifest.json` written last and atomically. No manifest: not an artefact.
+
+A directory is a path, or a URL that fsspec knows.
+"""
 
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clara import storage
 from clara.errors import InputError
+from clara.storage import atomic_write as atomic_write
+from clara.storage import sha256_file as sha256_file
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -27,42 +32,21 @@ def hash_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """Sha256 (hex) of a file's bytes."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def make_directory(path: str | os.PathLike[str]) -> Path:
-    """A directory, made where there is none: ahead of the work whose results go there.
+def make_directory(path: storage.Name) -> Path:
+    """A directory of this machine, made where there is none: ahead of the work whose results go there.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be made, or is a URL.
     """
+    if storage.is_url(path):
+        raise InputError(
+            f"{path}: a URL, and this is written to a directory of this machine only; give one, and copy the result there after"
+        )
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(path, error) from error
+        raise storage.unwritable(path, error) from error
     return Path(path)
-
-
-def _unwritable(path: str | os.PathLike[str], error: OSError) -> InputError:
-    return InputError(f"{path}: cannot be written ({error.strerror or error}); choose a directory that you may write to, with room")
-
-
-def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:
-    """Write a whole file or nothing: a temporary name beside it, flushed to disk, then renamed."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
-        with open(partial, "wb") as stream:
-            stream.write(data.encode() if isinstance(data, str) else data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def versions() -> dict[str, str]:
@@ -76,17 +60,28 @@ def versions() -> dict[str, str]:
     return found
 
 
-def file_entry(directory: str | os.PathLike[str], path: str, rows: int | None = None) -> dict[str, Any]:
+def file_entry(directory: storage.Name, path: str, rows: int | None = None) -> dict[str, Any]:
     """A manifest's entry for one file of an artefact: relative path, bytes, sha256 and, if given, rows."""
+    if storage.is_url(directory):
+        return _entry(path, storage.folder(directory).read(path) or b"", rows)
     full = Path(directory) / path
     entry: dict[str, Any] = {"path": path, "bytes": full.stat().st_size, "sha256": sha256_file(full)}
-    if rows is not None:
-        entry["rows"] = rows
-    return entry
+    return entry if rows is None else {**entry, "rows": rows}
+
+
+def _entry(path: str, data: bytes, rows: int | None) -> dict[str, Any]:
+    entry: dict[str, Any] = {"path": path, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return entry if rows is None else {**entry, "rows": rows}
+
+
+def write_file(directory: storage.Name, path: str, data: bytes, rows: int | None = None) -> dict[str, Any]:
+    """Write one file of an artefact, whole or not at all. Returns its manifest entry."""
+    storage.folder(directory).write(path, data)
+    return _entry(path, data, rows)
 
 
 def write_manifest(
-    directory: str | os.PathLike[str],
+    directory: storage.Name,
     *,
     kind: str,
     files: Iterable[Mapping[str, Any]],
@@ -96,7 +91,7 @@ def write_manifest(
     parent: str = "",
     **fields: Any,
 ) -> dict[str, Any]:
-    """Complete an artefact: every other byte must be on disk by now.
+    """Complete an artefact: every other byte must be there by now.
 
     Args:
         directory: the artefact.
@@ -107,14 +102,20 @@ def write_manifest(
         fingerprint: of the vectors that it holds or makes.
         parent: manifest hash of the version that it follows.
         fields: what only this kind has.
+
+    Raises:
+        InputError: the place refuses, or the store of a URL lacks a file, or has it in another size.
     """
+    files = sorted((dict(f) for f in files), key=lambda f: f["path"])
+    if storage.is_url(directory):
+        _check_arrived(directory, files)
     manifest = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
         "fingerprint": fingerprint,
         "parent": parent,
         "counts": dict(counts or {}),
-        "files": sorted((dict(f) for f in files), key=lambda f: f["path"]),
+        "files": files,
         "made_by": {
             "recipe": json.loads(canonical_json(recipe)),
             "versions": versions(),
@@ -122,24 +123,35 @@ def write_manifest(
         },
         **fields,
     }
-    atomic_write(Path(directory) / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    atomic_write(storage.join(directory, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 
-def read_manifest(directory: str | os.PathLike[str], kind: str | None = None) -> dict[str, Any]:
+def _check_arrived(directory: storage.Name, files: Iterable[Mapping[str, Any]]) -> None:
+    wanted = {entry["path"]: entry["bytes"] for entry in files}
+    found = storage.folder(directory).sizes(wanted)
+    for path, size in wanted.items():
+        if found.get(path) != size:
+            raise InputError(
+                f"{directory}/{path}: {found.get(path, 'no')} bytes there, {size} were written; let nothing else write there, and run again"
+            )
+
+
+def read_manifest(directory: storage.Name, kind: str | None = None) -> dict[str, Any]:
     """An artefact's manifest.
 
     Raises:
         InputError: there is none (unfinished or no artefact), it is not JSON, of another kind, or of a newer format.
     """
-    path = Path(directory) / MANIFEST
+    path = storage.join(directory, MANIFEST)
     wanted = kind or "artefact"
-    if not path.is_file():
+    raw = storage.folder(directory).read(MANIFEST)
+    if raw is None:
         raise InputError(
             f"{directory}: no {MANIFEST}, so this is no finished {wanted}; make it (or run the interrupted command again), or correct the path"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(raw.decode("utf-8"))
         found, version = manifest["kind"], manifest["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not a manifest ({error!r}); make the {wanted} again") from error
@@ -152,33 +164,36 @@ def read_manifest(directory: str | os.PathLike[str], kind: str | None = None) ->
     return manifest
 
 
-def manifest_hash(directory: str | os.PathLike[str]) -> str:
+def manifest_hash(directory: storage.Name) -> str:
     """Hash of an artefact: of its manifest without when and with which packages it was made, so an identical rebuild hashes equal."""
     manifest = read_manifest(directory)
     return hash_of({key: value for key, value in manifest.items() if key != "made_by"})
 
 
-def up_to_date(directory: str | os.PathLike[str], kind: str, recipe: Mapping[str, Any]) -> bool:
+def up_to_date(directory: storage.Name, kind: str, recipe: Mapping[str, Any]) -> bool:
     """Whether the artefact is there, made by this recipe, with every file at its size (bytes are checked by `verify`)."""
-    path = Path(directory) / MANIFEST
-    if not path.is_file():
-        return False
     try:
         manifest = read_manifest(directory, kind)
+    except storage.StorageError:
+        raise
     except InputError:
         return False
     if manifest["made_by"]["recipe"] != json.loads(canonical_json(recipe)):
         return False
-    files = ((Path(directory) / f["path"], f["bytes"]) for f in manifest["files"])
-    return all(file.is_file() and file.stat().st_size == size for file, size in files)
+    wanted = {f["path"]: f["bytes"] for f in manifest["files"]}
+    return storage.folder(directory).sizes(wanted) == wanted
 
 
-def verify(directory: str | os.PathLike[str], kind: str | None = None, *, folders: Collection[str] | None = None) -> dict[str, Any]:
-    """Read every byte of an artefact, or of some of its folders, against its manifest, which is returned.
+def verify(directory: storage.Name, kind: str | None = None, *, folders: Collection[str] | None = None) -> dict[str, Any]:
+    """Read every byte of an artefact, or of some of its folders, against its manifest, which is returned. Of a URL its copy here is read.
 
     Raises:
         InputError: a file is missing, or its size or sha256 differs.
     """
+    if storage.is_url(directory):
+        from clara.localise import localised
+
+        directory = localised(directory, kind, verify=True)
     manifest = read_manifest(directory, kind)
     for entry in manifest["files"]:
         if folders is not None and entry["path"].partition("/")[0] not in folders:

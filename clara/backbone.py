@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from clara.errors import InputError
+from clara.localise import localised_folder
 from clara.lora import Route, add_adapter, current_route, install, routed
 from clara.precision import multiplies_bfloat16, widened
 
@@ -36,7 +37,7 @@ def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
 
 def weights_hash(folder: str | os.PathLike[str]) -> str:
     """Sha256 over the weight files of a model folder, in name order: what `backbone` means in a fingerprint."""
-    files = sorted(Path(folder).glob("*.safetensors"))
+    files = sorted(localised_folder(folder).glob("*.safetensors"))
     if not files:
         raise InputError(
             f"{folder}: no *.safetensors there; give a folder that holds a causal LM in the transformers format, without pickle"
@@ -46,7 +47,7 @@ def weights_hash(folder: str | os.PathLike[str]) -> str:
 
 def tokenizer_hash(folder: str | os.PathLike[str]) -> str:
     """Sha256 over a folder's `tokenizer.json`: what `tokenizer` means in a fingerprint."""
-    path = Path(folder) / "tokenizer.json"
+    path = localised_folder(folder) / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{folder}: no tokenizer.json; a fast tokenizer is needed")
     return hashlib.sha256(json.dumps(json.loads(path.read_text(encoding="utf-8")), sort_keys=True).encode()).hexdigest()
@@ -54,6 +55,7 @@ def tokenizer_hash(folder: str | os.PathLike[str]) -> str:
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     """The fast tokenizer of a model folder, read from that folder only."""
+    folder = localised_folder(folder)
     if not (Path(folder) / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer.json; give a model folder with a fast tokenizer")
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -100,19 +102,20 @@ class Backbone(nn.Module):
         dropout: float,
         adapters: Sequence[str],
     ) -> "Backbone":
-        """Read an LM folder (never a hub).
+        """Read an LM folder, or the copy of one behind a URL (never a hub).
 
         Raises:
             InputError: no folder, no config, or weights that transformers can't read.
         """
-        if not (Path(folder) / "config.json").is_file():
+        local = localised_folder(folder)
+        if not (local / "config.json").is_file():
             raise InputError(
                 f"backbone.path {folder!r}: no config.json there; give a folder that holds a causal LM in the transformers format"
             )
         try:
-            AutoConfig.from_pretrained(folder, local_files_only=True)
+            AutoConfig.from_pretrained(local, local_files_only=True)
             lm = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True, use_safetensors=True
+                local, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True, use_safetensors=True
             )
         except (OSError, ValueError, ImportError) as error:
             raise InputError(

@@ -24,6 +24,7 @@ from clara.backbone import Backbone, load_tokenizer, tokenizer_hash, weights_has
 from clara.config import Backbone as BackboneSettings
 from clara.config import Config, Model, Prompts, explain
 from clara.errors import InputError
+from clara.localise import localised
 from clara.model import COMPRESSOR, QUERY_REASONER, ROLES, ClaraModel
 
 SLOTS_FILE = "memory_tokens.safetensors"
@@ -171,7 +172,7 @@ def load_checkpoint(
     """Read a CHECKPOINT. Its model settings and prompts are its own; only where and how the backbone is loaded is given.
 
     Args:
-        directory: the CHECKPOINT.
+        directory: the CHECKPOINT; of a URL its copy on this machine is read.
         backbone: folder, dtype and attention; an empty path takes the folder that the checkpoint names, or holds.
         device: where the model goes; asked for and not there is an error.
         check: read every byte against the manifest first.
@@ -179,7 +180,7 @@ def load_checkpoint(
     Raises:
         InputError: unfinished, damaged, for another backbone, or for other settings than this program knows.
     """
-    directory = Path(directory)
+    directory = localised(directory, "CHECKPOINT")
     manifest = verify(directory, "CHECKPOINT") if check else read_manifest(directory, "CHECKPOINT")
     backbone = backbone or BackboneSettings()
     _check_fields(directory, manifest)

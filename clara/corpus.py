@@ -11,6 +11,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from clara.errors import InputError
+from clara.localise import localised_file
 from clara.records import Document, document_id, normalise
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".xz": "xz"}
@@ -32,14 +33,14 @@ def decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file's content, decompressed by the ending of its name.
+    """The content of a file, or of a URL's copy on this machine, decompressed by the ending of its name.
 
     Raises:
         InputError: it is not there, or damaged anywhere that is read inside.
     """
     compression = COMPRESSIONS.get(os.path.splitext(os.fspath(path).lower())[1], "")
     try:
-        with open(path, "rb") as raw, decompressed(raw, compression) as stream:
+        with open(localised_file(path), "rb") as raw, decompressed(raw, compression) as stream:
             yield stream
     except DAMAGE as error:
         raise InputError(f"{path}: cannot be read to its end ({error}); correct the path, or copy the file anew") from error

@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clara.artefact import file_entry, make_directory, read_manifest, write_manifest
+from clara.artefact import file_entry, make_directory, read_manifest, write_file, write_manifest
 from clara.errors import InputError
+from clara.localise import localised
 from clara.records import input_text
-from clara.tables import read_records, read_table, write_records
+from clara.storage import is_url
+from clara.tables import read_records, read_table, table_bytes
 
 FILE = "examples.parquet"
 _ROWS_A_GROUP = 4096
@@ -76,12 +78,14 @@ def write_examples(
 ) -> dict[str, Any]:
     """Write an EXAMPLES artefact and return its manifest."""
     rows = list(examples)
-    write_records(make_directory(directory) / FILE, rows, _SCHEMA)
+    if not is_url(directory):
+        make_directory(directory)
+    entry = write_file(directory, FILE, table_bytes(rows, _SCHEMA), len(rows))
     kinds = Counter(e.kind for e in rows)
     return write_manifest(
         directory,
         kind="EXAMPLES",
-        files=[file_entry(directory, FILE, len(rows))],
+        files=[entry],
         recipe=recipe,
         counts={"examples": len(rows), **{f"kind {k}": n for k, n in sorted(kinds.items())}, **(counts or {})},
     )
@@ -89,7 +93,7 @@ def write_examples(
 
 def write_part(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
     """Write some of an artefact's examples, for `join_examples`."""
-    write_records(path, examples, _SCHEMA)
+    Path(path).write_bytes(table_bytes(examples, _SCHEMA))
 
 
 def join_examples(
@@ -128,6 +132,7 @@ def read_examples(directory: str | os.PathLike[str]) -> list[Example]:
     Raises:
         InputError: no finished EXAMPLES there, or it holds none.
     """
+    directory = localised(directory, "EXAMPLES")
     read_manifest(directory, "EXAMPLES")
     rows = read_records(Path(directory) / FILE)
     if not rows:

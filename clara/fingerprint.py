@@ -5,7 +5,6 @@ import hashlib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from clara.artefact import hash_of, read_manifest
 from clara.backbone import tokenizer_hash, weights_hash
 from clara.errors import InputError
+from clara.localise import localised
 from clara.lora import adapter_tensors
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def of_checkpoint(
     Raises:
         InputError: unfinished or damaged, or the backbone has other weights.
     """
-    directory = Path(checkpoint)
+    directory = localised(checkpoint, "CHECKPOINT")
     manifest = read_manifest(directory, "CHECKPOINT")
     folder = str(directory / "backbone") if manifest["backbone"]["own"] else backbone or manifest["backbone"]["path"]
     found = weights_hash(folder)

@@ -22,6 +22,7 @@ from clara.codec import Floats
 from clara.encode import KeyProjection, key_projection
 from clara.errors import InputError
 from clara.inverted_lists import ids_of, read_mapped
+from clara.localise import localised
 from clara.memory import Ids, MemoryStore
 
 KIND, FILE = "INDEX", "index.faiss"
@@ -203,6 +204,7 @@ def index_file(index_dir: str | os.PathLike[str], store: MemoryStore) -> Path:
     Raises:
         InputError: the INDEX is unfinished, damaged, or for another MEMORY.
     """
+    index_dir = localised(index_dir, KIND)
     manifest = read_manifest(index_dir, KIND)
     if manifest["memory"] != store.hash:
         raise InputError(

@@ -24,9 +24,11 @@ from clara.gpu_index import quantizer_on_gpu, require_gpu
 from clara.index import FILE, KIND, MemoryIndex, check_rows
 from clara.index_factory import resolve_factory, train
 from clara.inverted_lists import Source, bytes_of_row, emptied, has_lists, ids_of, merge, read_mapped
+from clara.localise import localised, published
 from clara.memory import KIND as MEMORY
 from clara.memory import Ids, MemoryStore
 from clara.recall import Measurement, judge, measure
+from clara.storage import is_url
 
 BUILD, TRAINED = ".build", "trained.faiss"
 _ADD_ROWS = 65_536
@@ -96,6 +98,9 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
         manifest = read_manifest(output, KIND)
         judge(str(output), manifest["measured"], recall_floor=how.recall_floor, allow=how.allow_low_recall)
         return manifest
+    if is_url(output):
+        with published(output) as place:
+            return build(memory_dir, place, how)
     make_directory(output)
     if how.verify:
         artefact.verify(memory_dir, MEMORY)
@@ -197,7 +202,7 @@ class _Work:
         path = self.folder / TRAINED
         if not path.is_file():
             if self._parent is not None:
-                trained = emptied(read_mapped(Path(self._how.parent) / FILE))
+                trained = emptied(read_mapped(localised(self._how.parent, KIND) / FILE))
             else:
                 trained = train(self._store, self._factory, seed=self._how.seed, gpu=self._how.gpu)
             _write(trained, path)
@@ -209,7 +214,7 @@ class _Work:
         if not how.parent:
             return None
         manifest = read_manifest(how.parent, KIND)
-        index = read_mapped(Path(how.parent) / FILE)
+        index = read_mapped(localised(how.parent, KIND) / FILE)
         reason = ""
         if manifest["factory"] != self._factory or not has_lists(index):
             reason = f"it is {manifest['factory']}, this one {self._factory}, and only inverted lists are taken over"

@@ -19,15 +19,17 @@ import pyarrow.parquet as pq
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from clara import artefact
-from clara.artefact import atomic_write, canonical_json, file_entry, hash_of, manifest_hash, read_manifest, sha256_file, write_manifest
+from clara import artefact, storage
+from clara.artefact import atomic_write, canonical_json, hash_of, manifest_hash, read_manifest, write_file, write_manifest
 from clara.codec import Floats, decode_memory, encode_memory, layout, pq_width
 from clara.errors import InputError
 from clara.fingerprint import Accepted, Fingerprint
 from clara.live_rows import Ids as Ids
 from clara.live_rows import LiveRows
+from clara.localise import localised
 from clara.mapped import map_tensors
 from clara.mixed import check_accepted, refuse_mixed, shard_fingerprints
+from clara.product_quantiser import FILE as CODEBOOK_FILE
 from clara.product_quantiser import Codebook, load_codebook
 from clara.records import Chunk
 from clara.tables import read_table
@@ -137,10 +139,9 @@ def write_stored(
     table = pa.table(columns, schema=_SCHEMA.with_metadata({"clara": metadata}))
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    atomic_write(Path(directory) / name / TENSORS, payload)
-    atomic_write(Path(directory) / name / RECORDS, sink.getvalue().to_pybytes())
-    files = [file_entry(directory, f"{name}/{file}", len(chunks)) for file in (RECORDS, TENSORS)]
-    return {"name": name, "rows": len(chunks), "files": files}
+    tensors_entry = write_file(directory, f"{name}/{TENSORS}", payload, len(chunks))
+    records_entry = write_file(directory, f"{name}/{RECORDS}", sink.getvalue().to_pybytes(), len(chunks))
+    return {"name": name, "rows": len(chunks), "files": [records_entry, tensors_entry]}
 
 
 def plan_hash(chunks: Sequence[Chunk], *, fingerprint: str, codec: str, batch_tokens: int) -> str:
@@ -151,21 +152,25 @@ def plan_hash(chunks: Sequence[Chunk], *, fingerprint: str, codec: str, batch_to
 
 def write_plan(directory: str | os.PathLike[str], name: str, plan: str, report: Mapping[str, Any]) -> None:
     """Note beside a finished shard what it was made from, and the report about it."""
-    atomic_write(Path(directory) / name / PLAN, json.dumps({"plan": plan, "report": report}, ensure_ascii=False) + "\n")
+    tags = storage.folder(directory).tags(report["files"])
+    noted = {"plan": plan, "report": report} | ({"tags": tags} if tags else {})
+    atomic_write(storage.join(directory, name, PLAN), json.dumps(noted, ensure_ascii=False) + "\n")
 
 
 def finished_report(directory: str | os.PathLike[str], name: str, plan: str) -> dict[str, Any] | None:
-    """The report of a shard that was made from this very plan and is still whole on disk; else None."""
-    path = Path(directory) / name / PLAN
+    """The report of a shard that was made from this very plan and is still whole; else None."""
+    folder, path = storage.folder(directory), f"{name}/{PLAN}"
     try:
-        noted = json.loads(path.read_text(encoding="utf-8"))
+        noted = json.loads(folder.read(path) or b"")
         report = noted["report"]
-        whole = noted["plan"] == plan and all(sha256_file(Path(directory) / f["path"]) == f["sha256"] for f in report["files"])
+        whole = noted["plan"] == plan and folder.unchanged(report["files"], noted.get("tags", {}))
+    except storage.StorageError:
+        raise
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if not whole:
         return None
-    os.utime(path)  # whoever watches the progress counts it as done in this run
+    folder.touch(path)  # whoever watches the progress counts it as done in this run
     return dict(report)
 
 
@@ -181,7 +186,7 @@ def complete_memory(
     parent: str = "",
     extra_files: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Write the manifest of a full version: every shard is on disk by now. Returns the manifest."""
+    """Write the manifest of a full version: every shard is there by now. Returns the manifest."""
     shards = sorted(shards, key=lambda shard: shard["name"])
     return write_manifest(
         directory,
@@ -215,8 +220,8 @@ class MemoryStore:
         row_ids: int64 `[rows]`, ascending, live rows only.
     """
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any]) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, manifest: Mapping[str, Any], have: Callable[[str], None] = lambda path: None) -> None:
+        self.directory, self._have = directory, have  # called with a file's path ahead of a look into it
         self.manifest = manifest
         self.hash = manifest_hash(directory)
         self.fingerprint_fields = Fingerprint.from_dict(manifest["fingerprint_fields"], f"{directory}/manifest.json fingerprint_fields")
@@ -236,7 +241,7 @@ class MemoryStore:
         """Open a MEMORY; the size of every file is checked.
 
         Args:
-            directory: the MEMORY.
+            directory: the MEMORY; of a URL its copy on this machine is opened.
             accept: fingerprints that the reader understands, one of which every shard must have; None: any one (only for tools that don't
                 read the vectors' meaning).
             verify: read every byte against its sha256 as well.
@@ -245,6 +250,7 @@ class MemoryStore:
         Raises:
             InputError: unfinished, damaged, or made by another compressor.
         """
+        directory = localised(directory, KIND, verify=verify)
         manifest = artefact.verify(directory, KIND) if verify else read_manifest(directory, KIND)
         for entry in manifest["files"]:
             path = Path(directory) / entry["path"]
@@ -301,6 +307,7 @@ class MemoryStore:
         Raises:
             InputError: it is missing or damaged.
         """
+        self._have(CODEBOOK_FILE)
         width = pq_width(self.codec)
         return load_codebook(self.directory, width, self.hidden_size) if width else None
 
@@ -372,6 +379,7 @@ class MemoryStore:
             yield name, self.row_ids[self._live.shard_of == shard]
 
     def _path(self, shard: int, file: str) -> Path:
+        self._have(f"{self.shard_names[shard]}/{file}")
         return self.directory / self.shard_names[shard] / file
 
     def _read_table(self, shard: int) -> pa.Table:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -14,7 +13,7 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from clara.artefact import atomic_write
+from clara import storage
 from clara.errors import InputError
 
 Floats = NDArray[np.float32]
@@ -114,7 +113,7 @@ def train_codebook(memory: Floats, width: int) -> Codebook:
 
 def save_codebook(directory: str | os.PathLike[str], codebook: Codebook) -> None:
     """Write the codebook of a MEMORY."""
-    atomic_write(Path(directory) / FILE, safetensors.numpy.save({"centroids": codebook.centroids}))
+    storage.atomic_write(storage.join(directory, FILE), safetensors.numpy.save({"centroids": codebook.centroids}))
 
 
 def load_codebook(directory: str | os.PathLike[str], width: int, hidden_size: int) -> Codebook:
@@ -123,10 +122,12 @@ def load_codebook(directory: str | os.PathLike[str], width: int, hidden_size: in
     Raises:
         InputError: missing, damaged, or of another shape.
     """
-    path = Path(directory) / FILE
+    path = storage.join(directory, FILE)
     shape = (-(-hidden_size // width), NUM_CENTROIDS, width)
     try:
-        centroids = safetensors.numpy.load(path.read_bytes())["centroids"]
+        centroids = safetensors.numpy.load(storage.folder(directory).read(FILE) or b"")["centroids"]
+    except storage.StorageError:
+        raise
     except (OSError, KeyError, ValueError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise InputError(f"{path}: not a readable codebook ({error}); make the MEMORY again, or copy it anew") from error
     if centroids.shape != shape or centroids.dtype != np.float32:

@@ -9,9 +9,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from clara.artefact import file_entry, make_directory, read_manifest, write_manifest
+from clara.artefact import make_directory, read_manifest, write_file, write_manifest
 from clara.errors import InputError
-from clara.tables import read_records, write_records
+from clara.localise import localised
+from clara.storage import is_url
+from clara.tables import read_records, table_bytes
 
 FILE = "questions.parquet"
 _STRINGS = pa.list_(pa.string())
@@ -68,12 +70,14 @@ def write_questions(
 ) -> dict[str, Any]:
     """Write a QUESTIONS artefact and return its manifest."""
     rows = list(questions)
-    write_records(make_directory(directory) / FILE, rows, _SCHEMA)
+    if not is_url(directory):
+        make_directory(directory)
+    entry = write_file(directory, FILE, table_bytes(rows, _SCHEMA), len(rows))
     splits = Counter(q.split for q in rows)
     return write_manifest(
         directory,
         kind="QUESTIONS",
-        files=[file_entry(directory, FILE, len(rows))],
+        files=[entry],
         recipe=recipe,
         counts={"questions": len(rows), **{f"split {k or 'none'}": v for k, v in sorted(splits.items())}, **(counts or {})},
     )
@@ -85,6 +89,7 @@ def read_questions(directory: str | os.PathLike[str], split: str | None = None) 
     Raises:
         InputError: no finished QUESTIONS there, a damaged file, a question without text or answer, or no question in that split.
     """
+    directory = localised(directory, "QUESTIONS")
     read_manifest(directory, "QUESTIONS")
     path = Path(directory) / FILE
     rows = read_records(path)

@@ -3,10 +3,9 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from clara import product_quantiser
+from clara import product_quantiser, storage
 from clara.artefact import file_entry, read_manifest, up_to_date
 from clara.codec import pq_width
 from clara.encode import Compressor, make_codebook, write_memory_shard
@@ -163,5 +162,5 @@ def check_follows(store: MemoryStore, fingerprint: Fingerprint, output: str | os
         found, wanted = same.as_dict(), store.fingerprint_fields.as_dict()
         unequal = ", ".join(f"{name}: {wanted[name]!r} stored, {found[name]!r} now" for name in wanted if wanted[name] != found[name])
         raise InputError(f"{store.directory}: cannot be re-encoded with other settings ({unequal}); build a MEMORY from the corpus")
-    if Path(output).resolve() == store.directory.resolve():
+    if storage.absolute(output) == storage.absolute(store.directory):
         raise InputError(f"output {output}: is the MEMORY that is re-encoded; give another directory")

@@ -7,7 +7,6 @@ whose rows have all been chosen by and by is one of a single compressor again.
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,8 +100,7 @@ def _complete(
     needed = {name for name, live in store.iter_shards() if len(np.setdiff1d(live, rows, assume_unique=True))}
     shards = {*store.shard_names}
     kept = [entry for entry in before["files"] if (folder := entry["path"].partition("/")[0]) in needed or folder not in shards]
-    for entry in kept:
-        link(store.directory, Path(output), entry)
+    link(store.directory, output, kept)
     older = {name: made_by[name].as_dict() for name in store.shard_names if name in needed and made_by[name] != fingerprint}
     return write_manifest(
         output,

@@ -38,7 +38,10 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()} for row in rows]
 
 
-def write_records(path: str | os.PathLike[str], records: "Iterable[DataclassInstance]", schema: pa.Schema) -> None:
-    """Write frozen records of that schema, tuples as lists."""
+def table_bytes(records: "Iterable[DataclassInstance]", schema: pa.Schema) -> bytes:
+    """Frozen records of that schema as the bytes of a Parquet file, tuples as lists."""
     rows = [{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(record).items()} for record in records]
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from clara import storage
 from clara.artefact import hash_of, make_directory, manifest_hash, read_manifest, sha256_file, up_to_date, write_manifest
 from clara.codec import encode_memory
 from clara.encode import Compressor, Failure, compress_chunks, failure_report, key_projection
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
+from clara.localise import partly_localised, transfer
 from clara.memory import (
     KIND,
     MemoryStore,
@@ -51,6 +53,8 @@ def next_generation(overlays: Iterable[str]) -> int:
 def open_shard(directory: str | os.PathLike[str], index: int) -> MemoryStore:
     """Open only the files of a MEMORY that may hold rows of shard `index`: rows of other shards may be among them.
 
+    Of a URL, only what is looked into is copied here: for most shards of an update that is the records.
+
     Raises:
         InputError: no finished MEMORY, or one of mixed versions.
     """
@@ -59,7 +63,8 @@ def open_shard(directory: str | os.PathLike[str], index: int) -> MemoryStore:
     name = shard_name(index, manifest["num_shards"])
     # An overlay whose name says no shard may hold rows of any.
     overlays = [o for o in manifest["overlays"] if o.endswith(name) or "shard-" not in o]
-    return MemoryStore(Path(directory), {**manifest, "shards": [s for s in manifest["shards"] if s == name], "overlays": overlays})
+    local, have = partly_localised(directory, KIND)
+    return MemoryStore(local, {**manifest, "shards": [s for s in manifest["shards"] if s == name], "overlays": overlays}, have)
 
 
 # --- an update -------------------------------------------------------------------------------------------------------
@@ -193,7 +198,7 @@ def complete_update(
     counts: Mapping[str, Any],
     extra_files: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Link the old version's files that are still needed, and write the manifest: every overlay is on disk by now.
+    """Link the old version's files that are still needed, and write the manifest: every overlay is there by now.
 
     Args:
         old: the version that was updated.
@@ -211,8 +216,7 @@ def complete_update(
         raise InputError(f"{directory}: {len(reports)} shards updated, {old} has {before['num_shards']}; run the update again")
     needed = {folder for report in reports for folder in report["folders"]}
     kept = [entry for entry in before["files"] if entry["path"].partition("/")[0] in {*needed, CODEBOOK}]
-    for entry in kept:
-        link(Path(old), Path(directory), entry)
+    link(old, directory, kept)
     return write_manifest(
         directory,
         kind=KIND,
@@ -231,12 +235,21 @@ def complete_update(
     )
 
 
-def link(source: Path, target: Path, entry: Mapping[str, Any]) -> None:
-    """Have an artefact's file in another artefact too: a hard link, or a copy that is read back where the file system makes none.
+def link(source: storage.Name, target: storage.Name, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Have files of an artefact in another artefact too: hard links; in a bucket, copies that the store makes.
 
     Raises:
-        InputError: the file is missing or damaged, or the disk refuses.
+        InputError: a file is missing or damaged, or the disk or the store refuses.
     """
+    if storage.is_url(source) or storage.is_url(target):
+        transfer(source, target, entries)
+        return
+    for entry in entries:
+        _link_file(Path(source), Path(target), entry)
+
+
+def _link_file(source: Path, target: Path, entry: Mapping[str, Any]) -> None:
+    """A hard link, or a copy that is read back where the file system makes none."""
     origin, place = source / entry["path"], target / entry["path"]
     if not origin.is_file() or origin.stat().st_size != entry["bytes"]:
         raise InputError(f"{origin}: missing, or not of {entry['bytes']} bytes as the manifest says; copy the artefact anew, or rebuild it")
@@ -287,7 +300,7 @@ def compact(
     Raises:
         InputError: the directory is the store's own, or a file is damaged.
     """
-    if Path(directory).resolve() == store.directory.resolve():
+    if storage.absolute(directory) == storage.absolute(store.directory):
         raise InputError(f"--output {directory}: is the MEMORY that is compacted; give another directory")
     num_shards = num_shards or store.num_shards
     recipe = compact_recipe(store, num_shards)
@@ -306,8 +319,7 @@ def compact(
         progress(index + 1, num_shards)
     folders = set(store.shard_names)
     others = [entry for entry in store.manifest["files"] if entry["path"].partition("/")[0] not in folders]
-    for entry in others:
-        link(store.directory, Path(directory), entry)
+    link(store.directory, directory, others)
     return complete_memory(
         directory,
         reports,

@@ -12,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from clara.artefact import file_entry, hash_of, read_manifest
+from clara.artefact import hash_of, read_manifest, write_file
 from clara.errors import InputError
+from clara.localise import localised
 from clara.model import GENERATOR
-from clara.tables import read_records, write_records
+from clara.tables import read_records, table_bytes
 
 KIND = "UTILITIES"
 FILE = "utilities.parquet"
@@ -67,12 +68,7 @@ def reader_hash(checkpoint: str | os.PathLike[str]) -> str:
 
 def write_shard(directory: str | os.PathLike[str], name: str, scored: Sequence[Scored]) -> dict[str, Any]:
     """Write one shard, whole or not at all, and return its manifest entry."""
-    folder = Path(directory) / name
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{FILE}.{os.getpid()}"
-    write_records(partial, scored, _SCHEMA)
-    os.replace(partial, folder / FILE)
-    return file_entry(directory, f"{name}/{FILE}", len(scored))
+    return write_file(directory, f"{name}/{FILE}", table_bytes(scored, _SCHEMA), len(scored))
 
 
 def read_utilities(directory: str | os.PathLike[str]) -> dict[str, Scored]:
@@ -81,6 +77,7 @@ def read_utilities(directory: str | os.PathLike[str]) -> dict[str, Scored]:
     Raises:
         InputError: no finished UTILITIES there, or a shard is damaged.
     """
+    directory = localised(directory, KIND)
     manifest = read_manifest(directory, KIND)
     rows: Iterable[dict[str, Any]] = (row for entry in manifest["files"] for row in read_records(Path(directory) / entry["path"]))
     return {row["question_id"]: Scored(**row) for row in rows}

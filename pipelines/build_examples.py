@@ -28,6 +28,7 @@ from clara.errors import InputError, command_line
 from clara.examples import Example, write_examples
 from clara.records import Document, document_id, normalise
 from pipelines.corpus_files import expand, input_hashes
+from pipelines.locks import locked
 from pipelines.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
 
 ABOUT = "What is this text about?"
@@ -257,7 +258,8 @@ def main(argv: list[str]) -> int:
         examples, counts = corpus_examples(list(read_described(files)), settings)
     if not examples:
         raise InputError(f"{', '.join(files)}: gave no example ({counts}); give a corpus with more text, or hold less out")
-    manifest = write_examples(options.output, examples, recipe=recipe, counts=counts)
+    with locked(options.output):
+        manifest = write_examples(options.output, examples, recipe=recipe, counts=counts)
     print(f"{options.output}: EXAMPLES {json.dumps(manifest['counts'])}")
     return 0
 

@@ -11,6 +11,7 @@ from clara.gpu_index import require_gpu
 from clara.index_build import Build, build, recipe_of
 from clara.memory import MemoryStore
 from clara.recall import Measurement
+from pipelines.locks import locked
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +74,8 @@ def main(argv: list[str]) -> int:
         store = MemoryStore.open(options.memory)
         print(json.dumps({**recipe_of(store, how), "rows": len(store), "key_size": store.key_size, "output": options.output}, indent=1))
         return 0
-    manifest = build(options.memory, options.output, how)
+    with locked(options.output):
+        manifest = build(options.memory, options.output, how)
     print(f"{options.output}: INDEX of {manifest['counts']['rows']} rows, {manifest['factory']}, {json.dumps(manifest['measured'])}")
     return 0
 

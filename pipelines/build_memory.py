@@ -62,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parse.add_argument
     add("--input", action="extend", nargs="+", required=True, metavar="GLOB", help="corpus files: paths and globs; may be repeated")
-    add("--output", required=True, metavar="DIR", help="the MEMORY; a directory that every worker sees")
+    add("--output", required=True, metavar="DIR", help="the MEMORY; a directory that every worker sees, or a URL (s3://…, gs://…)")
     add(
         "--update",
         default="",

@@ -16,7 +16,6 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,10 @@ from clara.errors import InputError, command_line
 from clara.metrics import ranking_metrics
 from clara.questions import Question, write_questions
 from clara.records import Document, document_id, input_text
+from clara.storage import exists
 from pipelines.cloze import ClozeSettings, cloze_questions
 from pipelines.corpus_files import expand, input_hashes, read_corpus, write_jsonl
+from pipelines.locks import locked
 from pipelines.question_formats import FORMATS, Format, Published
 
 BM25_CUTOFFS = (1, 5, 20)
@@ -163,7 +164,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"format": options.format, "inputs": files, "settings": settings, "output": options.output}, indent=1))
         return 0
     recipe = {"program": "build_questions", "format": options.format, "settings": settings, "inputs": input_hashes(files)}
-    written = not options.corpus_output or Path(options.corpus_output).is_file()
+    written = not options.corpus_output or exists(options.corpus_output)
     if written and not options.bm25 and artefact.up_to_date(options.output, "QUESTIONS", recipe):
         print(f"{options.output}: up to date")
         return 0
@@ -178,7 +179,8 @@ def main(argv: list[str]) -> int:
         questions, documents, counts = convert_files(files, FORMATS[options.format], **settings)
         if options.corpus_output:
             print(f"{options.corpus_output}: {write_jsonl(options.corpus_output, corpus_rows(documents.values()))} documents")
-    manifest = write_questions(options.output, questions, recipe=recipe, counts=counts)
+    with locked(options.output):
+        manifest = write_questions(options.output, questions, recipe=recipe, counts=counts)
     print(f"{options.output}: QUESTIONS {json.dumps(manifest['counts'])}")
     return 0
 

@@ -7,16 +7,15 @@ The rows and their stored numbers stay what they are, bit for bit; nothing is co
 
 import argparse
 import json
-from pathlib import Path
 
 from tqdm import tqdm
 
-from clara import artefact
+from clara import artefact, storage
 from clara.errors import InputError, command_line
 from clara.memory import KIND, MemoryStore
 from clara.update import compact, compact_recipe
+from pipelines.locks import locked
 from pipelines.memory_run import clear_the_way, remove_leftovers
-from pipelines.runner import locked
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,8 +40,8 @@ def main(argv: list[str]) -> int:
     if args.num_shards < 0:
         raise InputError(f"--num-shards {args.num_shards}: expected 0 or more")
     store = MemoryStore.open(args.memory)
-    output = Path(args.output)
-    if output.resolve() == store.directory.resolve():
+    output = storage.absolute(args.output)
+    if output in (storage.absolute(args.memory), storage.absolute(store.directory)):
         raise InputError(f"--output {args.output}: is the MEMORY of --memory, which stays as it is; give another directory")
     num_shards = args.num_shards or store.num_shards
     if args.dry_run:

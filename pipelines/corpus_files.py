@@ -4,24 +4,26 @@ import glob
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from clara.artefact import atomic_write, sha256_file
+from clara.bucket import url_glob
 from clara.corpus import read_rows, to_document
 from clara.errors import InputError
+from clara.localise import localised_file
 from clara.records import Document
+from clara.storage import is_url
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """The files that paths and globs name, sorted, each once.
+    """The files and URLs that paths and globs name, sorted, each once.
 
     Raises:
         InputError: a pattern names none.
     """
     found: set[str] = set()
     for pattern in patterns:
-        matches = [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
+        matches = url_glob(pattern) if is_url(pattern) else [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
         if not matches:
             raise InputError(f"--input {pattern!r}: no such file; give a file or a quoted glob")
         found.update(matches)
@@ -30,7 +32,7 @@ def expand(patterns: Sequence[str]) -> list[str]:
 
 def input_hashes(files: Sequence[str]) -> dict[str, str]:
     """File name to sha256, for a recipe."""
-    return {os.path.basename(f): sha256_file(f) for f in files}
+    return {os.path.basename(f): sha256_file(localised_file(f)) for f in files}
 
 
 def read_corpus(files: Sequence[str]) -> list[Document]:
@@ -54,7 +56,7 @@ def read_corpus(files: Sequence[str]) -> list[Document]:
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows as JSONL, whole or not at all; returns their number."""
+    """Write rows as JSONL to a path or URL, whole or not at all; returns their number."""
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    atomic_write(Path(path), "".join(line + "\n" for line in lines))
+    atomic_write(path, "".join(line + "\n" for line in lines))
     return len(lines)

@@ -5,14 +5,13 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from apache_beam.metrics.metric import Metrics
 from apache_beam.pvalue import AsSingleton, PCollection
 from apache_beam.transforms import Create, FlatMap, Flatten, GroupByKey, Map, combiners
 
-from clara.artefact import atomic_write, file_entry
+from clara.artefact import write_file
 from pipelines.units import DeadLetter, clean
 
 COUNTERS = "build_memory"
@@ -52,8 +51,7 @@ def write_part(element: tuple[int, Iterable[DeadLetter | None]], num_parts: int,
     letters = sorted((x for x in found if x is not None), key=lambda x: (x.source, x.line, x.reason, x.detail))
     lines = "".join(json.dumps(asdict(letter), ensure_ascii=False) + "\n" for letter in letters)
     name = file_name(part, num_parts)
-    atomic_write(Path(directory) / name, lines)
-    return file_entry(directory, name, len(letters))
+    return write_file(directory, name, lines.encode(), len(letters))
 
 
 def write_letters(letters: PCollection[DeadLetter], directory: str) -> PCollection[dict[str, Any]]:

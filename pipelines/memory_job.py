@@ -6,7 +6,6 @@ import math
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import apache_beam as beam
@@ -24,11 +23,13 @@ from clara.config import Backbone, Prompts
 from clara.encode import make_codebook, torch_threads, write_memory_shard
 from clara.errors import InputError
 from clara.fingerprint import check, of_model
+from clara.localise import localised
 from clara.memory import shard_name
 from clara.model import ClaraModel
 from clara.product_quantiser import load_codebook, num_sampled, sample_order
 from clara.prompts import PromptBuilder
 from clara.records import Chunk, Document
+from clara.storage import StorageError, join
 from clara.update import write_overlay
 from pipelines.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.dataflow import apart, on_gpu
@@ -184,7 +185,7 @@ class WriteShards(beam.DoFn):
     def written(self, index: int, kept: Sequence[Kept], num_shards: int, codebook: dict[str, Any] | None) -> dict[str, Any]:
         """The report of one shard that holds these, once it is on disk."""
         name = shard_name(index, num_shards)
-        progress = ShardProgress(Path(self._job.output) / name, len(kept))
+        progress = ShardProgress(self._job.output, name, len(kept))
         progress.tell(0)
         try:
             if codebook and "error" in codebook:
@@ -193,6 +194,8 @@ class WriteShards(beam.DoFn):
             with torch_threads(1):
                 report = self._write(index, name, [candidate.chunk for candidate in kept], progress)
             progress.tell(len(kept))
+        except StorageError:
+            raise  # not shard by shard: where the store is away, the outcome could not be told either
         except InputError as error:
             # Told by the job as its outcome: through the runner it would come as a stack of Beam's.
             report = {"name": name, "rows": 0, "files": [], "failures": [], "reused": False, "error": str(error)}
@@ -244,6 +247,8 @@ def trained_codebook(job: Job, sample: Sequence[Kept]) -> dict[str, Any] | None:
                 codec=job.codec,
                 batch_tokens=job.batch_tokens,
             )
+    except StorageError:
+        raise
     except InputError as error:
         return {"error": str(error)}
 
@@ -267,9 +272,11 @@ class Complete(beam.DoFn):
         """Write the outcome, which the command reads."""
         try:
             outcome: dict[str, Any] = {"counts": complete(self._job, reports, letter_files, reasons, tallies, num_shards, codebook)}
+        except StorageError:
+            raise
         except InputError as error:
             outcome = {"error": str(error)}
-        atomic_write(Path(self._job.output) / OUTCOME, json.dumps(outcome))
+        atomic_write(join(self._job.output, OUTCOME), json.dumps(outcome))
         yield outcome
 
 
@@ -297,7 +304,7 @@ def _tokens_of(job: Job) -> Tokens:
 def checkpoint_tokens(checkpoint: str) -> Tokens:
     """What chunking needs of a checkpoint's tokenizer; `count` sees exactly what `ClaraModel.document_ids` would give."""
     prompts = Prompts.model_validate(read_manifest(checkpoint, "CHECKPOINT")["prompts"])
-    return folder_tokens(Path(checkpoint) / "tokenizer", prompts)
+    return folder_tokens(localised(checkpoint, "CHECKPOINT") / "tokenizer", prompts)
 
 
 def folder_tokens(folder: str | os.PathLike[str], prompts: Prompts) -> Tokens:

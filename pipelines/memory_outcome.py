@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clara import storage
 from clara.artefact import MANIFEST
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.memory import complete_memory
 from clara.update import complete_update
 from pipelines.filters import Filters
+from pipelines.locks import Lease
 from pipelines.near_duplicates import Likeness
 from pipelines.units import Fields
 
@@ -35,7 +37,7 @@ class Job:
     """All that the workers need to know; it travels with the pipeline.
 
     Attributes:
-        output: directory of the MEMORY, on a file system that every worker sees.
+        output: directory of the MEMORY, on a file system that every worker sees, or a URL.
         checkpoint: CHECKPOINT with the compressor.
         backbone: folder of the LM; empty: the one that the checkpoint holds or names.
         device: `cpu` or `cuda`.
@@ -53,6 +55,7 @@ class Job:
         spill: folder for what the local job puts aside; empty: everything goes through the runner.
         accelerator: Beam's resource hint for the stages that compress; empty: none.
         sees: a file in `output` that every worker must see, as it is there before the job starts; empty: is not asked.
+        lease: on the place of a URL, which must still be held when the MEMORY is completed.
     """
 
     output: str
@@ -73,6 +76,7 @@ class Job:
     spill: str = ""
     accelerator: str = ""
     sees: str = ""
+    lease: Lease | None = None
 
 
 def complete(
@@ -105,7 +109,7 @@ def complete(
     dropped = {reason: count for (dropped, reason), count in sorted(reasons.items()) if dropped}
     rows = sum(report["rows"] for report in reports)
     check_nothing_lost(tallies, rows, failed, dropped)
-    where = f"{Path(job.output) / letter_files[0]['path']} names each"
+    where = f"{storage.join(job.output, letter_files[0]['path'])} names each"
     if not rows:
         raise InputError(
             f"--input: no document could be used, failures by reason: {failed or 'none'}, dropped: {dropped or 'none'}; {where}"
@@ -115,6 +119,8 @@ def complete(
         raise InputError(f"{num_failed} dead letters, --max-failures allows {job.max_failures}; by reason: {failed}; {where}")
     counts = {**dict(sorted(tallies.items())), "rows": rows, "dead letters": num_failed, "dead letters by reason": failed}
     counts |= {"dropped": sum(dropped.values()), "dropped by reason": dropped}
+    if job.lease:
+        job.lease.check()
     if job.update:
         counts |= {f"rows {kind}": sum(report[kind] for report in reports) for kind in ("kept", "moved", "compressed", "gone")}
         complete_update(job.update, job.output, reports, recipe=job.recipe, counts=counts, extra_files=letter_files)
@@ -161,18 +167,19 @@ def check_nothing_lost(tallies: Mapping[str, int], rows: int, failed: Mapping[st
             )
 
 
-def read_outcome(output: Path) -> dict[str, Any]:
+def read_outcome(output: storage.Name) -> dict[str, Any]:
     """Counts of a job that has run, and remove the note.
 
     Raises:
         InputError: the job says that it failed.
         RuntimeError: it left no word.
     """
-    path = output / OUTCOME
-    if not path.is_file():
+    folder = storage.folder(output)
+    raw = folder.read(OUTCOME)
+    if raw is None:
         raise RuntimeError(f"{output}: the pipeline ended without an outcome and without {MANIFEST}; see the runner's log")
-    outcome = json.loads(path.read_text(encoding="utf-8"))
-    path.unlink()
+    outcome = json.loads(raw)
+    folder.remove([OUTCOME])
     if "error" in outcome:
         raise InputError(outcome["error"])
     return dict(outcome["counts"])

@@ -3,20 +3,24 @@
 import argparse
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from clara.artefact import MANIFEST, manifest_hash, read_manifest, up_to_date
+from clara.artefact import MANIFEST, hash_of, manifest_hash, read_manifest, up_to_date
 from clara.encode import key_projection
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint, of_checkpoint
+from clara.localise import cache_directory
 from clara.memory import KIND, PLAN
 from clara.mixed import check_accepted
+from clara.storage import Name, absolute, folder, is_url, join
 from pipelines import dataflow, spark
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
@@ -24,17 +28,19 @@ from pipelines.dead_letters import NAME
 from pipelines.filters import make_filters
 from pipelines.local_job import ReadSoFar, add_local_job
 from pipelines.local_workers import again_when_killed
+from pipelines.locks import LOCK, locked
 from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import OUTCOME, Job, read_outcome
 from pipelines.memory_summary import tell
 from pipelines.memory_tracking import tracking_client
 from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
-from pipelines.runner import LOCAL, LOCK, beam_options, execute, locked, make_pipeline, num_cores
+from pipelines.runner import LOCAL, beam_options, execute, make_pipeline, num_cores
 from pipelines.spill import SPILL, begin_spill, remove_spill
 from pipelines.units import Fields, Unit, describe, find_units
 
 _LOG = logging.getLogger(__name__)
+_LEFTOVER = re.compile(rf"{NAME}[^/]*\.jsonl$|[^/]*shard-")
 
 
 def take_over(args: argparse.Namespace) -> None:
@@ -45,7 +51,7 @@ def take_over(args: argparse.Namespace) -> None:
     """
     old: dict[str, Any] = {"overlap_tokens": 0, "key_seed": 0, "dtype": "bfloat16", "codec": "float16"}
     if args.update:
-        if Path(args.update).resolve() == Path(args.output).resolve():
+        if absolute(args.update) == absolute(args.output):
             raise InputError(f"--output {args.output}: is the MEMORY of --update, which stays as it is; give another directory")
         manifest = read_manifest(args.update, KIND)
         fields = Fingerprint.from_dict(manifest["fingerprint_fields"], f"{args.update}/manifest.json fingerprint_fields").as_dict()
@@ -106,8 +112,6 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     for name, value, least in (("num-shards", args.num_shards, 0), ("limit", args.limit, 0), ("batch-tokens", args.batch_tokens, 1), ("num-workers", args.num_workers, 0)):  # fmt: skip
         if value < least:
             raise InputError(f"--{name} {value}: expected {least} or more")
-    if "://" in args.output:
-        raise InputError(f"--output {args.output}: a URL; MEMORY is mapped, so give a directory on a (mounted) file system")
     filters = make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio)
     likeness = make_likeness(args.near_duplicates)
     fields = Fields(args.id_field, args.title_field, args.text_field)
@@ -133,9 +137,9 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     if args.update:
         recipe["update"] = manifest_hash(args.update)
     return Job(
-        output=str(Path(args.output).resolve()),
-        checkpoint=str(Path(args.checkpoint).resolve()),
-        backbone=str(Path(args.backbone).resolve()) if args.backbone else "",
+        output=absolute(args.output),
+        checkpoint=absolute(args.checkpoint),
+        backbone=absolute(args.backbone) if args.backbone else "",
         device=args.device,
         fingerprint=fingerprint,
         fields=fields,
@@ -147,10 +151,10 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         recipe=recipe,
         filters=filters,
         likeness=likeness,
-        update=str(Path(args.update).resolve()) if args.update else "",
-        spill=str(Path(args.spill or Path(args.output) / SPILL).resolve()) if args.runner == LOCAL else "",
+        update=absolute(args.update) if args.update else "",
+        spill=spill_folder(args) if args.runner == LOCAL else "",
         accelerator=dataflow.gpu_hint(args.gpu_type, args.gpu_count, runner=args.runner, device=args.device),
-        sees=str(Path(args.output).resolve() / LOCK) if args.runner == spark.RUNNER and "://" not in args.output else "",
+        sees=join(absolute(args.output), LOCK) if args.runner == spark.RUNNER and not is_url(args.output) else "",
     )
 
 
@@ -171,36 +175,45 @@ def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
         raise InputError(f"--no-wait: the job of --runner {args.runner} ends with this process; leave it out")
 
 
-def clear_the_way(output: Path, overwrite: bool) -> None:
+def spill_folder(args: argparse.Namespace) -> str:
+    """Where the local runner puts chunks aside: on this machine, also where the MEMORY goes to a URL.
+
+    Raises:
+        InputError: a URL was given.
+    """
+    if is_url(args.spill):
+        raise InputError(
+            f"--spill {args.spill}: a URL; what is put aside is read and written all the time, so give a directory of this machine"
+        )
+    if not args.spill and is_url(args.output):
+        return str(cache_directory() / "spill" / hash_of(absolute(args.output)))
+    return absolute(args.spill or Path(args.output) / SPILL)
+
+
+def clear_the_way(output: Name, overwrite: bool) -> None:
     """Make sure that no manifest stands over files that are about to change.
 
     Raises:
         InputError: a finished MEMORY of another recipe is there, and was not to be overwritten.
     """
-    (output / OUTCOME).unlink(missing_ok=True)
-    if not (output / MANIFEST).exists():
+    place = folder(output)
+    place.remove([OUTCOME])
+    if place.read(MANIFEST) is None:
         return
     if not overwrite:
         raise InputError(
             f"--output {output}: holds a finished artefact of another recipe (other input, checkpoint or settings); "
             "choose another directory, or replace it with --overwrite"
         )
-    (output / MANIFEST).unlink()
+    place.remove([MANIFEST])
 
 
-def remove_leftovers(output: Path) -> None:
+def remove_leftovers(output: Name) -> None:
     """Remove what earlier, interrupted attempts left: all shards and dead letters that the manifest does not list, but the plans of its shards."""
-    files = {output / entry["path"] for entry in read_manifest(output, KIND)["files"]}
-    wanted = files | {file.parent / PLAN for file in files}
-    for file in output.glob(f"{NAME}*.jsonl"):
-        if file not in wanted:
-            file.unlink(missing_ok=True)
-    for folder in output.glob("*shard-*"):
-        for file in folder.iterdir():
-            if file not in wanted:
-                file.unlink(missing_ok=True)
-        if not any(folder.iterdir()):
-            folder.rmdir()
+    files = {entry["path"] for entry in read_manifest(output, KIND)["files"]}
+    wanted = files | {f"{file.rpartition('/')[0]}/{PLAN}" for file in files}
+    place = folder(output)
+    place.remove(file for file in place.files() if file not in wanted and _LEFTOVER.match(file))
 
 
 def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
@@ -209,15 +222,14 @@ def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool
     Raises:
         InputError: the job says what is wrong with its input.
     """
-    output = Path(job.output)
     started = time.time()
     (add_local_job if job.spill else add_memory_job)(pipeline, units, job)
     reading = ReadSoFar(job.spill, len(units)) if job.spill else None
-    with progress_bar(output, started, quiet=quiet, reading=reading):
+    with progress_bar(job.output, started, quiet=quiet, reading=reading):
         counted = execute(pipeline)
     _LOG.info("counters of the runner: %s", counted)
-    counts = read_outcome(output)
-    remove_leftovers(output)
+    counts = read_outcome(job.output)
+    remove_leftovers(job.output)
     return {**counts, "seconds": round(time.time() - started, 1)}
 
 
@@ -237,7 +249,7 @@ def report(counts: dict[str, Any], output: str) -> None:
             "%d records could not be used: %s; see %s",
             counts["dead letters"],
             counts["dead letters by reason"],
-            Path(output) / f"{NAME}*.jsonl",
+            join(output, f"{NAME}*.jsonl"),
         )
 
 
@@ -262,23 +274,23 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         return 0
     if args.mlflow:
         tracking_client(args.mlflow)  # hours before it is needed
-    output = Path(job.output)
-    if up_to_date(output, KIND, job.recipe):
+    if up_to_date(job.output, KIND, job.recipe):
         if job.spill and Path(job.spill).exists():  # the job was killed between its manifest and its end
-            with locked(output):
-                remove_leftovers(output)
+            with locked(job.output):
+                remove_leftovers(job.output)
                 remove_spill(job.spill)
         print(f"{args.output}: up to date")
         return 0
-    with locked(output):
-        clear_the_way(output, args.overwrite)
+    with locked(job.output) as lease:
+        clear_the_way(job.output, args.overwrite)
         if args.no_wait:
             submit(job, units, make_pipeline(options, args.runner))
             print(f"{args.output}: submitted; finished when {MANIFEST} is there")
             return 0
         if job.spill:
             begin_spill(job.spill, job.recipe)
-        counts = again_when_killed(lambda: run(job, units, make_pipeline(options, args.runner)), args.output)
+        held = replace(job, lease=lease)
+        counts = again_when_killed(lambda: run(held, units, make_pipeline(options, args.runner)), args.output)
         if job.spill:
             remove_spill(job.spill)
     report(counts, args.output)

@@ -11,14 +11,15 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from clara.artefact import atomic_write, manifest_hash, read_manifest
 from clara.errors import command_line
+from clara.localise import localised_file, partly_localised
 from clara.memory import KIND, PLAN, RECORDS
+from clara.storage import join
 from clara.tables import read_table
 from pipelines.memory_tracking import log_memory
 from pipelines.pictures import bars, line, number
@@ -77,6 +78,7 @@ def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
         InputError: no finished MEMORY.
     """
     manifest = read_manifest(memory, KIND)
+    folder, have = partly_localised(memory, KIND)
     lengths, truncated = np.zeros(0, np.int64), 0
     shards: dict[str, tuple[int, int]] = {}
     times: list[tuple[float, int]] = []
@@ -87,12 +89,13 @@ def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
         rows, size = shards.get(shard, (0, 0))
         shards[shard] = max(rows, entry.get("rows", 0)), size + entry["bytes"]
         if file == RECORDS:
-            table = read_table(Path(memory) / entry["path"], ["num_tokens", "truncated"])
+            have(entry["path"])
+            table = read_table(folder / entry["path"], ["num_tokens", "truncated"])
             counts = np.bincount(table["num_tokens"].to_numpy())
             longest = max(len(lengths), len(counts))
             lengths = np.pad(lengths, (0, longest - len(lengths))) + np.pad(counts, (0, longest - len(counts)))
             truncated += int(table["truncated"].to_numpy().sum())
-            plan = Path(memory) / shard / PLAN
+            plan = folder / shard / PLAN
             if plan.is_file():
                 times.append((plan.stat().st_mtime, table.num_rows))
     return Summary(memory, manifest, manifest_hash(memory), lengths.tolist(), truncated, shards, _cumulated(sorted(times)), dict(run or {}))
@@ -197,9 +200,9 @@ def page(summary: Summary) -> str:
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
 
 
-def write_page(summary: Summary) -> Path:
-    """Write the page into the MEMORY. Returns its path."""
-    path = Path(summary.name) / PAGE
+def write_page(summary: Summary) -> str:
+    """Write the page into the MEMORY. Returns its path or URL."""
+    path = join(summary.name, PAGE)
     atomic_write(path, page(summary))
     return path
 
@@ -217,7 +220,7 @@ def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> N
     path = write_page(summary)
     print(f"{'summary':>28}  {path}")
     if url:
-        print(f"{'run':>28}  {log_memory(memory, summary.manifest, summary.hash, summary.figures, path, url, experiment)}")
+        print(f"{'run':>28}  {log_memory(memory, summary.manifest, summary.hash, summary.figures, localised_file(path), url, experiment)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -237,12 +240,14 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     summary = summarise(args.memory)
     if args.dry_run:
-        print(json.dumps({"page": str(Path(args.memory) / PAGE), "rows": sum(summary.lengths), "mlflow": args.mlflow}, indent=1))
+        print(json.dumps({"page": join(args.memory, PAGE), "rows": sum(summary.lengths), "mlflow": args.mlflow}, indent=1))
         return 0
     path = write_page(summary)
     print(path)
     if args.mlflow:
-        print(f"run {log_memory(args.memory, summary.manifest, summary.hash, summary.figures, path, args.mlflow, args.mlflow_experiment)}")
+        print(
+            f"run {log_memory(args.memory, summary.manifest, summary.hash, summary.figures, localised_file(path), args.mlflow, args.mlflow_experiment)}"
+        )
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Progress of a corpus job, told through files in the directory that it writes to: it works on any runner and any number of machines."""
+"""Progress of a corpus job, told through files in the place that it writes to: it works on any runner and any number of machines."""
 
 import re
 import threading
@@ -10,31 +10,46 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from clara.bucket import Bucket
 from clara.memory import PLAN
+from clara.storage import Name, is_url
 
 PROGRESS = ".progress"
 _POLL_SECONDS = 0.5
 _TOLD_SECONDS = 1.0
+_BUCKET_SECONDS = 10.0  # requests are paid for
 
 
 class ShardProgress:
     """What a worker says of the shard that it compresses: chunks done, and how many there are. Best effort: nothing depends on it."""
 
-    def __init__(self, folder: Path, total: int) -> None:
-        self._folder, self._total = folder, total
+    def __init__(self, directory: Name, shard: str, total: int) -> None:
+        self._directory, self._shard, self._total = directory, shard, total
         self._told = -float("inf")
 
     def tell(self, done: int) -> None:
-        """Note how many chunks are done; at most once a second, but for the first and the last."""
+        """Note how many chunks are done; at most once a second, or every ten into a bucket, but for the first and the last."""
         now = time.monotonic()
-        if done not in (0, self._total) and now - self._told < _TOLD_SECONDS:
+        bucket = is_url(self._directory)
+        if done not in (0, self._total) and now - self._told < (_BUCKET_SECONDS if bucket else _TOLD_SECONDS):
             return
         self._told = now
+        if bucket:
+            _tell_bucket(str(self._directory), self._shard, f"{done} of {self._total}")
+            return
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            (self._folder / PROGRESS).write_text(f"{done} of {self._total}", encoding="ascii")
+            folder = Path(self._directory) / self._shard
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / PROGRESS).write_text(f"{done} of {self._total}", encoding="ascii")
         except OSError:  # a disk that is full is for the shard itself to report
             return
+
+
+def _tell_bucket(url: str, shard: str, text: str) -> None:
+    try:
+        Bucket(url, patient=False).write(f"{PROGRESS}/{shard}", text.encode())
+    except Exception:  # a store that is away is for the shard itself to wait for
+        return
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,36 @@ def shards_told(now: Seen, reading: Reading | None, chunks_a_second: float) -> s
     return f"{now.shards_done:,} of {now.num_shards:,} shards" + (f", {rate:,.1f} documents a second" if rate else "")
 
 
+class BucketProgress:
+    """What `seen` is for a directory, for a place in a bucket, where it is emptied before and after."""
+
+    def __init__(self, url: str) -> None:
+        self._bucket = Bucket(url, patient=False)
+        self._known: dict[str, tuple[str, int, int]] = {}
+
+    def clear(self) -> None:
+        """Remove what is told there."""
+        try:
+            self._bucket.remove(self._bucket.files(PROGRESS))
+        except Exception:  # as above
+            return
+
+    def seen(self) -> Seen | None:
+        """Read what has changed since the last call."""
+        try:
+            for name, stored in self._bucket.files(PROGRESS).items():
+                if self._known.get(name, ("", 0, 0))[0] != stored.tag and (raw := self._bucket.read(name)):
+                    told, _, of = raw.decode().partition(" of ")
+                    self._known[name] = (stored.tag, int(told), int(of))
+        except Exception:  # as above
+            pass
+        if not self._known:
+            return None
+        done, known = sum(done for _, done, _ in self._known.values()), sum(total for _, _, total in self._known.values())
+        num_shards = int(next(iter(self._known)).rpartition("-")[2])
+        return Seen(done, max(known, round(known * num_shards / len(self._known))))
+
+
 def finished_shards(directory: Path, started: float) -> list[str]:
     """Names of the shards that were finished, or found finished, since `started`."""
     names = []
@@ -108,7 +153,7 @@ def finished_shards(directory: Path, started: float) -> list[str]:
 
 @contextmanager
 def progress_bar(
-    directory: Path,
+    directory: Name,
     started: float,
     *,
     quiet: bool,
@@ -119,13 +164,16 @@ def progress_bar(
     """A bar of what is done, with rate and time left, while the job runs inside.
 
     Args:
-        directory: the MEMORY that is being written.
+        directory: the MEMORY that is being written, or a URL.
         started: time in seconds since the epoch; what was told before does not count.
         quiet: no bar.
         what: is counted.
         doing: what is done with it; until the first shard begins, it is read.
         reading: tells how far that is; None: nobody knows.
     """
+    bucket = BucketProgress(str(directory)) if is_url(directory) else None
+    if bucket:
+        bucket.clear()
     if quiet:
         yield
         return
@@ -135,8 +183,8 @@ def progress_bar(
         begun = 0.0
         with tqdm(total=0, unit=f" {what}", desc="read", dynamic_ncols=True) as bar:
             while True:
-                ended = stop.wait(_POLL_SECONDS)
-                now = seen(directory, started)
+                ended = stop.wait(_BUCKET_SECONDS if bucket else _POLL_SECONDS)
+                now = bucket.seen() if bucket else seen(Path(directory), started)
                 read = reading() if reading else None
                 if now is not None:
                     begun = begun or time.time()
@@ -157,3 +205,5 @@ def progress_bar(
     finally:
         stop.set()
         thread.join()
+        if bucket:
+            bucket.clear()

@@ -1,20 +1,17 @@
-"""Where a job runs: Beam's portable runner on this machine's cores without any download, or whatever runner Beam knows; and the lock."""
+"""Where a job runs: Beam's portable runner on this machine's cores without any download, or whatever runner Beam knows."""
 
-import fcntl
 import itertools
 import logging
 import os
 import re
 import shlex
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 import apache_beam as beam
 import grpc
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, S3Options, SetupOptions
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
@@ -26,10 +23,17 @@ from pipelines import dataflow, spark
 from pipelines.local_workers import KilledWorkerError, killed_worker, watch_workers
 
 LOCAL = "local"
-LOCK = ".lock"
 # Of the counters that jobs keep.
 NAMESPACES = ("build_memory", "score_utilities")
-_WORKER_ERROR = re.compile(r"clara\.errors\.InputError: (.+?)(?: \[while running|\\n|\n|$)")
+# What Beam takes as options, the store's client of artefacts reads from here; worker processes of the local runner inherit it.
+_S3_VARIABLES = {
+    "s3_endpoint_url": "AWS_ENDPOINT_URL",
+    "s3_access_key_id": "AWS_ACCESS_KEY_ID",
+    "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    "s3_session_token": "AWS_SESSION_TOKEN",
+    "s3_region_name": "AWS_DEFAULT_REGION",
+}
+_WORKER_ERROR = re.compile(r"clara\.(?:errors\.InputError|storage\.StorageError): (.+?)(?: \[while running|\\n|\n|$)")
 _LOG = logging.getLogger(__name__)
 
 
@@ -70,6 +74,10 @@ def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> Pipeline
         spark.prepare(options, typed, num_workers)
     elif runner == dataflow.RUNNER:
         dataflow.prepare(options, typed, num_workers)
+    FileSystems.set_options(options)  # which lists the input ahead of any pipeline
+    for name, variable in _S3_VARIABLES.items():
+        if value := getattr(options.view_as(S3Options), name):
+            os.environ[variable] = value
     return options
 
 
@@ -105,6 +113,8 @@ def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
     try:
         result = pipeline.run()
         result.wait_until_finish()
+    except InputError as error:  # from this very process, where the runner has only added where it was
+        raise InputError(str(error).partition(" [while running")[0]) from error
     except Exception as error:  # the runner's, around what a worker said
         found = _WORKER_ERROR.search(str(error))
         if found:
@@ -131,35 +141,3 @@ def counters(result: PipelineResult) -> dict[str, int] | None:
         if name.namespace in NAMESPACES:
             sums[name.name] = sums.get(name.name, 0) + (counter.attempted if counter.committed is None else counter.committed)
     return dict(sorted(sums.items()))
-
-
-@contextmanager
-def locked(directory: Path, flag: str = "--output") -> Iterator[None]:
-    """Hold a directory for one job at a time.
-
-    The lock is the operating system's on an open file, so that it ends with its process however that ends.
-
-    Raises:
-        InputError: another job holds it, or the directory can't be written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        stream = open(directory / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (closed below, outside of this try)
-    except OSError as error:
-        raise InputError(
-            f"{flag} {directory}: cannot be written ({error.strerror or error}); choose a directory that you may write to"
-        ) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise InputError(f"{flag} {directory}: {holder} is writing there; wait for it, or choose another directory") from error
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        try:
-            yield
-        finally:
-            stream.truncate(0)  # the file stays: removing it would let two jobs lock two files of one name

@@ -13,7 +13,6 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -21,7 +20,8 @@ import torch
 from apache_beam.pvalue import AsList
 from apache_beam.utils.shared import Shared
 
-from clara.artefact import MANIFEST, atomic_write, make_directory, manifest_hash, read_manifest, up_to_date, write_manifest
+from clara import storage
+from clara.artefact import MANIFEST, atomic_write, file_entry, manifest_hash, read_manifest, up_to_date, write_manifest
 from clara.bm25 import Bm25
 from clara.encode import torch_threads
 from clara.errors import InputError, command_line
@@ -31,10 +31,12 @@ from clara.questions import Question, read_questions
 from clara.records import input_text
 from clara.retriever import NO_ROW, Retriever
 from clara.utilities import FILE, KIND, Scored, reader_hash, write_shard
+from pipelines.locks import Lease, locked
 from pipelines.progress import ShardProgress, progress_bar
-from pipelines.runner import LOCAL, beam_options, locked, make_pipeline
+from pipelines.runner import LOCAL, beam_options, execute, make_pipeline
 
 PLAN = "plan.json"
+_ENTRIES = ".entries.json"
 _QUESTIONS_A_SHARD = 64
 
 
@@ -144,12 +146,10 @@ class ScoreShard(beam.DoFn):
         """Score one shard."""
         job, name = self._job, shard_name(number, self._num_shards)
         own = questions_of(job)[number :: self._num_shards]
-        progress = ShardProgress(Path(job.output) / name, len(own))
+        progress = ShardProgress(job.output, name, len(own))
         progress.tell(0)
         try:
-            if (Path(job.output) / name / FILE).is_file():
-                from clara.artefact import file_entry
-
+            if storage.folder(job.output).sizes([f"{name}/{FILE}"]):
                 yield file_entry(job.output, f"{name}/{FILE}", len(own))
             else:
                 with torch_threads(1):
@@ -212,7 +212,7 @@ def job_of(options: argparse.Namespace) -> Job:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {least} or more")
 
     def whole(path: str) -> str:
-        return str(Path(path).resolve()) if path else ""
+        return storage.absolute(path) if path else ""
 
     return Job(
         questions=whole(options.questions),
@@ -232,28 +232,28 @@ def job_of(options: argparse.Namespace) -> Job:
     )
 
 
-def prepare(output: Path, recipe: dict[str, Any], overwrite: bool) -> None:
+def prepare(output: str, recipe: dict[str, Any], overwrite: bool) -> None:
     """Keep the shards of an interrupted run of the same recipe; refuse, or remove, those of another.
 
     Raises:
         InputError: UTILITIES of another recipe, finished or not, are there, and were not to be overwritten.
     """
-    plan = json.dumps(recipe, sort_keys=True)
-    shards = [*output.glob(f"shard-*/{FILE}")]
-    same = (output / PLAN).is_file() and (output / PLAN).read_text(encoding="utf-8") == plan
-    if not same and (shards or (output / MANIFEST).exists()):
+    plan = json.dumps(recipe, sort_keys=True).encode()
+    place = storage.folder(output)
+    there = place.files()
+    shards = [name for name in there if name.startswith("shard-") and name.endswith(f"/{FILE}")]
+    same = PLAN in there and place.read(PLAN) == plan
+    if not same and (shards or MANIFEST in there):
         if not overwrite:
             raise InputError(
                 f"--output {output}: holds utilities of another recipe (other questions, checkpoint, MEMORY or settings); choose another "
                 "directory, or replace them with --overwrite"
             )
-        (output / MANIFEST).unlink(missing_ok=True)
-        for shard in shards:
-            shard.unlink()
-    atomic_write(output / PLAN, plan)
+        place.remove([MANIFEST, *shards])
+    place.write(PLAN, plan)
 
 
-def run(job: Job, pipeline: beam.Pipeline, recipe: dict[str, Any]) -> int:
+def run(job: Job, pipeline: beam.Pipeline, recipe: dict[str, Any], lease: Lease | None = None) -> int:
     """Score all shards and write the manifest. Returns the number of questions.
 
     Raises:
@@ -267,13 +267,15 @@ def run(job: Job, pipeline: beam.Pipeline, recipe: dict[str, Any]) -> int:
         | "spread" >> beam.Reshuffle()
         | "score" >> beam.ParDo(ScoreShard(job, num_shards))
     )
-    pipeline | "once" >> beam.Create([None]) | "collect" >> beam.Map(_collect, AsList(found), f"{job.output}/.entries.json")
-    with progress_bar(Path(job.output), time.time(), quiet=False, what="questions", doing="score"):
-        pipeline.run().wait_until_finish()
-    entries = json.loads((Path(job.output) / ".entries.json").read_text(encoding="utf-8"))
+    pipeline | "once" >> beam.Create([None]) | "collect" >> beam.Map(_collect, AsList(found), storage.join(job.output, _ENTRIES))
+    with progress_bar(job.output, time.time(), quiet=False, what="questions", doing="score"):
+        execute(pipeline)
+    entries = json.loads(storage.folder(job.output).read(_ENTRIES) or b"[]")
     errors = sorted(e["error"] for e in entries if "error" in e)
     if errors:
         raise InputError(errors[0])
+    if lease:
+        lease.check()
     write_manifest(
         job.output,
         kind=KIND,
@@ -300,13 +302,12 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(json.dumps(recipe | {"questions": len(questions_of(job))}, indent=1))
         return 0
-    output = make_directory(job.output)
-    if up_to_date(output, KIND, recipe):
+    if up_to_date(job.output, KIND, recipe):
         print(f"{options.output}: up to date")
         return 0
-    with locked(output):
-        prepare(output, recipe, options.overwrite)
-        count = run(job, make_pipeline(beam_arguments, options.runner), recipe)
+    with locked(job.output) as lease:
+        prepare(job.output, recipe, options.overwrite)
+        count = run(job, make_pipeline(beam_arguments, options.runner), recipe, lease)
     print(f"{options.output}: UTILITIES of {count} questions, {'published pools' if job.published else f'pools of {job.pool_size}'}")
     return 0
 

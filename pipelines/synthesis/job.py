@@ -72,7 +72,7 @@ class Ask(beam.DoFn):
 
 
 def _progress(job: Job, shard: Shard) -> ShardProgress:
-    progress = ShardProgress(Path(job.output) / work.WORK / shard.name, shard.num_chunks)
+    progress = ShardProgress(Path(job.output) / work.WORK, shard.name, shard.num_chunks)
     progress.tell(0)
     return progress
 

@@ -20,15 +20,17 @@ from clara.artefact import MANIFEST, hash_of, read_manifest, up_to_date
 from clara.backbone import tokenizer_hash
 from clara.config import Prompts
 from clara.errors import InputError
+from clara.storage import is_url
 from pipelines import dataflow, spark
 from pipelines.chunking import Tokens, check_limits
 from pipelines.dead_letters import NAME
 from pipelines.filters import make_filters
+from pipelines.locks import locked
 from pipelines.memory_job import folder_tokens
 from pipelines.memory_outcome import OUTCOME, read_outcome
 from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
-from pipelines.runner import LOCAL, beam_options, execute, locked, make_pipeline
+from pipelines.runner import LOCAL, beam_options, execute, make_pipeline
 from pipelines.synthesis.cache import FILE as CACHE_FILE
 from pipelines.synthesis.endpoint import EndpointSettings, check_url, only_model
 from pipelines.synthesis.estimate import Cost, pieces
@@ -185,6 +187,9 @@ def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
     Raises:
         InputError: names the flag.
     """
+    for flag, path in (("output", args.output), ("cache", args.cache or "")):
+        if is_url(path):
+            raise InputError(f"--{flag} {path}: a URL; replies are appended to files there, so give a directory of this machine")
     if args.runner == spark.RUNNER:
         model = "" if "://" in args.model else args.model
         far = [path for path in args.input if not path.startswith("/")]

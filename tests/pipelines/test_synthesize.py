@@ -21,7 +21,7 @@ from clara.artefact import manifest_hash, read_manifest, sha256_file, verify
 from clara.errors import InputError
 from clara.examples import FILE, read_examples
 from clara.records import chunk_id, normalise
-from pipelines.runner import locked
+from pipelines.locks import locked
 from pipelines.synthesis.cache import FILE as CACHE_FILE
 from pipelines.synthesis.shards import default_num_shards, shard_of
 from pipelines.synthesize import main

@@ -168,7 +168,7 @@ def test_either_version_can_be_removed_and_a_copy_stands_in_for_a_link(tmp_path:
     damaged = tmp_path / "copied" / "x"
     entry = {**artefact.file_entry(tmp_path / "old", name), "sha256": "0" * 64}
     with pytest.raises(InputError, match="its sha256 is not the manifest's"):
-        update.link(tmp_path / "old", damaged, entry)
+        update.link(tmp_path / "old", damaged, [entry])
     assert not any(damaged.rglob("*.safetensors"))
     shutil.rmtree(tmp_path / "old")
     for store in (linked, copied):
