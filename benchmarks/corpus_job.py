@@ -9,6 +9,7 @@ every layer's states kept. Both run the same adapter on the same chunks, their m
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -152,6 +153,7 @@ def share_of_padding(lengths: Sequence[Sequence[int]], num_memory_tokens: int, a
 
 def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) -> dict[str, Any]:
     """Seconds of each way by turn, operations a second of the products in between, and how far the memories are apart."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin where cores are shared would slow the naive way
     start = multiprocessing.get_context("spawn")
     shards = [chunks[worker :: args.num_workers] for worker in range(args.num_workers)]
     seconds: dict[str, list[float]] = {"ours": [], "naive": []}

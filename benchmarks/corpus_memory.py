@@ -72,13 +72,17 @@ def measure(args: argparse.Namespace, gigabytes: float, checkpoint: Path) -> dic
 
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
-    lines = ["| text | documents | peak, all processes (PSS) | of that unbacked by files | driver | largest worker | seconds | runs |"]
-    lines.append("|" + "---|" * 8)
+    lines = [
+        "| text | documents | peak, all processes (PSS) | of that unbacked by files | driver | largest worker | seconds | processor time a document | runs |"
+    ]
+    lines.append("|" + "---|" * 9)
     for row in rows:
         mb = {name: f"{row[name] / 2**20:.0f} MiB" for name in ("pss", "private", "root", "largest")}
-        documents = f"{row['counts']['documents']:,}" if row["finished"] else "not finished"
+        documents, each = "not finished", ""
+        if row["finished"]:
+            documents, each = f"{row['counts']['documents']:,}", f"{1000 * row['processor_seconds'] / row['counts']['documents']:.1f} ms"
         lines.append(
-            f"| {row['gigabytes']:g} GB | {documents} | {mb['pss']} | {mb['private']} | {mb['root']} | {mb['largest']} | {row['seconds']:.0f} | {row['runs']} |"
+            f"| {row['gigabytes']:g} GB | {documents} | {mb['pss']} | {mb['private']} | {mb['root']} | {mb['largest']} | {row['seconds']:.0f} | {each} | {row['runs']} |"
         )
     return "\n".join(lines) + "\n"
 
