@@ -2,6 +2,7 @@
 
 import json
 import random
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import tiny
 
 from clara.artefact import read_manifest, sha256_file
 from clara.memory import MemoryStore
-from pipelines import local_job, memory_run, units
+from clara.records import Chunk, chunk_id, row_id
+from pipelines import local_job, memory_run, spill, units
 from pipelines.build_memory import main
 from pipelines.progress import Reading, Seen, shards_told
 
@@ -160,6 +162,46 @@ def test_the_spill_may_lie_elsewhere(build: Job, tmp_path: Path, monkeypatch: py
     assert seen == [True]
     assert not (tmp_path / "aside").exists()
     assert not (memory / ".spill").exists()
+
+
+def peak_bytes(act: Callable[[], Any]) -> int:
+    tracemalloc.start()
+    try:
+        act()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def some_chunk(number: int) -> Chunk:
+    text = f"{number} " + "x" * 1000
+    identity = chunk_id("", text)
+    return Chunk(row_id(identity), identity, f"d{number}", "", text, 0, len(text), 9, False, "corpus.jsonl")
+
+
+@pytest.mark.parametrize("num_contents", [10**9, 100], ids=["all differ", "few contents"])
+def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_contents: int) -> None:
+    monkeypatch.setattr(local_job, "_FILE_BYTES", 200_000)
+
+    def put_aside(folder: Path, num_chunks: int) -> None:
+        folder.mkdir()
+        for unit in range(num_chunks // 500):  # as of a corpus that grows: more units
+            writer = local_job.ChunkWriter(spill.unit_stem(str(folder), unit), 0)
+            for number in range(500 * unit, 500 * unit + 500):
+                writer.add(some_chunk(number % num_contents), number)
+            writer.flush()
+
+    def read_back(folder: Path, num_shards: int) -> None:
+        files = spill.files_of(str(folder), "chunks")
+        local_job.winners(files, 0, num_shards, fixed=False)
+
+    put_aside(tmp_path / "warm", 500)
+    small, large = (peak_bytes(lambda n=n: put_aside(tmp_path / f"n{n}", n)) for n in (1000, 5000))
+    assert large < 1.1 * small
+    # Shards of as many rows: five times the chunks are about five times the shards; few contents in as many shards, however often each stands there.
+    more = 1 if num_contents == 100 else 4
+    small, large = (peak_bytes(lambda n=n, s=s: read_back(tmp_path / f"n{n}", s)) for n, s in ((1000, 4), (5000, 4 * more)))
+    assert large < 1.5 * small
 
 
 def test_progress_is_told_in_pieces_documents_and_shards(tmp_path: Path) -> None:
