@@ -46,8 +46,8 @@ class Build:
         seed: draws the training sample and what recall is measured with.
         probes: inverted lists that a query looks into; 0: a sixteenth of them, 8 at least.
         measurement: of recall.
-        recall_floor: a lower recall is refused.
-        allow_low_recall: it is warned of instead.
+        recall_floor: a lower recall is warned of.
+        strict_recall: it is refused instead.
         gpu: k-means and the assignment to lists run on a CUDA device.
         verify: read every byte of the MEMORY against its sha256 before.
         parent: INDEX of an earlier version, whose training and rows that did not change are taken over; empty: none.
@@ -60,7 +60,7 @@ class Build:
     probes: int = 0
     measurement: Measurement = field(default_factory=Measurement)
     recall_floor: float = 0.9
-    allow_low_recall: bool = False
+    strict_recall: bool = False
     gpu: bool = False
     verify: bool = False
     parent: str = ""
@@ -86,7 +86,7 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
 
     Raises:
         InputError: no finished MEMORY, a damaged one, one without rows, a factory string that FAISS refuses, a GPU that is not there, no place to
-            write, or a recall under the floor.
+            write, or, where that is asked for, a recall under the floor.
     """
     if how.gpu:
         require_gpu()
@@ -96,7 +96,7 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
     recipe = recipe_of(store, how)
     if up_to_date(output, KIND, recipe):
         manifest = read_manifest(output, KIND)
-        judge(str(output), manifest["measured"], recall_floor=how.recall_floor, allow=how.allow_low_recall)
+        judge(str(output), manifest["measured"], recall_floor=how.recall_floor, strict=how.strict_recall)
         return manifest
     if is_url(output):
         with published(output) as place:
@@ -109,7 +109,7 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
     index = read_mapped(file)
     check_rows(index, store, str(output))
     measured = measure(MemoryIndex(store, index), how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress)
-    judge(str(output), measured, recall_floor=how.recall_floor, allow=how.allow_low_recall)
+    judge(str(output), measured, recall_floor=how.recall_floor, strict=how.strict_recall)
     (Path(output) / artefact.MANIFEST).unlink(missing_ok=True)
     os.replace(file, Path(output) / FILE)
     manifest = write_manifest(

@@ -178,8 +178,8 @@ def measure(index: MemoryIndex, asked: Measurement, *, seed: int, recall_floor: 
     return measured
 
 
-def judge(output: str, measured: Mapping[str, Any], *, recall_floor: float, allow: bool) -> None:
-    """Refuse a recall under the floor, or warn of it where that is asked for.
+def judge(output: str, measured: Mapping[str, Any], *, recall_floor: float, strict: bool) -> None:
+    """Warn of a recall under the floor, or refuse it where that is asked for.
 
     Raises:
         InputError: with the measured value and what to do.
@@ -197,7 +197,8 @@ def judge(output: str, measured: Mapping[str, Any], *, recall_floor: float, allo
         f"{output}: recall@10 is {recall:.3f} with first_level {measured['first_level']} ({compared}, {measured['num_queries']} queries), "
         f"under the floor of {recall_floor:.2f}{would}. Raise first_level or the lists probed, give the MEMORY larger keys, or choose another factory"
     )
-    if allow:
-        _log.warning("%s", told)
-        return
-    raise InputError(f"{told}; or take it as it is (--allow-low-recall). What is built is kept: the same command goes on from there")
+    if strict:
+        raise InputError(
+            f"{told}; or take it as it is, without --strict-recall. What is built is kept: the same command goes on from there"
+        )
+    _log.warning("%s", told)

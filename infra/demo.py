@@ -130,7 +130,7 @@ class Demo:
                 "Compress: MEMORY v0",
                 [*module, "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--backbone", base, "--num-shards", "8", "--overwrite", "--dtype", self.dtype, "--output", self.path("memory-v0")],
             ),
-            Step("Index", [*module, "pipelines.build_index", "--memory", self.path("memory-v0"), "--output", self.path("index-v0"), "--allow-low-recall"]),
+            Step("Index", [*module, "pipelines.build_index", "--memory", self.path("memory-v0"), "--output", self.path("index-v0")]),
             Step(
                 "Joint training, with a re-encoding beside it",
                 [

@@ -33,8 +33,8 @@ def parser() -> argparse.ArgumentParser:
     add("--queries", type=int, default=64, help="queries of the measurement, which reads the payload once; 0: none (default: 64)")
     add("--measure-gib", type=float, default=32.0, help="GiB of payload that the measurement may read; where there is more, a sample of whole shards "
         "stands for all and recall is estimated from below (default: 32)")  # fmt: skip
-    add("--recall-floor", type=float, default=0.9, help="recall@10 under this share is refused (default: 0.9)")
-    add("--allow-low-recall", action="store_true", help="warn of a recall under the floor, and keep the INDEX")
+    add("--recall-floor", type=float, default=0.9, help="recall@10 under this share is warned of, with what would help (default: 0.9)")
+    add("--strict-recall", action="store_true", help="refuse a recall under the floor; without it the INDEX is kept with a warning")
     add("--gpu", action="store_true", help="cluster and assign on a CUDA device, with faiss-gpu-cu12 (default: on the CPU)")
     add("--parent", default="", metavar="DIR", help="INDEX of the version before: its training, and the rows whose shard files are the same, are taken over "
         "(default: none)")  # fmt: skip
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
         probes=options.probes,
         measurement=Measurement(options.first_level, options.queries, most_bytes=int(options.measure_gib * 2**30)),
         recall_floor=options.recall_floor,
-        allow_low_recall=options.allow_low_recall,
+        strict_recall=options.strict_recall,
         gpu=options.gpu,
         verify=not options.no_verify,
         parent=options.parent,

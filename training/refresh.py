@@ -148,7 +148,7 @@ def run_job(job: RefreshJob) -> RefreshResult:
         manifest = reencode(store, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
     # Of an incremental refresh most rows' keys are the parent's, and need not be sorted into lists again.
     build_index(
-        job.memory, job.index, job.factory, first_level=job.first_level, allow_low_recall=True, mixed=True, parent=job.parent_index
+        job.memory, job.index, job.factory, first_level=job.first_level, mixed=True, parent=job.parent_index
     )  # fmt: skip
     own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.choice else set())
     _read_back(job, own if job.choice else None)
