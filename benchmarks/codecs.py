@@ -206,7 +206,13 @@ def main(argv: list[str]) -> int:
     text = f"# Codecs\n\nMeans over questions, 95 % intervals; behind the semicolon the paired difference to float16.\n\n{table(found)}\n\n![codecs.png](codecs.png)\n"
     made_by = environment("benchmarks.codecs")
     # Where folders lie on this machine says nothing to anybody else.
-    for folder in (options.questions, options.work, options.output, options.backbone, *(p for s in systems for p in (s.checkpoint, s.memory))):
+    for folder in (
+        options.questions,
+        options.work,
+        options.output,
+        options.backbone,
+        *(p for s in systems for p in (s.checkpoint, s.memory)),
+    ):
         made_by["command"] = made_by["command"].replace(folder, Path(folder).name) if folder else made_by["command"]
     result: dict[str, Any] = {"measured": [asdict(m) for m in found], "made_by": made_by}
     save(output, result, text)
