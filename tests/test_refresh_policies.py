@@ -1,5 +1,6 @@
-"""The comparison of refresh policies: its figures in closed form, and what its command line takes."""
+"""The comparison of refresh policies: its figures in closed form, and the command on a world that is too small to learn anything."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,22 @@ def test_given_inputs_take_the_place_of_the_small_world(tmp_path: Path, capsys: 
     for part in ("index=/i", "joint.refresh.policy=full", "joint.refresh.every_steps=10"):
         assert f"--set {part}" in line
     assert "utility_weight" not in line
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_the_whole_command_on_a_tiny_world(tmp_path: Path) -> None:
+    """Who waits is blocked, and who does not is not; MEMORY of who does nothing falls behind."""
+    tiny = ["pretrain.steps=3", "instruct.steps=2", "joint.questions_per_step=4", "joint.micro_batch=4", "joint.evaluate_questions=4"]
+    sets = [part for value in [*tiny, "joint.evaluate_every=4", "joint.refresh.canary_every=4"] for part in ("--set", value)]
+    world = "--train 20 --held-out 20 --pretrain 20"
+    arguments = ["--output", str(tmp_path), "--steps", "8", "--every", "3", "--policies", "none,incremental,stop", "--world", world, *sets]
+    assert refresh_policies.main(arguments) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["policies"]
+    assert found["none"]["canary_cosine_last"] < found["stop"]["canary_cosine_last"]
+    assert found["none"]["mean_memory_lag_steps"] == 3.5
+    assert found["stop"]["versions_used"] == 3
+    assert found["stop"]["blocked_share"] > 0.3 > 10 * found["none"]["blocked_share"]
+    assert found["incremental"]["refresh_cost"]["refreshes"] >= 1
+    assert (tmp_path / "curves.png").is_file()
+    assert "At equal wall time" in (tmp_path / "results.md").read_text()
