@@ -5,6 +5,7 @@ The S3 emulator (moto) knows conditional writes. The one of GCS passes over `ifG
 
 import http.client
 import logging
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import quote
 
-from clara.bucket import file_system
+import fsspec
 
 BUCKET = "bucket"
 _HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length", "host"}
@@ -171,8 +172,9 @@ class Store:
 
 def forget_clients() -> None:
     """Have the next call make its client anew, for the store that the environment names then."""
-    for url in ("s3://x", "gs://x"):
-        type(file_system(url)[0]).clear_instance_cache()
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # as `clara.bucket.file_system` does, which may not have run yet
+    for kind in ("s3", "gs"):
+        fsspec.get_filesystem_class(kind).clear_instance_cache()
 
 
 @contextmanager
@@ -190,5 +192,5 @@ def running(kind: str) -> Iterator[Store]:
                 "AWS_DEFAULT_REGION": "us-east-1",
             }
         else:
-            environment = {"STORAGE_EMULATOR_HOST": address}
+            environment = {"STORAGE_EMULATOR_HOST": address, "NO_GCE_CHECK": "true"}
         yield Store(f"{kind}://{BUCKET}", proxy, environment)
