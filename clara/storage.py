@@ -27,6 +27,21 @@ def absolute(path: Name) -> str:
     return os.fspath(path).rstrip("/") if is_url(path) else str(Path(path).resolve())
 
 
+def uri(path: Name) -> str:
+    """A path as a `file://` URI; a URL as it is."""
+    return os.fspath(path) if is_url(path) else Path(path).resolve().as_uri()
+
+
+def require_local(name: str, path: Name) -> None:
+    """Refuse a URL for what is appended to, renamed and locked while a command runs.
+
+    Raises:
+        InputError: it is one; `name` is the option's.
+    """
+    if is_url(path):
+        raise InputError(f"{name} is {os.fspath(path)!r}: a URL, and this command works in a directory of this machine; give one")
+
+
 def join(directory: Name, *names: str) -> str:
     """A place below a directory, which may be a URL."""
     return "/".join((os.fspath(directory).rstrip("/"), *names)) if is_url(directory) else str(Path(directory, *names))

@@ -15,6 +15,7 @@ from clara import artefact
 from clara.artefact import hash_of
 from clara.errors import InputError, command_line
 from clara.questions import Question, read_questions
+from clara.storage import require_local
 from training.evaluation.dense import folder_hash
 from training.evaluation.finders import CONDITIONS
 from training.evaluation.parts import Measuring, compared_pairs, questions_hash
@@ -179,6 +180,7 @@ def chosen_questions(directory: str, splits: str, limit: int) -> list[Question]:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
+    require_local("--output", options.output)
     settings = settings_of(options)
     systems = [SystemPaths.parse(text) for text in options.system]
     names = [s.name for s in systems]

@@ -23,6 +23,7 @@ from clara.model import ClaraModel
 from clara.questions import read_questions
 from clara.refresh_settings import Refresh
 from clara.section import Section
+from clara.storage import is_url, require_local
 from training.canary import Canary, canary_questions
 from training.engine import Engine
 from training.heldout import HeldOut, choose
@@ -89,13 +90,14 @@ def check(config: Config) -> None:
             f"retrieval.search_shards is {config.retrieval.search_shards}, launch.launcher {config.launch.launcher!r}: search servers are Ray actors; "
             "set launch.launcher=ray, or retrieval.search_shards=0"
         )
+    require_local("output", config.output)
     if os.environ.get(_JOB_VARIABLE):
         for name in ("checkpoint", "questions", "memory", "index", "utilities", "output", "backbone.path"):
             value = config.backbone.path if name == "backbone.path" else getattr(config, name)
-            if value and not Path(value).is_absolute():
+            if value and not is_url(value) and not Path(value).is_absolute():
                 raise InputError(
                     f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git ignores, so a relative path "
-                    "leads nowhere; give an absolute one that every machine sees"
+                    "leads nowhere; give an absolute one that every machine sees, or a URL"
                 )
         uri = config.tracking.uri
         if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
@@ -117,13 +119,17 @@ def plan(config: Config) -> dict[str, int]:
 
 
 def absolute(config: Config) -> Config:
-    """The same configuration with absolute paths: ranks run in directories of their own."""
+    """The same configuration with absolute paths: ranks run in directories of their own. URLs mean the same anywhere."""
+
+    def whole(path: str) -> str:
+        return path if is_url(path) else str(Path(path).absolute())
+
     names = ("checkpoint", "questions", "memory", "index", "utilities", "output")
-    paths = {name: str(Path(path).absolute()) for name in names if (path := getattr(config, name))}
+    paths = {name: whole(path) for name in names if (path := getattr(config, name))}
     backbone = config.backbone.path
     if not backbone and not own_backbone(config):
         backbone = str(artefact.read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["path"])
-    section = config.backbone.model_copy(update={"path": str(Path(backbone).absolute()) if backbone else ""})
+    section = config.backbone.model_copy(update={"path": whole(backbone) if backbone else ""})
     return config.model_copy(update={**paths, "backbone": section})
 
 

@@ -22,8 +22,10 @@ from clara.checkpoint import fresh_model, load_checkpoint, save_checkpoint
 from clara.config import Config, load, require
 from clara.errors import InputError, command_line
 from clara.examples import read_examples
+from clara.localise import localised_file
 from clara.model import GENERATOR, ClaraModel
 from clara.questions import read_questions
+from clara.storage import require_local
 from training.corpus import read_documents
 from training.engine import LocalEngine
 from training.loop import Stage, run
@@ -41,7 +43,7 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
     """
     inputs = {name: artefact.manifest_hash(path) for name in ("checkpoint", "examples", "questions") if (path := getattr(config, name))}
     if config.corpus:
-        inputs["corpus"] = artefact.sha256_file(config.corpus)
+        inputs["corpus"] = artefact.sha256_file(localised_file(config.corpus))
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
         inputs["backbone"] = weights_hash(config.backbone.path)
     settings = config.model_dump(include={"seed", "stage", "model", "prompts", config.stage})
@@ -100,6 +102,7 @@ def main(argv: list[str]) -> int:
             "stage is 'joint'; this program makes 'pretrain' and 'instruct' (--set stage=pretrain), training/joint.py the other"
         )
     require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
+    require_local("output", config.output)
     if options.dry_run:
         print(json.dumps(config.model_dump(), indent=1))
         return 0

@@ -19,6 +19,8 @@ from clara.artefact import hash_of, manifest_hash, read_manifest
 from clara.backbone import weights_hash
 from clara.checkpoint import OWN_BACKBONE
 from clara.errors import InputError, command_line
+from clara.localise import localised
+from clara.storage import Name, absolute, is_url, uri
 from training.curves import draw
 from training.evaluation.report import REPORT
 from training.evaluation.store import experiment_id, log_all, open_store
@@ -43,8 +45,8 @@ class Registration:
 
     name: str
     checkpoint: Path
-    memory: Path
-    index: Path | None
+    memory: Name
+    index: Name | None
     evaluation: Path
     system: str
     backbone: str
@@ -96,7 +98,7 @@ class Registration:
         """Pointers and settings that the served model reads."""
         manifest = read_manifest(self.checkpoint, "CHECKPOINT")
         own = manifest["backbone"]["own"]
-        backbone = "" if own else str(Path(self.backbone or manifest["backbone"]["path"]).resolve())
+        backbone = "" if own else absolute(self.backbone or manifest["backbone"]["path"])
         found = weights_hash(self.checkpoint / OWN_BACKBONE if own else backbone)
         if found != manifest["backbone"]["sha256"]:
             raise InputError(
@@ -105,9 +107,9 @@ class Registration:
             )
         hashes = self.hashes()
         config: dict[str, Any] = {
-            "memory_uri": self.memory.resolve().as_uri(),
+            "memory_uri": uri(self.memory),
             "memory_hash": hashes["memory"],
-            "backbone_uri": Path(backbone).as_uri() if backbone else "",
+            "backbone_uri": uri(backbone) if backbone else "",
             "backbone_hash": found,
             "num_selected": self.num_selected,
             "max_new_tokens": self.max_new_tokens,
@@ -115,7 +117,7 @@ class Registration:
             "device": self.device,
         }
         if self.index is not None:
-            config |= {"index_uri": self.index.resolve().as_uri(), "index_hash": hashes["index"]}
+            config |= {"index_uri": uri(self.index), "index_hash": hashes["index"]}
         return config
 
 
@@ -173,9 +175,11 @@ def register(uri: str, experiment: str, registration: Registration, metrics: Pat
         logger.info("%s version %s is this very system", registration.name, existing.version)
         return existing
     # Ahead of the registration: a run that still makes versions must not delete one in between.
-    for path in filter(None, (registration.memory, registration.index)):
+    for path in (registration.memory, registration.index):
+        if path is None or is_url(path):
+            continue  # no run makes or deletes versions in a bucket
         try:
-            pin(path, f"model {registration.name} in {uri}")
+            pin(Path(path), f"model {registration.name} in {uri}")
         except InputError as error:
             logger.warning("%s: cannot be pinned, so a training run that still makes versions there may delete it (%s)", path, error)
     where = experiment_id(client, uri, experiment)
@@ -199,10 +203,10 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m training.register", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--name", required=True, help="registered model")
-    parser.add_argument("--checkpoint", required=True, type=Path, help="CHECKPOINT; is copied")
-    parser.add_argument("--memory", required=True, type=Path, help="MEMORY that it was evaluated with; is pointed to")
-    parser.add_argument("--index", type=Path, help="INDEX that it was evaluated with; is pointed to (default: none)")
-    parser.add_argument("--evaluation", required=True, type=Path, help="EVALUATION directory of training.evaluate")
+    parser.add_argument("--checkpoint", required=True, help="CHECKPOINT; is copied")
+    parser.add_argument("--memory", required=True, help="MEMORY that it was evaluated with; is pointed to")
+    parser.add_argument("--index", help="INDEX that it was evaluated with; is pointed to (default: none)")
+    parser.add_argument("--evaluation", required=True, help="EVALUATION directory of training.evaluate")
     parser.add_argument("--system", required=True, help="name of this system in the evaluation")
     parser.add_argument("--backbone", default="", help="folder of the language model (default: the one that the checkpoint names)")
     parser.add_argument("--num-selected", type=int, metavar="K", help="passages of an answer (default: as evaluated)")
@@ -234,6 +238,8 @@ def settings_evaluated(evaluation: Path) -> Mapping[str, Any]:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
+    options.checkpoint = localised(options.checkpoint, "CHECKPOINT")
+    options.evaluation = localised(options.evaluation, "EVALUATION")
     for option, files in (("--pictures", options.pictures), ("--metrics", [options.metrics] if options.metrics else [])):
         for path in files:
             if not path.is_file():

@@ -20,17 +20,9 @@ CHECKPOINT = "checkpoint"
 
 
 def local_path(uri: str) -> str:
-    """The path that a pointer leads to.
-
-    Raises:
-        InputError: it leads to another machine.
-    """
+    """The path that a pointer leads to, or the URL of a store, whose copy here is opened."""
     parsed = urlparse(uri)
-    if parsed.scheme not in ("", "file"):
-        raise InputError(
-            f"{uri}: only local paths and file:// URIs can be opened; copy the artefact here and give its path with model_config"
-        )
-    return unquote(parsed.path) if parsed.scheme else uri
+    return unquote(parsed.path) if parsed.scheme == "file" else uri
 
 
 def pointed(kind: str, config: dict[str, Any]) -> str:

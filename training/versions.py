@@ -97,7 +97,7 @@ class Versions:
             InputError: it is damaged, or made by another compressor than this run's.
         """
         version = self.current
-        source = self._snapshot(version.number) if version.number else Path(self._config.checkpoint)
+        source = self._snapshot(version.number) if version.number else self._config.checkpoint
         backbone = self._config.backbone
         expected = expected_fingerprint(source, backbone.path, fingerprint_of(version.memory), dtype=backbone.dtype)
         self._steps[expected.hash] = version.snapshot_step

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from clara.artefact import manifest_hash
@@ -86,8 +85,9 @@ def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device
         InputError: see `Retriever.open`.
     """
     try:
-        index = Path(paths.index) if paths.index else None
-        return Retriever.open(paths.checkpoint, paths.memory, index, backbone=backbone, accept_stale=accept_stale, device=device)
+        return Retriever.open(
+            paths.checkpoint, paths.memory, paths.index or None, backbone=backbone, accept_stale=accept_stale, device=device
+        )
     except InputError as error:
         raise InputError(f"system {paths.name}: {error}") from error
 
