@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clara.errors import InputError
-from clara.experiments import artefact_location
+from clara.experiments import artefact_location, make_database
 from clara.memory import KIND
 
 _NOT_IN_NAMES = re.compile(r"[^\w.-]")
@@ -27,6 +27,7 @@ def tracking_client(url: str) -> Any:
         ) from error
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own default waits for minutes
     try:
+        make_database(url, lambda new: mlflow.MlflowClient(tracking_uri=new).search_experiments(max_results=1))
         client = mlflow.MlflowClient(tracking_uri=url)
         client.search_experiments(max_results=1)
     except Exception as error:  # each kind of store has errors of its own

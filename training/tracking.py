@@ -6,12 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from clara import artefact
 from clara.config import Config, Tracking
 from clara.errors import InputError
-from clara.experiments import artefact_location
+from clara.experiments import artefact_location, make_database
 from training.curves import draw
 from training.follow import following
 from training.metrics import parse
@@ -64,9 +63,8 @@ class Tracker:
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
-        if settings.uri.startswith("sqlite:///"):
-            Path(urlparse(settings.uri).path[1:]).absolute().parent.mkdir(parents=True, exist_ok=True)
         try:
+            make_database(settings.uri, lambda new: MlflowClient(tracking_uri=new).search_experiments(max_results=1))
             self._client = MlflowClient(tracking_uri=settings.uri)
             self.run_id = self._find(settings, run_name, tags)
             logged = self._client.get_metric_history(self.run_id, "loss")

@@ -3,16 +3,14 @@
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clara.errors import InputError
-from clara.experiments import artefact_location
+from clara.experiments import artefact_location, make_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_SQLITE = "sqlite:///"
 _PARAMS_A_CALL, _METRICS_A_CALL = 100, 1000
 """MLflow's own limits."""
 
@@ -31,8 +29,7 @@ def open_store(uri: str) -> "MlflowClient":
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        if uri.startswith(_SQLITE):
-            Path(uri.removeprefix(_SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        make_database(uri, lambda new: mlflow.MlflowClient(tracking_uri=new).search_experiments(max_results=1))
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
         client = mlflow.MlflowClient()
