@@ -72,6 +72,9 @@ try:
 except InputError as stopped:
     error = str(stopped)
 json.dump({"seen": stage.seen, "skipped": figures, "error": error}, open(f"{output}/rank{rank}.json", "w"))
+# A rank that ends with its group open can be aborted by a thread of gloo that still runs.
+dist.barrier()
+dist.destroy_process_group()
 """
 
 
