@@ -140,10 +140,10 @@ class Instruct(Section):
     positives: Literal["first", "all"] = Field(
         "first", description="of a question with several right documents: the first alone, or all of them (K at most; multi-hop questions)"
     )
+    negatives: Literal["batch", "pool"] = Field("batch", description="where a prompt's other documents come from; pool: candidate_ids")
+    without_right: float = Field(0.0, ge=0, lt=1, description="share of prompts with others only, so that these mislead less")
     mse_weight: float = Field(0.1, ge=0)
-    generator: Literal["carry_over", "restart"] = Field(
-        "carry_over", description="restart: a fresh generator adapter, as the reference does"
-    )
+    generator: Literal["carry_over", "restart"] = Field("carry_over", description="restart: a fresh adapter, as the reference does")
     train_compressor: bool = True
     train_memory_tokens: bool = False
     optimiser: Optimiser = Optimiser(schedule="cosine", warmup_ratio=0.03)

@@ -167,7 +167,13 @@ class Demo:
         ]
         return [
             Step("Examples", [sys.executable, "-m", "pipelines.build_examples", "--input", wiki, "--exclude-held-out", "--output", examples]),
-            Step("All questions", [sys.executable, "-m", "pipelines.build_questions", "--input", wiki, "--format", "cloze", "--output", questions]),
+            Step(
+                "All questions",
+                [
+                    sys.executable, "-m", "pipelines.build_questions", "--input", wiki, "--format", "cloze", "--pool-size", "20", "--train-pools",
+                    "--output", questions,
+                ],
+            ),
             Step("Stage pretrain", [*stage, "--set", "stage=pretrain", "--set", f"examples={examples}", "--set", f"output={self.path('pretrain')}"]),
             Step(
                 "Stage instruct",

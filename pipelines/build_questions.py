@@ -129,6 +129,11 @@ def parser() -> argparse.ArgumentParser:
     ):
         default = getattr(standard, name)
         cloze.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{text} (default: {default})")
+    cloze.add_argument(
+        "--train-pools",
+        action="store_true",
+        help="give training questions a pool of --pool-size too, of articles that are not held out (for instruct.negatives=pool)",
+    )
     cloze.add_argument("--bm25", action="store_true", help="also print BM25's recall over the corpus")
     return found
 
@@ -147,6 +152,8 @@ def resolve_cloze(options: argparse.Namespace) -> ClozeSettings:
     ):
         if not valid:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected {expected}")
+    if options.train_pools and not options.pool_size:
+        raise InputError("--train-pools without --pool-size; say how many documents a pool holds, as in --pool-size 20")
     return ClozeSettings(**{name: getattr(options, name) for name in asdict(ClozeSettings())})
 
 
@@ -163,7 +170,9 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(json.dumps({"format": options.format, "inputs": files, "settings": settings, "output": options.output}, indent=1))
         return 0
-    recipe = {"program": "build_questions", "format": options.format, "settings": settings, "inputs": input_hashes(files)}
+    # Pools of training questions came later: without them, older QUESTIONS are still what they were.
+    shaping = {name: value for name, value in settings.items() if name != "train_pools" or value}
+    recipe = {"program": "build_questions", "format": options.format, "settings": shaping, "inputs": input_hashes(files)}
     written = not options.corpus_output or exists(options.corpus_output)
     if written and not options.bm25 and artefact.up_to_date(options.output, "QUESTIONS", recipe):
         print(f"{options.output}: up to date")

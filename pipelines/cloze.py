@@ -17,7 +17,7 @@ held-out articles of a corpus has not met those of any part of it.
 import hashlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from clara.bm25 import Bm25
@@ -36,6 +36,7 @@ class ClozeSettings:
         min_words, max_words: length of a sentence with its gap, in words.
         held_out_share, salt: share of articles held out, and what their ids are hashed with.
         pool_size: documents in the fixed pool of a `seen` or `unseen` question; 0: none.
+        train_pools: training questions have such a pool too, of articles that are not held out.
     """
 
     seed: int = 0
@@ -45,6 +46,7 @@ class ClozeSettings:
     held_out_share: float = 0.1
     salt: str = "held-out"
     pool_size: int = 0
+    train_pools: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,10 @@ def cloze_questions(documents: Sequence[Document], settings: ClozeSettings) -> t
     titles = {d.id: d.title for d in documents}
     questions = [_question(b, titles[b.target_id], settings) for b in kept]
     if settings.pool_size:
-        questions = with_pools(questions, documents, settings)
+        questions = with_pools(questions, documents, settings, ("seen", "unseen"))
+    if settings.pool_size and settings.train_pools:
+        known = [d for d in documents if not is_held_out(d.id, settings.held_out_share, settings.salt)]
+        questions = with_pools(questions, known, settings, ("train",))
     return questions, counts
 
 
@@ -144,11 +149,13 @@ def _question(bridge: Bridge, title: str, settings: ClozeSettings) -> Question:
     return Question(bridge.question_id, bridge.question, answers, (bridge.target_id,), (), (bridge.source_id,), split)
 
 
-def with_pools(questions: Sequence[Question], documents: Sequence[Document], settings: ClozeSettings) -> list[Question]:
-    """Questions of the held-out splits with a fixed pool: the positives, the best by BM25 up to half of it, and random ones, shuffled."""
+def with_pools(
+    questions: Sequence[Question], documents: Sequence[Document], settings: ClozeSettings, splits: Collection[str]
+) -> list[Question]:
+    """Questions of these splits with a fixed pool: the positives, the best by BM25 up to half of it, and random ones, shuffled."""
     ids = [d.id for d in documents]
     place = {name: number for number, name in enumerate(ids)}
-    asked = [q for q in questions if q.split in ("seen", "unseen")]
+    asked = [q for q in questions if q.split in splits]
     kept_out = [{place[name] for name in (*q.positive_ids, *q.exclude_ids)} for q in asked]
     index = Bm25([input_text(d.title, d.text) for d in documents], range(len(documents)))
     hard, _ = index.search([q.question for q in asked], settings.pool_size // 2, kept_out)
@@ -168,6 +175,6 @@ def with_pools(questions: Sequence[Question], documents: Sequence[Document], set
         dice.shuffle(pool)
         pools[question.question_id] = tuple(ids[row] for row in pool)
     return [
-        Question(q.question_id, q.question, q.answers, q.positive_ids, pools.get(q.question_id, ()), q.exclude_ids, q.split)
+        Question(q.question_id, q.question, q.answers, q.positive_ids, pools.get(q.question_id, q.candidate_ids), q.exclude_ids, q.split)
         for q in questions
     ]

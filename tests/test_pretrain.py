@@ -304,3 +304,40 @@ def test_a_killed_process_resumes_to_the_same_weights(inputs: list[str], tmp_pat
     subprocess.run(arguments(tmp_path / "killed"), cwd=root, env=environment, check=True, capture_output=True)
     whole, killed = state(tmp_path / "whole" / "checkpoint"), state(tmp_path / "killed" / "checkpoint")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
+def test_other_documents_come_from_the_questions_pool_where_asked(tiny_model: ClaraModel):
+    ids, texts = [row["id"] for row in ROWS], [tiny_model.document_ids(row["text"])[:96] for row in ROWS]
+    asked = [
+        Question(f"q{n}", f"Who is {n}?", ("A",), (ids[n],), (ids[n], ids[9], ids[10], ids[11]), (ids[11],), "train") for n in range(4)
+    ]
+    (batch,) = instruct_stage(tiny_model, asked, negatives="pool").micro_batches(0, 0, 1)
+    for prompt, selected in zip(batch.prompts, batch.selected, strict=True):
+        (number,) = [n for n in range(4) if prompt == tiny_model.prompts.question(f"Who is {n}?", "A")]
+        assert sorted(texts.index(batch.documents[s]) for s in selected) == [number, 9, 10]
+    with pytest.raises(InputError, match=r"instruct.negatives is 'pool', and 1 of 5 questions have no candidate_ids \('q5' first\)"):
+        instruct_stage(tiny_model, [*asked, question(5)], negatives="pool")
+
+
+def test_a_share_of_the_prompts_is_without_the_right_document(tiny_model: ClaraModel):
+    asked = [question(n) for n in range(8)]
+    stage = instruct_stage(tiny_model, asked, without_right=0.25)
+    texts = [tiny_model.document_ids(row["text"])[:96] for row in ROWS]
+    without = 0
+    for step in range(100):
+        (batch,) = stage.micro_batches(step, 0, 1)
+        for prompt, selected in zip(batch.prompts, batch.selected, strict=True):
+            (number,) = [n for n in range(8) if prompt == tiny_model.prompts.question(asked[n].question, asked[n].answers[0])]
+            offered = [texts.index(batch.documents[s]) for s in selected]
+            assert len(set(offered)) == 3
+            without += number not in offered
+    assert 70 < without < 130  # of 400; three deviations of the binomial are 26
+
+
+def test_a_prompt_is_never_left_without_documents(tiny_model: ClaraModel):
+    """Where nothing else can be offered, the right document stays."""
+    same = [Question(f"q{n}", "Who?", ("A",), (ROWS[0]["id"],), split="train") for n in range(4)]
+    stage = instruct_stage(tiny_model, same, without_right=0.9)
+    for step in range(5):
+        (batch,) = stage.micro_batches(step, 0, 1)
+        assert batch.selected == [[0]] * 4

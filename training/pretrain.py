@@ -19,7 +19,7 @@ import torch
 from clara import artefact, lora
 from clara.backbone import weights_hash
 from clara.checkpoint import fresh_model, load_checkpoint, save_checkpoint
-from clara.config import Config, load, require
+from clara.config import Config, Instruct, load, require
 from clara.errors import InputError, command_line
 from clara.examples import read_examples
 from clara.localise import localised_file
@@ -29,7 +29,7 @@ from clara.storage import require_local
 from training.corpus import read_documents
 from training.engine import LocalEngine
 from training.loop import Stage, run
-from training.stages import InstructStage, PretrainStage, right_documents
+from training.stages import InstructStage, PretrainStage, offered_documents
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,10 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
         inputs["backbone"] = weights_hash(config.backbone.path)
     settings = config.model_dump(include={"seed", "stage", "model", "prompts", config.stage})
-    if config.stage == "instruct" and config.instruct.positives == "first":
-        del settings["instruct"]["positives"]  # it came later: an older run is still that run
+    if config.stage == "instruct":  # settings that came later: with their defaults an older run is still that run
+        for name in ("positives", "negatives", "without_right"):
+            if settings["instruct"][name] == Instruct.model_fields[name].default:
+                del settings["instruct"][name]
     if config.stage == "instruct" and micro_batch not in (0, config.instruct.questions_per_step):
         settings["micro_batch"] = micro_batch
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
@@ -78,7 +80,7 @@ def build(config: Config, micro_batch: int) -> tuple[ClaraModel, Stage]:
     every = read_questions(config.questions, "train")
     questions = [q for q in every if q.positive_ids]
     logger.info("instruct: %d questions, %d others name no positive document and are left out", len(questions), len(every) - len(questions))
-    documents = read_documents(config.corpus, {name for q in questions for name in right_documents(q, config.instruct)})
+    documents = read_documents(config.corpus, {name for q in questions for name in offered_documents(q, config.instruct)})
     if config.instruct.generator == "restart":
         lora.restart_adapter(model.backbone.layers, GENERATOR)
     return model, InstructStage(model, questions, documents, config, micro_batch)

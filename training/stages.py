@@ -102,8 +102,13 @@ def right_documents(question: Question, settings: Instruct) -> tuple[str, ...]:
     return question.positive_ids[: 1 if settings.positives == "first" else settings.num_documents]
 
 
+def offered_documents(question: Question, settings: Instruct) -> tuple[str, ...]:
+    """Ids of all documents that the question may bring into a prompt: the right ones, and with `negatives = "pool"` its pool."""
+    return right_documents(question, settings) + (question.candidate_ids if settings.negatives == "pool" else ())
+
+
 class InstructStage(MemoryStage):
-    """Answers from K memories: the right documents' and others of the micro-batch, in random order."""
+    """Answers from K memories: the right documents' and others of the micro-batch or of the question's pool, in random order."""
 
     def __init__(self, model: ClaraModel, questions: list[Question], documents: dict[str, str], config: Config, micro_batch: int) -> None:
         settings = config.instruct
@@ -115,6 +120,11 @@ class InstructStage(MemoryStage):
             raise InputError(
                 f"instruct.num_documents is {settings.num_documents}, a micro-batch holds {micro_batch} questions: the other documents of a prompt "
                 "come from its micro-batch; lower num_documents, or raise questions_per_step or --micro-batch"
+            )
+        if settings.negatives == "pool" and (bare := [q.question_id for q in questions if not q.candidate_ids]):
+            raise InputError(
+                f"instruct.negatives is 'pool', and {len(bare)} of {len(questions)} questions have no candidate_ids ({bare[0]!r} first); "
+                "give a set with pools (pipelines.build_questions --pool-size 20), or set instruct.negatives=batch"
             )
         self.name, self.steps, self.optimiser = "instruct", settings.steps, settings.optimiser
         self.module: nn.Module = InstructStep(model, settings)
@@ -134,20 +144,26 @@ class InstructStage(MemoryStage):
 
     def _batch(self, step: int, rows: list[int]) -> InstructBatch:
         questions = [self._questions[r] for r in rows]
-        settings = self._config.instruct
-        names = list(dict.fromkeys(name for q in questions for name in right_documents(q, settings)))
+        own = list(dict.fromkeys(name for q in questions for name in right_documents(q, self._config.instruct)))
+        dice = torch.Generator().manual_seed(self._config.seed * 1_000_003 + step)
+        chosen = [self._chosen(question, own, dice) for question in questions]
+        names = list(dict.fromkeys(name for one in chosen for name in one))
         limit = self._model.settings.max_document_tokens
         whole = [self._model.document_ids(self._documents[n]) for n in names]
         self._num_cut += sum(len(ids) > limit for ids in whole)
-        documents = [ids[:limit] for ids in whole]
-        dice = torch.Generator().manual_seed(self._config.seed * 1_000_003 + step)
-        selected = []
-        for question in questions:
-            right = [names.index(name) for name in right_documents(question, settings)]
-            forbidden = {*question.positive_ids, *question.exclude_ids}
-            others = [i for i, n in enumerate(names) if n not in forbidden]
-            others = [others[i] for i in torch.randperm(len(others), generator=dice).tolist()[: settings.num_documents - len(right)]]
-            chosen = [*right, *others]
-            selected.append([chosen[i] for i in torch.randperm(len(chosen), generator=dice).tolist()])
+        place = {name: number for number, name in enumerate(names)}
         prompts = [self._model.prompts.question(q.question, q.answers[0]) for q in questions]
-        return InstructBatch(prompts, documents, selected)
+        return InstructBatch(prompts, [ids[:limit] for ids in whole], [[place[name] for name in one] for one in chosen])
+
+    def _chosen(self, question: Question, own: list[str], dice: torch.Generator) -> list[str]:
+        """Ids of a prompt's documents, in their order; `own`: the right ones of the whole micro-batch."""
+        settings = self._config.instruct
+        forbidden = {*question.positive_ids, *question.exclude_ids}
+        others = [name for name in (question.candidate_ids if settings.negatives == "pool" else own) if name not in forbidden]
+        right = list(right_documents(question, settings))
+        # The coin is thrown where it can matter only, so that older runs keep their random numbers.
+        if settings.without_right and others and float(torch.rand((), generator=dice)) < settings.without_right:
+            right = []
+        others = [others[i] for i in torch.randperm(len(others), generator=dice).tolist()[: settings.num_documents - len(right)]]
+        chosen = [*right, *others]
+        return [chosen[i] for i in torch.randperm(len(chosen), generator=dice).tolist()]

@@ -218,6 +218,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (["--corpus-output", "x"], "brings no documents"),
         (["--held-out-share", "1"], "0 to under 1"),
         (["--pool-size", "1"], "at least 2"),
+        (["--train-pools"], "--train-pools without --pool-size"),
         (["--min-words", "70"], "1 to --max-words"),
         (["--max-per-target", "0"], "at least 1"),
     ):

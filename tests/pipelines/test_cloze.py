@@ -123,6 +123,19 @@ def test_pools_hold_the_positive_and_others_but_never_the_source() -> None:
     assert cloze_questions(CORPUS, settings)[0] == questions
 
 
+def test_training_questions_get_pools_without_held_out_articles_where_asked() -> None:
+    settings = replace(SETTINGS, pool_size=8, train_pools=True)
+    questions, _ = cloze_questions(CORPUS, settings)
+    plain, _ = cloze_questions(CORPUS, replace(settings, train_pools=False))
+    assert [q for q in questions if q.split != "train"] == [q for q in plain if q.split != "train"]
+    for question in questions:
+        if question.split == "train":
+            assert len(set(question.candidate_ids)) == 8 == len(question.candidate_ids)
+            assert set(question.positive_ids) < set(question.candidate_ids)
+            assert not set(question.exclude_ids) & set(question.candidate_ids)
+            assert not any(is_held_out(name, settings.held_out_share, settings.salt) for name in question.candidate_ids)
+
+
 def test_a_pool_larger_than_the_corpus_is_the_corpus_without_the_source() -> None:
     questions, _ = cloze_questions(CORPUS, replace(SETTINGS, pool_size=99))
     sizes = {len(q.candidate_ids) for q in questions if q.split == "unseen"}

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ranks
@@ -9,6 +10,7 @@ import torch
 
 PROGRAM = """
 import json, sys
+from pathlib import Path
 import torch, torch.distributed as dist
 from torch import nn
 from clara.config import Optimiser
@@ -58,47 +60,57 @@ class Toy(Stage):
         return {}
 
 
-output, zero_stage, on_nonfinite = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-stage = Toy(rank)
-engine = DeepSpeedEngine(
-    stage.module, stage.groups(), stage.optimiser, zero_stage=zero_stage, micro_batch=1, num_accumulated=2, device="cpu"
-)
-figures, error = {}, ""
-try:
-    run(stage, engine, __import__("pathlib").Path(output), seed=0, checkpoint_every=9,
-        log=lambda step, values: figures.update({step: values["skipped"]}), on_nonfinite=on_nonfinite)
-except InputError as stopped:
-    error = str(stopped)
-json.dump({"seen": stage.seen, "skipped": figures, "error": error}, open(f"{output}/rank{rank}.json", "w"))
+# One start serves every case: importing everything takes longer than the cases do.
+for zero_stage, on_nonfinite in json.loads(sys.argv[2]):
+    output = Path(sys.argv[1]) / f"{zero_stage}-{on_nonfinite}"
+    output.mkdir(exist_ok=True)
+    stage = Toy(rank)
+    engine = DeepSpeedEngine(
+        stage.module, stage.groups(), stage.optimiser, zero_stage=zero_stage, micro_batch=1, num_accumulated=2, device="cpu"
+    )
+    figures, error = {}, ""
+    try:
+        run(stage, engine, output, seed=0, checkpoint_every=9,
+            log=lambda step, values: figures.update({step: values["skipped"]}), on_nonfinite=on_nonfinite)
+    except InputError as stopped:
+        error = str(stopped)
+    (output / f"rank{rank}.json").write_text(json.dumps({"seen": stage.seen, "skipped": figures, "error": error}))
+    dist.barrier()
 # A rank that ends with its group open can be aborted by a thread of gloo that still runs.
-dist.barrier()
 dist.destroy_process_group()
 """
+ZERO_STAGES = (2, 3)
 
 
-def outcome(folder: Path, zero_stage: int, on_nonfinite: str) -> list[dict[str, object]]:
-    ranks.finished(ranks.start(2, [str(folder), str(zero_stage), on_nonfinite], PROGRAM), 400)
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `STAGE-POLICY`, with what each rank saw."""
+    folder = tmp_path_factory.mktemp("nonfinite")
+    cases = [(stage, policy) for stage in ZERO_STAGES for policy in ("skip", "stop")]
+    ranks.finished(ranks.start(2, [str(folder), json.dumps(cases)], PROGRAM), 600)
+    return folder
+
+
+def outcome(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("zero_stage", [2, 3])
-def test_both_ranks_skip_or_stop_together(tmp_path: Path, zero_stage: int) -> None:
-    (tmp_path / "skip").mkdir()
-    first, second = outcome(tmp_path / "skip", zero_stage, "skip")
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_both_ranks_skip_or_stop_together(outcomes: Path, zero_stage: int) -> None:
+    first, second = outcome(outcomes / f"{zero_stage}-skip")
     assert first["error"] == second["error"] == ""
     assert first["seen"] == second["seen"]
-    one, two, three = (torch.tensor(weights) for weights in first["seen"])  # type: ignore[attr-defined]
+    one, two, three = (torch.tensor(weights) for weights in first["seen"])
     assert torch.equal(one, two)
     assert not torch.equal(two, three)
     assert torch.isfinite(three).all()
     assert first["skipped"] == {"1": 0.0, "2": 1.0, "3": 0.0}
 
-    (tmp_path / "stop").mkdir()
-    first, second = outcome(tmp_path / "stop", zero_stage, "stop")
+    first, second = outcome(outcomes / f"{zero_stage}-stop")
     assert first["seen"] == second["seen"] == [one.tolist()]
     for result in (first, second):
-        assert "toy: the loss is nan at step 2; lower the learning rate" in str(result["error"])
+        assert "toy: the loss is nan at step 2; lower the learning rate" in result["error"]
