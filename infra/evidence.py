@@ -60,13 +60,13 @@ class Size:
 
 WHOLE = Size(
     (
-        "--train-2wiki", "200", "--train-scp", "60", "--scp-each", "2",
+        "--train-2wiki", "160", "--train-scp", "50", "--scp-each", "2",
         "--held-out-2wiki", "40", "--held-out-hotpotqa", "30", "--held-out-musique", "12", "--held-out-scp", "30",
     ),
-    generated=20,
-    aligned=8,
-    slots=(16, 8, 4),
-    answer_steps=40,
+    generated=12,
+    aligned=6,
+    slots=(8, 4),
+    answer_steps=24,
 )  # fmt: skip
 QUICK = Size(
     ("--train-2wiki", "2", "--train-scp", "2", *(part for split in SPLITS for part in (f"--held-out-{split}", "2" if split == "scp" else "1"))),
