@@ -87,9 +87,10 @@ class Given:
         """The type that the LM computes in: as asked for; else as a configuration of the user's own says; else what this processor is fast at."""
         if self.dtype or self.config != CONFIG:
             return self.dtype or load(self.config).backbone.dtype
-        from clara.precision import multiplies_bfloat16  # torch takes seconds, which --help need not
-
-        return "bfloat16" if multiplies_bfloat16() else "float32"
+        # Asked of a process of its own: torch holds 300 MB, which this one would keep for as long as the demo runs.
+        question = "from clara.precision import multiplies_bfloat16 as asked; print('bfloat16' if asked() else 'float32')"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run([sys.executable, "-c", question], env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
 class Demo:

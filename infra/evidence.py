@@ -121,6 +121,7 @@ class Evidence:
             "pretrain": Step("Stage pretrain, on scp", self._stage("pretrain", "pretrain", self.start, examples="data/examples")),
             "instruct": Step("Stage instruct", self._instruct("instruct", self.path("pretrain/checkpoint"))),
             "memory": Step("Compress: MEMORY", self._memory("instruct/checkpoint", "data/corpus.jsonl", "memory")),
+            "index": Step("Index", [*module, "pipelines.build_index", "--memory", self.path("memory"), "--output", self.path("index")]),
             "utilities": Step("Score every candidate once", self._utilities("questions", "utilities")),
             **self._joint_runs(),
             "evaluate": Step("Evaluate: every system", self._evaluation()),
@@ -183,8 +184,8 @@ class Evidence:
 
     def _systems(self, names: tuple[str, ...]) -> list[str]:
         checkpoints = {"start": "instruct/checkpoint"} | {name: f"{name}/checkpoint" for name in names}
-        memory = self.path("memory")
-        return [part for n, checkpoint in checkpoints.items() for part in ("--system", f"{n}={self.path(checkpoint)},{memory}")]
+        found_in = f"{self.path('memory')},{self.path('index')}"
+        return [part for n, checkpoint in checkpoints.items() for part in ("--system", f"{n}={self.path(checkpoint)},{found_in}")]
 
     def _evaluate(self, name: str, systems: list[str], *more: str, splits: tuple[str, ...] = SPLITS) -> list[str]:
         return [

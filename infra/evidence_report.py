@@ -212,6 +212,9 @@ def write(run: Path, output: Path) -> None:
         "Recall@2 in the pools, as published: share of the supporting paragraphs among the first two": table(
             rows, systems, {s: (s, RECALL) for s in (*POOLS, TOGETHER, SCP)}
         ),
+        f"Over all {len(MemoryStore.open(run / 'memory').row_ids)} chunks: share of the supporting paragraphs among the first twenty": table(
+            rows, systems, {s: (s, "index.recall@20") for s in (*POOLS, TOGETHER, SCP)}
+        ),
         "Mean rank in the pool of the paragraphs that the question leads to, and of those behind them": table(
             rows,
             systems,
