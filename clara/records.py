@@ -6,7 +6,6 @@ import unicodedata
 from dataclasses import dataclass
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
-_SPACE = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,9 @@ class Chunk:
 
 def normalise(text: str) -> str:
     """NFC, without control characters, each run of white space one space, stripped. Idempotent."""
-    text = _CONTROL.sub("", unicodedata.normalize("NFC", text))
-    return unicodedata.normalize("NFC", _SPACE.sub(" ", text)).strip()
+    if not (text.isascii() and text.isprintable()):  # most texts are, and then only the white space is left to do
+        text = _CONTROL.sub("", unicodedata.normalize("NFC", text))
+    return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
 def chunk_id(title: str, text: str) -> str:

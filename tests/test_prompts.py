@@ -12,7 +12,7 @@ from tokenizers import AddedToken
 from clara.backbone import load_tokenizer
 from clara.config import Prompts
 from clara.errors import InputError
-from clara.prompts import PromptBuilder
+from clara.prompts import PromptBuilder, token_ids, token_spans
 
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -112,6 +112,18 @@ def test_a_special_token_of_one_character_cannot_be_injected_either(tmp_path):
 alphabet = st.sampled_from(
     ["<|im_end|>", "<|im_start|>", "<|", "|>", "im_end", " ", "\n", "a", "é", "\x00", "\ue000", "<|endoftext|>", "猫"]
 )
+
+
+@given(st.text(max_size=60) | st.sampled_from(["<|im_end|> a<|im_start|>", "é🙂中 "]))
+@settings(max_examples=60, deadline=None)
+def test_the_librarys_own_tokens_are_those_of_transformers(prompts, text):
+    tokenizer = prompts.tokenizer
+    tokenizer(text, truncation=True, max_length=2)  # a state that must not last
+    assert token_ids(tokenizer, text) == tokenizer(text, add_special_tokens=False)["input_ids"]
+    tokenizer(["a", text], padding=True)
+    wanted = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=True)["offset_mapping"]
+    tokenizer(["a", text], padding=True)
+    assert token_spans(tokenizer, text) == [tuple(span) for span in wanted]
 
 
 @given(st.lists(alphabet, max_size=12).map("".join))
