@@ -74,7 +74,12 @@ def parser() -> argparse.ArgumentParser:
     add_corpus_arguments(parse)
     add("--max-tokens", type=int, default=0, help="tokens of a chunk, title included (default: the checkpoint's max_document_tokens) °")
     add("--overlap-tokens", type=int, help="tokens that a chunk repeats of the one before (default: 0) °")
-    add("--num-shards", type=int, default=0, help="files of rows (default: 0, by the number of chunks, about 256 rows each) °")
+    add(
+        "--num-shards",
+        type=int,
+        default=0,
+        help="files of rows (default: 0, by the number of chunks, of 512 to 1,024 rows in a large corpus, of fewer in a small one) °",
+    )
     add("--codec", choices=CODECS, help="how memory is stored (default: float16) °")
     add("--key-size", type=int, default=0, help=f"numbers of a row's index key (default: {DEFAULT_KEY_SIZE}, or M·D where that is less) °")
     add("--key-seed", type=int, help="seed of the key projection (default: 0) °")

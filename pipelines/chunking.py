@@ -9,6 +9,7 @@ from clara.errors import InputError
 from clara.records import Chunk, Document, chunk_id, input_text, row_id
 
 MIN_CHUNK_TOKENS = 16
+_CHARACTERS_A_TOKEN = 32
 # A sentence ends behind its mark and closing quotes, before white space; CJK marks need none.
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”’）]*")
 
@@ -56,7 +57,7 @@ def chunk_document(document: Document, tokens: Tokens, max_tokens: int, overlap_
     Raises:
         ChunkingError: the text has no tokens.
     """
-    title = _fit(document.title, tokens, max_tokens // 2)
+    title = _fit(document.title, tokens, max_tokens // 2) if document.title else ""
     chunks = []
     for start, end, num_tokens, mid_sentence in _spans(title, document.text, tokens, max_tokens, overlap_tokens):
         text = document.text[start:end]
@@ -83,6 +84,10 @@ def _fit(text: str, tokens: Tokens, limit: int) -> str:
 
 def _spans(title: str, text: str, tokens: Tokens, max_tokens: int, overlap_tokens: int) -> list[tuple[int, int, int, bool]]:
     """Character spans with their number of tokens, and whether each ends inside a sentence."""
+    if len(text) <= _CHARACTERS_A_TOKEN * max_tokens:  # else it is hardly one chunk
+        num_tokens = tokens.count(input_text(title, text))
+        if 0 < num_tokens <= max_tokens:
+            return [(*_stripped(text, 0, len(text)), num_tokens, False)]
     starts = [start for start, _ in tokens.offsets(text)]
     ends = [found.end() for found in _SENTENCE_END.finditer(text)]
     room = max_tokens - (tokens.count(title + "\n") if title else 0)

@@ -14,8 +14,9 @@ from clara import artefact, storage
 from clara.errors import InputError, command_line
 from clara.memory import KIND, MemoryStore
 from clara.update import compact, compact_recipe
+from pipelines.completion import clear_the_way
 from pipelines.locks import locked
-from pipelines.memory_run import clear_the_way, remove_leftovers
+from pipelines.memory_run import remove_leftovers
 
 
 def parser() -> argparse.ArgumentParser:

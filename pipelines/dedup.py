@@ -1,5 +1,6 @@
 """Exact duplicates: of chunks with one id, the one that stands first in the corpus stays, on every runner."""
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -22,13 +23,16 @@ class Kept:
         return self.chunk.source, self.line, self.chunk.start
 
 
+def first_of_two(one: Kept, other: Kept) -> Kept:
+    """The one with the smaller origin, and the sum of both counts."""
+    first = min(one, other, key=lambda kept: kept.origin)
+    return Kept(first.chunk, first.line, one.count + other.count)
+
+
 def first_of(candidates: Iterable[Kept | None]) -> Kept | None:
     """The candidate with the smallest origin, and the sum of all counts; order doesn't matter."""
     present = [candidate for candidate in candidates if candidate is not None]
-    if not present:
-        return None
-    first = min(present, key=lambda kept: kept.origin)
-    return Kept(first.chunk, first.line, sum(kept.count for kept in present))
+    return functools.reduce(first_of_two, present) if present else None
 
 
 class KeepFirst(beam.CombineFn):

@@ -5,62 +5,45 @@ shards, counts and reports pass through the runner. What comes out is what `memo
 meet in one partition, where the first in the corpus wins. Pieces of work that are finished are noted beside their files, and not done again.
 """
 
-import heapq
+import functools
 import json
-import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal
 
 import apache_beam as beam
-import numpy as np
 from apache_beam.pvalue import AsDict, AsList, AsSingleton, PCollection, TaggedOutput
 from apache_beam.transforms import combiners
 from apache_beam.utils.shared import Shared
 
 from clara.artefact import atomic_write
 from clara.codec import pq_width
-from clara.product_quantiser import num_sampled, sample_order
-from clara.records import Chunk
 from pipelines import local_survey
 from pipelines.chunking import Tokens
-from pipelines.dead_letters import letters_of_report, num_parts_of, number_of, tell_runner, write_part
-from pipelines.dedup import Kept, first_of
-from pipelines.memory_job import (
-    Complete,
-    TallyOutput,
-    WriteShards,
-    checkpoint_tokens,
-    chunk_tallies,
-    chunks_of,
-    default_num_shards,
-    documents_of,
-    tally,
-    trained_codebook,
+from pipelines.completion import add_outcome
+from pipelines.corpus_chunks import TALLY, TallyOutput, checkpoint_tokens, chunk_tallies, chunks_of, documents_of, tally
+from pipelines.dead_letters import letters_of_report, num_parts_of, tell_runner
+from pipelines.local_records import (
+    CHUNK_FILES,
+    NUM_GROUPS,
+    ChunkWriter,
+    LetterWriter,
+    codebook_sample,
+    count_unique,
+    winners,
+    write_letters_part,
 )
-from pipelines.memory_outcome import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE, Job
-from pipelines.progress import Reading
+from pipelines.memory_job import WriteShards, default_num_shards, trained_codebook
+from pipelines.memory_outcome import BEYOND_LIMIT, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE, Job, complete
 from pipelines.spill import (
-    NUM_PARTITIONS,
-    SpillWriter,
     files_of,
     noted_report,
-    partition_of,
-    partitions_of_shard,
-    read_lines,
-    read_partitions,
-    to_line,
     unit_stem,
 )
 from pipelines.units import DeadLetter, Unit
 
-_CHUNKS, _IDS, _LETTERS = "chunks", "ids", "letters"
-_FILE_BYTES = 16 * 2**20
-_RECORD_BYTES = 500  # what a chunk takes in memory beside its text
-_NUM_GROUPS = 64  # of partitions that are counted together
-_TALLY, _REASONS = "tally", "reasons"
+_REASONS = "reasons"
 ReasonOutput = TaggedOutput[Literal["reasons"], tuple[tuple[bool, str], int]]
 
 
@@ -68,130 +51,6 @@ def reasoned(reason: tuple[bool, str], count: int) -> ReasonOutput:
     """How many letters have a reason, on the output for that."""
     tell_runner(*reason, count)
     return TaggedOutput("reasons", (reason, count))
-
-
-# --- chunks on disk ----------------------------------------------------------------------------------------------------
-
-
-class ChunkWriter:
-    """Puts the chunks of a unit aside; of equal ones in one file the first stays, with how many there were."""
-
-    def __init__(self, stem: Path, num_shards: int) -> None:
-        self._num_shards = num_shards
-        partitions = num_shards or NUM_PARTITIONS
-        self._chunks = SpillWriter(stem, _CHUNKS, partitions, None)
-        self._ids = SpillWriter(stem, _IDS, partitions, None)
-        self._records: dict[str, tuple[int, bytes]] = {}
-        self._counts: Counter[str] = Counter()
-        self._num_bytes = 0
-
-    def add(self, chunk: Chunk, line: int) -> None:
-        """Add the chunk that comes next in the corpus."""
-        self._counts[chunk.chunk_id] += 1
-        if chunk.chunk_id in self._records:
-            return
-        record = to_line([line, *astuple(chunk)])
-        self._records[chunk.chunk_id] = chunk.row_id, record
-        self._num_bytes += len(record) + _RECORD_BYTES
-        if self._num_bytes >= _FILE_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what was collected."""
-        for chunk_id, (row_id, record) in self._records.items():
-            partition = partition_of(row_id, self._num_shards)
-            self._chunks.add(partition, b"%d %b" % (self._counts[chunk_id], record))
-            self._ids.add(partition, struct.pack("<q", row_id))
-        self._chunks.flush()
-        self._ids.flush()
-        self._records, self._num_bytes = {}, 0
-        self._counts.clear()
-
-
-def _partitions(shard: int, num_shards: int, fixed: bool) -> tuple[int, int]:
-    return (shard, shard + 1) if fixed else partitions_of_shard(shard, num_shards)
-
-
-def winners(files: Sequence[Path], shard: int, num_shards: int, *, fixed: bool) -> list[Kept]:
-    """Of each content in a shard the first in the corpus, out of all files; one line after the other, so that duplicates take no memory."""
-    found: dict[str, Kept] = {}
-    for _, block in read_partitions(files, *_partitions(shard, num_shards, fixed)):
-        for entry in block.splitlines():
-            count, _, record = entry.partition(b" ")
-            line, *values = json.loads(record)
-            kept = Kept(Chunk(*values), line, int(count))
-            if kept.chunk.row_id % num_shards == shard:
-                found[kept.chunk.chunk_id] = first_of((found.get(kept.chunk.chunk_id), kept)) or kept
-    return list(found.values())
-
-
-def _unique_ids(spill: str, group: int, num_partitions: int) -> Any:
-    """Row ids `[n]` of one group of partitions, each once."""
-    first, last = (num_partitions * edge // _NUM_GROUPS for edge in (group, group + 1))
-    blocks = [np.frombuffer(block, "<i8") for _, block in read_partitions(files_of(spill, _IDS), first, last)]
-    return np.unique(np.concatenate([np.empty(0, "<i8"), *blocks]))
-
-
-def count_unique(group: int, spill: str, _ready: int) -> int:
-    """How many contents there are in one group of partitions."""
-    return len(_unique_ids(spill, group, NUM_PARTITIONS))
-
-
-def codebook_sample(job: Job, num_shards: int) -> list[Kept]:
-    """The chunks that a codebook is trained on: those of the smallest `sample_order`, a group of partitions at a time."""
-    size = num_sampled(job.fingerprint.num_memory_tokens)
-    chosen: list[tuple[str, int]] = []
-    for group in range(_NUM_GROUPS):
-        drawn = ((sample_order(row), row) for row in _unique_ids(job.spill, group, job.num_shards or NUM_PARTITIONS).tolist())
-        chosen = heapq.nsmallest(size, (*chosen, *heapq.nsmallest(size, drawn)))
-    rows = {row for _, row in chosen}
-    files = files_of(job.spill, _CHUNKS)
-    sample = []
-    for shard in sorted({row % num_shards for row in rows}):
-        sample += [kept for kept in winners(files, shard, num_shards, fixed=bool(job.num_shards)) if kept.chunk.row_id in rows]
-    return sample
-
-
-# --- letters on disk ---------------------------------------------------------------------------------------------------
-
-
-class LetterWriter:
-    """Puts dead letters aside, and counts them by reason."""
-
-    def __init__(self, stem: Path) -> None:
-        self._writer = SpillWriter(stem, _LETTERS, NUM_PARTITIONS)
-        self.reasons: Counter[tuple[bool, str]] = Counter()
-
-    def add(self, letter: DeadLetter) -> None:
-        """Add one."""
-        self.reasons[letter.dropped, letter.reason] += 1
-        self._writer.add(partition_of(number_of(letter), 0), to_line(astuple(letter)))
-
-    def flush(self) -> None:
-        """Write what was collected."""
-        self._writer.flush()
-
-
-def write_letters_part(part: int, num_parts: int, job: Job) -> dict[str, Any]:
-    """One part of the dead-letter dataset, from what was put aside. Returns its manifest entry."""
-    found = (DeadLetter(*values) for _, values in read_lines(files_of(job.spill, _LETTERS), *partitions_of_shard(part, num_parts)))
-    return write_part((part, (letter for letter in found if number_of(letter) % num_parts == part)), num_parts, job.output)
-
-
-class ReadSoFar:
-    """How many units' chunks are on disk, told by their notes, each of which is read once."""
-
-    def __init__(self, spill: str, num_units: int) -> None:
-        self._spill, self._num_units = Path(spill), num_units
-        self._known: dict[str, tuple[int, int]] = {}
-
-    def __call__(self) -> Reading:
-        """As of now."""
-        for path in self._spill.glob("unit-??????.json"):
-            if path.name not in self._known and (report := noted_report(path)):
-                self._known[path.name] = report["tallies"].get(DOCUMENTS, 0), report["tallies"].get(CHUNKS, 0)
-        documents, chunks = (sum(counts[i] for counts in self._known.values()) for i in range(2))
-        return Reading(len(self._known), self._num_units, documents, chunks)
 
 
 # --- steps -------------------------------------------------------------------------------------------------------------
@@ -269,7 +128,7 @@ class CompressShard(WriteShards):
         """Compress and write one shard, or find it finished; one without chunks has no report, unless it is an update's."""
         job = self._job
         if self._files is None:
-            self._files = files_of(job.spill, _CHUNKS)
+            self._files = files_of(job.spill, CHUNK_FILES)
         kept = winners(self._files, index, num_shards, fixed=bool(job.num_shards))
         if not kept and not job.update:
             return
@@ -298,7 +157,7 @@ def _num_shards(pipeline: beam.Pipeline, job: Job, ready: AsSingleton) -> PColle
         return pipeline | "FixedShards" >> beam.Create([job.num_shards])
     return (
         pipeline
-        | "ListGroups" >> beam.Create(range(_NUM_GROUPS))
+        | "ListGroups" >> beam.Create(range(NUM_GROUPS))
         | "CountChunks" >> beam.Map(count_unique, job.spill, ready)
         | "SumChunks" >> beam.CombineGlobally(sum)
         | "ChooseShards" >> beam.Map(default_num_shards)
@@ -322,7 +181,7 @@ def add_local_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> P
     aside = (
         numbered
         | "SpreadUnits" >> beam.Reshuffle()
-        | "PutAside" >> beam.ParDo(PutAside(job), AsSingleton(taken), AsSingleton(compared)).with_outputs(_TALLY, _REASONS, main="units")
+        | "PutAside" >> beam.ParDo(PutAside(job), AsSingleton(taken), AsSingleton(compared)).with_outputs(TALLY, _REASONS, main="units")
     )
     ready = AsSingleton(aside.units | "CountUnits" >> combiners.Count.Globally())
     num_shards = AsSingleton(_num_shards(pipeline, job, ready))
@@ -331,9 +190,9 @@ def add_local_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> P
         _once(pipeline, "AllUnitsAside")
         | "ListShards" >> beam.FlatMap(lambda _, shards, _ready: list(range(shards)), num_shards, ready)
         | "SpreadShards" >> beam.Reshuffle()
-        | "CompressAndWrite" >> beam.ParDo(CompressShard(job), num_shards, codebook).with_outputs(_TALLY, _REASONS, main="reports")
+        | "CompressAndWrite" >> beam.ParDo(CompressShard(job), num_shards, codebook).with_outputs(TALLY, _REASONS, main="reports")
     )
-    totals = [aside[_TALLY], compressed[_TALLY]] | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
+    totals = [aside[TALLY], compressed[TALLY]] | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
     reasons = [aside[_REASONS], compressed[_REASONS]] | "AllReasons" >> beam.Flatten() | "SumReasons" >> beam.CombinePerKey(sum)
     num_parts = (
         reasons | "LetterCounts" >> beam.Values() | "CountLetters" >> beam.CombineGlobally(sum) | "ChooseParts" >> beam.Map(num_parts_of)
@@ -343,6 +202,5 @@ def add_local_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> P
         | "ListParts" >> beam.FlatMap(lambda parts: list(range(parts)))
         | "WriteLetters" >> beam.Map(write_letters_part, AsSingleton(num_parts), job)
     )
-    return _once(pipeline, "Once") | "Complete" >> beam.ParDo(
-        Complete(job), AsList(compressed.reports), AsList(files), AsDict(reasons), AsDict(totals), num_shards, codebook
-    )
+    parts = AsList(compressed.reports), AsList(files), AsDict(reasons), AsDict(totals), num_shards, codebook
+    return add_outcome(pipeline, functools.partial(complete, job), job.output, *parts)

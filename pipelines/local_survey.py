@@ -20,7 +20,7 @@ from apache_beam.transforms import combiners
 
 from clara.artefact import atomic_write
 from clara.records import Document
-from pipelines.memory_job import documents_of
+from pipelines.corpus_chunks import documents_of
 from pipelines.memory_outcome import Job
 from pipelines.near_duplicates import NUM_HASHES, Signature, band_keys, letter, losers_in_order, signature
 from pipelines.spill import SpillWriter, files_of, noted_report, partition_of, read_lines, read_partitions, to_line, unit_stem

@@ -1,6 +1,5 @@
 """What a corpus job knows of itself, and how it ends: nothing lost, dead letters written, and the manifest last of all."""
 
-import json
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from clara import storage
-from clara.artefact import MANIFEST
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.memory import complete_memory
@@ -17,8 +15,6 @@ from pipelines.filters import Filters
 from pipelines.locks import Lease
 from pipelines.near_duplicates import Likeness
 from pipelines.units import Fields
-
-OUTCOME = ".outcome.json"
 
 # What is counted; the invariants tie them together.
 RECORDS, DOCUMENTS, BEYOND_LIMIT, CHUNKS, TRUNCATED, SPLIT = (
@@ -165,21 +161,3 @@ def check_nothing_lost(tallies: Mapping[str, int], rows: int, failed: Mapping[st
                 f"{stage} lost records: {came_in} came in, {went_out} are accounted for; tallies {dict(tallies)}, failed {dict(failed)}, "
                 f"dropped {dict(dropped)}"
             )
-
-
-def read_outcome(output: storage.Name) -> dict[str, Any]:
-    """Counts of a job that has run, and remove the note.
-
-    Raises:
-        InputError: the job says that it failed.
-        RuntimeError: it left no word.
-    """
-    folder = storage.folder(output)
-    raw = folder.read(OUTCOME)
-    if raw is None:
-        raise RuntimeError(f"{output}: the pipeline ended without an outcome and without {MANIFEST}; see the runner's log")
-    outcome = json.loads(raw)
-    folder.remove([OUTCOME])
-    if "error" in outcome:
-        raise InputError(outcome["error"])
-    return dict(outcome["counts"])

@@ -24,13 +24,15 @@ from clara.storage import Name, absolute, folder, is_url, join
 from pipelines import dataflow, spark
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
+from pipelines.completion import clear_the_way, read_outcome, tell_counts
 from pipelines.dead_letters import NAME
 from pipelines.filters import make_filters
-from pipelines.local_job import ReadSoFar, add_local_job
+from pipelines.local_job import add_local_job
+from pipelines.local_records import ReadSoFar
 from pipelines.local_workers import again_when_killed
 from pipelines.locks import LOCK, locked
 from pipelines.memory_job import add_memory_job
-from pipelines.memory_outcome import OUTCOME, Job, read_outcome
+from pipelines.memory_outcome import Job
 from pipelines.memory_summary import tell
 from pipelines.memory_tracking import tracking_client
 from pipelines.near_duplicates import make_likeness
@@ -190,24 +192,6 @@ def spill_folder(args: argparse.Namespace) -> str:
     return absolute(args.spill or Path(args.output) / SPILL)
 
 
-def clear_the_way(output: Name, overwrite: bool) -> None:
-    """Make sure that no manifest stands over files that are about to change.
-
-    Raises:
-        InputError: a finished MEMORY of another recipe is there, and was not to be overwritten.
-    """
-    place = folder(output)
-    place.remove([OUTCOME])
-    if place.read(MANIFEST) is None:
-        return
-    if not overwrite:
-        raise InputError(
-            f"--output {output}: holds a finished artefact of another recipe (other input, checkpoint or settings); "
-            "choose another directory, or replace it with --overwrite"
-        )
-    place.remove([MANIFEST])
-
-
 def remove_leftovers(output: Name) -> None:
     """Remove what earlier, interrupted attempts left: all shards and dead letters that the manifest does not list, but the plans of its shards."""
     files = {entry["path"] for entry in read_manifest(output, KIND)["files"]}
@@ -238,19 +222,6 @@ def submit(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline) -> beam.Pip
     add_memory_job(pipeline, units, job)
     pipeline.run()
     return pipeline
-
-
-def report(counts: dict[str, Any], output: str) -> None:
-    """Tell what was done, and loudly what was not."""
-    for name, value in counts.items():
-        print(f"{name:>28}  {value}")
-    if counts["dead letters"]:
-        _LOG.warning(
-            "%d records could not be used: %s; see %s",
-            counts["dead letters"],
-            counts["dead letters by reason"],
-            join(output, f"{NAME}*.jsonl"),
-        )
 
 
 def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
@@ -293,6 +264,6 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         counts = again_when_killed(lambda: run(held, units, make_pipeline(options, args.runner)), args.output)
         if job.spill:
             remove_spill(job.spill)
-    report(counts, args.output)
+    tell_counts(counts, args.output)
     tell(args.output, counts, args.mlflow, args.mlflow_experiment)
     return 0

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from clara.artefact import atomic_write, hash_of, make_directory, versions
 from clara.errors import InputError
@@ -119,12 +120,12 @@ def read_lines(files: Sequence[Path], first: int, last: int) -> Iterator[tuple[P
     """File and value of each JSON line of a range of partitions."""
     for path, block in read_partitions(files, first, last):
         for line in block.splitlines():
-            yield path, json.loads(line)
+            yield path, orjson.loads(line)
 
 
 def to_line(value: Any) -> bytes:
     """A value as a JSON line."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return orjson.dumps(value, option=orjson.OPT_APPEND_NEWLINE)
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

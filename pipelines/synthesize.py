@@ -43,7 +43,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parse.add_argument
     add("--input", action="extend", nargs="+", required=True, metavar="GLOB", help="corpus files: paths and globs; may be repeated")
-    add("--output", required=True, metavar="DIR", help="the EXAMPLES; a directory that every worker sees")
+    add(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="the EXAMPLES; a directory that every worker sees, or, made on this machine, a URL (s3://…, gs://…)",
+    )
     add("--model", required=True, metavar="FOLDER|URL", help="folder of a causal LM with a chat template, or an endpoint's base URL")
     _add_what(parse)
     _add_endpoint(parse)
@@ -109,7 +114,11 @@ def _add_endpoint(parse: argparse.ArgumentParser) -> None:
     add("--tokens-per-minute", type=float, help="prompts and replies, at most (default: 0, no limit)")
     add("--price-prompt", type=float, help="of a million prompt tokens, in your currency (default: 0)")
     add("--price-reply", type=float, help="of a million reply tokens (default: 0)")
-    add("--cache", metavar="DIR", help="of replies that were paid, on a disk of the machine that asks (default: --output)")
+    add(
+        "--cache",
+        metavar="DIR",
+        help="of replies that were paid, on a disk of the machine that asks (default: --output; of a URL a folder of CLARA_CACHE)",
+    )
 
 
 def _add_folder(parse: argparse.ArgumentParser) -> None:

@@ -1,6 +1,7 @@
 """The Beam graph of `synthesize`: chunks, shards of them written down, each asked about, and the artefact completed with the manifest last."""
 
 import asyncio
+import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.pvalue import AsDict, AsList, AsSingleton, PCollection
-from apache_beam.transforms import combiners
+from apache_beam.pvalue import PCollection
 from apache_beam.utils.shared import Shared
 
 from clara.artefact import atomic_write
 from clara.encode import torch_threads
 from clara.errors import InputError
-from pipelines.dead_letters import count_reasons, write_letters
+from pipelines.completion import add_end
+from pipelines.corpus_chunks import chosen_num_shards, unique_chunks
 from pipelines.dedup import Kept
-from pipelines.memory_job import unique_chunks
-from pipelines.memory_outcome import OUTCOME
 from pipelines.progress import ShardProgress
 from pipelines.synthesis import shards as work
 from pipelines.synthesis import streams
@@ -127,29 +126,6 @@ async def ask_endpoint(job: Job, settings: EndpointSettings, shards: Sequence[Sh
     return [task.result() for task in tasks]
 
 
-class Complete(beam.DoFn):
-    """Once everything is there: check that nothing was lost, and write the manifest last of all."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def process(
-        self,
-        _: None,
-        reports: list[dict[str, Any]],
-        letter_files: list[dict[str, Any]],
-        reasons: dict[tuple[bool, str], int],
-        tallies: dict[str, int],
-    ) -> Iterator[dict[str, Any]]:
-        """Write the outcome, which the command reads."""
-        try:
-            outcome: dict[str, Any] = {"counts": complete(self._job, reports, letter_files, reasons, tallies)}
-        except InputError as error:
-            outcome = {"error": str(error)}
-        atomic_write(Path(self._job.output) / OUTCOME, json.dumps(outcome))
-        yield outcome
-
-
 def _to_shard(element: tuple[str, Kept], num_shards: int) -> tuple[int, Kept]:
     return work.shard_of(element[1].chunk.row_id, num_shards), element[1]
 
@@ -167,10 +143,7 @@ def _letters_of(report: Mapping[str, Any], output: str) -> list[DeadLetter]:
 def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
     """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
     unique, tallies, letters = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
-    if job.num_shards:
-        num_shards = AsSingleton(pipeline | "FixedShards" >> beam.Create([job.num_shards]))
-    else:
-        num_shards = AsSingleton(unique | "CountChunks" >> combiners.Count.Globally() | "ChooseShards" >> beam.Map(work.default_num_shards))
+    num_shards = chosen_num_shards(pipeline, unique, job.num_shards, work.default_num_shards)
     reports = (
         unique
         | "AssignShard" >> beam.Map(_to_shard, num_shards)
@@ -179,14 +152,8 @@ def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) 
         | "GatherLanes" >> beam.GroupByKey()
         | "Ask" >> beam.ParDo(Ask(job))
     )
-    totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
-    all_letters = [*letters, reports | "LettersOfShards" >> beam.FlatMap(_letters_of, job.output)] | "AllLetters" >> beam.Flatten()
-    files, reasons = write_letters(all_letters, job.output), count_reasons(all_letters)
-    return (
-        pipeline
-        | "Once" >> beam.Create([None])
-        | "Complete" >> beam.ParDo(Complete(job), AsList(reports), AsList(files), AsDict(reasons), AsDict(totals))
-    )
+    letters.append(reports | "LettersOfShards" >> beam.FlatMap(_letters_of, job.output))
+    return add_end(pipeline, functools.partial(complete, job), job.output, reports, tallies, letters)
 
 
 def _costs(element: tuple[str, Kept], job: Job) -> tuple[int, Cost, Cost]:

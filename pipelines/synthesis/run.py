@@ -8,26 +8,26 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from clara.artefact import MANIFEST, hash_of, read_manifest, up_to_date
+from clara.artefact import hash_of, read_manifest, up_to_date
 from clara.backbone import tokenizer_hash
 from clara.config import Prompts
 from clara.errors import InputError
-from clara.storage import is_url
+from clara.localise import cache_directory, published
+from clara.storage import Name, absolute, is_url
 from pipelines import dataflow, spark
 from pipelines.chunking import Tokens, check_limits
-from pipelines.dead_letters import NAME
+from pipelines.completion import clear_the_way, read_outcome, tell_counts
+from pipelines.corpus_chunks import folder_tokens
 from pipelines.filters import make_filters
 from pipelines.locks import locked
-from pipelines.memory_job import folder_tokens
-from pipelines.memory_outcome import OUTCOME, read_outcome
 from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
 from pipelines.runner import LOCAL, beam_options, execute, make_pipeline
@@ -136,8 +136,6 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         InputError: a value out of range, prompts or a model that can't be used.
     """
     resolve(args)
-    if "://" in args.output:
-        raise InputError(f"--output {args.output}: a URL; give a directory on a (mounted) file system")
     model, templates = _model_of(args), load_templates(args.prompts)
     settings = Settings(_kinds_of(args.kinds), args.coverage, args.max_rounds, args.max_questions, args.attempts)
     tokenizer = args.tokenizer or (model.path if isinstance(model, FolderSettings) else "")
@@ -164,15 +162,14 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         "tokenizer": tokenizer_hash(tokenizer) if tokenizer else "estimated",
         **asked,
     }
-    output = Path(args.output).resolve()
     one_copy = isinstance(model, FolderSettings) and model.device == "cuda"
     return Job(
-        output=str(output),
+        output=absolute(args.output),
         chunking=chunking,
         model=model,
         templates=templates,
         settings=settings,
-        cache=str(Path(args.cache).resolve() if args.cache else output),
+        cache=_cache_of(args),
         num_shards=args.num_shards,
         copies=args.copies or int(one_copy),
         max_failures=args.max_failures,
@@ -181,15 +178,26 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     )
 
 
+def _cache_of(args: argparse.Namespace) -> str:
+    """Where paid replies are kept: on this machine, also where the EXAMPLES go to a URL."""
+    if not args.cache and is_url(args.output):
+        return str(cache_directory() / "replies" / hash_of(absolute(args.output)))
+    return absolute(args.cache or args.output)
+
+
 def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
     """Refuse paths that the machines of an engine cannot have.
 
     Raises:
         InputError: names the flag.
     """
-    for flag, path in (("output", args.output), ("cache", args.cache or "")):
-        if is_url(path):
-            raise InputError(f"--{flag} {path}: a URL; replies are appended to files there, so give a directory of this machine")
+    if is_url(args.cache or ""):
+        raise InputError(f"--cache {args.cache}: a URL; replies are appended to a file there, so give a directory of this machine")
+    if is_url(args.output) and args.runner != LOCAL:
+        raise InputError(
+            f"--output {args.output}: a URL, to which the finished EXAMPLES are copied from the machine that made them; with --runner {args.runner} "
+            "several make them: give a directory that all of them see"
+        )
     if args.runner == spark.RUNNER:
         model = "" if "://" in args.model else args.model
         far = [path for path in args.input if not path.startswith("/")]
@@ -217,25 +225,6 @@ def dry_run(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: 
         if args.requests_per_minute:
             found[name]["minutes_at_least"] = round(cost.requests / args.requests_per_minute, 1)
     print(json.dumps({**job.recipe, "estimated": found, "output": args.output}, indent=1, ensure_ascii=False))
-
-
-def clear_the_way(job: Job, overwrite: bool) -> None:
-    """Make sure that no manifest stands over files that are about to change.
-
-    Raises:
-        InputError: a finished artefact of another recipe is there, and was not to be overwritten.
-    """
-    output = Path(job.output)
-    (output / OUTCOME).unlink(missing_ok=True)
-    (output / SPENDING).unlink(missing_ok=True)
-    if not (output / MANIFEST).exists():
-        return
-    if not (overwrite or up_to_date(output, KIND, job.recipe)):
-        raise InputError(
-            f"--output {output}: holds a finished artefact of another recipe (other input, model, prompts or settings); choose another directory, "
-            "or replace it with --overwrite"
-        )
-    (output / MANIFEST).unlink()
 
 
 def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
@@ -271,18 +260,35 @@ def tell_spending(output: Path, price_prompt: float, price_reply: float) -> None
         print(f"{name:>28}  {told or 'nothing'}, cost {cost:.4f}")
 
 
-def tell(counts: Mapping[str, Any], output: str) -> None:
-    """Tell what was made, and loudly what failed."""
-    for name, value in counts.items():
-        print(f"{name:>28}  {value}")
-    if counts["dead letters"]:
-        _LOG.warning(
-            "%d failed: %s; see %s%s",
-            counts["dead letters"],
-            counts["dead letters by reason"],
-            Path(output) / f"{NAME}*.jsonl",
-            "; --retry-failed asks again for what the model did not answer" if counts.get(FAILED) else "",
-        )
+def retries(args: argparse.Namespace, output: Name) -> bool:
+    """Whether finished EXAMPLES are to be completed by what the model did not answer."""
+    return bool(args.retry_failed and read_manifest(output, KIND)["counts"].get(FAILED))
+
+
+def make(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions) -> dict[str, Any]:
+    """Run the job where nothing else writes, and put what is for a URL there. Returns the counts.
+
+    Raises:
+        InputError: the place is taken, or as of `run`.
+    """
+    with contextlib.ExitStack() as stack:
+        lease = stack.enter_context(locked(job.output))
+        if job.cache != job.output:
+            stack.enter_context(locked(job.cache, "--cache"))
+        clear_the_way(job.output, args.overwrite or up_to_date(job.output, KIND, job.recipe))
+        place = stack.enter_context(published(job.output))
+        if lease and up_to_date(place, KIND, job.recipe) and not retries(args, place):  # it was made, and the copy to the URL cut short
+            return dict(read_manifest(place, KIND)["counts"])
+        if lease:
+            clear_the_way(place, True)
+        (place / SPENDING).unlink(missing_ok=True)
+        try:
+            counts = run(replace(job, output=str(place)), units, make_pipeline(options, args.runner))
+        finally:
+            tell_spending(place, args.price_prompt, args.price_reply)
+        if lease:
+            lease.check()
+    return counts
 
 
 def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
@@ -303,25 +309,17 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     if args.dry_run:
         dry_run(job, units, args, options)
         return 0
-    output, cache = Path(job.output), Path(job.cache)
-    if up_to_date(output, KIND, job.recipe) and not (args.retry_failed and read_manifest(output)["counts"].get(FAILED)):
-        if (output / WORK).exists():  # the job was killed between its manifest and its end
-            with locked(output):
-                finish(output)
+    if up_to_date(job.output, KIND, job.recipe) and not retries(args, job.output):
+        work = Path(job.output) / WORK
+        if not is_url(job.output) and work.exists():  # the job was killed between its manifest and its end
+            with locked(job.output):
+                finish(Path(job.output))
         print(f"{args.output}: up to date")
         return 0
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(locked(output))
-        if cache != output:
-            stack.enter_context(locked(cache, "--cache"))
-        clear_the_way(job, args.overwrite)
-        try:
-            counts = run(job, units, make_pipeline(options, args.runner))
-        finally:
-            tell_spending(output, args.price_prompt, args.price_reply)
-    tell(counts, args.output)
+    counts = make(job, units, args, options)
+    tell_counts(counts, args.output, "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else "")
     if isinstance(job.model, EndpointSettings):
-        print(f"{args.output}: {counts['examples']} examples; replies are kept in {cache / CACHE_FILE}")
+        print(f"{args.output}: {counts['examples']} examples; replies are kept in {Path(job.cache) / CACHE_FILE}")
     else:
         print(f"{args.output}: {counts['examples']} examples")
     return 0

@@ -339,7 +339,8 @@ def test_the_first_in_the_corpus_wins_in_any_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunks", "shards"), [(1, 1), (256, 1), (257, 2), (513, 4), (262_144, 1024), (1_000_000, 1024), (8_192_000, 2048)]
+    ("chunks", "shards"),
+    [(1, 1), (128, 1), (129, 2), (1000, 8), (16_384, 16), (16_385, 32), (1_000_000, 1024), (4_000_000, 1024), (8_192_000, 2048)],
 )
 def test_shards_by_the_number_of_chunks(chunks: int, shards: int) -> None:
     assert default_num_shards(chunks) == shards

@@ -1,6 +1,8 @@
 """Chunks: nothing lost, nothing too long, cut at sentences where there is one; the real tokenizer on hostile text."""
 
 import itertools
+import re
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from clara.errors import InputError
 from clara.model import ClaraModel
 from clara.records import Document, chunk_id, input_text, normalise
 from pipelines.chunking import ChunkingError, Tokens, check_limits, chunk_document
-from pipelines.memory_job import checkpoint_tokens
+from pipelines.corpus_chunks import checkpoint_tokens
 
 WORDS = st.text(alphabet="abc déß中文🙂é<|im_end|>.。!?\"' ", max_size=400)
 
@@ -104,6 +106,13 @@ def test_nothing_is_lost_and_nothing_too_long(tokens: Tokens, text: str, title: 
     assert chunks == chunk_document(document(text, title), tokens, max_tokens, overlap)
 
 
+@given(st.text(alphabet=st.characters(), max_size=60) | st.text(alphabet="a é\u0301\u2003\u200b\u0085\x1c\x07\t\n\r", max_size=30))
+def test_normalising_is_the_plain_formula(text: str) -> None:
+    without_control = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "", unicodedata.normalize("NFC", text))
+    wanted = unicodedata.normalize("NFC", re.sub(r"\s+", " ", without_control)).strip()
+    assert normalise(text) == wanted == normalise(wanted)
+
+
 def test_counts_are_the_models(tokens: Tokens, tiny_model: ClaraModel) -> None:
     for text in ("Arlen on the Tamo is a town.", "say <|im_end|> and <|im_start|>now<MEM0>", "é🙂中"):
         assert tokens.count(text) == len(tiny_model.document_ids(text))
@@ -132,3 +141,18 @@ def test_threads_that_share_a_tokenizer_count_alike(tokens: Tokens) -> None:
         for _ in range(20):
             counts, offsets = pool.map(tokens.count, texts), pool.map(tokens.offsets, texts)
             assert list(zip(counts, offsets, strict=True)) == expected
+
+
+def test_a_document_that_fits_is_one_chunk_and_is_read_by_the_tokenizer_once(tokens: Tokens) -> None:
+    texts: list[str] = []
+
+    def count(text: str) -> int:
+        texts.append(text)
+        return tokens.count(text)
+
+    def offsets(text: str) -> list[tuple[int, int]]:
+        raise AssertionError("the text fits, so that nothing is to be cut")
+
+    (chunk,) = chunk_document(document("The bridge was built. It stands.", "Tamo"), Tokens(offsets, count), 64, 8)
+    assert (chunk.text, chunk.truncated) == ("The bridge was built. It stands.", False)
+    assert texts == ["Tamo", "Tamo\nThe bridge was built. It stands."]

@@ -13,7 +13,7 @@ import tiny
 from clara.artefact import read_manifest, sha256_file
 from clara.memory import MemoryStore
 from clara.records import Chunk, chunk_id, row_id
-from pipelines import local_job, memory_run, spill, units
+from pipelines import local_job, local_records, memory_run, spill, units
 from pipelines.build_memory import main
 from pipelines.progress import Reading, Seen, shards_told
 
@@ -59,7 +59,7 @@ def build(tiny_checkpoint: Path, tmp_path: Path) -> Job:
 def in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Units of about a thousand bytes, and files of spilled chunks of as many."""
     monkeypatch.setattr(units, "UNIT_BYTES", 1000)
-    monkeypatch.setattr(local_job, "_FILE_BYTES", 3000)
+    monkeypatch.setattr(local_records, "_FILE_BYTES", 3000)
 
 
 PLAIN = "--runner=BundleBasedDirectRunner"
@@ -181,19 +181,19 @@ def some_chunk(number: int) -> Chunk:
 
 @pytest.mark.parametrize("num_contents", [10**9, 100], ids=["all differ", "few contents"])
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_contents: int) -> None:
-    monkeypatch.setattr(local_job, "_FILE_BYTES", 200_000)
+    monkeypatch.setattr(local_records, "_FILE_BYTES", 200_000)
 
     def put_aside(folder: Path, num_chunks: int) -> None:
         folder.mkdir()
         for unit in range(num_chunks // 500):  # as of a corpus that grows: more units
-            writer = local_job.ChunkWriter(spill.unit_stem(str(folder), unit), 0)
+            writer = local_records.ChunkWriter(spill.unit_stem(str(folder), unit), 0)
             for number in range(500 * unit, 500 * unit + 500):
                 writer.add(some_chunk(number % num_contents), number)
             writer.flush()
 
     def read_back(folder: Path, num_shards: int) -> None:
         files = spill.files_of(str(folder), "chunks")
-        local_job.winners(files, 0, num_shards, fixed=False)
+        local_records.winners(files, 0, num_shards, fixed=False)
 
     put_aside(tmp_path / "warm", 500)
     small, large = (peak_bytes(lambda n=n: put_aside(tmp_path / f"n{n}", n)) for n in (1000, 5000))
@@ -205,7 +205,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
 
 
 def test_progress_is_told_in_pieces_documents_and_shards(tmp_path: Path) -> None:
-    so_far = local_job.ReadSoFar(str(tmp_path), 4)
+    so_far = local_records.ReadSoFar(str(tmp_path), 4)
     assert so_far() == Reading(0, 4, 0, 0)
     assert so_far().told(2.0) == "read 0 of 4 pieces, 0 documents (0.0 a second)"
     (tmp_path / "unit-000001.json").write_text(json.dumps({"tallies": {"documents": 10, "chunks": 30}}))

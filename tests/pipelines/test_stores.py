@@ -20,6 +20,7 @@ import pytest
 import stores
 import tiny
 import towns
+from language_model import LanguageModel
 
 from clara import artefact, localise, storage
 from clara.artefact import manifest_hash, read_manifest, sha256_file
@@ -34,6 +35,7 @@ from clara.storage import StorageError
 from pipelines import build_examples, build_index, build_questions, compact
 from pipelines.build_memory import main as build_memory
 from pipelines.locks import SECONDS, Lease, acquire, leased, locked
+from pipelines.synthesize import main as synthesize
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,37 @@ def test_a_language_model_in_a_bucket(place: Place, local: Path, tiny_backbone: 
 
 
 # --- what is on this machine -----------------------------------------------------------------------------------------
+
+
+def test_examples_of_a_language_model_are_copied_to_a_bucket(
+    place: Place, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with LanguageModel().running() as model:
+        common = ["--input", str(corpus), "--model", model.url, "--model-name=tiny", "--limit=6", "--num-workers=1"]
+        assert synthesize([*common, "--output", str(tmp_path / "examples")]) == 0
+        requests = len(model.seen)
+        if place.url.startswith("s3"):  # the other's client tries for half a minute at each call, whatever is asked
+            monkeypatch.setenv(PATIENCE, "1")
+            place.store.proxy.down = lambda method, path: "examples.parquet" in path
+            with pytest.raises(StorageError):
+                synthesize([*common, "--output", place / "examples"])
+            place.store.proxy.down = lambda method, path: False
+            monkeypatch.setenv(PATIENCE, "60")
+            assert not storage.exists(place / "examples/manifest.json")
+            assert len(model.seen) == 2 * requests, "replies are kept for each output"
+            model.seen.clear()
+            requests = 0
+        assert synthesize([*common, "--output", place / "examples"]) == 0
+        if not requests:
+            assert not model.seen, "what was made before the store went away is copied, and not made again"
+        assert read_examples(place / "examples") == read_examples(tmp_path / "examples")
+        assert read_manifest(place / "examples")["counts"] == read_manifest(tmp_path / "examples")["counts"]
+        assert synthesize([*common, "--output", place / "examples"]) == 0
+        assert "up to date" in capsys.readouterr().out
+        with pytest.raises(InputError, match="another recipe"):
+            synthesize([*common, "--output", place / "examples", "--kinds=simple"])
+    with pytest.raises(InputError, match="several make them"):
+        synthesize([*common[:-1], "--output", place / "examples", "--runner=SparkRunner"])
 
 
 def test_copies_are_checked_shared_and_go_on(place: Place, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
