@@ -1,10 +1,12 @@
 """Tables and curves of `infra.refresh_policies`: policies at equal steps and at equal wall time, and what each of them costs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Metrics = Mapping[int, Mapping[str, float]]
+# Of one seed: each policy's figures, as `compare` gives them.
+BySeed = Mapping[str, Mapping[str, Any]]
 _FRESH, _STORED = "held_out_fresh_pool_recall_at_", "held_out_pool_recall_at_"
 
 
@@ -71,99 +73,100 @@ def _last_tenth(metrics: Metrics, name: str) -> float | None:
     return sum(last) / len(last) if last else None
 
 
-def shown(value: float | None, form: str = ".3f") -> str:
-    """A cell."""
-    return "–" if value is None else format(value, form)
+def cell(values: Iterable[float | None], form: str = ".3f") -> str:
+    """The seeds' mean and their range; a dash where there is nothing."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    mean, low, high = (format(value, form) for value in (sum(known) / len(known), min(known), max(known)))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The tables."""
-    policies: Mapping[str, Mapping[str, Any]] = result["policies"]
-    limit = next(iter(policies.values()))["equal_time_seconds"]
+    seeds: list[BySeed] = list(result["by_seed"].values())
+    limits = cell((next(iter(policies.values()))["equal_time_seconds"] for policies in seeds), ".0f")
     lines = [
         "# Policies for MEMORY while the compressor trains",
         "",
         f"    {result['command']}",
         "",
         f"{result['processor']}, {result['cores']} cores; load average after each command: {result['load_average_after_each_command']}.",
+        f"Seeds of world and training: {', '.join(result['by_seed'])}; a cell is their mean, and the range where they differ.",
         "Held-out questions. *Fresh*: ranked and read on memory as the compressor is at that moment, which is what a whole encoding would give (and what",
         "serves in the end, as a MEMORY that does not fit its compressor is refused). *Stored*: on the MEMORY version in use.",
         "",
     ]
     for title, key in (
         ("At equal steps", "at_equal_steps"),
-        (f"At equal wall time: the last look within the {limit:.0f} s of the quickest run", "at_equal_time"),
+        (f"At equal wall time: the last look within the {limits} s of the seed's quickest run", "at_equal_time"),
     ):
-        lines += [f"## {title}", "", *_outcomes(policies, key), ""]
-    lines += ["## What it costs", "", *_costs(policies), ""]
+        lines += [f"## {title}", "", *_outcomes(seeds, key), ""]
+    lines += ["## What it costs", "", *_costs(seeds), ""]
     return "\n".join(lines)
 
 
-def _outcomes(policies: Mapping[str, Mapping[str, Any]], key: str) -> list[str]:
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+def _outcomes(seeds: Sequence[BySeed], key: str) -> list[str]:
+    forms = {"step": ".0f", "seconds": ".0f"}
     names = (
-        "fresh_recall_at_1",
-        "fresh_recall_at_5",
-        "fresh_answer_nats",
-        "stored_recall_at_1",
-        "stored_recall_at_5",
+        "step", "seconds", "fresh_recall_at_1", "fresh_recall_at_5", "fresh_answer_nats", "stored_recall_at_1", "stored_recall_at_5",
         "stored_answer_nats",
-    )
-    heads = ("policy", "step", "seconds", *(name.replace("_at_", "@").replace("_", " ") for name in names))
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for policy, found in policies.items():
-        values = found[key]
-        if values is None:
-            lines.append(f"| {policy} |{' – |' * (len(heads) - 1)}")
-            continue
-        cells = [f"{values['step']}", shown(values["seconds"], ".0f"), *(shown(values[name]) for name in names)]
-        lines.append(f"| {policy} | {' | '.join(cells)} |")
-    return lines
-
-
-def _costs(policies: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    heads = (
-        "policy", "questions/s", "blocked", "refreshes", "seconds of one", "MB of one", "share of device-seconds", "step beside a refresh (median s)",
-        "step without", "pace beside", "re-ranking s", "mean lag (updates)", "mean lag of pools", "canary cosine, mean", "canary overlap, last",
     )  # fmt: skip
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for policy, found in policies.items():
-        cost = found["refresh_cost"]
-        count = cost["refreshes"]
-        cells = [
-            shown(found["questions_per_second"], ".2f"),
-            shown(found["blocked_share"], ".2%"),
-            str(count),
-            shown(cost["seconds"] / count if count else None, ".1f"),
-            shown(cost["bytes"] / count / 1e6 if count else None, ".1f"),
-            shown(cost["compute_share"], ".1%"),
-            shown(cost["median_step_seconds_beside_a_refresh"]),
-            shown(cost["median_step_seconds_alone"]),
-            shown(cost["throughput_beside_a_refresh"], ".0%"),
-            shown(found["rerank_seconds"], ".0f"),
-            shown(found["mean_memory_lag_steps"], ".1f"),
-            shown(found["mean_pool_lag_steps"], ".1f"),
-            shown(found["canary_cosine_mean"]),
-            shown(found["canary_overlap_last"]),
-        ]
-        lines.append(f"| {policy} | {' | '.join(cells)} |")
-    return lines
+    rows = []
+    for policy in seeds[0]:
+        looks = [policies[policy][key] or {} for policies in seeds]
+        rows.append([policy, *(cell([look.get(name) for look in looks], forms.get(name, ".3f")) for name in names)])
+    return _table(("policy", *(name.replace("_at_", "@").replace("_", " ") for name in names)), rows)
 
 
-def draw(runs: Mapping[str, Metrics], target: Path) -> None:
-    """Recall@1 by step and by second, and the canary's cosine by step, of every policy."""
+_COSTS: dict[str, tuple[Callable[[Mapping[str, Any], Mapping[str, Any]], float | None], str]] = {
+    "questions/s": (lambda found, cost: found["questions_per_second"], ".2f"),
+    "blocked": (lambda found, cost: found["blocked_share"], ".2%"),
+    "refreshes": (lambda found, cost: cost["refreshes"], ".3g"),
+    "seconds of one": (lambda found, cost: cost["seconds"] / cost["refreshes"] if cost["refreshes"] else None, ".1f"),
+    "MB of one": (lambda found, cost: cost["bytes"] / cost["refreshes"] / 1e6 if cost["refreshes"] else None, ".1f"),
+    "share of device-seconds": (lambda found, cost: cost["compute_share"], ".1%"),
+    "step beside a refresh (median s)": (lambda found, cost: cost["median_step_seconds_beside_a_refresh"], ".3f"),
+    "step without": (lambda found, cost: cost["median_step_seconds_alone"], ".3f"),
+    "pace beside": (lambda found, cost: cost["throughput_beside_a_refresh"], ".0%"),
+    "re-ranking s": (lambda found, cost: found["rerank_seconds"], ".0f"),
+    "correction taken": (lambda found, cost: found["correction_taken_share"], ".0%"),
+    "mean lag (updates)": (lambda found, cost: found["mean_memory_lag_steps"], ".1f"),
+    "mean lag of pools": (lambda found, cost: found["mean_pool_lag_steps"], ".1f"),
+    "canary cosine, mean": (lambda found, cost: found["canary_cosine_mean"], ".3f"),
+    "canary overlap, last": (lambda found, cost: found["canary_overlap_last"], ".3f"),
+}
+
+
+def _costs(seeds: Sequence[BySeed]) -> list[str]:
+    rows = []
+    for policy in seeds[0]:
+        each = [policies[policy] for policies in seeds]
+        rows.append([policy, *(cell((value(found, found["refresh_cost"]) for found in each), form) for value, form in _COSTS.values())])
+    return _table(("policy", *_COSTS), rows)
+
+
+def draw(runs: Mapping[str, Sequence[Metrics]], target: Path) -> None:
+    """Recall@5 by step and by second, and the canary's cosine by step, of every policy; a line for each seed."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 3.8), layout="constrained")
     by_step, by_time, stale = figure.subplots(1, 3)
-    for policy, metrics in runs.items():
-        looks = evaluations(metrics)
-        recalls = [v.get(f"{_FRESH}1", v.get("held_out_recall_at_1", 0.0)) for _, v in looks]
-        by_step.plot([step for step, _ in looks], recalls, label=policy, marker=".")
-        by_time.plot([v["seconds"] for _, v in looks], recalls, label=policy, marker=".")
-        points = [(step, v["canary_cosine"]) for step, v in metrics.items() if "canary_cosine" in v]
-        stale.plot([step for step, _ in points], [value for _, value in points], label=policy, marker=".")
-    _label(by_step, "step", "held-out Recall@1, fresh memory")
-    _label(by_time, "seconds", "held-out Recall@1, fresh memory")
+    for number, (policy, seeds) in enumerate(runs.items()):
+        for seed, metrics in enumerate(seeds):
+            style: dict[str, Any] = {"color": f"C{number}", "label": policy if seed == 0 else None, "marker": ".", "linewidth": 1}
+            looks = evaluations(metrics)
+            recalls = [v.get(f"{_FRESH}5", v.get("held_out_recall_at_5", 0.0)) for _, v in looks]
+            by_step.plot([step for step, _ in looks], recalls, **style)
+            by_time.plot([v["seconds"] for _, v in looks], recalls, **style)
+            points = [(step, v["canary_cosine"]) for step, v in metrics.items() if "canary_cosine" in v]
+            stale.plot([step for step, _ in points], [value for _, value in points], **style)
+    _label(by_step, "step", "held-out Recall@5, fresh memory")
+    _label(by_time, "seconds", "held-out Recall@5, fresh memory")
     _label(stale, "step", "cosine of stored and fresh memory")
     by_step.legend()
     figure.savefig(target, dpi=120)

@@ -4,8 +4,9 @@
     python -m infra.refresh_policies --output DIR --config FILE --inputs checkpoint=DIR,questions=DIR,memory=DIR,index=DIR …
 
 Without --inputs it is the small world (pipelines/world.py), made here, with a compressor that moves fast enough to leave stored memory behind
-within tens of steps. Each policy is one run of `training/joint.py` in one process, one after the other, from the same start; a refresh beside training
-is a process of its own. Writes results.json, results.md and curves.png, and keeps finished runs: the same command goes on from there.
+within tens of steps. Each policy is one run of `training/joint.py` in one process, one after the other, from the same start, for each seed; a refresh
+beside training is a process of its own. Writes results.json, results.md (mean and range over the seeds) and curves.png, and keeps finished runs: the
+same command goes on from there.
 """
 
 import argparse
@@ -40,6 +41,7 @@ POLICIES: dict[str, tuple[str, ...]] = {
         *_REFRESH, "joint.refresh.policy=incremental", "joint.refresh.share={share}", "joint.refresh.rerank=true",
         "joint.refresh.rerank_lag_steps={every}",
     ),
+    "full+correction": (*_REFRESH, "joint.refresh.correction=true"),
     "stop": (*_REFRESH, "joint.refresh.switch=stop"),
 }  # fmt: skip
 SHOWN = ("none", "rerank", "full", "incremental", "stop")
@@ -62,12 +64,12 @@ def sets(overrides: Sequence[str]) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
 
-def world_commands(output: Path, options: argparse.Namespace) -> list[list[str]]:
+def world_commands(output: Path, seed: int, options: argparse.Namespace) -> list[list[str]]:
     """What comes before joint training: a world, a model pretrained in it, its MEMORY."""
     world, start = output / "world", output / "instruct" / "checkpoint"
-    stage = python(str(ROOT / "training" / "pretrain.py"), "--config", CONFIG, *sets([f"seed={options.seed}", *options.set]))
+    stage = python(str(ROOT / "training" / "pretrain.py"), "--config", CONFIG, *sets([f"seed={seed}", *options.set]))
     return [
-        python("-m", "pipelines.world", "--output", str(world), "--seed", str(options.seed), *shlex.split(options.world)),
+        python("-m", "pipelines.world", "--output", str(world), "--seed", str(seed), *shlex.split(options.world)),
         [*stage, *sets([f"output={output}/pretrain", "stage=pretrain", f"examples={world}/examples", f"backbone.path={world}/backbone"])],
         [
             *stage,
@@ -83,13 +85,13 @@ def world_commands(output: Path, options: argparse.Namespace) -> list[list[str]]
     ]  # fmt: skip
 
 
-def run_command(output: Path, policy: str, options: argparse.Namespace, inputs: Mapping[str, str]) -> list[str]:
+def run_command(output: Path, policy: str, seed: int, options: argparse.Namespace, inputs: Mapping[str, str]) -> list[str]:
     """The joint run of one policy."""
     own = [part.format(every=options.every, share=options.share) for part in POLICIES[policy]]
     small = [] if options.inputs else SMALL_WORLD
     given = [f"{name}={path}" for name, path in inputs.items()]
     overrides = [
-        f"seed={options.seed}", "stage=joint", *given, f"output={output / policy}", f"joint.steps={options.steps}", *small, *CANARY, *options.set, *_NONE, *own
+        f"seed={seed}", "stage=joint", *given, f"output={output / policy}", f"joint.steps={options.steps}", *small, *CANARY, *options.set, *_NONE, *own
     ]  # fmt: skip
     return python(str(ROOT / "training" / "joint.py"), "--launcher", "local", "--config", options.config, *sets(overrides))
 
@@ -121,7 +123,14 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--share", type=float, default=0.25, help="rows of an incremental refresh as a share of MEMORY (default %(default)s)"
     )
-    found.add_argument("--seed", type=int, default=0, help="of the world and of training (default %(default)s)")
+    found.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        metavar="N",
+        help="of the world and of training; each gets runs of its own (default: 0)",
+    )
     found.add_argument(
         "--world", default="--train 200 --held-out 60", metavar="OPTIONS", help="of pipelines.world, in one word (default '%(default)s')"
     )
@@ -149,10 +158,8 @@ def chosen_policies(text: str) -> list[str]:
     return names
 
 
-def main(argv: list[str]) -> int:
-    """The command line."""
-    options = parser().parse_args(argv)
-    policies, output = chosen_policies(options.policies), Path(options.output).absolute()
+def commands_of(output: Path, seed: int, policies: Sequence[str], options: argparse.Namespace) -> list[list[str]]:
+    """Everything that one seed takes."""
     if options.inputs:
         inputs = dict(part.split("=", 1) for part in options.inputs.split(",") if "=" in part)
         before: list[list[str]] = []
@@ -160,8 +167,16 @@ def main(argv: list[str]) -> int:
         inputs = {
             "checkpoint": f"{output}/instruct/checkpoint", "questions": f"{output}/world/questions", "memory": f"{output}/memory",
         }  # fmt: skip
-        before = world_commands(output, options)
-    commands = [*before, *(run_command(output, policy, options, inputs) for policy in policies)]
+        before = world_commands(output, seed, options)
+    return [*before, *(run_command(output, policy, seed, options, inputs) for policy in policies)]
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    policies, output = chosen_policies(options.policies), Path(options.output).absolute()
+    folders = {seed: output / f"seed-{seed}" for seed in options.seeds}
+    commands = [command for seed, folder in folders.items() for command in commands_of(folder, seed, policies, options)]
     if options.dry_run:
         for command in commands:
             print(shlex.join(["python" if part == sys.executable else part for part in command]))
@@ -170,18 +185,18 @@ def main(argv: list[str]) -> int:
     for command in commands:
         run_all([command])
         load.append(round(os.getloadavg()[0], 1))
-    runs = {policy: read_run(output / policy) for policy in policies}
+    runs = {seed: {policy: read_run(folder / policy) for policy in policies} for seed, folder in folders.items()}
     result = {
         "command": shlex.join(["python", "-m", "infra.refresh_policies", *argv]),
         "versions": versions(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "load_average_after_each_command": load,
-        "policies": compare(runs),
+        "by_seed": {str(seed): compare(found) for seed, found in runs.items()},
     }
     atomic_write(output / "results.json", json.dumps(result, indent=1) + "\n")
     atomic_write(output / "results.md", markdown(result))
-    draw({policy: run["metrics"] for policy, run in runs.items()}, output / "curves.png")
+    draw({policy: [found[policy]["metrics"] for found in runs.values()] for policy in policies}, output / "curves.png")
     print(f"\n{(output / 'results.md').read_text(encoding='utf-8')}\n{output}: results.md, results.json, curves.png")
     return 0
 

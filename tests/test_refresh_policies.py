@@ -32,6 +32,10 @@ def run(seconds: list[float], recall: list[float], blocked: float = 0.0, refresh
     return {"metrics": metrics, "report": report}
 
 
+def result(by_seed: dict[str, object]) -> dict[str, object]:
+    return {"command": "c", "processor": "p", "cores": 2, "load_average_after_each_command": [1.0], "by_seed": by_seed}
+
+
 def test_policies_are_compared_at_equal_steps_and_at_equal_time(tmp_path: Path) -> None:
     runs = {"none": run([1, 2, 3, 4], [0.5, 0.25]), "full": run([2, 4, 6, 8], [0.5, 0.75], blocked=0.01, refreshes=2)}
     found = compare(runs)
@@ -44,12 +48,11 @@ def test_policies_are_compared_at_equal_steps_and_at_equal_time(tmp_path: Path) 
     assert found["full"]["canary_cosine_mean"] == 0.625
     assert found["none"]["mean_memory_lag_steps"] == 1.5
     assert found["none"]["correction_taken_share"] is None
-    result = {"command": "c", "processor": "p", "cores": 2, "load_average_after_each_command": [1.0], "policies": found}
-    text = markdown(result)
+    text = markdown(result({"0": found}))
     assert "| full | 4 | 8 | 0.750 | 0.750 | 1.250 | 0.750 | 0.750 | 0.250 |" in text
-    assert "| full | 8.00 | 1.00% | 2 | 6.0 | 2.0 | 25.0% | 2.000 | 1.000 | 50% |" in text
+    assert "| full | 8.00 | 1.00% | 2 | 6.0 | 2.0 | 25.0% | 2.000 | 1.000 | 50% | 0 | – | 1.5 |" in text
     assert "| none | 8.00 | 0.00% | 0 | – | – | 0.0% | – | 1.000 | – |" in text
-    draw({name: values["metrics"] for name, values in runs.items()}, tmp_path / "curves.png")  # type: ignore[misc]
+    draw({name: [values["metrics"]] * 2 for name, values in runs.items()}, tmp_path / "curves.png")  # type: ignore[list-item]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
 
@@ -58,8 +61,17 @@ def test_where_nothing_was_looked_at_there_is_a_dash() -> None:
     bare["metrics"] = {step: {"seconds": float(step)} for step in range(1, 4)}
     found = compare({"none": bare})
     assert found["none"]["at_equal_steps"] is None
-    result = {"command": "c", "processor": "p", "cores": 2, "load_average_after_each_command": [], "policies": found}
-    assert "| none | – | – |" in markdown(result)
+    assert "| none | – | – |" in markdown(result({"0": found}))
+
+
+def test_seeds_are_told_by_mean_and_range() -> None:
+    seeds = {str(n): compare({"full": run([2, 4, 6, 8 + 2 * n], [0.5, 0.25 * n], refreshes=n)}) for n in (0, 1, 3)}
+    text = markdown(result(seeds))
+    assert "Seeds of world and training: 0, 1, 3;" in text
+    # Recall 0, 0.25 and 0.75 after 8, 10 and 14 seconds, each of which is the only run of its seed.
+    assert "| full | 4 | 11 (8 to 14) | 0.333 (0.000 to 0.750) |" in text
+    assert "within the 11 (8 to 14) s" in text
+    assert "| 1.33 (0 to 3) | 6.0 | 2.0 |" in text  # a seed without a refresh has no seconds of one
 
 
 def test_an_unknown_policy_is_refused(tmp_path: Path) -> None:
@@ -78,6 +90,18 @@ def test_given_inputs_take_the_place_of_the_small_world(tmp_path: Path, capsys: 
     assert "utility_weight" not in line
 
 
+def test_every_seed_has_its_own_world_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refresh_policies.main(["--output", str(tmp_path), "--policies", "none,full+correction", "--seeds", "0", "7", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * (4 + 2)
+    for line in lines[6:]:
+        assert f"{tmp_path}/seed-7" in line
+        assert f"{tmp_path}/seed-0" not in line
+    assert "--seed 7" in lines[6]
+    assert "--set seed=7" in lines[11]
+    assert "joint.refresh.correction=true" in lines[11]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_whole_command_on_a_tiny_world(tmp_path: Path) -> None:
@@ -87,7 +111,7 @@ def test_the_whole_command_on_a_tiny_world(tmp_path: Path) -> None:
     world = "--train 20 --held-out 20 --pretrain 20"
     arguments = ["--output", str(tmp_path), "--steps", "8", "--every", "3", "--policies", "none,incremental,stop", "--world", world, *sets]
     assert refresh_policies.main(arguments) == 0
-    found = json.loads((tmp_path / "results.json").read_text())["policies"]
+    found = json.loads((tmp_path / "results.json").read_text())["by_seed"]["0"]
     assert found["none"]["canary_cosine_last"] < found["stop"]["canary_cosine_last"]
     assert found["none"]["mean_memory_lag_steps"] == 3.5
     assert found["stop"]["versions_used"] == 3
