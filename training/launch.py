@@ -1,4 +1,4 @@
-"""Joint training as ranks under Ray Train, with DeepSpeed's ZeRO; refreshes in Ray tasks beside them."""
+"""Joint training as ranks under Ray Train, with DeepSpeed's ZeRO; refreshes in a Ray actor beside them."""
 
 import logging
 import os
@@ -24,48 +24,13 @@ from training.engine import Engine
 from training.follow import following
 from training.joint_run import places, train_rank
 from training.joint_stage import JointStage
-from training.refresh import RefreshError, RefreshJob, RefreshResult, run_job
+from training.refresh_actor import RayWorker
 from training.search_servers import served
 
 logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 256 * 2**20
 _START_TIMEOUT_SECONDS = 600
 _LEAST_COLLECTIVE_TIMEOUT_SECONDS = 1800
-
-
-class RayTicket:
-    """A refresh in a Ray task."""
-
-    def __init__(self, reference: Any) -> None:
-        self._reference = reference
-
-    def result(self, timeout_seconds: float) -> RefreshResult | None:
-        """See `training.refresh.Ticket`."""
-        ready, _ = ray.wait([self._reference], timeout=timeout_seconds)
-        if not ready:
-            return None
-        try:
-            found: RefreshResult = ray.get(self._reference)
-        except RayError as error:
-            # The first line says what failed where; the rest is Ray's stack, which its own log keeps.
-            raise RefreshError(str(error).strip().splitlines()[-1]) from error
-        return found
-
-    def stop(self) -> None:
-        """See `training.refresh.Ticket`."""
-        ray.cancel(self._reference, force=True)
-
-
-class RayWorker:
-    """Runs each refresh in a Ray task with its own share of the cluster. The task ends when the rank that started it does."""
-
-    def __init__(self, num_cpus: float, num_gpus: float) -> None:
-        # Without a strategy of its own the task would wait for room inside the ranks' placement group, where there is none.
-        self._task = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=0, scheduling_strategy="DEFAULT")(run_job)
-
-    def start(self, job: RefreshJob, log: Path) -> RayTicket:
-        """See `training.refresh.Worker`; Ray keeps the log."""
-        return RayTicket(self._task.remote(job))
 
 
 def connect() -> None:

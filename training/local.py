@@ -30,4 +30,8 @@ def engine(stage: JointStage) -> LocalEngine:
 
 def train(config: Config) -> None:
     """Train to the last step in this process."""
-    train_rank(config, engine, num_ranks=1, worker=ProcessWorker(), device=device(config))
+    place, worker = device(config), ProcessWorker()
+    try:
+        train_rank(config, engine, num_ranks=1, worker=worker, device=place)
+    finally:
+        worker.close()

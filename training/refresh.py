@@ -1,14 +1,14 @@
-"""One re-encoding of MEMORY with a snapshot of the compressor, and the process of its own that it runs in.
+"""One re-encoding of MEMORY with a snapshot of the compressor. `training.refresh_worker` and `refresh_actor` run it beside training.
 
-python -m training.refresh --job FILE        (started by a local run; a run under Ray calls `run_job` in a task)
+python -m training.refresh --job FILE        (one job again, as a run left it beside its log)
 """
 
 import argparse
 import dataclasses
+import gc
 import json
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -36,7 +36,6 @@ from training.choice import Choice, rows_to_refresh, write_drift
 from training.pruning import check_replaceable
 
 logger = logging.getLogger(__name__)
-_PARENT_POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -169,6 +168,16 @@ def run_job(job: RefreshJob) -> RefreshResult:
     )
 
 
+def run_and_release(job: RefreshJob) -> RefreshResult:
+    """`run_job` in a process that stays: what it held is free for training until the next."""
+    try:
+        return run_job(job)
+    finally:
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
 def _searcher(job: RefreshJob, store: MemoryStore, model: ClaraModel) -> Callable[[Sequence[str], int], Ids] | None:
     """What the parent's INDEX gives questions as the snapshot's query reasoner reads them."""
     if not job.parent_index:
@@ -216,13 +225,6 @@ def check_result(job: RefreshJob, result: RefreshResult) -> None:
         raise RefreshError(f"{job.memory}: its rows are not those of {job.parent}")
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed run must leave nobody behind who writes into its directory."""
-    while os.getppid() == parent:
-        time.sleep(_PARENT_POLL_SECONDS)
-    os._exit(1)
-
-
 def read_job(path: str) -> RefreshJob:
     """A job from its JSON.
 
@@ -243,7 +245,6 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--job", required=True, help="JSON with the fields of RefreshJob")
     parser.add_argument("--result", default="", help="file for the result, as JSON (default: print it)")
-    parser.add_argument("--parent", type=int, default=0, help="process id; end when it is no longer the parent (default: go on)")
     parser.add_argument("--dry-run", action="store_true", help="print the job and the fingerprint that its MEMORY will have, and stop")
     options = parser.parse_args(argv)
     job = read_job(options.job)
@@ -251,8 +252,6 @@ def main(argv: list[str]) -> int:
         fingerprint = expected_fingerprint(job.checkpoint, job.backbone, fingerprint_of(job.parent)).hash
         print(json.dumps(dataclasses.asdict(job) | {"fingerprint": fingerprint}, indent=1))
         return 0
-    if options.parent:
-        threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
     result = json.dumps(dataclasses.asdict(run_job(job)), indent=1)
     if options.result:
         atomic_write(options.result, result + "\n")

@@ -20,6 +20,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from clara.artefact import manifest_hash
 from clara.codec import Floats
 from clara.config import Index
+from clara.errors import InputError
 from clara.index import IndexedRows, Ranked, TwoLevels
 from clara.index_share import open_share, owner_of
 from clara.memory import Ids, MemoryStore
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5
 
 
-class SearchLostError(RuntimeError):
+class SearchLostError(InputError):
     """A search server did not answer in time; the message says which and what is known of it."""
 
 

@@ -4,6 +4,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
+from clara.artefact import read_manifest
 from clara.checkpoint import load_checkpoint
 from clara.config import Backbone
 from clara.encode import write_memory_shard
@@ -36,6 +40,9 @@ class Inline:
 
     def stop(self) -> None:
         raise AssertionError("nothing runs")
+
+    def close(self) -> None:
+        """Nothing is left."""
 
 
 @dataclass(frozen=True)
@@ -119,3 +126,10 @@ def make(folder: Path, checkpoint: Path, corpus: Path) -> World:
     build_index(world.memory, world.index, "Flat")
     write_questions(world.questions, _questions(rows), recipe={"made_by": "tests"})
     return world
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """Of the trained adapters of a run, by role and name."""
+    checkpoint = output / "checkpoint"
+    roles = read_manifest(checkpoint)["roles"]
+    return {f"{r}.{n}": t for r, folder in roles.items() for n, t in load_file(checkpoint / folder / "adapter_model.safetensors").items()}

@@ -22,11 +22,12 @@ from training.refresh_worker import ProcessWorker
 logging.basicConfig(level=logging.INFO)
 dist.init_process_group("gloo")
 rank, world = dist.get_rank(), dist.get_world_size()
+worker = ProcessWorker() if rank == 0 else None
 for sets in json.loads(sys.argv[1]):
     config = absolute(load(None, sets))
     train_rank(
         config, lambda stage: engine_for(config, stage, num_ranks=world, device="cpu"), num_ranks=world,
-        worker=ProcessWorker() if rank == 0 else None, device="cpu",
+        worker=worker, device="cpu",
     )
     if rank == 0:
         finish(config)

@@ -43,6 +43,18 @@ def kill(processes: Iterable[psutil.Process]) -> None:
             continue
 
 
+def below(node: psutil.Process, title: str) -> list[psutil.Process]:
+    """Processes of a node whose command line begins so."""
+    found = []
+    for process in node.children(recursive=True):
+        try:
+            if "".join(process.cmdline()[:1]).startswith(title):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
 class Cluster:
     """Nodes on this machine. `close` leaves nothing behind."""
 
@@ -54,16 +66,17 @@ class Cluster:
         self._nodes: list[psutil.Popen] = []
         (folder / "token").write_text(f"only-for-this-test-{os.urandom(16).hex()}")
         own = {"RAY_AUTH_MODE": "token", _MARK: str(folder / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
+        own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own
         ports = free_ports([*_HEAD_PORTS, *_NODE_PORTS])
-        self._address = f"127.0.0.1:{ports['port']}"
+        self.address = f"127.0.0.1:{ports['port']}"
         arguments = ["--head", "--node-ip-address", "127.0.0.1", "--temp-dir", str(self._temporary)]
         self.head = self._start(arguments, num_cpus, ports)
         self.environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{ports['dashboard-port']}"
 
     def add_node(self, num_cpus: int) -> psutil.Popen:
         """Another node, as another machine would join."""
-        return self._start(["--address", self._address, "--node-ip-address", "127.0.0.1"], num_cpus, free_ports(_NODE_PORTS))
+        return self._start(["--address", self.address, "--node-ip-address", "127.0.0.1"], num_cpus, free_ports(_NODE_PORTS))
 
     def _start(self, arguments: list[str], num_cpus: int, ports: dict[str, int]) -> psutil.Popen:
         command = [str(BIN / "ray"), "start", "--block", *arguments, "--num-cpus", str(num_cpus), "--object-store-memory", str(2**27)]

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import joint_world
+import psutil
 import pytest
 from joint_world import World
+from ray_cluster import below
 from safetensors.torch import load_file
 
 from clara.artefact import read_manifest
@@ -92,7 +95,7 @@ def test_bad_input_that_only_ranks_find_is_told_as_such(world: World, tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(4 * TIMEOUT_SECONDS)
-def test_killed_rank_is_started_again_and_the_run_ends_as_if_undisturbed(world: World, tmp_path: Path) -> None:
+def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(world: World, tmp_path: Path) -> None:
     settings: dict[str, object] = {
         "joint__steps": 10,
         "joint__refresh__policy": "full",
@@ -107,10 +110,21 @@ def test_killed_rank_is_started_again_and_the_run_ends_as_if_undisturbed(world: 
     name = next((tmp_path / "a").glob("run-*")).name
     run = tmp_path / "b" / name
     deadline = time.monotonic() + TIMEOUT_SECONDS
-    while not (run / "run_state/step-00000004/state.json").exists():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+
+    def wait_for(there: Callable[[], object]) -> None:
+        while not there():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    # The disk is full where the refresh writes. Its next try has a process of its own; training waits for it ahead of the fixed step.
+    wait_for(lambda: below(psutil.Process(process.pid), "ray::Refresher"))
+    for refresher in below(psutil.Process(process.pid), "ray::Refresher"):
+        refresher.rlimit(psutil.RLIMIT_FSIZE, (4096, psutil.RLIM_INFINITY))
+    log = run / "log-rank0.txt"
+    wait_for(lambda: "try 1 of version 1 failed" in log.read_text())
+    assert "cannot be written (File too large)" in log.read_text()
+    wait_for((run / "run_state/step-00000004/state.json").exists)
     rank = int(re.findall(r"process (\d+)", (run / "log-rank1.txt").read_text())[-1])
     os.kill(rank, signal.SIGKILL)
     assert process.wait(timeout=TIMEOUT_SECONDS) == 0

@@ -14,12 +14,9 @@ from pathlib import Path
 import joint_world
 import psutil
 import pytest
-import torch
-from joint_world import World
-from ray_cluster import Cluster, kill
-from safetensors.torch import load_file
+from joint_world import World, weights
+from ray_cluster import Cluster, below, kill
 
-from clara.artefact import read_manifest
 from training import joint
 from training.metrics import read
 
@@ -53,27 +50,9 @@ def wait_for(there: Callable[[], object], what: str, cluster: Cluster) -> None:
         time.sleep(0.02)
 
 
-def below(node: psutil.Process, title: str) -> list[psutil.Process]:
-    """Processes of a node whose command line begins so."""
-    found = []
-    for process in node.children(recursive=True):
-        try:
-            if process.cmdline()[:1] == [title]:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 def driver(head: psutil.Process) -> psutil.Process:
     """The submitted program itself, not the shell around it."""
     return next(p for p in below(head, sys.executable) if "training/joint.py" in p.cmdline())
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    checkpoint = output / "checkpoint"
-    roles = read_manifest(checkpoint)["roles"]
-    return {f"{r}.{n}": t for r, folder in roles.items() for n, t in load_file(checkpoint / folder / "adapter_model.safetensors").items()}
 
 
 @pytest.fixture
@@ -101,13 +80,13 @@ def test_run_that_loses_everything_once_ends_as_if_undisturbed(
     cluster.submit("first", program, TIMEOUT_SECONDS)
 
     # 1. The refresh's worker. The second node runs nothing else.
-    wait_for(lambda: below(second, "ray::run_job"), "the refresh", cluster)
-    kill(below(second, "ray::run_job"))
+    wait_for(lambda: below(second, "ray::Refresher.run"), "the refresh", cluster)
+    kill(below(second, "ray::Refresher.run"))
     log = run / "log-rank0.txt"
     wait_for(lambda: "try 1 of version 1 failed" in log.read_text(), "the second try", cluster)
 
     # 2. Its node, while the second try is under way; another one joins.
-    wait_for(lambda: below(second, "ray::run_job"), "the second try's process", cluster)
+    wait_for(lambda: below(second, "ray::Refresher.run"), "the second try's process", cluster)
     cluster.lose(second)
     wait_for(lambda: "try 2 of version 1 failed" in log.read_text(), "the third try", cluster)
     cluster.add_node(num_cpus=1)
