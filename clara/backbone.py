@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,7 +51,11 @@ def tokenizer_hash(folder: str | os.PathLike[str]) -> str:
     path = localised_folder(folder) / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{folder}: no tokenizer.json; a fast tokenizer is needed")
-    return hashlib.sha256(json.dumps(json.loads(path.read_text(encoding="utf-8")), sort_keys=True).encode()).hexdigest()
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); copy the model's folder anew") from error
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
@@ -58,7 +63,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
     folder = localised_folder(folder)
     if not (Path(folder) / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer.json; give a model folder with a fast tokenizer")
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises plain ones for what it cannot read
+        raise InputError(f"{folder}: its tokenizer cannot be read ({error}); copy the model's folder anew") from error
 
 
 class Backbone(nn.Module):
@@ -84,7 +92,7 @@ class Backbone(nn.Module):
         self.layers = install(lm.get_decoder())
         if not self.layers:
             raise InputError(
-                f"{folder or type(lm).__name__}: no linear layer (torch.nn.Linear) to adapt in its trunk; take another causal LM"
+                f"{folder or type(lm).__name__}: no linear layer (torch.nn.Linear, or GPT-2's Conv1D) to adapt in its trunk; take another causal LM"
             )
         for adapter in adapters:
             self.add_adapter(adapter)
@@ -117,7 +125,7 @@ class Backbone(nn.Module):
             lm = AutoModelForCausalLM.from_pretrained(
                 local, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True, use_safetensors=True
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"backbone.path {folder!r}: cannot be loaded with attention {attention!r}, dtype {dtype!r}: {error}"
             ) from error

@@ -291,7 +291,7 @@ class Config(Section):
     checkpoint: str = Field("", description="CHECKPOINT to start from; empty: fresh adapters")
     examples: str = Field("", description="EXAMPLES for stage pretrain")
     questions: str = Field("", description="QUESTIONS for stages instruct and joint")
-    corpus: str = Field("", description="corpus JSONL that the questions' documents lie in, for stage instruct")
+    corpus: str = Field("", description="corpus that the questions' documents lie in, a file or a glob, for stage instruct")
     memory: str = Field("", description="MEMORY for stage joint")
     index: str = Field("", description="INDEX over that MEMORY")
     utilities: str = Field(

@@ -1,21 +1,30 @@
-"""Corpora as JSONL files (plain or compressed): one document a line, with `title`, `text` and, where it has one, `id`."""
+"""Corpora as files (plain or compressed): JSONL, JSON arrays, Parquet or plain text, of documents with `text`, perhaps `title` and `id`."""
 
+import glob
 import io
 import json
 import lzma
 import os
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from clara.bucket import url_glob
 from clara.errors import InputError
 from clara.localise import localised_file
 from clara.records import Document, document_id, normalise
+from clara.storage import is_url, sha256_file
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".xz": "xz"}
 """Compression of a file by the ending of its name."""
+
+_TEXT = (".txt", ".text", ".md")
+_NAMES = {".parquet": "Parquet", **dict.fromkeys(_TEXT, "text")}
+_PARQUET_ROWS = 1024  # in memory at once
 
 DAMAGE = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
 """What reading a damaged file raises."""
@@ -29,6 +38,30 @@ def decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
     if compression == "xz":  # which Arrow has not
         return lzma.LZMAFile(raw)
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)) if compression else raw
+
+
+def expand(patterns: Sequence[str], option: str = "--input") -> list[str]:
+    """The files and URLs that paths and globs name, sorted, each once.
+
+    Raises:
+        InputError: a pattern names none.
+    """
+    found: set[str] = set()
+    for pattern in patterns:
+        if is_url(pattern):
+            matches = url_glob(pattern)
+        else:  # a name may hold brackets
+            matches = [pattern] if os.path.isfile(pattern) else [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
+        if not matches:
+            raise InputError(f"{option} {pattern!r}: no such file; give a file or a quoted glob")
+        found.update(matches)
+    return sorted(found)
+
+
+def input_hashes(files: Sequence[str]) -> dict[str, str]:
+    """File name to sha256, for a recipe; the whole path where two files in different folders have one name."""
+    same = Counter(os.path.basename(f) for f in files)
+    return {f if same[name] > 1 else name: sha256_file(localised_file(f)) for f in files for name in [os.path.basename(f)]}
 
 
 @contextmanager
@@ -47,24 +80,58 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and object of each line of a JSONL file; empty lines are skipped.
+    """Number (line or row, from 1) and object of each record of a file; empty lines are skipped.
+
+    A file is JSONL or one JSON list, Parquet (`.parquet`), or plain text (`.txt`, `.text`, `.md`: one document, with nothing but `text`).
 
     Raises:
-        InputError: a line is not a JSON object in UTF-8, or the file is damaged.
+        InputError: a record is not a JSON object in UTF-8, or the file is damaged.
     """
-    with opened(path) as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
+    stem, ending = os.path.splitext(path.lower())
+    if ending in COMPRESSIONS:
+        ending = os.path.splitext(stem)[1]
+    with opened(path) as stream:
+        try:
+            if ending == ".parquet":
+                yield from enumerate(_table_rows(stream), 1)
+            elif ending in _TEXT:
+                yield 1, {"text": stream.read().decode("utf-8-sig")}
+            elif cast(io.BufferedReader, stream).peek(1)[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
+                for number, row in enumerate(json.load(stream), 1):
+                    yield number, _object(row, path, number)
+            else:
+                yield from _line_rows(stream, path)
+        except (InputError, *DAMAGE):
+            raise
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: not {_NAMES.get(ending, 'JSON')} in UTF-8 ({error}); make it anew, or download it again") from error
+
+
+def _table_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    for batch in pq.ParquetFile(stream).iter_batches(_PARQUET_ROWS):
+        yield from batch.to_pylist()
+
+
+def _line_rows(lines: IO[bytes], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
             shown = line[:60].decode("utf-8", "replace")
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-                json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate could not be written again
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"{path}:{number}: {shown!r}: not JSON in UTF-8 ({error}); expected one object a line") from error
-            if not isinstance(row, dict):
-                raise InputError(f"{path}:{number}: {shown!r}: expected a JSON object")
-            yield number, row
+            raise InputError(f"{path}:{number}: {shown!r}: not JSON in UTF-8 ({error}); expected one object a line") from error
+        yield number, _object(row, path, number)
+
+
+def _object(row: Any, path: str, number: int) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise InputError(f"{path}:{number}: {row!r:.60}: expected a JSON object")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # a lone surrogate, which could not be written again
+        raise InputError(f"{path}:{number}: {row!r:.60}: not JSON in UTF-8 ({error}); expected whole characters") from error
+    return row
 
 
 def to_document(row: Mapping[str, Any], source: str, line: int) -> Document:

@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from clara.artefact import atomic_write
 from clara.errors import InputError
@@ -77,10 +78,16 @@ class LoraPair(nn.Module):
 class RoutedLinear(nn.Module):
     """A frozen linear layer with any number of adapters; the pass says which one is added."""
 
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base: nn.Linear | Conv1D) -> None:
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of inputs and outputs; GPT-2's layers hold their matrix the other way round."""
+        num_rows, num_columns = self.base.weight.shape
+        return (num_rows, num_columns) if isinstance(self.base, Conv1D) else (num_columns, num_rows)
 
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output under the current route."""
@@ -94,7 +101,7 @@ class RoutedLinear(nn.Module):
 
 def install(trunk: nn.Module) -> dict[str, RoutedLinear]:
     """Replace every linear layer below `trunk` by a routed one. Returns them by their path."""
-    found = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear)}
+    found = {name: module for name, module in trunk.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     routed_layers = {}
     for name, linear in found.items():
         parent, _, child = name.rpartition(".")
@@ -106,9 +113,8 @@ def install(trunk: nn.Module) -> dict[str, RoutedLinear]:
 def add_adapter(layers: dict[str, RoutedLinear], adapter: str, *, rank: int, alpha: float, dropout: float) -> None:
     """A fresh adapter (B = 0: no change of the LM) on every routed layer."""
     for layer in layers.values():
-        base = layer.base
-        pair = LoraPair(base.in_features, base.out_features, rank=rank, scale=alpha / rank, dropout=dropout)
-        layer.adapters[adapter] = pair.to(base.weight.device)
+        pair = LoraPair(*layer.sizes, rank=rank, scale=alpha / rank, dropout=dropout)
+        layer.adapters[adapter] = pair.to(layer.base.weight.device)
 
 
 def copy_adapter(layers: dict[str, RoutedLinear], source: str, target: str) -> None:
@@ -164,7 +170,7 @@ def save_adapter(
         "lora_alpha": alpha,
         "lora_dropout": dropout,
         "bias": "none",
-        "fan_in_fan_out": False,
+        "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
         "inference_mode": True,
         "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
     }

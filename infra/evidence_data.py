@@ -19,7 +19,7 @@ from typing import Any
 from clara import artefact
 from clara.artefact import hash_of
 from clara.bm25 import Bm25
-from clara.corpus import read_rows
+from clara.corpus import input_hashes, read_rows
 from clara.errors import InputError, command_line
 from clara.examples import Example, write_examples
 from clara.metrics import normalise_answer
@@ -27,7 +27,7 @@ from clara.questions import Question, write_questions
 from clara.records import Document
 from pipelines.build_examples import example_id, scp_examples
 from pipelines.build_questions import convert_files, corpus_rows
-from pipelines.corpus_files import input_hashes, write_jsonl
+from pipelines.corpus_files import write_jsonl
 from pipelines.question_formats import FORMATS
 
 TRAIN = ("2wiki", "2wiki/2wiki_train_sample.json")

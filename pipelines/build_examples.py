@@ -23,11 +23,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clara import artefact
-from clara.corpus import read_rows, to_document
+from clara.corpus import expand, input_hashes, read_rows, to_document
 from clara.errors import InputError, command_line
 from clara.examples import Example, write_examples
 from clara.records import Document, document_id, normalise
-from pipelines.corpus_files import expand, input_hashes
 from pipelines.locks import locked
 from pipelines.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
 
@@ -187,7 +186,7 @@ def scp_examples(rows: Iterable[tuple[str, int, Mapping[str, Any]]]) -> tuple[li
 
 
 def read_described(files: Sequence[str]) -> Iterator[tuple[Document, str]]:
-    """Documents of JSONL files, each id once, with the `description` where there is one."""
+    """Documents of files, each id once, with the `description` where there is one."""
     seen = set()
     for path in files:
         for line, row in read_rows(path):
@@ -202,7 +201,9 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="python -m pipelines.build_examples", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--input", required=True, nargs="+", metavar="FILE", help="JSONL files or quoted globs")
+    found.add_argument(
+        "--input", required=True, nargs="+", metavar="FILE", help="JSONL, Parquet or plain text files, compressed ones too, or quoted globs"
+    )
     found.add_argument("--output", required=True, metavar="DIR", help="EXAMPLES to write")
     found.add_argument(
         "--format",

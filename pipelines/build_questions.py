@@ -22,13 +22,14 @@ import numpy as np
 
 from clara import artefact
 from clara.bm25 import Bm25
+from clara.corpus import expand, input_hashes
 from clara.errors import InputError, command_line
 from clara.metrics import ranking_metrics
 from clara.questions import Question, write_questions
 from clara.records import Document, document_id, input_text
 from clara.storage import exists
 from pipelines.cloze import ClozeSettings, cloze_questions
-from pipelines.corpus_files import expand, input_hashes, read_corpus, write_jsonl
+from pipelines.corpus_files import read_corpus, write_jsonl
 from pipelines.locks import locked
 from pipelines.question_formats import FORMATS, Format, Published
 

@@ -62,6 +62,8 @@ def field(row: Row, name: str, kind: type, where: str) -> Any:
     Raises:
         InputError: it is missing or of another type.
     """
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: {row!r:.80} where an object with {name!r} is expected; is --format right?")
     if name not in row:
         raise InputError(f"{where}: no field {name!r} (there are {', '.join(sorted(row)) or 'none'}); is --format right?")
     if not isinstance(row[name], kind):
@@ -74,6 +76,19 @@ def texts(values: Any, name: str, where: str) -> tuple[str, ...]:
     if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
         raise InputError(f"{where}: {name} is {values!r:.80}; expected a list of strings")
     return tuple(dict.fromkeys(t for v in values if (t := normalise(v))))
+
+
+def ids(values: Any, name: str, where: str) -> tuple[str, ...]:
+    """Document ids as a corpus has them, where they may be integers; each once."""
+    if not isinstance(values, list | tuple) or not all(isinstance(v, str | int) for v in values):
+        raise InputError(f"{where}: {name} is {values!r:.80}; expected a list of document ids, strings or integers as in the corpus")
+    return tuple(dict.fromkeys(str(v) for v in values if v != ""))
+
+
+def given_id(row: Row, question: str) -> str:
+    """The id that a row brings, or one made of its question."""
+    found = next((row[name] for name in ("_id", "id") if row.get(name) not in (None, "")), None)
+    return hashed_id(question) if found is None else str(found)
 
 
 def question_and_answers(row: Row, answers: Any, where: str) -> tuple[str, tuple[str, ...]]:
@@ -99,43 +114,39 @@ def hashed_id(question: str) -> str:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def json_rows(path: str) -> Iterator[tuple[str, Row]]:
-    """Questions of a file that holds one JSON list, or one object a line.
+def plain_rows(path: str) -> Iterator[tuple[str, Row]]:
+    """Questions of a file that holds one JSON list, one object a line, or a Parquet table.
+
+    Raises:
+        InputError: none of them.
+    """
+    yield from ((f"{path}:{number}", row) for number, row in read_rows(path))
+
+
+def squad_rows(path: str) -> Iterator[tuple[str, Row]]:
+    """Questions of a SQuAD file, each with its paragraph's title and text: nested as published, or one row a question as dataset hubs have it.
 
     Raises:
         InputError: neither of both.
     """
-    with opened(path) as stream:
-        first = stream.read(256).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if first != b"[":
-        yield from ((f"{path}:{line}", row) for line, row in read_rows(path))
+    try:
+        with opened(path) as stream:
+            whole = json.load(stream)
+        json.dumps(whole, ensure_ascii=False).encode()  # a lone surrogate could not be written again
+    except InputError:
+        raise
+    except (ValueError, RecursionError):
+        whole = None  # no single JSON value: a line or a Parquet row for each question
+    if not isinstance(whole, dict) or "context" in whole:
+        yield from plain_rows(path)
         return
     try:
-        with opened(path) as stream:
-            rows = json.load(stream)
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); download it again") from error
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise InputError(f"{path} row {number}: {row!r:.60}; expected an object")
-        yield f"{path} row {number}", row
-
-
-def squad_rows(path: str) -> Iterator[tuple[str, Row]]:
-    """Questions of a SQuAD file, each with its paragraph's title and text.
-
-    Raises:
-        InputError: not the nesting data > paragraphs > qas.
-    """
-    try:
-        with opened(path) as stream:
-            articles = json.load(stream)["data"]
-        for article in articles:
-            title = str(article.get("title", "")).replace("_", " ")
+        for article in whole["data"]:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
-                    yield f"{path} question {question['id']}", {**question, "title": title, "context": paragraph["context"]}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    row = {**question, "title": article.get("title", ""), "context": paragraph["context"]}
+                    yield f"{path} question {question['id']}", row
+    except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path}: not SQuAD's JSON ({error!r}); expected data > paragraphs > context and qas, or another --format"
         ) from error
@@ -157,14 +168,15 @@ def convert_hotpotqa(row: Row, where: str) -> Published:
         raise InputError(f"{where}: context or supporting_facts is malformed ({error!r}); expected [[title, [sentence, …]], …]") from error
     hops = fact_hops(str(row.get("type", "")), question, list(dict.fromkeys(named)))
     paragraphs = tuple(Paragraph(title, text, title in hops, hops.get(title, UNKNOWN)) for title, text in pairs if text)
-    return Published(str(row.get("_id") or row.get("id") or hashed_id(question)), question, answers, paragraphs)
+    return Published(given_id(row, question), question, answers, paragraphs)
 
 
 def convert_musique(row: Row, where: str) -> Published:
     """MuSiQue: `paragraphs` with `is_supporting`, aliases beside the answer."""
     if not row.get("answerable", True):
         raise InputError(f"{where}: answerable is false; use MuSiQue-Ans, or --skip-bad")
-    question, answers = question_and_answers(row, [field(row, "answer", str, where), *row.get("answer_aliases", [])], where)
+    aliases = texts(row.get("answer_aliases") or (), "answer_aliases", where)
+    question, answers = question_and_answers(row, [field(row, "answer", str, where), *aliases], where)
     paragraphs = []
     hops = decomposition_hops(row.get("question_decomposition") or [], where)
     for number, paragraph in enumerate(field(row, "paragraphs", list, where)):
@@ -173,14 +185,19 @@ def convert_musique(row: Row, where: str) -> Published:
         if text:
             title, hop = normalise(field(paragraph, "title", str, inside)), hops.get(paragraph.get("idx", number), UNKNOWN)
             paragraphs.append(Paragraph(title, text, bool(paragraph.get("is_supporting")), hop))
-    return Published(str(row.get("id") or hashed_id(question)), question, answers, tuple(paragraphs))
+    return Published(given_id(row, question), question, answers, tuple(paragraphs))
 
 
 def convert_squad(row: Row, where: str) -> Published:
     """SQuAD: the paragraph is the document; it has no pool of its own."""
-    answers = [field(answer, "text", str, where) for answer in field(row, "answers", list, where)]
+    given = row.get("answers")
+    if isinstance(given, dict):  # columns, as dataset hubs have them
+        answers = given.get("text")
+    else:
+        answers = [field(answer, "text", str, where) for answer in field(row, "answers", list, where)]
     question, kept = question_and_answers(row, answers, where)
-    document = Paragraph(normalise(row["title"]), normalise(field(row, "context", str, where)), True)
+    title = str(row.get("title") or "").replace("_", " ")
+    document = Paragraph(normalise(title), normalise(field(row, "context", str, where)), True)
     return Published(str(field(row, "id", str, where)), question, kept, (document,))
 
 
@@ -196,15 +213,15 @@ def convert_jsonl(row: Row, where: str) -> Published:
     if answers is None:
         raise InputError(f"{where}: no field 'answers' or 'answer' (there are {', '.join(sorted(row))})")
     question, kept = question_and_answers(row, [answers] if isinstance(answers, str) else answers, where)
-    ids = [texts(row.get(name) or [], name, where) for name in ("positive_ids", "candidate_ids")]
-    return Published(str(row.get("id") or hashed_id(question)), question, kept, (), *ids)
+    named = [ids(row.get(name) or [], name, where) for name in ("positive_ids", "candidate_ids")]
+    return Published(given_id(row, question), question, kept, (), *named)
 
 
 FORMATS: dict[str, Format] = {
-    "jsonl": Format(json_rows, convert_jsonl),
-    "hotpotqa": Format(json_rows, convert_hotpotqa, is_pool=True, has_documents=True),
-    "2wiki": Format(json_rows, convert_hotpotqa, is_pool=True, has_documents=True),
-    "musique": Format(json_rows, convert_musique, is_pool=True, has_documents=True),
+    "jsonl": Format(plain_rows, convert_jsonl),
+    "hotpotqa": Format(plain_rows, convert_hotpotqa, is_pool=True, has_documents=True),
+    "2wiki": Format(plain_rows, convert_hotpotqa, is_pool=True, has_documents=True),
+    "musique": Format(plain_rows, convert_musique, is_pool=True, has_documents=True),
     "squad": Format(squad_rows, convert_squad, has_documents=True),
-    "nq-open": Format(json_rows, convert_nq_open),
+    "nq-open": Format(plain_rows, convert_nq_open),
 }

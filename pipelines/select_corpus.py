@@ -14,11 +14,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from clara.corpus import read_rows, to_document
+from clara.corpus import expand, read_rows, to_document
 from clara.errors import InputError, command_line
 from clara.records import Document
 from pipelines.cloze import ClozeSettings, cloze_questions, find_bridges, split_of
-from pipelines.corpus_files import expand, read_corpus, write_jsonl
+from pipelines.corpus_files import read_corpus, write_jsonl
 
 
 def densest(edges: Iterable[tuple[str, str]], nodes: Sequence[str], number: int, cap: int, seed: int = 0) -> set[str]:
@@ -93,7 +93,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m pipelines.select_corpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--input", required=True, nargs="+", metavar="FILE", help="corpus: JSONL files or quoted globs")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="FILE", help="corpus: JSONL, Parquet or plain text files, or quoted globs"
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL to write: the chosen lines with all their fields")
     parser.add_argument("--documents", type=int, default=1000, help="articles to keep (default: 1000)")
     parser.add_argument("--max-per-target", type=int, default=standard.max_per_target, help="as for build_questions (default: %(default)s)")

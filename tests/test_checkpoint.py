@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from clara import artefact
-from clara.checkpoint import load_checkpoint, save_checkpoint
+from clara.backbone import tokenizer_hash
+from clara.checkpoint import fresh_model, load_checkpoint, save_checkpoint
 from clara.config import Backbone
 from clara.errors import InputError
 from clara.lora import Route
@@ -213,3 +214,26 @@ def test_another_kind_of_artefact_is_an_error(copy: Path):
 def test_a_device_that_is_not_there_is_an_error(copy: Path):
     with pytest.raises(InputError, match="no CUDA device here"):
         load_checkpoint(copy, FLOAT32, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", b"\x08\x00\x00\x00\x00\x00\x00\x00{}", "cannot be loaded"),
+        ("config.json", b'{"model_type": "no such model"}', "cannot be loaded"),
+        ("config.json", b"{", "cannot be loaded"),
+        ("tokenizer.json", b"{}", "its tokenizer cannot be read"),
+        ("tokenizer.json", b'{"version": ', "its tokenizer cannot be read"),
+    ],
+)
+def test_a_damaged_model_folder_is_an_error_that_names_it(tmp_path: Path, file: str, content: bytes, message: str):
+    folder = tiny.write_backbone(tmp_path / "base")
+    (folder / file).write_bytes(content)
+    with pytest.raises(InputError, match=f"{folder}.*{message}"):
+        fresh_model(tiny.settings(folder))
+
+
+def test_a_tokenizer_that_is_no_json_is_named(tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_text('{"version": ')
+    with pytest.raises(InputError, match=r"tokenizer\.json: not JSON"):
+        tokenizer_hash(tmp_path)

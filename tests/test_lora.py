@@ -27,7 +27,7 @@ def test_without_an_adapter_the_trunk_is_the_plain_lm(tiny_model: ClaraModel, ti
         torch.testing.assert_close(tiny_model.backbone.logits(hidden), plain(ids).logits)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi3", "gpt2"])
 @pytest.mark.parametrize("role", ROLES)
 def test_adapters_load_in_peft_and_give_the_same_states(tmp_path: Path, family: str, role: str):
     folder = tiny.write_backbone(tmp_path / family, family)
@@ -36,9 +36,11 @@ def test_adapters_load_in_peft_and_give_the_same_states(tmp_path: Path, family: 
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
-        plain = base.model(ids).last_hidden_state
+        plain = base.get_decoder()(ids).last_hidden_state
         ours = model.backbone.trunk(model.backbone.embed(ids), Route(role))
-        theirs = PeftModel.from_pretrained(base, tmp_path / "checkpoint" / role).eval().get_base_model().model(ids).last_hidden_state
+        theirs = (
+            PeftModel.from_pretrained(base, tmp_path / "checkpoint" / role).eval().get_base_model().get_decoder()(ids).last_hidden_state
+        )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert (ours - plain).abs().max() > 0.01
 
@@ -105,7 +107,7 @@ def test_V12_number_of_parameters(tiny_model: ClaraModel):
 
 
 def test_a_model_without_linear_layers_is_an_error():
-    lm = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2))
+    lm = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=0, n_head=2))
     with pytest.raises(InputError, match="no linear layer"):
         Backbone(lm, rank=2, alpha=4.0, dropout=0.0, adapters=ROLES)
 

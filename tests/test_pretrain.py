@@ -253,6 +253,14 @@ def test_a_document_whose_id_is_zero_keeps_it(tmp_path: Path):
     assert read_documents(str(tmp_path / "corpus.jsonl"), {"0"}) == {"0": "Nought."}
 
 
+def test_documents_are_read_from_all_files_of_a_glob(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"id": name, "text": f"About {name}."}) + "\n")
+    assert read_documents(str(tmp_path / "*.jsonl"), {"a", "b"}) == {"a": "About a.", "b": "About b."}
+    with pytest.raises(InputError, match=r"corpus .*none\*.*no such file"):
+        read_documents(str(tmp_path / "none*"), {"a"})
+
+
 def test_documents_are_read_by_id(corpus_file: Path):
     found = read_documents(str(corpus_file), {"doc-03", "doc-07"})
     assert found == {name: f"{ROWS[n]['title']}\n{ROWS[n]['text']}" for name, n in (("doc-03", 3), ("doc-07", 7))}

@@ -356,7 +356,7 @@ def test_retrieval_figures_count_pools_and_choices(tiny_model: ClaraModel):
 @pytest.mark.parametrize(
     ("template", "pad"), [(tiny.CHATML, True), (tiny.CHATML, False), (tiny.WITHOUT_SYSTEM, True), (tiny.WITHOUT_SYSTEM, False)]
 )
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi3", "gpt2"])
 def test_model_families_run_every_stage_with_and_without_system_role_and_pad_token(tmp_path: Path, family: str, template: str, pad: bool):
     model = tiny.build_model(tiny.write_backbone(tmp_path, family, template=template, pad=pad))
     if not pad:

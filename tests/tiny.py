@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -39,6 +41,7 @@ _FAMILIES = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "phi3": (Phi3Config, Phi3ForCausalLM),
+    "gpt2": (GPT2Config, GPT2LMHeadModel),
 }
 _CITIES = ("Arlen", "Brask", "Corvo", "Delmar", "Estry", "Fenwick", "Garlo", "Hestia", "Irvine", "Jorvik")
 _RIVERS = ("Tamo", "Ulver", "Vessa", "Wend")

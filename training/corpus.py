@@ -1,6 +1,6 @@
-"""Documents by id from the corpus file that questions point into."""
+"""Documents by id from the corpus that questions point into."""
 
-from clara.corpus import read_rows, to_document
+from clara.corpus import expand, read_rows, to_document
 from clara.errors import InputError
 from clara.records import input_text
 
@@ -9,17 +9,18 @@ def read_documents(path: str, wanted: set[str]) -> dict[str, str]:
     """What the compressor reads of each wanted document: its title and text.
 
     Args:
-        path: JSONL with `id` (else the content's hash is taken), `title`, `text`.
+        path: a file as of `read_rows`, or a glob of several, with `id` (else the content's hash is taken), `title`, `text`.
         wanted: document ids.
 
     Raises:
         InputError: the file or a wanted document is missing, or a line is not such a JSON object.
     """
     found = {}
-    for line, row in read_rows(path):
-        document = to_document(row, path, line)
-        if document.id in wanted:
-            found[document.id] = input_text(document.title, document.text)
+    for file in expand([path], "corpus"):
+        for line, row in read_rows(file):
+            document = to_document(row, file, line)
+            if document.id in wanted:
+                found[document.id] = input_text(document.title, document.text)
     missing = sorted(wanted - found.keys())
     if missing:
         raise InputError(

@@ -20,9 +20,9 @@ from clara import artefact, lora
 from clara.backbone import weights_hash
 from clara.checkpoint import fresh_model, load_checkpoint, save_checkpoint
 from clara.config import Config, Instruct, load, require
+from clara.corpus import expand, input_hashes
 from clara.errors import InputError, command_line
 from clara.examples import read_examples
-from clara.localise import localised_file
 from clara.model import GENERATOR, ClaraModel
 from clara.questions import read_questions
 from clara.storage import require_local
@@ -43,7 +43,8 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
     """
     inputs = {name: artefact.manifest_hash(path) for name in ("checkpoint", "examples", "questions") if (path := getattr(config, name))}
     if config.corpus:
-        inputs["corpus"] = artefact.sha256_file(localised_file(config.corpus))
+        hashes = input_hashes(expand([config.corpus], "corpus"))
+        inputs["corpus"] = artefact.hash_of(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
         inputs["backbone"] = weights_hash(config.backbone.path)
     settings = config.model_dump(include={"seed", "stage", "model", "prompts", config.stage})

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import towns
 import zstandard
@@ -197,18 +199,60 @@ def test_bad_rows_are_named_or_counted(tmp_path: Path, row: dict[str, Any], mess
     [
         ("hotpotqa", "{broken", "not JSON"),
         ("hotpotqa", "[broken", "not JSON"),
-        ("hotpotqa", "[3]", "expected an object"),
+        ("hotpotqa", "[3]", ":1: 3: expected a JSON object"),
         ("squad", '{"rows": []}', "not SQuAD's JSON"),
         ("nq-open", '{"question": "Who?", "answer": "Ada"}', "answer is 'Ada'; expected list"),
         ("musique", '{"question": "Who?", "answer": "", "answerable": false}', "answerable is false"),
         ("hotpotqa", '{"question": "Who?", "answer": "Ada", "context": [["only a title"]]}', "malformed"),
         ("jsonl", "", "no question in it"),
+        ("jsonl", '[{"question": "\\ud800?", "answer": "Ada"}]', "not JSON in UTF-8"),
+        (
+            "squad",
+            '{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "1", "question": "\\ud800", "answers": []}]}]}]}',
+            "not JSON in UTF-8",
+        ),
+        (
+            "squad",
+            '{"id": "1", "title": "", "context": "a", "question": "Who?", "answers": [5]}',
+            "5 where an object with 'text' is expected",
+        ),
+        ("musique", '{"question": "Who?", "answer": "Ada", "paragraphs": ["a"]}', "'a' where an object with 'paragraph_text' is expected"),
+        ("musique", '{"question": "Who?", "answer": "Ada", "answer_aliases": "Adam", "paragraphs": []}', "answer_aliases is 'Adam'"),
+        ("jsonl", '{"question": "Who?", "answer": "Ada", "positive_ids": 3}', "positive_ids is 3; expected a list"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, form: str, content: str, message: str) -> None:
     (tmp_path / "input").write_text(content, encoding="utf-8")
     with pytest.raises(InputError, match=message):
         main(["--input", str(tmp_path / "input"), "--format", form, "--output", str(tmp_path / "out")])
+
+
+def test_ids_are_taken_as_a_corpus_has_them(tmp_path: Path) -> None:
+    """Whole numbers, nought among them, and white space, which `build_memory` leaves as it is."""
+    rows = [{"id": 0, "question": "Who was first?", "answers": ["Ada"], "positive_ids": [0, 7, " a  b "], "candidate_ids": [7, 0, "x"]}]
+    (question,) = build(tmp_path, "jsonl", rows, lines=True)
+    assert (question.question_id, question.positive_ids, set(question.candidate_ids)) == ("0", ("0", "7", " a  b "), {"0", "7", "x"})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_tables_as_dataset_hubs_publish_them(tmp_path: Path, kind: str) -> None:
+    """One row a question, columns in place of lists of objects; the same questions as from the published files."""
+    given = SQUAD["data"][0]["paragraphs"][0]
+    asked = given["qas"][0]
+    squad = {"id": asked["id"], "title": SQUAD["data"][0]["title"], "context": given["context"], "question": asked["question"],
+             "answers": {"text": [a["text"] for a in asked["answers"]], "answer_start": [0] * len(asked["answers"])}}  # fmt: skip
+    facts, context = HOTPOT["supporting_facts"], HOTPOT["context"]
+    hotpot = HOTPOT | {"supporting_facts": {"title": [t for t, _ in facts], "sent_id": [n for _, n in facts]},
+                       "context": {"title": [t for t, _ in context], "sentences": [s for _, s in context]}}  # fmt: skip
+    for form, row, published in (("squad", squad, SQUAD), ("hotpotqa", hotpot, HOTPOT)):
+        file = tmp_path / f"{form}.{kind}"
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist([row]), file)
+        else:
+            file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+        assert main(["--input", str(file), "--format", form, "--output", str(tmp_path / form)]) == 0
+        (tmp_path / f"{form}-published").mkdir()
+        assert read_questions(tmp_path / form) == build(tmp_path / f"{form}-published", form, published)
 
 
 def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:

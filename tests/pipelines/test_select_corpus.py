@@ -1,14 +1,20 @@
 """select_corpus, corpus files and the embedded corpus."""
 
+import bz2
+import gzip
 import importlib.util
 import itertools
 import json
+import lzma
 import random
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import towns
 
+from clara.corpus import expand, input_hashes
 from clara.errors import InputError
 from clara.records import Document, document_id
 from pipelines.build_examples import Settings, corpus_examples
@@ -104,6 +110,45 @@ def test_other_encodings_are_named(tmp_path: Path) -> None:
 def test_ids_may_be_numbers_and_titles_missing(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"id": 0, "title": null, "text": "a"}\n{"id": null, "text": "b"}\n', encoding="utf-8")
     assert [(d.id, d.title) for d in read_corpus([str(tmp_path / "c.jsonl")])] == [("0", ""), (document_id("", "b"), "")]
+
+
+@pytest.mark.parametrize("name", ["c.jsonl.gz", "c.jsonl.bz2", "c.jsonl.xz", "c.json", "c.parquet", "c[1].txt"])
+def test_a_corpus_is_read_from_all_that_build_memory_reads(tmp_path: Path, name: str) -> None:
+    rows = [{"id": "1", "title": "", "text": "One é."}, {"id": "2", "title": "T", "text": "Two."}]
+    file = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), file)
+    elif name.endswith("txt"):
+        file.write_text("\ufeffOne é.\n", encoding="utf-8")
+    elif name.endswith("json"):
+        file.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    else:
+        pack = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}[name.rpartition(".")[2]]
+        file.write_bytes(pack("".join(json.dumps(row) + "\n" for row in rows).encode()))
+    found = read_corpus(expand([str(file)]))
+    expected = [("One é.", ""), ("Two.", "T")] if not name.endswith("txt") else [("One é.", "")]
+    assert [(d.text, d.title) for d in found] == expected
+    if name != "c[1].txt":
+        assert [d.id for d in found] == ["1", "2"]
+
+
+@pytest.mark.parametrize("name", ["c.parquet", "c.jsonl.gz", "c.json", "c.txt"])
+def test_a_damaged_file_of_any_kind_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"PAR1[\xff\xfe")
+    with pytest.raises(InputError, match=rf"{name}.*(cannot be read|not JSON|not text)"):
+        read_corpus([str(tmp_path / name)])
+
+
+def test_files_of_one_name_in_different_folders_are_told_apart(tmp_path: Path) -> None:
+    """Else a changed one would not be missed."""
+    files = [str(tmp_path / name / "part.jsonl") for name in "ab"]
+    for file in files:
+        Path(file).parent.mkdir()
+        Path(file).write_text('{"text": "a"}\n', encoding="utf-8")
+    before = input_hashes(files)
+    Path(files[0]).write_text('{"text": "b"}\n', encoding="utf-8")
+    assert input_hashes(files) != before
+    assert list(input_hashes(files[:1])) == ["part.jsonl"]  # wherever it lies
 
 
 def test_an_article_as_a_row() -> None:
