@@ -137,6 +137,10 @@ def _add_tokens(backbone: Backbone, directory: Path, entry: Mapping[str, Any]) -
 
 
 def _check_device(device: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r}: no kind of device that torch knows; give 'cpu' or 'cuda'") from error
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise InputError(f"device {device!r}: no CUDA device here; ask for 'cpu', or run where there is one")
 

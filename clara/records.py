@@ -42,6 +42,15 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", " ".join(text.split()))
 
 
+def encodable(text: str) -> bool:
+    """Whether a text holds whole characters only: a lone surrogate (of broken UTF-8 on a command line, say) can be neither tokenised nor written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def chunk_id(title: str, text: str) -> str:
     """Sixty-four hexadecimal digits that depend on the normalised title and text only."""
     return hashlib.sha256(f"{normalise(title)}\n{normalise(text)}".encode()).hexdigest()

@@ -22,6 +22,7 @@ from clara.fingerprint import Fingerprint, of_checkpoint
 from clara.memory import Ids, MemoryStore
 from clara.mixed import check_accepted, shard_fingerprints
 from clara.model import ClaraModel
+from clara.records import encodable
 from clara.topk import flattened_cosine
 
 if TYPE_CHECKING:
@@ -88,12 +89,14 @@ class Retriever:
             index: INDEX over that MEMORY.
             backbone: folder of the LM; empty: the one that the checkpoint names or holds.
             device: where the model computes.
-            first_level: L, rows that the index hands to the exact score.
+            first_level: L, rows that the index hands to the exact score; at least 1.
             accept_stale: take a MEMORY that other compressors made, to measure what staleness costs; all other fields must agree.
 
         Raises:
             InputError: one of them is unfinished or damaged, or they do not belong together.
         """
+        if first_level < 1:
+            raise InputError(f"first_level is {first_level}; expected 1 row or more")
         manifest = read_manifest(memory, "MEMORY")
         found = Fingerprint.from_dict(manifest["fingerprint_fields"], f"{memory}/manifest.json fingerprint_fields")
         expected = of_checkpoint(
@@ -186,11 +189,13 @@ class Retriever:
             max_new_tokens: longest answer.
 
         Raises:
-            InputError: a question is empty, or K is not between 1 and the number of rows.
+            InputError: a question is empty or no Unicode, K is not between 1 and the number of rows, or no token is asked for.
         """
         for number, question in enumerate(questions, 1):
-            if not question.strip():
-                raise InputError(f"question {number} is {question!r}; expected some text")
+            if not question.strip() or not encodable(question):
+                raise InputError(f"question {number} is {question!r}; expected some text, in whole characters (UTF-8)")
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
         if not 1 <= num_selected <= len(self.store):
             raise InputError(
                 f"num_selected is {num_selected}, the MEMORY holds {len(self.store)} rows; choose a number from 1 to {len(self.store)}"

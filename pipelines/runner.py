@@ -93,7 +93,12 @@ def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
     if runner == spark.RUNNER:
         spark.preflight(options)
     if runner != LOCAL:
-        return beam.Pipeline(options=options)
+        try:
+            return beam.Pipeline(options=options)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise InputError(
+                f"--runner {runner}: Beam makes no pipeline for it ({error}); give {LOCAL}, or a runner that is installed here"
+            ) from error
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     environment = None
     if options.view_as(DirectOptions).direct_num_workers > 1:

@@ -86,6 +86,10 @@ def test_refuses_empty_questions_and_impossible_k(retriever: Retriever) -> None:
     for num_selected in (0, len(retriever.store) + 1):
         with pytest.raises(InputError, match=f"num_selected is {num_selected}, the MEMORY holds {len(retriever.store)} rows"):
             retriever.ask(["What?"], num_selected=num_selected)
+    with pytest.raises(InputError, match=r"question 1 is 'a\\udc80'; expected .*UTF-8"):
+        retriever.ask(["a\udc80"])
+    with pytest.raises(InputError, match="max_new_tokens is 0"):
+        retriever.ask(["What?"], max_new_tokens=0)
 
 
 def test_another_compressors_memory_is_refused_unless_staleness_is_measured(world: World, tiny_backbone: Path, tmp_path: Path) -> None:
@@ -128,8 +132,17 @@ def test_command_refuses(world: World, tmp_path: Path) -> None:
     artefacts = ["--checkpoint", str(world.checkpoint), "--memory", str(world.memory)]
     with pytest.raises(InputError, match="no question given"):
         ask.main(artefacts)
+    for extra, message in ((["--device", "tpux"], "no kind of device"), (["--first-level", "0"], "first_level is 0")):
+        with pytest.raises(InputError, match=message):
+            ask.main([*artefacts, *extra, "Who?"])
     half = tmp_path / "half"
     shutil.copytree(world.memory, half)
+    for field in ("files", "made_by", "fingerprint_fields"):
+        manifest = json.loads((world.memory / "manifest.json").read_text(encoding="utf-8"))
+        del manifest[field]
+        (half / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"half/manifest\.json: {field} missing"):
+            ask.main(["--checkpoint", str(world.checkpoint), "--memory", str(half), "Who?"])
     (half / "manifest.json").unlink()
     with pytest.raises(InputError, match=r"half: no manifest\.json"):
         ask.main(["--checkpoint", str(world.checkpoint), "--memory", str(half), "Who?"])

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from clara.errors import InputError, command_line
 from clara.metrics import PairedTest, paired_test
 from training.evaluation.report import PER_QUESTION
-from training.evaluation.store import open_store
+from training.evaluation.store import check_names, open_store
 from training.register import EVALUATION
 
 if TYPE_CHECKING:
@@ -157,6 +157,7 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     if not 0 < options.level < 1:
         raise InputError(f"--level is {options.level}; expected a number between 0 and 1")
+    check_names(options.name, options.alias)
     client = open_store(options.tracking_uri)
     challenger = model_version(client, options.name, options.version)
     champion = holder(client, options.name, options.alias)

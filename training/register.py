@@ -23,7 +23,7 @@ from clara.localise import localised
 from clara.storage import Name, absolute, is_url, uri
 from training.curves import draw
 from training.evaluation.report import REPORT
-from training.evaluation.store import experiment_id, log_all, open_store
+from training.evaluation.store import check_names, experiment_id, log_all, open_store
 from training.evaluation.track import metrics_of
 from training.metrics import read
 from training.pruning import pin
@@ -238,6 +238,10 @@ def settings_evaluated(evaluation: Path) -> Mapping[str, Any]:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
+    check_names(options.name)
+    for name, least in (("num_selected", 1), ("max_new_tokens", 1), ("first_level", 1)):
+        if (value := getattr(options, name)) is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
     options.checkpoint = localised(options.checkpoint, "CHECKPOINT")
     options.evaluation = localised(options.evaluation, "EVALUATION")
     for option, files in (("--pictures", options.pictures), ("--metrics", [options.metrics] if options.metrics else [])):

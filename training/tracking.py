@@ -62,13 +62,14 @@ class Tracker:
         """
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
 
         try:
             make_database(settings.uri, lambda new: MlflowClient(tracking_uri=new).search_experiments(max_results=1))
             self._client = MlflowClient(tracking_uri=settings.uri)
             self.run_id = self._find(settings, run_name, tags)
             logged = self._client.get_metric_history(self.run_id, "loss")
-        except (MlflowException, OSError) as error:
+        except (MlflowException, SQLAlchemyError, OSError) as error:
             raise InputError(
                 f"tracking.uri {settings.uri!r}: cannot be used ({error}); give sqlite:///PATH or a server's URL, or leave it empty"
             ) from error

@@ -410,3 +410,8 @@ def test_progress_counts_chunks_and_estimates_the_shards_that_have_not_begun(tmp
     stale = tmp_path / "shard-00000-of-00004" / PROGRESS
     os.utime(stale, (before - 10, before - 10))
     assert seen(tmp_path, before) == Seen(done=12, total=48, shards_done=1, num_shards=4)
+
+
+def test_a_runner_that_beam_does_not_know_is_told() -> None:
+    with pytest.raises(InputError, match=r"--runner Nope: Beam makes no pipeline for it .*give local"):
+        runner.make_pipeline(beam_options([], "Nope", 1), "Nope")

@@ -205,6 +205,33 @@ def test_a_changed_memory_is_refused_on_loading(world: World, evaluation: Path, 
     assert len(elsewhere.predict(QUESTIONS)) == 2
 
 
+@pytest.mark.parametrize("name", ["", "it's", "a/b", "a:b", "x" * 300])
+def test_names_that_mlflow_refuses_are_refused_ahead_of_the_work(world: World, evaluation: Path, store: str, name: str) -> None:
+    arguments = [name if a == MODEL else a for a in registration(world, evaluation, store, "before")]
+    with pytest.raises(InputError, match=r"--name .*none of them among"):
+        register.main(arguments)
+    with pytest.raises(InputError, match=r"--name .*none of them among"):
+        promote.main(["--name", name, "--version", "1", "--tracking-uri", store])
+
+
+@pytest.mark.parametrize("alias", ["", "v1", "Latest", "two words"])
+def test_aliases_that_mlflow_refuses_are_refused(store: str, alias: str) -> None:
+    with pytest.raises(InputError, match="--alias "):
+        promote.main(promotion(store, "1", "--alias", alias))
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("no database " * 400)
+    with pytest.raises(InputError, match=r"cannot be opened .*not a database"):
+        promote.main(promotion(f"sqlite:///{tmp_path / 'notes'}", "1"))
+
+
+def test_registration_refuses_numbers_that_answer_nothing(world: World, evaluation: Path, store: str) -> None:
+    for flag in ("--num-selected", "--max-new-tokens", "--first-level"):
+        with pytest.raises(InputError, match=f"{flag} is -2; expected 1 or more"):
+            register.main([*registration(world, evaluation, store, "before"), flag, "-2"])
+
+
 def test_registration_refuses_what_was_not_evaluated(world: World, evaluation: Path, store: str, tmp_path: Path) -> None:
     arguments = registration(world, evaluation, store, "before")
     swapped = [str(world.trained) if a == str(world.checkpoint) else a for a in arguments]

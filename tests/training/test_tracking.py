@@ -86,3 +86,9 @@ def test_store_that_cannot_be_used_is_refused(tmp_path: Path, tiny_checkpoint: P
     world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
     with pytest.raises(InputError, match=r"tracking\.uri 'nonsense://x'"):
         joint.main(["--launcher", "local", *world.sets(tmp_path / "out", tracking__uri="nonsense://x")])
+
+
+def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("no database " * 400)
+    with pytest.raises(InputError, match=r"tracking\.uri .*cannot be used .*not a database"):
+        Tracker(Tracking(uri=f"sqlite:///{tmp_path / 'notes'}"), "run", {}, {})

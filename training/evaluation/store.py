@@ -1,6 +1,7 @@
 """The MLflow store: opened by its URI, with artefacts beside a local database and never in the working directory."""
 
 import logging
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -11,6 +12,9 @@ from clara.experiments import artefact_location, make_database
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+_NOT_IN_NAMES, _LONGEST_NAME = "/:.%\"'", 256
+_ALIAS, _RESERVED_ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}"), re.compile(r"latest|v\d+")
+"""MLflow's own rules."""
 _PARAMS_A_CALL, _METRICS_A_CALL = 100, 1000
 """MLflow's own limits."""
 
@@ -23,6 +27,7 @@ def open_store(uri: str) -> "MlflowClient":
     """
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     if not uri:
         raise InputError("--tracking-uri is empty; give an MLflow store, as sqlite:///artefacts/mlflow.db or http://HOST:PORT")
@@ -34,9 +39,21 @@ def open_store(uri: str) -> "MlflowClient":
         mlflow.set_registry_uri(uri)
         client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
-    except (OSError, MlflowException) as error:
+    except (OSError, MlflowException, SQLAlchemyError) as error:
         raise InputError(f"--tracking-uri {uri!r}: cannot be opened ({error}); give a store that exists or can be made") from error
     return client
+
+
+def check_names(name: str, alias: str | None = None) -> None:
+    """Refuse what MLflow takes for no name of a model, or for no alias, ahead of the work.
+
+    Raises:
+        InputError: one of them.
+    """
+    if not name or set(name) & set(_NOT_IN_NAMES) or len(name) > _LONGEST_NAME:
+        raise InputError(f"--name {name!r:.60}: expected 1 to {_LONGEST_NAME} characters, none of them among {' '.join(_NOT_IN_NAMES)}")
+    if alias is not None and (not _ALIAS.fullmatch(alias) or _RESERVED_ALIAS.fullmatch(alias.lower())):
+        raise InputError(f"--alias {alias!r:.60}: expected letters, digits, - and _, and neither latest nor v with a number, as champion")
 
 
 def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
