@@ -20,7 +20,6 @@ from clara.storage import sha256_file as sha256_file
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _FIELDS = ("fingerprint", "counts", "files", "made_by")
-_FIELDS_OF = {"MEMORY": ("fingerprint_fields",)}
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pyarrow", "faiss-cpu", "bm25s")
 
 
@@ -159,7 +158,7 @@ def read_manifest(directory: storage.Name, kind: str | None = None) -> dict[str,
         raise InputError(f"{path}: not a manifest ({error!r}); make the {wanted} again") from error
     if kind is not None and found != kind:
         raise InputError(f"{directory}: holds {found}, expected {kind}; give the directory of a {kind}")
-    if missing := [name for name in (*_FIELDS, *_FIELDS_OF.get(found, ())) if name not in manifest]:
+    if missing := [name for name in _FIELDS if name not in manifest]:
         raise InputError(f"{path}: {', '.join(missing)} missing; take an intact {wanted}, or make it again")
     if version != FORMAT_VERSION:
         raise InputError(

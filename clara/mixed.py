@@ -20,7 +20,7 @@ def shard_fingerprints(manifest: Mapping[str, Any], where: str) -> list[Fingerpr
     Raises:
         InputError: fields are missing or unknown.
     """
-    newest = Fingerprint.from_dict(manifest["fingerprint_fields"], f"{where}/manifest.json fingerprint_fields")
+    newest = Fingerprint.from_dict(manifest.get("fingerprint_fields", {}), f"{where}/manifest.json fingerprint_fields")
     others = {
         name: Fingerprint.from_dict(fields, f"{where}/manifest.json {FIELD}.{name}") for name, fields in manifest.get(FIELD, {}).items()
     }

@@ -98,7 +98,7 @@ class Retriever:
         if first_level < 1:
             raise InputError(f"first_level is {first_level}; expected 1 row or more")
         manifest = read_manifest(memory, "MEMORY")
-        found = Fingerprint.from_dict(manifest["fingerprint_fields"], f"{memory}/manifest.json fingerprint_fields")
+        found = Fingerprint.from_dict(manifest.get("fingerprint_fields", {}), f"{memory}/manifest.json fingerprint_fields")
         expected = of_checkpoint(
             checkpoint,
             backbone=backbone,
