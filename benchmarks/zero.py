@@ -3,7 +3,8 @@
 python -m benchmarks.zero [--stages 1 2 3] [--ranks 2 4] [--hidden-size 512] [--layers 4] [--steps 3]
 
 A model with random weights, MEMORY and questions are made on the spot. Ranks are processes of this machine, DeepSpeed over gloo, on the CPU:
-what is measured is what each rank holds, not how fast it is.
+what is measured is what each rank holds, not how fast it is. Rows of the same model, steps and packages that stand in the results already are kept,
+so that a long run can be cut into several.
 """
 
 import argparse
@@ -143,6 +144,16 @@ def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str
     return "\n".join(lines)
 
 
+def measured_before(file: Path, about: Mapping[str, Any], steps: int) -> list[dict[str, Any]]:
+    """Rows of earlier results that belong into the same table."""
+    if not file.is_file():
+        return []
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if any(before.get(name) != about[name] for name in ("model", "versions", "processor")):
+        return []
+    return [row for row in before["rows"] if len(row["curve"]) == steps]
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -168,10 +179,12 @@ def main(argv: list[str]) -> int:
     about["model"] = (
         f"A random Llama of {options.layers} layers and width {options.hidden_size} in float32; all three adapters train, rank 16."
     )
-    rows = []
+    rows = measured_before(Path(options.output) / "results.json", about, options.steps)
     with tempfile.TemporaryDirectory() as temporary:
         sets = write_inputs(Path(temporary), options)
         for ranks, stage in cases:
+            if any((row["ranks"], row["stage"]) == (ranks, stage) for row in rows):
+                continue
             rows.append(measured(sets, Path(temporary) / f"{ranks}-{stage}", ranks, stage))
             save(Path(options.output), {**about, "rows": rows}, markdown(rows, about))
             print(markdown(rows, about).splitlines()[-3], flush=True)
