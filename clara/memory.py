@@ -224,9 +224,7 @@ class MemoryStore:
         self.directory, self._have = directory, have  # called with a file's path ahead of a look into it
         self.manifest = manifest
         self.hash = manifest_hash(directory)
-        self.fingerprint_fields = Fingerprint.from_dict(
-            manifest.get("fingerprint_fields", {}), f"{directory}/manifest.json fingerprint_fields"
-        )
+        self.fingerprint_fields = Fingerprint.from_dict(manifest.get("fingerprint_fields", {}), f"{directory}/manifest.json")
         self.fingerprint = self.fingerprint_fields.hash
         # lru_cache on a method would keep every store alive.
         self._tensors: Callable[[int], dict[str, NDArray[Any]]] = functools.lru_cache(_NUM_MAPPED)(self._map)
