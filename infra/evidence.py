@@ -282,7 +282,7 @@ def main(argv: list[str]) -> int:
         return 0
     evidence.output.mkdir(parents=True, exist_ok=True)
     # Where folders lie on this machine says nothing to anybody else.
-    folders = {options.output: "RUN", options.backbone: "MODEL_FOLDER", options.dense_model: "DENSE_FOLDER"}
+    folders = {options.data: "DATA", options.output: "RUN", options.backbone: "MODEL_FOLDER", options.dense_model: "DENSE_FOLDER"}
     typed = shlex.join(["python", "-m", "infra.evidence", *(folders.get(part, part) for part in argv)])
     commands = evidence.output / COMMANDS
     earlier = json.loads(commands.read_text(encoding="utf-8")) if commands.is_file() else []
