@@ -19,6 +19,11 @@ def artefact_location(uri: str) -> str | None:
     return (file.parent / "mlartifacts").as_uri() if file else None
 
 
+def give_up_soon() -> None:
+    """Let MLflow's client give up on a server that is away within seconds; its own default is minutes. What the caller has set counts."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+
 def make_database(uri: str, make: Callable[[str], object]) -> None:
     """Make an SQLite store where there is none: whole or not at all.
 

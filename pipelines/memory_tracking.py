@@ -1,13 +1,12 @@
 """A finished MEMORY as a run of an MLflow tracking server: its settings, counts and lineage, and the page about it."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from clara.errors import InputError
-from clara.experiments import artefact_location, make_database
+from clara.experiments import artefact_location, give_up_soon, make_database
 from clara.memory import KIND
 
 _NOT_IN_NAMES = re.compile(r"[^\w.-]")
@@ -25,7 +24,7 @@ def tracking_client(url: str) -> Any:
         raise InputError(
             f"--mlflow {url}: the package mlflow is not installed; install the extra 'train', or leave --mlflow out"
         ) from error
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its own default waits for minutes
+    give_up_soon()
     try:
         make_database(url, lambda new: mlflow.MlflowClient(tracking_uri=new).search_experiments(max_results=1))
         client = mlflow.MlflowClient(tracking_uri=url)

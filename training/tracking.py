@@ -3,14 +3,14 @@
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from clara import artefact
 from clara.config import Config, Tracking
 from clara.errors import InputError
-from clara.experiments import artefact_location, make_database
+from clara.experiments import artefact_location, give_up_soon, make_database
 from training.curves import draw
 from training.follow import following
 from training.metrics import parse
@@ -45,6 +45,14 @@ def lineage(config: Config) -> dict[str, str]:
     return tags
 
 
+def _failures() -> tuple[type[Exception], ...]:
+    """What MLflow raises where its store cannot be reached, read or written."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, SQLAlchemyError, OSError)
+
+
 class Tracker:
     """Writes one MLflow run."""
 
@@ -61,15 +69,17 @@ class Tracker:
             InputError: the store cannot be reached or written.
         """
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
 
+        give_up_soon()
+        self._failures = _failures()
+        self._waiting: list[str] = []
+        self._uri, self._told = settings.uri, False
         try:
             make_database(settings.uri, lambda new: MlflowClient(tracking_uri=new).search_experiments(max_results=1))
             self._client = MlflowClient(tracking_uri=settings.uri)
             self.run_id = self._find(settings, run_name, tags)
             logged = self._client.get_metric_history(self.run_id, "loss")
-        except (MlflowException, SQLAlchemyError, OSError) as error:
+        except self._failures as error:
             raise InputError(
                 f"tracking.uri {settings.uri!r}: cannot be used ({error}); give sqlite:///PATH or a server's URL, or leave it empty"
             ) from error
@@ -105,26 +115,50 @@ class Tracker:
             self._client.log_batch(self.run_id, params=items[begin : begin + _PARAMETERS_AT_ONCE])
 
     def log_lines(self, lines: Sequence[str]) -> None:
-        """Log lines of a metrics file; steps that the run has already are left out."""
+        """Log lines of a metrics file; steps that the run has already are left out. While the store does not answer, lines wait for the next call."""
+        self._waiting += lines
+        try:
+            self._send()
+        except self._failures as error:
+            if not self._told:
+                logger.warning(
+                    "tracking.uri %r does not answer (%s); training goes on, and figures are sent when it does again", self._uri, error
+                )
+            self._told = True
+
+    def _send(self) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = []
-        for step, values in parse(lines).items():
-            if step > self._last_step:
-                self._last_step = step
-                metrics += [Metric(name, value, now, step) for name, value in values.items()]
+        steps = {step: values for step, values in parse(self._waiting).items() if step > self._last_step}
+        metrics = [Metric(name, value, now, step) for step, values in steps.items() for name, value in values.items()]
         for begin in range(0, len(metrics), _METRICS_AT_ONCE):
             self._client.log_batch(self.run_id, metrics=metrics[begin : begin + _METRICS_AT_ONCE])
+        self._last_step = max([self._last_step, *steps])
+        self._waiting, self._told = [], False
 
     def finish(
         self, report: Path, metrics: Path, pictures: Path, tags: Mapping[str, str], figures: Mapping[str, float] | None = None
     ) -> None:
-        """Log the report, the curves, what was made and figures of the whole run, and end the run."""
+        """Log the report, the curves, what was made and figures of the whole run, and end the run.
+
+        Raises:
+            InputError: the store does not answer.
+        """
+        try:
+            self._finish(report, metrics, pictures, tags, figures or {})
+        except self._failures as error:
+            raise InputError(
+                f"tracking.uri {self._uri!r} does not answer ({error}); the run is done and lies beside {report}: give the same command again "
+                "when it answers, and the run is logged without being trained again"
+            ) from error
+
+    def _finish(self, report: Path, metrics: Path, pictures: Path, tags: Mapping[str, str], figures: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
+        self._send()
         now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, metrics=[Metric(name, value, now, self._last_step) for name, value in (figures or {}).items()])
+        self._client.log_batch(self.run_id, metrics=[Metric(name, value, now, self._last_step) for name, value in figures.items()])
         for name, value in tags.items():
             self._client.set_tag(self.run_id, name, value)
         self._client.log_artifact(self.run_id, str(report))
@@ -133,8 +167,9 @@ class Tracker:
         self._client.set_terminated(self.run_id, "FINISHED")
 
     def fail(self) -> None:
-        """End the run as failed; it is taken up again when the command is."""
-        self._client.set_terminated(self.run_id, "FAILED")
+        """End the run as failed, if the store answers; it is taken up again when the command is."""
+        with suppress(*self._failures):
+            self._client.set_terminated(self.run_id, "FAILED")
 
 
 @contextmanager

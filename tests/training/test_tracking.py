@@ -1,6 +1,8 @@
 """MLflow: what a run leaves there, once, however often it is taken up."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import joint_world
@@ -47,6 +49,46 @@ def test_a_resumed_run_may_have_other_threads(tmp_path: Path) -> None:
     data = MlflowClient(settings.uri).get_run(first.run_id).data
     assert data.params == {"launch.threads": "0", "seed": "0", "new": "x"}
     assert data.tags["resumed.launch.threads"] == "1"
+
+
+def test_figures_wait_while_the_store_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    settings = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    tracker = Tracker(settings, "run", {}, {})
+    tracker.log_lines(['{"step": 1, "loss": 3.0}'])
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')
+    (tmp_path / "report.json").write_text("{}")
+
+    def away(*_: object, **__: object) -> None:
+        raise MlflowException("nobody there")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(MlflowClient, "log_batch", away)
+        outage.setattr(MlflowClient, "set_terminated", away)
+        tracker.log_lines(['{"step": 2, "loss": 2.0}'])
+        tracker.log_lines(['{"step": 3, "loss": 1.5}'])
+        tracker.fail()
+        with pytest.raises(
+            InputError, match=r"does not answer \(nobody there\); the run is done and lies beside .*report.json: give the same command"
+        ):
+            tracker.finish(tmp_path / "report.json", tmp_path / "metrics.jsonl", tmp_path / "curves", {})
+    assert caplog.text.count("training goes on") == 1
+    tracker.log_lines(['{"step": 4, "loss": 1.0}'])
+    history = MlflowClient(settings.uri).get_metric_history(tracker.run_id, "loss")
+    assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.0), (3, 1.5), (4, 1.0)]
+
+
+def test_a_server_that_is_not_there_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"tracking.uri 'http://127.0.0.1:9': cannot be used"):
+        Tracker(Tracking(uri="http://127.0.0.1:9"), "run", {}, {})
+    assert time.monotonic() - began < 60
+    assert os.environ.pop("MLFLOW_HTTP_REQUEST_MAX_RETRIES") == "2"
 
 
 @pytest.mark.slow

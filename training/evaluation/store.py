@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from clara.errors import InputError
-from clara.experiments import artefact_location, make_database
+from clara.experiments import artefact_location, give_up_soon, make_database
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -33,6 +33,7 @@ def open_store(uri: str) -> "MlflowClient":
         raise InputError("--tracking-uri is empty; give an MLflow store, as sqlite:///artefacts/mlflow.db or http://HOST:PORT")
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    give_up_soon()
     try:
         make_database(uri, lambda new: mlflow.MlflowClient(tracking_uri=new).search_experiments(max_results=1))
         mlflow.set_tracking_uri(uri)
