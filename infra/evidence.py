@@ -7,6 +7,7 @@ interrupted run goes on. The last step writes OUTPUT/results: evidence.json, evi
 
 Joint training, each from the same start and for as many steps, the query reasoner alone:
   joint     drawn to each candidate's own answer likelihood, scored once (`utility`); no label enters the loss
+  live      as `joint`, every candidate scored in the step, for as many steps as cost what scoring once and `joint` cost together
   labels    multi-positive InfoNCE on the annotated supporting paragraphs
   answer    straight-through top-k and the answer's loss, from where `joint` ended
   cut       as `joint`, no gradient from the answer to the scores (the control): as nothing else trains, two steps show that its weights are the start's
@@ -27,7 +28,7 @@ from infra.demo import SHIPPED, Step, relative, run_step
 from infra.evidence_data import SPLITS
 
 CONFIG = "infra/configs/evidence.toml"
-TRAINED = ("labels", "joint", "answer", "cut", "shuffled")
+TRAINED = ("labels", "joint", "live", "answer", "cut", "shuffled")
 """Systems that joint training makes; `start` is what all of them but `answer` begin from."""
 SECONDS, COMMANDS = "seconds.json", "commands.json"
 
@@ -42,6 +43,8 @@ class Size:
         aligned: questions of each split whose utility alignment is measured.
         slots: numbers of memory tokens, fewer than the start's, that reading is also measured at.
         answer_steps: steps of system `answer`.
+        live_steps: steps of system `live`: by the first run's seconds, scoring a question's ten candidates took as long as ten of the query
+            reasoner's passes, so that 260 scored once and 1,280 passes are worth 44 steps of 8.
         overrides: of the configuration.
         slot_overrides: of the configuration, in the stages with fewer slots.
     """
@@ -51,6 +54,7 @@ class Size:
     aligned: int
     slots: tuple[int, ...]
     answer_steps: int = 24
+    live_steps: int = 44
     overrides: tuple[str, ...] = ()
     slot_overrides: tuple[str, ...] = (
         "instruct.steps=16", "instruct.num_documents=1", "instruct.positives=first", "instruct.train_compressor=true",
@@ -74,6 +78,7 @@ QUICK = Size(
     aligned=1,
     slots=(8,),
     answer_steps=1,
+    live_steps=1,
     overrides=(
         "pretrain.steps=1", "pretrain.documents_per_step=2", "instruct.steps=1", "instruct.questions_per_step=2", "joint.steps=2",
         "joint.questions_per_step=4", "joint.micro_batch=4",
@@ -134,6 +139,9 @@ class Evidence:
         """Joint training of the chosen systems, each with what it needs."""
         steps = {
             "joint": Step("Joint: by utility", self._joint("joint", utilities="utilities")),
+            "live": Step(
+                "Joint: by utility, scored in the step", self._joint("live", f"joint.steps={self.size.live_steps}", "joint.micro_batch=4")
+            ),
             "labels": Step("Joint: by labels", self._joint("labels", "joint.labels_weight=1", "joint.utility_weight=0")),
             "cut": Step("Control: gradient cut", self._joint("cut", "joint.cut_gradient=true", "joint.steps=2", utilities="utilities")),
             "shuffled-utilities": Step("Control: score with the answers handed on", self._utilities("shuffled", "shuffled-utilities")),

@@ -186,7 +186,7 @@ def hardware() -> dict[str, Any]:
 def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     """Share of supporting paragraphs in front, of training questions by step, of each joint run."""
     found = {}
-    for name in ("joint", "labels", "shuffled", "cut", "answer"):
+    for name in ("joint", "live", "labels", "shuffled", "cut", "answer"):
         for metrics in sorted((run / name).glob("run-*/metrics.jsonl")):
             lines = {int(v["step"]): v for line in metrics.read_text(encoding="utf-8").splitlines() if (v := json.loads(line))}
             found[name] = [(step, float(v["positive_first"])) for step, v in sorted(lines.items()) if "positive_first" in v]

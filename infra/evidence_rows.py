@@ -16,7 +16,7 @@ POOLS = SPLITS[:3]
 TOGETHER = "all pools"
 BASELINES = ("bm25", "dense")
 CHALLENGERS = ("joint", "answer")
-OPPONENTS = ("start", "cut", "shuffled", "labels", *BASELINES)
+OPPONENTS = ("start", "cut", "shuffled", "live", "labels", *BASELINES)
 RECALL, LIKELIHOOD, F1, EXACT = "pool.recall@2", "pool.log_likelihood", "open.pool_f1", "open.pool_exact_match"
 CLOSED = ("yes", "no")
 

@@ -57,7 +57,12 @@ def test_systems_differ_in_their_loss_alone(tmp_path: Path) -> None:
         return {"joint": config.joint.model_dump(), "inputs": [config.checkpoint, config.memory]}
 
     of_joint = joint("joint")
-    for name, differing in (("labels", {"labels_weight", "utility_weight"}), ("cut", {"cut_gradient", "steps"}), ("shuffled", set())):
+    for name, differing in (
+        ("labels", {"labels_weight", "utility_weight"}),
+        ("cut", {"cut_gradient", "steps"}),
+        ("live", {"micro_batch", "steps"}),
+        ("shuffled", set()),
+    ):
         other = joint(name)
         assert other["inputs"] == of_joint["inputs"]
         assert {k for k, v in other["joint"].items() if v != of_joint["joint"][k]} == differing  # type: ignore[attr-defined, index]
