@@ -283,7 +283,7 @@ def markdown(tables: Mapping[str, Table], told: Sequence[str], made: Mapping[str
     parts = [
         "# Evidence on published questions",
         "Means over held-out questions; in brackets 95 % bootstrap intervals. `start`: before joint training; `joint`: by the likelihood of the answer "
-        "given each candidate; `answer`: straight-through, from `joint`; `labels`: annotated paragraphs; controls: `cut` (gradient cut), `shuffled` "
+        "given each candidate; `live`: as `joint`, scored in the step, at equal cost; `answer`: straight-through, from `joint`; `labels`: annotated paragraphs; controls: `cut` (gradient cut), `shuffled` "
         "(answers handed on). Every system is read by the same generator.",
         "## Targets",
         "\n".join(f"* {line}" for line in told),
