@@ -136,7 +136,8 @@ class Demo:
                 "Joint training, with a re-encoding beside it",
                 [
                     sys.executable, "training/joint.py", "--config", given.config, "--set", f"backbone.path={base}",
-                    "--set", f"backbone.dtype={self.dtype}", "--set", f"checkpoint={start}",
+                    # A quarter more time, and half a gigabyte less for each rank.
+                    "--set", f"backbone.dtype={self.dtype}", "--set", "backbone.gradient_checkpointing=true", "--set", f"checkpoint={start}",
                     "--set", f"questions={questions}", "--set", f"memory={self.path('memory-v0')}", "--set", f"index={self.path('index-v0')}",
                     "--set", f"output={self.path('joint')}", "--set", f"tracking.uri={self.tracking}",
                     *(part for override in self.size.overrides for part in ("--set", override)),
