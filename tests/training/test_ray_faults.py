@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import joint_world
@@ -53,20 +53,6 @@ def wait_for(there: Callable[[], object], what: str, cluster: Cluster) -> None:
 def driver(head: psutil.Process) -> psutil.Process:
     """The submitted program itself, not the shell around it."""
     return next(p for p in below(head, sys.executable) if "training/joint.py" in p.cmdline())
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    started = Cluster(tmp_path, num_cpus=2)
-    try:
-        yield started
-    finally:
-        started.close()
-
-
-@pytest.fixture
-def world(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
 
 
 def test_run_that_loses_everything_once_ends_as_if_undisturbed(

@@ -3,10 +3,8 @@
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import joint_world
 import pytest
 from joint_world import World, weights
 from ray_cluster import Cluster, below
@@ -27,20 +25,6 @@ SERVED: dict[str, object] = {
     # Both ranks fill the head, so that the servers run on the other node.
     "launch__cpus_per_worker": 1,
 }  # fmt: skip
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    started = Cluster(tmp_path, num_cpus=2)
-    try:
-        yield started
-    finally:
-        started.close()
-
-
-@pytest.fixture
-def world(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
 
 
 def begin(world: World, output: Path, cluster: Cluster, **values: object) -> "subprocess.Popen[str]":
