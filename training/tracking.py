@@ -12,6 +12,7 @@ from clara.config import Config, Tracking
 from clara.errors import InputError
 from clara.experiments import artefact_location, give_up_soon, make_database
 from training.curves import draw
+from training.evaluation.store import failures
 from training.follow import following
 from training.metrics import parse
 
@@ -45,14 +46,6 @@ def lineage(config: Config) -> dict[str, str]:
     return tags
 
 
-def _failures() -> tuple[type[Exception], ...]:
-    """What MLflow raises where its store cannot be reached, read or written."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return (MlflowException, SQLAlchemyError, OSError)
-
-
 class Tracker:
     """Writes one MLflow run."""
 
@@ -71,7 +64,7 @@ class Tracker:
         from mlflow import MlflowClient
 
         give_up_soon()
-        self._failures = _failures()
+        self._failures = failures()
         self._waiting: list[str] = []
         self._uri, self._told = settings.uri, False
         try:

@@ -19,6 +19,14 @@ _PARAMS_A_CALL, _METRICS_A_CALL = 100, 1000
 """MLflow's own limits."""
 
 
+def failures() -> tuple[type[Exception], ...]:
+    """What MLflow raises where its store cannot be reached, read or written."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return (MlflowException, SQLAlchemyError, OSError)
+
+
 def open_store(uri: str) -> "MlflowClient":
     """A client of the store, which is also set as this process's; a local database is made where there is none.
 
@@ -26,8 +34,6 @@ def open_store(uri: str) -> "MlflowClient":
         InputError: an empty URI, or a database that can't be opened.
     """
     import mlflow
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
 
     if not uri:
         raise InputError("--tracking-uri is empty; give an MLflow store, as sqlite:///artefacts/mlflow.db or http://HOST:PORT")
@@ -40,7 +46,7 @@ def open_store(uri: str) -> "MlflowClient":
         mlflow.set_registry_uri(uri)
         client = mlflow.MlflowClient()
         client.search_experiments(max_results=1)
-    except (OSError, MlflowException, SQLAlchemyError) as error:
+    except failures() as error:
         raise InputError(f"--tracking-uri {uri!r}: cannot be opened ({error}); give a store that exists or can be made") from error
     return client
 
