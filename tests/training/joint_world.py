@@ -18,6 +18,7 @@ from clara.memory import complete_memory, shard_name
 from clara.questions import Question, write_questions
 from clara.records import Chunk, chunk_id, row_id
 from training.refresh import RefreshError, RefreshJob, RefreshResult, run_job
+from training.run_state import run_states
 
 NUM_SHARDS = 2
 
@@ -126,6 +127,11 @@ def make(folder: Path, checkpoint: Path, corpus: Path) -> World:
     build_index(world.memory, world.index, "Flat")
     write_questions(world.questions, _questions(rows), recipe={"made_by": "tests"})
     return world
+
+
+def reached(run: Path, step: int) -> bool:
+    """Whether a run state of this step is there, or of a later one: older ones are deleted, and a busy machine looks late."""
+    return any(int(state.parent.name.split("-")[1]) >= step for state in run_states(run))
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:

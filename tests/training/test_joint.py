@@ -185,7 +185,7 @@ def command(world: World, output: Path, **values: object) -> list[str]:
     return [sys.executable, str(script), "--launcher", "local", *world.sets(output, **values)]
 
 
-def wait_for(path: Path, seconds: float = 60) -> None:
+def wait_for(path: Path, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
         assert time.monotonic() < deadline, f"{path} did not come"

@@ -13,7 +13,7 @@ from pathlib import Path
 import joint_world
 import psutil
 import pytest
-from joint_world import World
+from joint_world import World, reached
 from ray_cluster import below
 from safetensors.torch import load_file
 
@@ -124,7 +124,7 @@ def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(
     log = run / "log-rank0.txt"
     wait_for(lambda: "try 1 of version 1 failed" in log.read_text())
     assert "cannot be written (File too large)" in log.read_text()
-    wait_for((run / "run_state/step-00000004/state.json").exists)
+    wait_for(lambda: reached(run, 4))
     rank = int(re.findall(r"process (\d+)", (run / "log-rank1.txt").read_text())[-1])
     os.kill(rank, signal.SIGKILL)
     assert process.wait(timeout=TIMEOUT_SECONDS) == 0

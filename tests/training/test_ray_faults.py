@@ -14,7 +14,7 @@ from pathlib import Path
 import joint_world
 import psutil
 import pytest
-from joint_world import World, weights
+from joint_world import World, reached, weights
 from ray_cluster import Cluster, below, kill
 
 from training import joint
@@ -28,6 +28,8 @@ TOLERANCE = 5e-5
 SETTINGS: dict[str, object] = {
     "joint__steps": STEPS,
     "joint__checkpoint_every": 2,
+    # Steps long enough that the run is far from its end when something is killed.
+    "joint__questions_per_step": 16,
     "joint__micro_batch": 1,
     "joint__train_compressor": "true",
     "joint__compressor_steps": 6,
@@ -78,13 +80,13 @@ def test_run_that_loses_everything_once_ends_as_if_undisturbed(
     cluster.add_node(num_cpus=1)
 
     # 3. A rank, after the switch.
-    wait_for((run / f"run_state/step-{KILL_RANK_AFTER:08d}/state.json").exists, "the switch", cluster)
+    wait_for(lambda: reached(run, KILL_RANK_AFTER), "the switch", cluster)
     rank = int((run / "log-rank1.txt").read_text().split("process ")[-1].split()[0])
     os.kill(rank, signal.SIGKILL)
     wait_for(lambda: "resuming joint after step" in log.read_text(), "the restart", cluster)
 
     # 4. The driver; the same job is submitted again.
-    wait_for((run / f"run_state/step-{KILL_DRIVER_AFTER:08d}/state.json").exists, "more steps", cluster)
+    wait_for(lambda: reached(run, KILL_DRIVER_AFTER), "more steps", cluster)
     driver(cluster.head).kill()
     cluster.submit("second", program, TIMEOUT_SECONDS)
     wait_for((tmp_path / "submitted/report.json").exists, "the end", cluster)
