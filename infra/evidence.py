@@ -44,7 +44,7 @@ class Size:
         slots: numbers of memory tokens, fewer than the start's, that reading is also measured at.
         answer_steps: steps of system `answer`.
         live_steps: steps of system `live`: by the first run's seconds, scoring a question's ten candidates took as long as ten of the query
-            reasoner's passes, so that 260 scored once and 1,280 passes are worth 44 steps of 8.
+            reasoner's passes, so that 427 scored once and 2,160 passes are worth 73 steps of 8.
         overrides: of the configuration.
         slot_overrides: of the configuration, in the stages with fewer slots.
     """
@@ -54,7 +54,7 @@ class Size:
     aligned: int
     slots: tuple[int, ...]
     answer_steps: int = 24
-    live_steps: int = 44
+    live_steps: int = 73
     overrides: tuple[str, ...] = ()
     slot_overrides: tuple[str, ...] = (
         "instruct.steps=16", "instruct.num_documents=1", "instruct.positives=first", "instruct.train_compressor=true",
@@ -64,7 +64,7 @@ class Size:
 
 WHOLE = Size(
     (
-        "--train-2wiki", "160", "--train-scp", "50", "--scp-each", "2",
+        "--train-2wiki", "400", "--train-scp", "50", "--scp-each", "2",
         "--held-out-2wiki", "40", "--held-out-hotpotqa", "30", "--held-out-musique", "12", "--held-out-scp", "30",
     ),
     generated=12,

@@ -3,22 +3,13 @@
 import logging
 import os
 import sys
-import threading
-import time
 
-_POLL_SECONDS = 0.5
-
-
-def leave_with(parent: int) -> None:
-    """End this process when its parent has ended, so that a killed job leaves nobody who still writes."""
-    while os.getppid() == parent:
-        time.sleep(_POLL_SECONDS)
-    os._exit(1)
+from clara.processes import end_with_parent
 
 
 def main(argv: list[str]) -> None:
     """Serve until the runner closes the channel; errors are still told."""
-    threading.Thread(target=leave_with, args=(os.getppid(),), name="leave_with", daemon=True).start()
+    end_with_parent(os.getppid())
     logging.disable(logging.WARNING)
     from apache_beam.runners.worker import sdk_worker_main
 

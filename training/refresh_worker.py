@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,10 +19,10 @@ from typing import Protocol
 
 from clara.artefact import atomic_write
 from clara.errors import command_line
+from clara.processes import end_with_parent
 from training.refresh import RefreshError, RefreshJob, RefreshResult, read_job, run_and_release
 
 _POLL_SECONDS = 0.02
-_PARENT_POLL_SECONDS = 1.0
 
 
 class Ticket(Protocol):
@@ -132,13 +131,6 @@ def serve(lines: Iterable[str]) -> None:
         atomic_write(result, json.dumps(dataclasses.asdict(run_and_release(read_job(job))), indent=1) + "\n")
 
 
-def _end_with(parent: int) -> None:
-    """End this process when its parent is gone: a killed run must leave nobody behind who writes into its directory."""
-    while os.getppid() == parent:
-        time.sleep(_PARENT_POLL_SECONDS)
-    os._exit(1)
-
-
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -151,7 +143,7 @@ def main(argv: list[str]) -> int:
         print('would do one job for each line ["JOB.json", "RESULT.json", "LOG"] of standard input')
         return 0
     if options.parent:
-        threading.Thread(target=_end_with, args=(options.parent,), daemon=True).start()
+        end_with_parent(options.parent)
     serve(sys.stdin)
     return 0
 
