@@ -4,7 +4,19 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol, TypeVar
 from urllib.parse import urlparse
+
+
+class TrackingClient(Protocol):
+    """As much of MLflow's client as is needed to see whether its store answers."""
+
+    def search_experiments(self, *, max_results: int) -> object:
+        """Some experiments of the store."""
+        ...
+
+
+Client = TypeVar("Client", bound=TrackingClient)
 
 
 def database(uri: str) -> Path | None:
@@ -19,7 +31,24 @@ def artefact_location(uri: str) -> str | None:
     return (file.parent / "mlartifacts").as_uri() if file else None
 
 
-def give_up_soon() -> None:
+def open_tracking(uri: str, client: Callable[[str], Client]) -> Client:
+    """A client of a tracking store that answers; a local database is made where there is none.
+
+    Args:
+        uri: of the store.
+        client: makes one for a URI: `mlflow.MlflowClient`, which this package does not import.
+
+    Raises:
+        Exception: what MLflow and its stores raise where the store can't be made, reached or read.
+    """
+    _give_up_soon()
+    make_database(uri, lambda new: client(new).search_experiments(max_results=1))
+    opened = client(uri)
+    opened.search_experiments(max_results=1)
+    return opened
+
+
+def _give_up_soon() -> None:
     """Let MLflow's client give up on a server that is away within seconds; its own default is minutes. What the caller has set counts."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 

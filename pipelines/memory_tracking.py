@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clara.errors import InputError
-from clara.experiments import artefact_location, give_up_soon, make_database
+from clara.experiments import artefact_location, open_tracking
 from clara.memory import KIND
 
 _NOT_IN_NAMES = re.compile(r"[^\w.-]")
@@ -24,16 +24,12 @@ def tracking_client(url: str) -> Any:
         raise InputError(
             f"--mlflow {url}: the package mlflow is not installed; install the extra 'train', or leave --mlflow out"
         ) from error
-    give_up_soon()
     try:
-        make_database(url, lambda new: mlflow.MlflowClient(tracking_uri=new).search_experiments(max_results=1))
-        client = mlflow.MlflowClient(tracking_uri=url)
-        client.search_experiments(max_results=1)
+        return open_tracking(url, mlflow.MlflowClient)
     except Exception as error:  # each kind of store has errors of its own
         raise InputError(
             f"--mlflow {url}: does not answer ({type(error).__name__}: {error}); correct the URL, or start the server"
         ) from error
-    return client
 
 
 def log_memory(

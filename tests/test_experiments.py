@@ -1,5 +1,6 @@
 """A local tracking database is whole or not there, whenever its maker is killed."""
 
+import os
 import random
 import signal
 import sqlite3
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from clara.experiments import make_database
+from clara.experiments import make_database, open_tracking
 
 
 def tables(path: Path) -> list[str]:
@@ -59,6 +60,30 @@ def test_other_stores_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     make_database("http://127.0.0.1:9", maker("a"))
     make_database("", maker("a"))
     assert list(tmp_path.iterdir()) == []
+
+
+class Store:
+    """Makes its table when it is first asked, as MLflow does."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+
+    def search_experiments(self, *, max_results: int) -> list[str]:
+        with closing(sqlite3.connect(self.uri.removeprefix("sqlite:///"))) as database:
+            database.execute("CREATE TABLE IF NOT EXISTS experiments (x)")
+            return database.execute("SELECT * FROM experiments LIMIT ?", [max_results]).fetchall()
+
+
+def test_a_store_is_opened_once_it_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")  # what the caller has set counts
+    file = tmp_path / "below" / "runs.db"
+    for _ in range(2):  # made, and found
+        assert open_tracking(f"sqlite:///{file}", Store).uri == f"sqlite:///{file}"
+        assert tables(file) == ["experiments"]
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
+    file.write_bytes(b"no database" * 100)
+    with pytest.raises(sqlite3.DatabaseError):
+        open_tracking(f"sqlite:///{file}", Store)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 from clara import artefact
 from clara.config import Config, Tracking
 from clara.errors import InputError
-from clara.experiments import artefact_location, give_up_soon, make_database
+from clara.experiments import artefact_location, open_tracking
 from training.curves import draw
 from training.evaluation.store import failures
 from training.follow import following
@@ -63,13 +63,11 @@ class Tracker:
         """
         from mlflow import MlflowClient
 
-        give_up_soon()
         self._failures = failures()
         self._waiting: list[str] = []
         self._uri, self._told = settings.uri, False
         try:
-            make_database(settings.uri, lambda new: MlflowClient(tracking_uri=new).search_experiments(max_results=1))
-            self._client = MlflowClient(tracking_uri=settings.uri)
+            self._client = open_tracking(settings.uri, MlflowClient)
             self.run_id = self._find(settings, run_name, tags)
             logged = self._client.get_metric_history(self.run_id, "loss")
         except self._failures as error:

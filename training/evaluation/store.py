@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from clara.errors import InputError
-from clara.experiments import artefact_location, give_up_soon, make_database
+from clara.experiments import artefact_location, open_tracking
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -39,16 +39,13 @@ def open_store(uri: str) -> "MlflowClient":
         raise InputError("--tracking-uri is empty; give an MLflow store, as sqlite:///artefacts/mlflow.db or http://HOST:PORT")
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    give_up_soon()
     try:
-        make_database(uri, lambda new: mlflow.MlflowClient(tracking_uri=new).search_experiments(max_results=1))
+        open_tracking(uri, mlflow.MlflowClient)
         mlflow.set_tracking_uri(uri)
         mlflow.set_registry_uri(uri)
-        client = mlflow.MlflowClient()
-        client.search_experiments(max_results=1)
+        return mlflow.MlflowClient()
     except failures() as error:
         raise InputError(f"--tracking-uri {uri!r}: cannot be opened ({error}); give a store that exists or can be made") from error
-    return client
 
 
 def check_names(name: str, alias: str | None = None) -> None:
