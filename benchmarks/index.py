@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import statistics
 import subprocess
 import sys
@@ -282,7 +283,7 @@ def main(argv: list[str]) -> int:
     seconds = make_memory(folder, options.rows)
     make_queries(folder, options.queries, options.exact)
     results: dict[str, Any] = {
-        "command": f"python -m benchmarks.index --rows {options.rows} --folder DIR --autofaiss-memory {options.autofaiss_memory}",
+        "command": shlex.join(["python", "-m", "benchmarks.index", *("DIR" if part == options.folder else part for part in argv)]),
         "rows": options.rows, "threads": options.threads, "candidates": options.candidates,
         "num_exact": options.exact, "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}", "versions": versions(),
         "data_seconds": seconds or before.get("data_seconds", 0.0), "notes": options.note or before.get("notes", []), "systems": before["systems"],
