@@ -112,8 +112,8 @@ def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(tmp_path:
     while kills < NUM_KILLS or not finished:
         process = start()
         try:
-            # Past the last kill it may run to its end.
-            status = process.wait(timeout=dice.uniform(0.0, whole_seconds) if kills < NUM_KILLS else None)
+            # What is done stays done, so that half a run's time from each start on reaches every step. Past the last kill it may run to its end.
+            status = process.wait(timeout=dice.uniform(0.0, whole_seconds / 2) if kills < NUM_KILLS else None)
         except subprocess.TimeoutExpired:
             kill_tree(process)
             kills += 1
