@@ -34,7 +34,7 @@ test: setup lint
 	$(BIN)/pytest -m "not slow"
 
 test-slow: setup
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --numprocesses 2 --dist loadfile
 
 clean:
 	rm -rf artefacts build
