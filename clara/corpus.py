@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import pyarrow as pa
@@ -28,6 +29,19 @@ _PARQUET_ROWS = 1024  # in memory at once
 
 DAMAGE = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
 """What reading a damaged file raises."""
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Names of a record's fields."""
+
+    id: str = "id"
+    title: str = "title"
+    text: str = "text"
+
+
+FIELDS = Fields()
+"""Those that are read where nothing else is said."""
 
 
 def decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
@@ -79,10 +93,11 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         raise InputError(f"{path}: cannot be read to its end ({error}); correct the path, or copy the file anew") from error
 
 
-def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number (line or row, from 1) and object of each record of a file; empty lines are skipped.
 
-    A file is JSONL or one JSON list, Parquet (`.parquet`), or plain text (`.txt`, `.text`, `.md`: one document, with nothing but `text`).
+    A file is JSONL or one JSON list, Parquet (`.parquet`), or plain text (`.txt`, `.text`, `.md`: one document, with nothing but its text, under the
+    name that `fields` has for it).
 
     Raises:
         InputError: a record is not a JSON object in UTF-8, or the file is damaged.
@@ -95,7 +110,7 @@ def read_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             if ending == ".parquet":
                 yield from enumerate(_table_rows(stream), 1)
             elif ending in _TEXT:
-                yield 1, {"text": stream.read().decode("utf-8-sig")}
+                yield 1, {fields.text: stream.read().decode("utf-8-sig")}
             elif cast(io.BufferedReader, stream).peek(1)[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
                 for number, row in enumerate(json.load(stream), 1):
                     yield number, _object(row, path, number)
@@ -134,18 +149,18 @@ def _object(row: Any, path: str, number: int) -> dict[str, Any]:
     return row
 
 
-def to_document(row: Mapping[str, Any], source: str, line: int) -> Document:
-    """A normalised document of a row; without `id`, the hash of its content is its id.
+def to_document(row: Mapping[str, Any], source: str, line: int, fields: Fields = FIELDS) -> Document:
+    """A normalised document of a row; without an id, the hash of its content is its id.
 
     Raises:
-        InputError: `text` is missing, empty or not a string, or `title` is not a string.
+        InputError: the text is missing, empty or not a string, or the title is not a string.
     """
-    for field in ("title", "text"):
+    for field in (fields.title, fields.text):
         if not isinstance(row.get(field) or "", str):
             raise InputError(f"{source}:{line}: {field} is {row[field]!r:.60}; expected a string")
-    title, text = normalise(row.get("title") or ""), normalise(row.get("text") or "")
+    title, text = normalise(row.get(fields.title) or ""), normalise(row.get(fields.text) or "")
     if not text:
-        raise InputError(f"{source}:{line}: no `text` (fields: {', '.join(sorted(row)) or 'none'}); every document needs one")
-    given = row.get("id")
+        raise InputError(f"{source}:{line}: no `{fields.text}` (fields: {', '.join(sorted(row)) or 'none'}); every document needs one")
+    given = row.get(fields.id)
     name = document_id(title, text) if given in (None, "") else str(given)
     return Document(id=name, title=title, text=text, source=source, line=line)

@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clara import artefact
-from clara.corpus import expand, input_hashes, read_rows, to_document
+from clara.corpus import FIELDS, Fields, expand, input_hashes, read_rows, to_document
 from clara.errors import InputError, command_line
 from clara.examples import Example, write_examples
 from clara.records import Document, document_id, normalise
+from pipelines.corpus_arguments import add_field_arguments, given_fields, refuse_fields
 from pipelines.locks import locked
 from pipelines.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
 
@@ -185,12 +186,12 @@ def scp_examples(rows: Iterable[tuple[str, int, Mapping[str, Any]]]) -> tuple[li
     return list(found.values()), {"rows": len(found) + repeated, "dropped: repeated": repeated}
 
 
-def read_described(files: Sequence[str]) -> Iterator[tuple[Document, str]]:
+def read_described(files: Sequence[str], fields: Fields = FIELDS) -> Iterator[tuple[Document, str]]:
     """Documents of files, each id once, with the `description` where there is one."""
     seen = set()
     for path in files:
-        for line, row in read_rows(path):
-            document = to_document(row, path, line)
+        for line, row in read_rows(path, fields):
+            document = to_document(row, path, line, fields)
             if document.id not in seen:
                 seen.add(document.id)
                 yield document, normalise(str(row.get("description") or ""))
@@ -211,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
         default="corpus",
         help="corpus: id, title, text; scp: data_type, question, answers, docs (default: corpus)",
     )
+    add_field_arguments(found.add_argument_group("format corpus"))
     found.add_argument("--kinds", default="autoencode,cloze", help="what a corpus gives, comma-separated (default: autoencode,cloze)")
     found.add_argument("--pairs", type=int, default=6, help="most pairs of a cloze example (default: 6)")
     found.add_argument("--max-sentence-characters", type=int, default=300, help="longer sentences are not asked about (default: 300)")
@@ -244,8 +246,12 @@ def resolve(options: argparse.Namespace) -> Settings:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    settings, files = resolve(options), expand(options.input)
+    settings, files, fields = resolve(options), expand(options.input), given_fields(options)
+    if options.format != "corpus":
+        refuse_fields(options, f"--format {options.format} has names of its own")
     chosen: dict[str, Any] = asdict(settings) if options.format == "corpus" else {}
+    if fields != FIELDS:  # flags that came later: without them, older EXAMPLES are still what they were
+        chosen["fields"] = asdict(fields)
     if options.dry_run:
         print(json.dumps({"format": options.format, "inputs": files, "settings": chosen, "output": options.output}, indent=1))
         return 0
@@ -256,7 +262,7 @@ def main(argv: list[str]) -> int:
     if options.format == "scp":
         examples, counts = scp_examples((path, line, row) for path in files for line, row in read_rows(path))
     else:
-        examples, counts = corpus_examples(list(read_described(files)), settings)
+        examples, counts = corpus_examples(list(read_described(files, fields)), settings)
     if not examples:
         raise InputError(f"{', '.join(files)}: gave no example ({counts}); give a corpus with more text, or hold less out")
     with locked(options.output):

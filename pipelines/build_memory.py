@@ -12,44 +12,9 @@ from collections.abc import Sequence
 
 from clara.codec import CODECS
 from clara.errors import command_line
+from pipelines.corpus_arguments import add_corpus_arguments
 
 DEFAULT_KEY_SIZE = 256
-
-
-def add_corpus_arguments(parse: argparse._ActionsContainer) -> None:
-    """Add what a corpus job asks about the records that it reads, and which of them it drops."""
-    add = parse.add_argument
-    add(
-        "--format",
-        default="auto",
-        help="of the input: jsonl, json (an array), parquet, text, mediawiki (a dump) (default: auto, by the file name)",
-    )
-    add("--id-field", default="id", help="field with the document's id; without it, the hash of its content (default: %(default)s)")
-    add("--title-field", default="title", help="field with the title, which stands in front of each chunk (default: %(default)s)")
-    add("--text-field", default="text", help="field with the text (default: %(default)s)")
-    add("--min-characters", type=int, default=0, help="drop documents with a shorter text (default: %(default)s)")
-    add("--max-characters", type=int, default=0, help="drop documents with a longer text (default: 0, no bound)")
-    add(
-        "--language",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="CODE",
-        help="drop documents in other languages than these, as en de (default: none)",
-    )
-    add(
-        "--max-symbol-ratio",
-        type=float,
-        default=1.0,
-        help="drop documents with a larger share of characters that are no letters or digits (default: 1)",
-    )
-    add(
-        "--near-duplicates",
-        type=float,
-        default=0.0,
-        metavar="SIMILARITY",
-        help="drop documents that are as like an earlier one as this, 0.8 say: estimated Jaccard similarity of five-word shingles (default: 0, off)",
-    )
 
 
 def parser() -> argparse.ArgumentParser:

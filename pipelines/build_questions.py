@@ -22,13 +22,14 @@ import numpy as np
 
 from clara import artefact
 from clara.bm25 import Bm25
-from clara.corpus import expand, input_hashes
+from clara.corpus import FIELDS, expand, input_hashes
 from clara.errors import InputError, command_line
 from clara.metrics import ranking_metrics
 from clara.questions import Question, write_questions
 from clara.records import Document, document_id, input_text
 from clara.storage import exists
 from pipelines.cloze import ClozeSettings, cloze_questions
+from pipelines.corpus_arguments import add_field_arguments, given_fields, refuse_fields
 from pipelines.corpus_files import read_corpus, write_jsonl
 from pipelines.locks import locked
 from pipelines.question_formats import FORMATS, Format, Published
@@ -110,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--input", required=True, nargs="+", metavar="FILE", help="files or quoted globs")
     found.add_argument(
-        "--format", required=True, choices=("cloze", *FORMATS), help="of the input; cloze reads a corpus: JSONL of id, title, text"
+        "--format", required=True, choices=("cloze", *FORMATS), help="of the input; cloze reads a corpus: records of id, title, text"
     )
     found.add_argument("--output", required=True, metavar="DIR", help="QUESTIONS to write")
     found.add_argument("--seed", type=int, default=0, help="orders pools, draws what is drawn (default: 0)")
@@ -120,6 +121,7 @@ def parser() -> argparse.ArgumentParser:
     published.add_argument("--split", default="", choices=("", "train", "seen", "unseen"), help="split of all questions (default: none)")
     published.add_argument("--skip-bad", action="store_true", help="count rows without a question or answer and go on (default: stop)")
     cloze, standard = found.add_argument_group("cloze"), ClozeSettings()
+    add_field_arguments(cloze)
     for name, kind, text in (
         ("max_per_target", int, "most questions that ask for one article, in each split"),
         ("min_words", int, "shortest sentence, in words"),
@@ -161,25 +163,28 @@ def resolve_cloze(options: argparse.Namespace) -> ClozeSettings:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    files = expand(options.input)
+    files, fields = expand(options.input), given_fields(options)
     is_cloze = options.format == "cloze"
+    if not is_cloze:
+        refuse_fields(options, f"--format {options.format} has names of its own")
     if options.corpus_output and (is_cloze or not FORMATS[options.format].has_documents):
         raise InputError(f"--corpus-output {options.corpus_output}: format {options.format} brings no documents of its own; leave it out")
     settings: dict[str, Any] = (
         asdict(resolve_cloze(options)) if is_cloze else {n: getattr(options, n) for n in ("seed", "split", "skip_bad")}
     )
+    named = {"fields": asdict(fields)} if fields != FIELDS else {}
     if options.dry_run:
-        print(json.dumps({"format": options.format, "inputs": files, "settings": settings, "output": options.output}, indent=1))
+        print(json.dumps({"format": options.format, "inputs": files, "settings": settings | named, "output": options.output}, indent=1))
         return 0
-    # Pools of training questions came later: without them, older QUESTIONS are still what they were.
+    # Pools of training questions and other fields came later: without them, older QUESTIONS are still what they were.
     shaping = {name: value for name, value in settings.items() if name != "train_pools" or value}
-    recipe = {"program": "build_questions", "format": options.format, "settings": shaping, "inputs": input_hashes(files)}
+    recipe = {"program": "build_questions", "format": options.format, "settings": shaping | named, "inputs": input_hashes(files)}
     written = not options.corpus_output or exists(options.corpus_output)
     if written and not options.bm25 and artefact.up_to_date(options.output, "QUESTIONS", recipe):
         print(f"{options.output}: up to date")
         return 0
     if is_cloze:
-        corpus = read_corpus(files)
+        corpus = read_corpus(files, fields)
         questions, counts = cloze_questions(corpus, ClozeSettings(**settings))
         if not questions:
             raise InputError(f"{', '.join(files)}: no article mentions another ({counts}); give a larger corpus with titles")

@@ -16,6 +16,7 @@ from apache_beam.utils.shared import Shared
 from clara.artefact import read_manifest
 from clara.backbone import load_tokenizer
 from clara.config import Prompts
+from clara.corpus import Fields
 from clara.localise import localised
 from clara.prompts import PromptBuilder, token_spans
 from clara.records import Chunk, Document
@@ -26,7 +27,7 @@ from pipelines.filters import Filters, why_dropped
 from pipelines.memory_outcome import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, SPLIT, TRUNCATED, UNIQUE
 from pipelines.near_duplicates import Likeness, drop_near_duplicates
 from pipelines.sources import read_unit
-from pipelines.units import DeadLetter, Fields, Unit
+from pipelines.units import DeadLetter, Unit
 
 FAILED, TALLY = "failed", "tally"
 FailedOutput = TaggedOutput[Literal["failed"], DeadLetter]

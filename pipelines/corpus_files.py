@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from clara.artefact import atomic_write
-from clara.corpus import read_rows, to_document
+from clara.corpus import FIELDS, Fields, read_rows, to_document
 from clara.errors import InputError
 from clara.records import Document
 
 
-def read_corpus(files: Sequence[str]) -> list[Document]:
+def read_corpus(files: Sequence[str], fields: Fields = FIELDS) -> list[Document]:
     """The documents of files in order (see `read_rows`), each content once.
 
     Raises:
@@ -19,15 +19,15 @@ def read_corpus(files: Sequence[str]) -> list[Document]:
     """
     documents: dict[str, Document] = {}
     for path in files:
-        for number, row in read_rows(path):
-            document = to_document(row, path, number)
+        for number, row in read_rows(path, fields):
+            document = to_document(row, path, number, fields)
             known = documents.setdefault(document.id, document)
             if (known.title, known.text) != (document.title, document.text):
                 raise InputError(
                     f"{path}:{number}: id {document.id!r} stands at {known.source}:{known.line} with other content; give each document its own"
                 )
     if not documents:
-        raise InputError(f"{', '.join(files)}: no document; give JSONL, Parquet or plain text, with `title` and `text`")
+        raise InputError(f"{', '.join(files)}: no document; give JSONL, Parquet or plain text, with `{fields.title}` and `{fields.text}`")
     return list(documents.values())
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clara import storage
+from clara.corpus import Fields
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.memory import complete_memory
@@ -14,7 +15,6 @@ from clara.update import complete_update
 from pipelines.filters import Filters
 from pipelines.locks import Lease
 from pipelines.near_duplicates import Likeness
-from pipelines.units import Fields
 
 # What is counted; the invariants tie them together.
 RECORDS, DOCUMENTS, BEYOND_LIMIT, CHUNKS, TRUNCATED, SPLIT = (

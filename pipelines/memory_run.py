@@ -25,6 +25,7 @@ from pipelines import dataflow, spark
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
 from pipelines.completion import clear_the_way, read_outcome, tell_counts
+from pipelines.corpus_arguments import given_fields
 from pipelines.dead_letters import NAME
 from pipelines.filters import make_filters
 from pipelines.local_job import add_local_job
@@ -39,7 +40,7 @@ from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
 from pipelines.runner import LOCAL, beam_options, execute, make_pipeline, num_cores
 from pipelines.spill import SPILL, begin_spill, remove_spill
-from pipelines.units import Fields, Unit, describe, find_units
+from pipelines.units import Unit, describe, find_units
 
 _LOG = logging.getLogger(__name__)
 _LEFTOVER = re.compile(rf"{NAME}[^/]*\.jsonl$|[^/]*shard-")
@@ -116,7 +117,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
             raise InputError(f"--{name} {value}: expected {least} or more")
     filters = make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio)
     likeness = make_likeness(args.near_duplicates)
-    fields = Fields(args.id_field, args.title_field, args.text_field)
+    fields = given_fields(args)
     fingerprint = resolve_fingerprint(args)
     if args.update:
         check_accepted([fingerprint], read_manifest(args.update, KIND), f"--update {args.update}")

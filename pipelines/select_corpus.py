@@ -18,6 +18,7 @@ from clara.corpus import expand, read_rows, to_document
 from clara.errors import InputError, command_line
 from clara.records import Document
 from pipelines.cloze import ClozeSettings, cloze_questions, find_bridges, split_of
+from pipelines.corpus_arguments import add_field_arguments, given_fields
 from pipelines.corpus_files import read_corpus, write_jsonl
 
 
@@ -97,6 +98,7 @@ def main(argv: list[str]) -> int:
         "--input", required=True, nargs="+", metavar="FILE", help="corpus: JSONL, Parquet or plain text files, or quoted globs"
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="JSONL to write: the chosen lines with all their fields")
+    add_field_arguments(parser)
     parser.add_argument("--documents", type=int, default=1000, help="articles to keep (default: 1000)")
     parser.add_argument("--max-per-target", type=int, default=standard.max_per_target, help="as for build_questions (default: %(default)s)")
     parser.add_argument(
@@ -105,8 +107,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="orders equally poor articles (default: 0)")
     parser.add_argument("--dry-run", action="store_true", help="choose and report, write nothing")
     options = parser.parse_args(argv)
-    files = expand(options.input)
-    documents = read_corpus(files)
+    files, fields = expand(options.input), given_fields(options)
+    documents = read_corpus(files, fields)
     settings = ClozeSettings(max_per_target=options.max_per_target, held_out_share=options.held_out_share)
     chosen = select(documents, options.documents, options.seed, settings)
     questions, _ = cloze_questions(chosen, settings)
@@ -120,10 +122,10 @@ def main(argv: list[str]) -> int:
     wanted = {d.id for d in chosen}
     rows: dict[str, dict[str, Any]] = {}
     for path in files:
-        for line, row in read_rows(path):
-            name = to_document(row, path, line).id
+        for line, row in read_rows(path, fields):
+            name = to_document(row, path, line, fields).id
             if name in wanted:
-                rows.setdefault(name, {**row, "id": name})
+                rows.setdefault(name, {**row, fields.id: name})
     print(f"{options.output}: {write_jsonl(options.output, rows.values())} documents")
     return 0
 

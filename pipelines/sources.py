@@ -12,10 +12,10 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from mwparserfromhell.parser import ParserError
 
-from clara.corpus import DAMAGE, decompressed
+from clara.corpus import DAMAGE, Fields, decompressed
 from clara.records import Document, document_id, normalise
 from pipelines import mediawiki
-from pipelines.units import DeadLetter, Fields, Unit, clean
+from pipelines.units import DeadLetter, Unit, clean
 from pipelines.wikitext import UNREAD_LINKS, plain_text
 
 MAX_RECORD_BYTES = 64 * 2**20

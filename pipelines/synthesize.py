@@ -16,7 +16,7 @@ import logging
 from collections.abc import Sequence
 
 from clara.errors import command_line
-from pipelines.build_memory import add_corpus_arguments
+from pipelines.corpus_arguments import add_corpus_arguments
 
 ENDPOINT_DEFAULTS = {
     "model_name": "",

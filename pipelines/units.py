@@ -34,15 +34,6 @@ _PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
 
 
 @dataclass(frozen=True)
-class Fields:
-    """Names of a record's fields."""
-
-    id: str = "id"
-    title: str = "title"
-    text: str = "text"
-
-
-@dataclass(frozen=True)
 class Unit:
     """A piece of work for one reader: a file, some lines of a JSONL file, one row group of a Parquet file, or one stream of a multistream dump.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clara.corpus import Fields
 from clara.errors import InputError
 from clara.examples import join_examples
 from pipelines.chunking import Tokens
@@ -20,7 +21,6 @@ from pipelines.synthesis.endpoint import EndpointSettings
 from pipelines.synthesis.folder import FolderSettings
 from pipelines.synthesis.prompts import Templates
 from pipelines.synthesis.streams import Settings
-from pipelines.units import Fields
 
 
 @dataclass(frozen=True)

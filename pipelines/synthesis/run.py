@@ -25,6 +25,7 @@ from clara.storage import Name, absolute, is_url
 from pipelines import dataflow, spark
 from pipelines.chunking import Tokens, check_limits
 from pipelines.completion import clear_the_way, read_outcome, tell_counts
+from pipelines.corpus_arguments import given_fields
 from pipelines.corpus_chunks import folder_tokens
 from pipelines.filters import make_filters
 from pipelines.locks import locked
@@ -41,7 +42,7 @@ from pipelines.synthesis.prompts import load_templates
 from pipelines.synthesis.shards import WORK
 from pipelines.synthesis.streams import FAILED, KINDS, Settings
 from pipelines.synthesize import ENDPOINT_DEFAULTS, FOLDER_DEFAULTS
-from pipelines.units import Fields, Unit, describe, find_units
+from pipelines.units import Unit, describe, find_units
 
 _LOG = logging.getLogger(__name__)
 KIND = "EXAMPLES"
@@ -140,7 +141,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     settings = Settings(_kinds_of(args.kinds), args.coverage, args.max_rounds, args.max_questions, args.attempts)
     tokenizer = args.tokenizer or (model.path if isinstance(model, FolderSettings) else "")
     chunking = Chunking(
-        fields=Fields(args.id_field, args.title_field, args.text_field),
+        fields=given_fields(args),
         filters=make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio),
         limit=args.limit,
         likeness=make_likeness(args.near_duplicates),

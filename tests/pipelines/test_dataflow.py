@@ -10,6 +10,7 @@ import pytest
 from apache_beam.options.pipeline_options import DebugOptions, SetupOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 
+from clara.corpus import Fields
 from clara.errors import InputError
 from clara.fingerprint import of_checkpoint
 from pipelines import dataflow
@@ -17,7 +18,7 @@ from pipelines.build_memory import main
 from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import Job
 from pipelines.runner import beam_options, make_pipeline
-from pipelines.units import Fields, Unit
+from pipelines.units import Unit
 
 pytest.importorskip("google.cloud.storage", reason="the extra gcp is not installed")
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clara.corpus import Fields
 from clara.errors import InputError
 from clara.records import Document
 from pipelines.mediawiki import Stream, index_path, is_index, streams
 from pipelines.sources import read_unit
-from pipelines.units import DeadLetter, Fields, Unit, find_units
+from pipelines.units import DeadLetter, Unit, find_units
 from pipelines.wikitext import plain_text
 
 HEADER = (

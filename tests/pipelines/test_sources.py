@@ -12,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from clara.corpus import Fields
 from clara.errors import InputError
 from clara.records import Document, document_id
 from pipelines import sources
 from pipelines.sources import read_unit
-from pipelines.units import DeadLetter, Fields, Unit, describe, find_units
+from pipelines.units import DeadLetter, Unit, describe, find_units
 
 ROWS = [{"id": f"r{n}", "title": "Arlen", "text": f"Text  number {n}."} for n in range(5)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
