@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from clara.errors import InputError
 from clara.localise import localised
 from clara.records import input_text
 from clara.storage import is_url
-from clara.tables import read_records, read_table, table_bytes
+from clara.tables import read_records, read_table, records, table_bytes
 
 FILE = "examples.parquet"
 _ROWS_A_GROUP = 4096
@@ -138,3 +138,20 @@ def read_examples(directory: str | os.PathLike[str]) -> list[Example]:
     if not rows:
         raise InputError(f"{directory}: holds no example; make it from a corpus with text")
     return [Example(**row) for row in rows]
+
+
+def each_example(directory: str | os.PathLike[str]) -> Iterator[Example]:
+    """The examples of an artefact on this machine in file order, some of them in RAM at a time.
+
+    Raises:
+        InputError: no finished EXAMPLES there, or a damaged file.
+    """
+    read_manifest(directory, "EXAMPLES")
+    path = Path(directory) / FILE
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(_ROWS_A_GROUP):
+            batch.validate(full=True)
+            for row in records(batch):
+                yield Example(**row)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path}: not readable as Parquet ({error}); make the artefact again, or copy it anew") from error

@@ -34,8 +34,12 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
         InputError: see `read_table`.
     """
-    rows = read_table(path).to_pylist()
-    return [{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()} for row in rows]
+    return records(read_table(path))
+
+
+def records(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """Rows by column, lists as tuples."""
+    return [{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()} for row in rows.to_pylist()]
 
 
 def table_bytes(records: "Iterable[DataclassInstance]", schema: pa.Schema) -> bytes:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from clara.codec import CODECS
 from clara.errors import command_line
+from pipelines.artefact_tracking import add_tracking_arguments
 from pipelines.corpus_arguments import add_corpus_arguments
 
 DEFAULT_KEY_SIZE = 256
@@ -73,8 +74,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="on Dataflow: end once the job is submitted; MEMORY is finished when its manifest.json is there",
     )
-    add("--mlflow", default="", metavar="URL", help="log the finished MEMORY and its summary.html to this tracking server (default: none)")
-    add("--mlflow-experiment", default="corpus", help="experiment that the logged run belongs to (default: %(default)s)")
+    add_tracking_arguments(parse, "MEMORY")
     add("--overwrite", action="store_true", help="replace a finished MEMORY that was made by another recipe")
     add("--dry-run", action="store_true", help="print the resolved settings, the fingerprint and the input, and stop")
     return parse

@@ -22,6 +22,7 @@ from clara.memory import KIND, PLAN
 from clara.mixed import check_accepted
 from clara.storage import Name, absolute, folder, is_url, join
 from pipelines import dataflow, spark
+from pipelines.artefact_tracking import tracking_client
 from pipelines.build_memory import DEFAULT_KEY_SIZE
 from pipelines.chunking import check_limits
 from pipelines.completion import clear_the_way, read_outcome, tell_counts
@@ -35,7 +36,6 @@ from pipelines.locks import LOCK, locked
 from pipelines.memory_job import add_memory_job
 from pipelines.memory_outcome import Job
 from pipelines.memory_summary import tell
-from pipelines.memory_tracking import tracking_client
 from pipelines.near_duplicates import make_likeness
 from pipelines.progress import progress_bar
 from pipelines.runner import LOCAL, beam_options, execute, make_pipeline, num_cores

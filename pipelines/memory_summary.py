@@ -6,10 +6,9 @@
 """
 
 import argparse
-import html
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +20,12 @@ from clara.localise import localised_file, partly_localised
 from clara.memory import KIND, PLAN, RECORDS
 from clara.storage import join
 from clara.tables import read_table
-from pipelines.memory_tracking import log_memory
-from pipelines.pictures import bars, line, number
+from pipelines import pages
+from pipelines.artefact_tracking import Logged, add_tracking_arguments, log_artefact
+from pipelines.pages import NUM_BARS, grouped, table
+from pipelines.pictures import bars, line
 
-PAGE = "summary.html"
-_NUM_BARS, _NUM_POINTS = 40, 120
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:760px;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse}td,th{padding:.15em .8em .15em 0;text-align:left;vertical-align:top}td.n{text-align:right}"
-    "svg{width:100%;font-size:11px}.bar{fill:#4a7fb5}.line{fill:none;stroke:#4a7fb5;stroke-width:2}.axis{stroke:#888}"
-    "pre{background:#f4f4f4;padding:1em;overflow:auto}h2{margin-top:2em}"
-)
+_NUM_POINTS = 120
 
 
 @dataclass(frozen=True)
@@ -90,14 +84,14 @@ def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
         shards[shard] = max(rows, entry.get("rows", 0)), size + entry["bytes"]
         if file == RECORDS:
             have(entry["path"])
-            table = read_table(folder / entry["path"], ["num_tokens", "truncated"])
-            counts = np.bincount(table["num_tokens"].to_numpy())
+            found = read_table(folder / entry["path"], ["num_tokens", "truncated"])
+            counts = np.bincount(found["num_tokens"].to_numpy())
             longest = max(len(lengths), len(counts))
             lengths = np.pad(lengths, (0, longest - len(lengths))) + np.pad(counts, (0, longest - len(counts)))
-            truncated += int(table["truncated"].to_numpy().sum())
+            truncated += int(found["truncated"].to_numpy().sum())
             plan = folder / shard / PLAN
             if plan.is_file():
-                times.append((plan.stat().st_mtime, table.num_rows))
+                times.append((plan.stat().st_mtime, found.num_rows))
     return Summary(memory, manifest, manifest_hash(memory), lengths.tolist(), truncated, shards, _cumulated(sorted(times)), dict(run or {}))
 
 
@@ -112,23 +106,6 @@ def _cumulated(times: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
 # --- the page ----------------------------------------------------------------------------------------------------------
 
 
-def _grouped(counts: Sequence[int], unit: str) -> tuple[list[int], list[str]]:
-    """A histogram's counts in at most 40 bars, each labelled with its range."""
-    width = max(1, math.ceil(len(counts) / _NUM_BARS))
-    starts = range(0, len(counts), width)
-    labels = [f"{start}" if width == 1 else f"{start} to {start + width - 1}" for start in starts]
-    return [sum(counts[start : start + width]) for start in starts], [f"{label} {unit}" for label in labels]
-
-
-def _table(rows: Iterable[tuple[str, Any]]) -> str:
-    cells = []
-    for name, value in rows:
-        figure = isinstance(value, int | float) and not isinstance(value, bool)
-        shown = number(value) if figure else html.escape(str(value))
-        cells.append(f"<tr><td>{html.escape(name)}</td><td{' class=n' if figure else ''}>{shown}</td></tr>")
-    return f"<table>{''.join(cells)}</table>"
-
-
 def _lengths(summary: Summary) -> str:
     rows = sum(summary.lengths)
     tokens = sum(length * count for length, count in enumerate(summary.lengths))
@@ -141,17 +118,17 @@ def _lengths(summary: Summary) -> str:
         ("chunks cut inside a sentence or title", summary.truncated),
         ("documents split into several chunks", summary.manifest["counts"].get("documents split", 0)),
     ]
-    picture = bars(*_grouped(summary.lengths, "tokens"), "chunks by their tokens") if rows else ""
-    return f"<h2>Lengths</h2>{_table(facts)}{picture}"
+    picture = bars(*grouped(summary.lengths, "tokens"), "chunks by their tokens") if rows else ""
+    return f"<h2>Lengths</h2>{table(facts)}{picture}"
 
 
 def _shards(summary: Summary) -> str:
     rows, sizes = [rows for rows, _ in summary.shards.values()], [size for _, size in summary.shards.values()]
     facts = [("shards and overlays", len(rows)), ("rows, fewest", min(rows)), ("rows, most", max(rows)), ("bytes", sum(sizes))]
-    width = max(1, math.ceil(len(rows) / _NUM_BARS))
+    width = max(1, math.ceil(len(rows) / NUM_BARS))
     means = [sum(rows[at : at + width]) / len(rows[at : at + width]) for at in range(0, len(rows), width)]
     names = list(summary.shards)[::width]
-    return f"<h2>Shards</h2>{_table(facts)}{bars(means, names, 'rows of a shard' if width == 1 else f'rows of a shard, mean of {width}')}"
+    return f"<h2>Shards</h2>{table(facts)}{bars(means, names, 'rows of a shard' if width == 1 else f'rows of a shard, mean of {width}')}"
 
 
 def _throughput(summary: Summary) -> str:
@@ -161,53 +138,42 @@ def _throughput(summary: Summary) -> str:
     picture = ""
     if len(summary.finished) > 1 and summary.finished[-1][0] > summary.finished[0][0]:
         picture = line(summary.finished, "rows finished by time", "s")
-    return f"<h2>Throughput</h2>{_table(facts)}{picture}" if facts or picture else ""
+    return f"<h2>Throughput</h2>{table(facts)}{picture}" if facts or picture else ""
 
 
 def page(summary: Summary) -> str:
     """The page as HTML, complete in itself."""
     manifest = summary.manifest
-    counts = manifest["counts"]
-    reasons = [
-        (f"{what}: {reason}", count)
-        for what, key in (("failed", "dead letters by reason"), ("dropped", "dropped by reason"))
-        for reason, count in counts.get(key, {}).items()
+    counts, made = manifest["counts"], manifest["made_by"]
+    facts = [
+        ("rows", counts.get("rows", sum(summary.lengths))),
+        ("codec", manifest["codec"]),
+        ("fingerprint", manifest["fingerprint"]),
+        ("hash of the manifest", summary.hash),
+        ("version of", manifest["parent"] or "none"),
+        ("made", made["created"]),
     ]
-    made = manifest["made_by"]
-    parts = [
-        f"<h1>MEMORY {html.escape(summary.name)}</h1>",
-        _table(
-            [
-                ("rows", counts.get("rows", sum(summary.lengths))),
-                ("codec", manifest["codec"]),
-                ("fingerprint", manifest["fingerprint"]),
-                ("hash of the manifest", summary.hash),
-                ("version of", manifest["parent"] or "none"),
-                ("made", made["created"]),
-            ]
-        ),
-        "<h2>Records</h2>",
-        _table((name, value) for name, value in counts.items() if not isinstance(value, dict)),
-        "<h3>Not used, by reason</h3>" + _table(reasons) if reasons else "<p>Every record was used.</p>",
-        _lengths(summary),
-        _shards(summary),
-        _throughput(summary),
-        "<h2>Fingerprint</h2>" + _table(manifest["fingerprint_fields"].items()),
-        f"<h2>Settings</h2><pre>{html.escape(json.dumps(made['recipe'], indent=1, ensure_ascii=False))}</pre>",
-        "<h2>Versions</h2>" + _table(made["versions"].items()),
-    ]
-    head = f'<meta charset="utf-8"><title>MEMORY {html.escape(summary.name)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
+    parts = [table(facts), pages.records(counts), _lengths(summary), _shards(summary), _throughput(summary)]
+    parts += ["<h2>Fingerprint</h2>", table(manifest["fingerprint_fields"].items()), pages.settings(made)]
+    return pages.page(f"MEMORY {summary.name}", parts)
 
 
 def write_page(summary: Summary) -> str:
     """Write the page into the MEMORY. Returns its path or URL."""
-    path = join(summary.name, PAGE)
+    path = join(summary.name, pages.NAME)
     atomic_write(path, page(summary))
     return path
 
 
 # --- the command ---------------------------------------------------------------------------------------------------------
+
+
+def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
+    """Log the MEMORY with its page, and return the run's id."""
+    again = f"python -m pipelines.memory_summary --memory {summary.name}"
+    fields = summary.manifest["fingerprint_fields"]
+    logged = Logged(summary.name, summary.manifest, summary.hash, fields, summary.figures, localised_file(path), again)
+    return log_artefact(logged, url, experiment)
 
 
 def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> None:
@@ -220,7 +186,7 @@ def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> N
     path = write_page(summary)
     print(f"{'summary':>28}  {path}")
     if url:
-        print(f"{'run':>28}  {log_memory(memory, summary.manifest, summary.hash, summary.figures, localised_file(path), url, experiment)}")
+        print(f"{'run':>28}  {_log(summary, path, url, experiment)}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -229,8 +195,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m pipelines.memory_summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parse.add_argument("--memory", required=True, metavar="DIR", help="a finished MEMORY; its summary.html is written anew")
-    parse.add_argument("--mlflow", default="", metavar="URL", help="log it to this tracking server too (default: none)")
-    parse.add_argument("--mlflow-experiment", default="corpus", help="experiment that the run belongs to (default: %(default)s)")
+    add_tracking_arguments(parse, "MEMORY")
     parse.add_argument("--dry-run", action="store_true", help="print what would be written and logged, and stop")
     return parse
 
@@ -240,14 +205,12 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     summary = summarise(args.memory)
     if args.dry_run:
-        print(json.dumps({"page": join(args.memory, PAGE), "rows": sum(summary.lengths), "mlflow": args.mlflow}, indent=1))
+        print(json.dumps({"page": join(args.memory, pages.NAME), "rows": sum(summary.lengths), "mlflow": args.mlflow}, indent=1))
         return 0
     path = write_page(summary)
     print(path)
     if args.mlflow:
-        print(
-            f"run {log_memory(args.memory, summary.manifest, summary.hash, summary.figures, localised_file(path), args.mlflow, args.mlflow_experiment)}"
-        )
+        print(f"run {_log(summary, path, args.mlflow, args.mlflow_experiment)}")
     return 0
 
 

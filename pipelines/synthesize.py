@@ -16,6 +16,7 @@ import logging
 from collections.abc import Sequence
 
 from clara.errors import command_line
+from pipelines.artefact_tracking import add_tracking_arguments
 from pipelines.corpus_arguments import add_corpus_arguments
 
 ENDPOINT_DEFAULTS = {
@@ -66,12 +67,14 @@ def parser() -> argparse.ArgumentParser:
     add("--max-tokens", type=int, default=256, help="tokens of a chunk, title included (default: %(default)s)")
     add("--overlap-tokens", type=int, default=0, help="tokens that a chunk repeats of the one before (default: %(default)s)")
     add("--limit", type=int, default=0, help="use the first N documents only (default: 0, all)")
-    run = parse.add_argument_group("the run").add_argument
+    group = parse.add_argument_group("the run")
+    run = group.add_argument
     run("--num-shards", type=int, default=0, help="pieces that are finished one by one (default: 0, about 64 chunks each)")
     run("--max-failures", type=int, default=-1, help="fail when more records or examples than this fail (default: -1, no bound)")
     run("--retry-failed", action="store_true", help="of finished EXAMPLES, ask again for those whose requests failed")
     run("--num-workers", type=int, default=0, help="processes of the local runner (default: 0, all cores)")
     run("--runner", default="local", help="local, or a runner that Beam knows, with its own arguments (default: %(default)s)")
+    add_tracking_arguments(group, "EXAMPLES")
     run("--overwrite", action="store_true", help="replace finished EXAMPLES that were made by another recipe; replies that were paid stay")
     run("--dry-run", action="store_true", help="read the corpus, print chunks, requests, tokens and costs, and stop; asks nothing")
     return parse

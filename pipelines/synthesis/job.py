@@ -29,10 +29,8 @@ from pipelines.synthesis.folder import FolderModel, FolderSettings, in_step
 from pipelines.synthesis.outcome import Job, complete
 from pipelines.synthesis.shards import Shard
 from pipelines.synthesis.streams import Outcome, Stream
+from pipelines.synthesis.summary import SPENDING
 from pipelines.units import DeadLetter, Unit
-
-SPENDING = "spending.json"
-"""What the last run sent and paid; no part of the artefact."""
 
 
 class Ask(beam.DoFn):

@@ -23,6 +23,7 @@ from clara.errors import InputError
 from clara.localise import cache_directory, published
 from clara.storage import Name, absolute, is_url
 from pipelines import dataflow, spark
+from pipelines.artefact_tracking import tracking_client
 from pipelines.chunking import Tokens, check_limits
 from pipelines.completion import clear_the_way, read_outcome, tell_counts
 from pipelines.corpus_arguments import given_fields
@@ -36,16 +37,16 @@ from pipelines.synthesis.cache import FILE as CACHE_FILE
 from pipelines.synthesis.endpoint import EndpointSettings, check_url, only_model
 from pipelines.synthesis.estimate import Cost, pieces
 from pipelines.synthesis.folder import FolderSettings
-from pipelines.synthesis.job import SPENDING, add_estimate, add_synthesis_job
+from pipelines.synthesis.job import add_estimate, add_synthesis_job
 from pipelines.synthesis.outcome import Chunking, Job, remove_work
 from pipelines.synthesis.prompts import load_templates
 from pipelines.synthesis.shards import WORK
 from pipelines.synthesis.streams import FAILED, KINDS, Settings
+from pipelines.synthesis.summary import JOB, KIND, SPENDING, spent_of, tell
 from pipelines.synthesize import ENDPOINT_DEFAULTS, FOLDER_DEFAULTS
 from pipelines.units import Unit, describe, find_units
 
 _LOG = logging.getLogger(__name__)
-KIND = "EXAMPLES"
 
 
 def _flag(name: str) -> str:
@@ -151,7 +152,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     )
     asked = {"model": model.identity(), "prompts": templates.version, "settings": asdict(settings)}
     recipe = {
-        "job": "synthesize",
+        "job": JOB,
         "input": describe(units),
         "format": args.format,
         "fields": vars(chunking.fields),
@@ -251,11 +252,7 @@ def finish(output: Path) -> None:
 
 def tell_spending(output: Path, price_prompt: float, price_reply: float) -> None:
     """Print what the run has sent and paid, and what all replies that are kept have cost."""
-    path = output / SPENDING
-    if not path.is_file():
-        return
-    spent = json.loads(path.read_text(encoding="utf-8"))
-    for name, found in spent.items():
+    for name, found in spent_of(output).items():
         cost = Cost(0, found["prompt_tokens"], found["reply_tokens"]).price(price_prompt, price_reply)
         told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items() if value)
         print(f"{name:>28}  {told or 'nothing'}, cost {cost:.4f}")
@@ -266,8 +263,8 @@ def retries(args: argparse.Namespace, output: Name) -> bool:
     return bool(args.retry_failed and read_manifest(output, KIND)["counts"].get(FAILED))
 
 
-def make(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions) -> dict[str, Any]:
-    """Run the job where nothing else writes, and put what is for a URL there. Returns the counts.
+def make(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Run the job where nothing else writes, and put what is for a URL there. Returns the counts, and what was sent and paid.
 
     Raises:
         InputError: the place is taken, or as of `run`.
@@ -279,7 +276,7 @@ def make(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: Pip
         clear_the_way(job.output, args.overwrite or up_to_date(job.output, KIND, job.recipe))
         place = stack.enter_context(published(job.output))
         if lease and up_to_date(place, KIND, job.recipe) and not retries(args, place):  # it was made, and the copy to the URL cut short
-            return dict(read_manifest(place, KIND)["counts"])
+            return dict(read_manifest(place, KIND)["counts"]), spent_of(place)
         if lease:
             clear_the_way(place, True)
         (place / SPENDING).unlink(missing_ok=True)
@@ -287,9 +284,10 @@ def make(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: Pip
             counts = run(replace(job, output=str(place)), units, make_pipeline(options, args.runner))
         finally:
             tell_spending(place, args.price_prompt, args.price_reply)
+        spent = spent_of(place)
         if lease:
             lease.check()
-    return counts
+    return counts, spent
 
 
 def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
@@ -310,6 +308,8 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     if args.dry_run:
         dry_run(job, units, args, options)
         return 0
+    if args.mlflow:
+        tracking_client(args.mlflow)  # hours before it is needed
     if up_to_date(job.output, KIND, job.recipe) and not retries(args, job.output):
         work = Path(job.output) / WORK
         if not is_url(job.output) and work.exists():  # the job was killed between its manifest and its end
@@ -317,10 +317,9 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
                 finish(Path(job.output))
         print(f"{args.output}: up to date")
         return 0
-    counts = make(job, units, args, options)
+    counts, spent = make(job, units, args, options)
     tell_counts(counts, args.output, "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else "")
-    if isinstance(job.model, EndpointSettings):
-        print(f"{args.output}: {counts['examples']} examples; replies are kept in {Path(job.cache) / CACHE_FILE}")
-    else:
-        print(f"{args.output}: {counts['examples']} examples")
+    kept = f"; replies are kept in {Path(job.cache) / CACHE_FILE}" if isinstance(job.model, EndpointSettings) else ""
+    tell(args.output, counts, spent, (args.price_prompt or 0.0, args.price_reply or 0.0), args.mlflow, args.mlflow_experiment)
+    print(f"{args.output}: {counts['examples']} examples{kept}")
     return 0

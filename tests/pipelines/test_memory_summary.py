@@ -1,51 +1,20 @@
 """The page about a MEMORY says what its manifest and records say, and leaves the artefact as it is."""
 
-import html.parser
 import json
 import re
 from pathlib import Path
 
 import pytest
 import tiny
+from page_parser import Page
 
 from clara.errors import InputError
 from clara.memory import MemoryStore
 from pipelines import memory_summary
 from pipelines.build_memory import main
-from pipelines.memory_summary import PAGE, page, summarise
+from pipelines.memory_summary import page, summarise
+from pipelines.pages import NAME as PAGE
 from pipelines.pictures import bars, line
-
-
-class Page(html.parser.HTMLParser):
-    """Checks that every tag is closed where it should be, and collects table rows."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.rows: dict[str, str] = {}
-        self.cells: list[str] = []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag != "meta":
-            self.open.append(tag)
-        if tag == "tr":
-            self.cells = []
-        if tag == "td":
-            self.cells.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-        if tag == "tr":
-            self.rows[self.cells[0]] = self.cells[1]
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in ("rect", "line", "polyline")
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "td":
-            self.cells[-1] += data
 
 
 @pytest.fixture(scope="module")

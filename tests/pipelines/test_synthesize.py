@@ -100,7 +100,15 @@ def test_what_is_made(clean: Path) -> None:
     assert manifest["prompts"]["version"] == 1
     assert manifest["model"]["name"] == "tiny"
     assert sorted(f["path"] for f in manifest["files"]) == ["dead_letters.jsonl", "examples.parquet"]
-    assert {p.name for p in clean.iterdir()} == {".lock", "dead_letters.jsonl", FILE, "manifest.json", CACHE_FILE, "spending.json"}
+    assert {p.name for p in clean.iterdir()} == {
+        ".lock",
+        "dead_letters.jsonl",
+        FILE,
+        "manifest.json",
+        CACHE_FILE,
+        "spending.json",
+        "summary.html",
+    }
 
 
 def test_order_and_bytes_depend_on_nothing_but_content(run: Run, clean: Path, corpus: Path, tmp_path: Path) -> None:

@@ -1,15 +1,24 @@
-"""A finished MEMORY as a run of an MLflow tracking server: its settings, counts and lineage, and the page about it."""
+"""A finished artefact as a run of an MLflow tracking server: its settings, counts and lineage, and the page about it."""
 
+import argparse
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clara.errors import InputError
 from clara.experiments import artefact_location, open_tracking
-from clara.memory import KIND
 
 _NOT_IN_NAMES = re.compile(r"[^\w.-]")
+
+
+def add_tracking_arguments(parse: argparse._ActionsContainer, what: str) -> None:
+    """Add where a finished artefact is logged."""
+    parse.add_argument(
+        "--mlflow", default="", metavar="URL", help=f"log the finished {what} and its summary.html to this tracking server (default: none)"
+    )
+    parse.add_argument("--mlflow-experiment", default="corpus", help="experiment that the logged run belongs to (default: %(default)s)")
 
 
 def tracking_client(url: str) -> Any:
@@ -32,40 +41,59 @@ def tracking_client(url: str) -> Any:
         ) from error
 
 
-def log_memory(
-    memory: str, manifest: Mapping[str, Any], memory_hash: str, figures: Mapping[str, float], page: Path, url: str, experiment: str
-) -> str:
-    """Log a MEMORY as one finished run: settings, counts, fingerprint and hash, and its page. Returns the run's id.
+@dataclass(frozen=True)
+class Logged:
+    """An artefact as it is logged.
+
+    Attributes:
+        name: the artefact as it was named.
+        manifest: of it.
+        hash: of its manifest.
+        parameters: beside its recipe.
+        figures: beside its counts.
+        page: the file of its summary.
+        again: the command that logs it later.
+    """
+
+    name: str
+    manifest: Mapping[str, Any]
+    hash: str
+    parameters: Mapping[str, Any]
+    figures: Mapping[str, float]
+    page: Path
+    again: str
+
+
+def log_artefact(logged: Logged, url: str, experiment: str) -> str:
+    """Log an artefact as one finished run: settings, counts, fingerprint and hash, and its page. Returns the run's id.
 
     Args:
-        memory: the MEMORY as it was named.
-        manifest: of it.
-        memory_hash: of its manifest.
-        figures: what is logged beside the manifest's counts.
-        page: its summary.
+        logged: what.
         url: of the tracking server.
         experiment: that the run belongs to.
 
     Raises:
         InputError: as of `tracking_client`, or the server refuses.
     """
-    client = tracking_client(url)
+    client, manifest = tracking_client(url), logged.manifest
+    kind = str(manifest["kind"])
     try:
         found = client.get_experiment_by_name(experiment)
         where = found.experiment_id if found else client.create_experiment(experiment, artifact_location=artefact_location(url))
-        run = client.create_run(where, run_name=Path(memory).name, tags={"artefact": KIND, "memory": memory})
+        tags = {"artefact": kind, kind.lower(): logged.name, f"{kind.lower()}_hash": logged.hash}
+        run = client.create_run(where, run_name=Path(logged.name).name, tags=tags)
         number_of = run.info.run_id
-        for name, value in {**manifest["fingerprint_fields"], **_flat(manifest["made_by"]["recipe"])}.items():
+        for name, value in {**logged.parameters, **_flat(manifest["made_by"]["recipe"])}.items():
             client.log_param(number_of, name, str(value)[:500])
-        client.set_tag(number_of, "fingerprint", manifest["fingerprint"])
-        client.set_tag(number_of, "memory_hash", memory_hash)
-        for name, value in {**_flat(manifest["counts"]), **figures}.items():
+        if manifest.get("fingerprint"):
+            client.set_tag(number_of, "fingerprint", manifest["fingerprint"])
+        for name, value in {**_flat(manifest["counts"]), **logged.figures}.items():
             client.log_metric(number_of, _NOT_IN_NAMES.sub("_", name), float(value))
-        client.log_artifact(number_of, str(page))
+        client.log_artifact(number_of, str(logged.page))
         client.set_terminated(number_of)
     except Exception as error:  # as above
         raise InputError(
-            f"--mlflow {url}: refuses ({type(error).__name__}: {error}); log it later: python -m pipelines.memory_summary --memory {memory} --mlflow {url}"
+            f"--mlflow {url}: refuses ({type(error).__name__}: {error}); log it later: {logged.again} --mlflow {url}"
         ) from error
     return str(number_of)
 

@@ -1,0 +1,223 @@
+"""One page about synthesised EXAMPLES: what was made of each kind, why the rest was dropped, coverage, costs, throughput, and some of them to read.
+
+    python -m pipelines.synthesis.summary --examples DIR [--price-prompt X --price-reply Y] [--mlflow URL]
+
+`synthesize` writes the page at its end, as `summary.html` in the EXAMPLES. It is drawn from what stands there and is no part of the artefact.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clara import storage
+from clara.artefact import atomic_write, manifest_hash, read_manifest
+from clara.errors import InputError, command_line
+from clara.examples import Example, each_example
+from clara.localise import localised, localised_file
+from clara.records import chunk_id
+from pipelines import pages
+from pipelines.artefact_tracking import Logged, add_tracking_arguments, log_artefact
+from pipelines.synthesis import streams
+from pipelines.synthesis.estimate import Cost
+from pipelines.synthesis.summary_page import page
+
+KIND, JOB, SPENDING = "EXAMPLES", "synthesize", "spending.json"
+"""The artefact, the job that made it, and the file that says what its last run sent and paid: no part of the artefact."""
+
+_SHOWN = 3
+_RUN = ("seconds", "shards", "shards reused")
+
+
+@dataclass
+class Kind:
+    """What was made of one kind: examples by their number of questions, and the first few."""
+
+    sizes: Counter[int] = field(default_factory=Counter)
+    shown: list[Example] = field(default_factory=list)
+
+    @property
+    def made(self) -> int:
+        """Examples."""
+        return self.sizes.total()
+
+    @property
+    def questions(self) -> int:
+        """Questions in them."""
+        return sum(size * count for size, count in self.sizes.items())
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the page tells.
+
+    Attributes:
+        name: the EXAMPLES as they were named.
+        manifest: of them.
+        hash: of the manifest.
+        kinds: what was made, by kind.
+        letters: the first dead letter of each reason.
+        run: what only the run knows, as `seconds`.
+        spent: what the last run and all runs sent and paid; empty where no endpoint was asked.
+        prices: of a million prompt tokens and reply tokens.
+    """
+
+    name: str
+    manifest: Mapping[str, Any]
+    hash: str
+    kinds: Mapping[str, Kind]
+    letters: Mapping[str, Mapping[str, Any]]
+    run: Mapping[str, float]
+    spent: Mapping[str, Mapping[str, Any]]
+    prices: tuple[float, float]
+
+    @property
+    def asked(self) -> int:
+        """Examples that each kind was asked for: one of each chunk."""
+        return int(self.manifest["counts"].get("unique chunks", 0))
+
+    def cost(self, spent: Mapping[str, Any]) -> float:
+        """What prompt and reply tokens cost."""
+        return Cost(0, spent["prompt_tokens"], spent["reply_tokens"]).price(*self.prices)
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What was done in a second, where the run's seconds are known and it reused nothing."""
+        seconds, counts = self.run.get("seconds", 0.0), self.manifest["counts"]
+        if not seconds or self.run.get("shards reused"):
+            return {}
+        done = {"examples": counts["examples"], **{name: counts.get(name, 0) for name in (streams.REQUESTS, streams.REPLY_TOKENS)}}
+        return {f"{name} per second": round(count / seconds, 3) for name, count in done.items()}
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is logged beside the manifest's counts."""
+        found = {name: float(value) for name, value in self.run.items()} | self.rates
+        for kind, made in self.kinds.items():
+            found |= {f"{kind}.made": float(made.made), f"{kind}.questions": float(made.questions)}
+        for name, spent in self.spent.items():
+            plain = {key: float(value) for key, value in spent.items() if isinstance(value, int | float)}
+            found |= {f"{name}.{key}": value for key, value in {**plain, "cost": self.cost(spent)}.items()}
+            found |= {f"{name}.retries": float(sum(spent["retries"].values()))} if "retries" in spent else {}
+        return found
+
+
+def spent_of(examples: storage.Name) -> dict[str, Any]:
+    """What the last run sent and paid, where that is noted."""
+    raw = storage.folder(examples).read(SPENDING)
+    return dict(json.loads(raw)) if raw else {}
+
+
+def summarise(
+    examples: str, run: Mapping[str, float] | None = None, spent: Mapping[str, Any] | None = None, prices: tuple[float, float] = (0.0, 0.0)
+) -> Summary:
+    """Read what the page tells, some examples at a time.
+
+    Args:
+        examples: the artefact.
+        run: what only the run knows.
+        spent: by the run; None: as it is noted there.
+        prices: of a million prompt tokens and reply tokens.
+
+    Raises:
+        InputError: no finished EXAMPLES, or other ones than `synthesize` makes.
+    """
+    manifest = read_manifest(examples, KIND)
+    recipe = manifest["made_by"]["recipe"]
+    if recipe.get("job") != JOB:
+        raise InputError(f"{examples}: EXAMPLES of {recipe.get('program', 'another program')}; give some that pipelines.synthesize made")
+    place = localised(examples, KIND)
+    kinds = {kind: Kind() for kind in recipe["settings"]["kinds"]}
+    for example in each_example(place):
+        made = kinds[_kind_of(example, tuple(kinds))]
+        made.sizes[len(example.questions)] += 1
+        if len(made.shown) < _SHOWN:
+            made.shown.append(example)
+    letters: dict[str, Mapping[str, Any]] = {}
+    for letter in _letters(place, manifest):
+        letters.setdefault(letter["reason"], letter)
+    spent = spent_of(examples) if spent is None else spent
+    return Summary(examples, manifest, manifest_hash(examples), kinds, letters, dict(run or {}), spent, prices)
+
+
+def _kind_of(example: Example, kinds: tuple[str, ...]) -> str:
+    """Which request led to an example: simple and complex questions are alike in the artefact, but for their ids."""
+    chunk = chunk_id(example.title, example.text)
+    return {streams.example_id(kind, chunk): kind for kind in kinds}[example.example_id]
+
+
+def _letters(place: Path, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for entry in manifest["files"]:
+        if entry["path"].endswith(".jsonl"):
+            with open(place / entry["path"], encoding="utf-8") as stream:
+                yield from map(json.loads, stream)
+
+
+def write_page(summary: Summary) -> str:
+    """Write the page into the EXAMPLES. Returns its path or URL."""
+    path = storage.join(summary.name, pages.NAME)
+    atomic_write(path, page(summary))
+    return path
+
+
+# --- the command ---------------------------------------------------------------------------------------------------------
+
+
+def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
+    """Log the EXAMPLES with their page, and return the run's id."""
+    prompt, reply = summary.prices
+    again = f"python -m pipelines.synthesis.summary --examples {summary.name} --price-prompt {prompt} --price-reply {reply}"
+    logged = Logged(summary.name, summary.manifest, summary.hash, {}, summary.figures, localised_file(path), again)
+    return log_artefact(logged, url, experiment)
+
+
+def tell(
+    examples: str, counts: Mapping[str, Any], spent: Mapping[str, Any], prices: tuple[float, float], url: str, experiment: str
+) -> None:
+    """Write the page at the end of a job, and log it where that was asked for.
+
+    Raises:
+        InputError: the tracking server refuses; the EXAMPLES are finished all the same.
+    """
+    summary = summarise(examples, {name: counts[name] for name in _RUN if name in counts}, spent, prices)
+    path = write_page(summary)
+    print(f"{'summary':>28}  {path}")
+    if url:
+        print(f"{'run':>28}  {_log(summary, path, url, experiment)}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parse = argparse.ArgumentParser(
+        prog="python -m pipelines.synthesis.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parse.add_argument(
+        "--examples", required=True, metavar="DIR", help="finished EXAMPLES of synthesize; their summary.html is written anew"
+    )
+    parse.add_argument("--price-prompt", type=float, default=0.0, help="of a million prompt tokens, in your currency (default: 0)")
+    parse.add_argument("--price-reply", type=float, default=0.0, help="of a million reply tokens (default: 0)")
+    add_tracking_arguments(parse, "EXAMPLES")
+    parse.add_argument("--dry-run", action="store_true", help="print what would be written and logged, and stop")
+    return parse
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line."""
+    args = parser().parse_args(argv)
+    summary = summarise(args.examples, prices=(args.price_prompt, args.price_reply))
+    if args.dry_run:
+        made = {kind: found.made for kind, found in summary.kinds.items()}
+        print(json.dumps({"page": storage.join(args.examples, pages.NAME), "examples": made, "mlflow": args.mlflow}, indent=1))
+        return 0
+    path = write_page(summary)
+    print(path)
+    if args.mlflow:
+        print(f"run {_log(summary, path, args.mlflow, args.mlflow_experiment)}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line(main)
