@@ -170,6 +170,43 @@ def _backbone(settings: BackboneSettings, folder: str, model: Model) -> Backbone
     )
 
 
+def check_given(directory: str | os.PathLike[str], config: Config) -> None:
+    """Refuse settings that were given for a run from a CHECKPOINT, where the CHECKPOINT holds others: it keeps its own.
+
+    Args:
+        directory: the CHECKPOINT.
+        config: as it was read; what it leaves to the defaults is the CHECKPOINT's business.
+
+    Raises:
+        InputError: names each such key with both values; or no finished CHECKPOINT there.
+    """
+    manifest = read_manifest(directory, "CHECKPOINT")
+    _check_fields(Path(directory), manifest)
+    settings, prompts = _settings(manifest, directory)
+    held = {"model": settings.model_dump(), "prompts": prompts.model_dump()}
+    differing = []
+    for key, value in (*config.model.given("model."), *config.prompts.given("prompts.")):
+        own: Any = held
+        for part in key.split("."):
+            own = own.get(part)
+        if value != own:
+            differing.append((key, value, own))
+    if differing:
+        told = "; ".join(f"{key} is {value!r:.200}, the checkpoint's {own!r:.200}" for key, value, own in differing)
+        keys = ", ".join(key for key, *_ in differing)
+        raise InputError(
+            f"{told}: the checkpoint {directory} was made with its own and keeps them; leave {keys} out (of the file and of --set), "
+            "or give a checkpoint that was made with yours"
+        )
+
+
+def _settings(manifest: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[Model, Prompts]:
+    try:
+        return Model.model_validate(manifest["model"]), Prompts.model_validate(manifest["prompts"])
+    except ValidationError as error:
+        raise explain(error, f"{directory}/manifest.json") from error
+
+
 def load_checkpoint(
     directory: str | os.PathLike[str], backbone: BackboneSettings | None = None, *, device: str = "cpu", check: bool = True
 ) -> ClaraModel:
@@ -188,10 +225,7 @@ def load_checkpoint(
     manifest = verify(directory, "CHECKPOINT") if check else read_manifest(directory, "CHECKPOINT")
     backbone = backbone or BackboneSettings()
     _check_fields(directory, manifest)
-    try:
-        settings, prompts = Model.model_validate(manifest["model"]), Prompts.model_validate(manifest["prompts"])
-    except ValidationError as error:
-        raise explain(error, f"{directory}/manifest.json") from error
+    settings, prompts = _settings(manifest, directory)
     folder = str(directory / OWN_BACKBONE) if manifest["backbone"]["own"] else backbone.path or manifest["backbone"]["path"]
     found = weights_hash(folder)
     if found != manifest["backbone"]["sha256"]:

@@ -1,5 +1,8 @@
 """The node of the configuration tree that every section is."""
 
+from collections.abc import Iterator
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -7,3 +10,16 @@ class Section(BaseModel):
     """A frozen node of the tree that knows all of its keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def given(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
+        """Dotted keys below `prefix` that were given, not left to their defaults, with their values; of a table each entry."""
+        for name in type(self).model_fields:
+            if name not in self.model_fields_set:
+                continue
+            value, key = getattr(self, name), f"{prefix}{name}"
+            if isinstance(value, Section):
+                yield from value.given(f"{key}.")
+            elif isinstance(value, dict):
+                yield from ((f"{key}.{entry}", inner) for entry, inner in value.items())
+            else:
+                yield key, value

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from clara import artefact
-from clara.checkpoint import load_checkpoint, save_checkpoint
+from clara.checkpoint import check_given, load_checkpoint, save_checkpoint
 from clara.config import Config, Joint, require
 from clara.errors import InputError
 from clara.index import MemoryIndex
@@ -78,7 +78,8 @@ def check(config: Config) -> None:
     """Refuse what could only fail later.
 
     Raises:
-        InputError: a path is missing, or relative in a submitted job; or a GPU is asked for and not there.
+        InputError: a path is missing, or relative in a submitted job; a GPU is asked for and not there; or settings were given that the
+            CHECKPOINT has otherwise.
     """
     if config.stage != "joint":
         raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
@@ -104,6 +105,7 @@ def check(config: Config) -> None:
             raise InputError(
                 f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give sqlite:////ABSOLUTE/PATH or a server's URL"
             )
+    check_given(config.checkpoint, config)
 
 
 def plan(config: Config) -> dict[str, int]:

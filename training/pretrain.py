@@ -18,7 +18,7 @@ import torch
 
 from clara import artefact, lora
 from clara.backbone import weights_hash
-from clara.checkpoint import fresh_model, load_checkpoint, save_checkpoint
+from clara.checkpoint import check_given, fresh_model, load_checkpoint, save_checkpoint
 from clara.config import Config, Instruct, load, require
 from clara.corpus import expand, input_hashes
 from clara.errors import InputError, command_line
@@ -106,6 +106,8 @@ def main(argv: list[str]) -> int:
         )
     require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
     require_local("output", config.output)
+    if config.checkpoint:
+        check_given(config.checkpoint, config)
     if options.dry_run:
         print(json.dumps(config.model_dump(), indent=1))
         return 0

@@ -1,12 +1,16 @@
 """Every shipped configuration plans a run, without any weights: `--dry-run` of each program."""
 
 import json
+import shutil
 from pathlib import Path
 
 import joint_world
 import pytest
 from joint_world import World
 
+from clara.artefact import read_manifest
+from clara.checkpoint import check_given
+from clara.config import load
 from clara.errors import InputError
 from training import joint, pretrain
 
@@ -18,9 +22,17 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
     return joint_world.make(tmp_path_factory.mktemp("shipped-world"), tiny_checkpoint, corpus_file)
 
 
-def artefacts(world: World, output: Path) -> list[str]:
+def checkpoint_of(world: World, folder: Path, path: Path) -> Path:
+    """A checkpoint that was made with the settings of a configuration; plans look at no weights."""
+    config, copy = load(str(path)), Path(shutil.copytree(world.checkpoint, folder))
+    manifest = read_manifest(copy) | {"model": config.model.model_dump(), "prompts": config.prompts.model_dump()}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def artefacts(world: World, output: Path, checkpoint: Path | None = None) -> list[str]:
     paths = {
-        "checkpoint": world.checkpoint, "memory": world.memory, "index": world.index, "questions": world.questions, "output": output,
+        "checkpoint": checkpoint or world.checkpoint, "memory": world.memory, "index": world.index, "questions": world.questions, "output": output,
         "backbone.path": "/where/the/weights/will/be",
     }  # fmt: skip
     return [part for name, path in paths.items() for part in ("--set", f"{name}={path}")]
@@ -28,7 +40,8 @@ def artefacts(world: World, output: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_joint_training_is_planned(world: World, tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert joint.main(["--dry-run", "--config", str(path), *artefacts(world, tmp_path / "run")]) == 0
+    made = checkpoint_of(world, tmp_path / "made", path)
+    assert joint.main(["--dry-run", "--config", str(path), *artefacts(world, tmp_path / "run", made)]) == 0
     shown = json.loads(capsys.readouterr().out)
     launch, settings = shown["config"]["launch"], shown["config"]["joint"]
     assert shown["plan"]["ranks"] == (1 if launch["launcher"] == "local" else launch["num_workers"])
@@ -39,7 +52,8 @@ def test_joint_training_is_planned(world: World, tmp_path: Path, path: Path, cap
 @pytest.mark.parametrize("stage", ["pretrain", "instruct"])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_the_stages_before_are_planned(world: World, tmp_path: Path, path: Path, stage: str, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--set", f"stage={stage}", *artefacts(world, tmp_path / "run")]
+    made = checkpoint_of(world, tmp_path / "made", path)
+    arguments = ["--set", f"stage={stage}", *artefacts(world, tmp_path / "run", made)]
     assert pretrain.main(["--dry-run", "--config", str(path), *arguments]) == 0
     assert json.loads(capsys.readouterr().out)["stage"] == stage
 
@@ -47,10 +61,17 @@ def test_the_stages_before_are_planned(world: World, tmp_path: Path, path: Path,
 def test_both_sizes_of_the_7B_model_are_shipped(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = {}
     for name in ("mistral_7b", "mistral_7b_two_nodes"):
-        joint.main(["--dry-run", "--config", str(SHIPPED[0].with_name(f"{name}.toml")), *artefacts(world, tmp_path / "run")])
+        path = SHIPPED[0].with_name(f"{name}.toml")
+        made = checkpoint_of(world, tmp_path / name, path)
+        joint.main(["--dry-run", "--config", str(path), *artefacts(world, tmp_path / "run", made)])
         shown = json.loads(capsys.readouterr().out)["config"]
         sizes[name] = shown["launch"]["num_workers"] + shown["joint"]["refresh"]["num_gpus"]
     assert sizes == {"mistral_7b": 8, "mistral_7b_two_nodes": 16}
+
+
+@pytest.mark.parametrize("name", ["demo", "evidence", "retriever"])
+def test_the_shipped_checkpoint_holds_what_the_configurations_that_start_from_it_say(name: str) -> None:
+    check_given(SHIPPED[0].parents[1] / "start" / "checkpoint", load(str(SHIPPED[0].with_name(f"{name}.toml"))))
 
 
 def test_questions_that_do_not_divide_among_the_ranks_are_found_before_anything_starts(world: World, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""Settings that a CHECKPOINT holds: given beside it they are refused where they differ, never passed over."""
+
+from pathlib import Path
+
+import joint_world
+import pytest
+from joint_world import World
+
+from clara.artefact import read_manifest
+from clara.checkpoint import check_given
+from clara.config import Config, load
+from clara.errors import InputError
+from training import joint, pretrain
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return joint_world.make(tmp_path_factory.mktemp("given-world"), tiny_checkpoint, corpus_file)
+
+
+def planned(world: World, tmp_path: Path, stage: str, *arguments: str) -> int:
+    program = joint if stage == "joint" else pretrain
+    return program.main(["--dry-run", *world.sets(tmp_path / "run", stage=stage), *arguments])
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct", "joint"])
+@pytest.mark.parametrize(
+    ("key", "given", "own"),
+    [
+        ("model.num_memory_tokens", "8", "4"),
+        ("model.residual", "segment_mean", "'none'"),
+        ("model.lora.rank", "16", "4"),  # also where it is the default
+        ("model.lora.dropout", "0.1", "0.0"),
+        ("prompts.answer_system", "Be brief.", "'You are a helpful assistant"),
+        ("prompts.template_arguments.mood", "3", "None"),
+    ],
+)
+def test_a_setting_that_the_checkpoint_has_otherwise_is_refused(
+    world: World, tmp_path: Path, stage: str, key: str, given: str, own: str
+) -> None:
+    with pytest.raises(InputError, match=rf"{key} is '?{given}'?, the checkpoint's {own}") as told:
+        planned(world, tmp_path, stage, "--set", f"{key}={given}")
+    assert f"{world.checkpoint} was made with its own" in str(told.value)
+    assert f"leave {key} out" in str(told.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", ["instruct", "joint"])
+def test_equal_settings_and_those_left_to_their_defaults_are_none_of_it(world: World, tmp_path: Path, stage: str) -> None:
+    file = tmp_path / "equal.toml"
+    file.write_text("[model]\nnum_memory_tokens = 4\nlora = { rank = 4, alpha = 8 }\n[prompts]\nkeep_system = true\n", encoding="utf-8")
+    assert planned(world, tmp_path, stage, "--config", str(file)) == 0
+    assert load(None).model != read_manifest(world.checkpoint)["model"]
+    assert planned(world, tmp_path, stage) == 0
+
+
+def test_all_that_differ_are_named_at_once_wherever_they_stand(world: World, tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text("[model]\nnum_memory_tokens = 9\nlora = { alpha = 8.0, dropout = 0.5 }\n", encoding="utf-8")
+    with pytest.raises(InputError) as told:
+        planned(world, tmp_path, "joint", "--config", str(file), "--set", "model.markers=false")
+    for words in ("model.num_memory_tokens is 9, the checkpoint's 4; ", "model.lora.dropout is 0.5", "model.markers is False"):
+        assert words in str(told.value)
+    assert "alpha" not in str(told.value)
+
+
+def test_a_checkpoint_from_nothing_takes_them(world: World, tmp_path: Path) -> None:
+    assert planned(world, tmp_path, "pretrain", "--set", "checkpoint=", "--set", "model.num_memory_tokens=9") == 0
+
+
+def test_what_was_given() -> None:
+    config = load(None, ["model.lora.rank=16", "model.markers=true", "prompts.template_arguments.a=1", "seed=0"])
+    assert dict(config.given()) == {"model.lora.rank": 16, "model.markers": True, "prompts.template_arguments.a": 1, "seed": 0}
+    assert dict(Config().given()) == {}
+    assert dict(config.model.given("model.")) == {"model.lora.rank": 16, "model.markers": True}
+
+
+def test_a_damaged_checkpoint_is_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no manifest\.json, so this is no finished CHECKPOINT"):
+        check_given(tmp_path, Config())
