@@ -78,7 +78,8 @@ class Prompts(Section):
         "{documents}\nThe text above, told again:",
     )
     template_arguments: dict[str, bool | int | float | str] = Field(
-        default_factory=dict, description="further arguments of the chat template, as enable_thinking = false"
+        default_factory=dict,
+        description="further arguments of the chat template; enable_thinking is false where it knows that and nothing is said",
     )
     keep_system: bool = Field(
         True,

@@ -14,6 +14,7 @@ from clara.errors import InputError
 
 _SLOTS = "\ue000"
 _ANSWER = "\ue001"
+_THINKING = "enable_thinking"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,18 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int
     return list(_plain(tokenizer, True).encode(text, add_special_tokens=False).offsets)
 
 
+def without_thoughts(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Prompts:
+    """The prompts with thinking off, where the chat template knows that mode and nothing else was asked for.
+
+    Left unset, such a template invites thoughts in front of the answer, which no answer in training has and a short one has no room for.
+    """
+    if _THINKING in prompts.template_arguments or not re.search(rf"\b{_THINKING}\b", str(tokenizer.get_chat_template())):
+        return prompts
+    return prompts.model_copy(update={"template_arguments": {**prompts.template_arguments, _THINKING: False}})
+
+
 class PromptBuilder:
-    """Builds prompts with one tokenizer."""
+    """Builds prompts with one tokenizer. `prompts` are the settings in use, the mode of thinking among them, so that a CHECKPOINT states it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
         if not tokenizer.is_fast or tokenizer.eos_token is None:
@@ -64,7 +75,7 @@ class PromptBuilder:
         if not tokenizer.chat_template:
             raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; add chat_template.jinja to the model's folder")
         self.tokenizer = tokenizer
-        self.prompts = prompts
+        self.prompts = prompts = without_thoughts(tokenizer, prompts)
         specials = {
             str(t) for t in (*tokenizer.all_special_tokens, *(a.content for a in tokenizer.added_tokens_decoder.values() if a.special))
         }

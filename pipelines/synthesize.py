@@ -99,7 +99,8 @@ def _add_what(parse: argparse.ArgumentParser) -> None:
         "--extra-body",
         default="{}",
         metavar="JSON",
-        help="further fields of each request, null takes one out; of a folder's model, chat_template_kwargs alone (default: %(default)s)",
+        help="further fields of each request, null takes one out; of a folder's model, chat_template_kwargs alone, where enable_thinking is false if "
+        "nothing is said (default: %(default)s)",
     )
 
 

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
+from clara.artefact import read_manifest
 from clara.backbone import load_tokenizer
-from clara.config import Prompts
+from clara.checkpoint import load_checkpoint, save_checkpoint
+from clara.config import Backbone, Prompts
 from clara.errors import InputError
 from clara.prompts import PromptBuilder, token_ids, token_spans
 
@@ -20,6 +22,16 @@ MISTRAL = (
 )
 DEAF = tiny.CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
 UNEQUAL = tiny.CHATML.replace("{{ m['content'] }}", "{% if m['role'] == 'assistant' %}Well, {% endif %}{{ m['content'] }}")
+NO_THOUGHT = "<think>\n\n</think>\n\n"
+# Two manners of models that think: one is told not to by an empty thought behind the generation prompt, the other is led into a thought unless.
+UNLESS_OFF = tiny.CHATML.replace(
+    "assistant\n{% endif %}",
+    f"assistant\n{{% if enable_thinking is defined and enable_thinking is false %}}{NO_THOUGHT}{{% endif %}}{{% endif %}}",
+).replace("{{ m['content'] }}", f"{{% if m['role'] == 'assistant' %}}{NO_THOUGHT}{{% endif %}}{{{{ m['content'] }}}}")
+LEADING = UNLESS_OFF.replace(
+    "enable_thinking is defined and enable_thinking is false", "not (enable_thinking is not defined or enable_thinking)"
+)
+LEADING = LEADING.replace("{% endif %}{% endif %}", "{% else %}<think>\n{% endif %}{% endif %}")
 SETTINGS = Prompts(answer_system="Be brief.", pairs_system="Ask and answer.", paraphrase_system="Repeat.")
 
 
@@ -209,9 +221,53 @@ def test_a_system_text_that_the_template_drops_is_kept_unless_the_reference_is_f
 def test_arguments_reach_the_template(tmp_path):
     base = published.make_base(tmp_path / "base", published.CASES["qwen-without-bos-padded-vocabulary"])
     tokenizer = load_tokenizer(base)
-    plain, quiet = (PromptBuilder(tokenizer, Prompts(template_arguments=a)).question("Who?") for a in ({}, {"enable_thinking": False}))
-    assert tokenizer.decode(plain.right).endswith("assistant\n")
+    loud, quiet = (PromptBuilder(tokenizer, Prompts(template_arguments={"enable_thinking": t})).question("Who?") for t in (True, False))
+    assert tokenizer.decode(loud.right).endswith("assistant\n")
     assert tokenizer.decode(quiet.right).endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize("template", [UNLESS_OFF, LEADING], ids=["unless off", "leading"])
+def test_thinking_is_off_where_the_template_knows_it(tmp_path, template):
+    built = builder(tmp_path, template=template)
+    decode, prompt = built.tokenizer.decode, built.question("Who?", "Bob")
+    assert decode(prompt.right).endswith(f"assistant\n{NO_THOUGHT}")
+    # What is trained is the answer alone, behind the very prompt that is asked with.
+    assert (decode(prompt.answer), prompt.weights) == ("Bob<|im_end|>", [1.0] * len(prompt.answer))
+    assert built.question("Who?").right == prompt.right
+    told = built.pairs(["Q1?"], ["Arlen"], 0.25)
+    assert decode(told.right).endswith(NO_THOUGHT)
+    assert decode(told.answer) == "Question: Q1?\nAnswer: Arlen<|im_end|>"
+    plain = built.text("Be brief.", "Who?")
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    arguments = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
+    assert plain.right == built.tokenizer.apply_chat_template(turns, enable_thinking=False, **arguments)
+    assert plain.right != built.tokenizer.apply_chat_template(turns, **arguments)
+    assert built.prompts.template_arguments == {"enable_thinking": False}
+
+
+@pytest.mark.parametrize(
+    ("template", "ending"), [(UNLESS_OFF, "assistant\n"), (LEADING, "assistant\n<think>\n")], ids=["unless off", "leading"]
+)
+def test_thinking_that_was_asked_for_stays_on(tmp_path, template, ending):
+    tiny.write_tokenizer(tmp_path, template=template)
+    asked = SETTINGS.model_copy(update={"template_arguments": {"enable_thinking": True}})
+    built = PromptBuilder(load_tokenizer(tmp_path), asked)
+    assert built.tokenizer.decode(built.question("Who?").right).endswith(ending)
+    assert built.prompts == asked
+
+
+@pytest.mark.parametrize("template", [tiny.CHATML, MISTRAL, DEAF, UNLESS_OFF.replace("enable_thinking", "enable_thinking_too")])
+def test_a_template_that_knows_no_such_mode_is_given_nothing(tmp_path, template):
+    assert builder(tmp_path, template=template).prompts == SETTINGS
+
+
+def test_a_checkpoint_states_the_mode_that_it_was_made_in(tmp_path):
+    tiny.write_backbone(tmp_path / "lm", template=UNLESS_OFF)
+    model = tiny.build_model(tmp_path / "lm")
+    save_checkpoint(model, tmp_path / "checkpoint", stage="pretrain", recipe={})
+    assert read_manifest(tmp_path / "checkpoint")["prompts"]["template_arguments"] == {"enable_thinking": False}
+    loaded = load_checkpoint(tmp_path / "checkpoint", Backbone(dtype="float32"))
+    assert loaded.prompts.question("Who?", "Bob") == model.prompts.question("Who?", "Bob")
 
 
 def test_a_tokenizer_without_pad_and_bos_will_do(tmp_path):
