@@ -8,8 +8,9 @@ tokenizer/                               the tokenizer's files
 backbone/                                the LM itself, only where it was trained too
 """
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from clara.errors import InputError
 from clara.localise import localised
 from clara.model import COMPRESSOR, QUERY_REASONER, ROLES, ClaraModel
 
+logger = logging.getLogger(__name__)
 SLOTS_FILE = "memory_tokens.safetensors"
 ADDED_FILE = "added_tokens.safetensors"
 OWN_BACKBONE = "backbone"
@@ -170,33 +172,43 @@ def _backbone(settings: BackboneSettings, folder: str, model: Model) -> Backbone
     )
 
 
-def check_given(directory: str | os.PathLike[str], config: Config) -> None:
-    """Refuse settings that were given for a run from a CHECKPOINT, where the CHECKPOINT holds others: it keeps its own.
+def check_given(directory: str | os.PathLike[str], config: Config, sets: Sequence[str]) -> None:
+    """Settings that were given for a run from a CHECKPOINT which holds others, and keeps its own: of the command line they are refused.
+
+    Those of a configuration file are told in a warning, as one file serves checkpoints of several makes.
 
     Args:
         directory: the CHECKPOINT.
         config: as it was read; what it leaves to the defaults is the CHECKPOINT's business.
+        sets: the overrides `key=value` of the command line.
 
     Raises:
-        InputError: names each such key with both values; or no finished CHECKPOINT there.
+        InputError: names each such key of the command line with both values; or no finished CHECKPOINT there.
     """
     manifest = read_manifest(directory, "CHECKPOINT")
     _check_fields(Path(directory), manifest)
     settings, prompts = _settings(manifest, directory)
     held = {"model": settings.model_dump(), "prompts": prompts.model_dump()}
-    differing = []
+    overrides = [override.partition("=")[0].strip() for override in sets]
+    refused: list[tuple[str, str]] = []
+    passed_over: list[tuple[str, str]] = []
     for key, value in (*config.model.given("model."), *config.prompts.given("prompts.")):
         own: Any = held
         for part in key.split("."):
             own = own.get(part)
         if value != own:
-            differing.append((key, value, own))
-    if differing:
-        told = "; ".join(f"{key} is {value!r:.200}, the checkpoint's {own!r:.200}" for key, value, own in differing)
-        keys = ", ".join(key for key, *_ in differing)
+            by_command_line = any(f"{key}.".startswith(f"{name}.") for name in overrides)
+            (refused if by_command_line else passed_over).append((key, f"{key} is {value!r:.200}, the checkpoint's {own!r:.200}"))
+    if passed_over:
+        told = "; ".join(text for _, text in passed_over)
+        logger.warning(
+            "%s: the checkpoint %s was made with its own and keeps them; the configuration file's count for nothing", told, directory
+        )
+    if refused:
+        told, keys = "; ".join(text for _, text in refused), ", ".join(key for key, _ in refused)
         raise InputError(
-            f"{told}: the checkpoint {directory} was made with its own and keeps them; leave {keys} out (of the file and of --set), "
-            "or give a checkpoint that was made with yours"
+            f"{told}: the checkpoint {directory} was made with its own and keeps them; leave --set {keys} out, or give a checkpoint that was made "
+            "with yours"
         )
 
 

@@ -18,6 +18,7 @@ import importlib
 from collections.abc import Callable
 
 from clara import artefact
+from clara.checkpoint import check_given
 from clara.config import Config, load
 from clara.errors import command_line
 from training.joint_report import figures, finish, made
@@ -50,6 +51,7 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     config = load(options.config, [*options.set, *[f"launch.launcher={options.launcher}"] * bool(options.launcher)])
     check(config)
+    check_given(config.checkpoint, config, options.set)
     config = absolute(config)
     where = places(config)
     if options.dry_run:

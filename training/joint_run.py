@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from clara import artefact
-from clara.checkpoint import check_given, load_checkpoint, save_checkpoint
+from clara.checkpoint import load_checkpoint, save_checkpoint
 from clara.config import Config, Joint, require
 from clara.errors import InputError
 from clara.index import MemoryIndex
@@ -105,7 +105,6 @@ def check(config: Config) -> None:
             raise InputError(
                 f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give sqlite:////ABSOLUTE/PATH or a server's URL"
             )
-    check_given(config.checkpoint, config)
 
 
 def plan(config: Config) -> dict[str, int]:

@@ -107,7 +107,7 @@ def main(argv: list[str]) -> int:
     require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
     require_local("output", config.output)
     if config.checkpoint:
-        check_given(config.checkpoint, config)
+        check_given(config.checkpoint, config, options.set)
     if options.dry_run:
         print(json.dumps(config.model_dump(), indent=1))
         return 0

@@ -41,7 +41,7 @@ def test_a_setting_that_the_checkpoint_has_otherwise_is_refused(
     with pytest.raises(InputError, match=rf"{key} is '?{given}'?, the checkpoint's {own}") as told:
         planned(world, tmp_path, stage, "--set", f"{key}={given}")
     assert f"{world.checkpoint} was made with its own" in str(told.value)
-    assert f"leave {key} out" in str(told.value)
+    assert f"leave --set {key} out" in str(told.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -54,14 +54,29 @@ def test_equal_settings_and_those_left_to_their_defaults_are_none_of_it(world: W
     assert planned(world, tmp_path, stage) == 0
 
 
-def test_all_that_differ_are_named_at_once_wherever_they_stand(world: World, tmp_path: Path) -> None:
+def test_a_file_may_serve_checkpoints_of_other_makes_and_what_counts_is_told(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text("[model]\nnum_memory_tokens = 9\nlora = { alpha = 8.0, dropout = 0.5 }\n", encoding="utf-8")
+    assert planned(world, tmp_path, "joint", "--config", str(file)) == 0
+    (record,) = caplog.records
+    for words in ("model.num_memory_tokens is 9, the checkpoint's 4; ", "model.lora.dropout is 0.5, the checkpoint's 0.0", "keeps them"):
+        assert words in record.getMessage()
+    assert "alpha" not in record.getMessage()
+
+
+def test_all_that_differ_are_named_at_once(world: World, tmp_path: Path) -> None:
     file = tmp_path / "other.toml"
     file.write_text("[model]\nnum_memory_tokens = 9\nlora = { alpha = 8.0, dropout = 0.5 }\n", encoding="utf-8")
     with pytest.raises(InputError) as told:
-        planned(world, tmp_path, "joint", "--config", str(file), "--set", "model.markers=false")
-    for words in ("model.num_memory_tokens is 9, the checkpoint's 4; ", "model.lora.dropout is 0.5", "model.markers is False"):
+        planned(
+            world, tmp_path, "joint", "--config", str(file), "--set", "model.markers=false", "--set", "model.lora={rank = 4, dropout = 0.5}"
+        )
+    for words in ("model.lora.dropout is 0.5", "model.markers is False", "leave --set model.markers, model.lora.dropout out"):
         assert words in str(told.value)
-    assert "alpha" not in str(told.value)
+    for words in ("num_memory_tokens", "alpha", "rank"):
+        assert words not in str(told.value)
 
 
 def test_a_checkpoint_from_nothing_takes_them(world: World, tmp_path: Path) -> None:
@@ -77,4 +92,4 @@ def test_what_was_given() -> None:
 
 def test_a_damaged_checkpoint_is_told_as_such(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no manifest\.json, so this is no finished CHECKPOINT"):
-        check_given(tmp_path, Config())
+        check_given(tmp_path, Config(), [])
