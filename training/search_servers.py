@@ -3,11 +3,16 @@
 A query goes to all of them. Each answers with ids and scores by key; those among the best L of all are then scored exactly where they lie, and
 only memory that is asked for travels. A server that dies is started again, by Ray while it has restarts left and else by rank 0; whoever asks waits
 for it, `retrieval.search_seconds` at most.
+
+Who waits, and how long: a rank waits for what it asked (a search asks twice, reading memory once), by the clock and in `Servers.ask` alone. All that
+calls Ray is in a thread of that question, because those calls keep other limits: looking up or starting an actor waits for Ray's control store (a
+minute or longer), a call with large arguments for room in the object store (for ever), and the timeout of `ray.get` lags where processors are scarce.
+A rank that gives up ends by `SearchLostError`; what happens then is in `training.launch`.
 """
 
 import logging
 import os
-import time
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -15,7 +20,7 @@ from typing import Any
 import faiss
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from clara.artefact import manifest_hash
 from clara.codec import Floats
@@ -85,44 +90,17 @@ class Servers:
             SearchLostError: one did not answer within the time.
             InputError: of a server, about what it is to open.
         """
-        answers: dict[int, Any] = {}
-        deadline, failure = time.monotonic() + self._settings.search_seconds, ""
-        while missing := sorted(set(arguments) - set(answers)):
-            waiting = {number: self._begin(number, method, arguments[number]) for number in missing}
-            for number, reference in waiting.items():
-                if reference is None:
-                    continue
-                try:
-                    answers[number] = self._answer(reference, deadline)
-                except GetTimeoutError:
-                    raise self._lost([number], method, failure) from None
-                except RayActorError as error:
-                    # Gone for good: rank 0 starts it anew, the others look for its name again. The handles of the others must stay, as Ray ends an
-                    # actor whose owner has none.
-                    failure = str(error).strip().splitlines()[0]
-                    logger.warning("search: %s is not there (%s)", self.name(number), failure)
-                    self._handles.pop(number, None)
-            if len(answers) < len(arguments):
-                if time.monotonic() >= deadline:
-                    raise self._lost(sorted(set(arguments) - set(answers)), method, failure)
-                time.sleep(_RETRY_SECONDS)
-        return answers
+        question = _Question(self, method, arguments)
+        question.start()
+        question.join(self._settings.search_seconds)
+        question.given_up.set()
+        if question.error is not None:
+            raise question.error
+        if question.missing:
+            raise self._lost(question)
+        return question.answers
 
-    @staticmethod
-    def _answer(reference: Any, deadline: float) -> Any:
-        """What a server says, before the deadline.
-
-        In short waits against the clock: Ray adds up the waits that it meant to make, not what they took on a machine without free processor time.
-        """
-        while True:
-            left = deadline - time.monotonic()
-            try:
-                return ray.get(reference, timeout=max(0.0, min(left, _LOOK_SECONDS)))
-            except GetTimeoutError:
-                if left <= 0:
-                    raise
-
-    def _begin(self, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
+    def begin(self, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
         """The answer to come; None where no server of that name is there yet."""
         if number not in self._handles:
             try:
@@ -131,12 +109,20 @@ class Servers:
                 return None
         return getattr(self._handles[number], method).remote(*arguments)
 
-    def _lost(self, missing: Sequence[int], method: str, failure: str) -> SearchLostError:
-        servers = ", ".join(self.name(number) for number in missing)
+    def forget(self, number: int) -> None:
+        """A server is gone for good: rank 0 starts it anew at the next question, the others look for its name again.
+
+        The handles of the others must stay, as Ray ends an actor whose owner has none.
+        """
+        self._handles.pop(number, None)
+
+    def _lost(self, question: "_Question") -> SearchLostError:
+        servers, settings = ", ".join(self.name(number) for number in question.missing), self._settings
         return SearchLostError(
-            f"search: no answer to {method} within retrieval.search_seconds = {self._settings.search_seconds:g} from {servers} over {self._index}"
-            f"{f' ({failure})' if failure else ' (it is starting, or busy, or its node is lost)'}; this rank stops, and the run goes on from its last state "
-            "where launch.max_failures allows or the same command is run again"
+            f"search: no answer to {question.method} within retrieval.search_seconds = {settings.search_seconds:g} from {servers} over {self._index}"
+            f"{f' ({failure})' if (failure := question.failure) else ' (it is starting, or busy, or its node is lost)'}; this rank stops, and the run goes "
+            f"on from its last state where launch.max_failures allows or the same command is run again, on a cluster with room for {len(self)} servers of "
+            f"retrieval.search_cpus = {settings.search_cpus:g}"
         )
 
     def _start(self, number: int) -> Any:
@@ -153,6 +139,69 @@ class Servers:
         for handle in self._handles.values():
             ray.kill(handle)
         self._handles.clear()
+
+
+class _Question(threading.Thread):
+    """One question to some servers: asks until all have answered, or whoever asked has given up. Nobody else calls Ray for it.
+
+    Attributes:
+        answers: so far, by server.
+        failure: why a server was not there, as last seen.
+        error: what ended it without all answers.
+        given_up: set by who waits no longer; then it ends as soon as Ray lets it.
+    """
+
+    def __init__(self, servers: Servers, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> None:
+        # A daemon, as a call that never comes back must not keep a process from ending.
+        super().__init__(name=f"search-{method}", daemon=True)
+        self._servers, self.method, self._arguments = servers, method, arguments
+        self.answers: dict[int, Any] = {}
+        self.failure = ""
+        self.error: Exception | None = None
+        self.given_up = threading.Event()
+
+    @property
+    def missing(self) -> list[int]:
+        """Servers that have not answered."""
+        return sorted(set(self._arguments) - set(self.answers))
+
+    def run(self) -> None:
+        """Ask, and wait."""
+        try:
+            waiting: dict[Any, int] = {}
+            while (missing := self.missing) and not self.given_up.is_set():
+                for number in set(missing) - set(waiting.values()):
+                    if (reference := self._begin(number)) is not None:
+                        waiting[reference] = number
+                if not waiting:
+                    self.given_up.wait(_RETRY_SECONDS)
+                    continue
+                ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=_LOOK_SECONDS)
+                for reference in ready:
+                    self._take(waiting.pop(reference), reference)
+        except Exception as error:  # told to who asked
+            self.error = error
+
+    def _begin(self, number: int) -> Any:
+        try:
+            return self._servers.begin(number, self.method, self._arguments[number])
+        except GetTimeoutError as error:  # the control store is busy, or away
+            self._note(number, error)
+            return None
+
+    def _take(self, number: int, reference: Any) -> None:
+        try:
+            self.answers[number] = ray.get(reference)
+        except RayActorError as error:
+            self._note(number, error)
+            self._servers.forget(number)
+            self.given_up.wait(_RETRY_SECONDS)
+        except ObjectLostError as error:  # the node of an answer was lost before it had come
+            self._note(number, error)
+
+    def _note(self, number: int, error: Exception) -> None:
+        self.failure = str(error).strip().splitlines()[0]
+        logger.warning("search: %s is not there (%s)", self._servers.name(number), self.failure)
 
 
 class ServedIndex(TwoLevels):

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,6 +107,33 @@ def test_servers_need_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     sets += [f"{name}={tmp_path}" for name in ("output", "checkpoint", "questions", "memory")]
     with pytest.raises(InputError, match=r"search_shards is 2, launch\.launcher 'local'"):
         joint.main([part for value in sets for part in ("--set", value)])
+
+
+class Stuck(Servers):
+    """Servers of which a call into Ray does not come back."""
+
+    def __init__(self, index: Path, settings: Index) -> None:
+        super().__init__("", str(index), settings, owner=False)
+        self.release = threading.Event()
+
+    def begin(self, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        self.release.wait()
+
+
+def test_a_call_that_does_not_come_back_is_told_within_the_time(indices: dict[str, Path]) -> None:
+    servers = Stuck(indices["Flat"], Index(search_shards=2, search_seconds=0.5, search_cpus=1.5))
+    began = time.monotonic()
+    with pytest.raises(
+        SearchLostError, match=r"no answer to memory within retrieval\.search_seconds = 0\.5 from search-\w+-1-of-2 over .*"
+    ) as told:
+        servers.ask("memory", {1: ()})
+    assert 0.5 <= time.monotonic() - began < 20
+    assert "room for 2 servers of retrieval.search_cpus = 1.5" in str(told.value)
+    # Nothing of it stays behind once the call does come back.
+    servers.release.set()
+    for asking in [thread for thread in threading.enumerate() if thread.name == "search-memory"]:
+        asking.join(60)
+        assert not asking.is_alive()
 
 
 # --- under Ray -------------------------------------------------------------------------------------------------------
