@@ -249,7 +249,7 @@ class Index(Section):
         description="0: each rank maps the whole INDEX, and ranks of a machine share its pages; N: N search servers (Ray actors) hold a share of its rows "
         "each, for an INDEX larger than a machine; the same rows are found",
     )
-    search_seconds: float = Field(300.0, gt=0, description="longest wait for the search servers' answer, their restarts included")
+    search_seconds: float = Field(300.0, gt=0, description="longest wait for an answer of the search servers, their restarts included")
     search_restarts: int = Field(3, ge=0, description="times that Ray starts a search server again by itself, on any node")
     search_cpus: float = Field(
         0.0, ge=0, description="cores that Ray reserves for a search server, and its threads; 0: none reserved, one thread"
@@ -273,7 +273,7 @@ class Launch(Section):
         0.0, ge=0, description="cores that Ray reserves for a rank; 0: what a refresh leaves, shared evenly, 1 at most"
     )
     threads: int = Field(0, ge=0, description="torch threads of a rank; 0: cores / ranks")
-    max_failures: int = Field(3, ge=0, description="times that Ray Train restarts the ranks, each from the last run state")
+    max_failures: int = Field(3, ge=0, description="times that ranks start again, from the last run state, or wait again (600 s) for room")
     storage: str = Field("", description="where Ray Train keeps its own state; empty: inside the output")
 
 

@@ -1,6 +1,23 @@
-"""Joint training as ranks under Ray Train, with DeepSpeed's ZeRO; refreshes in a Ray actor beside them."""
+"""Joint training as ranks under Ray Train, with DeepSpeed's ZeRO; refreshes in a Ray actor beside them.
 
+Who waits for what, and how long at most:
+
+| who | for | at most | then |
+|---|---|---|---|
+| driver | a cluster at RAY_ADDRESS | 10 s (`training.cluster`), then what Ray takes to join | `InputError` |
+| driver | the ranks' cores or GPUs, at the start and after each failure | RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, 600 s, max_failures + 1 times in all | `InputError` |
+| driver | ranks that train | as long as each answers every RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S, 600 s | a failure |
+| rank | another rank, at a collective | `collective_seconds` | a failure |
+| rank | search servers | retrieval.search_seconds, each question (`training.search_servers`) | a failure |
+| rank 0 | a refresh, where it is waited for | joint.refresh.wait_seconds (`training.versions`) | training goes on without it |
+| rank 0 | the ranks of a killed run, which hold its directory | 60 s (`joint_run.sole_user`) | a failure |
+
+A failure of one rank is seen within seconds and ends all of them, in 35 s at most where they hang; launch.max_failures times they start again.
+"""
+
+import gc
 import logging
+import math
 import os
 import platform
 import sys
@@ -14,6 +31,7 @@ from ray import train as ray_train
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from clara.config import Config
 from clara.errors import InputError
@@ -29,8 +47,9 @@ from training.search_servers import served
 
 logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 256 * 2**20
-_START_TIMEOUT_SECONDS = 600
-_LEAST_COLLECTIVE_TIMEOUT_SECONDS = 1800
+_START_TIMEOUT, _START_TIMEOUT_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 600
+_LEAST_COLLECTIVE_SECONDS = 1800
+_COLLECTIVE_MARGIN_SECONDS = 600
 
 
 def connect() -> None:
@@ -43,7 +62,7 @@ def connect() -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Importing torch in every rank at once can take longer than Ray's minute on a small machine.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_SECONDS))
+    os.environ.setdefault(_START_TIMEOUT, str(_START_TIMEOUT_SECONDS))
     if address := os.environ.get("RAY_ADDRESS"):
         check_reachable(address)
         try:
@@ -99,6 +118,21 @@ def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
     return ScalingConfig(num_workers=launch.num_workers, use_gpu=launch.gpu, resources_per_worker=share)
 
 
+def collective_seconds(config: Config) -> int:
+    """How long a rank waits for another at a collective: longer than one alone may wait for a refresh and for search servers.
+
+    A rank that gives up says why; one that merely waited for it must not end before.
+    """
+    searching = config.retrieval.search_seconds if config.retrieval.search_shards else 0.0
+    alone = config.joint.refresh.wait_seconds + searching
+    return max(_LEAST_COLLECTIVE_SECONDS, math.ceil(alone) + _COLLECTIVE_MARGIN_SECONDS)
+
+
+def failures(most: int) -> FailureConfig:
+    """How often ranks that failed start again, and how often Ray Train waits once more for room for them: by default it would without end."""
+    return FailureConfig(max_failures=most, controller_failure_limit=most)  # type: ignore[call-arg]  # its stub is of Ray Tune
+
+
 def log_file(config: Config, rank: int) -> Path:
     """What a rank says."""
     return places(config).run / f"log-rank{rank}.txt"
@@ -121,19 +155,42 @@ def show(lines: Sequence[str]) -> None:
 def rank_loop(settings: dict[str, Any]) -> None:
     """What every rank runs."""
     config = Config.model_validate(settings)
+    rank = ray_train.get_context().get_world_rank()
+    log_to(log_file(config, rank))
+    try:
+        _train_rank(config, rank)
+    except Exception as error:
+        # Else nobody would read why Ray Train starts the ranks again.
+        logger.error("rank %d stops: %s", rank, error)
+        raise
+
+
+def keep_heap() -> None:
+    """Leave all that lives by now out of garbage collections: libraries, the model.
+
+    As long as an actor finds no room, Ray asks every process of the cluster for a full collection every ten seconds. Over the 600,000 objects of the
+    libraries one takes 0.35 s of a processor, and nothing else in the process runs meanwhile; where processors are scarce it takes longer than the
+    ten seconds, and a rank that waits for a lost search server hardly comes to look at the clock.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _train_rank(config: Config, rank: int) -> None:
     context = ray_train.get_context()
-    log_to(log_file(config, context.get_world_rank()))
-    logger.info("rank %d of %d: process %d on %s", context.get_world_rank(), context.get_world_size(), os.getpid(), platform.node())
+    logger.info("rank %d of %d: process %d on %s", rank, context.get_world_size(), os.getpid(), platform.node())
     device = "cuda" if config.launch.gpu else "cpu"
 
     def engine(stage: JointStage) -> Engine:
-        return engine_for(config, stage, num_ranks=context.get_world_size(), device=device)
+        made = engine_for(config, stage, num_ranks=context.get_world_size(), device=device)
+        keep_heap()
+        return made
 
     refresh = config.joint.refresh
-    worker = RayWorker(refresh.num_cpus, refresh.num_gpus) if context.get_world_rank() == 0 else None
+    worker = RayWorker(refresh.num_cpus, refresh.num_gpus) if rank == 0 else None
     place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
     retrieval = config.retrieval
-    open_index = served(retrieval, owner=context.get_world_rank() == 0) if retrieval.search_shards else MemoryIndex.open
+    open_index = served(retrieval, owner=rank == 0) if retrieval.search_shards else MemoryIndex.open
     train_rank(config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=place, open_index=open_index)
 
 
@@ -141,7 +198,7 @@ def train(config: Config) -> None:
     """Train to the last step on the ranks of a cluster. Ranks that die are started again, from the last run state.
 
     Raises:
-        InputError: of a rank, or the cluster lacks what is asked for, or is gone.
+        InputError: of a rank, or the cluster lacks what is asked for, has no room for it, or is gone.
     """
     where = places(config)
     connect()
@@ -152,19 +209,20 @@ def train(config: Config) -> None:
             scaling_config=scaling(config, ray.cluster_resources()),
             torch_config=TorchConfig(
                 backend="nccl" if config.launch.gpu else "gloo",
-                timeout_s=max(_LEAST_COLLECTIVE_TIMEOUT_SECONDS, int(config.joint.refresh.wait_seconds)),
+                timeout_s=collective_seconds(config),
             ),
             run_config=RunConfig(
                 name=where.run.name,
                 storage_path=config.launch.storage or str(where.run / "ray"),
-                failure_config=FailureConfig(max_failures=config.launch.max_failures),
+                failure_config=failures(config.launch.max_failures),
                 logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # its stub is of Ray Tune
             ),
         )
+        keep_heap()
         with following(log_file(config, 0), show):
             trainer.fit()
     except ray_train.TrainingFailedError as error:
-        if (cause := input_error(error)) is not None:
+        if (cause := input_error(error) or not_started(error, config)) is not None:
             raise cause from error
         raise
     except RayError as error:
@@ -189,3 +247,20 @@ def input_error(error: BaseException) -> InputError | None:
             # Ray wraps what a rank raised, and keeps it under this name alone.
             cause = getattr(cause, "_base_exc", None) or cause.__cause__
     return None
+
+
+def not_started(error: BaseException, config: Config) -> InputError | None:
+    """What a user is told where the ranks never came to train."""
+    failure = getattr(error, "controller_failure", None)
+    if not isinstance(failure, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError):
+        return None
+    launch = config.launch
+    why = f"did not start ({str(failure).strip().splitlines()[-1]})"
+    if isinstance(failure, WorkerGroupStartupTimeoutError):
+        each = f"{launch.cpus_per_worker:g} cores each (launch.cpus_per_worker)" if launch.cpus_per_worker else "their share of its cores"
+        gpus = " and a GPU each" if launch.gpu else ""
+        why = f"found no room on the cluster: {each}{gpus}, within {os.environ[_START_TIMEOUT]} s ({_START_TIMEOUT})"
+    return InputError(
+        f"launch: {launch.num_workers} ranks {why}, {launch.max_failures + 1} times in this run (launch.max_failures + 1); end what else holds the "
+        f"cluster, or add a node, and run the same command again: it goes on from the last state in {places(config).run}"
+    )

@@ -35,7 +35,7 @@ class RayTicket:
         if not ready:
             return None
         try:
-            found: RefreshResult = ray.get(self._reference)
+            found: RefreshResult = ray.get(self._reference, timeout=_ANSWER_SECONDS)
         except RayError as error:
             self.stop()
             # The last line says what failed where; the rest is Ray's stack, which its own log keeps.
