@@ -84,7 +84,7 @@ class Servers:
         return f"{self._name}-{number}-of-{len(self)}"
 
     def ask(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
-        """Ask servers, all at once; the answer of each.
+        """Ask servers, all at once; the answer of each, in the order of `arguments`.
 
         Raises:
             SearchLostError: one did not answer within the time.
@@ -98,7 +98,7 @@ class Servers:
             raise question.error
         if question.missing:
             raise self._lost(question)
-        return question.answers
+        return {number: question.answers[number] for number in arguments}
 
     def begin(self, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
         """The answer to come; None where no server of that name is there yet."""
