@@ -32,7 +32,7 @@ class Lora(Section):
 
 
 class Model(Section):
-    """Memory tokens and what surrounds them. A CHECKPOINT holds these settings (and `prompts`), and refuses others that are given beside it."""
+    """Memory tokens and what surrounds them. A CHECKPOINT holds these settings (and `prompts`) and keeps them: see `checkpoint.check_given`."""
 
     num_memory_tokens: int = Field(16, ge=1, description="M, learned slots a document is compressed into")
     max_document_tokens: int = Field(256, ge=1, description="tokens of a chunk; the corpus job splits longer texts, others cut them")

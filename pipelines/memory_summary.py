@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clara.artefact import atomic_write, manifest_hash, read_manifest
+from clara.artefact import manifest_hash, read_manifest
 from clara.errors import command_line
 from clara.localise import localised_file, partly_localised
 from clara.memory import KIND, PLAN, RECORDS
@@ -158,13 +158,6 @@ def page(summary: Summary) -> str:
     return pages.page(f"MEMORY {summary.name}", parts)
 
 
-def write_page(summary: Summary) -> str:
-    """Write the page into the MEMORY. Returns its path or URL."""
-    path = join(summary.name, pages.NAME)
-    atomic_write(path, page(summary))
-    return path
-
-
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +176,7 @@ def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> N
         InputError: the tracking server refuses; the MEMORY is finished all the same.
     """
     summary = summarise(memory, {name: counts[name] for name in ("seconds", "shards", "shards reused")})
-    path = write_page(summary)
+    path = pages.write(summary.name, page(summary))
     print(f"{'summary':>28}  {path}")
     if url:
         print(f"{'run':>28}  {_log(summary, path, url, experiment)}")
@@ -207,7 +200,7 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         print(json.dumps({"page": join(args.memory, pages.NAME), "rows": sum(summary.lengths), "mlflow": args.mlflow}, indent=1))
         return 0
-    path = write_page(summary)
+    path = pages.write(summary.name, page(summary))
     print(path)
     if args.mlflow:
         print(f"run {_log(summary, path, args.mlflow, args.mlflow_experiment)}")

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clara.artefact import atomic_write
+from clara.storage import join
 from pipelines.pictures import number
 
 NAME = "summary.html"
@@ -56,6 +58,13 @@ def settings(made: Mapping[str, Any]) -> str:
     """What made an artefact, as its manifest tells: the recipe, and versions."""
     recipe = html.escape(json.dumps(made["recipe"], indent=1, ensure_ascii=False))
     return f"<h2>Settings</h2><pre>{recipe}</pre><h2>Versions</h2>{table(made['versions'].items())}"
+
+
+def write(name: str, text: str) -> str:
+    """Write a page into the artefact of that name. Returns its path or URL."""
+    path = join(name, NAME)
+    atomic_write(path, text)
+    return path
 
 
 def page(title: str, parts: Iterable[str]) -> str:

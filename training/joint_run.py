@@ -78,8 +78,7 @@ def check(config: Config) -> None:
     """Refuse what could only fail later.
 
     Raises:
-        InputError: a path is missing, or relative in a submitted job; a GPU is asked for and not there; or settings were given that the
-            CHECKPOINT has otherwise.
+        InputError: a path is missing, or relative in a submitted job; or a GPU is asked for and not there.
     """
     if config.stage != "joint":
         raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")

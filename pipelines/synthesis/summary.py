@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clara import storage
-from clara.artefact import atomic_write, manifest_hash, read_manifest
+from clara.artefact import manifest_hash, read_manifest
 from clara.errors import InputError, command_line
 from clara.examples import Example, each_example
 from clara.localise import localised, localised_file
@@ -156,13 +156,6 @@ def _letters(place: Path, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any
                 yield from map(json.loads, stream)
 
 
-def write_page(summary: Summary) -> str:
-    """Write the page into the EXAMPLES. Returns its path or URL."""
-    path = storage.join(summary.name, pages.NAME)
-    atomic_write(path, page(summary))
-    return path
-
-
 # --- the command ---------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +176,7 @@ def tell(
         InputError: the tracking server refuses; the EXAMPLES are finished all the same.
     """
     summary = summarise(examples, {name: counts[name] for name in _RUN if name in counts}, spent, prices)
-    path = write_page(summary)
+    path = pages.write(summary.name, page(summary))
     print(f"{'summary':>28}  {path}")
     if url:
         print(f"{'run':>28}  {_log(summary, path, url, experiment)}")
@@ -212,7 +205,7 @@ def main(argv: Sequence[str]) -> int:
         made = {kind: found.made for kind, found in summary.kinds.items()}
         print(json.dumps({"page": storage.join(args.examples, pages.NAME), "examples": made, "mlflow": args.mlflow}, indent=1))
         return 0
-    path = write_page(summary)
+    path = pages.write(summary.name, page(summary))
     print(path)
     if args.mlflow:
         print(f"run {_log(summary, path, args.mlflow, args.mlflow_experiment)}")
