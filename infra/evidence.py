@@ -65,10 +65,10 @@ class Size:
 WHOLE = Size(
     (
         "--train-2wiki", "400", "--train-scp", "50", "--scp-each", "2",
-        "--held-out-2wiki", "40", "--held-out-hotpotqa", "30", "--held-out-musique", "12", "--held-out-scp", "30",
+        "--held-out-2wiki", "60", "--held-out-hotpotqa", "60", "--held-out-musique", "60", "--held-out-scp", "60",
     ),
-    generated=12,
-    aligned=6,
+    generated=20,
+    aligned=20,
     slots=(8, 4),
     answer_steps=24,
 )  # fmt: skip
