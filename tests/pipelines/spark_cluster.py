@@ -13,6 +13,7 @@ from typing import IO, NamedTuple
 
 import psutil
 import pytest
+from ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 JARS = ROOT.parent / "shared" / "jars"
@@ -56,15 +57,8 @@ def spark_environment() -> dict[str, str]:
     return {**os.environ, "SPARK_HOME": home, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1", "PYTHONPATH": str(ROOT)}
 
 
-def free_port() -> int:
-    """A TCP port that nobody listens on just now."""
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
-
-
-def wait_for(what: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait until something holds."""
+def wait_for(what: Callable[[], bool], seconds: float = 600) -> None:
+    """Wait until something holds; a busy machine takes minutes to start a JVM."""
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "waited in vain"
@@ -93,7 +87,7 @@ def process(command: list[str], log: IO[str], environment: dict[str, str]) -> It
 @contextmanager
 def standalone(folder: Path) -> Iterator[Cluster]:
     """A master, a worker of two cores, and a pool of Python workers."""
-    environment, port, pool = spark_environment(), free_port(), free_port()
+    environment, (port, pool) = spark_environment(), free_ports(2)
     spark_class = str(Path(environment["SPARK_HOME"]) / "bin" / "spark-class")
     address = f"spark://127.0.0.1:{port}"
     with ExitStack() as stack:

@@ -32,6 +32,7 @@ from apache_beam.runners.portability.artifact_service import ArtifactRetrievalSe
 from apache_beam.runners.worker.worker_pool_main import BeamFnExternalWorkerPoolServicer
 from google.protobuf import json_format
 from google.protobuf.struct_pb2 import Struct
+from ports import free_ports
 from spark_cluster import JobServer, wait_for
 
 from clara.artefact import read_manifest, sha256_file
@@ -124,7 +125,7 @@ def test_what_is_missing_is_told_before_anything_starts(jar: str, java: Callable
         preflight(java("17.0.15"), f"--spark_job_server_jar={tmp_path}/none.jar")
     with pytest.raises(InputError, match=r"http://127.0.0.1:9/server.jar: cannot be fetched"):
         preflight(java("17.0.15"), "--spark_job_server_jar=http://127.0.0.1:9/server.jar", f"--jar_cache_dir={tmp_path / 'cache'}")
-    free = spark_cluster.free_port()
+    (free,) = free_ports(1)
     with pytest.raises(InputError, match=r"nothing answers at 127.0.0.1:.*start the master"):
         preflight(java("11.0.2"), jar, f"--spark_master_url=spark://127.0.0.1:{free}", *POOL)
     with pytest.raises(InputError, match=rf"python -m pipelines.worker_pool --port {free}"):
@@ -376,7 +377,7 @@ def kill_in_the_middle(output: Path, job: "subprocess.Popen[bytes]", victims: Ca
 
 @pytest.mark.slow
 def test_a_pool_gives_workers_and_takes_them_along(tmp_path: Path) -> None:
-    port = spark_cluster.free_port()
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "pipelines.worker_pool", f"--port={port}"]
     with (
         open(tmp_path / "log", "w", encoding="utf-8") as log,

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import psutil
+from ports import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -21,17 +21,6 @@ _NODE_PORTS = (
     "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port", "node-manager-port",
     "object-manager-port",
 )  # fmt: skip
-
-
-def free_ports(names: Sequence[str]) -> dict[str, int]:
-    """A port that nobody listens at for each name."""
-    probes = [socket.socket() for _ in names]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = {name: int(probe.getsockname()[1]) for name, probe in zip(names, probes, strict=True)}
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
@@ -68,29 +57,31 @@ class Cluster:
         own = {"RAY_AUTH_MODE": "token", _MARK: str(folder / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
         own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own
-        ports = free_ports([*_HEAD_PORTS, *_NODE_PORTS])
+        self.head, ports = self._start(["--head", "--temp-dir", str(self._temporary)], num_cpus, [*_HEAD_PORTS, *_NODE_PORTS])
         self.address = f"127.0.0.1:{ports['port']}"
-        arguments = ["--head", "--node-ip-address", "127.0.0.1", "--temp-dir", str(self._temporary)]
-        self.head = self._start(arguments, num_cpus, ports)
         self.environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{ports['dashboard-port']}"
 
     def add_node(self, num_cpus: int) -> psutil.Popen:
         """Another node, as another machine would join."""
-        return self._start(["--address", self.address, "--node-ip-address", "127.0.0.1"], num_cpus, free_ports(_NODE_PORTS))
+        return self._start(["--address", self.address], num_cpus, _NODE_PORTS)[0]
 
-    def _start(self, arguments: list[str], num_cpus: int, ports: dict[str, int]) -> psutil.Popen:
-        command = [str(BIN / "ray"), "start", "--block", *arguments, "--num-cpus", str(num_cpus), "--object-store-memory", str(2**27)]
-        command += [part for name, port in ports.items() for part in (f"--{name}", str(port))]
+    def _start(self, arguments: list[str], num_cpus: int, port_names: Sequence[str]) -> tuple[psutil.Popen, dict[str, int]]:
+        command = [str(BIN / "ray"), "start", "--block", *arguments, "--node-ip-address", "127.0.0.1", "--num-cpus", str(num_cpus)]
+        # Workers' ports of the kernel's choice: from Ray's range, two clusters of a machine take the same ones.
+        command += ["--min-worker-port", "0", "--max-worker-port", "0", "--object-store-memory", str(2**27)]
         log, deadline = self._folder / f"node-{len(self._nodes)}.txt", time.monotonic() + _START_SECONDS
         while True:
-            # Ray gives a node half a minute to start, which is not enough on a machine that is busy.
+            # Ray gives a node half a minute to start, which is not enough on a machine that is busy. A port that was taken meanwhile reads the same
+            # (`timed out during startup`), so each try has its own.
             began = time.time()
+            ports = dict(zip(port_names, free_ports(len(port_names)), strict=True))
+            given = [part for name, port in ports.items() for part in (f"--{name}", str(port))]
             with open(log, "w") as said:
-                started = psutil.Popen(command, env=self.environment, stdout=said, stderr=said)
+                started = psutil.Popen([*command, *given], env=self.environment, stdout=said, stderr=said)
             while started.poll() is None:
                 if "Ray runtime started" in log.read_text():
                     self._nodes.append(started)
-                    return started
+                    return started, ports
                 time.sleep(0.2)
             self._kill_since(began)
             assert time.monotonic() < deadline, log.read_text()
