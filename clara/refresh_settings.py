@@ -54,6 +54,11 @@ class Refresh(Section):
     num_cpus: float = Field(1.0, gt=0, description="cores for the worker that encodes")
     num_gpus: float = Field(0.0, ge=0, description="share of a GPU for it, under Ray; 0: it encodes on the CPU")
     max_attempts: int = Field(3, ge=1, description="tries at one snapshot before training stays on the version it has")
+    max_seconds: float = Field(
+        86_400.0,
+        gt=0,
+        description="longest time of one try, finding room under Ray included; one that hangs is ended, and counts as failed",
+    )
     max_staleness_steps: int = Field(
         0,
         ge=0,

@@ -41,6 +41,7 @@ _LOCK_SECONDS = 60.0
 _ADDED_TO_REFRESH = (
     "rerank", "keep_versions", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale", "rows", "share",
     "oldest_share", "look_ahead_steps", "rerank_lag_steps", "correction", "correction_ridge",
+    "max_seconds",
 )  # fmt: skip
 _WHO_SEARCHES = ("search_shards", "search_seconds", "search_restarts", "search_cpus")
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -81,7 +81,7 @@ class Versions:
         self._job: RefreshJob | None = None
         self._lost = ""
         self._warned = -1
-        self._attempt = 0
+        self._attempt, self._began = 0, 0.0
         self._rank = 0
 
     def begin(self, rank: int) -> None:
@@ -194,6 +194,7 @@ class Versions:
             raise RuntimeError("rank 0 has no worker for refreshes")
         number = self.pending.number
         self._attempt += 1
+        self._began = time.monotonic()
         self._ready = None
         self._notes(number).unlink(missing_ok=True)
         self._job = self.job(number, self._snapshot(number), self.pending.snapshot_step, chosen=self._settings.policy == "incremental")
@@ -287,7 +288,9 @@ class Versions:
         while self.pending is not None and self._ticket is not None:
             try:
                 self._ready = self._ticket.result(timeout_seconds=1.0 if wait else 0.0)
-                if self._ready is not None and self._job is not None:
+                if self._ready is None:
+                    self._end_overdue(self._ticket)
+                elif self._job is not None:
                     check_result(self._job, self._ready)
             except RefreshError as failure:
                 logger.warning("refresh: try %d of version %d failed: %s", self._attempt, self.pending.number, failure)
@@ -308,6 +311,16 @@ class Versions:
             if not wait or time.monotonic() > deadline:
                 return 0
         return 0
+
+    def _end_overdue(self, ticket: Ticket) -> None:
+        """A try that hangs, or finds no room, must not keep later versions from being made.
+
+        Raises:
+            RefreshError: it took too long, and was ended.
+        """
+        if time.monotonic() - self._began > self._settings.max_seconds:
+            ticket.stop()
+            raise RefreshError(f"not ready {self._settings.max_seconds:g} s after it began (joint.refresh.max_seconds), and ended")
 
     def switch(self, step: int, announced: float) -> bool:
         """Ahead of step `step` (0-based), whose batches are drawn: take what was announced; it holds from step + 1 on. True after a switch."""

@@ -188,6 +188,19 @@ def test_a_fixed_switch_waits_no_longer_than_it_may(
     assert Never.stopped == 1
 
 
+def test_a_refresh_that_hangs_is_ended_and_the_next_snapshot_is_taken(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = Never.stopped
+    values: dict[str, object] = {"joint__refresh__every_steps": 2, "joint__refresh__switch": "asap", "joint__refresh__max_seconds": 1e-9}
+    report = train(world, tmp_path, Never, monkeypatch, joint__refresh__max_attempts=2, joint__refresh__delta_steps=0, **values)
+    assert report["versions_by_step"] == STAYED
+    assert "try 1 of version 1 failed: not ready 1e-09 s after it began (joint.refresh.max_seconds), and ended" in caplog.text
+    # Snapshots after steps 1, 3 and 5: none was kept from being taken by the one before.
+    assert caplog.text.count("version 1 is given up; training stays on version 0") == 3
+    assert Never.stopped - before == 3 * 2
+
+
 def test_waiting_under_a_fixed_switch_is_refused(world: World, tmp_path: Path) -> None:
     values = RUN | {"joint__refresh__max_staleness_steps": 3, "joint__refresh__when_stale": "wait"}
     with pytest.raises(InputError, match=r"when_stale is 'wait', switch 'fixed'.*set when_stale = 'warn' or switch = 'asap'"):
