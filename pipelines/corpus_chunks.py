@@ -24,7 +24,20 @@ from pipelines.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.dead_letters import COUNTERS, SNIPPET_CHARACTERS
 from pipelines.dedup import KeepFirst, Kept
 from pipelines.filters import Filters, why_dropped
-from pipelines.memory_outcome import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, SPLIT, TRUNCATED, UNIQUE
+from pipelines.memory_outcome import (
+    BEYOND_LIMIT,
+    CHUNKS,
+    CUT_TOKENS,
+    DOCUMENTS,
+    DOCUMENTS_TRUNCATED,
+    DUPLICATES,
+    RECORDS,
+    SPLIT,
+    SPLIT_TOKENS,
+    TRUNCATED,
+    TRUNCATED_TOKENS,
+    UNIQUE,
+)
 from pipelines.near_duplicates import Likeness, drop_near_duplicates
 from pipelines.sources import read_unit
 from pipelines.units import DeadLetter, Unit
@@ -103,9 +116,20 @@ def chunks_of(document: Document, tokens: Tokens, limits: Limits) -> list[Chunk]
         return DeadLetter(document.source, document.line, "not chunked", str(error), document.text[:SNIPPET_CHARACTERS])
 
 
-def chunk_tallies(chunks: Sequence[Chunk]) -> list[tuple[str, int]]:
-    """What is counted of a document's chunks."""
-    return [(CHUNKS, len(chunks)), (TRUNCATED, sum(chunk.truncated for chunk in chunks)), (SPLIT, int(len(chunks) > 1))]
+def chunk_tallies(document: Document, chunks: Sequence[Chunk], tokens: Tokens) -> list[tuple[str, int]]:
+    """What is counted of a document's chunks. Of texts nothing is ever cut off: what one chunk leaves stands in the next; of titles the end is."""
+    truncated = [chunk.num_tokens for chunk in chunks if chunk.truncated]
+    split = [chunk.num_tokens for chunk in chunks] if len(chunks) > 1 else []
+    title = chunks[0].title
+    return [
+        (CHUNKS, len(chunks)),
+        (TRUNCATED, len(truncated)),
+        (DOCUMENTS_TRUNCATED, int(bool(truncated))),
+        (TRUNCATED_TOKENS, sum(truncated)),
+        (CUT_TOKENS, tokens.count(document.title) - tokens.count(title) if title != document.title else 0),
+        (SPLIT, int(bool(split))),
+        (SPLIT_TOKENS, sum(split)),
+    ]
 
 
 class ChunkDocuments(beam.DoFn):
@@ -128,7 +152,7 @@ class ChunkDocuments(beam.DoFn):
         if isinstance(chunks, DeadLetter):
             yield failed(chunks)
             return
-        for name, count in chunk_tallies(chunks):
+        for name, count in chunk_tallies(document, chunks, self._tokens):
             yield tally(name, count)
         Metrics.counter(COUNTERS, "chunks").inc(len(chunks))
         for chunk in chunks:

@@ -106,7 +106,7 @@ class PutAside(beam.DoFn):
                 if isinstance(made, DeadLetter):
                     letters.add(made)
                     continue
-                for name, count in chunk_tallies(made):
+                for name, count in chunk_tallies(found, made, tokens):
                     tallies[name] += count
                 for chunk in made:
                     chunks.add(chunk, found.line)

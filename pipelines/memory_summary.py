@@ -109,15 +109,23 @@ def _cumulated(times: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
 def _lengths(summary: Summary) -> str:
     rows = sum(summary.lengths)
     tokens = sum(length * count for length, count in enumerate(summary.lengths))
-    limit = summary.manifest["fingerprint_fields"]["max_tokens"]
+    limit, counts = summary.manifest["fingerprint_fields"]["max_tokens"], summary.manifest["counts"]
     facts = [
         ("tokens", tokens),
         ("tokens a chunk, mean", round(tokens / max(1, rows), 1)),
         ("tokens a chunk, most", max(0, len(summary.lengths) - 1)),
         ("tokens a chunk, limit", limit),
         ("chunks cut inside a sentence or title", summary.truncated),
-        ("documents split into several chunks", summary.manifest["counts"].get("documents split", 0)),
+        ("documents split into several chunks", counts.get("documents split", 0)),
     ]
+    # Of all chunks, duplicates too; a MEMORY of before these were counted has none.
+    told = {
+        "documents truncated": "documents cut inside a sentence or title",
+        "tokens of chunks truncated": "tokens of chunks cut inside a sentence or title",
+        "title tokens cut off": "tokens cut off titles",
+        "tokens of documents split": "tokens of documents split into several chunks",
+    }
+    facts += [(label, counts[name]) for name, label in told.items() if name in counts]
     picture = bars(*grouped(summary.lengths, "tokens"), "chunks by their tokens") if rows else ""
     return f"<h2>Lengths</h2>{table(facts)}{picture}"
 

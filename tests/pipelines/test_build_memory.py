@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tiny
 from apache_beam.options.pipeline_options import PipelineOptions
+from page_parser import Page
 from test_mediawiki import PAGES, multistream
 
 from clara.artefact import read_manifest, sha256_file
@@ -227,6 +228,38 @@ def test_a_long_document_is_split_and_counted(build: Build) -> None:
     counts = read_manifest(memory)["counts"]
     assert counts["documents split"] == 1
     assert counts["chunks truncated"] == sum(r.truncated for r in records) > 0
+    assert counts["documents truncated"] == 1
+    assert counts["tokens of chunks truncated"] == sum(r.num_tokens for r in records if r.truncated)
+    assert counts["tokens of documents split"] == sum(r.num_tokens for r in records)
+    assert counts["title tokens cut off"] == 0
+
+
+def test_what_truncation_touches_is_told_in_documents_and_tokens(
+    build: Build, tiny_model: ClaraModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    title = " ".join(f"title{n}" for n in range(40))
+    rows = [{"id": "cut", "title": title, "text": "One short sentence."}, {"id": "whole", "title": "T", "text": "Another short one."}]
+    memory = build({"a.jsonl": jsonl(*rows)}, "--max-tokens=64")
+    store = MemoryStore.open(memory)
+    (record,) = [r for r in store.records(store.row_ids) if r.document_id == "cut"]
+    cut = len(tiny_model.document_ids(title)) - len(tiny_model.document_ids(record.title))
+    assert cut > 0
+    expected = {
+        "documents truncated": 1,
+        "chunks truncated": 1,
+        "tokens of chunks truncated": record.num_tokens,
+        "title tokens cut off": cut,
+        "documents split": 0,
+        "tokens of documents split": 0,
+    }
+    assert expected.items() <= read_manifest(memory)["counts"].items()
+    told = capsys.readouterr().out
+    page = Page((memory / "summary.html").read_text()).rows
+    for name, value in expected.items():
+        assert f"{name}  {value}\n" in told
+        assert page[name] == str(value)
+    assert page["tokens cut off titles"] == str(cut)
+    assert page["documents cut inside a sentence or title"] == "1"
 
 
 def test_limit_takes_the_first_documents_and_counts_the_rest(build: Build) -> None:

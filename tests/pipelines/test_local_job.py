@@ -29,6 +29,7 @@ def corpus(seed: int) -> dict[str, bytes]:
         rows.append({"id": f"near{number}", "text": " ".join(words)})
         rows.append({"id": f"nearly{number}", "text": " ".join([*words[:-1], "other"])})
     rows += [{"id": f"copy{n}", "title": rows[n]["title"], "text": rows[n]["text"]} for n in range(0, 40, 5)]
+    rows += [{"id": f"titled{n}", "title": " ".join(f"title{n}{k}" for k in range(60)), "text": f"Short text {n}."} for n in range(2)]
     rows += [{"id": f"long{n}", "text": " ".join(f"Sentence {n} of {k} stands here." for k in range(40))} for n in range(3)]
     lines = [json.dumps(row).encode() for row in rows] + [b"{broken", b'{"text": ""}', b'{"text": "x"}', b""] * 3
     dice.shuffle(lines)
@@ -87,6 +88,7 @@ def test_it_makes_what_the_plain_graph_makes(build: Job, in_pieces: None, argume
     assert ("--near-duplicates=0.6" in arguments) == (counts["duplicate chunks dropped"] == 0)
     assert counts["dead letters by reason"] == {"empty text": 3, "not JSON": 3}
     assert ("--near-duplicates=0.6" in arguments) == bool(counts["dropped by reason"].get("near duplicate"))
+    assert counts["title tokens cut off"] > 0 < counts["tokens of documents split"]
     assert not list(local.glob(".spill*"))
 
 
