@@ -105,8 +105,9 @@ def write_manifest(
         fields: what only this kind has.
 
     Raises:
-        InputError: the place refuses, or the store of a URL lacks a file, or has it in another size.
+        InputError: an artefact of another kind is there, the place refuses, or the store of a URL lacks a file, or has it in another size.
     """
+    refuse_other(directory, kind)
     files = sorted((dict(f) for f in files), key=lambda f: f["path"])
     if storage.is_url(directory):
         _check_arrived(directory, files)
@@ -173,8 +174,30 @@ def manifest_hash(directory: storage.Name) -> str:
     return hash_of({key: value for key, value in manifest.items() if key != "made_by"})
 
 
+def refuse_other(directory: storage.Name, kind: str) -> None:
+    """Refuse to write an artefact of this kind where one of another lies: no recipe and no `--overwrite` makes the one out of the other.
+
+    Raises:
+        InputError: a finished artefact of another kind is there.
+    """
+    raw = storage.folder(directory).read(MANIFEST)
+    try:
+        found = json.loads(raw or b"null")
+    except ValueError:
+        return  # damaged, or none of ours
+    if isinstance(found, dict) and {"kind", "format_version"} <= found.keys() and found["kind"] != kind:
+        raise InputError(f"{directory}: holds {found['kind']}, which {kind} would destroy; it stays as it is, give another directory")
+
+
 def up_to_date(directory: storage.Name, kind: str, recipe: Mapping[str, Any]) -> bool:
-    """Whether the artefact is there, made by this recipe, with every file at its size (bytes are checked by `verify`)."""
+    """Whether the artefact is there, made by this recipe, with every file at its size (bytes are checked by `verify`).
+
+    Whoever makes an artefact asks this before any work.
+
+    Raises:
+        InputError: an artefact of another kind is there, see `refuse_other`.
+    """
+    refuse_other(directory, kind)
     try:
         manifest = read_manifest(directory, kind)
     except storage.StorageError:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from clara import lora
-from clara.artefact import atomic_write, file_entry, make_directory, read_manifest, verify, write_manifest
+from clara.artefact import atomic_write, file_entry, make_directory, read_manifest, refuse_other, verify, write_manifest
 from clara.backbone import Backbone, load_tokenizer, tokenizer_hash, weights_hash
 from clara.config import Backbone as BackboneSettings
 from clara.config import Config, Model, Prompts, explain
@@ -56,6 +56,7 @@ def save_checkpoint(
         dtype: of the stored adapters; None: the backbone's, in which they are used.
     """
     directory = make_directory(directory)
+    refuse_other(directory, "CHECKPOINT")
     (directory / "manifest.json").unlink(missing_ok=True)
     backbone, settings = model.backbone, model.settings.lora
     dtype = dtype or backbone.dtype

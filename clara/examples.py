@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clara.artefact import file_entry, make_directory, read_manifest, write_file, write_manifest
+from clara.artefact import file_entry, make_directory, read_manifest, refuse_other, write_file, write_manifest
 from clara.errors import InputError
 from clara.localise import localised
 from clara.records import input_text
@@ -77,6 +77,7 @@ def write_examples(
     directory: str | os.PathLike[str], examples: Iterable[Example], *, recipe: Mapping[str, Any], counts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write an EXAMPLES artefact and return its manifest."""
+    refuse_other(directory, "EXAMPLES")
     rows = list(examples)
     if not is_url(directory):
         make_directory(directory)
@@ -106,6 +107,7 @@ def join_examples(
     **fields: Any,
 ) -> dict[str, Any]:
     """Write an EXAMPLES artefact out of files of `write_part`, one after the other, and return its manifest; only one part is in RAM at a time."""
+    refuse_other(directory, "EXAMPLES")
     path, kinds, waiting = make_directory(directory) / FILE, Counter[str](), _SCHEMA.empty_table()
     with pq.ParquetWriter(path, _SCHEMA) as writer:
         for part in parts:

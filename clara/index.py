@@ -7,6 +7,8 @@ Both levels score a row by itself and order equal scores by `row_id`, so that wh
 the rows are shared out among owners: one process that maps the whole INDEX, or many that hold a part each.
 """
 
+import logging
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -31,13 +33,15 @@ Ranked = tuple[Ids, Floats]
 
 _PAYLOAD_BYTES = 256 * 2**20  # second level: decoded payload held at once
 
+_log = logging.getLogger(__name__)
+
 
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
 def unit_rows(memory: Floats) -> Floats:
     """Flattened memories `[n, M·D]` of length one; a memory of zeros stays zeros and scores 0 with everything."""
-    flat = memory.reshape(len(memory), -1)
+    flat = memory.reshape(len(memory), math.prod(memory.shape[1:]))
     norms: Floats = np.sqrt(np.square(flat).sum(axis=1, keepdims=True))
     return np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 0)
 
@@ -133,7 +137,8 @@ class TwoLevels(ABC):
             exclude: for each query row ids that are left out; L counts what remains.
 
         Returns:
-            Row ids `[B, k]` and scores `[B, k]`; -1 and -inf where there are fewer.
+            Row ids `[B, k]` and scores `[B, k]`; -1 and -inf where there are fewer. Of a query that is not finite, or whose length is not, nothing
+            is found, and a warning says so: training has its own rule for steps that are not finite, and the other queries are none the worse.
 
         Raises:
             InputError: the query has another shape than the MEMORY's, or L is under k.
@@ -149,9 +154,11 @@ class TwoLevels(ABC):
         barred = [np.fromiter(rows, np.int64) for rows in exclude] if exclude is not None else [np.empty(0, np.int64)] * len(values)
         rows = np.full((len(values), k), -1, np.int64)
         scores = np.full((len(values), k), -np.inf, np.float32)
+        asked = _finite(values)
+        values, barred = values[asked], [barred[number] for number in asked]
         for begin, candidates in self._first_level(values, first_level, barred):
             cosines = self._cosines(values[begin : begin + len(candidates)], candidates)
-            for number, (own, exact) in enumerate(zip(candidates, cosines, strict=True), begin):
+            for number, own, exact in zip(asked[begin:], candidates, cosines, strict=False):
                 order = best(exact, own, k)
                 rows[number, : len(order)], scores[number, : len(order)] = own[order], exact[order]
         return rows, scores
@@ -166,6 +173,15 @@ class TwoLevels(ABC):
             owners = self._best_keys(self._projection.keys(values[begin : begin + group]), wanted)
             found = [merged(parts)[0] for parts in zip(*owners, strict=True)]
             yield begin, [np.sort(ids[~np.isin(ids, rows)][:first_level]) for ids, rows in zip(found, part, strict=True)]
+
+
+def _finite(values: Floats) -> list[int]:
+    """Numbers of the queries `[B, M, D]` that have a length."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        asked: list[int] = np.flatnonzero(np.isfinite(np.square(values).sum(axis=(1, 2)))).tolist()
+    if len(asked) < len(values):
+        _log.warning("index: %d of %d queries are not finite, and nothing is found for them", len(values) - len(asked), len(values))
+    return asked
 
 
 class MemoryIndex(TwoLevels):

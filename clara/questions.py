@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from clara.artefact import make_directory, read_manifest, write_file, write_manifest
+from clara.artefact import make_directory, read_manifest, refuse_other, write_file, write_manifest
 from clara.errors import InputError
 from clara.localise import localised
 from clara.storage import is_url
@@ -69,6 +69,7 @@ def write_questions(
     directory: str | os.PathLike[str], questions: Iterable[Question], *, recipe: Mapping[str, Any], counts: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Write a QUESTIONS artefact and return its manifest."""
+    refuse_other(directory, "QUESTIONS")
     rows = list(questions)
     if not is_url(directory):
         make_directory(directory)

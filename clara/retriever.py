@@ -161,6 +161,7 @@ class Retriever:
             block = torch.from_numpy(self.store.memory(rows[begin : begin + _EXACT_BLOCK_ROWS]))
             memory_nF = torch.nn.functional.normalize(block.flatten(1), dim=-1)
             scores_Bn[:, begin : begin + len(block)] = (queries_BF @ memory_nF.T).numpy()
+        scores_Bn[~np.isfinite(scores_Bn)] = -np.inf  # a query that is not finite finds nothing, as in an INDEX
         for scores, out in zip(scores_Bn, excluded or [], strict=False):
             scores[np.isin(rows, list(out))] = -np.inf
         # Rows ascend, so that a stable sort breaks ties by row id.

@@ -6,8 +6,10 @@ python -m pipelines.build_index --memory DIR --output DIR
 import argparse
 import json
 
+from clara.artefact import refuse_other
 from clara.errors import InputError, command_line
 from clara.gpu_index import require_gpu
+from clara.index import KIND
 from clara.index_build import Build, build, recipe_of
 from clara.memory import MemoryStore
 from clara.recall import Measurement
@@ -68,6 +70,7 @@ def main(argv: list[str]) -> int:
         parent=options.parent,
         progress=not options.quiet,
     )
+    refuse_other(options.output, KIND)  # before the lock, which is a file there
     if options.dry_run:
         if how.gpu:
             require_gpu()

@@ -180,7 +180,7 @@ def main(argv: list[str]) -> int:
     shaping = {name: value for name, value in settings.items() if name != "train_pools" or value}
     recipe = {"program": "build_questions", "format": options.format, "settings": shaping | named, "inputs": input_hashes(files)}
     written = not options.corpus_output or exists(options.corpus_output)
-    if written and not options.bm25 and artefact.up_to_date(options.output, "QUESTIONS", recipe):
+    if artefact.up_to_date(options.output, "QUESTIONS", recipe) and written and not options.bm25:
         print(f"{options.output}: up to date")
         return 0
     if is_cloze:

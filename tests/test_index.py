@@ -141,6 +141,31 @@ def test_fewer_rows_than_asked_are_filled_with_minus_one(tmp_path: Path) -> None
     assert np.isneginf(scores[0, 4:]).all()
 
 
+def test_where_every_row_is_excluded_nothing_is_found(store: MemoryStore, index: MemoryIndex) -> None:
+    query = random_memory(2, seed=5)
+    every = set(store.row_ids.tolist())
+    for barred in ([every, every], [every, set()]):
+        rows, scores = index.search(query, 3, exclude=barred)
+        assert rows[0].tolist() == [-1, -1, -1]
+        assert np.isneginf(scores[0]).all()
+    assert np.array_equal(rows[1], index.search(query, 3)[0][1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_a_query_that_is_not_finite_finds_nothing_and_harms_no_other(
+    index: MemoryIndex, bad: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    query = random_memory(4, seed=5)
+    wanted = index.search(query, 3)
+    query[1, 0, 0] = query[3, 1, 2] = bad
+    rows, scores = index.search(query, 3)
+    for found, before, nothing in ((rows, wanted[0], -1), (scores, wanted[1], -np.inf)):
+        assert np.array_equal(found[[0, 2]], before[[0, 2]])
+        assert (found[[1, 3]] == nothing).all()
+    assert "2 of 4 queries are not finite" in caplog.text
+    assert (index.search(query[[1, 3]], 3)[0] == -1).all()
+
+
 def test_equal_scores_come_by_row_id(tmp_path: Path) -> None:
     memory = write_memory(tmp_path / "memory", np.repeat(random_memory(1), 20, axis=0))
     build_index(memory, tmp_path / "index")

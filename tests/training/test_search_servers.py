@@ -74,6 +74,11 @@ def equal(one: ServedIndex, other: MemoryIndex) -> None:
     assert np.array_equal(first[1], second[1])
     alone = [one.search(query[n : n + 1], 10, first_level=40) for n in range(len(query))]
     assert np.array_equal(np.concatenate([a[0] for a in alone]), other.search(query, 10, first_level=40)[0])
+    barred[1], query[2] = set(other.store.row_ids.tolist()), np.nan
+    first, second = one.search(query, 5, exclude=barred), other.search(query, 5, exclude=barred)
+    assert np.array_equal(first[0], second[0])
+    assert np.array_equal(first[1], second[1])
+    assert (first[0][1:3] == -1).all()
     rows = other.store.row_ids[[3, 700, 3, 41]]
     assert np.array_equal(one.memory(rows), other.store.memory(rows))
 
