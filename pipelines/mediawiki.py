@@ -3,15 +3,19 @@
 import bz2
 import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO
+from itertools import accumulate
+from typing import IO, Protocol
 from xml.etree import ElementTree
 
 _DUMP = re.compile(r"(?P<stem>.*-multistream)(?P<part>\d*)\.xml(?P<pages>-p\d+p\d+)?\.bz2")
 _INDEX = re.compile(r".*-multistream-index\d*\.txt(-p\d+p\d+)?\.bz2")
 _UNREAD_NAMESPACES = ("6", "14")  # files, categories
 _HEADER_BYTES = 2**20
+_FOOTER_BYTES = 64
+_BLOCK_BYTES = 4 * 2**20
+_BEGINNING, _FIRST_BLOCK = re.compile(rb"BZh[1-9]"), b"1AY&SY"  # of a bz2 stream; by chance once in 2^76 bytes
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,20 @@ class Page:
 
 @dataclass(frozen=True)
 class Stream:
-    """A bz2 stream of a multistream dump: bytes `start` to `end` (−1: to the file's end), its first page's number from 1, and its pages."""
+    """A part of a multistream dump: bytes `start` to `end` (−1: to the file's end), its first page's number from 1, and its pages."""
 
     start: int
     end: int
     first_page: int
     num_pages: int
+
+
+class Readable(Protocol):
+    """What pages are read from."""
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Some more bytes; nothing at the end."""
+        ...
 
 
 def is_index(path: str) -> bool:
@@ -65,24 +77,101 @@ def streams(index: Iterable[bytes]) -> Iterator[Stream]:
         yield Stream(start, -1, first, number + 1 - first)
 
 
-def decompressed_stream(data: bytes) -> bytes:
-    """The content of the one bz2 stream that bytes begin with, as a document of its own.
+def with_unlisted(listed: Sequence[Stream], dump: IO[bytes]) -> list[Stream]:
+    """All parts of a dump that hold pages: those that its index lists, and those that it lacks, which are looked for; numbered anew.
+
+    A part that can't be read is among them, so that its reader tells what is wrong. Header and footer hold no pages.
+    """
+    known = {stream.start: stream.num_pages for stream in listed}
+    starts = sorted({0, *known, *stream_starts(dump)})
+    held: list[tuple[int, int]] = []
+    for start, end in zip(starts, [*starts[1:], -1], strict=True):
+        num_pages, damaged = (known[start], False) if start in known else _count_pages(dump, start, end)
+        if start in known or num_pages or damaged:
+            held.append((start, num_pages))
+    firsts = accumulate((num_pages for _, num_pages in held), initial=1)
+    ends = [start for start, _ in held[1:]] + [-1]
+    return [Stream(start, end, first, num_pages) for (start, num_pages), end, first in zip(held, ends, firsts, strict=False)]
+
+
+def stream_starts(dump: IO[bytes]) -> Iterator[int]:
+    """Where bz2 streams begin in a file, by the ten bytes that each begins with; the whole file is read, and nothing decompressed."""
+    dump.seek(0)
+    before, data = 0, b""
+    while block := dump.read(_BLOCK_BYTES):
+        before, data = before + len(data) - len(data[-9:]), data[-9:] + block
+        at = data.find(_FIRST_BLOCK)
+        while at >= 0:
+            if at >= 4 and _BEGINNING.fullmatch(data, at - 4, at):
+                yield before + at - 4
+            at = data.find(_FIRST_BLOCK, at + 1)
+
+
+def _count_pages(dump: IO[bytes], start: int, end: int) -> tuple[int, bool]:
+    """Pages of a part, and whether there is damage behind them."""
+    number = 0
+    try:
+        for page in pages(_Pieces(contents(dump, start, end))):
+            number += not isinstance(page, str)
+    except (OSError, ElementTree.ParseError):
+        return number, True
+    return number, False
+
+
+def part_pages(dump: IO[bytes], part: Stream) -> Iterator[Page | str]:
+    """The pages of a part, which may hold several bz2 streams, as of `pages`; one stream is in memory at a time.
 
     Raises:
-        OSError: damaged, or cut short.
+        OSError: a stream is damaged or cut short; the pages of those before have been given.
+        xml.etree.ElementTree.ParseError: as of `pages`.
     """
-    inner = bz2.BZ2Decompressor()
-    content = inner.decompress(data)
-    if not inner.eof:
-        raise OSError("the stream is cut short, or its offset in the index is wrong")
-    return b"<mediawiki>" + content + b"</mediawiki>"
+    return pages(_Pieces(contents(dump, part.start, part.end)))
 
 
-def unread_prefixes(header: IO[bytes]) -> list[str]:
-    """The wiki's own names of files and categories, in lower case, as the beginning of its dump tells them; empty where it tells none."""
+def contents(dump: IO[bytes], start: int, end: int) -> Iterator[bytes]:
+    """The content of the bz2 streams from one byte to another, one by one, as a document of its own.
+
+    Raises:
+        OSError: a stream is damaged, or cut short; what stands before has been given.
+    """
+    dump.seek(start)
+    data = dump.read(end - start) if end >= 0 else dump.read()
+    first, last = True, b""
+    while data:
+        inner = bz2.BZ2Decompressor()
+        content = inner.decompress(data)  # whole: only at a block's end it is known to be what was written
+        if not inner.eof:
+            raise OSError(f"the stream at byte {start} is cut short, or its offset in the index is wrong")
+        start, data = start + len(data) - len(inner.unused_data), inner.unused_data
+        if first and not content.lstrip().startswith((b"<?xml", b"<mediawiki")):  # a header is an opening itself
+            yield b"<mediawiki>"
+        first, last = False, content[-_FOOTER_BYTES:] or last
+        yield content
+    if not last.rstrip().endswith(b"</mediawiki>"):
+        yield b"</mediawiki>"
+
+
+class _Pieces:
+    """What `read` gives piece by piece, of whatever size."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = (piece for piece in pieces if piece)
+
+    def read(self, _size: int = -1) -> bytes:
+        """The next piece; nothing at the end."""
+        return next(self._pieces, b"")
+
+
+def unread_prefixes(dump: IO[bytes]) -> list[str]:
+    """The wiki's own names of files and categories, in lower case, as the first stream of its dump tells them; empty where it tells none.
+
+    Raises:
+        OSError: the dump does not begin with a bz2 stream.
+    """
+    header = bz2.BZ2Decompressor().decompress(dump.read(_HEADER_BYTES), _HEADER_BYTES)
     found = []
     try:
-        for page in pages(io.BytesIO(header.read(_HEADER_BYTES))):
+        for page in pages(io.BytesIO(header)):
             if not isinstance(page, str):
                 break
             found.append(page)
@@ -98,7 +187,7 @@ def prefix_of(element: ElementTree.Element) -> str:
     return ""
 
 
-def pages(stream: IO[bytes]) -> Iterator[Page | str]:
+def pages(stream: Readable) -> Iterator[Page | str]:
     """The pages of a dump, in order; a string is a prefix as of `prefix_of`, which stand ahead of all pages.
 
     Raises:

@@ -1,6 +1,5 @@
 """Units of a corpus as documents: JSONL, JSON arrays, Parquet, plain text and MediaWiki dumps, plain or compressed. What can't be read is told."""
 
-import io
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
@@ -86,7 +85,7 @@ def _records(unit: Unit, fields: Fields) -> Iterator[tuple[int, Any]]:
             if unit.format == "jsonl":
                 yield from _lines(stream, unit)
             elif unit.format == "mediawiki":
-                yield from _pages(stream, unit, fields)
+                yield from _records_of(mediawiki.pages(stream), unit, fields)
             elif unit.format == "json":
                 yield from _array(stream.read(), unit)
             else:
@@ -143,11 +142,9 @@ def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields) -> Iterator[tuple[
 def _stream_pages(
     raw: IO[bytes], unit: Unit, stream: mediawiki.Stream, fields: Fields
 ) -> Iterator[tuple[int, Mapping[str, str] | DeadLetter]]:
-    """The pages of one stream, and a dead letter where there are not as many as the index lists."""
-    raw.seek(stream.start)
-    data = raw.read(stream.end - stream.start) if stream.end >= 0 else raw.read()
+    """The pages of a part of a dump, and a dead letter where there are not as many as the index lists."""
     number = stream.first_page - 1
-    for number, record in _pages(io.BytesIO(mediawiki.decompressed_stream(data)), unit, fields):
+    for number, record in _records_of(mediawiki.part_pages(raw, stream), unit, fields):
         yield number, record
     found = number + 1 - stream.first_page
     if found != stream.num_pages:
@@ -155,9 +152,9 @@ def _stream_pages(
         yield number, DeadLetter(unit.name, number, "damaged file", detail)
 
 
-def _pages(stream: IO[bytes], unit: Unit, fields: Fields) -> Iterator[tuple[int, Mapping[str, str] | DeadLetter]]:
+def _records_of(pages: Iterator[mediawiki.Page | str], unit: Unit, fields: Fields) -> Iterator[tuple[int, Mapping[str, str] | DeadLetter]]:
     number, unread = unit.first_line - 1, {*UNREAD_LINKS, *unit.unread_links}
-    for page in mediawiki.pages(stream):
+    for page in pages:
         if isinstance(page, str):
             unread.add(page)
             continue

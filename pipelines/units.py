@@ -1,5 +1,6 @@
 """What a corpus job reads: the files that globs name, as pieces of work; and the letter that tells of a record that is not used."""
 
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ _SUFFIXES = {
 UNIT_BYTES = 16 * 2**20
 """Bytes of a large JSONL file that one unit reads: small enough for all cores to have some, large beside what a unit costs in itself."""
 _BLOCK_BYTES = 2**20
+_LOG = logging.getLogger(__name__)
 _PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
 
 
@@ -162,20 +164,27 @@ def line_ranges(path: str, range_bytes: int) -> list[tuple[int, int, int]]:
 
 
 def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
-    """One unit for each stream that a dump's index lists, else one for the whole file."""
+    """One unit for each stream of a dump, its index's and those that it lacks; without an index one for the whole file."""
     whole = [Unit(path, name, "mediawiki", compression)]
     index = mediawiki.index_path(path)
     if not index or not FileSystems.exists(index):
         return whole
     try:
         with FileSystems.open(index, compression_type=CompressionTypes.UNCOMPRESSED) as raw, decompressed(raw, "bz2") as lines:
-            found = list(mediawiki.streams(lines))
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw, decompressed(raw, "bz2") as header:
-            prefixes = tuple(mediawiki.unread_prefixes(header))
+            listed = list(mediawiki.streams(lines))
+        if "://" in path:
+            _LOG.info("%s: read once, to find streams that its index lacks", name)
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
+            prefixes = tuple(mediawiki.unread_prefixes(raw))
+            found = mediawiki.with_unlisted(listed, raw) if listed else []
     except (*DAMAGE, BeamIOError, ValueError) as error:
         raise InputError(
             f"{index}: cannot be read ({error}); copy it and the dump anew, or move it away to read the dump as one piece"
         ) from error
+    if len(found) > len(listed) > 0:
+        known = {stream.start for stream in listed}
+        lacking = [stream.num_pages for stream in found if stream.start not in known]
+        _LOG.warning("%s: its index lacks %d streams with %d pages, which are read all the same", name, len(lacking), sum(lacking))
     return [Unit(path, name, "mediawiki", "bz2", 0, s.first_page, s, prefixes) for s in found] or whole
 
 

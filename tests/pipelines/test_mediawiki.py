@@ -119,6 +119,71 @@ def test_pages_that_the_index_has_and_the_dump_has_not_are_told(tmp_path: Path) 
     assert "its index lists 4" in found[-1].detail
 
 
+def lacking(path: Path, pages: range) -> None:
+    """Take the lines of pages, numbered from 0, out of a dump's index."""
+    index = Path(index_path(str(path)))
+    lines = bz2.decompress(index.read_bytes()).splitlines(keepends=True)
+    index.write_bytes(bz2.compress(b"".join(line for number, line in enumerate(lines) if number not in pages)))
+
+
+@pytest.mark.parametrize("pages", [range(2), range(2, 4), range(2, 6), range(6, 7), range(4, 7), range(6)])
+def test_pages_of_streams_that_the_index_lacks_are_read_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, pages: range
+) -> None:
+    path = multistream(tmp_path, PAGES, 2)
+    expected, units = read(find_units([str(path)], "auto")), find_units([str(path)], "auto")
+    assert not caplog.messages
+    lacking(path, pages)
+    assert find_units([str(path)], "auto") == units
+    assert read(find_units([str(path)], "auto")) == expected
+    assert f"lacks {-(-len(pages) // 2)} streams with {len(pages)} pages" in caplog.messages[0]
+
+
+def test_streams_that_a_range_holds_besides_its_first_are_read_to_the_last(tmp_path: Path) -> None:
+    """Of a stream whose beginning is no longer recognised too, what stands before it is read, and the damage is told."""
+    path = multistream(tmp_path, PAGES, 2)
+    starts = [unit.stream.start for unit in find_units([str(path)], "auto") if unit.stream]
+    both = Stream(starts[0], starts[2], 1, 4)
+    assert read([Unit(str(path), "w", "mediawiki", "bz2", 0, 1, both)]) == read(
+        [Unit(str(path), "w", "mediawiki", "bz2", 0, 1, Stream(starts[0], starts[1], 1, 2)),
+         Unit(str(path), "w", "mediawiki", "bz2", 0, 3, Stream(starts[1], starts[2], 3, 2))]
+    )  # fmt: skip
+    data = bytearray(path.read_bytes())
+    data[starts[1] + 5] ^= 255
+    path.write_bytes(data)
+    lacking(path, range(2, 4))
+    found = read(find_units([str(path)], "auto"))
+    assert [f.id for f in found if isinstance(f, Document)] == ["1001", "1006"]
+    assert [(f.line, f.reason) for f in found if isinstance(f, DeadLetter)][:2] == [(2, "redirect"), (2, "damaged file")]
+
+
+def test_bytes_between_the_header_and_the_first_stream_are_told(tmp_path: Path) -> None:
+    path = multistream(tmp_path, PAGES, 2)
+    first = next(unit.stream.start for unit in find_units([str(path)], "auto") if unit.stream)
+    data = path.read_bytes()
+    path.write_bytes(data[:first] + b"?" * 7 + data[first:])
+    index = Path(index_path(str(path)))
+    moved = [line.partition(b":") for line in bz2.decompress(index.read_bytes()).splitlines(keepends=True)]
+    index.write_bytes(bz2.compress(b"".join(b"%d:" % (int(offset) + 7) + rest for offset, _, rest in moved)))
+    found = read(find_units([str(path)], "auto"))
+    assert [f.reason for f in found if isinstance(f, DeadLetter) and not f.dropped] == ["damaged file", "empty text", "no text"]
+    assert [f.id for f in found if isinstance(f, Document)] == ["1001", "1004", "1006"]
+
+
+def test_a_dump_whose_header_and_footer_stand_in_its_pages_streams(tmp_path: Path) -> None:
+    expected = read(find_units([str(multistream(tmp_path, PAGES, 3))], "auto"))
+    parts = [HEADER + "".join(PAGES[:3]), "".join(PAGES[3:6]), PAGES[6] + "</mediawiki>\n"]
+    data, index = b"", b""
+    for number, part in enumerate(parts):
+        index += b"%d:1:T\n" % len(data) * (1 if number == 2 else 3)
+        data += bz2.compress(part.encode())
+    for name, lines in (("a", index), ("b", b"".join(index.splitlines(keepends=True)[3:]))):
+        path = tmp_path / f"{name}-multistream.xml.bz2"
+        path.write_bytes(data)
+        Path(index_path(str(path))).write_bytes(bz2.compress(lines))
+        assert [_placeless(f) for f in read(find_units([str(path)], "auto"))] == [_placeless(f) for f in expected]
+
+
 def test_xml_that_ends_in_the_middle_gives_what_stands_before(tmp_path: Path) -> None:
     (tmp_path / "w.xml").write_text(HEADER + PAGES[0] + PAGES[3][:60])
     first, dead = read(find_units([str(tmp_path / "w.xml")], "auto"))
