@@ -60,5 +60,7 @@ def add_corpus_arguments(parse: argparse._ActionsContainer) -> None:
         type=float,
         default=0.0,
         metavar="SIMILARITY",
-        help="drop documents that are as like an earlier one as this, 0.8 say: estimated Jaccard similarity of five-word shingles (default: 0, off)",
+        help="drop documents that are as like an earlier one as this, 0.8 say: estimated Jaccard similarity of five-word shingles; in scripts "
+        "without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character counts as a word; texts without words only where they are equal "
+        "(default: 0, off)",
     )

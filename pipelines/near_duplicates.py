@@ -26,7 +26,14 @@ REASON = "near duplicate"
 NUM_HASHES, _SEED, _SCHEME = 128, 1, "affine32"
 _SHINGLE_WORDS = 5
 _LARGEST_THRESHOLD = 0.95  # beyond, 128 hashes tell nothing apart
-_WORD = re.compile(r"\w+")
+_UNSPACED = (  # scripts written without spaces between words: of these each character is a word of its own
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
+    "\u1780-\u17ff"  # Khmer
+    "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9d"  # kana, bopomofo
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U000323af"  # ideographs, rarer kana
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 Origin = tuple[str, int]
 Place = TypeVar("Place", Origin, tuple[int, int])
@@ -60,8 +67,14 @@ def make_likeness(threshold: float) -> Likeness | None:
 
 
 def shingles(text: str) -> set[bytes]:
-    """Each five words in a row, in lower case; all words where there are fewer."""
-    words = _WORD.findall(text.lower())
+    """Each five words in a row, in lower case; all words where there are fewer, all that is no white space where there are none.
+
+    In scripts without spaces between words each character is a word.
+    """
+    lower = text.lower()
+    words = _WORD.findall(lower)
+    if not words:
+        return {" ".join(["", *lower.split()]).encode()}  # which no words give
     spans = max(1, len(words) - _SHINGLE_WORDS + 1)
     return {" ".join(words[begin : begin + _SHINGLE_WORDS]).encode() for begin in range(spans)}
 

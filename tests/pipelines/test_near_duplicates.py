@@ -34,7 +34,42 @@ def jaccard(first: str, second: str) -> float:
 def test_shingles() -> None:
     assert shingles("A b, c d. E f!") == {b"a b c d e", b"b c d e f"}
     assert shingles("Two words") == {b"two words"}
-    assert shingles("...") == {b""}
+    assert shingles("Ein Wort, noch EINS; ab 3 wörter_hier") == {
+        b"ein wort noch eins ab",
+        b"wort noch eins ab 3",
+        b"noch eins ab 3 w\xc3\xb6rter_hier",
+    }
+
+
+def test_texts_without_words_are_alike_only_where_they_are_equal() -> None:
+    texts = ["∑ ∞ ≠ ☃", "😀😀 → !!", "...", "…", "?!"]
+    assert len({frozenset(shingles(text)) for text in texts}) == len(texts)
+    assert shingles("∑  ∞\n≠ ☃ ") == shingles(texts[0])
+    bucket = [(("corpus", n), signature(text)) for n, text in enumerate([*texts, "∑ ∞\t≠ ☃"])]
+    assert list(losers(bucket, 0.5)) == [(("corpus", 5), ("corpus", 0))]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "東京は日本の首都であり、人口は約千四百万人である。古くは江戸と呼ばれ、徳川家康が幕府を開いた町として知られている。",
+        "北京是中华人民共和国的首都，也是全国的政治、文化和国际交往中心，有着三千多年的建城历史和八百多年的建都历史。",
+        "กรุงเทพมหานครเป็นเมืองหลวงและนครที่มีประชากรมากที่สุดของประเทศไทยเป็นศูนย์กลางการปกครองการศึกษาและการคมนาคม",
+        "ភ្នំពេញគឺជារាជធានីនិងជាទីក្រុងធំបំផុតរបស់ប្រទេសកម្ពុជាស្ថិតនៅលើច្រាំងទន្លេសាបនិងទន្លេមេគង្គ",
+        "ວຽງຈັນເປັນນະຄອນຫຼວງຂອງປະເທດລາວຕັ້ງຢູ່ແຄມແມ່ນ້ຳຂອງແລະເປັນສູນກາງທາງເສດຖະກິດແລະວັດທະນະທຳຂອງປະເທດ",
+        "ရန်ကုန်မြို့သည်မြန်မာနိုင်ငံ၏အကြီးဆုံးမြို့ဖြစ်ပြီးယခင်ကမြို့တော်ဖြစ်ခဲ့သည်စီးပွားရေးအချက်အချာကျသောမြို့ဖြစ်သည်",
+    ],
+)
+def test_in_scripts_without_spaces_characters_are_words(text: str) -> None:
+    assert jaccard(text, text[:-1] + "X") > 0.9
+    middle = len(text) // 2
+    assert jaccard(text, text[:middle] + text[middle + 1 :]) > 0.7
+    assert jaccard(text, text[::-1]) < 0.1
+
+
+def test_words_and_characters_in_one_text() -> None:
+    assert shingles("Das 東京Haus steht") == {"das 東 京 haus steht".encode()}
+    assert shingles("東京") == {"東 京".encode()}
 
 
 @given(st.integers(0, 5), st.integers(0, 12), st.integers(0, 99))
