@@ -19,9 +19,10 @@ from clara.records import input_text
 from clara.retriever import Retriever
 from training import evaluate
 from training.evaluation.finders import Bm25Finder, Corpus, Finder, MemoryFinder, Rankings, select
-from training.evaluation.measures import differences, figures, likelihood_measures, retrieval_measures
+from training.evaluation.measures import differences, figures, hop_measures, likelihood_measures, retrieval_measures
 from training.evaluation.readers import Known, Likelihood, MemoryReader, Reading, TextReader
-from training.evaluation.ways import Shared
+from training.evaluation.systems import Settings
+from training.evaluation.ways import Shared, evaluate_system
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,26 @@ def test_retrieval_measures_worked_by_hand() -> None:
     assert first["index.precision@3"] == pytest.approx(1 / 3)
     assert (second["index.recall@1"], second["index.recall@3"], second["index.mrr"]) == (0.0, 0.5, pytest.approx(1 / 3))
     assert second["index_recall_curve"] == [0.0, 0.0] + [0.5] * 18
-    assert third == fourth == {}  # no pool, no known positive: nothing is measured, rather than zero
+    assert (third["index.recall@20"], third["index.mrr"], third["index_recall_curve"]) == (0.0, 0.0, [0.0] * 20)  # nothing found is a miss
+    assert fourth == {}  # no known positive: nothing is measured
+
+
+def test_a_question_that_finds_nothing_counts(retriever: Retriever) -> None:
+    (chunk,) = retriever.store.records(retriever.store.row_ids[:1])
+    asked = ["xyzzy plugh", input_text(chunk.title, chunk.text), "frobozz"]  # only the second has a word of the corpus
+    questions = [Question(f"q{i}", text, ("salt",), (chunk.document_id,), split="unseen") for i, text in enumerate(asked)]
+    rows = evaluate_system("own", retriever, questions, Settings(2, baselines=("bm25",), retrieval_only=True), with_text=True)
+    lexical, own = ([row for row in rows if row["system"] == name] for name in ("bm25/own", "own"))
+    for measure in ("index.recall@1", "index.mrr"):
+        found = figures(lexical)[measure]
+        assert (found.value, found.num_questions) == (pytest.approx(1 / 3), 3)
+        assert differences(own, lexical)[measure].num_questions == 3
+
+
+def test_a_paragraph_that_no_ranking_holds_has_the_rank_behind_them() -> None:
+    question = Question("q", "Where?", ("salt",), ("a", "b"), positive_hops=(1, 2))
+    assert hop_measures("index", [], question, 101) == {"index.first_hop_rank": 101.0, "index.bridging_rank": 101.0}
+    assert hop_measures("pool", [], question) == {}
 
 
 def test_likelihood_measures_worked_by_hand() -> None:

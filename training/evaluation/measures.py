@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clara.errors import InputError
 from clara.metrics import ANSWER_METRICS, PairedTest, bootstrap_interval, paired_test, ranking_metrics
 from clara.questions import Question
 from training.evaluation.readers import Likelihood
@@ -19,9 +20,15 @@ Row = dict[str, Any]
 def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives: Sequence[Sequence[str]]) -> list[Row]:
     """`WHERE.recall@k`, `WHERE.precision@k`, `WHERE.mrr@k`, `WHERE.mrr` and `WHERE_recall_curve` (recall at 1 to 20) of each question.
 
-    Questions without a known positive, and those without a ranking (no pool), have none of them.
+    A question that nothing was found for counts 0: left out, it would raise the mean of a retriever that finds nothing for it. Questions without
+    a known positive have none of them.
+
+    Raises:
+        InputError: the lengths differ, or a ranking names a document twice.
     """
-    chosen = [i for i, (ranking, right) in enumerate(zip(rankings, positives, strict=True)) if ranking and right]
+    if len(rankings) != len(positives):
+        raise InputError(f"{len(rankings)} rankings for {len(positives)} questions; expected one for each")
+    chosen = [i for i, right in enumerate(positives) if right]
     values = ranking_metrics([rankings[i] for i in chosen], [positives[i] for i in chosen], CURVE_AT)
     measures: list[Row] = [{} for _ in rankings]
     for place, i in enumerate(chosen):
@@ -45,7 +52,7 @@ def hop_measures(where: str, ranking: Sequence[str], question: Question, absent:
     kinds = {"first_hop": [d for d, hop in hops.items() if hop == 1], "bridging": [d for d, hop in hops.items() if hop > 1]}
     ranks = {kind: [rank.get(document, absent) for document in documents] for kind, documents in kinds.items()}
     known = {kind: [r for r in of if r is not None] for kind, of in ranks.items()}
-    if not ranking or not all(kinds.values()) or known != ranks:
+    if not all(kinds.values()) or known != ranks:
         return {}
     return {f"{where}.{kind}_rank": sum(of) / len(of) for kind, of in known.items()}
 
