@@ -1,11 +1,40 @@
-"""What everything that logs runs to a tracking server must agree on: where experiments keep their files, how a local database comes to be."""
+"""What everything that logs runs to a tracking server must agree on: names, where experiments keep their files, how a local database comes to be."""
 
+import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import urlparse
+
+_NOT_IN_NAMES, _LONGEST_NAME = re.compile(r"[^/\w.\- ]"), 250
+"""MLflow's own rules for names of parameters, metrics and tags; it also wants them to be normal relative paths."""
+
+
+def tracking_names(names: Iterable[str]) -> dict[str, str]:
+    """Each name → how a tracking store takes it: `@` is `_at_`, other characters it refuses are `_`; what it takes stays as it is.
+
+    Names that would become equal, or were too long and are cut, end in a part of their own hash: two names are never one.
+    """
+    cleaned = {name: _cleaned(name) for name in dict.fromkeys(names)}
+    shared = Counter(cleaned.values())
+    return {
+        name: _marked(name, clean) if (name != clean and shared[clean] > 1) or len(clean) > _LONGEST_NAME else clean
+        for name, clean in cleaned.items()
+    }
+
+
+def _cleaned(name: str) -> str:
+    parts = _NOT_IN_NAMES.sub("_", name.replace("@", "_at_")).split("/")
+    return "/".join(part.replace(".", "_") or "_" if part.strip(".") == "" else part for part in parts)
+
+
+def _marked(name: str, clean: str) -> str:
+    mark = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{clean[: _LONGEST_NAME - len(mark) - 1]}-{mark}"
 
 
 class TrackingClient(Protocol):

@@ -1,16 +1,14 @@
 """A finished artefact as a run of an MLflow tracking server: its settings, counts and lineage, and the page about it."""
 
 import argparse
-import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clara.errors import InputError
-from clara.experiments import artefact_location, open_tracking
-
-_NOT_IN_NAMES = re.compile(r"[^\w.-]")
+from clara.experiments import artefact_location, open_tracking, tracking_names
 
 
 def add_tracking_arguments(parse: argparse._ActionsContainer, what: str) -> None:
@@ -83,19 +81,31 @@ def log_artefact(logged: Logged, url: str, experiment: str) -> str:
         tags = {"artefact": kind, kind.lower(): logged.name, f"{kind.lower()}_hash": logged.hash}
         run = client.create_run(where, run_name=Path(logged.name).name, tags=tags)
         number_of = run.info.run_id
-        for name, value in {**logged.parameters, **_flat(manifest["made_by"]["recipe"])}.items():
-            client.log_param(number_of, name, str(value)[:500])
-        if manifest.get("fingerprint"):
-            client.set_tag(number_of, "fingerprint", manifest["fingerprint"])
-        for name, value in {**_flat(manifest["counts"]), **logged.figures}.items():
-            client.log_metric(number_of, _NOT_IN_NAMES.sub("_", name), float(value))
-        client.log_artifact(number_of, str(logged.page))
-        client.set_terminated(number_of)
+        try:
+            _log(client, number_of, logged)
+        except BaseException:
+            with suppress(Exception):  # what went wrong is told, not what else did
+                client.set_terminated(number_of, "FAILED")
+            raise
     except Exception as error:  # as above
         raise InputError(
             f"--mlflow {url}: refuses ({type(error).__name__}: {error}); log it later: {logged.again} --mlflow {url}"
         ) from error
     return str(number_of)
+
+
+def _log(client: Any, run_id: str, logged: Logged) -> None:
+    manifest = logged.manifest
+    parameters = {**logged.parameters, **_flat(manifest["made_by"]["recipe"])}
+    for name, known in tracking_names(parameters).items():
+        client.log_param(run_id, known, str(parameters[name])[:500])
+    if manifest.get("fingerprint"):
+        client.set_tag(run_id, "fingerprint", manifest["fingerprint"])
+    figures = {**_flat(manifest["counts"]), **logged.figures}
+    for name, known in tracking_names(figures).items():
+        client.log_metric(run_id, known, float(figures[name]))
+    client.log_artifact(run_id, str(logged.page))
+    client.set_terminated(run_id)
 
 
 def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:

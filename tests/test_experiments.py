@@ -12,7 +12,35 @@ from pathlib import Path
 
 import pytest
 
-from clara.experiments import make_database, open_tracking
+from clara.experiments import make_database, open_tracking, tracking_names
+
+
+def test_names_are_in_characters_that_mlflow_takes_and_stay_apart() -> None:
+    from mlflow.utils.validation import _validate_metric_name, _validate_param_name
+
+    odd = [
+        "systems.joint+5.checkpoint",
+        "a b/c.d-e_f",
+        "all/x/r@5",
+        "all/joint+5/r",
+        "all/joint_5/r",
+        "all/joint:5/r",
+        "/a//b",
+        "..",
+        "../é\n",
+        "",
+    ]
+    odd += ["x" * 250, "x" * 251, "x" * 300]
+    named = tracking_names(odd)
+    assert list(named) == odd
+    for name in named.values():
+        _validate_param_name(name)
+        _validate_metric_name(name)
+        assert 0 < len(name) <= 250
+    assert len(set(named.values())) == len(odd)
+    kept = {"a b/c.d-e_f", "all/joint_5/r", "x" * 250}
+    assert {name: named[name] for name in kept} == {name: name for name in kept}
+    assert (named["all/x/r@5"], named["systems.joint+5.checkpoint"]) == ("all/x/r_at_5", "systems.joint_5.checkpoint")
 
 
 def tables(path: Path) -> list[str]:

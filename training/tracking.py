@@ -10,7 +10,7 @@ from typing import Any
 from clara import artefact
 from clara.config import Config, Tracking
 from clara.errors import InputError
-from clara.experiments import artefact_location, open_tracking
+from clara.experiments import artefact_location, open_tracking, tracking_names
 from training.curves import draw
 from training.evaluation.store import failures
 from training.follow import following
@@ -75,7 +75,11 @@ class Tracker:
                 f"tracking.uri {settings.uri!r}: cannot be used ({error}); give sqlite:///PATH or a server's URL, or leave it empty"
             ) from error
         self._last_step = max((metric.step for metric in logged), default=0)
-        self._log_parameters(parameters)
+        try:
+            self._log_parameters(parameters)
+        except BaseException:
+            self.fail()
+            raise
 
     def _find(self, settings: Tracking, run_name: str, tags: Mapping[str, str]) -> str:
         client = self._client
@@ -97,6 +101,8 @@ class Tracker:
         """Log what is new. MLflow's parameters can't change: what a resumed run has otherwise (threads, paths) is a tag `resumed.NAME`."""
         from mlflow.entities import Param
 
+        named = tracking_names(parameters)
+        parameters = {named[name]: value for name, value in parameters.items()}
         known = self._client.get_run(self.run_id).data.params
         for name, value in parameters.items():
             if name in known and known[name] != value:

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from evaluation_world import World
 
-from clara.artefact import manifest_hash
+from clara.artefact import manifest_hash, read_manifest
 from clara.errors import InputError
 from clara.retriever import Retriever
 from training import evaluate, promote, register
@@ -255,6 +255,31 @@ def test_an_evaluation_is_one_run_however_often_it_is_logged(evaluation: Path, s
         report["systems"]["after"]["unseen"]["gap.right_minus_wrong"]["value"]
     )
     assert "report.html" in {entry.path for entry in client.list_artifacts(run_id)}
+
+
+def test_a_systems_name_may_have_any_character(evaluation: Path, tmp_path: Path) -> None:
+    odd, store = tmp_path / "evaluation", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    shutil.copytree(evaluation, odd)
+    for name in ("report.json", "manifest.json"):
+        text = (odd / name).read_text().replace('"before"', '"joint+5"').replace('"after"', '"joint_5"')
+        (odd / name).write_text(text)
+    data = mlflow.MlflowClient(store).get_run(track(odd, store, "clara")).data
+    checkpoints = {name: value for name, value in data.params.items() if name.startswith("systems.joint_5") and "checkpoint" in name}
+    systems = read_manifest(odd)["systems"]
+    assert set(checkpoints.values()) == {of["checkpoint"] for of in systems.values()}
+    assert checkpoints["systems.joint_5.checkpoint"] == systems["joint_5"]["checkpoint"]
+    assert len([name for name in data.metrics if "/joint_5/index.recall_at_1" in name]) == 4  # two splits of two systems
+
+
+def test_what_goes_wrong_while_an_evaluation_is_logged_ends_its_run(evaluation: Path, tmp_path: Path) -> None:
+    broken, store = tmp_path / "evaluation", f"sqlite:///{tmp_path / 'mlflow.db'}"
+    shutil.copytree(evaluation, broken)
+    (broken / "report.html").unlink()
+    with pytest.raises(InputError, match=r"--tracking-uri .* refuses .*report.html.* without being made again"):
+        track(broken, store, "clara")
+    client = mlflow.MlflowClient(store)
+    (run,) = client.search_runs([client.get_experiment_by_name("clara").experiment_id])
+    assert run.info.status == "FAILED"
 
 
 def test_pointers_lead_to_paths_and_urls(tmp_path: Path) -> None:

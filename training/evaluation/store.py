@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from clara.errors import InputError
-from clara.experiments import artefact_location, open_tracking
+from clara.experiments import artefact_location, open_tracking, tracking_names
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -69,13 +69,16 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
 
 
 def log_all(client: "MlflowClient", run_id: str, *, params: Mapping[str, str], metrics: Iterable[tuple[str, float, int]]) -> None:
-    """Parameters, and metrics as (name, value, step), in as few calls as the store takes."""
+    """Parameters, and metrics as (name, value, step), in as few calls as the store takes; names as `tracking_names` gives them."""
     from mlflow.entities import Metric, Param
 
     now = time.time_ns() // 1_000_000
-    entries = [Param(key, value) for key, value in params.items()]
+    named = tracking_names(params)
+    entries = [Param(named[key], value) for key, value in params.items()]
     for begin in range(0, len(entries), _PARAMS_A_CALL):
         client.log_batch(run_id, params=entries[begin : begin + _PARAMS_A_CALL])
-    points = [Metric(key, value, now, step) for key, value, step in metrics]
+    given = list(metrics)
+    named = tracking_names(key for key, _, _ in given)
+    points = [Metric(named[key], value, now, step) for key, value, step in given]
     for begin in range(0, len(points), _METRICS_A_CALL):
         client.log_batch(run_id, metrics=points[begin : begin + _METRICS_A_CALL])
