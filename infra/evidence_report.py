@@ -103,13 +103,24 @@ def tests_table(rows: Sequence[Row]) -> tuple[Table, dict[str, dict[str, Any]]]:
     return (["pair", "measure", "difference", "95 % interval", "p", "n"], lines), kept
 
 
+ALIGNMENTS = {
+    "generator": "alignment.generator",
+    "generator, solo": "alignment.generator_solo",
+    "plain LM on text": "alignment.text",
+    "plain LM on text, solo": "alignment.text_solo",
+}
+"""Who told a document's utility, and the measure. The plain LM never saw the training."""
+
+
+def alignment_targets(rows: Sequence[Row]) -> list[str]:
+    """Whether joint training raises it: paired by question."""
+    tests = {title: compare(rows, "joint", "start", TOGETHER, name) for title, name in ALIGNMENTS.items()}
+    return [Target(f"joint raises utility alignment, {t}, all pools", test, 0.0, significant=True).told() for t, test in tests.items()]
+
+
 def alignment_table(rows: Sequence[Row]) -> Table:
     """Utility alignment before and after, all published pools together; words: BM25's score in the retriever's place."""
-    names = {
-        "generator": "alignment.generator",
-        "generator, solo": "alignment.generator_solo",
-        "plain LM on text": "alignment.text",
-        "plain LM on text, solo": "alignment.text_solo",
+    names = ALIGNMENTS | {
         "words, generator": "alignment.generator_lexical",
         "words, plain LM": "alignment.text_lexical",
     }
@@ -227,7 +238,7 @@ def write(run: Path, output: Path) -> None:
     }
     if aligned:
         tables["Utility alignment: rank correlation of score and utility in the pool"] = alignment_table(aligned)
-    told = targets(rows, read)
+    told = targets(rows, read) + (alignment_targets(aligned) if aligned else [])
     artefact.make_directory(output)
     pictures = {
         "recall.png": recall_bars({s: {p: figures(chosen(rows, s, p)).get(RECALL) for p in (*POOLS, TOGETHER)} for s in systems}),
