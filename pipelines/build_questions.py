@@ -32,7 +32,7 @@ from pipelines.cloze import ClozeSettings, cloze_questions
 from pipelines.corpus_arguments import add_field_arguments, given_fields, refuse_fields
 from pipelines.corpus_files import read_corpus, write_jsonl
 from pipelines.locks import locked
-from pipelines.question_formats import FORMATS, Format, Published
+from pipelines.question_formats import FORMATS, SPLITS, Format, Published
 
 BM25_CUTOFFS = (1, 5, 20)
 
@@ -49,7 +49,13 @@ def to_question(published: Published, form: Format, seed: int, split: str) -> tu
     random.Random(f"{seed}:{published.question_id}").shuffle(pool)
     known = tuple(hops.values()) if any(hops.values()) else ()
     question = Question(
-        published.question_id, published.question, published.answers, tuple(hops), tuple(pool), split=split, positive_hops=known
+        published.question_id,
+        published.question,
+        published.answers,
+        tuple(hops),
+        tuple(pool),
+        split=split or published.split,
+        positive_hops=known,
     )
     return question, documents
 
@@ -118,7 +124,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     published = found.add_argument_group("all formats but cloze")
     published.add_argument("--corpus-output", metavar="FILE", help="JSONL to write with the questions' documents (formats that have some)")
-    published.add_argument("--split", default="", choices=("", "train", "seen", "unseen"), help="split of all questions (default: none)")
+    published.add_argument(
+        "--split", default="", choices=SPLITS, help="split of all questions (default: of jsonl each row's own field split, else none)"
+    )
     published.add_argument("--skip-bad", action="store_true", help="count rows without a question or answer and go on (default: stop)")
     cloze, standard = found.add_argument_group("cloze"), ClozeSettings()
     add_field_arguments(cloze)

@@ -12,6 +12,7 @@ from clara.records import normalise
 from pipelines.question_hops import UNKNOWN, decomposition_hops, fact_hops
 
 Row = Mapping[str, Any]
+SPLITS = ("", "train", "seen", "unseen")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Published:
-    """A question as its file gives it, white space normalised: its documents, or ids where it has only those."""
+    """A question as its file gives it, white space normalised: its documents, or ids where it has only those; a split where its row names one."""
 
     question_id: str
     question: str
@@ -34,6 +35,7 @@ class Published:
     paragraphs: tuple[Paragraph, ...] = ()
     positive_ids: tuple[str, ...] = ()
     candidate_ids: tuple[str, ...] = ()
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,13 +210,16 @@ def convert_nq_open(row: Row, where: str) -> Published:
 
 
 def convert_jsonl(row: Row, where: str) -> Published:
-    """One's own: `question`, `answers` (list) or `answer`; perhaps `id`, `positive_ids`, `candidate_ids`."""
+    """One's own: `question`, `answers` (list) or `answer`; perhaps `id`, `positive_ids`, `candidate_ids`, `split`."""
     answers = row.get("answers", row.get("answer"))
     if answers is None:
         raise InputError(f"{where}: no field 'answers' or 'answer' (there are {', '.join(sorted(row))})")
     question, kept = question_and_answers(row, [answers] if isinstance(answers, str) else answers, where)
-    named = [ids(row.get(name) or [], name, where) for name in ("positive_ids", "candidate_ids")]
-    return Published(given_id(row, question), question, kept, (), *named)
+    positive_ids, candidate_ids = (ids(row.get(name) or [], name, where) for name in ("positive_ids", "candidate_ids"))
+    split = row.get("split") or ""
+    if not isinstance(split, str) or split.strip() not in SPLITS:
+        raise InputError(f"{where}: split is {split!r:.80}; expected train, seen or unseen, or none")
+    return Published(given_id(row, question), question, kept, (), positive_ids, candidate_ids, split.strip())
 
 
 FORMATS: dict[str, Format] = {

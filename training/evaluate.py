@@ -167,6 +167,13 @@ def chosen_questions(directory: str, splits: str, limit: int) -> list[Question]:
         InputError: a split is empty.
     """
     names = [None] if splits == "all" else [s.strip() for s in splits.split(",") if s.strip()]
+    there = {q.split for q in read_questions(directory)}
+    for name in names:
+        if name is not None and name not in there:
+            raise InputError(
+                f"--splits {splits}: {directory}: no question with split {name!r}; there are {', '.join(sorted(repr(s) for s in there))}; "
+                "name those, or take every question with --splits all"
+            )
     chosen: list[Question] = []
     for name in names:
         questions = read_questions(directory, name)

@@ -170,9 +170,21 @@ def test_own_rows(tmp_path: Path) -> None:
     assert read_manifest(tmp_path / "out")["counts"]["without a positive"] == 1
 
 
+def test_rows_of_ones_own_may_name_their_split(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"Who is {n}?", "answer": "Ada"} | ({"split": s} if s is not None else {})
+        for n, s in enumerate(("train", "unseen", "", None))
+    ]
+    assert [q.split for q in build(tmp_path, "jsonl", rows, lines=True)] == ["train", "unseen", "", ""]
+    assert read_manifest(tmp_path / "out")["counts"]["split unseen"] == 1
+    assert [q.split for q in build(tmp_path, "jsonl", rows, "--split", "seen", lines=True)] == ["seen"] * 4
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"question": "Who?", "answer": "Ada", "split": "dev"}, r":2: split is 'dev'; expected train, seen or unseen"),
+        ({"question": "Who?", "answer": "Ada", "split": 3}, r":2: split is 3"),
         ({"question": "Who?"}, r":2: no field 'answers' or 'answer'"),
         ({"question": "Who?", "answers": []}, r":2: question 'Who\?' has no answer"),
         ({"question": "Who?", "answers": [" "]}, r":2: .* no answer"),
