@@ -102,7 +102,15 @@ def check(expected: Collection[Accepted], found: Fingerprint | Mapping[str, Any]
         if isinstance(candidate, str):
             sides.append(f"expected fingerprint {candidate[:_SHOWN_DIGITS]}…, found {hash_of(fields)[:_SHOWN_DIGITS]}… ({_shown(fields)})")
         else:
-            sides.append(_differences(candidate.as_dict() if isinstance(candidate, Fingerprint) else candidate, fields))
+            sides.append(_differences(_fields(candidate), fields))
+    dtypes = {candidate["dtype"] for candidate in map(_fields, expected) if "dtype" in candidate}
+    if dtypes and fields.get("dtype") not in (None, *dtypes):
+        # The compressor is hashed as it is used, rounded to the dtype: that its hash differs says nothing here.
+        raise InputError(
+            f"{where}: made in dtype {fields['dtype']}, this reader computes in {' or '.join(sorted(dtypes))}: {' | '.join(sides)}; set "
+            f"backbone.dtype to {fields['dtype']} (--dtype {fields['dtype']} of a command), or build it again with --dtype "
+            f"{' or '.join(sorted(dtypes))} (the compressor's hash follows from the dtype, so it may be the same one)"
+        )
     raise InputError(
         f"{where}: made by another compressor or with other settings than this reader accepts: {' | '.join(sides) or 'nothing is accepted'}; "
         "give the MEMORY of this checkpoint, the checkpoint of this MEMORY, or build it again"
@@ -124,8 +132,16 @@ def _shown(fields: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {_short(value)}" for name, value in fields.items())
 
 
+def _fields(fingerprint: Accepted) -> dict[str, Any]:
+    """Its fields; none where only the hash is known."""
+    if isinstance(fingerprint, str):
+        return {}
+    return fingerprint.as_dict() if isinstance(fingerprint, Fingerprint) else dict(fingerprint)
+
+
 def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    names = [*expected, *(name for name in found if name not in expected)]
+    # The dtype first: the compressor's hash follows from it.
+    names = sorted([*expected, *(name for name in found if name not in expected)], key=lambda name: name != "dtype")
     unequal = [name for name in names if expected.get(name) != found.get(name)]
     return "; ".join(f"{name}: expected {_short(expected.get(name))}, found {_short(found.get(name))}" for name in unequal)
 

@@ -40,6 +40,17 @@ def test_fields_hashes_and_fingerprints_are_accepted() -> None:
         check([], FINGERPRINT)
 
 
+def test_another_dtype_is_told_before_the_compressor_whose_hash_follows_from_it() -> None:
+    found = dataclasses.replace(FINGERPRINT, dtype="bfloat16", compressor="d" * 64)
+    with pytest.raises(
+        InputError, match=r"memory/v1: made in dtype bfloat16, this reader computes in float32: dtype: .*compressor: "
+    ) as caught:
+        check([FINGERPRINT], found, "memory/v1")
+    for remedy in ("set backbone.dtype to bfloat16", "--dtype bfloat16", "build it again with --dtype float32"):
+        assert remedy in str(caught.value)
+    assert "another compressor" not in str(caught.value)
+
+
 def test_fields_survive_a_manifest_and_unknown_ones_are_refused() -> None:
     assert Fingerprint.from_dict(FINGERPRINT.as_dict()) == FINGERPRINT
     with pytest.raises(InputError, match="missing fields \\['dtype'\\], unknown fields \\['precision'\\]"):
