@@ -125,9 +125,12 @@ def fit_vocabulary(reference: Reference, backbone: Backbone, base: Path) -> Voca
 
 
 def _check_same(path: Path, name: str, found: Tensor, wanted: Tensor, what: str, remedy: str) -> None:
-    """Refuse rows that differ; `wanted` is rounded to the type that was stored."""
-    if found.shape == wanted.shape and torch.equal(found, wanted.to(found.dtype)):
-        return
+    """Refuse rows that differ once both are rounded to the coarser of their types."""
+    if found.shape == wanted.shape:
+        coarser = max(found.dtype, wanted.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+        found, wanted = found.to(coarser), wanted.to(coarser)
+        if torch.equal(found, wanted):
+            return
     if found.shape != wanted.shape:
         raise InputError(f"{path}: {name} is {list(found.shape)}, expected {list(wanted.shape)} like {what}; {remedy}")
     far = (found.float() - wanted.float()).abs().amax(dim=-1)

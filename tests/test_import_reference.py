@@ -417,6 +417,26 @@ def test_a_copy_of_embeddings_that_is_none_is_an_error(tmp_path: Path):
         run(checkpoint, base, tmp_path / "imported", "--overwrite")
 
 
+def test_copies_of_embeddings_may_be_stored_in_another_type(tmp_path: Path):
+    base, checkpoint = published.make(tmp_path / "published", replace(SMALL, copies=True))
+
+    def exact(tensors: Any) -> None:
+        for adapter in tensors.values():
+            for name in ("model.embed_tokens.weight", "lm_head.weight"):
+                adapter[name] = adapter[name].float()
+
+    def coarse(tensors: Any) -> None:
+        for name, tensor in tensors.items():
+            tensors[name] = tensor.bfloat16()
+
+    change_tensors(checkpoint, exact)
+    change_tensors(checkpoint, coarse, "decoder_first_last_layers.pth")
+    run(checkpoint, base, tmp_path / "imported")
+    change_tensors(checkpoint, lambda t: t["decoder_adapter"]["lm_head.weight"][-1].add_(0.5))
+    with pytest.raises(InputError, match=r"adapters.pth: decoder_adapter/lm_head.weight differs .* in 1 of"):
+        run(checkpoint, base, tmp_path / "imported", "--overwrite")
+
+
 def test_another_base_is_an_error(copy: tuple[Path, Path], tmp_path: Path):
     other = published.make_base(tmp_path / "other", SMALL, seed=6)
     with pytest.raises(InputError, match=r"model.embed_tokens.weight differs from the rows of .*give the base that it was trained on"):
