@@ -76,7 +76,7 @@ LEGEND = (
     "right one (MRR without k: of the whole ranking), over the whole index and in fixed pools. LL: log-likelihood of the answer in nats (0 is best), "
     "after reading the K documents found in the index or pool, the right one, a wrong one of the pool, or none. EM, F1, cover, substring: the "
     "generated answer after reading what the index gave; cover: every word of an accepted answer stands in it, in any order; substring: as one run of "
-    "words. Means over questions; in brackets the 95 % bootstrap interval. Rows are RETRIEVER/GENERATOR: `NAME` is a system as it is, `bm25/NAME` and "
+    "words. Answer likelihood and utility are of the first accepted wording of the answer; EM, F1, cover and substring take the best one. Means over questions; in brackets the 95 % bootstrap interval. Rows are RETRIEVER/GENERATOR: `NAME` is a system as it is, `bm25/NAME` and "
     "`dense/NAME`: the baseline finds, NAME's generator reads; `A/B`: A's retrieval finds, B's generator reads; `text/R`: the plain language model "
     "reads the raw passages that R found. Utility of a document: gain in the answer's log-likelihood from its being among the selected, the others "
     f"kept; solo: alone against nothing; told by the row's generator and, as `{TEXT}`, by the plain language model on raw text; words: BM25's score in "
