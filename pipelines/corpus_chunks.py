@@ -22,7 +22,7 @@ from clara.prompts import PromptBuilder, token_spans
 from clara.records import Chunk, Document
 from pipelines.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.dead_letters import COUNTERS, SNIPPET_CHARACTERS
-from pipelines.dedup import KeepFirst, Kept
+from pipelines.dedup import KeepFirst, Kept, letters_of_duplicates
 from pipelines.filters import Filters, why_dropped
 from pipelines.memory_outcome import (
     BEYOND_LIMIT,
@@ -87,7 +87,8 @@ def documents_of(unit: Unit, job: Reading) -> Iterator[Document | DeadLetter]:
     """One of a unit's records after the other: the document, where it passes the filters, else its letter."""
     for found in read_unit(unit, job.fields):
         if isinstance(found, Document) and (why := why_dropped(found, job.filters)):
-            yield DeadLetter(found.source, found.line, *why, found.text[:SNIPPET_CHARACTERS], dropped=True)
+            snippet = found.text[:SNIPPET_CHARACTERS]
+            yield DeadLetter(found.source, found.line, *why, snippet, dropped=True, document_id=found.id)
         else:
             yield found
 
@@ -113,7 +114,8 @@ def chunks_of(document: Document, tokens: Tokens, limits: Limits) -> list[Chunk]
     try:
         return chunk_document(document, tokens, limits.max_tokens, limits.overlap_tokens)
     except ChunkingError as error:
-        return DeadLetter(document.source, document.line, "not chunked", str(error), document.text[:SNIPPET_CHARACTERS])
+        snippet = document.text[:SNIPPET_CHARACTERS]
+        return DeadLetter(document.source, document.line, "not chunked", str(error), snippet, document_id=document.id)
 
 
 def chunk_tallies(document: Document, chunks: Sequence[Chunk], tokens: Tokens) -> list[tuple[str, int]]:
@@ -214,6 +216,7 @@ def unique_chunks(
     )
     letters.append(chunked[FAILED])
     unique = chunked.chunks | "KeepFirstOfEach" >> beam.CombinePerKey(KeepFirst())
+    letters.append(letters_of_duplicates(chunked.chunks, unique))
     tallies += [chunked[TALLY], unique | "TallyDuplicates" >> beam.FlatMap(_tally_duplicates)]
     return unique, tallies, letters
 

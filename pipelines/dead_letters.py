@@ -28,7 +28,8 @@ def file_name(part: int, num_parts: int) -> str:
 def letters_of_report(report: Mapping[str, Any]) -> Iterator[DeadLetter]:
     """Letters of the chunks that a shard could not compress."""
     for f in report["failures"]:
-        yield DeadLetter(f["source"], f["line"], "not compressed", clean(f["reason"]), f["text"][:SNIPPET_CHARACTERS])
+        snippet = f["text"][:SNIPPET_CHARACTERS]
+        yield DeadLetter(f["source"], f["line"], "not compressed", clean(f["reason"]), snippet, document_id=f["document_id"])
 
 
 def num_parts_of(num_letters: int) -> int:

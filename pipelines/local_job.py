@@ -24,6 +24,7 @@ from pipelines.chunking import Tokens
 from pipelines.completion import add_outcome
 from pipelines.corpus_chunks import TALLY, TallyOutput, checkpoint_tokens, chunk_tallies, chunks_of, documents_of, tally
 from pipelines.dead_letters import letters_of_report, num_parts_of, tell_runner
+from pipelines.dedup import Kept, letter_of
 from pipelines.local_records import (
     CHUNK_FILES,
     NUM_GROUPS,
@@ -109,7 +110,8 @@ class PutAside(beam.DoFn):
                 for name, count in chunk_tallies(found, made, tokens):
                     tallies[name] += count
                 for chunk in made:
-                    chunks.add(chunk, found.line)
+                    if not chunks.add(chunk, found.line):
+                        letters.add(letter_of(Kept(chunk, found.line)))
         chunks.flush()
         letters.flush()
         return {"tallies": tallies, "reasons": [(*reason, count) for reason, count in letters.reasons.items()]}
@@ -129,11 +131,11 @@ class CompressShard(WriteShards):
         job = self._job
         if self._files is None:
             self._files = files_of(job.spill, CHUNK_FILES)
-        kept = winners(self._files, index, num_shards, fixed=bool(job.num_shards))
+        letters = LetterWriter(Path(job.spill) / f"shard-{index:06d}")
+        kept = winners(self._files, index, num_shards, fixed=bool(job.num_shards), lost=lambda duplicate: letters.add(letter_of(duplicate)))
         if not kept and not job.update:
             return
         report = self.written(index, kept, num_shards, codebook)
-        letters = LetterWriter(Path(job.spill) / f"shard-{index:06d}")
         for letter in letters_of_report(report):
             letters.add(letter)
         letters.flush()

@@ -3,7 +3,7 @@
 import heapq
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +51,17 @@ class ChunkWriter:
         self._counts: Counter[str] = Counter()
         self._num_bytes = 0
 
-    def add(self, chunk: Chunk, line: int) -> None:
-        """Add the chunk that comes next in the corpus."""
+    def add(self, chunk: Chunk, line: int) -> bool:
+        """Add the chunk that comes next in the corpus. Returns whether it is put aside, and not only counted as one that is there."""
         self._counts[chunk.chunk_id] += 1
         if chunk.chunk_id in self._records:
-            return
+            return False
         record = to_line([line, *vars(chunk).values()])
         self._records[chunk.chunk_id] = chunk.row_id, record
         self._num_bytes += len(record) + _RECORD_BYTES
         if self._num_bytes >= _FILE_BYTES:
             self.flush()
+        return True
 
     def flush(self) -> None:
         """Write what was collected."""
@@ -78,8 +79,13 @@ def _partitions(shard: int, num_shards: int, fixed: bool) -> tuple[int, int]:
     return (shard, shard + 1) if fixed else partitions_of_shard(shard, num_shards)
 
 
-def winners(files: Sequence[Path], shard: int, num_shards: int, *, fixed: bool) -> list[Kept]:
-    """Of each content in a shard the first in the corpus, out of all files; one line after the other, so that duplicates take no memory."""
+def winners(
+    files: Sequence[Path], shard: int, num_shards: int, *, fixed: bool, lost: Callable[[Kept], None] = lambda kept: None
+) -> list[Kept]:
+    """Of each content in a shard the first in the corpus, out of all files; one line after the other, so that duplicates take no memory.
+
+    `lost` is told each of the others; not those that `ChunkWriter` has not put aside.
+    """
     found: dict[str, Kept] = {}
     for _, block in read_partitions(files, *_partitions(shard, num_shards, fixed)):
         for entry in block.splitlines():
@@ -88,7 +94,10 @@ def winners(files: Sequence[Path], shard: int, num_shards: int, *, fixed: bool) 
             kept = Kept(Chunk(*values), line, int(count))
             if kept.chunk.row_id % num_shards == shard:
                 other = found.get(kept.chunk.chunk_id)
-                found[kept.chunk.chunk_id] = kept if other is None else first_of_two(other, kept)
+                first = kept if other is None else first_of_two(other, kept)
+                if other is not None:
+                    lost(other if first.chunk is kept.chunk else kept)
+                found[kept.chunk.chunk_id] = first
     return list(found.values())
 
 

@@ -12,6 +12,7 @@ from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.memory import complete_memory
 from clara.update import complete_update
+from pipelines.dedup import REASON as DUPLICATE
 from pipelines.filters import Filters
 from pipelines.locks import Lease
 from pipelines.near_duplicates import Likeness
@@ -117,6 +118,7 @@ def complete(
         raise InputError(
             f"--input: no document could be used, failures by reason: {failed or 'none'}, dropped: {dropped or 'none'}; {where}"
         )
+    dropped.pop(DUPLICATE, None)  # chunks, which are counted as such: what was dropped counts records
     num_failed = sum(failed.values())
     if 0 <= job.max_failures < num_failed:
         raise InputError(f"{num_failed} dead letters, --max-failures allows {job.max_failures}; by reason: {failed}; {where}")
@@ -158,9 +160,12 @@ def check_nothing_lost(tallies: Mapping[str, int], rows: int, failed: Mapping[st
     """Records in = out + dropped + failed, at each stage; a difference is a bug of the job, and no MEMORY is completed then."""
     unchunked, uncompressed = failed.get("not chunked", 0), failed.get("not compressed", 0)
     unread = sum(failed.values()) - unchunked - uncompressed
+    duplicates = dropped.get(DUPLICATE, 0)
+    unused = sum(dropped.values()) - duplicates
     for stage, came_in, went_out in (
-        ("reading", tallies.get(RECORDS, 0), tallies.get(DOCUMENTS, 0) + tallies.get(BEYOND_LIMIT, 0) + unread + sum(dropped.values())),
+        ("reading", tallies.get(RECORDS, 0), tallies.get(DOCUMENTS, 0) + tallies.get(BEYOND_LIMIT, 0) + unread + unused),
         ("deduplication", tallies.get(CHUNKS, 0), tallies.get(UNIQUE, 0) + tallies.get(DUPLICATES, 0)),
+        ("telling of duplicates", tallies.get(DUPLICATES, 0), duplicates),
         ("compression", tallies.get(UNIQUE, 0), rows + uncompressed),
     ):
         if came_in != went_out:

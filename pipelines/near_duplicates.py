@@ -121,7 +121,8 @@ def band_keys(own: Signature, likeness: Likeness) -> Iterator[bytes]:
 def letter(document: Document, like: Origin) -> DeadLetter:
     """The letter of a near duplicate, which names what it is like."""
     detail = f"of {like[0]}:{like[1]}"
-    return DeadLetter(document.source, document.line, REASON, detail, document.text[:SNIPPET_CHARACTERS], dropped=True)
+    snippet = document.text[:SNIPPET_CHARACTERS]
+    return DeadLetter(document.source, document.line, REASON, detail, snippet, dropped=True, document_id=document.id)
 
 
 def _bands(document: Document, likeness: Likeness) -> Iterator[tuple[bytes, tuple[Origin, bytes]]]:

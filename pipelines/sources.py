@@ -68,7 +68,8 @@ def to_document(raw: Any, fields: Fields, source: str, line: int) -> Document | 
         return dead("not Unicode", f"a lone surrogate: {error}")
     title, text = normalise(title or ""), normalise(text)
     if not text:
-        return dead("empty text", f"field {fields.text!r} holds nothing but white space or control characters")
+        letter = dead("empty text", f"field {fields.text!r} holds nothing but white space or control characters")
+        return replace(letter, document_id="" if found_id is None else str(found_id))
     return Document(document_id(title, text) if found_id in (None, "") else str(found_id), title, text, source, line)
 
 

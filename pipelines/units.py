@@ -68,7 +68,7 @@ class Unit:
 class DeadLetter:
     """A record that is not used: where it stands, the reason (counted), what happened, and how the record begins.
 
-    `dropped` says that it was left out as it should be; otherwise it failed.
+    `dropped` says that it was left out as it should be; otherwise it failed. `document_id` is empty where the record has none.
     """
 
     source: str
@@ -77,6 +77,7 @@ class DeadLetter:
     detail: str
     snippet: str = ""
     dropped: bool = False
+    document_id: str = ""
 
 
 def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:

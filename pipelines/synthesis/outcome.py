@@ -12,6 +12,7 @@ from clara.errors import InputError
 from clara.examples import join_examples
 from pipelines.chunking import Tokens
 from pipelines.dead_letters import NAME
+from pipelines.dedup import REASON as DUPLICATE
 from pipelines.filters import Filters
 from pipelines.memory_outcome import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
 from pipelines.near_duplicates import Likeness
@@ -117,11 +118,12 @@ def check_nothing_lost(totals: Mapping[str, int], reasons: Mapping[tuple[bool, s
     def of(*names: str) -> int:
         return sum(totals.get(name, 0) for name in names)
 
-    later = sum(letters(prefix, was) for prefix in (streams.EXAMPLE, streams.QUESTION, "not chunked") for was in (True, False))
+    later = sum(letters(prefix, was) for prefix in (streams.EXAMPLE, streams.QUESTION, "not chunked", DUPLICATE) for was in (True, False))
     unread = sum(reasons.values()) - later
     for stage, came_in, went_out in (
         ("reading", of(RECORDS), of(DOCUMENTS, BEYOND_LIMIT) + unread),
         ("deduplication", of(CHUNKS), of(UNIQUE, DUPLICATES)),
+        ("telling of duplicates", of(DUPLICATES), letters(DUPLICATE, True)),
         ("planning", of(UNIQUE) * num_kinds, of(streams.STREAMS)),
         ("asking", of(streams.STREAMS), of(streams.MADE, streams.DROPPED, streams.FAILED)),
         ("telling what was dropped", of(streams.DROPPED), letters(streams.EXAMPLE, True)),

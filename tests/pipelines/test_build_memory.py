@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,6 +206,44 @@ def test_ten_thousand_equal_documents_are_one_row(build: Build) -> None:
     assert MemoryStore.open(memory).document_ids == ["first"]
     counts = read_manifest(memory)["counts"]
     assert (counts["chunks"], counts["unique chunks"], counts["duplicate chunks dropped"]) == (10_000, 1, 9_999)
+    letters = dead_letters(memory)
+    assert [(d["line"], d["document_id"], d["reason"]) for d in letters] == [(n, "later", "duplicate") for n in range(1, 10_000)]
+    assert {Path(d["source"]).name for d in letters} == {"b.jsonl"}
+
+
+@pytest.mark.parametrize("runner", ["local", "BundleBasedDirectRunner"])
+def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_for_it(
+    build: Build, runner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.local_records._FILE_BYTES", 300)  # so that equal chunks meet in one file, and in several
+    text = " ".join("The same sentence about the river." for _ in range(30))
+    copies = [{"id": f"copy{n}", "title": "T", "text": "One text."} for n in range(4)]
+    files = {
+        "b.jsonl": jsonl(*copies, {"id": "other", "text": "Another text."}, *copies[:2]),
+        "a.jsonl": jsonl({"id": "winner", "title": "T", "text": "One  text."}),
+        "c.jsonl": jsonl({"id": "repeats", "text": text}, {"id": "again", "text": text}) + b"broken\n",
+    }
+    memory = build(files, "--max-tokens=64", f"--runner={runner}")
+    store = MemoryStore.open(memory)
+    rows = {record.chunk_id: record for record in store.records(store.row_ids)}
+    letters = [d for d in dead_letters(memory) if d["reason"] == "duplicate"]
+    counts = read_manifest(memory)["counts"]
+    assert len(letters) == counts["duplicate chunks dropped"] == counts["chunks"] - len(rows) > 10
+    assert (counts["dropped"], counts["records read"]) == (0, counts["documents"] + counts["dead letters"])
+    lost = []
+    for told in letters:
+        chunk_id, start, end = re.fullmatch(r"of (\w+) \(characters (\d+) to (\d+) of the document\)", told["detail"]).groups()  # type: ignore[union-attr]
+        assert told["dropped"]
+        name = Path(told["source"]).name
+        document = json.loads(files[name].splitlines()[told["line"] - 1])
+        assert told["document_id"] == document["id"]
+        assert rows[chunk_id].text == document["text"][int(start) : int(end)]
+        assert rows[chunk_id].title == document.get("title", "")
+        lost.append((name, told["line"], int(start)))
+        assert (Path(rows[chunk_id].source).name, rows[chunk_id].start) <= (name, int(start))
+    assert len(set(lost)) == len(lost)
+    assert [(name, line) for name, line, _ in lost if name == "b.jsonl"] == [("b.jsonl", n) for n in (1, 2, 3, 4, 6, 7)]
+    assert {row.document_id for row in rows.values() if row.text == "One text."} == {"winner"}
 
 
 def test_hostile_text_is_stored_as_it_is_and_compressed_as_text(build: Build, tiny_model: ClaraModel) -> None:
@@ -383,10 +422,12 @@ def test_shards_by_the_number_of_chunks(chunks: int, shards: int) -> None:
 def test_a_lost_record_is_noticed(name: str, change: int) -> None:
     tallies = {"records read": 12, "documents": 10, "chunks": 20, "unique chunks": 15, "duplicate chunks dropped": 5}
     reasons = {"not JSON": 2, "not compressed": 1}
-    check_nothing_lost(tallies, 14, reasons, {})
-    check_nothing_lost({**tallies, "records read": 15}, 14, reasons, {"redirect": 3})
+    check_nothing_lost(tallies, 14, reasons, {"duplicate": 5})
+    check_nothing_lost({**tallies, "records read": 15}, 14, reasons, {"redirect": 3, "duplicate": 5})
     with pytest.raises(RuntimeError, match="lost records"):
-        check_nothing_lost({**tallies, name: tallies[name] + change}, 14, reasons, {})
+        check_nothing_lost({**tallies, name: tallies[name] + change}, 14, reasons, {"duplicate": 5})
+    with pytest.raises(RuntimeError, match="telling of duplicates lost records"):
+        check_nothing_lost(tallies, 14, reasons, {"duplicate": 4})
 
 
 def test_documents_are_plain_values() -> None:

@@ -13,7 +13,7 @@ import tiny
 from clara.artefact import read_manifest, sha256_file
 from clara.memory import MemoryStore
 from clara.records import Chunk, chunk_id, row_id
-from pipelines import local_job, local_records, memory_run, spill, units
+from pipelines import compact, local_job, local_records, memory_run, spill, units
 from pipelines.build_memory import main
 from pipelines.progress import Reading, Seen, shards_told
 
@@ -100,6 +100,12 @@ def test_an_update_is_what_the_plain_graph_makes_of_it(build: Job, in_pieces: No
     assert files(local) == files(plain)
     assert MemoryStore.open(local, verify=True).hash == MemoryStore.open(plain).hash
     assert read_manifest(local)["counts"]["rows gone"] > 0
+    # What was not used is told as by a build from nothing, and stays told where the version is folded.
+    letters = (build("fresh", second, "--num-shards=4") / "dead_letters.jsonl").read_bytes()
+    assert b'"reason": "duplicate"' in letters
+    assert (local / "dead_letters.jsonl").read_bytes() == letters
+    assert compact.main(["--memory", str(local), "--output", str(local.parent / "folded")]) == 0
+    assert (local.parent / "folded" / "dead_letters.jsonl").read_bytes() == letters
 
 
 def test_what_an_interrupted_run_put_aside_is_taken_up(build: Job, in_pieces: None, monkeypatch: pytest.MonkeyPatch) -> None:
