@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
     if not args.no_verify:
         artefact.verify(args.memory, KIND)
     with locked(output), tqdm(total=num_shards, unit=" shards", desc="compact", dynamic_ncols=True) as bar:
-        clear_the_way(output, args.overwrite)
+        clear_the_way(output, args.overwrite, compact_recipe(store, num_shards))
         compact(store, output, num_shards=num_shards, progress=lambda done, _: bar.update(done - bar.n) and None)
         remove_leftovers(output)
     print(f"{args.output}: MEMORY of {len(store)} rows in {num_shards} shards")

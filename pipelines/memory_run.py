@@ -254,7 +254,7 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         print(f"{args.output}: up to date")
         return 0
     with locked(job.output) as lease:
-        clear_the_way(job.output, args.overwrite)
+        clear_the_way(job.output, args.overwrite, job.recipe)
         if args.no_wait:
             submit(job, units, make_pipeline(options, args.runner))
             print(f"{args.output}: submitted; finished when {MANIFEST} is there")

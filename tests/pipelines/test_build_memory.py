@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,32 @@ def test_another_recipe_does_not_replace_a_finished_memory_unasked(build: Build,
     build(corpus_file, "--num-shards=3", "--overwrite")
     assert len(MemoryStore.open(memory, verify=True)) == 40
     assert {p.name for p in memory.glob("shard-*")} == {f"shard-0000{n}-of-00003" for n in range(3)}
+
+
+@pytest.mark.parametrize("lost", ["shard-00001-of-00003/memory.safetensors", "shard-00001-of-00003", "dead_letters.jsonl"])
+def test_what_a_finished_memory_has_lost_is_made_again_and_nothing_else(
+    build: Build, corpus_file: Path, lost: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = build(corpus_file, "--num-shards=3")
+    whole, before = shard_bytes(memory), MemoryStore.open(memory).hash
+    written = {path: path.stat().st_mtime_ns for path in memory.glob("shard-*/memory.safetensors")}
+    if (memory / lost).is_dir():
+        shutil.rmtree(memory / lost)
+    else:
+        (memory / lost).unlink()
+    capsys.readouterr()
+    with caplog.at_level("WARNING"):
+        build(corpus_file, "--num-shards=3")
+    assert f"{memory / lost}" in caplog.text
+    assert "is made again" in caplog.text
+    assert f"shards reused  {2 if 'shard' in lost else 3}\n" in capsys.readouterr().out
+    assert shard_bytes(memory) == whole
+    assert MemoryStore.open(memory, verify=True).hash == before
+    kept = [path for path in written if not str(path.relative_to(memory)).startswith(lost)]
+    assert all(path.stat().st_mtime_ns == written[path] for path in kept)
+    (memory / "dead_letters.jsonl").unlink()
+    with pytest.raises(InputError, match="another recipe"):  # one of another recipe stays safe, whole or not
+        build(corpus_file, "--num-shards=2")
 
 
 def test_added_documents_reuse_untouched_shards_and_equal_a_build_from_nothing(build: Build) -> None:
