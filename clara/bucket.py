@@ -7,6 +7,7 @@ import errno
 import logging
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ PATIENCE = "CLARA_STORAGE_PATIENCE_SECONDS"
 _PATIENCE_SECONDS = 300.0
 _LONGEST_PAUSE_SECONDS = 15.0
 _TOLD_SECONDS = 30.0
+_SILENT_SECONDS = 8.0
 _EXTRAS = {"s3": "aws", "s3a": "aws", "gs": "gcp", "gcs": "gcp"}
 _CLIENTS = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "requests", "urllib3"}
 _LOST_FOR_GOOD = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -72,6 +74,7 @@ class _Patience:
     """How long a store is waited for. Once used up, no call waits again until one has been answered."""
 
     used_up = False
+    answered = False  # ever, by whichever store
 
     def seconds(self) -> float:
         text = os.environ.get(PATIENCE, "")
@@ -90,6 +93,69 @@ def given_up() -> bool:
     return _patience.used_up
 
 
+def require_credentials(url: str) -> None:
+    """Refuse a URL of S3 for whose store this machine has no credentials: Beam's client takes that for an outage, and tries on and on.
+
+    Raises:
+        InputError: there are none, or the profile that is asked for is unknown.
+    """
+    if url.partition("://")[0] not in ("s3", "s3a"):
+        return
+    try:
+        from botocore.exceptions import BotoCoreError
+        from botocore.session import Session
+    except ImportError:
+        return  # what is to be installed is said by whoever opens the URL
+    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells where it found some, each time
+    try:
+        found, why = Session().get_credentials(), "no credentials for S3 on this machine"
+    except BotoCoreError as error:
+        found, why = None, str(error)
+    if found is None:
+        raise InputError(
+            f"{url}: {why}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of ~/.aws/credentials"
+        )
+
+
+def _unanswered(where: str, seconds: float, said: str) -> StorageError:
+    return StorageError(
+        f"{where}: the store has not answered for {seconds:.0f} s ({said}); run the same command again when it does, what is finished "
+        f"is kept, or wait longer with {PATIENCE}"
+    )
+
+
+def within_patience(where: str, call: Callable[[], T]) -> T:
+    """What a call to a store gives, or raises; one that only waits is told of after seconds, and left to itself once patience ends.
+
+    Raises:
+        StorageError: it has neither returned nor raised for as long as a store is waited for.
+    """
+    answers: list[T] = []
+    errors: list[BaseException] = []
+    ended = threading.Event()
+
+    def attempt() -> None:
+        try:
+            answers.append(call())
+        except BaseException as error:  # raised again below, in the thread that asked
+            errors.append(error)
+        finally:
+            ended.set()
+
+    seconds = _patience.seconds() or _SILENT_SECONDS
+    threading.Thread(target=attempt, name="store", daemon=True).start()
+    silent = min(seconds, _SILENT_SECONDS)
+    if not ended.wait(silent) and seconds > silent:
+        _log.warning("%s: the store does not answer; waiting on for %.0f s (%s)", where, seconds - silent, PATIENCE)
+        ended.wait(seconds - silent)
+    if errors:
+        raise errors[0]
+    if not answers:
+        _patience.used_up = True
+        raise _unanswered(where, seconds, "no connection, or no reply")
+    return answers[0]
+
+
 def patiently(where: str, call: Callable[[], T]) -> T:
     """Call a store until it answers.
 
@@ -100,9 +166,10 @@ def patiently(where: str, call: Callable[[], T]) -> T:
     began, pause, told = time.monotonic(), 0.25, -_TOLD_SECONDS
     while True:
         try:
-            answer = call()
+            # A client may try for many minutes in one call: that a store was never reached is not left to it.
+            answer = call() if _patience.answered else within_patience(where, call)
         except (FileNotFoundError, FileExistsError):
-            _patience.used_up = False
+            _patience.used_up, _patience.answered = False, True
             raise
         except Exception as error:  # each store's client has errors of its own
             said = f"{type(error).__name__}: {error}"[:300]
@@ -115,17 +182,14 @@ def patiently(where: str, call: Callable[[], T]) -> T:
             waited, patience = time.monotonic() - began, _patience.seconds()
             if waited + pause > patience:
                 _patience.used_up = True
-                raise StorageError(
-                    f"{where}: the store has not answered for {waited:.0f} s ({said}); run the same command again when it does, what is finished "
-                    f"is kept, or wait longer with {PATIENCE}"
-                ) from error
+                raise _unanswered(where, waited, said) from error
             if waited - told >= _TOLD_SECONDS:
                 _log.warning("%s: the store does not answer (%s); trying on for %.0f s", where, said, patience - waited)
                 told = waited
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         else:
-            _patience.used_up = False
+            _patience.used_up, _patience.answered = False, True
             return answer
 
 

@@ -67,6 +67,8 @@ def expand(patterns: Sequence[str], option: str = "--input") -> list[str]:
         else:  # a name may hold brackets
             matches = [pattern] if os.path.isfile(pattern) else [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
         if not matches:
+            if os.path.isdir(pattern):
+                raise InputError(f"{option} {pattern!r}: a directory; give the files in it, as '{pattern.rstrip('/')}/*', quoted")
             raise InputError(f"{option} {pattern!r}: no such file; give a file or a quoted glob")
         found.update(matches)
     return sorted(found)

@@ -195,6 +195,13 @@ def of_model(model: "ClaraModel", *, max_tokens: int, overlap_tokens: int, key_s
     )
 
 
+def backbone_folder(checkpoint: str | os.PathLike[str], backbone: str) -> str:
+    """Folder of a CHECKPOINT's LM: the one that it holds, else the one that is given, else the one that it names."""
+    directory = localised(checkpoint, "CHECKPOINT")
+    held = read_manifest(directory, "CHECKPOINT")["backbone"]
+    return str(directory / "backbone") if held["own"] else backbone or held["path"]
+
+
 def of_checkpoint(
     checkpoint: str | os.PathLike[str], *, backbone: str, dtype: str, max_tokens: int, overlap_tokens: int, key_size: int, key_seed: int
 ) -> Fingerprint:
@@ -214,7 +221,7 @@ def of_checkpoint(
     """
     directory = localised(checkpoint, "CHECKPOINT")
     manifest = read_manifest(directory, "CHECKPOINT")
-    folder = str(directory / "backbone") if manifest["backbone"]["own"] else backbone or manifest["backbone"]["path"]
+    folder = backbone_folder(checkpoint, backbone)
     found = weights_hash(folder)
     if found != manifest["backbone"]["sha256"]:
         raise InputError(

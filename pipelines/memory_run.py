@@ -5,19 +5,20 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from transformers import AutoConfig
 
 from clara.artefact import MANIFEST, hash_of, manifest_hash, read_manifest, up_to_date
 from clara.encode import key_projection
 from clara.errors import InputError
-from clara.fingerprint import Fingerprint, of_checkpoint
-from clara.localise import cache_directory
+from clara.fingerprint import Fingerprint, backbone_folder, of_checkpoint
+from clara.localise import cache_directory, localised_folder
 from clara.memory import KIND, PLAN
 from clara.mixed import check_accepted
 from clara.storage import Name, absolute, folder, is_url, join
@@ -99,11 +100,32 @@ def resolve_fingerprint(args: argparse.Namespace) -> Fingerprint:
         )
 
     found = fingerprint(args.key_size or DEFAULT_KEY_SIZE)
+    check_trained_for(args, max_tokens, settings)
     num_numbers = found.num_memory_tokens * found.hidden_size
     if not args.key_size and num_numbers < DEFAULT_KEY_SIZE:
         found = fingerprint(num_numbers)
     key_projection(found.num_memory_tokens, found.hidden_size, found.key_size, found.key_seed)
     return found
+
+
+def check_trained_for(args: argparse.Namespace, max_tokens: int, settings: Mapping[str, Any]) -> None:
+    """Warn of chunks that are longer than those that the checkpoint was trained with.
+
+    Raises:
+        InputError: they are longer than the backbone has positions for, with what stands around a text: marker, bos, eos, memory tokens.
+    """
+    trained, num_memory_tokens = settings["max_document_tokens"], settings["num_memory_tokens"]
+    if max_tokens <= trained:
+        return
+    config = AutoConfig.from_pretrained(localised_folder(backbone_folder(args.checkpoint, args.backbone)), local_files_only=True)
+    positions = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+    room = positions - num_memory_tokens - 3
+    if positions and max_tokens > room:
+        raise InputError(
+            f"--max-tokens {max_tokens}: the backbone has {positions} positions (max_position_embeddings), of which {num_memory_tokens} memory tokens "
+            f"and up to 3 special ones need theirs; give at most {room}, or better {trained}, which the checkpoint was trained with"
+        )
+    _LOG.warning("--max-tokens %d: the checkpoint was trained with at most %d tokens a chunk (max_document_tokens)", max_tokens, trained)
 
 
 def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:

@@ -13,6 +13,7 @@ from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from clara.artefact import sha256_file
+from clara.bucket import require_credentials, within_patience
 from clara.corpus import COMPRESSIONS, DAMAGE, decompressed
 from clara.errors import InputError
 from pipelines import mediawiki
@@ -96,14 +97,10 @@ def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
     for pattern in patterns:
         local = "://" not in pattern
         relative = local and not os.path.isabs(pattern)
-        try:
-            found = FileSystems.match([os.path.abspath(pattern) if local else pattern])[0].metadata_list
-        except (BeamIOError, ValueError) as error:
-            raise InputError(
-                f"--input {pattern!r}: cannot be listed ({error}); correct the path, or install Beam's extra for this kind"
-            ) from error
-        paths = [entry.path for entry in found if not (local and os.path.isdir(entry.path))]
+        paths = [path for path in _listed(pattern) if not (local and os.path.isdir(path))]
         if not paths:
+            if local and os.path.isdir(pattern):
+                raise InputError(f"--input {pattern!r}: a directory; give the files in it, as '{pattern.rstrip('/')}/*', quoted")
             raise InputError(f"--input {pattern!r}: no such file; give a file or a quoted glob, as 'corpus/*.jsonl'")
         for path in paths:
             names.setdefault(path, os.path.relpath(path) if relative else path)
@@ -113,6 +110,24 @@ def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
             f"--input {' '.join(patterns)}: names nothing but the index of a dump; give the dump, whose index is found beside it"
         )
     return [unit for path in dumps for unit in _units_of(path, names[path], file_format)]
+
+
+def _listed(pattern: str) -> list[str]:
+    def match(place: str) -> list[str]:
+        return [entry.path for entry in FileSystems.match([place])[0].metadata_list]
+
+    def match_in_store() -> list[str]:
+        require_credentials(pattern)
+        return match(pattern)
+
+    try:
+        return within_patience(f"--input {pattern}", match_in_store) if "://" in pattern else match(os.path.abspath(pattern))
+    except (BeamIOError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"--input {pattern!r}: cannot be listed ({error}); correct the path, or install Beam's extra for this kind"
+        ) from error
 
 
 def _units_of(path: str, name: str, file_format: str) -> list[Unit]:

@@ -98,7 +98,7 @@ def check_url(url: str) -> None:
     """Refuse an address that is none, or that holds what must not be written down.
 
     Raises:
-        InputError: no host, or a user, password, query or fragment in it.
+        InputError: no host, another scheme than http or https, or a user, password, query or fragment in it.
     """
     try:
         parts = urlsplit(url)
@@ -107,6 +107,8 @@ def check_url(url: str) -> None:
         usable = False
     if not usable:
         raise InputError("--model: not the URL of an endpoint; expected one as http://localhost:8000/v1")
+    if parts.scheme not in ("http", "https"):
+        raise InputError(f"--model: {parts.scheme}:// is no scheme of an endpoint; expected http or https, as http://localhost:8000/v1")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError("--model: its URL holds a user, password or query, which would be written down; give a key by --key-variable")
 

@@ -380,6 +380,8 @@ def test_the_job_runs_on_a_pipeline_that_is_given(tmp_path: Path, corpus_file: P
         (["--no-such-flag=1"], "--no-such-flag: neither this job nor Beam knows"),
         (["stray.jsonl"], "stray.jsonl: neither an option"),
         (["--max-tokens=4"], "--max-tokens 4: expected at least 16"),
+        (["--max-tokens=5000"], r"the backbone has 2048 positions \(max_position_embeddings\), .*give at most 2041, or better 96"),
+        (["--max-tokens=2042"], "--max-tokens 2042: the backbone has 2048 positions"),
         (["--overlap-tokens=90"], "--overlap-tokens 90: expected 0 to 48"),
         (["--key-size=2"], "key_size is 2, expected M ≤ key_size ≤ M·D, here 4 to 128"),
         (["--num-shards=-1"], "--num-shards -1: expected 0 or more"),
@@ -393,9 +395,21 @@ def test_bad_arguments_are_refused(build: Build, corpus_file: Path, tmp_path: Pa
     assert not (tmp_path / "memory" / "manifest.json").exists()
 
 
+def test_chunks_longer_than_the_checkpoint_was_trained_with_are_told(
+    build: Build, corpus_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(corpus_file, "--dry-run", "--max-tokens=96")
+    assert not any("trained with" in message for message in caplog.messages)
+    build(corpus_file, "--dry-run", "--max-tokens=2041")
+    told = "--max-tokens 2041: the checkpoint was trained with at most 96 tokens a chunk (max_document_tokens)"
+    assert caplog.messages.count(told) == 1
+
+
 def test_no_input_no_checkpoint_no_place(build: Build, corpus_file: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         build(tmp_path / "nothing-*.jsonl")
+    with pytest.raises(InputError, match=r": a directory; give the files in it, as '.*/\*', quoted"):
+        build(tmp_path)
     with pytest.raises(InputError, match="no finished CHECKPOINT"):
         main(command(str(corpus_file), tmp_path / "memory", tmp_path / "nowhere"))
     with pytest.raises(InputError, match=r"--output .*: cannot be written"):

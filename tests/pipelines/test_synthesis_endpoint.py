@@ -277,3 +277,11 @@ def test_a_pace_gives_no_burst_after_a_rest_or_a_break() -> None:
     after = [start for start in found if start > held]
     assert len(after) >= 2
     assert all(start >= held + 0.5 + 0.05 * number for number, start in enumerate(sorted(after)))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"), [("ftp://x/v1", "ftp:// is no scheme of an endpoint; expected http or https"), ("http://", "not the URL")]
+)
+def test_addresses_that_are_none_are_refused(url: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        check_url(url)
