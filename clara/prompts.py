@@ -21,7 +21,10 @@ _THINKING = "enable_thinking"
 class Prompt:
     """Token ids in front of the memory slots and after them, and the answer with the stop token (empty: none given).
 
-    `weights` has a number for each answer token.
+    `weights` has a number for each answer token. Where a token spans prompt and answer (a generation prompt that ends in a space, a tokenizer that
+    joins it to the next word), `answer` begins after as many tokens as the prompt alone has, as in the reference, and `right` ends with the merged
+    token: the first piece of the answer may be part of it, which is then read and not asked for: neither in the loss nor in a likelihood. Without
+    an answer `right` holds the prompt's own tokens, and generation says that piece itself.
     """
 
     left: list[int]
@@ -152,19 +155,37 @@ class PromptBuilder:
         encoded = self.tokenizer(mark + before + answer + self._tail, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         num_prompt = skip + len(right_ids)
-        if ids[skip:num_prompt] != right_ids:
-            # Templates whose assistant turn does not begin as the generation prompt ends would be trained on what they never see.
-            raise InputError(
-                f"{self.tokenizer.name_or_path}: the chat template renders an assistant turn unlike its generation prompt; mend the template"
-            )
         shift = len(mark) + len(before)
         end = shift + len(answer)
+        if ids[skip:num_prompt] != right_ids:
+            if before != right:
+                # Templates whose assistant turn does not begin as the generation prompt ends would be trained on what they never see.
+                raise InputError(
+                    f"{self.tokenizer.name_or_path}: the chat template renders an assistant turn unlike its generation prompt; mend the template"
+                )
+            self._check_merged(
+                answer, ids[:skip] == self._ids(mark), [begin < end and stop > shift for begin, stop in offsets[num_prompt:]]
+            )
+            right_ids = ids[skip:num_prompt]
         whole = [(0, len(answer))] if spans is None else spans
         weights = []
         for begin, stop in offsets[num_prompt:]:
             inside = begin >= end or any(begin < b + shift and stop > a + shift for a, b in whole)
             weights.append(1.0 if inside else outside)
         return Prompt(self._ids(left), right_ids, ids[num_prompt:], weights)
+
+    def _check_merged(self, answer: str, slots_stay: bool, is_answer: Sequence[bool]) -> None:
+        """Refuse an answer whose beginning is one token with the prompt's end, where that costs more than the beginning.
+
+        Raises:
+            InputError: nothing of it would be asked for, or the memory slots would stand elsewhere.
+        """
+        if not slots_stay or not any(is_answer):
+            lost = "all of it would count as prompt" if slots_stay else "the memory slots would move"
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: the answer {answer[:60]!r} is one token with the end of the chat template's generation prompt, and "
+                f"{lost}; let the generation prompt end without white space (and the assistant turn begin with it), or in a special token"
+            )
 
     def _split(self, rendered: str) -> tuple[str, str, str]:
         """What stands in front of the slots, a special token in their place, and what follows; all of it follows where there are no slots.

@@ -5,6 +5,7 @@ from pathlib import Path
 import published
 import pytest
 import tiny
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken
@@ -32,6 +33,10 @@ LEADING = UNLESS_OFF.replace(
     "enable_thinking is defined and enable_thinking is false", "not (enable_thinking is not defined or enable_thinking)"
 )
 LEADING = LEADING.replace("{% endif %}{% endif %}", "{% else %}<think>\n{% endif %}{% endif %}")
+SPACED = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}ASSISTANT: {{ m['content'] }}{{ eos_token }}{% else %}"
+    "{{ 'USER: ' if m['role'] == 'user' else '' }}{{ m['content'] }} {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+)
 SETTINGS = Prompts(answer_system="Be brief.", pairs_system="Ask and answer.", paraphrase_system="Repeat.")
 
 
@@ -286,3 +291,29 @@ def test_a_tokenizer_without_template_is_an_error(tmp_path):
 def test_a_template_whose_answers_begin_otherwise_than_its_prompt_ends_is_an_error(tmp_path):
     with pytest.raises(InputError, match="unlike its generation prompt"):
         builder(tmp_path, template=UNEQUAL.replace("<|im_start|>assistant\n", "<|im_start|>assistant: ")).question("Who?", "Bob")
+
+
+def test_a_token_that_spans_prompt_and_answer_counts_with_the_prompt(tmp_path):
+    built = builder(tmp_path, template=SPACED)
+    alone, told = built.question("Who?"), built.question("Who?", "is a town")
+    assert built.tokenizer.decode(alone.right) == "\n\nQuestion:Who? ASSISTANT: "
+    whole = token_ids(built.tokenizer, "\n\nQuestion:Who? ASSISTANT: is a town<|im_end|>")
+    assert whole[: len(alone.right)] != alone.right  # the space and the first word are one token
+    assert (told.left, told.right, told.answer) == (alone.left, whole[: len(alone.right)], whole[len(alone.right) :])
+    assert built.tokenizer.decode(told.answer) == " a town<|im_end|>"
+    assert told.weights == [1.0] * len(told.answer)
+
+
+def test_the_loss_goes_on_where_a_token_spans_prompt_and_answer(tmp_path):
+    tiny.write_backbone(tmp_path, template=SPACED)
+    model = tiny.build_model(tmp_path)
+    memory_KMD = torch.randn(2, model.num_memory_tokens, model.hidden_size)
+    nats, tokens = model.answer_log_likelihood(["Who?"], [memory_KMD], ["is a town"])
+    assert torch.isfinite(nats).all()
+    assert tokens.tolist() == [len(model.prompts.question("Who?", "is a town").answer)]
+
+
+def test_an_answer_that_is_one_token_with_the_prompt_is_an_error(tmp_path):
+    built = builder(tmp_path, template=SPACED)
+    with pytest.raises(InputError, match=r"the answer 'is' is one token with the end of .* all of it would count as prompt"):
+        built.question("Who?", "is")
