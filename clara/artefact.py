@@ -90,6 +90,7 @@ def write_manifest(
     counts: Mapping[str, Any] | None = None,
     fingerprint: str = "",
     parent: str = "",
+    aside: Mapping[str, Any] | None = None,
     **fields: Any,
 ) -> dict[str, Any]:
     """Complete an artefact: every other byte must be there by now.
@@ -102,6 +103,7 @@ def write_manifest(
         counts: records in, out, dropped and failed, by reason.
         fingerprint: of the vectors that it holds or makes.
         parent: manifest hash of the version that it follows.
+        aside: noted beside the recipe; neither compared nor part of the artefact's hash.
         fields: what only this kind has.
 
     Raises:
@@ -122,6 +124,7 @@ def write_manifest(
             "recipe": json.loads(canonical_json(recipe)),
             "versions": versions(),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **(aside or {}),
         },
         **fields,
     }

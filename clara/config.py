@@ -241,7 +241,7 @@ class Memory(Section):
 class Index(Section):
     """The two levels of retrieval."""
 
-    factory: str = Field("auto", description="FAISS factory string; auto: by size")
+    factory: str = Field("auto", description="FAISS factory string of a refresh; auto: that of the INDEX given")
     first_level: int = Field(200, ge=1, description="L candidates from FAISS whose exact scores are then computed")
     search_shards: int = Field(
         0,

@@ -4,6 +4,7 @@ Work in progress lies in `.build/` inside the INDEX: the trained index, parts of
 there. Kinds of index without plain inverted lists (Flat, HNSW, fast-scan codes) are built in RAM at once.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -22,13 +23,13 @@ from clara.artefact import atomic_write, canonical_json, file_entry, hash_of, ma
 from clara.errors import InputError
 from clara.gpu_index import quantizer_on_gpu, require_gpu
 from clara.index import FILE, KIND, MemoryIndex, check_rows
-from clara.index_factory import resolve_factory, train
+from clara.index_factory import check_kind, refused_by_faiss, resolve_factory, train
 from clara.inverted_lists import Source, bytes_of_row, emptied, has_lists, ids_of, merge, read_mapped
 from clara.localise import localised, published
 from clara.memory import KIND as MEMORY
 from clara.memory import Ids, MemoryStore
-from clara.recall import Measurement, judge, measure
-from clara.storage import is_url
+from clara.recall import FLOOR, RECALL_FLOOR, Measurement, judge, measure
+from clara.storage import is_url, join
 
 BUILD, TRAINED = ".build", "trained.faiss"
 _ADD_ROWS = 65_536
@@ -59,7 +60,7 @@ class Build:
     seed: int = 0
     probes: int = 0
     measurement: Measurement = field(default_factory=Measurement)
-    recall_floor: float = 0.9
+    recall_floor: float = RECALL_FLOOR
     strict_recall: bool = False
     gpu: bool = False
     verify: bool = False
@@ -94,8 +95,9 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
     if not len(store):
         raise InputError(f"{memory_dir}: has no live row, so there is nothing to index; build it from a corpus")
     recipe = recipe_of(store, how)
+    check_kind(store, recipe["factory"], how.probes)
     if up_to_date(output, KIND, recipe):
-        manifest = read_manifest(output, KIND)
+        manifest = _with_floor(output, how.recall_floor)
         judge(str(output), manifest["measured"], recall_floor=how.recall_floor, strict=how.strict_recall)
         return manifest
     if is_url(output):
@@ -104,8 +106,9 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
     make_directory(output)
     if how.verify:
         artefact.verify(memory_dir, MEMORY)
-    work = _Work(store, Path(output) / BUILD, recipe, how)
-    file = work.whole() or work.merged()
+    with refused_by_faiss(store, recipe["factory"]):
+        work = _Work(store, Path(output) / BUILD, recipe, how)
+        file = work.whole() or work.merged()
     index = read_mapped(file)
     check_rows(index, store, str(output))
     measured = measure(MemoryIndex(store, index), how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress)
@@ -117,6 +120,7 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
         kind=KIND,
         files=[file_entry(output, FILE, len(store))],
         recipe=recipe,
+        aside={FLOOR: how.recall_floor},
         counts={"rows": len(store)},
         fingerprint=store.fingerprint,
         memory=store.hash,
@@ -126,6 +130,28 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
     )
     shutil.rmtree(work.folder)
     return manifest
+
+
+def _with_floor(output: str | os.PathLike[str], recall_floor: float) -> dict[str, Any]:
+    """The manifest of an INDEX that is there, which keeps the floor that was last asked for."""
+    manifest = read_manifest(output, KIND)
+    if manifest["made_by"].get(FLOOR, RECALL_FLOOR) != recall_floor:
+        manifest["made_by"][FLOOR] = recall_floor
+        atomic_write(join(output, artefact.MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def next_settings(index_dir: str, factory: str) -> dict[str, Any]:
+    """What the INDEX of a later version takes over from this one: its recall floor, its kind where `factory` is auto, and with its kind its probes."""
+    if not index_dir:
+        return {"factory": factory}
+    made_by = read_manifest(index_dir, KIND)["made_by"]
+    recipe = made_by["recipe"]
+    same = factory in ("auto", recipe["factory"])
+    return {
+        "factory": recipe["factory"] if same else factory, "probes": recipe["probes"] if same else 0,
+        FLOOR: made_by.get(FLOOR, RECALL_FLOOR),
+    }  # fmt: skip
 
 
 def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:

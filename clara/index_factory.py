@@ -2,6 +2,9 @@
 
 import logging
 import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -38,13 +41,48 @@ def resolve_factory(factory: str, num_rows: int, key_size: int = 256) -> str:
     return f"OPQ{code},IVF{lists},PQ{code}"
 
 
+@contextmanager
+def refused_by_faiss(store: MemoryStore, factory: str) -> Iterator[None]:
+    """What FAISS refuses inside is told in one line.
+
+    Raises:
+        InputError: instead of its RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
+        raise InputError(
+            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: FAISS says {reason!r}; choose another, or auto"
+        ) from error
+
+
+def check_kind(store: MemoryStore, factory: str, probes: int) -> None:
+    """Refuse, before any work, a kind that can't be built piece by piece under ids of our own, and more probes than it has lists.
+
+    Raises:
+        InputError: as said, or FAISS does not know the factory string.
+    """
+    if unfit := [part for part in factory.split(",") if re.fullmatch(r"IDMap2?|NSG\d*", part)]:
+        raise InputError(
+            f"factory {factory!r}: {unfit[0]} can't be used, as rows get ids and are added piece by piece here; leave it out, or choose another"
+        )
+    if not probes:
+        return
+    with refused_by_faiss(store, factory):
+        inverted = faiss.try_extract_index_ivf(faiss.index_factory(store.key_size, factory, faiss.METRIC_INNER_PRODUCT))
+    if inverted is None or probes > inverted.nlist:
+        there = "has no inverted lists; expected 0" if inverted is None else f"has {inverted.nlist} inverted lists; expected no more, or 0"
+        raise InputError(f"probes {probes}: factory {factory!r} {there} to leave the number to the build")
+
+
 def train(store: MemoryStore, factory: str, *, seed: int, gpu: bool = False) -> Any:
     """An empty FAISS index, trained on a seeded sample of keys where it needs training.
 
     Raises:
         InputError: FAISS refuses the factory string for these keys.
     """
-    try:
+    with refused_by_faiss(store, factory):
         index = faiss.index_factory(store.key_size, factory, faiss.METRIC_INNER_PRODUCT)
         inverted = faiss.try_extract_index_ivf(index)
         if not index.is_trained:
@@ -54,11 +92,6 @@ def train(store: MemoryStore, factory: str, *, seed: int, gpu: bool = False) -> 
             _bound_training(index)
             with quantizer_on_gpu(index, wanted=gpu):
                 index.train(_keys(store, store.row_ids[chosen]))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(
-            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: FAISS says {reason!r}; choose another, or auto"
-        ) from error
     return index
 
 

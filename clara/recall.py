@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from clara.artefact import read_manifest
 from clara.codec import Floats, layout
 from clara.errors import InputError
-from clara.index import MemoryIndex, best, unit_rows
+from clara.index import KIND, MemoryIndex, best, unit_rows
 from clara.memory import Ids, MemoryStore
 
 RECALL_AT = 10
+RECALL_FLOOR = 0.9
+FLOOR = "recall_floor"
+"""Where a manifest's `made_by` holds it."""
 _BLOCK_BYTES = 64 * 2**20  # decoded payload held at once
 _MARGIN = 1e-6  # of two ways to round a cosine
 _MOST_QUERIES = 1024
@@ -114,7 +119,7 @@ class Recall:
         return len(self._query)
 
     def of(self, first_level: int) -> float:
-        """Recall@10 with that L. Over every row it is exact; over a sample it is estimated from below.
+        """Recall@10 with that L, of ten at least: as many rows are wanted. Over every row it is exact; over a sample it is estimated from below.
 
         Let t be the score of the worst row found. Every row with a higher score that was not found is a miss, and recall is at least
         1 − misses / 10, as a miss drives out one row found at most. Misses in the sample, divided by its share, estimate all.
@@ -154,7 +159,7 @@ def measure(index: MemoryIndex, asked: Measurement, *, seed: int, recall_floor: 
     """Recall@10 and what it was measured with; where it is under the floor, also what other settings would give."""
     store = index.store
     measured: dict[str, Any] = {
-        "recall_at_10": None, "first_level": asked.first_level, "num_queries": asked.num_queries, "noise": asked.noise,
+        "recall_at_10": None, "first_level": max(asked.first_level, min(RECALL_AT, len(store))), "num_queries": asked.num_queries, "noise": asked.noise,
         "rows_compared": 0, "exact": True,
     }  # fmt: skip
     if not asked.num_queries:
@@ -184,21 +189,41 @@ def judge(output: str, measured: Mapping[str, Any], *, recall_floor: float, stri
     Raises:
         InputError: with the measured value and what to do.
     """
+    told = shortfall(output, measured, recall_floor)
+    if told and strict:
+        raise InputError(
+            f"{told}; or take it as it is, without --strict-recall. What is built is kept: the same command goes on from there"
+        )
+    if told:
+        _log.warning("%s", told)
+
+
+def stated(index_dir: str | os.PathLike[str]) -> tuple[float | None, str]:
+    """The recall@10 that an INDEX was built with, None where it was not measured, and the warning where that is under its floor, else empty."""
+    manifest = read_manifest(index_dir, KIND)
+    floor = manifest["made_by"].get(FLOOR, RECALL_FLOOR)
+    return manifest["measured"]["recall_at_10"], shortfall(str(index_dir), manifest["measured"], floor)
+
+
+def shortfall(output: str, measured: Mapping[str, Any], recall_floor: float) -> str:
+    """The warning of a recall under the floor; empty where there is nothing to warn of."""
     recall = measured["recall_at_10"]
     if recall is None or recall >= recall_floor:
-        return
+        return ""
     compared = (
         "exact search over every row"
         if measured["exact"]
         else f"exact search over a sample of {measured['rows_compared']} rows, from below"
     )
     would = "".join(f"; with {name} it would be {value:.3f}" for name, value in measured.get("remedies", {}).items() if value is not None)
-    told = (
-        f"{output}: recall@10 is {recall:.3f} with first_level {measured['first_level']} ({compared}, {measured['num_queries']} queries), "
-        f"under the floor of {recall_floor:.2f}{would}. Raise first_level or the lists probed, give the MEMORY larger keys, or choose another factory"
+    found, floor = _apart(recall, recall_floor)
+    return (
+        f"{output}: recall@10 is {found} with first_level {measured['first_level']} ({compared}, {measured['num_queries']} queries), "
+        f"under the floor of {floor}{would}. Raise first_level or the lists probed, give the MEMORY larger keys, or choose another factory"
     )
-    if strict:
-        raise InputError(
-            f"{told}; or take it as it is, without --strict-recall. What is built is kept: the same command goes on from there"
-        )
-    _log.warning("%s", told)
+
+
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Two different numbers with as many decimals, three at least, as it takes to see that."""
+    decimals = next(n for n in range(3, 400) if f"{one:.{n}f}" != f"{other:.{n}f}")
+    return f"{one:.{decimals}f}", f"{other:.{decimals}f}"

@@ -11,8 +11,9 @@ from clara.errors import InputError, command_line
 from clara.gpu_index import require_gpu
 from clara.index import KIND
 from clara.index_build import Build, build, recipe_of
+from clara.index_factory import check_kind
 from clara.memory import MemoryStore
-from clara.recall import Measurement
+from clara.recall import RECALL_AT, Measurement
 from pipelines.locks import locked
 
 
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--probes", type=int, default=0, help="inverted lists that a query looks into; 0: a sixteenth of them, 8 at least (default: 0)")
     add("--seed", type=int, default=0, help="draws training sample and measured queries (default: 0)")
-    add("--first-level", type=int, default=200, help="L candidates of the first level, for the measurement (default: 200)")
+    add("--first-level", type=int, default=200, help="L candidates of the first level, for the measurement, 10 at least (default: 200)")
     add("--queries", type=int, default=64, help="queries of the measurement, which reads the payload once; 0: none (default: 64)")
     add("--measure-gib", type=float, default=32.0, help="GiB of payload that the measurement may read; where there is more, a sample of whole shards "
         "stands for all and recall is estimated from below (default: 32)")  # fmt: skip
@@ -48,16 +49,33 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
+def check(options: argparse.Namespace) -> None:
+    """Refuse numbers that mean nothing.
+
+    Raises:
+        InputError: which flag, and what was expected.
+    """
+    for name, value, least in (
+        ("--first-level", options.first_level, RECALL_AT),
+        ("--queries", options.queries, 0),
+        ("--probes", options.probes, 0),
+        ("--seed", options.seed, 0),
+    ):
+        if value < least:
+            why = f", as recall@{RECALL_AT} is measured" if name == "--first-level" else ""
+            raise InputError(f"{name} {value}; expected at least {least}{why}")
+    if not 0 < options.measure_gib < float("inf"):
+        raise InputError(f"--measure-gib {options.measure_gib}; expected a number of GiB above 0, or --queries 0 to measure nothing")
+    if not 0 <= options.recall_floor <= 1:
+        raise InputError(f"--recall-floor {options.recall_floor}; expected a share from 0 to 1")
+    if options.strict_recall and not options.queries:
+        raise InputError("--strict-recall with --queries 0: recall is not measured, so nothing can be refused; leave one of them out")
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    for name, value, least in (
-        ("--first-level", options.first_level, 1),
-        ("--queries", options.queries, 0),
-        ("--probes", options.probes, 0),
-    ):
-        if value < least:
-            raise InputError(f"{name} {value}; expected at least {least}")
+    check(options)
     how = Build(
         factory=options.factory,
         seed=options.seed,
@@ -75,7 +93,9 @@ def main(argv: list[str]) -> int:
         if how.gpu:
             require_gpu()
         store = MemoryStore.open(options.memory)
-        print(json.dumps({**recipe_of(store, how), "rows": len(store), "key_size": store.key_size, "output": options.output}, indent=1))
+        recipe = recipe_of(store, how)
+        check_kind(store, recipe["factory"], how.probes)
+        print(json.dumps({**recipe, "rows": len(store), "key_size": store.key_size, "output": options.output}, indent=1))
         return 0
     with locked(options.output):
         manifest = build(options.memory, options.output, how)

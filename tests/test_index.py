@@ -10,15 +10,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from clara.artefact import read_manifest, write_manifest
+from clara.artefact import manifest_hash, read_manifest, write_manifest
 from clara.encode import key_projection
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.index import FILE, MemoryIndex
-from clara.index_build import build_index
+from clara.index_build import build_index, next_settings
 from clara.index_factory import resolve_factory
 from clara.memory import MemoryStore, complete_memory, shard_name, write_shard
-from clara.recall import exact_search
+from clara.recall import exact_search, shortfall
 from clara.records import Chunk, chunk_id, row_id
 from pipelines.build_index import main
 
@@ -178,7 +178,7 @@ def test_which_of_many_equal_keys_are_candidates_is_not_left_to_faiss(tmp_path: 
     memory = write_memory(tmp_path / "memory", np.concatenate([np.repeat(random_memory(1), 40, axis=0), random_memory(60, seed=5)]))
     query = random_memory(1)
     for factory in ("Flat", "IVF4,Flat"):
-        build_index(memory, tmp_path / factory, factory, num_queries=0, probes=4)
+        build_index(memory, tmp_path / factory, factory, num_queries=0, probes=0 if factory == "Flat" else 4)
         store = MemoryStore.open(memory)
         rows, _ = MemoryIndex.open(tmp_path / factory, store).search(query, 5, first_level=5)
         assert rows[0].tolist() == [row for row, _ in brute_force(store, query[0], 5)]
@@ -292,6 +292,61 @@ def test_command_line(tmp_path: Path, memory_dir: Path, capsys: pytest.CaptureFi
     before = (tmp_path / "index" / FILE).stat().st_mtime_ns
     assert main(arguments) == 0
     assert (tmp_path / "index" / FILE).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--seed", "-1"], "--seed -1; expected at least 0"),
+        (["--measure-gib", "nan"], "--measure-gib nan; expected a number of GiB above 0"),
+        (["--measure-gib", "0"], "--measure-gib 0.0; expected"),
+        (["--measure-gib", "-1"], "--measure-gib -1.0; expected"),
+        (["--measure-gib", "inf"], "--measure-gib inf; expected"),
+        (["--recall-floor", "5"], "--recall-floor 5.0; expected a share from 0 to 1"),
+        (["--recall-floor", "nan"], "--recall-floor nan; expected"),
+        (["--factory", "IDMap,Flat"], "factory 'IDMap,Flat': IDMap can't be used"),
+        (["--factory", "IDMap2,Flat"], "factory 'IDMap2,Flat': IDMap2 can't be used"),
+        (["--factory", "NSG16,Flat"], "factory 'NSG16,Flat': NSG16 can't be used"),
+        (["--factory", "IVF4_NSG8,Flat"], "factory 'IVF4_NSG8,Flat' for 200 keys of 24 numbers: FAISS says"),
+        (["--factory", "IVF4,Flat", "--probes", "99"], "probes 99: factory 'IVF4,Flat' has 4 inverted lists"),
+        (["--probes", "2"], "probes 2: factory 'Flat' has no inverted lists"),
+        (["--queries", "0", "--strict-recall"], "--strict-recall with --queries 0: recall is not measured"),
+        (["--first-level", "1"], "--first-level 1; expected at least 10, as recall@10 is measured"),
+    ],
+)
+def test_bad_flags_are_told_in_one_line(tmp_path: Path, memory_dir: Path, flags: list[str], told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        main(["--memory", str(memory_dir), "--output", str(tmp_path / "index"), "--quiet", *flags])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "index" / "manifest.json").exists()
+
+
+def test_a_recall_just_under_the_floor_is_told_apart_from_it() -> None:
+    measured = {"recall_at_10": 0.8999609375, "first_level": 200, "num_queries": 64, "exact": True}
+    assert "recall@10 is 0.89996 with" in shortfall("here", measured, 0.9)
+    assert "under the floor of 0.90000" in shortfall("here", measured, 0.9)
+    assert "recall@10 is 0.700 with" in shortfall("here", measured | {"recall_at_10": 0.7}, 0.9)
+    assert not shortfall("here", measured | {"recall_at_10": 0.9}, 0.9)
+
+
+def test_first_level_is_told_as_it_was_searched_with(tmp_path: Path, memory_dir: Path) -> None:
+    assert build_index(memory_dir, tmp_path / "index", first_level=1, num_queries=8)["measured"]["first_level"] == 10
+
+
+def test_the_next_versions_index_takes_over_what_this_one_was_asked_for(tmp_path: Path, memory_dir: Path) -> None:
+    arguments = ["--memory", str(memory_dir), "--output", str(tmp_path / "index"), "--factory", "IVF16,Flat", "--probes", "16", "--quiet"]
+    assert main([*arguments, "--recall-floor", "0.8"]) == 0
+    carried = {"factory": "IVF16,Flat", "probes": 16, "recall_floor": 0.8}
+    assert next_settings(str(tmp_path / "index"), "auto") == next_settings(str(tmp_path / "index"), "IVF16,Flat") == carried
+    # Another kind has other lists.
+    assert next_settings(str(tmp_path / "index"), "IVF8,Flat") == {"factory": "IVF8,Flat", "probes": 0, "recall_floor": 0.8}
+    assert next_settings("", "auto") == {"factory": "auto"}
+    # The floor is the one that was last asked for, and no part of what the INDEX is.
+    hash, file = manifest_hash(tmp_path / "index"), (tmp_path / "index" / FILE).stat().st_mtime_ns
+    assert main([*arguments, "--recall-floor", "1"]) == 0
+    assert next_settings(str(tmp_path / "index"), "auto")["recall_floor"] == 1
+    assert (manifest_hash(tmp_path / "index"), (tmp_path / "index" / FILE).stat().st_mtime_ns) == (hash, file)
 
 
 def test_a_memory_with_a_flipped_byte_is_not_indexed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from clara.config import Config
 from training.joint_run import Places, places, threads_of_rank
 from training.metrics import read
 from training.pruning import deleted, prune
-from training.refresh import RefreshResult, run_job
+from training.refresh import RefreshResult, recall_of, run_job
 from training.refresh_cost import cost
 from training.run_state import run_states
 from training.schedule import Version
@@ -82,6 +82,7 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
             lag,
         )
     report = summarise(config, where, current, refreshes, lag) | {
+        "recall_at_10": recall_of(current["index"], warn=True).get("index_recall_at_10"),
         "memory_by_rank": state.get("memory_by_rank", []),
         "waited_after_last_step_seconds": state["waited_seconds"],
         "final_refresh_seconds": time.monotonic() - began,
@@ -133,7 +134,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
     """The report's figures of the whole run, for MLflow: how long it waited, what its refreshes cost, how old MEMORY is at the end."""
     found = {
         f"run.{name}": report[name]
-        for name in ("questions_per_second", "blocked_seconds", "blocked_share", "rerank_seconds", "memory_lag_steps")
+        for name in ("questions_per_second", "blocked_seconds", "blocked_share", "rerank_seconds", "memory_lag_steps", "recall_at_10")
     }
     found |= {f"run.refresh.{name}": value for name, value in report["refresh_cost"].items()}
     return {name: float(value) for name, value in found.items() if value is not None}

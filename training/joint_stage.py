@@ -98,6 +98,7 @@ class JointStage(Stage):
         self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
         self._search_seconds = 0.0
         self._used_version = self._staleness_steps = 0
+        self._used_recall: dict[str, float] = {}
         self._memory_lag_steps = self._pool_lag_steps = 0.0
         self._refreshing = False
         self._correction_step = 0
@@ -135,7 +136,8 @@ class JointStage(Stage):
     def micro_batches(self, step: int, rank: int, world: int) -> list[JointBatch]:
         """See the base class. Pools are drawn from the MEMORY version in use, which is the same on every rank."""
         began = self._step_began = time.monotonic()
-        self._used_version, self.pool_memory.rerank_seconds = self.versions.current.number, 0.0
+        self._used_version, self._used_recall = self.versions.current.number, self.versions.recall
+        self.pool_memory.rerank_seconds = 0.0
         self._staleness_steps, self._refreshing = self.versions.staleness(step), self.versions.pending is not None
         chosen = sample(self._config.seed, step, self.rows(step), len(self._questions))
         parts = shard(range(len(chosen)), rank, world, self._settings.micro_batch)
@@ -175,6 +177,7 @@ class JointStage(Stage):
         )  # fmt: skip
         figures = {
             "used_memory_version": float(self._used_version),
+            **self._used_recall,
             "staleness_steps": float(self._staleness_steps),
             "memory_lag_steps": self._memory_lag_steps,
             "pool_lag_steps": self._pool_lag_steps,

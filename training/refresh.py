@@ -28,6 +28,7 @@ from clara.index import MemoryIndex
 from clara.index_build import build_index
 from clara.memory import Ids, MemoryStore
 from clara.model import ClaraModel
+from clara.recall import RECALL_FLOOR, stated
 from clara.reencode import reencode, reencode_recipe
 from clara.reencode_rows import reencode_rows, rows_recipe
 from clara.retriever import Retriever
@@ -49,6 +50,8 @@ class RefreshJob:
         memory: directory of the new MEMORY.
         index: directory of its INDEX.
         factory: of the index.
+        probes: inverted lists that a query looks into; 0: by their number.
+        recall_floor: a lower recall of the index is warned of.
         first_level: L that the index's recall is measured with.
         batch_tokens: tokens of a compressing batch, padding included.
         threads: torch threads.
@@ -73,6 +76,8 @@ class RefreshJob:
     choice: str = ""
     parent_index: str = ""
     drift: str = ""
+    probes: int = 0
+    recall_floor: float = RECALL_FLOOR
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,8 @@ class RefreshResult:
     """What a finished refresh made.
 
     Attributes:
+        recall_at_10: of the INDEX, as it was measured when built; None where it was not.
+        recall_warning: where that is under the floor, else empty.
         memory_hash: of the MEMORY's manifest.
         index_hash: of the INDEX's manifest.
         fingerprint: of what was encoded.
@@ -98,6 +105,25 @@ class RefreshResult:
     seconds: float
     oldest_step: int = 0
     drift: float | None = None
+    recall_at_10: float | None = None
+    recall_warning: str = ""
+
+    def figures(self) -> dict[str, float]:
+        """For the step that switches to it."""
+        found = {
+            "refresh_seconds": self.seconds, "refresh_bytes": self.bytes, "refresh_rows": self.rows,
+            "refresh_drift": self.drift, "refresh_recall_at_10": self.recall_at_10,
+        }  # fmt: skip
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+    def told(self, number: int) -> None:
+        """Say that the version of that number is ready, and loudly if its INDEX finds too little."""
+        recall = "not measured" if self.recall_at_10 is None else f"{self.recall_at_10:.4f}"
+        logger.info(
+            "refresh: version %d is ready: %d rows, %d bytes, %.1f s, recall@10 %s", number, self.rows, self.bytes, self.seconds, recall
+        )
+        if self.recall_warning:
+            logger.warning("refresh: version %d: %s", number, self.recall_warning)
 
 
 def fingerprint_of(memory: str | os.PathLike[str]) -> Fingerprint:
@@ -118,6 +144,14 @@ def expected_fingerprint(checkpoint: str | os.PathLike[str], backbone: str, like
         key_size=like.key_size,
         key_seed=like.key_seed,
     )
+
+
+def recall_of(index: str, *, warn: bool = False) -> dict[str, float]:
+    """Recall@10 of an INDEX as a figure, where it was measured; on request with the warning of one under its floor."""
+    recall, warning = stated(index) if index else (None, "")
+    if warn and warning:
+        logger.warning("index: %s", warning)
+    return {} if recall is None else {"index_recall_at_10": recall}
 
 
 def run_job(job: RefreshJob) -> RefreshResult:
@@ -147,8 +181,10 @@ def run_job(job: RefreshJob) -> RefreshResult:
         manifest = reencode(store, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
     # Of an incremental refresh most rows' keys are the parent's, and need not be sorted into lists again.
     build_index(
-        job.memory, job.index, job.factory, first_level=job.first_level, mixed=True, parent=job.parent_index
+        job.memory, job.index, job.factory, first_level=job.first_level, mixed=True, parent=job.parent_index, probes=job.probes,
+        recall_floor=job.recall_floor,
     )  # fmt: skip
+    recall, warning = stated(job.index)
     own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.choice else set())
     _read_back(job, own if job.choice else None)
     made, drift = MemoryStore.open(job.memory, mixed=True), None
@@ -165,6 +201,8 @@ def run_job(job: RefreshJob) -> RefreshResult:
         if job.choice
         else job.snapshot_step,
         drift=drift,
+        recall_at_10=recall,
+        recall_warning=warning,
     )
 
 

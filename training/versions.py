@@ -19,13 +19,14 @@ from clara.checkpoint import save_checkpoint
 from clara.config import Config
 from clara.errors import InputError
 from clara.index import MemoryIndex, TwoLevels
+from clara.index_build import next_settings
 from clara.memory import MemoryStore
 from clara.model import ROLES, ClaraModel
 from training.ages import Ages
 from training.choice import Choice, Coming, WorkingSet
 from training.engine import Engine
 from training.pruning import prune
-from training.refresh import RefreshError, RefreshJob, RefreshResult, check_result, expected_fingerprint, fingerprint_of
+from training.refresh import RefreshError, RefreshJob, RefreshResult, check_result, expected_fingerprint, fingerprint_of, recall_of
 from training.refresh_worker import Ticket, Worker
 from training.run_state import noted_states
 from training.schedule import Pending, Version, snapshot_due
@@ -48,6 +49,7 @@ class Versions:
         pending: the one that is being made, if one is.
         blocked_seconds: that training waited since somebody last set it to 0.
         refreshed: on rank 0, what the version last switched to took to make, for the figures of the step.
+        recall: recall@10 of the INDEX in use once it is open, where it was measured, for the figures of the steps.
         working_set: candidates of the steps since the last snapshot, where rows are chosen by them.
         ages: of the rows of the version in use, once it is open.
     """
@@ -71,6 +73,7 @@ class Versions:
         self.pending: Pending | None = None
         self.blocked_seconds = 0.0
         self.refreshed: dict[str, float] = {}
+        self.recall: dict[str, float] = {}
         self.working_set = WorkingSet()
         self.ages: Ages
         # Snapshot steps of this run's versions, by fingerprint: what MEMORY may hold, and how old each row is.
@@ -85,8 +88,10 @@ class Versions:
         self._rank = 0
 
     def begin(self, rank: int) -> None:
-        """Learn which rank this is."""
+        """Learn which rank this is. Rank 0 warns of an INDEX that the run was given and that finds too little."""
         self._rank = rank
+        if rank == 0:
+            recall_of(self.current.index, warn=True)
 
     # --- opening -----------------------------------------------------------------------------------------------------
 
@@ -105,6 +110,7 @@ class Versions:
         store = MemoryStore.open(version.memory, accept=[expected, *(self._steps if mixing else [])])
         self.ages = Ages(store, self._steps, self._config.joint.compressor_updates)
         self._num_rows = len(store)
+        self.recall = recall_of(version.index)
         return store, self._open_index(version.index, store) if version.index else None
 
     def _snapshot(self, number: int) -> Path:
@@ -209,7 +215,7 @@ class Versions:
             parent=self.current.memory,
             memory=str(self._output / f"memory-v{number}"),
             index=str(self._output / f"index-v{number}"),
-            factory=self._config.retrieval.factory,
+            **next_settings(self.current.index, self._config.retrieval.factory),
             first_level=self._config.retrieval.first_level,
             batch_tokens=self._config.corpus_job.batch_tokens,
             threads=self._threads,
@@ -302,10 +308,7 @@ class Versions:
                     return 0
                 continue
             if self._ready is not None:
-                logger.info(
-                    "refresh: version %d is ready: %d rows, %d bytes, %.1f s", self.pending.number, self._ready.rows, self._ready.bytes,
-                    self._ready.seconds,
-                )  # fmt: skip
+                self._ready.told(self.pending.number)
                 self._note(self._ready)
                 return self.pending.number
             if not wait or time.monotonic() > deadline:
@@ -331,10 +334,7 @@ class Versions:
         if announced < 0:
             return False
         if self._ready is not None:
-            made = self._ready
-            self.refreshed = {"refresh_seconds": made.seconds, "refresh_bytes": float(made.bytes), "refresh_rows": float(made.rows)}
-            if made.drift is not None:
-                self.refreshed["refresh_drift"] = made.drift
+            self.refreshed = self._ready.figures()
         memory, index = self._output / f"memory-v{number}", self._output / f"index-v{number}"
         self.current = Version(number, str(memory), str(index), manifest_hash(memory), manifest_hash(index), snapshot_step)
         record = {"rank": self._rank, "first_step": step + 2, **dataclasses.asdict(self.current)}
