@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import urlparse
 
-_NOT_IN_NAMES, _LONGEST_NAME = re.compile(r"[^/\w.\- ]"), 250
-"""MLflow's own rules for names of parameters, metrics and tags; it also wants them to be normal relative paths."""
+_NOT_IN_NAMES, _LONGEST_NAME = re.compile(r"[^/\w.\-]"), 250
+"""MLflow's own rules for names of parameters, metrics and tags, and no spaces; it also wants them to be normal relative paths."""
 
 
 def tracking_names(names: Iterable[str]) -> dict[str, str]:
-    """Each name → how a tracking store takes it: `@` is `_at_`, other characters it refuses are `_`; what it takes stays as it is.
+    """Each name → how a tracking store takes it: `@` is `_at_`, spaces and characters it refuses are `_`; others stay as they are.
 
     Names that would become equal, or were too long and are cut, end in a part of their own hash: two names are never one.
     """
