@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen node of the tree that knows all of its keys."""
+    """A frozen node of the tree that knows all of its keys, and takes finite numbers alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def given(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
         """Dotted keys below `prefix` that were given, not left to their defaults, with their values; of a table each entry."""

@@ -96,7 +96,7 @@ class JointStage(Stage):
         self.candidates = Candidates(settings, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index)
         self._known: dict[int, Known] = {}
         self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
-        self._search_seconds = 0.0
+        self._search_seconds, self._broken = 0.0, False
         self._used_version = self._staleness_steps = 0
         self._used_recall: dict[str, float] = {}
         self._memory_lag_steps = self._pool_lag_steps = 0.0
@@ -148,6 +148,10 @@ class JointStage(Stage):
         self._pool_lag_steps = float(np.mean(self.versions.ages.lag([row for pool in pools for row in pool], step)))
         by_place = dict(zip(places, pools, strict=True))
         return [self._batch(step, part, [chosen[p] for p in part], [by_place[p] for p in part]) for part in parts]
+
+    def broken(self) -> bool:
+        """See the base class."""
+        return self._broken
 
     def announcement(self, step: int) -> float:
         """See the base class."""
@@ -267,6 +271,9 @@ class JointStage(Stage):
         chosen = [self._questions[q] for q in questions]
         searching = self.candidates.index is not None and self._settings.from_index and not self._settings.published_pool
         query_BMD = encode_questions(self._model, chosen) if searching else None
+        self._broken = query_BMD is not None and not bool(torch.isfinite(query_BMD).all())
+        if self._broken:  # they find nothing, and no rank uses the batches of this step
+            return [self._store.row_ids[: self._settings.num_candidates].tolist()] * len(questions)
         return self.candidates.own(chosen, [self._known_rows(q) for q in questions], query_BMD)
 
     def _exchange(self, own: list[list[int]]) -> list[list[int]]:

@@ -34,6 +34,7 @@ from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
+from clara.artefact import atomic_write
 from clara.config import Config
 from clara.errors import InputError
 from clara.index import MemoryIndex
@@ -43,6 +44,7 @@ from training.engine import Engine
 from training.follow import following
 from training.joint_run import places, train_rank
 from training.joint_stage import JointStage
+from training.loop import NotFiniteError
 from training.refresh_actor import RayWorker
 from training.search_servers import served
 
@@ -139,6 +141,11 @@ def log_file(config: Config, rank: int) -> Path:
     return places(config).run / f"log-rank{rank}.txt"
 
 
+def stopped_note(config: Config) -> Path:
+    """Why the ranks ended by themselves before the last step."""
+    return places(config).run / "stopped.txt"
+
+
 def log_to(path: Path) -> None:
     """Send this process's messages to a file, appending; those of libraries from warnings on."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +167,11 @@ def rank_loop(settings: dict[str, Any]) -> None:
     log_to(log_file(config, rank))
     try:
         _train_rank(config, rank)
+    except NotFiniteError as error:
+        # All ranks stop here, and would again: raised, it would start them anew.
+        logger.error("rank %d stops: %s", rank, error)
+        if rank == 0:
+            atomic_write(stopped_note(config), str(error))
     except Exception as error:
         # Else nobody would read why Ray Train starts the ranks again.
         logger.error("rank %d stops: %s", rank, error)
@@ -199,9 +211,10 @@ def train(config: Config) -> None:
     """Train to the last step on the ranks of a cluster. Ranks that die are started again, from the last run state.
 
     Raises:
-        InputError: of a rank, or the cluster lacks what is asked for, has no room for it, or is gone.
+        InputError: of a rank, what it trains is not finite, or the cluster lacks what is asked for, has no room for it, or is gone.
     """
     where = places(config)
+    stopped_note(config).unlink(missing_ok=True)
     connect()
     try:
         trainer = TorchTrainer(
@@ -222,6 +235,8 @@ def train(config: Config) -> None:
         keep_heap()
         with following(log_file(config, 0), show):
             trainer.fit()
+        if (note := stopped_note(config)).is_file():
+            raise InputError(note.read_text(encoding="utf-8"))
     except ray_train.TrainingFailedError as error:
         if (cause := input_error(error) or not_started(error, config)) is not None:
             raise cause from error

@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 _MOST_SKIPPED = 10
 
 
+class NotFiniteError(InputError):
+    """A run stops as loss or gradient are not finite. Every rank raises it, at the same step, and would again."""
+
+
 class Stage(ABC):
     """What a stage trains and on what. Batches are a function of the step number, so that the data position is the step."""
 
@@ -37,6 +41,10 @@ class Stage(ABC):
     @abstractmethod
     def micro_batches(self, step: int, rank: int, world: int) -> list[Any]:
         """The micro-batches of a rank in a step; as many on every rank."""
+
+    def broken(self) -> bool:
+        """Whether this rank's batches were drawn by numbers that are not finite: for every rank the step is one whose loss is not finite."""
+        return False
 
     @abstractmethod
     def rows(self, step: int) -> int:
@@ -130,7 +138,8 @@ def run(
 ) -> None:
     """Train a stage to its last step, resuming what `directory` holds.
 
-    A loss or gradient that is not finite on one rank leaves every rank's weights as they are.
+    A loss or gradient that is not finite on one rank leaves every rank's weights as they are. A run state counts as good once a step was made
+    from it: where the run stops, the state that the first broken step began from is deleted.
 
     Args:
         stage: what trains.
@@ -142,7 +151,7 @@ def run(
         on_nonfinite: stop there, or skip the update and go on; after ten of them in a row it stops anyway.
 
     Raises:
-        InputError: loss or gradient are not finite; the message names the step. Every rank raises.
+        NotFiniteError: loss or gradient are not finite; the message names the step. Every rank raises.
     """
     stage.begin(engine)
     states = RunStates(directory, engine)
@@ -155,7 +164,11 @@ def run(
         for step in range(start, stage.steps):
             step_began = time.monotonic()
             values = _update(stage, engine, step, seed)
-            skipped_in_a_row = judge(stage.name, step, values, on_nonfinite, skipped_in_a_row, told=engine.rank == 0)
+            try:
+                skipped_in_a_row = judge(stage.name, step, values, on_nonfinite, skipped_in_a_row, told=engine.rank == 0)
+            except NotFiniteError:
+                states.forget(step - skipped_in_a_row)
+                raise
             values |= stage.after_step(step, engine)
             values["run_state_seconds"], states.blocked_seconds = states.blocked_seconds, 0.0
             values["seconds"] = time.monotonic() - began
@@ -163,7 +176,8 @@ def run(
             if engine.rank == 0 and log is not None:
                 log(step + 1, values)
             progress.update({k: f"{values[k]:.3f}" for k in ("loss", "answer_nats") if k in values})
-            if (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps:
+            # After a skipped step it would push out one of other weights, which may be the last good ones.
+            if (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps and not skipped_in_a_row:
                 states.save(step + 1, stage)
     finally:
         states.wait()
@@ -175,8 +189,11 @@ def _update(stage: Stage, engine: Engine, step: int, seed: int) -> dict[str, flo
     # Random state is a function of the step, so that a resumed run draws what the undisturbed one would have drawn.
     torch.manual_seed(seed * 1_000_003 + step * 1009 + engine.rank)
     batches = stage.micro_batches(step, engine.rank, engine.world)
-    normaliser, announced = engine.sum([sum(b.weight for b in batches), stage.announcement(step)])
+    normaliser, announced, broken = engine.sum([sum(b.weight for b in batches), stage.announcement(step), float(stage.broken())])
     stage.before_step(step, announced)
+    factor = rate_factor(step, stage.steps, stage.optimiser)
+    if broken:
+        return {"loss": math.nan, "gradient_norm": math.nan, "learning_rate_factor": factor}
     figures = Figures()
     for number, batch in enumerate(batches):
         output = engine.forward(batch, max(normaliser, 1e-9), stage.rows(step))
@@ -184,7 +201,7 @@ def _update(stage: Stage, engine: Engine, step: int, seed: int) -> dict[str, flo
         figures.add(output.figures | {"loss": (float(output.loss.detach()), 1.0 / (len(batches) * engine.world))})
     values = figures.means(engine)
     values["gradient_norm"] = engine.update(stage.rate_factors(step))
-    values["learning_rate_factor"] = rate_factor(step, stage.steps, stage.optimiser)
+    values["learning_rate_factor"] = factor
     return values
 
 
@@ -208,7 +225,7 @@ def judge(name: str, step: int, values: dict[str, float], on_nonfinite: str, bef
         Updates skipped in a row.
 
     Raises:
-        InputError: it was not made, and the run stops.
+        NotFiniteError: it was not made, and the run stops.
     """
     bad = [what for what in ("loss", "gradient_norm") if not math.isfinite(values[what])]
     values["skipped"] = float(bool(bad))
@@ -221,8 +238,8 @@ def judge(name: str, step: int, values: dict[str, float], on_nonfinite: str, bef
     )
     if on_nonfinite == "stop" or before + 1 >= _MOST_SKIPPED:
         so_far = f" ({before + 1} updates in a row were skipped)" if before else ""
-        raise InputError(
-            f"{name}: {what} at step {step + 1}{so_far}; lower the learning rate (no weight was changed, and the run state before is kept)"
+        raise NotFiniteError(
+            f"{name}: {what} at step {step + 1}{so_far}; lower the learning rate (no weight was changed, and the last good run state is kept)"
         )
     if told:
         logger.warning("%s: %s at step %d: the update is skipped on every rank", name, what, step + 1)

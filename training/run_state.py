@@ -135,6 +135,14 @@ class RunStates:
                 old.unlink()
                 shutil.rmtree(old.parent)
 
+    def forget(self, step: int) -> None:
+        """Delete the state after `step` updates, if there is one: its weights came to nothing."""
+        self.wait()
+        if self._engine.rank == 0 and (note := self._folder(step) / _DONE).is_file():
+            note.unlink()
+            shutil.rmtree(note.parent)
+            logger.info("run state: the one after step %d is deleted, as the step made from it is not finite", step)
+
     def _write(self, folder: Path, tensors: Mapping[str, Tensor], note: str) -> None:
         partial = folder / f".{TENSORS}.{os.getpid()}"
         try:

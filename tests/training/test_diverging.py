@@ -1,0 +1,71 @@
+"""Joint training that diverges: weights so large that queries are not numbers any more, ahead of the search that they would break."""
+
+import json
+import logging
+from pathlib import Path
+
+import joint_world
+import pytest
+from joint_world import World
+
+from clara.errors import InputError
+from training import joint
+from training.loop import NotFiniteError
+from training.metrics import read
+from training.run_state import run_states
+
+DIVERGING = {"joint__optimiser__learning_rate": 1e30, "joint__optimiser__gradient_clip": 0, "joint__checkpoint_every": 1}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return joint_world.make(tmp_path_factory.mktemp("diverging-world"), tiny_checkpoint, corpus_file)
+
+
+def train(world: World, output: Path, **values: object) -> int:
+    return joint.main(["--launcher", "local", *world.sets(output, **DIVERGING | values)])
+
+
+# By the INDEX alone, which finds nothing for such a query; by BM25 alone, where nothing is searched with it; by both.
+@pytest.mark.parametrize("sources", [(4, 0), (0, 4), (4, 2)])
+def test_it_stops_in_one_line_and_leaves_no_run_state_of_such_weights(world: World, tmp_path: Path, sources: tuple[int, int]) -> None:
+    values = dict(zip(("joint__from_index", "joint__from_bm25"), sources, strict=True))
+    with pytest.raises(NotFiniteError, match=r"joint: the loss is nan at step 2; lower the learning rate") as stopped:
+        train(world, tmp_path, **values)
+    assert "\n" not in str(stopped.value)
+    (run,) = tmp_path.glob("run-*")
+    # The one after step 1 held the weights that broke step 2.
+    assert run_states(run) == []
+    assert list(read(run / "metrics.jsonl")) == [1]
+
+
+def test_skipping_changes_nothing_any_more_and_ends_too(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = {"joint__on_nonfinite": "skip", "joint__steps": 20, "joint__evaluate_every": 4, "joint__refresh__canary_every": 3}
+    with pytest.raises(NotFiniteError, match=r"at step 11 \(10 updates in a row were skipped\)"), caplog.at_level(logging.WARNING):
+        train(world, tmp_path, **values)
+    assert "the loss is nan at step 2: the update is skipped on every rank" in caplog.text
+    (run,) = tmp_path.glob("run-*")
+    assert [step for step, values in read(run / "metrics.jsonl").items() if values["skipped"]] == list(range(2, 11))
+    assert run_states(run) == []
+
+
+def test_the_last_good_run_state_is_kept_and_taken_up(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate is sound but for one step, whose update makes the weights too large."""
+    from training import loop
+
+    sound = loop.rate_factor
+    monkeypatch.setattr(loop, "rate_factor", lambda step, steps, settings: sound(step, steps, settings) * (1e33 if step == 3 else 1))
+    values = {"joint__optimiser__learning_rate": 1e-3}
+    with pytest.raises(NotFiniteError, match="the loss is nan at step 5"):
+        train(world, tmp_path, **values)
+    (run,) = tmp_path.glob("run-*")
+    assert [state.parent.name for state in run_states(run)] == ["step-00000003"]
+    monkeypatch.setattr(loop, "rate_factor", sound)
+    assert train(world, tmp_path, **values) == 0
+    assert json.loads((tmp_path / "report.json").read_text())["skipped_steps"] == []
+
+
+@pytest.mark.parametrize("rate", ["inf", "nan", "-inf"])
+def test_a_rate_that_is_no_finite_number_is_refused(world: World, tmp_path: Path, rate: str) -> None:
+    with pytest.raises(InputError, match=r"joint\.optimiser\.learning_rate is .*: Input should be"):
+        train(world, tmp_path, joint__optimiser__learning_rate=rate)
