@@ -5,13 +5,13 @@ import difflib
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from clara.errors import InputError
-from clara.refresh_settings import Refresh
-from clara.section import Section
+from clara.refresh_settings import YEAR_SECONDS, Refresh
+from clara.section import Section, near_entries
 
 
 class Backbone(Section):
@@ -209,7 +209,7 @@ class Joint(Section):
         description="a loss or gradient that is not finite on any rank: every rank stops, or skips the update and goes on (ten in a row stop it)",
     )
     optimiser: Optimiser = Optimiser(learning_rate=5e-6)
-    learning_rates: dict[Literal["query_reasoner", "generator", "compressor"], float] = Field(
+    learning_rates: dict[Literal["query_reasoner", "generator", "compressor"], Annotated[float, Field(gt=0)]] = Field(
         default_factory=dict, description="rates of single adapters, where they differ from the optimiser's"
     )
     refresh: Refresh = Refresh()
@@ -249,7 +249,7 @@ class Index(Section):
         description="0: each rank maps the whole INDEX, and ranks of a machine share its pages; N: N search servers (Ray actors) hold a share of its rows "
         "each, for an INDEX larger than a machine; the same rows are found",
     )
-    search_seconds: float = Field(300.0, gt=0, description="longest wait for an answer of the search servers, their restarts included")
+    search_seconds: float = Field(300.0, gt=0, le=YEAR_SECONDS, description="longest wait for search servers, restarts included")
     search_restarts: int = Field(3, ge=0, description="times that Ray starts a search server again by itself, on any node")
     search_cpus: float = Field(
         0.0, ge=0, description="cores that Ray reserves for a search server, and its threads; 0: none reserved, one thread"
@@ -269,9 +269,7 @@ class Launch(Section):
     zero3_keep_whole_below: int = Field(
         100_000, ge=0, description="numbers; with zero_stage 3 smaller parameters stay whole on every rank, which saves collectives"
     )
-    cpus_per_worker: float = Field(
-        0.0, ge=0, description="cores that Ray reserves for a rank; 0: what a refresh leaves, shared evenly, 1 at most"
-    )
+    cpus_per_worker: float = Field(0.0, ge=0, description="cores reserved for a rank; 0: an even share of what is left, 1 at most")
     threads: int = Field(0, ge=0, description="torch threads of a rank; 0: cores / ranks")
     max_failures: int = Field(3, ge=0, description="times that ranks start again, from the last run state, or wait again (600 s) for room")
     storage: str = Field("", description="where Ray Train keeps its own state; empty: inside the output")
@@ -352,6 +350,8 @@ def explain(error: ValidationError, source: str) -> InputError:
                 key.split(".")[-1], known, n=3, cutoff=0.4
             )
             lines.append(f"{key}: unknown key" + (f"; near ones: {', '.join(near)}" if near else ""))
+        elif finding["loc"][-1:] == ("[key]",):  # of a table whose keys are fixed
+            lines.append(f"{key.removesuffix('.[key]')}: unknown key; near ones: {near_entries(str(finding['loc'][-2]), finding['ctx'])}")
         else:
             value = finding.get("input")
             shown = "" if isinstance(value, dict) or not key else f" is {value!r}:"

@@ -76,6 +76,26 @@ def check_kind(store: MemoryStore, factory: str, probes: int) -> None:
         raise InputError(f"probes {probes}: factory {factory!r} {there} to leave the number to the build")
 
 
+def check_trainable(store: MemoryStore, factory: str) -> None:
+    """Refuse, without training anything, a factory string (or `auto`) that no index over these keys can be built by.
+
+    Raises:
+        InputError: as of `check_kind`, or it has more lists or centroids than there are rows to train them.
+    """
+    check_kind(store, factory, 0)
+    with refused_by_faiss(store, factory):
+        index = faiss.index_factory(store.key_size, resolve_factory(factory, len(store), store.key_size), faiss.METRIC_INNER_PRODUCT)
+    found = faiss.try_extract_index_ivf(index)
+    inverted: Any = faiss.downcast_index(found) if found else None
+    lists = inverted.nlist if inverted else 0
+    centroids = inverted.pq.ksub if isinstance(inverted, faiss.IndexIVFPQ) else 0
+    if max(lists, centroids) > len(store):
+        raise InputError(
+            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: {lists} lists and {centroids} centroids of codes need as many "
+            "rows at least; choose another, or auto"
+        )
+
+
 def train(store: MemoryStore, factory: str, *, seed: int, gpu: bool = False) -> Any:
     """An empty FAISS index, trained on a seeded sample of keys where it needs training.
 

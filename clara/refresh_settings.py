@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from clara.section import Section
 
+YEAR_SECONDS = 31_536_000
+"""The longest of waits: clocks of other libraries overflow at more."""
+
 
 class Refresh(Section):
     """Re-encoding of MEMORY beside training."""
@@ -57,6 +60,7 @@ class Refresh(Section):
     max_seconds: float = Field(
         86_400.0,
         gt=0,
+        le=YEAR_SECONDS,
         description="longest time of one try, finding room under Ray included; one that hangs is ended, and counts as failed",
     )
     max_staleness_steps: int = Field(
@@ -86,6 +90,7 @@ class Refresh(Section):
     wait_seconds: float = Field(
         3600.0,
         ge=0,
+        le=YEAR_SECONDS,
         description="longest wait for a refresh: at a fixed switch (then it is given up), after the last step, and with when_stale = wait",
     )
     final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")

@@ -1,6 +1,7 @@
 """The node of the configuration tree that every section is."""
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -23,3 +24,9 @@ class Section(BaseModel):
                 yield from ((f"{key}.{entry}", inner) for entry, inner in value.items())
             else:
                 yield key, value
+
+
+def near_entries(name: str, context: Mapping[str, Any]) -> str:
+    """Of the keys that a table may have, as pydantic tells them (`'a', 'b' or 'c'`), the near ones; where none is, all."""
+    names = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
+    return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names)

@@ -59,7 +59,8 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
     current = dict(state["current"])
     began = time.monotonic()
     trained = settings.compressor_updates
-    refreshes = [json.loads(p.read_text()) for p in sorted(where.run.glob("refresh-v*.json")) if p.name.count(".") == 1]
+    notes = [json.loads(p.read_text()) for p in where.run.glob("refresh-v*.json") if p.name.count(".") == 1]
+    refreshes = sorted(notes, key=lambda note: int(note["number"]))
     in_use = next((r for r in refreshes if int(r["number"]) == int(current["number"])), current)
     lag = max(0, trained - _oldest_step(in_use))
     newest = max(refreshes, key=lambda r: int(r["number"]), default=None)
@@ -134,8 +135,11 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
     """The report's figures of the whole run, for MLflow: how long it waited, what its refreshes cost, how old MEMORY is at the end."""
     found = {
         f"run.{name}": report[name]
-        for name in ("questions_per_second", "blocked_seconds", "blocked_share", "rerank_seconds", "memory_lag_steps", "recall_at_10")
-    }
+        for name in (
+            "questions_per_second", "blocked_seconds", "blocked_share", "waited_after_last_step_seconds", "rerank_seconds", "memory_lag_steps",
+            "recall_at_10",
+        )
+    }  # fmt: skip
     found |= {f"run.refresh.{name}": value for name, value in report["refresh_cost"].items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 

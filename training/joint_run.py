@@ -27,9 +27,11 @@ from clara.storage import is_url, require_local
 from training.canary import Canary, canary_questions
 from training.engine import Engine
 from training.heldout import HeldOut, choose
+from training.joint_checks import check_refresh, check_settings
 from training.joint_stage import JointStage, trained_roles
 from training.loop import run, shard
 from training.metrics import append
+from training.other_runs import note_recipe, tell_of_another
 from training.refresh_worker import Worker
 from training.scored_stage import ScoredStage, check_scored
 from training.versions import OpenIndex, Versions, stored_parameters
@@ -39,11 +41,15 @@ METRICS = "metrics.jsonl"
 REPORT = "report.json"
 _LOCK_SECONDS = 60.0
 _ADDED_TO_REFRESH = (
-    "rerank", "keep_versions", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale", "rows", "share",
-    "oldest_share", "look_ahead_steps", "rerank_lag_steps", "correction", "correction_ridge",
-    "max_seconds",
+    "rerank", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale", "rows", "share", "oldest_share",
+    "look_ahead_steps", "rerank_lag_steps", "correction", "correction_ridge",
 )  # fmt: skip
-_WHO_SEARCHES = ("search_shards", "search_seconds", "search_restarts", "search_cpus")
+# Who computes, how long one waits, what is kept: none of it changes what is computed.
+_NOT_OF_THE_RECIPE = {
+    "joint": ("checkpoint_every", "micro_batch"),
+    "joint.refresh": ("num_cpus", "num_gpus", "max_attempts", "max_seconds", "wait_seconds", "keep_versions"),
+    "retrieval": ("search_shards", "search_seconds", "search_restarts", "search_cpus"),
+}
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -79,13 +85,14 @@ def check(config: Config) -> None:
     """Refuse what could only fail later.
 
     Raises:
-        InputError: a path is missing, or relative in a submitted job; or a GPU is asked for and not there.
+        InputError: a path is missing, or relative in a submitted job; a GPU is asked for and not there; settings contradict each other.
     """
     if config.stage != "joint":
         raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
     searching = bool(config.joint.from_index) and not config.joint.published_pool and not config.utilities
     require(config, "output", "checkpoint", "questions", "memory", *["index"] * searching)
     plan(config)
+    check_settings(config)
     if config.retrieval.search_shards and config.launch.launcher != "ray":
         raise InputError(
             f"retrieval.search_shards is {config.retrieval.search_shards}, launch.launcher {config.launch.launcher!r}: search servers are Ray actors; "
@@ -144,16 +151,20 @@ def _leave_out_defaults(tree: dict[str, Any], defaults: Section, names: Sequence
 def recipe(config: Config) -> dict[str, Any]:
     """What determines the CHECKPOINT: settings of the stage, and hashes of what it reads.
 
-    Who computes is not among it: a run may be taken up on other ranks, which sum the same numbers in another order. (Dropout is drawn by each
-    rank, so that with it the numbers are others, of the same kind.)
+    Who computes is not among it: a run may be taken up on other ranks and by other micro-batches, which sum the same numbers in another order.
+    (Dropout is drawn by each rank for each micro-batch, so that with it the numbers are others, of the same kind.)
     """
     names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
     settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
     _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens", "evaluate_fresh"))
     _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
-    for name in _WHO_SEARCHES:  # finds the same rows
-        del settings["retrieval"][name]
+    for section, left_out in _NOT_OF_THE_RECIPE.items():
+        tree = settings
+        for part in section.split("."):
+            tree = tree[part]
+        for name in left_out:
+            del tree[name]
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
 
 
@@ -226,16 +237,19 @@ def preflight(config: Config) -> None:
     """Open everything that the ranks will open, so that what is wrong is said here and not by each of them.
 
     Raises:
-        InputError: an input is unfinished, damaged, or does not fit the others.
+        InputError: an input is unfinished, damaged, or does not fit the others, or a refresh could not work.
     """
     where = places(config)
-    Versions(config, where.output, where.run, None, 1).open()
+    store, _ = Versions(config, where.output, where.run, None, 1).open()
+    check_refresh(config, store)
     read_questions(config.questions, "train")
     trained_roles(config)
     if config.utilities:
         check_scored(config)
+    tell_of_another(where.output, where.run, recipe(config))
     try:
         where.run.mkdir(parents=True, exist_ok=True)
+        note_recipe(where.run, recipe(config))
     except OSError as error:
         raise InputError(
             f"output {config.output!r}: cannot be written ({error.strerror}); choose a directory that you may write to"

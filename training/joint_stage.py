@@ -102,7 +102,9 @@ class JointStage(Stage):
         self._memory_lag_steps = self._pool_lag_steps = 0.0
         self._refreshing = False
         self._correction_step = 0
-        self._spent, self._step_began = Spent(), time.monotonic()
+        self._spent = Spent()
+        # Of the step under way, whose first part is the snapshot ahead of the first step; None between two steps.
+        self._step_began: float | None = None
         self._devices = Devices.of(config, torch.get_num_threads())
         self._engine: Engine | None = None
 
@@ -131,11 +133,13 @@ class JointStage(Stage):
 
     def fresh_start(self) -> None:
         """Take the snapshot that is due before the first step."""
+        self._step_began = time.monotonic()
         self._refresh(0)
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[JointBatch]:
         """See the base class. Pools are drawn from the MEMORY version in use, which is the same on every rank."""
-        began = self._step_began = time.monotonic()
+        began = time.monotonic()
+        self._step_began = began if self._step_began is None else self._step_began
         self._used_version, self._used_recall = self.versions.current.number, self.versions.recall
         self.pool_memory.rerank_seconds = 0.0
         self._staleness_steps, self._refreshing = self.versions.staleness(step), self.versions.pending is not None
@@ -176,8 +180,9 @@ class JointStage(Stage):
         held_out: dict[str, float] = {}
         if self._held_out is not None and every and (step + 1) % every == 0:
             held_out = self._held_out.evaluate(self._model, self.candidates, engine)
+        now = time.monotonic()
         self._spent.add(
-            time.monotonic() - self._step_began, self.versions.blocked_seconds, self.versions.refreshed.get("refresh_seconds", 0.0)
+            now - (self._step_began or now), self.versions.blocked_seconds, self.versions.refreshed.get("refresh_seconds", 0.0)
         )  # fmt: skip
         figures = {
             "used_memory_version": float(self._used_version),
@@ -194,7 +199,7 @@ class JointStage(Stage):
             **self._spent.figures(self._devices),
             **held_out,
         }
-        self.versions.blocked_seconds, self.versions.refreshed = 0.0, {}
+        self.versions.blocked_seconds, self.versions.refreshed, self._step_began = 0.0, {}, None
         return figures
 
     def state(self) -> dict[str, Any]:
@@ -209,6 +214,7 @@ class JointStage(Stage):
         """See the base class."""
         self.versions.restore(state["versions"])
         self._open()
+        self.versions.blocked_seconds = 0.0  # opening what the run begins with is no waiting
         self._spent = Spent(**state.get("spent", {}))
         if name := state.get("correction"):
             self.pool_memory.correction = Correction.load(self.versions.run_directory / name)

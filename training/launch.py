@@ -42,6 +42,7 @@ from training.cluster import check_reachable
 from training.deepspeed_engine import engine_for
 from training.engine import Engine
 from training.follow import following
+from training.joint_checks import encodes_again
 from training.joint_run import places, train_rank
 from training.joint_stage import JointStage
 from training.loop import NotFiniteError
@@ -116,6 +117,11 @@ def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
         raise InputError(
             f"launch.gpu is true with {launch.num_workers} workers, the cluster has {resources.get('GPU', 0):g} GPUs; "
             "run where there is one for each, lower launch.num_workers, or set launch.gpu=false"
+        )
+    wanted, found = config.joint.refresh.num_gpus, resources.get("GPU", 0.0)
+    if wanted > found and encodes_again(config):
+        raise InputError(
+            f"joint.refresh.num_gpus is {wanted:g}, the cluster has {found:g} GPUs; add a node that has one, or set joint.refresh.num_gpus=0"
         )
     share = {"CPU": cpus_of_rank(config, resources.get("CPU", 0.0))} | ({"GPU": 1.0} if launch.gpu else {})
     return ScalingConfig(num_workers=launch.num_workers, use_gpu=launch.gpu, resources_per_worker=share)

@@ -156,13 +156,14 @@ def run(
     stage.begin(engine)
     states = RunStates(directory, engine)
     start = states.resume(stage)
+    # What is waited for ahead of the first step counts as part of it.
+    began = step_began = time.monotonic()
     if start == 0:
         stage.fresh_start()
     progress = Progress(stage.name, start, stage.steps, shown=engine.rank == 0)
-    began, skipped_in_a_row = time.monotonic(), 0
+    skipped_in_a_row = 0
     try:
         for step in range(start, stage.steps):
-            step_began = time.monotonic()
             values = _update(stage, engine, step, seed)
             try:
                 skipped_in_a_row = judge(stage.name, step, values, on_nonfinite, skipped_in_a_row, told=engine.rank == 0)
@@ -179,6 +180,7 @@ def run(
             # After a skipped step it would push out one of other weights, which may be the last good ones.
             if (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps and not skipped_in_a_row:
                 states.save(step + 1, stage)
+            step_began = time.monotonic()
     finally:
         states.wait()
         progress.close()

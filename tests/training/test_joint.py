@@ -22,6 +22,7 @@ from clara.memory import MemoryStore
 from clara.refresh_settings import Refresh
 from training import joint
 from training.joint_run import recipe
+from training.joint_stage import JointStage
 from training.metrics import read
 from training.refresh import expected_fingerprint, fingerprint_of
 from training.refresh_worker import ProcessWorker
@@ -260,11 +261,55 @@ def test_settings_added_later_leave_the_recipes_of_older_runs_alone(world: World
         return found
 
     assert settings()["refresh"].keys() == {
-        "policy", "start_step", "every_steps", "switch", "delta_steps", "num_cpus", "num_gpus", "max_attempts", "wait_seconds", "final",
+        "policy", "start_step", "every_steps", "switch", "delta_steps", "final",
     }  # fmt: skip
     assert "on_nonfinite" not in settings()
     changed = settings(joint__refresh__rerank="true", joint__on_nonfinite="skip")
     assert (changed["refresh"]["rerank"], changed["on_nonfinite"]) == (True, "skip")
+
+
+def test_who_computes_and_how_long_one_waits_is_the_same_run(world: World, tmp_path: Path) -> None:
+    same = {
+        "joint__refresh__num_cpus": 0.5, "joint__refresh__num_gpus": 1, "joint__refresh__wait_seconds": 5, "joint__refresh__max_attempts": 9,
+        "joint__refresh__max_seconds": 7, "joint__refresh__keep_versions": 0, "joint__checkpoint_every": 3, "joint__micro_batch": 1,
+        "launch__num_workers": 4, "retrieval__search_shards": 2,
+    }  # fmt: skip
+    wanted = recipe(load(None, world.sets(tmp_path)[1::2]))
+    assert recipe(load(None, world.sets(tmp_path, **same)[1::2])) == wanted
+    assert recipe(load(None, world.sets(tmp_path, joint__steps=7)[1::2])) != wanted
+
+
+def test_a_run_is_taken_up_by_other_micro_batches(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(world, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(JointStage, "announcement", lambda self, step: 1 / (4 - step))  # it dies in the fifth step
+        with pytest.raises(ZeroDivisionError):
+            train(world, tmp_path / "cut")
+    report = train(world, tmp_path / "cut", joint__micro_batch=1, joint__checkpoint_every=3)
+    assert report["steps"] == 6
+    (run,) = (tmp_path / "cut").glob("run-*")
+    assert (run / "metrics.jsonl").read_text().count('"step": 5') == 1
+    one, other = weights(tmp_path / "whole/checkpoint"), weights(tmp_path / "cut/checkpoint")
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-3
+
+
+def test_another_run_of_other_settings_is_told(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(world, tmp_path, joint__steps=1)
+    assert "another run" not in caplog.text
+    train(world, tmp_path, joint__steps=2, joint__on_nonfinite="skip")
+    told = (
+        f"another run of other settings (joint.on_nonfinite stop → skip, joint.steps 1 → 2) stands in {tmp_path}; this one begins at step 0"
+    )
+    assert told in caplog.text
+    # Not where it goes on, or is done.
+    caplog.clear()
+    train(world, tmp_path, joint__steps=2, joint__on_nonfinite="skip")
+    assert "another run" not in caplog.text
+    # Of a run of before recipes were noted, its CHECKPOINT tells.
+    for note in tmp_path.glob("run-*/recipe.json"):
+        note.unlink()
+    train(world, tmp_path, joint__steps=1)
+    assert "(joint.on_nonfinite skip → stop, joint.steps 2 → 1)" in caplog.text
 
 
 def test_relative_path_in_a_submitted_job_is_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

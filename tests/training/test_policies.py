@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import joint_world
@@ -22,8 +23,10 @@ from training import joint
 from training.canary import Canary
 from training.correction import Correction, fit, fit_and_test
 from training.engine import LocalEngine
+from training.joint_report import figures
 from training.joint_stage import JointStage
 from training.metrics import read
+from training.refresh import RefreshResult
 from training.versions import Versions
 
 STEP = 3
@@ -264,6 +267,26 @@ def test_with_stop_the_step_after_a_snapshot_has_its_version(
     # It is the waiting that is counted as blocked.
     assert all(metrics[step]["blocked_seconds"] >= metrics[step]["refresh_seconds"] for step in (1, 3, 5))
     assert report["blocked_share"] > 0.2
+
+
+def test_waiting_ahead_of_the_first_step_is_part_of_the_whole(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Inline):
+        def result(self, timeout_seconds: float) -> RefreshResult | None:
+            time.sleep(4)
+            return super().result(timeout_seconds)
+
+    monkeypatch.setattr("training.local.ProcessWorker", Slow)
+    values = {"policy": "full", "switch": "stop", "start_step": 0}
+    sets = world.sets(tmp_path, joint__train_compressor="true", joint__steps=2, **{f"joint__refresh__{n}": v for n, v in values.items()})
+    assert joint.main(["--launcher", "local", *sets]) == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    metrics = read(next(tmp_path.glob("run-*")) / "metrics.jsonl")
+    assert report["seconds"] > report["blocked_seconds"] > 4
+    assert metrics[1]["step_seconds"] > metrics[1]["blocked_seconds"] > 4
+    assert report["blocked_share"] == pytest.approx(report["blocked_seconds"] / report["seconds"])
+    assert metrics[2]["blocked_share"] == pytest.approx(report["blocked_share"], rel=0.05)  # what MLflow gets at each step
+    assert figures(report)["run.blocked_share"] == report["blocked_share"] < 1
+    assert figures(report)["run.waited_after_last_step_seconds"] == report["waited_after_last_step_seconds"]
 
 
 class Never(Inline):

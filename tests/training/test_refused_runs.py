@@ -1,11 +1,13 @@
 """Joint runs that are refused before they begin, in one line that says what to do; and pools of fewer than K, which are not."""
 
 import json
+import logging
 import shutil
 from pathlib import Path
 
 import joint_world
 import pytest
+import torch
 from joint_world import World
 
 from clara.errors import InputError
@@ -46,6 +48,44 @@ def test_an_index_of_another_memory(world: World, tmp_path: Path, corpus_file: P
 def test_k_larger_than_n(world: World, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"num_selected is 9, joint\.num_candidates 8: K of N needs K ≤ N"):
         train(world, tmp_path / "run", joint__num_selected=9)
+
+
+REFRESHED = {"joint__train_compressor": "true", "joint__refresh__policy": "full", "joint__refresh__every_steps": 2}
+
+
+@pytest.mark.parametrize(("factory", "why"), [("Nonsense", "FAISS says"), ("IVF4096,Flat", "4096 lists"), ("IVF2,PQ4", "256 centroids")])
+def test_an_index_that_no_refresh_could_build(world: World, tmp_path: Path, factory: str, why: str) -> None:
+    with pytest.raises(InputError, match=rf"retrieval\.factory '{factory}' for \d+ keys of 32 numbers: .*{why}.*or auto"):
+        train(world, tmp_path, retrieval__factory=f"'{factory}'", **REFRESHED)
+    with pytest.raises(InputError, match=r"retrieval\.factory"):
+        train(world, tmp_path, retrieval__factory=f"'{factory}'", joint__train_compressor="true", joint__refresh__final="true")
+    # Where nothing is built, it is not asked.
+    assert train(world, tmp_path, retrieval__factory=f"'{factory}'", joint__steps=1) == 0
+
+
+def test_a_gpu_for_refreshes_that_is_not_there(world: World, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(InputError, match=r"joint\.refresh\.num_gpus is 1, and there is no CUDA device"):
+        train(world, tmp_path, joint__refresh__num_gpus=1, **REFRESHED)
+
+
+@pytest.mark.parametrize("policy", ["full", "incremental"])
+def test_a_refresh_of_what_does_not_change(world: World, tmp_path: Path, policy: str) -> None:
+    with pytest.raises(InputError, match=rf"policy is '{policy}', joint\.train_compressor false"):
+        train(world, tmp_path, joint__refresh__policy=policy)
+
+
+def test_what_nothing_comes_of_is_told(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = REFRESHED | {"joint__refresh__start_step": 7, "joint__learning_rates": "{generator = 1e-3, compressor = 1e-3}"}
+    arguments = ["--launcher", "local", "--dry-run", *world.sets(tmp_path, joint__train_generator="false", **values)]
+    with caplog.at_level(logging.WARNING):
+        assert joint.main(arguments) == 0
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "joint.refresh.start_step is 7, joint.steps 6: no refresh will take place; lower start_step",
+        "joint.learning_rates.generator is 0.001, joint.train_generator false: the rate is not used",
+    ]
 
 
 def test_published_pools_of_fewer_than_k_are_read_whole(world: World, tmp_path: Path) -> None:

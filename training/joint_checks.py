@@ -1,0 +1,68 @@
+"""Settings of a joint run that can't work, or do nothing: said before it begins, and not by its first refresh."""
+
+import logging
+
+import torch
+
+from clara.config import Config
+from clara.errors import InputError
+from clara.index_build import next_settings
+from clara.index_factory import check_trainable
+from clara.memory import MemoryStore
+
+logger = logging.getLogger(__name__)
+
+
+def encodes_again(config: Config) -> bool:
+    """Whether a run makes versions of MEMORY."""
+    refresh = config.joint.refresh
+    return config.joint.train_compressor and (refresh.policy != "none" or refresh.final)
+
+
+def check_settings(config: Config) -> None:
+    """Refuse settings that contradict each other, and warn of those that nothing comes of.
+
+    Raises:
+        InputError: MEMORY is to be encoded again, and no compressor trains.
+    """
+    joint = config.joint
+    refresh = joint.refresh
+    if refresh.policy != "none" and not joint.train_compressor:
+        raise InputError(
+            f"joint.refresh.policy is {refresh.policy!r}, joint.train_compressor false: every version would be what MEMORY is already; "
+            "set joint.train_compressor=true, or joint.refresh.policy=none"
+        )
+    if refresh.policy != "none" and refresh.start_step > joint.steps:
+        logger.warning(
+            "joint.refresh.start_step is %d, joint.steps %d: no refresh will take place; lower start_step", refresh.start_step, joint.steps
+        )
+    trained = {"query_reasoner": joint.train_query_reasoner, "generator": joint.train_generator, "compressor": joint.train_compressor}
+    for role, rate in joint.learning_rates.items():
+        if not trained[role]:
+            logger.warning("joint.learning_rates.%s is %g, joint.train_%s false: the rate is not used", role, rate, role)
+
+
+def check_refresh(config: Config, store: MemoryStore) -> None:
+    """Refuse what every try of every refresh would fail of.
+
+    Args:
+        config: the root.
+        store: the MEMORY that the run begins with.
+
+    Raises:
+        InputError: FAISS refuses the factory of the INDEX, or there is no GPU to encode on.
+    """
+    if not encodes_again(config):
+        return
+    # With `auto`, a version's INDEX is of the kind of the one before.
+    factory = str(next_settings(config.index, config.retrieval.factory)["factory"])
+    try:
+        check_trainable(store, factory)
+    except InputError as error:
+        raise InputError(f"retrieval.{error}") from error
+    wanted = config.joint.refresh.num_gpus
+    # Under Ray the cluster is asked, once it is joined.
+    if wanted and config.launch.launcher == "local" and not torch.cuda.is_available():
+        raise InputError(
+            f"joint.refresh.num_gpus is {wanted:g}, and there is no CUDA device here; run where there is one, or set joint.refresh.num_gpus=0"
+        )
