@@ -97,6 +97,19 @@ def test_bad_input_that_only_ranks_find_is_told_as_such(world: World, tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_ranks_that_diverge_stop_in_one_line_and_do_not_start_again(world: World, tmp_path: Path) -> None:
+    values = {"launch__launcher": "ray", "joint__optimiser__learning_rate": 1e30, "joint__from_bm25": 0, "joint__checkpoint_every": 1}
+    done = subprocess.run(command(world, tmp_path, **values), capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    assert done.returncode == 2, done.stderr
+    assert re.search(r"^error: joint: the loss is nan at step 2; lower the learning rate", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+    (run,) = tmp_path.glob("run-*")
+    for rank in (0, 1):
+        assert (run / f"log-rank{rank}.txt").read_text().count(f"rank {rank} of 2: process") == 1
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(4 * TIMEOUT_SECONDS)
 def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(world: World, tmp_path: Path) -> None:
     settings: dict[str, object] = {

@@ -1,5 +1,6 @@
-"""A loss that is not finite on one of two ranks: with ZeRO, both ranks skip the update together, or both stop."""
+"""A loss, or what batches are drawn by, is not finite on one of two ranks: with ZeRO, both ranks skip the update together, or both stop."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -38,21 +39,25 @@ class Step(nn.Module):
 class Toy(Stage):
     name, steps, optimiser = "toy", 3, Optimiser(learning_rate=0.1)
 
-    def __init__(self, rank):
+    def __init__(self, rank, what):
         torch.manual_seed(0)
-        self.module, self.rank, self.seen = Step(), rank, []
+        self.module, self.rank, self.what, self.seen, self.step = Step(), rank, what, [], 0
 
     def groups(self):
         return [(0.1, list(self.module.parameters()))]
 
     def micro_batches(self, step, rank, world):
+        self.step = step
         return [Batch(), Batch()]
 
     def rows(self, step):
         return 4
 
+    def broken(self):
+        return self.what == "drawn" and self.step == 1 and self.rank == 1
+
     def before_step(self, step, announced):
-        self.module.break_now = step == 1 and self.rank == 1
+        self.module.break_now = self.what == "loss" and step == 1 and self.rank == 1
 
     def after_step(self, step, engine):
         with engine.whole(list(self.module.parameters())):
@@ -63,10 +68,10 @@ class Toy(Stage):
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 # One start serves every case: importing everything takes longer than the cases do.
-for zero_stage, on_nonfinite in json.loads(sys.argv[2]):
-    output = Path(sys.argv[1]) / f"{zero_stage}-{on_nonfinite}"
+for zero_stage, on_nonfinite, what in json.loads(sys.argv[2]):
+    output = Path(sys.argv[1]) / f"{zero_stage}-{on_nonfinite}-{what}"
     output.mkdir(exist_ok=True)
-    stage = Toy(rank)
+    stage = Toy(rank, what)
     engine = DeepSpeedEngine(
         stage.module, stage.groups(), stage.optimiser, zero_stage=zero_stage, micro_batch=1, num_accumulated=2, device="cpu"
     )
@@ -81,14 +86,14 @@ for zero_stage, on_nonfinite in json.loads(sys.argv[2]):
 # A rank that ends with its group open can be aborted by a thread of gloo that still runs.
 dist.destroy_process_group()
 """
-ZERO_STAGES = (2, 3)
+ZERO_STAGES, WHAT = (2, 3), ("loss", "drawn")
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders `STAGE-POLICY`, with what each rank saw."""
+    """Folders `STAGE-POLICY-WHAT`, with what each rank saw."""
     folder = tmp_path_factory.mktemp("nonfinite")
-    cases = [(stage, policy) for stage in ZERO_STAGES for policy in ("skip", "stop")]
+    cases = list(itertools.product(ZERO_STAGES, ("skip", "stop"), WHAT))
     ranks.finished(ranks.start(2, [str(folder), json.dumps(cases)], PROGRAM), 600)
     return folder
 
@@ -99,9 +104,10 @@ def outcome(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("what", WHAT)
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
-def test_both_ranks_skip_or_stop_together(outcomes: Path, zero_stage: int) -> None:
-    first, second = outcome(outcomes / f"{zero_stage}-skip")
+def test_both_ranks_skip_or_stop_together(outcomes: Path, zero_stage: int, what: str) -> None:
+    first, second = outcome(outcomes / f"{zero_stage}-skip-{what}")
     assert first["error"] == second["error"] == ""
     assert first["seen"] == second["seen"]
     one, two, three = (torch.tensor(weights) for weights in first["seen"])
@@ -110,7 +116,7 @@ def test_both_ranks_skip_or_stop_together(outcomes: Path, zero_stage: int) -> No
     assert torch.isfinite(three).all()
     assert first["skipped"] == {"1": 0.0, "2": 1.0, "3": 0.0}
 
-    first, second = outcome(outcomes / f"{zero_stage}-stop")
+    first, second = outcome(outcomes / f"{zero_stage}-stop-{what}")
     assert first["seen"] == second["seen"] == [one.tolist()]
     for result in (first, second):
         assert "toy: the loss is nan at step 2; lower the learning rate" in result["error"]
