@@ -13,6 +13,7 @@ from clara.artefact import MANIFEST, atomic_write, canonical_json, read_manifest
 from clara.errors import InputError
 from clara.storage import StorageError
 from pipelines.dead_letters import NAME, count_reasons, write_letters
+from pipelines.document_ids import EXAMPLE, SEVERAL
 from pipelines.units import DeadLetter
 
 OUTCOME = ".outcome.json"
@@ -121,6 +122,13 @@ def tell_counts(counts: Mapping[str, Any], output: storage.Name, remedy: str = "
     """Tell what was done, and loudly what was not; `remedy` says what can be done about that."""
     for name, value in counts.items():
         print(f"{name:>28}  {value}")
+    if counts.get(EXAMPLE):
+        _LOG.warning(
+            "%d document ids stand for several texts, all of which were taken, so that a question's positive means all of them; the first is %s; "
+            "give each document an id of its own",
+            counts[SEVERAL],
+            counts[EXAMPLE],
+        )
     if counts["dead letters"]:
         _LOG.warning(
             "%d records could not be used: %s; see %s%s",

@@ -23,6 +23,7 @@ from clara.records import Chunk, Document
 from pipelines.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.dead_letters import COUNTERS, SNIPPET_CHARACTERS
 from pipelines.dedup import KeepFirst, Kept, letters_of_duplicates
+from pipelines.document_ids import ids_of_several
 from pipelines.filters import Filters, why_dropped
 from pipelines.memory_outcome import (
     BEYOND_LIMIT,
@@ -193,8 +194,8 @@ def _tally_duplicates(element: tuple[str, Kept]) -> list[tuple[str, int]]:
 
 def unique_chunks(
     pipeline: beam.Pipeline, units: Sequence[Unit], job: Reading, limits: Limits, load_tokens: Callable[[], Tokens]
-) -> tuple[PCollection[tuple[str, Kept]], list[PCollection[tuple[str, int]]], list[PCollection[DeadLetter]]]:
-    """Read, filter, chunk, and keep each content once. Returns the chunks by id, tallies, and dead letters."""
+) -> tuple[PCollection[tuple[str, Kept]], list[PCollection[tuple[str, int]]], list[PCollection[DeadLetter]], AsSingleton]:
+    """Read, filter, chunk, and keep each content once. Returns the chunks by id, tallies, dead letters, and the example of `ids_of_several`."""
     read = (
         pipeline
         | "ListUnits" >> beam.Create(list(units))
@@ -209,6 +210,8 @@ def unique_chunks(
     if job.likeness:
         documents, alike = drop_near_duplicates(documents, job.likeness)
         letters.append(alike)
+    several, first_of_several = ids_of_several(documents)
+    tallies.append(several)
     chunked = (
         documents
         | "SpreadDocuments" >> beam.Reshuffle()
@@ -218,7 +221,7 @@ def unique_chunks(
     unique = chunked.chunks | "KeepFirstOfEach" >> beam.CombinePerKey(KeepFirst())
     letters.append(letters_of_duplicates(chunked.chunks, unique))
     tallies += [chunked[TALLY], unique | "TallyDuplicates" >> beam.FlatMap(_tally_duplicates)]
-    return unique, tallies, letters
+    return unique, tallies, letters, first_of_several
 
 
 def chosen_num_shards(

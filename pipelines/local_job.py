@@ -25,6 +25,7 @@ from pipelines.completion import add_outcome
 from pipelines.corpus_chunks import TALLY, TallyOutput, checkpoint_tokens, chunk_tallies, chunks_of, documents_of, tally
 from pipelines.dead_letters import letters_of_report, num_parts_of, tell_runner
 from pipelines.dedup import Kept, letter_of
+from pipelines.document_ids import IdWriter, add_comparison
 from pipelines.local_records import (
     CHUNK_FILES,
     NUM_GROUPS,
@@ -87,7 +88,7 @@ class PutAside(beam.DoFn):
     def _put_aside(self, number: int, unit: Unit, taken: list[int] | None) -> dict[str, Any]:
         job, stem = self._job, unit_stem(self._job.spill, number)
         tokens: Tokens = self._shared.acquire(lambda: checkpoint_tokens(job.checkpoint))
-        chunks, letters = ChunkWriter(stem, job.num_shards), LetterWriter(stem)
+        chunks, letters, ids = ChunkWriter(stem, job.num_shards), LetterWriter(stem), IdWriter(stem, number)
         alike = local_survey.losers_of_unit(job.spill, number) if job.likeness else {}
         tallies: Counter[str] = Counter({RECORDS: 0, **({BEYOND_LIMIT: 0} if taken else {})})
         place = 0
@@ -103,6 +104,7 @@ class PutAside(beam.DoFn):
                 letters.add(local_survey.letter_of(found, alike[found.line], job.spill))
             else:
                 tallies[DOCUMENTS] += 1
+                ids.add(found)
                 made = chunks_of(found, tokens, job.fingerprint)
                 if isinstance(made, DeadLetter):
                     letters.add(made)
@@ -114,6 +116,7 @@ class PutAside(beam.DoFn):
                         letters.add(letter_of(Kept(chunk, found.line)))
         chunks.flush()
         letters.flush()
+        ids.flush()
         return {"tallies": tallies, "reasons": [(*reason, count) for reason, count in letters.reasons.items()]}
 
 
@@ -194,7 +197,8 @@ def add_local_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> P
         | "SpreadShards" >> beam.Reshuffle()
         | "CompressAndWrite" >> beam.ParDo(CompressShard(job), num_shards, codebook).with_outputs(TALLY, _REASONS, main="reports")
     )
-    totals = [aside[TALLY], compressed[TALLY]] | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
+    several, first_of_several = add_comparison(pipeline, job.spill, ready, ordered, functools.partial(documents_of, job=job))
+    totals = [aside[TALLY], compressed[TALLY], several] | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
     reasons = [aside[_REASONS], compressed[_REASONS]] | "AllReasons" >> beam.Flatten() | "SumReasons" >> beam.CombinePerKey(sum)
     num_parts = (
         reasons | "LetterCounts" >> beam.Values() | "CountLetters" >> beam.CombineGlobally(sum) | "ChooseParts" >> beam.Map(num_parts_of)
@@ -204,5 +208,5 @@ def add_local_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> P
         | "ListParts" >> beam.FlatMap(lambda parts: list(range(parts)))
         | "WriteLetters" >> beam.Map(write_letters_part, AsSingleton(num_parts), job)
     )
-    parts = AsList(compressed.reports), AsList(files), AsDict(reasons), AsDict(totals), num_shards, codebook
+    parts = AsList(compressed.reports), AsList(files), AsDict(reasons), AsDict(totals), first_of_several, num_shards, codebook
     return add_outcome(pipeline, functools.partial(complete, job), job.output, *parts)

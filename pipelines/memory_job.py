@@ -173,7 +173,7 @@ def _codebook(pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], jo
 
 def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
     """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
-    unique, tallies, letters = unique_chunks(pipeline, units, job, job.fingerprint, functools.partial(_tokens_of, job))
+    unique, tallies, letters, several = unique_chunks(pipeline, units, job, job.fingerprint, functools.partial(_tokens_of, job))
     num_shards = chosen_num_shards(pipeline, unique, job.num_shards, default_num_shards)
     codebook = AsSingleton(_codebook(pipeline, unique, job))
     assigned = [unique | "AssignShard" >> beam.Map(_to_shard, num_shards)]
@@ -184,4 +184,4 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
     written = assigned | "AllShards" >> beam.Flatten() | "GatherShards" >> beam.GroupByKey() | "CompressAndWrite" >> compress
     reports = apart(written, job.accelerator, "ReportsFromGPU")
     letters.append(failures(reports))
-    return add_end(pipeline, functools.partial(complete, job), job.output, reports, tallies, letters, num_shards, codebook)
+    return add_end(pipeline, functools.partial(complete, job), job.output, reports, tallies, letters, several, num_shards, codebook)

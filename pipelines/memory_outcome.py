@@ -13,6 +13,7 @@ from clara.fingerprint import Fingerprint
 from clara.memory import complete_memory
 from clara.update import complete_update
 from pipelines.dedup import REASON as DUPLICATE
+from pipelines.document_ids import EXAMPLE
 from pipelines.filters import Filters
 from pipelines.locks import Lease
 from pipelines.near_duplicates import Likeness
@@ -89,6 +90,7 @@ def complete(
     letter_files: Sequence[Mapping[str, Any]],
     reasons: Mapping[tuple[bool, str], int],
     tallies: Mapping[str, int],
+    several: str,
     num_shards: int,
     codebook: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -100,6 +102,7 @@ def complete(
         letter_files: manifest entries of the dead letters.
         reasons: how many letters have a reason, by whether they were dropped and which.
         tallies: what was counted.
+        several: the first document id of several texts, as it is told; empty: there is none.
         num_shards: of the MEMORY.
         codebook: manifest entry of a codebook made for it.
 
@@ -140,7 +143,8 @@ def complete(
             counts=counts,
             extra_files=[*letter_files, *([codebook] if codebook else [])],
         )
-    return {**counts, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
+    told = {EXAMPLE: several} if several else {}
+    return {**counts, **told, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
 
 
 def check_sees(job: Job) -> None:

@@ -23,7 +23,7 @@ from clara.errors import InputError
 
 SPILL = ".spill"
 PLAN = "plan.json"
-_FORMAT = 3
+_FORMAT = 4
 _NUM_BITS = 12
 NUM_PARTITIONS = 1 << _NUM_BITS
 """Partitions where the number of shards is not known beforehand."""

@@ -140,7 +140,7 @@ def _letters_of(report: Mapping[str, Any], output: str) -> list[DeadLetter]:
 
 def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
     """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
-    unique, tallies, letters = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
+    unique, tallies, letters, several = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
     num_shards = chosen_num_shards(pipeline, unique, job.num_shards, work.default_num_shards)
     reports = (
         unique
@@ -151,7 +151,7 @@ def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) 
         | "Ask" >> beam.ParDo(Ask(job))
     )
     letters.append(reports | "LettersOfShards" >> beam.FlatMap(_letters_of, job.output))
-    return add_end(pipeline, functools.partial(complete, job), job.output, reports, tallies, letters)
+    return add_end(pipeline, functools.partial(complete, job), job.output, reports, tallies, letters, several)
 
 
 def _costs(element: tuple[str, Kept], job: Job) -> tuple[int, Cost, Cost]:
@@ -173,5 +173,5 @@ def add_estimate(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job, path:
     def tell(found: tuple[int, Cost, Cost]) -> None:
         atomic_write(path, json.dumps({"chunks": found[0], "at most": asdict(found[1]), "expected": asdict(found[2])}))
 
-    unique, _, _ = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
+    unique, _, _, _ = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
     _ = unique | "Estimate" >> beam.Map(_costs, job) | "Sum" >> beam.CombineGlobally(_add) | "Tell" >> beam.Map(tell)

@@ -13,6 +13,7 @@ from clara.examples import join_examples
 from pipelines.chunking import Tokens
 from pipelines.dead_letters import NAME
 from pipelines.dedup import REASON as DUPLICATE
+from pipelines.document_ids import EXAMPLE
 from pipelines.filters import Filters
 from pipelines.memory_outcome import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
 from pipelines.near_duplicates import Likeness
@@ -74,6 +75,7 @@ def complete(
     letter_files: Sequence[Mapping[str, Any]],
     reasons: Mapping[tuple[bool, str], int],
     tallies: Mapping[str, int],
+    several: str,
 ) -> dict[str, Any]:
     """Complete the EXAMPLES and return their counts.
 
@@ -106,7 +108,8 @@ def complete(
         prompts=job.templates.version,
         model=job.model.identity(),
     )
-    return {**manifest["counts"], "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
+    told = {EXAMPLE: several} if several else {}
+    return {**manifest["counts"], **told, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
 
 
 def check_nothing_lost(totals: Mapping[str, int], reasons: Mapping[tuple[bool, str], int], num_kinds: int) -> None:

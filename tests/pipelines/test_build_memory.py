@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 import tiny
 from apache_beam.options.pipeline_options import PipelineOptions
+from hypothesis import given
+from hypothesis import strategies as st
 from page_parser import Page
 from test_mediawiki import PAGES, multistream
 
@@ -33,6 +35,7 @@ from clara.records import Chunk, Document, chunk_id
 from pipelines import memory_run, runner
 from pipelines.build_memory import main, parser
 from pipelines.dedup import Kept, first_of
+from pipelines.document_ids import two_that_differ
 from pipelines.locks import LOCK, locked
 from pipelines.memory_job import default_num_shards
 from pipelines.memory_outcome import check_nothing_lost
@@ -271,6 +274,34 @@ def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_fo
     assert len(set(lost)) == len(lost)
     assert [(name, line) for name, line, _ in lost if name == "b.jsonl"] == [("b.jsonl", n) for n in (1, 2, 3, 4, 6, 7)]
     assert {row.document_id for row in rows.values() if row.text == "One text."} == {"winner"}
+
+
+@pytest.mark.parametrize("runner", ["local", "BundleBasedDirectRunner"])
+def test_an_id_of_several_texts_is_told_with_an_example(build: Build, runner: str, caplog: pytest.LogCaptureFixture) -> None:
+    files = {
+        "a.jsonl": jsonl({"id": "b", "text": "One text."}, {"id": "z", "text": "Twice."}, {"id": "z", "text": "Twice."}),
+        "b.jsonl": jsonl(
+            {"id": "a", "text": "Of a."}, {"id": "b", "text": "One text."}, {"id": "a", "text": "Of a too."}, {"text": "None."}
+        ),
+        "c.jsonl": jsonl({"id": "b", "text": "A third."}, {"id": "b", "text": "A fourth."}, {"text": "None."}),
+    }
+    with caplog.at_level("WARNING"):
+        memory = build(files, f"--runner={runner}")
+    assert read_manifest(memory)["counts"]["document ids of several texts"] == 2
+    corpus = memory.parent / "corpus"
+    assert "2 document ids stand for several texts" in caplog.text
+    assert f"the first is 'b' ({corpus}/a.jsonl:1 and {corpus}/c.jsonl:1)" in caplog.text
+    store = MemoryStore.open(memory)
+    assert [len(store.rows_of(name)) for name in "ab"] == [2, 3]
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from("xyz"))), st.randoms())
+def test_two_that_differ_are_found_in_any_parts(places: list[tuple[int, int, str]], dice: Any) -> None:
+    parts = [((str(source), line, content),) for source, line, content in places]
+    whole = two_that_differ(parts)
+    dice.shuffle(parts)
+    cut = dice.randint(0, len(parts))
+    assert two_that_differ([two_that_differ(parts[:cut]), two_that_differ(parts[cut:])]) == whole
 
 
 def test_hostile_text_is_stored_as_it_is_and_compressed_as_text(build: Build, tiny_model: ClaraModel) -> None:

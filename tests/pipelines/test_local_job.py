@@ -30,6 +30,7 @@ def corpus(seed: int) -> dict[str, bytes]:
         rows.append({"id": f"nearly{number}", "text": " ".join([*words[:-1], "other"])})
     rows += [{"id": f"copy{n}", "title": rows[n]["title"], "text": rows[n]["text"]} for n in range(0, 40, 5)]
     rows += [{"id": f"titled{n}", "title": " ".join(f"title{n}{k}" for k in range(60)), "text": f"Short text {n}."} for n in range(2)]
+    rows += [{"id": "doc-03", "text": f"Another text of this id, number {n}."} for n in range(2)] + [{"id": "near2", "text": "Other."}]
     rows += [{"id": f"long{n}", "text": " ".join(f"Sentence {n} of {k} stands here." for k in range(40))} for n in range(3)]
     lines = [json.dumps(row).encode() for row in rows] + [b"{broken", b'{"text": ""}', b'{"text": "x"}', b""] * 3
     dice.shuffle(lines)
