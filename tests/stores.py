@@ -1,6 +1,7 @@
 """Object stores on the loopback, as the tests use them: emulators of S3 and GCS, behind a proxy that misbehaves on demand.
 
-The S3 emulator (moto) knows conditional writes. The one of GCS passes over `ifGenerationMatch`, so the proxy keeps that promise for it.
+The S3 emulator (moto) knows conditional writes, but looks and writes in two steps, between which another one may come: the proxy lets one in at a time.
+The emulator of GCS passes over `ifGenerationMatch`, so the proxy keeps that promise for it.
 """
 
 import http.client
@@ -95,6 +96,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP - {"host"}}
         headers["Content-Length"] = str(len(body))
+        if self.headers.get("If-None-Match"):
+            with self.creating:
+                self._reply(*self._ask(self.command, self.path, body, headers))
+            return
         if "ifGenerationMatch=0" not in self.path:
             self._reply(*self._ask(self.command, self.path, body, headers))
             return
