@@ -167,7 +167,8 @@ def chosen_questions(directory: str, splits: str, limit: int) -> list[Question]:
         InputError: a split is empty.
     """
     names = [None] if splits == "all" else [s.strip() for s in splits.split(",") if s.strip()]
-    there = {q.split for q in read_questions(directory)}
+    every = read_questions(directory)
+    there = {q.split for q in every}
     for name in names:
         if name is not None and name not in there:
             raise InputError(
@@ -176,7 +177,7 @@ def chosen_questions(directory: str, splits: str, limit: int) -> list[Question]:
             )
     chosen: list[Question] = []
     for name in names:
-        questions = read_questions(directory, name)
+        questions = [q for q in every if name is None or q.split == name]
         if limit:
             drawn = {q.question_id for q in sorted(questions, key=lambda q: hash_of(["limit", q.question_id]))[:limit]}
             questions = [q for q in questions if q.question_id in drawn]

@@ -246,10 +246,11 @@ def preflight(config: Config) -> None:
     trained_roles(config)
     if config.utilities:
         check_scored(config)
-    tell_of_another(where.output, where.run, recipe(config))
+    made_by = recipe(config)
+    tell_of_another(where.output, where.run, made_by)
     try:
         where.run.mkdir(parents=True, exist_ok=True)
-        note_recipe(where.run, recipe(config))
+        note_recipe(where.run, made_by)
     except OSError as error:
         raise InputError(
             f"output {config.output!r}: cannot be written ({error.strerror}); choose a directory that you may write to"
