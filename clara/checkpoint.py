@@ -18,6 +18,7 @@ import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from transformers.modeling_utils import unwrap_model
 
 from clara import lora
 from clara.artefact import atomic_write, file_entry, make_directory, read_manifest, refuse_other, verify, write_manifest
@@ -106,6 +107,11 @@ def save_checkpoint(
         model=model.settings.model_dump(),
         prompts=model.prompts.prompts.model_dump(),
     )
+
+
+def prepare_to_store_backbone() -> None:
+    """Import what transformers imports when it saves its first LM (DeepSpeed, where it is installed): seconds that training would wait."""
+    unwrap_model(torch.nn.Identity())
 
 
 def _save_plain_lm(model: ClaraModel, folder: str) -> None:

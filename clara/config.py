@@ -198,9 +198,10 @@ class Joint(Section):
     evaluate_answer_tokens: int = Field(
         0, ge=0, description="longest answer generated there from the K documents found, for its exact match; 0: none is generated"
     )
+    evaluate_pools: bool = Field(False, description="rank held-out questions' own candidates there, also where training searches the INDEX")
     evaluate_fresh: bool = Field(
         False,
-        description="with published_pool: rank the held-out pools on memory encoded afresh too, as a whole encoding would give it at that moment; "
+        description="where held-out pools are ranked: rank them on memory encoded afresh too, as a whole encoding would give it at that moment; "
         "costs N compressions a question",
     )
     checkpoint_every: int = Field(100, ge=1, description="steps between run states (for resuming)")

@@ -188,6 +188,7 @@ class _Work:
         """The file of an index without inverted lists, made at once; None: it has lists."""
         if has_lists(self._trained):
             return None
+        self._set_probes()
         index = faiss.IndexIDMap(self._trained)
         with self._bar("add", len(self._store), "row") as told:
             for rows in _pieces(self._store):
@@ -209,11 +210,17 @@ class _Work:
                 else:
                     told(len(rows))
                 sources.append(Source(read_mapped(path)))
-        inverted = faiss.extract_index_ivf(self._trained)
-        inverted.nprobe = min(inverted.nlist, self._how.probes or max(8, inverted.nlist // 16))
+        inverted = self._set_probes()
         with self._bar("merge", inverted.nlist, "list") as told:
             merge(self._trained, sources, self.folder / FILE, lambda _: told(1))
         return self.folder / FILE
+
+    def _set_probes(self) -> Any:
+        """How many lists a query looks into, also where they are wrapped or of another kind than is merged. Returns the lists' index, if there is one."""
+        inverted = faiss.try_extract_index_ivf(self._trained)
+        if inverted is not None:
+            inverted.nprobe = min(inverted.nlist, self._how.probes or max(8, inverted.nlist // 16))
+        return inverted
 
     def _part(self, rows: Ids, told: Callable[[int], None]) -> Any:
         part = faiss.read_index(str(self.folder / TRAINED))

@@ -184,6 +184,18 @@ def test_which_of_many_equal_keys_are_candidates_is_not_left_to_faiss(tmp_path: 
         assert rows[0].tolist() == [row for row, _ in brute_force(store, query[0], 5)]
 
 
+@pytest.mark.parametrize("factory", ["IVF4,Flat", "IVF4,PQ8x4fs", "IVF4,PQ8x4,RFlat", "OPQ8,IVF4,PQ8x4fs,RFlat"])
+def test_probes_are_kept_by_every_kind_with_lists(tmp_path: Path, factory: str) -> None:
+    memory = write_memory(tmp_path / "memory", random_memory(400))
+    store = MemoryStore.open(memory)
+    for probes, kept in ((3, 3), (0, 4)):
+        build_index(memory, tmp_path / str(probes), factory, num_queries=0, probes=probes)
+        assert faiss.extract_index_ivf(MemoryIndex.open(tmp_path / str(probes), store).faiss).nprobe == kept
+    # With every list probed and every row a candidate the second level decides alone.
+    rows, _ = MemoryIndex.open(tmp_path / "0", store).search(random_memory(1, seed=9), 5, first_level=400)
+    assert rows[0].tolist() == [row for row, _ in brute_force(store, random_memory(1, seed=9)[0], 5)]
+
+
 def test_zero_memories_score_zero(tmp_path: Path) -> None:
     values = random_memory(3)
     values[1] = 0

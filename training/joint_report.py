@@ -13,8 +13,9 @@ from training.metrics import read
 from training.pruning import deleted, prune
 from training.refresh import RefreshResult, recall_of, run_job
 from training.refresh_cost import cost
-from training.run_state import run_states
+from training.run_state import keep_newest, run_states
 from training.schedule import Version
+from training.tries import failed_tries
 from training.versions import Versions
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,8 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
         "waited_after_last_step_seconds": state["waited_seconds"],
         "final_refresh_seconds": time.monotonic() - began,
     }
+    # Nobody goes on from an older one any more, and what it names may go with it.
+    keep_newest(where.run, 1)
     prune(
         where.output, where.run, current=int(current["number"]), keep=settings.refresh.keep_versions, states=run_states(where.run),
         step=settings.steps,
@@ -120,7 +123,7 @@ def summarise(config: Config, where: Places, current: Mapping[str, Any], refresh
         "rerank_seconds": sum(v.get("rerank_seconds", 0.0) for v in metrics.values()),
         "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
         "refreshes": refreshes,
-        "refresh_cost": cost(config, threads_of_rank(config, ranks), metrics, refreshes),
+        "refresh_cost": cost(config, threads_of_rank(config, ranks), metrics, refreshes, failed_tries(where.run)),
         "versions_by_step": version_spans(metrics),
         "staleness": staleness(metrics),
         "checkpoint": str(where.checkpoint),

@@ -157,7 +157,7 @@ def recipe(config: Config) -> dict[str, Any]:
     names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
     settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
-    _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens", "evaluate_fresh"))
+    _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens", "evaluate_pools", "evaluate_fresh"))
     _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
     for section, left_out in _NOT_OF_THE_RECIPE.items():
         tree = settings
@@ -210,7 +210,7 @@ def build_stage(
             )
         joint = config.joint
         held_out = HeldOut(
-            chosen, num_selected=joint.num_selected, published_pool=joint.published_pool, fresh=joint.evaluate_fresh,
+            chosen, num_selected=joint.num_selected, published_pool=joint.published_pool or joint.evaluate_pools, fresh=joint.evaluate_fresh,
             answer_tokens=joint.evaluate_answer_tokens,
         )  # fmt: skip
     own = own_backbone(config)

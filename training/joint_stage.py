@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clara.checkpoint import prepare_to_store_backbone
 from clara.config import Config
 from clara.errors import InputError
 from clara.memory import MemoryStore
@@ -129,6 +130,8 @@ class JointStage(Stage):
     def begin(self, engine: Engine) -> None:
         """Learn who shares the work."""
         self._engine = engine
+        if engine.rank == 0 and self._store_backbone and self._settings.refresh.policy != "none":
+            prepare_to_store_backbone()
         self.versions.begin(engine.rank)
 
     def fresh_start(self) -> None:
@@ -180,10 +183,9 @@ class JointStage(Stage):
         held_out: dict[str, float] = {}
         if self._held_out is not None and every and (step + 1) % every == 0:
             held_out = self._held_out.evaluate(self._model, self.candidates, engine)
-        now = time.monotonic()
-        self._spent.add(
-            now - (self._step_began or now), self.versions.blocked_seconds, self.versions.refreshed.get("refresh_seconds", 0.0)
-        )  # fmt: skip
+        now, tries = time.monotonic(), self.versions.tries
+        refreshing = self.versions.refreshed.get("refresh_seconds", 0.0) + tries.failed_seconds
+        self._spent.add(now - (self._step_began or now), self.versions.blocked_seconds, refreshing)
         figures = {
             "used_memory_version": float(self._used_version),
             **self._used_recall,
@@ -196,10 +198,11 @@ class JointStage(Stage):
             "refreshing": float(self._refreshing),
             **staleness,
             **self.versions.refreshed,
+            **({"refresh_failed_seconds": tries.failed_seconds} if tries.failed_seconds else {}),
             **self._spent.figures(self._devices),
             **held_out,
         }
-        self.versions.blocked_seconds, self.versions.refreshed, self._step_began = 0.0, {}, None
+        self.versions.blocked_seconds, self.versions.refreshed, tries.failed_seconds, self._step_began = 0.0, {}, 0.0, None
         return figures
 
     def state(self) -> dict[str, Any]:

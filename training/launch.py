@@ -10,7 +10,8 @@ Who waits for what, and how long at most:
 | rank | another rank, at a collective | `collective_seconds` | a failure |
 | rank | search servers | retrieval.search_seconds, each question (`training.search_servers`) | a failure |
 | rank 0 | a refresh, where it is waited for | joint.refresh.wait_seconds (`training.versions`) | training goes on without it |
-| nobody | a refresh beside training | joint.refresh.max_seconds, each try (`training.versions`) | another try, max_attempts in all |
+| nobody | a refresh beside training | joint.refresh.max_seconds, each try (`training.tries`) | another try, max_attempts in all |
+| rank 0 | a run state that is being written, before the next one and at the end | 1,800 s (`training.run_state`) | a failure |
 | rank 0 | the ranks of a killed run, which hold its directory | 60 s (`joint_run.sole_user`) | a failure |
 
 A failure of one rank is seen within seconds and ends all of them, in 35 s at most where they hang; launch.max_failures times they start again.

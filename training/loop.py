@@ -139,7 +139,8 @@ def run(
     """Train a stage to its last step, resuming what `directory` holds.
 
     A loss or gradient that is not finite on one rank leaves every rank's weights as they are. A run state counts as good once a step was made
-    from it: where the run stops, the state that the first broken step began from is deleted.
+    from it: where the run stops, the state that the first broken step began from is deleted. No step tells whether the last update was good, so
+    the weights themselves are looked at after it.
 
     Args:
         stage: what trains.
@@ -151,7 +152,7 @@ def run(
         on_nonfinite: stop there, or skip the update and go on; after ten of them in a row it stops anyway.
 
     Raises:
-        NotFiniteError: loss or gradient are not finite; the message names the step. Every rank raises.
+        NotFiniteError: loss, gradient or the last weights are not finite; the message names the step. Every rank raises.
     """
     stage.begin(engine)
     states = RunStates(directory, engine)
@@ -170,6 +171,13 @@ def run(
             except NotFiniteError:
                 states.forget(step - skipped_in_a_row)
                 raise
+            if step + 1 == stage.steps and not finite_weights(stage, engine):
+                if skipped_in_a_row:
+                    states.forget(step + 1 - skipped_in_a_row)
+                raise NotFiniteError(
+                    f"{stage.name}: weights are not finite after the last update (step {step + 1}); lower the learning rate (the last good run state "
+                    "is kept, no CHECKPOINT is written)"
+                )
             values |= stage.after_step(step, engine)
             values["run_state_seconds"], states.blocked_seconds = states.blocked_seconds, 0.0
             values["seconds"] = time.monotonic() - began
@@ -246,6 +254,14 @@ def judge(name: str, step: int, values: dict[str, float], on_nonfinite: str, bef
     if told:
         logger.warning("%s: %s at step %d: the update is skipped on every rank", name, what, step + 1)
     return before + 1
+
+
+def finite_weights(stage: Stage, engine: Engine) -> bool:
+    """Whether every number that trains is finite, on every rank (collectives)."""
+    parameters = [p for _, group in stage.groups() for p in group]
+    with engine.whole(parameters):
+        broken = any(not bool(torch.isfinite(p.detach()).all()) for p in parameters)
+    return engine.sum([float(broken)])[0] == 0
 
 
 class Progress:

@@ -85,8 +85,6 @@ class RefreshResult:
     """What a finished refresh made.
 
     Attributes:
-        recall_at_10: of the INDEX, as it was measured when built; None where it was not.
-        recall_warning: where that is under the floor, else empty.
         memory_hash: of the MEMORY's manifest.
         index_hash: of the INDEX's manifest.
         fingerprint: of what was encoded.
@@ -95,6 +93,9 @@ class RefreshResult:
         seconds: of work.
         oldest_step: updates after which the oldest row's snapshot was taken.
         drift: mean of 1 − cosine between what was stored of the encoded rows and what is now; None where it was not measured.
+        recall_at_10: of the INDEX, as it was measured when built; None where it was not.
+        recall_warning: where that is under the floor, else empty.
+        finished_at: when it was done (Unix time).
     """
 
     memory_hash: str
@@ -107,6 +108,7 @@ class RefreshResult:
     drift: float | None = None
     recall_at_10: float | None = None
     recall_warning: str = ""
+    finished_at: float = 0.0
 
     def figures(self) -> dict[str, float]:
         """For the step that switches to it."""
@@ -203,6 +205,7 @@ def run_job(job: RefreshJob) -> RefreshResult:
         drift=drift,
         recall_at_10=recall,
         recall_warning=warning,
+        finished_at=time.time(),
     )
 
 

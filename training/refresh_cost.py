@@ -32,7 +32,7 @@ class Devices:
 
 @dataclass
 class Spent:
-    """Seconds of a run so far: of steps, that training waited in them, and of finished refreshes."""
+    """Seconds of a run so far: of steps, that training waited in them, and of refreshes, finished ones and failed tries."""
 
     step_seconds: float = 0.0
     blocked_seconds: float = 0.0
@@ -56,15 +56,21 @@ class Spent:
 
 
 def cost(
-    config: Config, threads: int, metrics: Mapping[int, Mapping[str, float]], refreshes: Sequence[Mapping[str, Any]]
+    config: Config,
+    threads: int,
+    metrics: Mapping[int, Mapping[str, float]],
+    refreshes: Sequence[Mapping[str, Any]],
+    failed: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What re-encoding cost, from the figures of all steps and the notes of all refreshes, also of one after the last step.
+    """What re-encoding cost, from the figures of all steps and the notes of all refreshes, also of one after the last step, and of failed tries.
 
-    `compute_share`: see `Devices.share`. Pace with a refresh beside it and without: median seconds of a step, and questions in a second over all
+    `seconds`: of work, of refreshes that came to something. `mean_ready_seconds`: from a request beside training to readiness. `compute_share`: see
+    `Devices.share`; failed tries count with all their time, waiting for room included. Pace with a refresh beside it and without: median seconds of a step, and questions in a second over all
     such steps, evaluations and waiting included; `throughput_beside_a_refresh` is the ratio of the medians.
     """
     devices = Devices.of(config, threads)
-    seconds = sum(float(r["seconds"]) for r in refreshes)
+    seconds, lost = (sum(float(r["seconds"]) for r in found) for found in (refreshes, failed))
+    ready = [float(r["ready_seconds"]) for r in refreshes if "ready_seconds" in r]
     training = sum(v["step_seconds"] for v in metrics.values())
     beside = [v["step_seconds"] for v in metrics.values() if v.get("refreshing")]
     alone = [v["step_seconds"] for v in metrics.values() if not v.get("refreshing")]
@@ -75,10 +81,13 @@ def cost(
     return {
         "refreshes": len(refreshes),
         "seconds": seconds,
+        "mean_ready_seconds": statistics.mean(ready) if ready else None,
+        "failed_tries": len(failed),
+        "failed_seconds": lost,
         "bytes": sum(int(r["bytes"]) for r in refreshes),
-        "encoding_device_seconds": seconds * devices.refresh,
+        "encoding_device_seconds": (seconds + lost) * devices.refresh,
         "training_device_seconds": training * devices.training,
-        "compute_share": devices.share(seconds, training),
+        "compute_share": devices.share(seconds + lost, training),
         "median_step_seconds_beside_a_refresh": statistics.median(beside) if beside else None,
         "median_step_seconds_alone": statistics.median(alone) if alone else None,
         "questions_per_second_beside_a_refresh": pace(beside),

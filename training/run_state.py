@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 RUN_STATE = "run_state"
 TENSORS = "state.safetensors"
 _DONE, _WRITING = "state.json", "state.writing.json"
+# A store that hangs must not keep a run for ever.
+_WRITE_SECONDS = 1800.0
 
 
 class Stateful(Protocol):
@@ -54,6 +56,13 @@ def run_states(directory: Path) -> list[Path]:
 def noted_states(directory: Path) -> list[Path]:
     """The notes of complete run states and of one that is being written: what they name may not be deleted."""
     return sorted((directory / RUN_STATE).glob("step-*/state*.json"))
+
+
+def keep_newest(directory: Path, count: int) -> None:
+    """Delete all complete run states but the newest `count`."""
+    for old in run_states(directory)[:-count]:
+        old.unlink()
+        shutil.rmtree(old.parent)
 
 
 class RunStates:
@@ -112,14 +121,23 @@ class RunStates:
             except InputError as error:
                 self._failure = str(error)
             else:
-                self._thread = threading.Thread(target=self._write, args=(folder, tensors, note), name="run-state")
+                self._thread = threading.Thread(target=self._write, args=(folder, tensors, note), name="run-state", daemon=True)
                 self._thread.start()
         self.blocked_seconds += time.monotonic() - began
 
     def wait(self) -> None:
-        """Until the last one is written; then delete older ones. A disk without room costs the run state, not the run."""
+        """Until the last one is written; then delete older ones. A disk without room costs the run state, not the run.
+
+        Raises:
+            InputError: the disk takes it neither, nor refuses it.
+        """
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(_WRITE_SECONDS)
+            if self._thread.is_alive():
+                raise InputError(
+                    f"{self._directory / RUN_STATE}: a run state is still being written after {_WRITE_SECONDS:g} s; see to the disk or network "
+                    "store, and run the same command again: it goes on from the last complete one"
+                )
             self._thread = None
         if self._failure:
             before = run_states(self._directory)
@@ -131,9 +149,7 @@ class RunStates:
         if self._engine.rank == 0:
             for note in (self._directory / RUN_STATE).glob(f"step-*/{_WRITING}"):
                 note.unlink()
-            for old in run_states(self._directory)[: -self._keep]:
-                old.unlink()
-                shutil.rmtree(old.parent)
+            keep_newest(self._directory, self._keep)
 
     def forget(self, step: int) -> None:
         """Delete the state after `step` updates, if there is one: its weights came to nothing."""

@@ -19,10 +19,11 @@ class Version:
 
 @dataclass(frozen=True)
 class Pending:
-    """A refresh under way: the version that it makes, and the updates after which its snapshot was taken."""
+    """A refresh under way: the version that it makes, the updates after which its snapshot was taken, and when (Unix time)."""
 
     number: int
     snapshot_step: int
+    asked_at: float = 0.0
 
 
 def snapshot_due(updates: int, settings: Refresh, cosine: float = 1.0) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from clara.artefact import atomic_write, manifest_hash
+from clara.artefact import manifest_hash
 from clara.checkpoint import save_checkpoint
 from clara.config import Config
 from clara.errors import InputError
@@ -26,10 +26,11 @@ from training.ages import Ages
 from training.choice import Choice, Coming, WorkingSet
 from training.engine import Engine
 from training.pruning import prune
-from training.refresh import RefreshError, RefreshJob, RefreshResult, check_result, expected_fingerprint, fingerprint_of, recall_of
-from training.refresh_worker import Ticket, Worker
+from training.refresh import RefreshJob, expected_fingerprint, fingerprint_of, recall_of
+from training.refresh_worker import Worker
 from training.run_state import noted_states
 from training.schedule import Pending, Version, snapshot_due
+from training.tries import Tries
 
 logger = logging.getLogger(__name__)
 OpenIndex = Callable[[str, MemoryStore], TwoLevels]
@@ -49,6 +50,7 @@ class Versions:
         pending: the one that is being made, if one is.
         blocked_seconds: that training waited since somebody last set it to 0.
         refreshed: on rank 0, what the version last switched to took to make, for the figures of the step.
+        tries: on rank 0, at the pending version.
         recall: recall@10 of the INDEX in use once it is open, where it was measured, for the figures of the steps.
         working_set: candidates of the steps since the last snapshot, where rows are chosen by them.
         ages: of the rows of the version in use, once it is open.
@@ -66,7 +68,8 @@ class Versions:
         self._config, self._settings = config, config.joint.refresh
         self._output, self._run = output, run_directory
         self.run_directory = run_directory
-        self._worker, self._threads, self._open_index = worker, threads, open_index
+        self._threads, self._open_index = threads, open_index
+        self.tries = Tries(self._settings, run_directory, worker)
         self.current = Version(
             0, config.memory, config.index, manifest_hash(config.memory), manifest_hash(config.index) if config.index else "", 0
         )
@@ -79,12 +82,8 @@ class Versions:
         # Snapshot steps of this run's versions, by fingerprint: what MEMORY may hold, and how old each row is.
         self._steps: dict[str, int] = {}
         self._num_rows = 0
-        self._ticket: Ticket | None = None
-        self._ready: RefreshResult | None = None
-        self._job: RefreshJob | None = None
         self._lost = ""
         self._warned = -1
-        self._attempt, self._began = 0, 0.0
         self._rank = 0
 
     def begin(self, rank: int) -> None:
@@ -148,14 +147,13 @@ class Versions:
         if self._rank == 0 and cosine < self._settings.trigger_cosine:
             logger.info("refresh: after step %d stored and fresh memory have a cosine of %.4f: a snapshot is due", updates, cosine)
         began = time.monotonic()
-        self.pending = Pending(self.current.number + 1, updates)
+        self.pending = Pending(self.current.number + 1, updates, time.time())
         with engine.whole(stored_parameters(model, store_backbone)):
             if self._rank == 0:
                 self._lost = self._save_snapshot(model, updates, store_backbone=store_backbone)
         if self._rank == 0 and self._settings.policy == "incremental" and not self._lost:
             self._lost = self._save_choice(coming(updates))
         self.working_set = WorkingSet()
-        self._attempt = 0
         if not self._lost:
             self._start()
         self.blocked_seconds += time.monotonic() - began
@@ -194,18 +192,9 @@ class Versions:
         return self._run / f"drift-v{number}.parquet"
 
     def _start(self) -> None:
-        if self._rank != 0 or self.pending is None:
-            return
-        if self._worker is None:
-            raise RuntimeError("rank 0 has no worker for refreshes")
-        number = self.pending.number
-        self._attempt += 1
-        self._began = time.monotonic()
-        self._ready = None
-        self._notes(number).unlink(missing_ok=True)
-        self._job = self.job(number, self._snapshot(number), self.pending.snapshot_step, chosen=self._settings.policy == "incremental")
-        self._ticket = self._worker.start(self._job, self._run / f"refresh-v{number}.log")
-        logger.info("refresh: version %d begins (snapshot after step %d, try %d)", number, self.pending.snapshot_step, self._attempt)
+        if self._rank == 0 and self.pending is not None:
+            number, chosen = self.pending.number, self._settings.policy == "incremental"
+            self.tries.begin(self.pending, self.job(number, self._snapshot(number), self.pending.snapshot_step, chosen=chosen))
 
     def job(self, number: int, checkpoint: Path, snapshot_step: int, *, chosen: bool = False) -> RefreshJob:
         """The refresh that makes version `number` of a checkpoint after that many updates: of all rows, or of the chosen ones."""
@@ -279,8 +268,8 @@ class Versions:
         """The last step (0-based) on the old version under `fixed`."""
         return (self.pending.snapshot_step if self.pending else 0) + self._settings.delta_steps - 1
 
-    def _poll(self, *, wait: bool, timeout_seconds: float = float("inf")) -> int:
-        """Number of the pending version once it is ready, its negative once its tries are used up, else 0."""
+    def _poll(self, *, wait: bool, timeout_seconds: float) -> int:
+        """See `Tries.poll`; a version without a snapshot is given up."""
         if self.pending is not None and self._lost:
             logger.error(
                 "refresh: no snapshot for version %d (%s); training stays on version %d",
@@ -290,51 +279,17 @@ class Versions:
             )
             self._lost = ""
             return -self.pending.number
-        deadline = time.monotonic() + timeout_seconds
-        while self.pending is not None and self._ticket is not None:
-            try:
-                self._ready = self._ticket.result(timeout_seconds=1.0 if wait else 0.0)
-                if self._ready is None:
-                    self._end_overdue(self._ticket)
-                elif self._job is not None:
-                    check_result(self._job, self._ready)
-            except RefreshError as failure:
-                logger.warning("refresh: try %d of version %d failed: %s", self._attempt, self.pending.number, failure)
-                if self._attempt >= self._settings.max_attempts:
-                    logger.error("refresh: version %d is given up; training stays on version %d", self.pending.number, self.current.number)
-                    return -self.pending.number
-                self._start()
-                if not wait:
-                    return 0
-                continue
-            if self._ready is not None:
-                self._ready.told(self.pending.number)
-                self._note(self._ready)
-                return self.pending.number
-            if not wait or time.monotonic() > deadline:
-                return 0
-        return 0
-
-    def _end_overdue(self, ticket: Ticket) -> None:
-        """A try that hangs, or finds no room, must not keep later versions from being made.
-
-        Raises:
-            RefreshError: it took too long, and was ended.
-        """
-        if time.monotonic() - self._began > self._settings.max_seconds:
-            ticket.stop()
-            raise RefreshError(f"not ready {self._settings.max_seconds:g} s after it began (joint.refresh.max_seconds), and ended")
+        return self.tries.poll(wait=wait, timeout_seconds=timeout_seconds) if self.pending is not None else 0
 
     def switch(self, step: int, announced: float) -> bool:
         """Ahead of step `step` (0-based), whose batches are drawn: take what was announced; it holds from step + 1 on. True after a switch."""
         if announced == 0 or self.pending is None:
             return False
         number, snapshot_step, self.pending = self.pending.number, self.pending.snapshot_step, None
-        self._ticket = None
+        self.tries.forget()
         if announced < 0:
             return False
-        if self._ready is not None:
-            self.refreshed = self._ready.figures()
+        self.refreshed = self.tries.figures()
         memory, index = self._output / f"memory-v{number}", self._output / f"index-v{number}"
         self.current = Version(number, str(memory), str(index), manifest_hash(memory), manifest_hash(index), snapshot_step)
         record = {"rank": self._rank, "first_step": step + 2, **dataclasses.asdict(self.current)}
@@ -344,8 +299,15 @@ class Versions:
         return True
 
     def finish(self) -> None:
-        """After the last step: wait for a refresh under way, `wait_seconds` at most. It is not used in training any more."""
+        """After the last step: wait for a refresh under way, `wait_seconds` at most. It is not used in training any more.
+
+        Where everything is encoded once more anyway, and by a newer compressor, nobody waits for it.
+        """
         if self._rank != 0 or self.pending is None:
+            return
+        if self._settings.final and self.pending.snapshot_step < self._config.joint.compressor_updates:
+            logger.info("refresh: version %d is ended unfinished, as joint.refresh.final encodes all of it again", self.pending.number)
+            self.tries.stop("ended for the last re-encoding")
             return
         logger.info("refresh: waiting for version %d (at most %.0f s)", self.pending.number, self._settings.wait_seconds)
         began = time.monotonic()
@@ -357,12 +319,9 @@ class Versions:
     def _give_up(self) -> int:
         """End a refresh that was waited for in vain. Returns what announces it."""
         number = self.pending.number if self.pending else 0
-        if self._ticket is not None:
-            self._ticket.stop()
-        logger.error(
-            "refresh: version %d is not ready after %.0f s (joint.refresh.wait_seconds) and is given up; training stays on version %d",
-            number, self._settings.wait_seconds, self.current.number,
-        )  # fmt: skip
+        why = f"not ready after {self._settings.wait_seconds:.0f} s (joint.refresh.wait_seconds)"
+        self.tries.stop(why)
+        logger.error("refresh: version %d is %s and is given up; training stays on version %d", number, why, self.current.number)
         return -number
 
     def prune(self, updates: int) -> None:
@@ -370,16 +329,6 @@ class Versions:
         if self._rank == 0:
             keep, states = self._settings.keep_versions, noted_states(self._run)
             prune(self._output, self._run, current=self.current.number, keep=keep, states=states, step=updates)
-
-    def _notes(self, number: int) -> Path:
-        return self._run / f"refresh-v{number}.json"
-
-    def _note(self, result: RefreshResult) -> None:
-        """Keep what a refresh made for the report."""
-        if self.pending is None:
-            return
-        record = dataclasses.asdict(self.pending) | dataclasses.asdict(result)
-        atomic_write(self._notes(self.pending.number), json.dumps(record, indent=1) + "\n")
 
     # --- resuming ----------------------------------------------------------------------------------------------------
 
@@ -395,5 +344,4 @@ class Versions:
         # A state of before there were mixed versions has neither.
         self._steps = dict(state.get("steps", {}))
         self.working_set.restore(state.get("working_set", {"row_ids": [], "uses": []}))
-        self._attempt = 0
         self._start()

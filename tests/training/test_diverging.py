@@ -1,7 +1,9 @@
 """Joint training that diverges: weights so large that queries are not numbers any more, ahead of the search that they would break."""
 
+import itertools
 import json
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import joint_world
@@ -10,6 +12,7 @@ from joint_world import World
 
 from clara.errors import InputError
 from training import joint
+from training.engine import LocalEngine
 from training.loop import NotFiniteError
 from training.metrics import read
 from training.run_state import run_states
@@ -20,6 +23,22 @@ DIVERGING = {"joint__optimiser__learning_rate": 1e30, "joint__optimiser__gradien
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
     return joint_world.make(tmp_path_factory.mktemp("diverging-world"), tiny_checkpoint, corpus_file)
+
+
+def explode(monkeypatch: pytest.MonkeyPatch, update: int) -> Callable[..., float]:
+    """Let one update make the weights infinite; returns the sound one."""
+    sound, made = LocalEngine.update, itertools.count(1)
+
+    def updated(self: LocalEngine, factors: Sequence[float]) -> float:
+        norm = sound(self, factors)
+        if next(made) == update:
+            for group in self._optimiser.param_groups:
+                for parameter in group["params"]:
+                    parameter.data.mul_(float("inf"))
+        return norm
+
+    monkeypatch.setattr(LocalEngine, "update", updated)
+    return sound
 
 
 def train(world: World, output: Path, **values: object) -> int:
@@ -63,6 +82,29 @@ def test_the_last_good_run_state_is_kept_and_taken_up(world: World, tmp_path: Pa
     monkeypatch.setattr(loop, "rate_factor", sound)
     assert train(world, tmp_path, **values) == 0
     assert json.loads((tmp_path / "report.json").read_text())["skipped_steps"] == []
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_the_last_update_is_looked_at_too(world: World, tmp_path: Path, on_nonfinite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No later step would tell that it made the weights infinite."""
+    sound = explode(monkeypatch, update=6)
+    values = {"joint__optimiser__learning_rate": 1e-3, "joint__on_nonfinite": on_nonfinite}
+    with pytest.raises(NotFiniteError, match=r"weights are not finite after the last update \(step 6\); lower the learning rate"):
+        train(world, tmp_path, **values)
+    (run,) = tmp_path.glob("run-*")
+    assert [state.parent.name for state in run_states(run)] == ["step-00000004", "step-00000005"]
+    assert not (tmp_path / "checkpoint").exists()
+    monkeypatch.setattr(LocalEngine, "update", sound)
+    assert train(world, tmp_path, **values) == 0
+    assert (tmp_path / "checkpoint").is_dir()
+
+
+def test_weights_that_the_last_steps_skipped_are_no_checkpoint(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    explode(monkeypatch, update=4)
+    with pytest.raises(NotFiniteError, match=r"weights are not finite after the last update \(step 6\)"):
+        train(world, tmp_path, joint__optimiser__learning_rate=1e-3, joint__on_nonfinite="skip")
+    (run,) = tmp_path.glob("run-*")
+    assert [state.parent.name for state in run_states(run)] == ["step-00000003"]
 
 
 @pytest.mark.parametrize("rate", ["inf", "nan", "-inf"])

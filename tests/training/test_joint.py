@@ -338,3 +338,13 @@ def test_evaluation_during_training(world: World, tmp_path: Path) -> None:
     assert isinstance(last, dict)
     assert 0 <= last["held_out_recall_at_1"] <= last["held_out_recall_at_5"] <= last["held_out_recall_at_20"] <= 1
     assert last["held_out_right_nats"] > 0
+
+
+def test_held_out_pools_are_ranked_where_training_searches(world: World, tmp_path: Path) -> None:
+    settings = {"joint__evaluate_pools": "true", "joint__evaluate_fresh": "true"}
+    last = train(world, tmp_path, joint__steps=2, joint__evaluate_every=2, joint__evaluate_questions=8, **settings)["last"]
+    assert isinstance(last, dict)
+    assert "held_out_recall_at_5" not in last
+    # Nothing was re-encoded and the compressor stood still, so what is fresh is what is stored.
+    for depth in (1, 5, 20):
+        assert 0 <= last[f"held_out_pool_recall_at_{depth}"] == last[f"held_out_fresh_pool_recall_at_{depth}"] <= 1

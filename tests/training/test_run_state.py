@@ -1,6 +1,8 @@
 """Run states: what is half written, of another run, or finds no room."""
 
 import json
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 from clara.config import Optimiser
 from clara.errors import InputError
 from clara.steps import Output
+from training import run_state
 from training.engine import LocalEngine
 from training.loop import Stage, run
 from training.pruning import in_run_states
@@ -73,6 +76,18 @@ def test_a_disk_without_room_costs_the_run_state_and_not_the_run(tmp_path: Path,
     assert "training goes on, and would resume after step 0" in caplog.text
     assert list((tmp_path / "full" / RUN_STATE).iterdir()) == []
     assert [p.parent.name for p in run_states(tmp_path / "whole")] == ["step-00000003", "step-00000004"]
+
+
+def test_a_disk_that_hangs_ends_the_run_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hanging = threading.Event()
+    monkeypatch.setattr(run_state, "_WRITE_SECONDS", 0.2)
+    monkeypatch.setattr(run_state, "save_file", lambda tensors, path: hanging.wait(60))
+    began = time.monotonic()
+    with pytest.raises(InputError, match=r"still being written after 0\.2 s.*run the same command again"):
+        train(tmp_path, Toy())
+    assert time.monotonic() - began < 30
+    assert not any(thread.name == "run-state" and not thread.daemon for thread in threading.enumerate())
+    hanging.set()
 
 
 def test_a_state_holds_what_trains_by_name_and_what_the_stage_adds(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""The tries at one refresh, on rank 0: begun, looked after, ended when they hang, begun again when they fail; and what they took."""
+
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from clara.artefact import atomic_write
+from clara.refresh_settings import Refresh
+from training.refresh import RefreshError, RefreshJob, RefreshResult, check_result
+from training.refresh_worker import Ticket, Worker
+from training.schedule import Pending
+
+logger = logging.getLogger(__name__)
+_FAILED = "failed-refreshes.jsonl"
+
+
+def failed_tries(run: Path) -> list[dict[str, Any]]:
+    """The tries of a run that came to nothing: `number` of the version, `try`, `seconds` from its begin to its end, and `why`."""
+    path = run / _FAILED
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+class Tries:
+    """Of the version that is being made; where none is, nothing happens.
+
+    Attributes:
+        ready: what was made, once it is there and right.
+        failed_seconds: of tries that failed, since somebody last set it to 0.
+    """
+
+    def __init__(self, settings: Refresh, run: Path, worker: Worker | None) -> None:
+        self._settings, self._run, self._worker = settings, run, worker
+        self.ready: RefreshResult | None = None
+        self.failed_seconds = 0.0
+        self._pending = Pending(0, 0)
+        self._job: RefreshJob | None = None
+        self._ticket: Ticket | None = None
+        self._count, self._began = 0, 0.0
+
+    def begin(self, pending: Pending, job: RefreshJob) -> None:
+        """The first try."""
+        self._pending, self._job, self._count = pending, job, 0
+        self._start(job)
+
+    def _start(self, job: RefreshJob) -> None:
+        if self._worker is None:
+            raise RuntimeError("rank 0 has no worker for refreshes")
+        number = self._pending.number
+        self._count += 1
+        self._began = time.monotonic()
+        self.ready = None
+        self._note.unlink(missing_ok=True)
+        self._ticket = self._worker.start(job, self._run / f"refresh-v{number}.log")
+        logger.info("refresh: version %d begins (snapshot after step %d, try %d)", number, self._pending.snapshot_step, self._count)
+
+    @property
+    def _note(self) -> Path:
+        return self._run / f"refresh-v{self._pending.number}.json"
+
+    def poll(self, *, wait: bool, timeout_seconds: float) -> int:
+        """Number of the version once it is ready, its negative once its tries are used up, else 0; with `wait` not before the time is up."""
+        number, deadline = self._pending.number, time.monotonic() + timeout_seconds
+        while self._ticket is not None and self._job is not None:
+            try:
+                self.ready = self._ticket.result(timeout_seconds=1.0 if wait else 0.0)
+                if self.ready is None:
+                    self._end_overdue(self._ticket)
+                else:
+                    check_result(self._job, self.ready)
+            except RefreshError as failure:
+                logger.warning("refresh: try %d of version %d failed: %s", self._count, number, failure)
+                self._failed(str(failure))
+                if self._count >= self._settings.max_attempts:
+                    logger.error("refresh: version %d is given up; training stays on version %d", number, number - 1)
+                    return -number
+                self._start(self._job)
+                if not wait:
+                    return 0
+                continue
+            if self.ready is not None:
+                self.ready.told(number)
+                self._write_note(self.ready)
+                return number
+            if not wait or time.monotonic() > deadline:
+                return 0
+        return 0
+
+    def _end_overdue(self, ticket: Ticket) -> None:
+        """A try that hangs, or finds no room, must not keep later versions from being made.
+
+        Raises:
+            RefreshError: it took too long, and was ended.
+        """
+        if time.monotonic() - self._began > self._settings.max_seconds:
+            ticket.stop()
+            raise RefreshError(f"not ready {self._settings.max_seconds:g} s after it began (joint.refresh.max_seconds), and ended")
+
+    def stop(self, why: str) -> None:
+        """End the try under way, if there is one; nothing comes of it."""
+        if self._ticket is not None:
+            self._ticket.stop()
+            self._failed(why)
+        self.forget()
+
+    def forget(self) -> None:
+        """What was made is taken, or given up."""
+        self._ticket = self._job = None
+
+    def _failed(self, why: str) -> None:
+        seconds = time.monotonic() - self._began
+        self.failed_seconds += seconds
+        line = {"number": self._pending.number, "try": self._count, "seconds": seconds, "why": why}
+        with open(self._run / _FAILED, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def _write_note(self, result: RefreshResult) -> None:
+        """Keep what a refresh made for the report."""
+        took = {"ready_seconds": self._ready_seconds(result), "tries": self._count}
+        atomic_write(self._note, json.dumps(dataclasses.asdict(self._pending) | dataclasses.asdict(result) | took, indent=1) + "\n")
+
+    def _ready_seconds(self, made: RefreshResult) -> float:
+        """From the request to readiness: waiting for room, failed tries and restarts of the run included."""
+        # A run state of before requests had a time has none.
+        return max(made.seconds, made.finished_at - self._pending.asked_at) if self._pending.asked_at else made.seconds
+
+    def figures(self) -> dict[str, float]:
+        """Of what is ready, for the step that switches to it."""
+        if self.ready is None:
+            return {}
+        return self.ready.figures() | {"refresh_ready_seconds": self._ready_seconds(self.ready), "refresh_tries": float(self._count)}
