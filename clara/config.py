@@ -198,11 +198,10 @@ class Joint(Section):
     evaluate_answer_tokens: int = Field(
         0, ge=0, description="longest answer generated there from the K documents found, for its exact match; 0: none is generated"
     )
-    evaluate_pools: bool = Field(False, description="rank held-out questions' own candidates there, also where training searches the INDEX")
+    evaluate_pools: bool = Field(False, description="rank held-out questions' own candidates there instead of searching the INDEX")
     evaluate_fresh: bool = Field(
         False,
-        description="where held-out pools are ranked: rank them on memory encoded afresh too, as a whole encoding would give it at that moment; "
-        "costs N compressions a question",
+        description="where held-out pools are ranked: on memory encoded afresh too, as a whole encoding would give it; N compressions each",
     )
     checkpoint_every: int = Field(100, ge=1, description="steps between run states (for resuming)")
     on_nonfinite: Literal["stop", "skip"] = Field(

@@ -91,7 +91,8 @@ class Refresh(Section):
         3600.0,
         ge=0,
         le=YEAR_SECONDS,
-        description="longest wait for a refresh: at a fixed switch (then it is given up), after the last step, and with when_stale = wait",
+        description="longest wait for a refresh: at a fixed switch (then it is given up), under switch = stop, after the last step (not where "
+        "final encodes everything anyway), and with when_stale = wait",
     )
     final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")
 

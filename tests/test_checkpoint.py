@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +97,22 @@ def test_a_trained_backbone_is_stored_and_read_from_the_checkpoint(tmp_path: Pat
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():
         assert torch.equal(plain.model(ids).last_hidden_state, loaded.backbone.trunk(loaded.backbone.embed(ids), Route(None)))
+
+
+def test_what_storing_an_lm_imports_can_be_imported_ahead(tmp_path: Path):
+    """Else training waits for it at its first snapshot."""
+    code = f"""
+import sys
+from transformers import LlamaConfig, LlamaForCausalLM
+from clara.checkpoint import prepare_to_store_backbone
+model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1))
+prepare_to_store_backbone()
+before = set(sys.modules)
+model.save_pretrained({str(tmp_path / "saved")!r})
+print(len(set(sys.modules) - before))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) < 20
 
 
 def test_no_pickle_is_written(tiny_checkpoint: Path):

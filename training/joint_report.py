@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ from training.refresh import RefreshResult, recall_of, run_job
 from training.refresh_cost import cost
 from training.run_state import keep_newest, run_states
 from training.schedule import Version
-from training.tries import failed_tries
+from training.tries import lost_tries
 from training.versions import Versions
 
 logger = logging.getLogger(__name__)
@@ -47,8 +48,21 @@ def _oldest_step(version: Mapping[str, Any]) -> int:
     return int(version.get("oldest_step", version["snapshot_step"]))
 
 
+def _remove_unfinished(where: Places, state: Mapping[str, Any]) -> int:
+    """Delete what a refresh left that was ended after the last step. Returns its number, 0 where there is none."""
+    number = int((state["pending"] or {"number": 0})["number"])
+    if not number or (where.run / f"refresh-v{number}.json").is_file():
+        return 0
+    for folder in (where.output / f"memory-v{number}", where.output / f"index-v{number}"):
+        if not (folder / artefact.MANIFEST).exists():  # else it is whole, and may be another run's
+            shutil.rmtree(folder, ignore_errors=True)
+    return number
+
+
 def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) -> dict[str, Any]:
     """After training: the last re-encoding, where it is asked for, and the report, which is returned.
+
+    Of the run states the newest stays; versions that nobody uses are deleted, and what an unfinished refresh left.
 
     Args:
         config: the root.
@@ -69,10 +83,11 @@ def finish(config: Config, run_refresh: Callable[..., RefreshResult] = run_job) 
         number = int(newest["number"])
         current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
         lag = max(0, trained - _oldest_step(newest))
+    unfinished = _remove_unfinished(where, state)
     if settings.refresh.final and lag:
         versions = Versions(config, where.output, where.run, None, threads_of_rank(config, 1))
         versions.current = Version(**state["current"])
-        number = int(current["number"]) + 1
+        number = max(int(current["number"]), unfinished) + 1
         result = run_refresh(versions.job(number, where.checkpoint, settings.steps))
         current = {"number": number, "memory": str(where.output / f"memory-v{number}"), "index": str(where.output / f"index-v{number}")}
         refreshes.append({"number": number, "snapshot_step": settings.steps, **vars(result)})
@@ -123,7 +138,7 @@ def summarise(config: Config, where: Places, current: Mapping[str, Any], refresh
         "rerank_seconds": sum(v.get("rerank_seconds", 0.0) for v in metrics.values()),
         "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
         "refreshes": refreshes,
-        "refresh_cost": cost(config, threads_of_rank(config, ranks), metrics, refreshes, failed_tries(where.run)),
+        "refresh_cost": cost(config, threads_of_rank(config, ranks), metrics, refreshes, lost_tries(where.run)),
         "versions_by_step": version_spans(metrics),
         "staleness": staleness(metrics),
         "checkpoint": str(where.checkpoint),

@@ -202,15 +202,17 @@ def build_stage(
     versions = Versions(config, where.output, where.run, worker, threads, open_index)
     held_out = None
     if config.joint.evaluate_every:
-        chosen = choose(read_questions(config.questions), config.joint.evaluate_questions)
+        joint = config.joint
+        pools = joint.published_pool or joint.evaluate_pools
+        chosen = choose([q for q in read_questions(config.questions) if q.candidate_ids or not pools], joint.evaluate_questions)
         if not chosen:
+            wanted = "a positive and candidates of its own" if pools else "a positive"
             raise InputError(
-                f"questions {config.questions!r}: no held-out question with a positive (split unseen or seen), which joint.evaluate_every asks "
+                f"questions {config.questions!r}: no held-out question with {wanted} (split unseen or seen), which joint.evaluate_every asks "
                 "for; set it to 0 or make questions with a split"
             )
-        joint = config.joint
         held_out = HeldOut(
-            chosen, num_selected=joint.num_selected, published_pool=joint.published_pool or joint.evaluate_pools, fresh=joint.evaluate_fresh,
+            chosen, num_selected=joint.num_selected, published_pool=pools, fresh=joint.evaluate_fresh,
             answer_tokens=joint.evaluate_answer_tokens,
         )  # fmt: skip
     own = own_backbone(config)

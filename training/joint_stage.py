@@ -184,7 +184,7 @@ class JointStage(Stage):
         if self._held_out is not None and every and (step + 1) % every == 0:
             held_out = self._held_out.evaluate(self._model, self.candidates, engine)
         now, tries = time.monotonic(), self.versions.tries
-        refreshing = self.versions.refreshed.get("refresh_seconds", 0.0) + tries.failed_seconds
+        refreshing = self.versions.refreshed.get("refresh_seconds", 0.0) + tries.lost_seconds
         self._spent.add(now - (self._step_began or now), self.versions.blocked_seconds, refreshing)
         figures = {
             "used_memory_version": float(self._used_version),
@@ -198,11 +198,11 @@ class JointStage(Stage):
             "refreshing": float(self._refreshing),
             **staleness,
             **self.versions.refreshed,
-            **({"refresh_failed_seconds": tries.failed_seconds} if tries.failed_seconds else {}),
+            **({"refresh_lost_seconds": tries.lost_seconds} if tries.lost_seconds else {}),
             **self._spent.figures(self._devices),
             **held_out,
         }
-        self.versions.blocked_seconds, self.versions.refreshed, tries.failed_seconds, self._step_began = 0.0, {}, 0.0, None
+        self.versions.blocked_seconds, self.versions.refreshed, tries.lost_seconds, self._step_began = 0.0, {}, 0.0, None
         return figures
 
     def state(self) -> dict[str, Any]:

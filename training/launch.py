@@ -11,7 +11,7 @@ Who waits for what, and how long at most:
 | rank | search servers | retrieval.search_seconds, each question (`training.search_servers`) | a failure |
 | rank 0 | a refresh, where it is waited for | joint.refresh.wait_seconds (`training.versions`) | training goes on without it |
 | nobody | a refresh beside training | joint.refresh.max_seconds, each try (`training.tries`) | another try, max_attempts in all |
-| rank 0 | a run state that is being written, before the next one and at the end | 1,800 s (`training.run_state`) | a failure |
+| rank 0 | a run state that is being written, before the next one and at the end | 900 s (`training.run_state`) | a failure |
 | rank 0 | the ranks of a killed run, which hold its directory | 60 s (`joint_run.sole_user`) | a failure |
 
 A failure of one rank is seen within seconds and ends all of them, in 35 s at most where they hang; launch.max_failures times they start again.
@@ -48,6 +48,7 @@ from training.joint_run import places, train_rank
 from training.joint_stage import JointStage
 from training.loop import NotFiniteError
 from training.refresh_actor import RayWorker
+from training.run_state import WRITE_SECONDS
 from training.search_servers import served
 
 logger = logging.getLogger(__name__)
@@ -129,12 +130,12 @@ def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
 
 
 def collective_seconds(config: Config) -> int:
-    """How long a rank waits for another at a collective: longer than one alone may wait for a refresh and for search servers.
+    """How long a rank waits for another at a collective: longer than one alone may wait for a refresh, for search servers and for its disk.
 
     A rank that gives up says why; one that merely waited for it must not end before.
     """
     searching = config.retrieval.search_seconds if config.retrieval.search_shards else 0.0
-    alone = config.joint.refresh.wait_seconds + searching
+    alone = config.joint.refresh.wait_seconds + searching + WRITE_SECONDS
     return max(_LEAST_COLLECTIVE_SECONDS, math.ceil(alone) + _COLLECTIVE_MARGIN_SECONDS)
 
 

@@ -139,8 +139,8 @@ def run(
     """Train a stage to its last step, resuming what `directory` holds.
 
     A loss or gradient that is not finite on one rank leaves every rank's weights as they are. A run state counts as good once a step was made
-    from it: where the run stops, the state that the first broken step began from is deleted. No step tells whether the last update was good, so
-    the weights themselves are looked at after it.
+    from it: where the run stops, the state that the first broken step began from is deleted. No later step may tell whether an update was good
+    (of the last one, or of weights that no loss depends on any more), so the weights themselves are looked at before a state is written and at the end.
 
     Args:
         stage: what trains.
@@ -152,7 +152,7 @@ def run(
         on_nonfinite: stop there, or skip the update and go on; after ten of them in a row it stops anyway.
 
     Raises:
-        NotFiniteError: loss, gradient or the last weights are not finite; the message names the step. Every rank raises.
+        NotFiniteError: loss, gradient or weights are not finite; the message names the step. Every rank raises.
     """
     stage.begin(engine)
     states = RunStates(directory, engine)
@@ -171,12 +171,11 @@ def run(
             except NotFiniteError:
                 states.forget(step - skipped_in_a_row)
                 raise
-            if step + 1 == stage.steps and not finite_weights(stage, engine):
-                if skipped_in_a_row:
-                    states.forget(step + 1 - skipped_in_a_row)
+            # A state of after a skipped step would push out one of other weights, which may be the last good ones.
+            saving = (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps and not skipped_in_a_row
+            if (saving or step + 1 == stage.steps) and not finite_weights(stage, engine):
                 raise NotFiniteError(
-                    f"{stage.name}: weights are not finite after the last update (step {step + 1}); lower the learning rate (the last good run state "
-                    "is kept, no CHECKPOINT is written)"
+                    f"{stage.name}: weights are not finite after step {step + 1}; lower the learning rate (no run state and no CHECKPOINT holds them)"
                 )
             values |= stage.after_step(step, engine)
             values["run_state_seconds"], states.blocked_seconds = states.blocked_seconds, 0.0
@@ -185,8 +184,7 @@ def run(
             if engine.rank == 0 and log is not None:
                 log(step + 1, values)
             progress.update({k: f"{values[k]:.3f}" for k in ("loss", "answer_nats") if k in values})
-            # After a skipped step it would push out one of other weights, which may be the last good ones.
-            if (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps and not skipped_in_a_row:
+            if saving:
                 states.save(step + 1, stage)
             step_began = time.monotonic()
     finally:

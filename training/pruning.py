@@ -131,6 +131,16 @@ def prune(output: Path, run: Path, *, current: int, keep: int, states: Iterable[
     return done
 
 
+def forget_later(run: Path, number: int) -> None:
+    """Delete the notes about versions above a number: a run that was killed made them after the state that it is taken up from.
+
+    What lies there stays: made again from the same snapshot, it is found finished.
+    """
+    for note in run.glob("refresh-v*.json"):
+        if (match := _NOTE.fullmatch(note.name)) is not None and int(match[1]) > number:
+            note.unlink()
+
+
 def deleted(run: Path) -> list[dict[str, int]]:
     """What `prune` deleted in a run."""
     path = run / DELETED

@@ -32,7 +32,7 @@ class Devices:
 
 @dataclass
 class Spent:
-    """Seconds of a run so far: of steps, that training waited in them, and of refreshes, finished ones and failed tries."""
+    """Seconds of a run so far: of steps, that training waited in them, and of refreshes, finished ones and lost tries."""
 
     step_seconds: float = 0.0
     blocked_seconds: float = 0.0
@@ -60,16 +60,16 @@ def cost(
     threads: int,
     metrics: Mapping[int, Mapping[str, float]],
     refreshes: Sequence[Mapping[str, Any]],
-    failed: Sequence[Mapping[str, Any]] = (),
+    lost: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What re-encoding cost, from the figures of all steps and the notes of all refreshes, also of one after the last step, and of failed tries.
+    """What re-encoding cost, from the figures of all steps and the notes of all refreshes, also of one after the last step, and of lost tries.
 
-    `seconds`: of work, of refreshes that came to something. `mean_ready_seconds`: from a request beside training to readiness. `compute_share`: see
-    `Devices.share`; failed tries count with all their time, waiting for room included. Pace with a refresh beside it and without: median seconds of a step, and questions in a second over all
+    `seconds`: of work, of refreshes that came to something. `mean_ready_seconds`: from a request beside training to readiness. `compute_share`:
+    see `Devices.share`; tries that came to nothing count with all their time, waiting for room included. Pace with a refresh beside it and without: median seconds of a step, and questions in a second over all
     such steps, evaluations and waiting included; `throughput_beside_a_refresh` is the ratio of the medians.
     """
     devices = Devices.of(config, threads)
-    seconds, lost = (sum(float(r["seconds"]) for r in found) for found in (refreshes, failed))
+    seconds, lost_seconds = (sum(float(r["seconds"]) for r in found) for found in (refreshes, lost))
     ready = [float(r["ready_seconds"]) for r in refreshes if "ready_seconds" in r]
     training = sum(v["step_seconds"] for v in metrics.values())
     beside = [v["step_seconds"] for v in metrics.values() if v.get("refreshing")]
@@ -82,12 +82,12 @@ def cost(
         "refreshes": len(refreshes),
         "seconds": seconds,
         "mean_ready_seconds": statistics.mean(ready) if ready else None,
-        "failed_tries": len(failed),
-        "failed_seconds": lost,
+        "lost_tries": len(lost),
+        "lost_seconds": lost_seconds,
         "bytes": sum(int(r["bytes"]) for r in refreshes),
-        "encoding_device_seconds": (seconds + lost) * devices.refresh,
+        "encoding_device_seconds": (seconds + lost_seconds) * devices.refresh,
         "training_device_seconds": training * devices.training,
-        "compute_share": devices.share(seconds + lost, training),
+        "compute_share": devices.share(seconds + lost_seconds, training),
         "median_step_seconds_beside_a_refresh": statistics.median(beside) if beside else None,
         "median_step_seconds_alone": statistics.median(alone) if alone else None,
         "questions_per_second_beside_a_refresh": pace(beside),

@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 RUN_STATE = "run_state"
 TENSORS = "state.safetensors"
 _DONE, _WRITING = "state.json", "state.writing.json"
-# A store that hangs must not keep a run for ever.
-_WRITE_SECONDS = 1800.0
+WRITE_SECONDS = 900.0
+"""Longest wait for a run state that is being written: a store that hangs must not keep a run for ever."""
 
 
 class Stateful(Protocol):
@@ -62,7 +62,7 @@ def keep_newest(directory: Path, count: int) -> None:
     """Delete all complete run states but the newest `count`."""
     for old in run_states(directory)[:-count]:
         old.unlink()
-        shutil.rmtree(old.parent)
+        shutil.rmtree(old.parent, ignore_errors=True)
 
 
 class RunStates:
@@ -72,6 +72,7 @@ class RunStates:
         """`keep`: the newest complete ones stay, older ones are deleted."""
         self._directory, self._engine, self._keep = directory, engine, keep
         self._thread: threading.Thread | None = None
+        self._hangs = False
         self._failure = ""
         self.blocked_seconds = 0.0
 
@@ -132,10 +133,11 @@ class RunStates:
             InputError: the disk takes it neither, nor refuses it.
         """
         if self._thread is not None:
-            self._thread.join(_WRITE_SECONDS)
+            self._thread.join(0.0 if self._hangs else WRITE_SECONDS)
             if self._thread.is_alive():
+                self._hangs = True
                 raise InputError(
-                    f"{self._directory / RUN_STATE}: a run state is still being written after {_WRITE_SECONDS:g} s; see to the disk or network "
+                    f"{self._directory / RUN_STATE}: a run state is still being written after {WRITE_SECONDS:g} s; see to the disk or network "
                     "store, and run the same command again: it goes on from the last complete one"
                 )
             self._thread = None

@@ -14,13 +14,22 @@ from training.refresh_worker import Ticket, Worker
 from training.schedule import Pending
 
 logger = logging.getLogger(__name__)
-_FAILED = "failed-refreshes.jsonl"
+_LOST = "lost-tries.jsonl"
 
 
-def failed_tries(run: Path) -> list[dict[str, Any]]:
-    """The tries of a run that came to nothing: `number` of the version, `try`, `seconds` from its begin to its end, and `why`."""
-    path = run / _FAILED
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+def lost_tries(run: Path) -> list[dict[str, Any]]:
+    """The tries of a run that came to nothing: `number` of the version, `try`, `seconds` from its begin to when its end was seen, and `why`.
+
+    They failed, were given up, or were ended because all is encoded again. One that was under way when the run was killed is not among them; one
+    that the resumed run made again counts twice, as it was done twice.
+    """
+    path, found = run / _LOST, []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:  # cut short by a kill or a full disk
+            continue
+    return found
 
 
 class Tries:
@@ -28,21 +37,22 @@ class Tries:
 
     Attributes:
         ready: what was made, once it is there and right.
-        failed_seconds: of tries that failed, since somebody last set it to 0.
+        lost_seconds: of tries that came to nothing, since somebody last set it to 0.
     """
 
     def __init__(self, settings: Refresh, run: Path, worker: Worker | None) -> None:
         self._settings, self._run, self._worker = settings, run, worker
         self.ready: RefreshResult | None = None
-        self.failed_seconds = 0.0
+        self.lost_seconds = 0.0
         self._pending = Pending(0, 0)
         self._job: RefreshJob | None = None
         self._ticket: Ticket | None = None
         self._count, self._began = 0, 0.0
+        self._outcome = 0
 
     def begin(self, pending: Pending, job: RefreshJob) -> None:
         """The first try."""
-        self._pending, self._job, self._count = pending, job, 0
+        self._pending, self._job, self._count, self._outcome = pending, job, 0, 0
         self._start(job)
 
     def _start(self, job: RefreshJob) -> None:
@@ -61,18 +71,26 @@ class Tries:
         return self._run / f"refresh-v{self._pending.number}.json"
 
     def poll(self, *, wait: bool, timeout_seconds: float) -> int:
-        """Number of the version once it is ready, its negative once its tries are used up, else 0; with `wait` not before the time is up."""
+        """Number of the version once it is ready, its negative once its tries are used up, else 0; with `wait` not before the time is up.
+
+        Asked again, it says the same.
+        """
+        if not self._outcome:
+            self._outcome = self._look(wait=wait, timeout_seconds=timeout_seconds)
+        return self._outcome
+
+    def _look(self, *, wait: bool, timeout_seconds: float) -> int:
         number, deadline = self._pending.number, time.monotonic() + timeout_seconds
         while self._ticket is not None and self._job is not None:
             try:
-                self.ready = self._ticket.result(timeout_seconds=1.0 if wait else 0.0)
-                if self.ready is None:
+                made = self._ticket.result(timeout_seconds=1.0 if wait else 0.0)
+                if made is None:
                     self._end_overdue(self._ticket)
                 else:
-                    check_result(self._job, self.ready)
+                    check_result(self._job, made)
             except RefreshError as failure:
                 logger.warning("refresh: try %d of version %d failed: %s", self._count, number, failure)
-                self._failed(str(failure))
+                self._note_loss(str(failure))
                 if self._count >= self._settings.max_attempts:
                     logger.error("refresh: version %d is given up; training stays on version %d", number, number - 1)
                     return -number
@@ -80,9 +98,10 @@ class Tries:
                 if not wait:
                     return 0
                 continue
-            if self.ready is not None:
-                self.ready.told(number)
-                self._write_note(self.ready)
+            if made is not None:
+                self.ready = made
+                made.told(number)
+                self._write_note(made)
                 return number
             if not wait or time.monotonic() > deadline:
                 return 0
@@ -100,21 +119,25 @@ class Tries:
 
     def stop(self, why: str) -> None:
         """End the try under way, if there is one; nothing comes of it."""
-        if self._ticket is not None:
+        if self._ticket is not None and not self._outcome:
             self._ticket.stop()
-            self._failed(why)
+            self._note_loss(why)
         self.forget()
 
     def forget(self) -> None:
         """What was made is taken, or given up."""
         self._ticket = self._job = None
+        self._outcome = 0
 
-    def _failed(self, why: str) -> None:
+    def _note_loss(self, why: str) -> None:
         seconds = time.monotonic() - self._began
-        self.failed_seconds += seconds
+        self.lost_seconds += seconds
         line = {"number": self._pending.number, "try": self._count, "seconds": seconds, "why": why}
-        with open(self._run / _FAILED, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            with open(self._run / _LOST, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:  # the disk that the try failed of may be this one
+            logger.warning("refresh: that try is missing from the run's costs: %s: %s", self._run / _LOST, error)
 
     def _write_note(self, result: RefreshResult) -> None:
         """Keep what a refresh made for the report."""

@@ -25,7 +25,7 @@ from clara.model import ROLES, ClaraModel
 from training.ages import Ages
 from training.choice import Choice, Coming, WorkingSet
 from training.engine import Engine
-from training.pruning import prune
+from training.pruning import forget_later, prune
 from training.refresh import RefreshJob, expected_fingerprint, fingerprint_of, recall_of
 from training.refresh_worker import Worker
 from training.run_state import noted_states
@@ -222,12 +222,16 @@ class Versions:
         stale = 0 < self._settings.max_staleness_steps < self.staleness(step)
         if stale and (self._settings.when_stale == "warn" or (self._settings.when_stale == "wait" and self.pending is None)):
             self._warn(step)
-        if self.pending is None or (self._settings.switch == "fixed" and step < self._last_step()):
+        if self.pending is None:
             return 0.0
-        began = time.monotonic()
+        began, fixed = time.monotonic(), self._settings.switch == "fixed"
+        if fixed and step < self._last_step():
+            # A try that failed is made again at once; what comes of it is announced at its step.
+            self.tries.poll(wait=False, timeout_seconds=0.0)
+            self.blocked_seconds += time.monotonic() - began
+            return 0.0
         # What is announced holds from the next step on.
         late = 0 < self._settings.max_staleness_steps < self.staleness(step + 1) and self._settings.when_stale == "wait"
-        fixed = self._settings.switch == "fixed"
         number = self._poll(wait=fixed or late, timeout_seconds=self._settings.wait_seconds)
         if fixed and number == 0:
             number = self._give_up()
@@ -305,9 +309,11 @@ class Versions:
         """
         if self._rank != 0 or self.pending is None:
             return
-        if self._settings.final and self.pending.snapshot_step < self._config.joint.compressor_updates:
-            logger.info("refresh: version %d is ended unfinished, as joint.refresh.final encodes all of it again", self.pending.number)
-            self.tries.stop("ended for the last re-encoding")
+        older = self._settings.policy == "incremental" or self.pending.snapshot_step < self._config.joint.compressor_updates
+        if self._settings.final and older:
+            if self._poll(wait=False, timeout_seconds=0.0) == 0:
+                logger.info("refresh: version %d is ended unfinished, as joint.refresh.final encodes all of it again", self.pending.number)
+                self.tries.stop("ended for the last re-encoding")
             return
         logger.info("refresh: waiting for version %d (at most %.0f s)", self.pending.number, self._settings.wait_seconds)
         began = time.monotonic()
@@ -344,4 +350,6 @@ class Versions:
         # A state of before there were mixed versions has neither.
         self._steps = dict(state.get("steps", {}))
         self.working_set.restore(state.get("working_set", {"row_ids": [], "uses": []}))
+        if self._rank == 0:
+            forget_later(self._run, max(version.number for version in (self.current, self.pending) if version is not None))
         self._start()

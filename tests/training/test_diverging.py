@@ -89,7 +89,7 @@ def test_the_last_update_is_looked_at_too(world: World, tmp_path: Path, on_nonfi
     """No later step would tell that it made the weights infinite."""
     sound = explode(monkeypatch, update=6)
     values = {"joint__optimiser__learning_rate": 1e-3, "joint__on_nonfinite": on_nonfinite}
-    with pytest.raises(NotFiniteError, match=r"weights are not finite after the last update \(step 6\); lower the learning rate"):
+    with pytest.raises(NotFiniteError, match=r"weights are not finite after step 6; lower the learning rate"):
         train(world, tmp_path, **values)
     (run,) = tmp_path.glob("run-*")
     assert [state.parent.name for state in run_states(run)] == ["step-00000004", "step-00000005"]
@@ -99,12 +99,43 @@ def test_the_last_update_is_looked_at_too(world: World, tmp_path: Path, on_nonfi
     assert (tmp_path / "checkpoint").is_dir()
 
 
-def test_weights_that_the_last_steps_skipped_are_no_checkpoint(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("every", "step"), [(1, 4), (9, 6)])
+def test_no_state_and_no_checkpoint_holds_broken_weights(
+    world: World, tmp_path: Path, every: int, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found when a state is due, or, with the steps after it skipped, at the end."""
     explode(monkeypatch, update=4)
-    with pytest.raises(NotFiniteError, match=r"weights are not finite after the last update \(step 6\)"):
-        train(world, tmp_path, joint__optimiser__learning_rate=1e-3, joint__on_nonfinite="skip")
+    values = {"joint__optimiser__learning_rate": 1e-3, "joint__on_nonfinite": "skip", "joint__checkpoint_every": every}
+    with pytest.raises(NotFiniteError, match=rf"weights are not finite after step {step};"):
+        train(world, tmp_path, **values)
     (run,) = tmp_path.glob("run-*")
-    assert [state.parent.name for state in run_states(run)] == ["step-00000003"]
+    assert [state.parent.name for state in run_states(run)] == (["step-00000002", "step-00000003"] if every == 1 else [])
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_weights_that_no_loss_depends_on_any_more_are_looked_at_too(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The compressor stands still after the update that breaks it, and memory is stored."""
+    sound, made = LocalEngine.update, itertools.count(1)
+
+    def updated(self: LocalEngine, factors: Sequence[float]) -> float:
+        norm = sound(self, factors)
+        if next(made) == 3:
+            self._optimiser.param_groups[-1]["params"][0].data.mul_(float("inf"))
+        return norm
+
+    monkeypatch.setattr(LocalEngine, "update", updated)
+    values = {
+        "joint__train_compressor": "true",
+        "joint__train_generator": "false",
+        "joint__compressor_steps": 3,
+        "joint__checkpoint_every": 4,
+    }
+    with pytest.raises(NotFiniteError, match="weights are not finite after step 4;"):
+        train(world, tmp_path, joint__optimiser__learning_rate=1e-3, **values)
+    (run,) = tmp_path.glob("run-*")
+    assert run_states(run) == []
+    # The step in between saw nothing.
+    assert list(read(run / "metrics.jsonl")) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("rate", ["inf", "nan", "-inf"])

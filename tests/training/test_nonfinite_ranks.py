@@ -17,7 +17,7 @@ from torch import nn
 from clara.config import Optimiser
 from clara.errors import InputError
 from clara.steps import Output
-from training.deepspeed_engine import DeepSpeedEngine
+from training.deepspeed_engine import DeepSpeedEngine, import_deepspeed
 from training.loop import Stage, run
 
 
@@ -59,12 +59,25 @@ class Toy(Stage):
     def before_step(self, step, announced):
         self.module.break_now = self.what == "loss" and step == 1 and self.rank == 1
 
+    def breaking(self, update):
+        # The last update makes the weights infinite, which no later step tells.
+        def updated(factors):
+            norm = update(factors)
+            if self.what == "weights" and self.step == self.steps - 1:
+                parameters = list(self.module.parameters())
+                with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=hasattr(parameters[0], "ds_id")):
+                    for parameter in parameters:
+                        parameter.data.mul_(float("inf"))
+            return norm
+        return updated
+
     def after_step(self, step, engine):
         with engine.whole(list(self.module.parameters())):
             self.seen.append(self.module.layer.weight.detach().flatten().tolist())
         return {}
 
 
+deepspeed = import_deepspeed("cpu")
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 # One start serves every case: importing everything takes longer than the cases do.
@@ -73,8 +86,10 @@ for zero_stage, on_nonfinite, what in json.loads(sys.argv[2]):
     output.mkdir(exist_ok=True)
     stage = Toy(rank, what)
     engine = DeepSpeedEngine(
-        stage.module, stage.groups(), stage.optimiser, zero_stage=zero_stage, micro_batch=1, num_accumulated=2, device="cpu"
+        stage.module, stage.groups(), stage.optimiser, zero_stage=zero_stage, micro_batch=1, num_accumulated=2, device="cpu",
+        keep_whole_below=0,
     )
+    engine.update = stage.breaking(engine.update)
     figures, error = {}, ""
     try:
         run(stage, engine, output, seed=0, checkpoint_every=9,
@@ -93,7 +108,7 @@ ZERO_STAGES, WHAT = (2, 3), ("loss", "drawn")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `STAGE-POLICY-WHAT`, with what each rank saw."""
     folder = tmp_path_factory.mktemp("nonfinite")
-    cases = list(itertools.product(ZERO_STAGES, ("skip", "stop"), WHAT))
+    cases = [*itertools.product(ZERO_STAGES, ("skip", "stop"), WHAT), *itertools.product(ZERO_STAGES, ("stop",), ("weights",))]
     ranks.finished(ranks.start(2, [str(folder), json.dumps(cases)], PROGRAM), 600)
     return folder
 
@@ -120,3 +135,12 @@ def test_both_ranks_skip_or_stop_together(outcomes: Path, zero_stage: int, what:
     assert first["seen"] == second["seen"] == [one.tolist()]
     for result in (first, second):
         assert "toy: the loss is nan at step 2; lower the learning rate" in result["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+def test_weights_of_the_last_update_are_looked_at_on_both_ranks(outcomes: Path, zero_stage: int) -> None:
+    for result in outcome(outcomes / f"{zero_stage}-stop-weights"):
+        assert len(result["seen"]) == 2
+        assert "toy: weights are not finite after step 3; lower the learning rate" in result["error"]

@@ -1,6 +1,7 @@
 """Which versions of a run are deleted: what nobody uses, and never what something points to."""
 
 import json
+import time
 from pathlib import Path
 
 import joint_world
@@ -106,6 +107,7 @@ def test_a_run_keeps_as_many_versions_as_configured_and_what_its_states_need(
 ) -> None:
     monkeypatch.setattr("training.local.ProcessWorker", Inline)
     pinned: list[int] = []
+    began = time.time()
     real = Inline.start
 
     def start_and_pin(self, job, log):  # type: ignore[no-untyped-def]
@@ -123,6 +125,8 @@ def test_a_run_keeps_as_many_versions_as_configured_and_what_its_states_need(
     versions = [json.loads(s.read_text())["stage"]["versions"] for s in run_states(run)]
     # Of a run that is over the newest state is left; it names 6 and 7. Those before it named 4 and 5.
     assert [(v["current"]["number"], v["pending"]["number"]) for v in versions] == [(6, 7)]
+    # When it was asked for outlasts a restart.
+    assert began < versions[0]["pending"]["asked_at"] < time.time()
     assert pinned == [2]
     left = [v.number for v in made_versions(tmp_path, run)]
     assert left == [2, 6, 7, 8, 9]

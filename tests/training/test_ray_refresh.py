@@ -17,7 +17,7 @@ from ray_cluster import Cluster, below
 from clara.artefact import MANIFEST, verify
 from training import joint
 from training.metrics import read
-from training.tries import failed_tries
+from training.tries import lost_tries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 TIMEOUT_SECONDS = 900
@@ -70,8 +70,12 @@ def corrupt_unfinished(
 def test_a_corrupt_shard_and_a_late_refresh_on_another_node(world: World, tmp_path: Path, cluster: Cluster) -> None:
     # Both ranks fill the head, so that the refresh runs on the other node.
     node = cluster.add_node(num_cpus=1)
-    values: dict[str, object] = {"joint__refresh__every_steps": 3, "joint__refresh__switch": "asap", "launch__cpus_per_worker": 1}
-    process = begin(world, tmp_path, cluster, **values, joint__refresh__keep_versions=STEPS)
+    values: dict[str, object] = {
+        "joint__refresh__every_steps": 3, "joint__refresh__switch": "asap", "joint__refresh__keep_versions": STEPS,
+        # However late the second try is, the run is not over before.
+        "joint__refresh__max_staleness_steps": 15, "joint__refresh__when_stale": "wait", "launch__cpus_per_worker": 1,
+    }  # fmt: skip
+    process = begin(world, tmp_path, cluster, **values)
     number, refresher = corrupt_unfinished(tmp_path, lambda: below(node, REFRESHER), process)
     (run,) = tmp_path.glob("run-*")
     log = run / "log-rank0.txt"
@@ -95,14 +99,12 @@ def test_a_corrupt_shard_and_a_late_refresh_on_another_node(world: World, tmp_pa
     assert [(s["number"], s["first_step"]) for s in switches[0]] == [
         (s["version"], s["first_step"]) for s in report["versions_by_step"][1:]
     ]
-    (failed,) = failed_tries(run)
+    (failed,) = lost_tries(run)
     cost = report["refresh_cost"]
-    assert (failed["number"], cost["failed_tries"]) == (number, 1)
+    assert (failed["number"], cost["lost_tries"]) == (number, 1)
     note = json.loads((run / f"refresh-v{number}.json").read_text())
     assert note["tries"] == 2
     assert note["ready_seconds"] > failed["seconds"] + note["seconds"] - 1
-    # Training waited for none of it.
-    assert report["blocked_seconds"] < failed["seconds"]
 
 
 def test_two_ranks_are_taken_up_by_four(world: World, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

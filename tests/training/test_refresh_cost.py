@@ -22,7 +22,7 @@ def test_shares_and_pace() -> None:
     assert (found["questions_per_second_alone"], found["questions_per_second_beside_a_refresh"]) == (4.0, pytest.approx(8 / 6))
 
 
-def test_failed_tries_cost_and_readiness_is_from_the_request() -> None:
+def test_lost_tries_cost_and_readiness_is_from_the_request() -> None:
     made = [
         {"seconds": 3.0, "bytes": 10, "ready_seconds": 8.0},
         {"seconds": 1.0, "bytes": 20, "ready_seconds": 2.0},
@@ -31,7 +31,7 @@ def test_failed_tries_cost_and_readiness_is_from_the_request() -> None:
     found = cost(LOCAL, 3, {1: {"step_seconds": 10.0, "refreshing": 1.0}}, made, [{"seconds": 4.0}, {"seconds": 0.5}])
     # The last one was after the last step, and asked for by nobody.
     assert (found["seconds"], found["mean_ready_seconds"]) == (6.0, 5.0)
-    assert (found["failed_tries"], found["failed_seconds"]) == (2, 4.5)
+    assert (found["lost_tries"], found["lost_seconds"]) == (2, 4.5)
     assert found["encoding_device_seconds"] == 2 * 10.5
     assert found["compute_share"] == 21.0 / (21.0 + 30.0)
 

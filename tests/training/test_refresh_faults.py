@@ -16,7 +16,7 @@ from clara.errors import InputError
 from training import joint
 from training.metrics import read
 from training.refresh import RefreshJob, RefreshResult
-from training.tries import failed_tries
+from training.tries import lost_tries
 from training.versions import Versions
 
 RUN: dict[str, object] = {
@@ -63,7 +63,13 @@ def test_a_corrupt_shard_is_never_switched_to_and_mended_by_the_next_try(
     report = train(world, tmp_path, Inline, monkeypatch, joint__refresh__max_attempts=attempts)
     assert report["versions_by_step"] == spans
     cost = report["refresh_cost"]
-    assert (cost["failed_tries"], cost["refreshes"]) == (1, attempts - 1)  # type: ignore[index]
+    assert (cost["lost_tries"], cost["refreshes"]) == (1, attempts - 1)  # type: ignore[index]
+    steps = read(next(tmp_path.glob("run-*")) / "metrics.jsonl").values()
+    assert sum(values.get("refresh_lost_seconds", 0.0) for values in steps) == cost["lost_seconds"] > 0  # type: ignore[index]
+    for values in (values for values in steps if "refresh_seconds" in values):
+        assert values["refresh_tries"] == 2
+        assert values["refresh_ready_seconds"] >= values["refresh_seconds"] + cost["lost_seconds"] - 0.1  # type: ignore[index]
+        assert values["refresh_compute_share"] > 0
     assert "sha256 is not the manifest's" in caplog.text
     if attempts == 1:
         assert "version 1 is given up; training stays on version 0" in caplog.text
@@ -192,15 +198,25 @@ def test_a_fixed_switch_waits_no_longer_than_it_may(
     assert Never.stopped == 1
 
 
+class Unfinished(Never):
+    """Still at its first shard when the run ends."""
+
+    def start(self, job: RefreshJob, log: Path) -> Inline:
+        (Path(job.memory) / "shard-00000-of-00002").mkdir(parents=True)
+        return self
+
+
 def test_what_the_last_re_encoding_replaces_is_not_waited_for(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before, began = Never.stopped, time.monotonic()
+    before, began = Unfinished.stopped, time.monotonic()
     values: dict[str, object] = {"joint__refresh__switch": "asap", "joint__refresh__delta_steps": 0, "joint__refresh__wait_seconds": 600}
-    report = train(world, tmp_path, Never, monkeypatch, joint__refresh__final="true", **values)
+    report = train(world, tmp_path, Unfinished, monkeypatch, joint__refresh__final="true", **values)
     assert time.monotonic() - began < 300
-    assert Never.stopped - before == 1
-    (line,) = failed_tries(next(tmp_path.glob("run-*")))
+    assert Unfinished.stopped - before == 1
+    (line,) = lost_tries(next(tmp_path.glob("run-*")))
     assert (line["number"], line["why"]) == (1, "ended for the last re-encoding")
-    assert report["memory"] == str(tmp_path / "memory-v1")
+    # Under a number of its own; nothing is left of what was ended.
+    assert report["memory"] == str(tmp_path / "memory-v2")
+    assert not (tmp_path / "memory-v1").exists()
     assert report["memory_lag_steps"] == 0
 
 
@@ -215,11 +231,11 @@ def test_a_refresh_that_hangs_is_ended_and_the_next_snapshot_is_taken(
     # Snapshots after steps 1, 3 and 5: none was kept from being taken by the one before.
     assert caplog.text.count("version 1 is given up; training stays on version 0") == 3
     assert Never.stopped - before == 3 * 2
-    tries = failed_tries(next(tmp_path.glob("run-*")))
+    tries = lost_tries(next(tmp_path.glob("run-*")))
     assert [(line["number"], line["try"]) for line in tries] == [(1, 1), (1, 2)] * 3
     cost = report["refresh_cost"]
-    assert cost["failed_seconds"] == pytest.approx(sum(line["seconds"] for line in tries))  # type: ignore[index]
-    assert cost["encoding_device_seconds"] == cost["failed_seconds"] > 0  # type: ignore[index]
+    assert cost["lost_seconds"] == pytest.approx(sum(line["seconds"] for line in tries))  # type: ignore[index]
+    assert cost["encoding_device_seconds"] == cost["lost_seconds"] > 0  # type: ignore[index]
 
 
 def test_waiting_under_a_fixed_switch_is_refused(world: World, tmp_path: Path) -> None:
