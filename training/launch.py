@@ -6,6 +6,7 @@ Who waits for what, and how long at most:
 |---|---|---|---|
 | driver | a cluster at RAY_ADDRESS | 10 s (`training.cluster`), then what Ray takes to join | `InputError` |
 | driver | the ranks' cores or GPUs, at the start and after each failure | RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, 600 s, max_failures + 1 times in all | `InputError` |
+| driver | ranks that start on that room | until they do, or Ray finds a process or its node dead; one that hangs on a sound node is not ended | a failure |
 | driver | ranks that train | as long as each answers every RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S, 600 s | a failure |
 | rank | another rank, at a collective | `collective_seconds` | a failure |
 | rank | search servers | retrieval.search_seconds, each question (`training.search_servers`) | a failure |
