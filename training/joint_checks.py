@@ -23,7 +23,7 @@ def check_settings(config: Config) -> None:
     """Refuse settings that contradict each other, and warn of those that nothing comes of.
 
     Raises:
-        InputError: MEMORY is to be encoded again, and no compressor trains.
+        InputError: MEMORY is to be encoded again, and no compressor trains, or no snapshot would ever be taken of one that has.
     """
     joint = config.joint
     refresh = joint.refresh
@@ -31,6 +31,11 @@ def check_settings(config: Config) -> None:
         raise InputError(
             f"joint.refresh.policy is {refresh.policy!r}, joint.train_compressor false: every version would be what MEMORY is already; "
             "set joint.train_compressor=true, or joint.refresh.policy=none"
+        )
+    if refresh.policy != "none" and not (refresh.start_step or refresh.every_steps or refresh.trigger_cosine):
+        raise InputError(
+            f"joint.refresh.policy is {refresh.policy!r}, start_step, every_steps and trigger_cosine are 0: the only snapshot would be of the compressor "
+            "that made MEMORY; set joint.refresh.every_steps, or policy=none"
         )
     if refresh.policy != "none" and refresh.start_step > joint.steps:
         logger.warning(

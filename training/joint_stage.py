@@ -104,8 +104,7 @@ class JointStage(Stage):
         self._refreshing = False
         self._correction_step = 0
         self._spent = Spent()
-        # Of the step under way, whose first part is the snapshot ahead of the first step; None between two steps.
-        self._step_began: float | None = None
+        self._step_began = 0.0
         self._devices = Devices.of(config, torch.get_num_threads())
         self._engine: Engine | None = None
 
@@ -134,15 +133,10 @@ class JointStage(Stage):
             prepare_to_store_backbone()
         self.versions.begin(engine.rank)
 
-    def fresh_start(self) -> None:
-        """Take the snapshot that is due before the first step."""
-        self._step_began = time.monotonic()
-        self._refresh(0)
-
     def micro_batches(self, step: int, rank: int, world: int) -> list[JointBatch]:
         """See the base class. Pools are drawn from the MEMORY version in use, which is the same on every rank."""
         began = time.monotonic()
-        self._step_began = began if self._step_began is None else self._step_began
+        self._step_began = began
         self._used_version, self._used_recall = self.versions.current.number, self.versions.recall
         self.pool_memory.rerank_seconds = 0.0
         self._staleness_steps, self._refreshing = self.versions.staleness(step), self.versions.pending is not None
@@ -185,7 +179,7 @@ class JointStage(Stage):
             held_out = self._held_out.evaluate(self._model, self.candidates, engine)
         now, tries = time.monotonic(), self.versions.tries
         refreshing = self.versions.refreshed.get("refresh_seconds", 0.0) + tries.lost_seconds
-        self._spent.add(now - (self._step_began or now), self.versions.blocked_seconds, refreshing)
+        self._spent.add(now - self._step_began, self.versions.blocked_seconds, refreshing)
         figures = {
             "used_memory_version": float(self._used_version),
             **self._used_recall,
@@ -202,7 +196,7 @@ class JointStage(Stage):
             **self._spent.figures(self._devices),
             **held_out,
         }
-        self.versions.blocked_seconds, self.versions.refreshed, tries.lost_seconds, self._step_began = 0.0, {}, 0.0, None
+        self.versions.blocked_seconds, self.versions.refreshed, tries.lost_seconds = 0.0, {}, 0.0
         return figures
 
     def state(self) -> dict[str, Any]:

@@ -57,9 +57,6 @@ class Stage(ABC):
     def begin(self, engine: Engine) -> None:  # noqa: B027
         """Called on every rank once, before a run state is taken up and before the first step."""
 
-    def fresh_start(self) -> None:  # noqa: B027
-        """Called on every rank ahead of the very first step: not when a run state was taken up."""
-
     def announcement(self, step: int) -> float:
         """What this rank has to tell the others ahead of a step (the sum over ranks comes back to `before_step`)."""
         return 0.0
@@ -159,8 +156,6 @@ def run(
     start = states.resume(stage)
     # What is waited for ahead of the first step counts as part of it.
     began = step_began = time.monotonic()
-    if start == 0:
-        stage.fresh_start()
     progress = Progress(stage.name, start, stage.steps, shown=engine.rank == 0)
     skipped_in_a_row = 0
     try:

@@ -83,7 +83,7 @@ class Versions:
         self._steps: dict[str, int] = {}
         self._num_rows = 0
         self._lost = ""
-        self._warned = -1
+        self._warned = self._waited_for = -1
         self._rank = 0
 
     def begin(self, rank: int) -> None:
@@ -129,6 +129,8 @@ class Versions:
     ) -> None:
         """Take a snapshot where one is due, and start its refresh. Every rank calls it, with the same `cosine` (see `snapshot_due`).
 
+        As long as every row is as the compressor makes it, there is nothing to encode, and no snapshot is taken.
+
         Args:
             updates: made so far.
             model: as it is then.
@@ -137,7 +139,7 @@ class Versions:
             cosine: of the canary set.
             coming: what the steps after that many updates will use, where rows are chosen by it.
         """
-        if not snapshot_due(updates, self._settings, cosine):
+        if not snapshot_due(updates, self._settings, cosine) or not self.ages.oldest(updates):
             return
         if self.pending is not None:
             # A trigger that fires on while its refresh is under way is no news.
@@ -194,7 +196,11 @@ class Versions:
     def _start(self) -> None:
         if self._rank == 0 and self.pending is not None:
             number, chosen = self.pending.number, self._settings.policy == "incremental"
-            self.tries.begin(self.pending, self.job(number, self._snapshot(number), self.pending.snapshot_step, chosen=chosen))
+            self.tries.begin(self.pending, self.job(number, self._snapshot(number), self._made_after(self.pending), chosen=chosen))
+
+    def _made_after(self, pending: Pending) -> int:
+        """Updates of the compressor of a snapshot: it may stand still by then."""
+        return min(pending.snapshot_step, self._config.joint.compressor_updates)
 
     def job(self, number: int, checkpoint: Path, snapshot_step: int, *, chosen: bool = False) -> RefreshJob:
         """The refresh that makes version `number` of a checkpoint after that many updates: of all rows, or of the chosen ones."""
@@ -232,10 +238,13 @@ class Versions:
             return 0.0
         # What is announced holds from the next step on.
         late = 0 < self._settings.max_staleness_steps < self.staleness(step + 1) and self._settings.when_stale == "wait"
+        # Who has waited for it in vain does not wait for it again at every step.
+        late = late and self._waited_for != self.pending.number
         number = self._poll(wait=fixed or late, timeout_seconds=self._settings.wait_seconds)
         if fixed and number == 0:
             number = self._give_up()
         if late and number == 0:
+            self._waited_for = self.pending.number
             self._warn(step)
         self.blocked_seconds += time.monotonic() - began
         return float(number)
@@ -289,7 +298,7 @@ class Versions:
         """Ahead of step `step` (0-based), whose batches are drawn: take what was announced; it holds from step + 1 on. True after a switch."""
         if announced == 0 or self.pending is None:
             return False
-        number, snapshot_step, self.pending = self.pending.number, self.pending.snapshot_step, None
+        number, snapshot_step, self.pending = self.pending.number, self._made_after(self.pending), None
         self.tries.forget()
         if announced < 0:
             return False

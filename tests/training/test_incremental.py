@@ -60,6 +60,26 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.mark.parametrize(("policy", "expected"), [("full", [2, 4]), ("incremental", [2, 4, 6])])
+def test_nothing_is_encoded_that_is_as_the_compressor_makes_it(
+    world: World, tmp_path: Path, policy: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first step on: not what MEMORY begins with, nor, once the compressor stands still, any row again."""
+    monkeypatch.setattr("training.local.ProcessWorker", Inline)
+    values = {
+        "joint__refresh__policy": policy, "joint__refresh__start_step": 0, "joint__refresh__every_steps": 2, "joint__compressor_steps": 3,
+        "joint__steps": 14, "joint__refresh__rows": 0, "joint__refresh__share": 0.5, "joint__refresh__switch": "asap", "joint__refresh__delta_steps": 0,
+    }  # fmt: skip
+    train(world, tmp_path, **values)
+    (run,) = tmp_path.glob("run-*")
+    notes = [json.loads(path.read_text()) for path in sorted(run.glob("refresh-v?.json"))]
+    assert [note["snapshot_step"] for note in notes] == expected
+    last = list(read(run / "metrics.jsonl").values())[-1]
+    assert last["memory_lag_steps"] == last["staleness_steps"] == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["memory_lag_steps"] == 0
+
+
 # --- the choice ------------------------------------------------------------------------------------------------------
 
 

@@ -269,14 +269,14 @@ def test_with_stop_the_step_after_a_snapshot_has_its_version(
     assert report["blocked_share"] > 0.2
 
 
-def test_waiting_ahead_of_the_first_step_is_part_of_the_whole(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_is_part_of_the_whole(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow(Inline):
         def result(self, timeout_seconds: float) -> RefreshResult | None:
             time.sleep(4)
             return super().result(timeout_seconds)
 
     monkeypatch.setattr("training.local.ProcessWorker", Slow)
-    values = {"policy": "full", "switch": "stop", "start_step": 0}
+    values = {"policy": "full", "switch": "stop", "start_step": 1}
     sets = world.sets(tmp_path, joint__train_compressor="true", joint__steps=2, **{f"joint__refresh__{n}": v for n, v in values.items()})
     assert joint.main(["--launcher", "local", *sets]) == 0
     report = json.loads((tmp_path / "report.json").read_text())

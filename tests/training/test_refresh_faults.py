@@ -220,6 +220,21 @@ def test_what_the_last_re_encoding_replaces_is_not_waited_for(world: World, tmp_
     assert report["memory_lag_steps"] == 0
 
 
+def test_who_has_waited_in_vain_does_not_wait_again_at_every_step(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    values: dict[str, object] = {
+        "joint__steps": 8, "joint__refresh__switch": "asap", "joint__refresh__delta_steps": 0, "joint__refresh__max_staleness_steps": 2,
+        "joint__refresh__when_stale": "wait", "joint__refresh__wait_seconds": 1,
+    }  # fmt: skip
+    report = train(world, tmp_path, Never, monkeypatch, **values)
+    waited = [values["blocked_seconds"] >= 1 for values in read(next(tmp_path.glob("run-*")) / "metrics.jsonl").values()]
+    # The fourth step would lack three updates: waited for at the end of the third, once.
+    assert waited == [False, False, True, False, False, False, False, False]
+    assert caplog.text.count("more than joint.refresh.max_staleness_steps = 2; training goes on with it") == 1
+    assert report["versions_by_step"] == [{"version": 0, "first_step": 1, "last_step": 8}]
+
+
 def test_a_refresh_that_hangs_is_ended_and_the_next_snapshot_is_taken(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -76,6 +76,14 @@ def test_a_refresh_of_what_does_not_change(world: World, tmp_path: Path, policy:
         train(world, tmp_path, joint__refresh__policy=policy)
 
 
+@pytest.mark.parametrize("policy", ["full", "incremental"])
+def test_refreshes_that_would_never_begin(world: World, tmp_path: Path, policy: str) -> None:
+    with pytest.raises(
+        InputError, match=rf"policy is '{policy}', start_step, every_steps and trigger_cosine are 0.*set joint\.refresh\.every_steps"
+    ):
+        train(world, tmp_path, joint__refresh__policy=policy, joint__train_compressor="true")
+
+
 def test_what_nothing_comes_of_is_told(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = REFRESHED | {"joint__refresh__start_step": 7, "joint__learning_rates": "{generator = 1e-3, compressor = 1e-3}"}
     arguments = ["--launcher", "local", "--dry-run", *world.sets(tmp_path, joint__train_generator="false", **values)]
