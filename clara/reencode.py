@@ -1,7 +1,7 @@
 """A whole MEMORY again, with another compressor."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from clara.encode import Compressor, make_codebook, write_memory_shard
 from clara.errors import InputError
 from clara.fingerprint import Fingerprint
 from clara.memory import KIND, MemoryStore, complete_memory, shard_name
+from clara.product_quantiser import Codebook
 
 
 def reencode_recipe(store: MemoryStore, fingerprint: Fingerprint, batch_tokens: int) -> dict[str, Any]:
@@ -33,12 +34,12 @@ def reencode_shard(
     *,
     fingerprint: Fingerprint,
     batch_tokens: int,
+    codebook: Codebook | None = None,
 ) -> dict[str, Any]:
     """Compress the live rows of shard `index` of a store again; shards may be made by different processes.
 
     Returns:
-        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row. A product-quantised store gets a codebook
-        of the new compressor, by whichever process needs it first.
+        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row. `codebook` is that of `new_codebook`.
 
     Raises:
         InputError: a row that the store holds can't be compressed; a version must have every row.
@@ -47,9 +48,6 @@ def reencode_shard(
     rows = store.row_ids[store.row_ids % store.num_shards == index]
     if not len(rows):
         return {"name": name, "rows": 0, "files": [], "failures": [], "reused": False}
-    _reencode_codebook(store, model, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
-    width = pq_width(store.codec)
-    codebook = product_quantiser.load_codebook(output, width, store.hidden_size) if width else None
     report = write_memory_shard(
         model,
         store.records(rows),
@@ -78,13 +76,35 @@ def check_whole(report: dict[str, Any], output: str | os.PathLike[str]) -> dict[
     return report
 
 
-def _reencode_codebook(
+def new_codebook(
     store: MemoryStore, model: Callable[[], Compressor], output: str | os.PathLike[str], *, fingerprint: Fingerprint, batch_tokens: int
-) -> dict[str, Any] | None:
-    if not pq_width(store.codec):
+) -> Codebook | None:
+    """The codebook of the new compressor for a product-quantised store, trained by whoever needs it first; None for other codecs."""
+    width = pq_width(store.codec)
+    if not width:
         return None
     sample = store.records(product_quantiser.sample_rows(store.row_ids.tolist(), store.num_memory_tokens))
-    return make_codebook(model, sample, output, fingerprint=fingerprint, codec=store.codec, batch_tokens=batch_tokens)
+    make_codebook(model, sample, output, fingerprint=fingerprint, codec=store.codec, batch_tokens=batch_tokens)
+    return product_quantiser.load_codebook(output, width, store.hidden_size)
+
+
+def reencode_shards(
+    store: MemoryStore,
+    shards: Iterable[int],
+    model: Compressor,
+    output: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int,
+) -> Iterator[dict[str, Any]]:
+    """The reports of some shards, compressed again one after the other; finished ones are found finished.
+
+    Raises:
+        InputError: as of `reencode_shard`.
+    """
+    codebook = new_codebook(store, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
+    for index in shards:
+        yield reencode_shard(store, index, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens, codebook=codebook)
 
 
 def complete_reencode(
@@ -144,10 +164,10 @@ def reencode(
     if up_to_date(output, KIND, reencode_recipe(store, fingerprint, batch_tokens)):
         return read_manifest(output, KIND)
     reports = []
-    for index in range(store.num_shards):
-        reports.append(reencode_shard(store, index, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens))
+    for report in reencode_shards(store, range(store.num_shards), model, output, fingerprint=fingerprint, batch_tokens=batch_tokens):
+        reports.append(report)
         if progress is not None:
-            progress(index + 1, store.num_shards)
+            progress(len(reports), store.num_shards)
     return complete_reencode(store, reports, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
 
 

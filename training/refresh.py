@@ -29,7 +29,7 @@ from clara.index_build import build_index
 from clara.memory import Ids, MemoryStore
 from clara.model import ClaraModel
 from clara.recall import RECALL_FLOOR, stated
-from clara.reencode import reencode, reencode_recipe
+from clara.reencode import check_follows, reencode, reencode_recipe, reencode_shards
 from clara.reencode_rows import reencode_rows, rows_recipe
 from clara.retriever import Retriever
 from training.ages import steps_of_rows
@@ -163,20 +163,13 @@ def run_job(job: RefreshJob) -> RefreshResult:
         InputError: the snapshot or the parent is damaged, they don't fit, a checksum fails, or a model points to what would be replaced.
     """
     began = time.monotonic()
-    torch.set_num_threads(job.threads)
-    store = MemoryStore.open(job.parent, mixed=True)
-    fingerprint = expected_fingerprint(job.checkpoint, job.backbone, store.fingerprint_fields)
-    dtype = "float32" if fingerprint.dtype == "float32" else "bfloat16"
-    model = load_checkpoint(job.checkpoint, Backbone(path=job.backbone, dtype=dtype), device=job.device).eval()
+    store, fingerprint, model = _opened(job)
     rows, lag, recipe = store.row_ids, None, reencode_recipe(store, fingerprint, job.batch_tokens)
     if job.choice:
         choice = Choice.load(job.choice)
         rows, lag = rows_to_refresh(choice, store, job.snapshot_step, _searcher(job, store, model))
         recipe = rows_recipe(store, rows, fingerprint, job.batch_tokens)
-    if not artefact.up_to_date(job.memory, "MEMORY", recipe):
-        check_replaceable(Path(job.memory))
-        # What an earlier run left under this name is no longer whole once the first shard is replaced.
-        (Path(job.memory) / artefact.MANIFEST).unlink(missing_ok=True)
+    _make_room(job, recipe)
     if job.choice:
         manifest = reencode_rows(store, rows, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
     else:
@@ -207,6 +200,40 @@ def run_job(job: RefreshJob) -> RefreshResult:
         recall_warning=warning,
         finished_at=time.time(),
     )
+
+
+def encode_share(job: RefreshJob, share: int, of: int) -> None:
+    """Of a re-encoding of all rows every `of`-th shard, from number `share` on: `run_job` then finds it finished.
+
+    Raises:
+        InputError: as of `run_job`.
+    """
+    store, fingerprint, model = _opened(job)
+    check_follows(store, fingerprint, job.memory)
+    _make_room(job, reencode_recipe(store, fingerprint, job.batch_tokens))
+    shards = range(share, store.num_shards, of)
+    for _ in reencode_shards(store, shards, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens):
+        continue
+
+
+def _opened(job: RefreshJob) -> tuple[MemoryStore, Fingerprint, ClaraModel]:
+    """The parent, the fingerprint of what is made of it, and the snapshot."""
+    torch.set_num_threads(job.threads)
+    store = MemoryStore.open(job.parent, mixed=True)
+    fingerprint = expected_fingerprint(job.checkpoint, job.backbone, store.fingerprint_fields)
+    dtype = "float32" if fingerprint.dtype == "float32" else "bfloat16"
+    return store, fingerprint, load_checkpoint(job.checkpoint, Backbone(path=job.backbone, dtype=dtype), device=job.device).eval()
+
+
+def _make_room(job: RefreshJob, recipe: dict[str, Any]) -> None:
+    """What an earlier run left under this name is no longer whole once the first shard is replaced.
+
+    Raises:
+        InputError: a model points to it.
+    """
+    if not artefact.up_to_date(job.memory, "MEMORY", recipe):
+        check_replaceable(Path(job.memory))
+        (Path(job.memory) / artefact.MANIFEST).unlink(missing_ok=True)
 
 
 def run_and_release(job: RefreshJob) -> RefreshResult:

@@ -21,7 +21,7 @@ from training.tries import lost_tries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 TIMEOUT_SECONDS = 900
-STEPS, REFRESHER = 30, "ray::Refresher.run"
+STEPS, REFRESHER, RANK = 30, "ray::Refresher.run", "ray::RayTrainWorker"
 # Two ranks sum in another order than one process, over updates of 1e-4: no weight is further off than half an update.
 TOLERANCE = 5e-5
 SETTINGS: dict[str, object] = {
@@ -107,19 +107,24 @@ def test_a_corrupt_shard_and_a_late_refresh_on_another_node(world: World, tmp_pa
     assert note["ready_seconds"] > failed["seconds"] + note["seconds"] - 1
 
 
-def test_two_ranks_are_taken_up_by_four(world: World, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_ranks_on_two_nodes_are_taken_up_by_four(
+    world: World, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values: dict[str, object] = {"joint__refresh__switch": "fixed", "joint__refresh__delta_steps": 4, "joint__compressor_steps": 6}
     monkeypatch.setattr("training.local.ProcessWorker", joint_world.Inline)
     assert joint.main(["--launcher", "local", *world.sets(tmp_path / "undisturbed", **SETTINGS | values)]) == 0
     output = tmp_path / "more"
     run = output / next((tmp_path / "undisturbed").glob("run-*")).name
-    shared: dict[str, object] = {"launch__cpus_per_worker": 0.4, "joint__refresh__num_cpus": 0.4}
-    process = begin(world, output, cluster, **values, **shared, launch__num_workers=2)
+    second = cluster.add_node(num_cpus=2)
+    values["joint__refresh__num_cpus"] = 0.4
+    process = begin(world, output, cluster, **values, launch__num_workers=2, launch__cpus_per_worker=1.5)
     wait_for(lambda: reached(run, 8), process)
+    # Neither node has room for both: they train and switch across nodes.
+    assert [len(below(node, RANK)) for node in (cluster.head, second)] == [1, 1]
     process.kill()
     process.wait()
     done = max(read(run / "metrics.jsonl"))
-    process = begin(world, output, cluster, **values, **shared, launch__num_workers=4)
+    process = begin(world, output, cluster, **values, launch__num_workers=4, launch__cpus_per_worker=0.4)
     said, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 0, said
     assert done < STEPS

@@ -124,6 +124,40 @@ def test_run_is_tracked_once(tmp_path: Path, tiny_checkpoint: Path, corpus_file:
     assert run.data.metrics["run.refresh.questions_per_second_alone"] > 0
 
 
+@pytest.mark.slow
+def test_refreshes_and_staleness_arrive(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr("training.local.ProcessWorker", joint_world.Inline)
+    world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
+    uri = f"sqlite:///{tmp_path}/store/mlflow.db"
+    refresh = {"policy": "full", "switch": "stop", "start_step": 1, "every_steps": 2, "canary_every": 1, "canary_rows": 8}
+    values = {f"joint__refresh__{name}": value for name, value in refresh.items()}
+    assert joint.main(
+        ["--launcher", "local", *world.sets(tmp_path / "out", joint__steps=4, joint__train_compressor="true", tracking__uri=uri, **values)]
+    ) == 0  # fmt: skip
+    client = MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("clara").experiment_id])
+
+    def history(name: str) -> dict[int, float]:
+        return {point.step: point.value for point in client.get_metric_history(run.info.run_id, name)}
+
+    # Snapshots after the first and the third step; training waited, and went on with the new version.
+    assert history("used_memory_version") == {1: 0, 2: 1, 3: 1, 4: 2}
+    assert history("staleness_steps") == {1: 0, 2: 0, 3: 1, 4: 0}
+    for name in ("refresh_seconds", "refresh_ready_seconds", "refresh_bytes"):
+        assert list(history(name)) == [1, 3], name
+        assert min(history(name).values()) > 0, name
+    for name in ("canary_cosine", "canary_overlap", "canary_recall_gap"):
+        assert list(history(name)) == [1, 2, 3, 4], name
+    assert history("canary_cosine")[1] < 1
+    assert run.data.metrics["run.refresh.refreshes"] == 2
+    assert run.data.metrics["run.refresh.mean_ready_seconds"] > 0
+    assert run.data.metrics["run.refresh.lost_tries"] == 0
+    assert 0 < run.data.metrics["run.blocked_share"] < 1
+    assert 0 < run.data.metrics["run.refresh.compute_share"] < 1
+
+
 def test_store_that_cannot_be_used_is_refused(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
     world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
     with pytest.raises(InputError, match=r"tracking\.uri 'nonsense://x'"):
