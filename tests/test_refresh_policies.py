@@ -24,10 +24,10 @@ def run(seconds: list[float], recall: list[float], blocked: float = 0.0, refresh
         "refreshes": refreshes, "seconds": 6.0 * refreshes, "bytes": 2_000_000 * refreshes, "compute_share": 0.25 if refreshes else 0.0,
         "median_step_seconds_beside_a_refresh": 2.0 if refreshes else None, "median_step_seconds_alone": 1.0,
         "throughput_beside_a_refresh": 0.5 if refreshes else None,
-    }  # fmt: skip
+    } | ({"mean_ready_seconds": 7.5, "lost_tries": 1} if refreshes else {})  # fmt: skip
     report = {
         "questions_per_second": 8.0, "blocked_seconds": blocked * seconds[-1], "blocked_share": blocked, "rerank_seconds": 0.0,
-        "versions_by_step": [{}] * (refreshes + 1), "refresh_cost": cost,
+        "versions_by_step": [{}] * (refreshes + 1), "refresh_cost": cost, "staleness": [],
     }  # fmt: skip
     return {"metrics": metrics, "report": report}
 
@@ -50,8 +50,8 @@ def test_policies_are_compared_at_equal_steps_and_at_equal_time(tmp_path: Path) 
     assert found["none"]["correction_taken_share"] is None
     text = markdown(result({"0": found}))
     assert "| full | 4 | 8 | 0.750 | 0.750 | 1.250 | 0.750 | 0.750 | 0.250 |" in text
-    assert "| full | 8.00 | 1.00% | 2 | 6.0 | 2.0 | 25.0% | 2.000 | 1.000 | 50% | 0 | – | 1.5 |" in text
-    assert "| none | 8.00 | 0.00% | 0 | – | – | 0.0% | – | 1.000 | – |" in text
+    assert "| full | 8.00 | 1.00% | 2 | 6.0 | 7.5 | 1 | 2.0 | 25.0% | 2.000 | 1.000 | 50% | 0 | – | 1.5 |" in text
+    assert "| none | 8.00 | 0.00% | 0 | – | – | – | – | 0.0% | – | 1.000 | – |" in text
     draw({name: [values["metrics"]] * 2 for name, values in runs.items()}, tmp_path / "curves.png")  # type: ignore[list-item]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
 
@@ -71,7 +71,7 @@ def test_seeds_are_told_by_mean_and_range() -> None:
     # Recall 0, 0.25 and 0.75 after 8, 10 and 14 seconds, each of which is the only run of its seed.
     assert "| full | 4 | 11 (8 to 14) | 0.333 (0.000 to 0.750) |" in text
     assert "within the 11 (8 to 14) s" in text
-    assert "| 1.33 (0 to 3) | 6.0 | 2.0 |" in text  # a seed without a refresh has no seconds of one
+    assert "| 1.33 (0 to 3) | 6.0 | 7.5 | 1 | 2.0 |" in text  # a seed without a refresh has no seconds of one
 
 
 def test_an_unknown_policy_is_refused(tmp_path: Path) -> None:
