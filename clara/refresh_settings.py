@@ -94,7 +94,15 @@ class Refresh(Section):
         description="longest wait for a refresh: at a fixed switch (then it is given up), under switch = stop, after the last step (not where "
         "final encodes everything anyway), and with when_stale = wait",
     )
-    final: bool = Field(False, description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly")
+    final: bool = Field(
+        False,
+        description="encode MEMORY once more after the last step, so that it fits the final CHECKPOINT exactly; by the same worker, in as many tries",
+    )
+
+    @property
+    def threads(self) -> int:
+        """Torch threads of the worker that encodes beside training."""
+        return max(1, int(self.num_cpus))
 
     def num_rows(self, of: int) -> int:
         """Rows of one incremental refresh of a MEMORY with that many."""

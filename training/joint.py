@@ -20,16 +20,17 @@ from collections.abc import Callable
 from clara import artefact
 from clara.checkpoint import check_given
 from clara.config import Config, load
-from clara.errors import command_line
+from clara.errors import InputError, command_line
 from training.joint_report import figures, finish, made
 from training.joint_run import absolute, check, finished, places, plan, preflight, recipe
+from training.last_encoding import due, left
 from training.tracking import tracked
 
 
-def launcher(config: Config) -> Callable[[Config], None]:
-    """What trains, from `config` to the CHECKPOINT. Ray and DeepSpeed take seconds to import, and one process needs neither."""
+def launcher(config: Config) -> Callable[[Config, bool], str]:
+    """What trains, from `config` to the CHECKPOINT and the last re-encoding. Ray and DeepSpeed take seconds to import, and one process needs neither."""
     name = "training.local" if config.launch.launcher == "local" else "training.launch"
-    train: Callable[[Config], None] = importlib.import_module(name).train
+    train: Callable[[Config, bool], str] = importlib.import_module(name).train
     return train
 
 
@@ -63,12 +64,19 @@ def main(argv: list[str]) -> int:
         return 0
     preflight(config)
     with tracked(config, where.run.name, where.metrics) as tracker:
-        if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)):
-            launcher(config)(config)
+        trained, why = artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)), ""
+        if not trained or due(config, left(config)):
+            why = launcher(config)(config, trained)
         report = finish(config)
     if tracker is not None:
         tracker.finish(where.report, where.metrics, where.run / "curves", made(where, report), figures(report))
         artefact.atomic_write(where.tracked, json.dumps({"uri": config.tracking.uri, "run_id": tracker.run_id}) + "\n")
+    if why:
+        raise InputError(
+            f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps is there, report {where.report} too, but MEMORY {report['memory']} lags it by "
+            f"{report['memory_lag_steps']} steps: the last re-encoding (joint.refresh.final) came to nothing ({why}); run the same command again: it "
+            "makes that alone"
+        )
     print(
         f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps of joint, {report['questions_per_second']:.2f} questions/s; "
         f"MEMORY {report['memory']}, INDEX {report['index']}; report {where.report}"

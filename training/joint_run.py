@@ -39,7 +39,7 @@ from training.versions import OpenIndex, Versions, stored_parameters
 logger = logging.getLogger(__name__)
 METRICS = "metrics.jsonl"
 REPORT = "report.json"
-_LOCK_SECONDS = 60.0
+LOCK_SECONDS = 60.0
 _ADDED_TO_REFRESH = (
     "rerank", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale", "rows", "share", "oldest_share",
     "look_ahead_steps", "rerank_lag_steps", "correction", "correction_ridge",
@@ -175,13 +175,15 @@ def places(config: Config) -> Places:
 
 
 def finished(config: Config) -> bool:
-    """Whether the CHECKPOINT and the report of this very run are there, and are tracked where that is asked for."""
+    """Whether the CHECKPOINT, the report and the last re-encoding of this very run are there, and are tracked, where these are asked for."""
     where = places(config)
     if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)) or not where.report.is_file():
         return False
     if config.tracking.uri and not (where.tracked.is_file() and json.loads(where.tracked.read_text())["uri"] == config.tracking.uri):
         return False
-    return bool(json.loads(where.report.read_text()).get("run") == where.run.name)
+    report = json.loads(where.report.read_text())
+    encoded = not (config.joint.refresh.final and report.get("memory_lag_steps"))
+    return bool(report.get("run") == where.run.name) and encoded
 
 
 def own_backbone(config: Config) -> bool:
@@ -198,8 +200,7 @@ def build_stage(
     config: Config, model: ClaraModel, where: Places, worker: Worker | None, open_index: OpenIndex = MemoryIndex.open
 ) -> JointStage:
     """The stage that a configuration asks for."""
-    threads = max(1, int(config.joint.refresh.num_cpus))
-    versions = Versions(config, where.output, where.run, worker, threads, open_index)
+    versions = Versions(config, where.output, where.run, worker, config.joint.refresh.threads, open_index)
     held_out = None
     if config.joint.evaluate_every:
         joint = config.joint
@@ -320,7 +321,7 @@ def train_rank(
     def log(step: int, values: dict[str, float]) -> None:
         append(where.metrics, step, values)
 
-    with sole_user(where.run / "lock", wait_seconds=_LOCK_SECONDS) if engine.rank == 0 else nullcontext():
+    with sole_user(where.run / "lock", wait_seconds=LOCK_SECONDS) if engine.rank == 0 else nullcontext():
         run(
             stage, engine, where.run,
             seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log, on_nonfinite=config.joint.on_nonfinite,

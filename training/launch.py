@@ -12,6 +12,7 @@ Who waits for what, and how long at most:
 | rank | search servers | retrieval.search_seconds, each question (`training.search_servers`) | a failure |
 | rank 0 | a refresh, where it is waited for | joint.refresh.wait_seconds (`training.versions`) | training goes on without it |
 | nobody | a refresh beside training | joint.refresh.max_seconds, each try (`training.tries`) | another try, max_attempts in all |
+| driver | the last re-encoding | joint.refresh.max_seconds, each try, max_attempts in all (`training.last_encoding`) | `InputError`, after the report |
 | rank 0 | a run state that is being written, before the next one and at the end | 900 s (`training.run_state`) | a failure |
 | rank 0 | the ranks of a killed run, which hold its directory | 60 s (`joint_run.sole_user`) | a failure |
 
@@ -47,6 +48,7 @@ from training.follow import following
 from training.joint_checks import encodes_again
 from training.joint_run import places, train_rank
 from training.joint_stage import JointStage
+from training.last_encoding import encode
 from training.loop import NotFiniteError
 from training.refresh_actor import RayWorker
 from training.run_state import WRITE_SECONDS
@@ -109,6 +111,22 @@ def cpus_of_rank(config: Config, cluster_cpus: float) -> float:
     return each
 
 
+def check_room(config: Config, resources: dict[str, float]) -> None:
+    """Refuse a refresh that would wait for room until its time is up.
+
+    Raises:
+        InputError: the whole cluster has not what is asked for it.
+    """
+    if not encodes_again(config):
+        return
+    for name, resource, what in (("num_cpus", "CPU", "cores"), ("num_gpus", "GPU", "GPUs")):
+        wanted, found = getattr(config.joint.refresh, name), resources.get(resource, 0.0)
+        if wanted > found:
+            raise InputError(
+                f"joint.refresh.{name} is {wanted:g}, the cluster has {found:g} {what}; add a node that has them, or lower joint.refresh.{name}"
+            )
+
+
 def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
     """Ranks and their shares of a cluster.
 
@@ -121,11 +139,7 @@ def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
             f"launch.gpu is true with {launch.num_workers} workers, the cluster has {resources.get('GPU', 0):g} GPUs; "
             "run where there is one for each, lower launch.num_workers, or set launch.gpu=false"
         )
-    wanted, found = config.joint.refresh.num_gpus, resources.get("GPU", 0.0)
-    if wanted > found and encodes_again(config):
-        raise InputError(
-            f"joint.refresh.num_gpus is {wanted:g}, the cluster has {found:g} GPUs; add a node that has one, or set joint.refresh.num_gpus=0"
-        )
+    check_room(config, resources)
     share = {"CPU": cpus_of_rank(config, resources.get("CPU", 0.0))} | ({"GPU": 1.0} if launch.gpu else {})
     return ScalingConfig(num_workers=launch.num_workers, use_gpu=launch.gpu, resources_per_worker=share)
 
@@ -216,15 +230,32 @@ def _train_rank(config: Config, rank: int) -> None:
     train_rank(config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=place, open_index=open_index)
 
 
-def train(config: Config) -> None:
-    """Train to the last step on the ranks of a cluster. Ranks that die are started again, from the last run state.
+def train(config: Config, trained: bool) -> str:
+    """Train to the last step on the ranks of a cluster, unless that is done, then make the last re-encoding where refreshes run.
+
+    Returns why the last re-encoding came to nothing.
 
     Raises:
         InputError: of a rank, what it trains is not finite, or the cluster lacks what is asked for, has no room for it, or is gone.
     """
+    refresh = config.joint.refresh
+    connect()
+    try:
+        if not trained:
+            _fit(config)
+        try:
+            check_room(config, ray.cluster_resources())
+        except InputError as error:
+            return str(error)
+        return encode(config, RayWorker(refresh.num_cpus, refresh.num_gpus), threads=refresh.threads)
+    finally:
+        ray.shutdown()
+
+
+def _fit(config: Config) -> None:
+    """Ranks that die are started again, from the last run state."""
     where = places(config)
     stopped_note(config).unlink(missing_ok=True)
-    connect()
     try:
         trainer = TorchTrainer(
             rank_loop,
@@ -257,8 +288,6 @@ def train(config: Config) -> None:
             f"Ray's processes ended while training ({told}); start the cluster again where it is one of your own (no `ray stop` beside a run on "
             f"this machine), and run the same command again: it goes on from the last state in {where.run}"
         ) from error
-    finally:
-        ray.shutdown()
 
 
 def input_error(error: BaseException) -> InputError | None:

@@ -5,8 +5,9 @@ import torch
 from clara.config import Config
 from clara.errors import InputError
 from training.engine import LocalEngine
-from training.joint_run import train_rank
+from training.joint_run import threads_of_rank, train_rank
 from training.joint_stage import JointStage
+from training.last_encoding import encode
 from training.refresh_worker import ProcessWorker
 
 
@@ -28,10 +29,12 @@ def engine(stage: JointStage) -> LocalEngine:
     return LocalEngine(stage.module, stage.groups(), stage.optimiser)
 
 
-def train(config: Config) -> None:
-    """Train to the last step in this process."""
+def train(config: Config, trained: bool) -> str:
+    """Train to the last step in this process, unless that is done, then make the last re-encoding. Returns why that came to nothing."""
     place, worker = device(config), ProcessWorker()
     try:
-        train_rank(config, engine, num_ranks=1, worker=worker, device=place)
+        if not trained:
+            train_rank(config, engine, num_ranks=1, worker=worker, device=place)
+        return encode(config, worker, threads=threads_of_rank(config, 1))
     finally:
         worker.close()

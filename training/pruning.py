@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clara.artefact import MANIFEST, atomic_write, manifest_hash
+from clara.artefact import MANIFEST, atomic_write, manifest_hash, read_manifest
 from clara.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,10 @@ def in_run_states(states: Iterable[Path]) -> set[int]:
     """Numbers that run states need when they are taken up: of the version in use, and of a refresh under way, whose snapshot is read again."""
     numbers = set()
     for path in states:
-        versions = json.loads(path.read_text())["stage"]["versions"]
+        try:
+            versions = json.loads(path.read_text())["stage"]["versions"]
+        except FileNotFoundError:  # one that found no room is deleted while the next steps are made
+            continue
         numbers |= {int(versions[name]["number"]) for name in ("current", "pending") if versions[name]}
     return numbers
 
@@ -117,10 +120,8 @@ def prune(output: Path, run: Path, *, current: int, keep: int, states: Iterable[
             continue
         size = version.size_bytes
         try:
-            # Half deleted, it must be no artefact any more.
-            (version.memory / MANIFEST).unlink()
-            for folder in (version.index, version.memory, version.snapshot):
-                shutil.rmtree(folder)
+            for folder in (version.memory, version.index, version.snapshot):
+                _delete(folder)
         except OSError as error:
             logger.warning("versions: version %d is not deleted: %s", version.number, error)
             continue
@@ -129,6 +130,40 @@ def prune(output: Path, run: Path, *, current: int, keep: int, states: Iterable[
         logger.info("versions: version %d is deleted (%d bytes; in use: %d)", version.number, size, current)
         done.append(version.number)
     return done
+
+
+def discard(output: Path, run: Path, number: int, fingerprint: str, *, states: Iterable[Path]) -> None:
+    """Delete what a version left that is given up, so that its room is free again. What can't be deleted is told.
+
+    What has no manifest is nobody's. What is whole is this run's only if it was encoded by the snapshot of this version; and not if a run noted it,
+    which this one did not, or something points to it: runs of other settings write the same names.
+
+    Args:
+        output: where the versions lie.
+        run: the run's own directory.
+        number: of the version.
+        fingerprint: of what its snapshot encodes; empty: there is no whole snapshot, so nothing whole is of it.
+        states: notes of run states; one that names the version as under way keeps its snapshot.
+    """
+    try:
+        notes = [json.loads(note.read_text()) for note in output.glob(f"run-*/refresh-v{number}.json")]
+        noted = {note[name] for note in notes for name in ("memory_hash", "index_hash")}
+        for folder in (output / f"index-v{number}", output / f"memory-v{number}"):
+            whole = (folder / MANIFEST).is_file()
+            own = not whole or (read_manifest(folder)["fingerprint"] == fingerprint and manifest_hash(folder) not in noted)
+            if own and not pinned_by(folder):
+                _delete(folder)
+        if number not in in_run_states(states):
+            _delete(run / f"snapshot-v{number}")
+    except (OSError, InputError) as error:
+        logger.warning("versions: what version %d left is not all deleted: %s", number, error)
+
+
+def _delete(artefact: Path) -> None:
+    """Half deleted, it must be no artefact any more."""
+    (artefact / MANIFEST).unlink(missing_ok=True)
+    if artefact.exists():
+        shutil.rmtree(artefact)
 
 
 def forget_later(run: Path, number: int) -> None:

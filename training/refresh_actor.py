@@ -1,5 +1,6 @@
 """Where refreshes run beside ranks under Ray: an actor with its own share of the cluster, kept from one refresh to the next."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ from ray.exceptions import RayError
 
 from training.refresh import RefreshError, RefreshJob, RefreshResult, run_and_release
 
+logger = logging.getLogger(__name__)
 _ANSWER_SECONDS = 5.0
+_END_SECONDS = 10.0
 
 
 class Refresher:
@@ -31,10 +34,10 @@ class RayTicket:
 
     def result(self, timeout_seconds: float) -> RefreshResult | None:
         """See `training.refresh_worker.Ticket`."""
-        ready, _ = ray.wait([self._reference], timeout=timeout_seconds)
-        if not ready:
-            return None
         try:
+            ready, _ = ray.wait([self._reference], timeout=timeout_seconds)
+            if not ready:
+                return None
             found: RefreshResult = ray.get(self._reference, timeout=_ANSWER_SECONDS)
         except RayError as error:
             self.stop()
@@ -45,7 +48,12 @@ class RayTicket:
     def stop(self) -> None:
         """See `training.refresh_worker.Ticket`."""
         self.ended = True
-        ray.kill(self._actor)
+        try:
+            ray.kill(self._actor)
+            # Else its last file could still arrive where all of them have just been deleted.
+            ray.wait([self._reference], timeout=_END_SECONDS)
+        except RayError as error:
+            logger.warning("refresh: whether its actor has ended is not known: %s", str(error).strip().splitlines()[-1])
 
 
 class RayWorker:
@@ -58,10 +66,17 @@ class RayWorker:
         self._ticket: RayTicket | None = None
 
     def start(self, job: RefreshJob, log: Path) -> RayTicket:
-        """See `training.refresh_worker.Worker`; Ray keeps the log."""
-        if self._ticket is None or self._ticket.ended or not self._answers():
-            self._actor = self._refresher.remote()
-        self._ticket = RayTicket(self._actor, job)
+        """See `training.refresh_worker.Worker`; Ray keeps the log.
+
+        Raises:
+            RefreshError: the cluster does not answer.
+        """
+        try:
+            if self._ticket is None or self._ticket.ended or not self._answers():
+                self._actor = self._refresher.remote()
+            self._ticket = RayTicket(self._actor, job)
+        except RayError as error:
+            raise RefreshError(str(error).strip().splitlines()[-1]) from error
         return self._ticket
 
     def _answers(self) -> bool:

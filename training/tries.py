@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from clara.artefact import atomic_write
+from clara.errors import InputError
 from clara.refresh_settings import Refresh
-from training.refresh import RefreshError, RefreshJob, RefreshResult, check_result
+from training.pruning import discard
+from training.refresh import RefreshError, RefreshJob, RefreshResult, check_result, expected_fingerprint, fingerprint_of
 from training.refresh_worker import Ticket, Worker
+from training.run_state import noted_states
 from training.schedule import Pending
 
 logger = logging.getLogger(__name__)
@@ -32,26 +35,44 @@ def lost_tries(run: Path) -> list[dict[str, Any]]:
     return found
 
 
+class _NotStarted:
+    """The ticket of a try that could not begin: for want of room, most of all."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
+    def result(self, timeout_seconds: float) -> RefreshResult | None:
+        """See `training.refresh_worker.Ticket`."""
+        raise RefreshError(self._why)
+
+    def stop(self) -> None:
+        """See `training.refresh_worker.Ticket`."""
+
+
 class Tries:
     """Of the version that is being made; where none is, nothing happens.
 
     Attributes:
         ready: what was made, once it is there and right.
         lost_seconds: of tries that came to nothing, since somebody last set it to 0.
+        why: the last of these came to nothing.
     """
 
     def __init__(self, settings: Refresh, run: Path, worker: Worker | None) -> None:
         self._settings, self._run, self._worker = settings, run, worker
         self.ready: RefreshResult | None = None
         self.lost_seconds = 0.0
+        self.why = ""
+        self._otherwise = ""
         self._pending = Pending(0, 0)
         self._job: RefreshJob | None = None
         self._ticket: Ticket | None = None
         self._count, self._began = 0, 0.0
         self._outcome = 0
 
-    def begin(self, pending: Pending, job: RefreshJob) -> None:
-        """The first try."""
+    def begin(self, pending: Pending, job: RefreshJob, *, otherwise: str = "") -> None:
+        """The first try. `otherwise`: what is said to hold if none comes to anything."""
+        self._otherwise = otherwise or f"training stays on version {pending.number - 1}"
         self._pending, self._job, self._count, self._outcome = pending, job, 0, 0
         self._start(job)
 
@@ -62,8 +83,11 @@ class Tries:
         self._count += 1
         self._began = time.monotonic()
         self.ready = None
-        self._note.unlink(missing_ok=True)
-        self._ticket = self._worker.start(job, self._run / f"refresh-v{number}.log")
+        try:
+            self._note.unlink(missing_ok=True)
+            self._ticket = self._worker.start(job, self._run / f"refresh-v{number}.log")
+        except (RefreshError, InputError, OSError) as error:
+            self._ticket = _NotStarted(str(error))
         logger.info("refresh: version %d begins (snapshot after step %d, try %d)", number, self._pending.snapshot_step, self._count)
 
     @property
@@ -88,11 +112,13 @@ class Tries:
                     self._end_overdue(self._ticket)
                 else:
                     check_result(self._job, made)
-            except RefreshError as failure:
+                    self._write_note(made)
+            except (RefreshError, InputError, OSError) as failure:
                 logger.warning("refresh: try %d of version %d failed: %s", self._count, number, failure)
                 self._note_loss(str(failure))
                 if self._count >= self._settings.max_attempts:
-                    logger.error("refresh: version %d is given up; training stays on version %d", number, number - 1)
+                    self._discard()
+                    logger.error("refresh: version %d is given up; %s", number, self._otherwise)
                     return -number
                 self._start(self._job)
                 if not wait:
@@ -101,7 +127,6 @@ class Tries:
             if made is not None:
                 self.ready = made
                 made.told(number)
-                self._write_note(made)
                 return number
             if not wait or time.monotonic() > deadline:
                 return 0
@@ -122,7 +147,18 @@ class Tries:
         if self._ticket is not None and not self._outcome:
             self._ticket.stop()
             self._note_loss(why)
+            self._discard()
         self.forget()
+
+    def _discard(self) -> None:
+        """Delete what a version that is given up left: where the disk is full, the next run state and the CHECKPOINT need the room."""
+        if (job := self._job) is None:
+            return
+        try:
+            fingerprint = expected_fingerprint(job.checkpoint, job.backbone, fingerprint_of(job.parent)).hash
+        except InputError:
+            fingerprint = ""
+        discard(Path(job.memory).parent, self._run, self._pending.number, fingerprint, states=noted_states(self._run))
 
     def forget(self) -> None:
         """What was made is taken, or given up."""
@@ -132,6 +168,7 @@ class Tries:
     def _note_loss(self, why: str) -> None:
         seconds = time.monotonic() - self._began
         self.lost_seconds += seconds
+        self.why = why
         line = {"number": self._pending.number, "try": self._count, "seconds": seconds, "why": why}
         try:
             with open(self._run / _LOST, "a", encoding="utf-8") as file:
@@ -141,12 +178,14 @@ class Tries:
 
     def _write_note(self, result: RefreshResult) -> None:
         """Keep what a refresh made for the report."""
-        took = {"ready_seconds": self._ready_seconds(result), "tries": self._count}
+        took: dict[str, float] = {"tries": self._count}
+        if self._pending.asked_at:
+            took["ready_seconds"] = self._ready_seconds(result)
         atomic_write(self._note, json.dumps(dataclasses.asdict(self._pending) | dataclasses.asdict(result) | took, indent=1) + "\n")
 
     def _ready_seconds(self, made: RefreshResult) -> float:
         """From the request to readiness: waiting for room, failed tries and restarts of the run included."""
-        # A run state of before requests had a time has none.
+        # A run state of before requests had a time has none, and nothing waits for the last re-encoding.
         return max(made.seconds, made.finished_at - self._pending.asked_at) if self._pending.asked_at else made.seconds
 
     def figures(self) -> dict[str, float]:

@@ -155,7 +155,8 @@ def test_refresh_switches_at_the_announced_step(world: World, tmp_path: Path, in
     assert read_manifest(tmp_path / "index-v1")["memory"] == stores[1].hash
 
 
-def test_final_memory_fits_the_final_checkpoint(world: World, tmp_path: Path) -> None:
+def test_final_memory_fits_the_final_checkpoint(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.local.ProcessWorker", Inline)
     report = train(world, tmp_path, joint__train_compressor="true", joint__refresh__final="true", joint__steps=2)
     memory = Path(str(report["memory"]))
     assert memory == tmp_path / "memory-v1"

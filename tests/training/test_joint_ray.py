@@ -17,7 +17,7 @@ from joint_world import World, reached
 from ray_cluster import below
 from safetensors.torch import load_file
 
-from clara.artefact import read_manifest
+from clara.artefact import MANIFEST, read_manifest
 from clara.config import Config
 from clara.errors import InputError
 from clara.memory import MemoryStore
@@ -143,7 +143,19 @@ def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(
     wait_for(lambda: reached(run, 4))
     rank = int(re.findall(r"process (\d+)", (run / "log-rank1.txt").read_text())[-1])
     os.kill(rank, signal.SIGKILL)
+
+    def refreshers() -> set[int]:
+        return {worker.pid for worker in below(psutil.Process(process.pid), "ray::Refresher")}
+
+    # The last re-encoding has an actor of its own too, as that of rank 0 ended with it.
+    while not (tmp_path / "b/checkpoint" / MANIFEST).exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        before = refreshers()
+        time.sleep(0.02)
+    wait_for(lambda: refreshers() - before)
     assert process.wait(timeout=TIMEOUT_SECONDS) == 0
+    assert json.loads((run / "refresh-v2.json").read_text())["tries"] == 1
     assert "resuming joint after step" in (run / "log-rank1.txt").read_text()
     report = json.loads((tmp_path / "b/report.json").read_text())
     assert report["versions_by_step"] == undisturbed["versions_by_step"]

@@ -121,16 +121,16 @@ def test_a_run_keeps_as_many_versions_as_configured_and_what_its_states_need(
     assert joint.main(["--launcher", "local", *world.sets(tmp_path, **RUN)]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     (run,) = tmp_path.glob("run-*")
-    # Version n is of the snapshot after n - 1 steps and used from step n + 1 on. The newest is 9, for rollback there is 8.
+    # Version n is of the snapshot after n steps and used from step n + 2 on. The newest is 8, for rollback there is 7.
     versions = [json.loads(s.read_text())["stage"]["versions"] for s in run_states(run)]
-    # Of a run that is over the newest state is left; it names 6 and 7. Those before it named 4 and 5.
-    assert [(v["current"]["number"], v["pending"]["number"]) for v in versions] == [(6, 7)]
+    # Of a run that is over the newest state is left; it names 5 and 6. Those before it named 3 and 4.
+    assert [(v["current"]["number"], v["pending"]["number"]) for v in versions] == [(5, 6)]
     # When it was asked for outlasts a restart.
     assert began < versions[0]["pending"]["asked_at"] < time.time()
     assert pinned == [2]
     left = [v.number for v in made_versions(tmp_path, run)]
-    assert left == [2, 6, 7, 8, 9]
-    assert all((run / f"snapshot-v{n}").is_dir() == (n in left) for n in range(1, 10))
-    assert {d["number"] for d in report["deleted_versions"]} == {1, 3, 4, 5}
+    assert left == [2, 5, 6, 7, 8]
+    assert all((run / f"snapshot-v{n}").is_dir() == (n in left) for n in range(1, 9))
+    assert {d["number"] for d in report["deleted_versions"]} == {1, 3, 4}
     assert report["memory"] == str(tmp_path / f"memory-v{left[-1]}")
     assert Path(world.memory).is_dir()

@@ -202,6 +202,8 @@ class Unfinished(Never):
     """Still at its first shard when the run ends."""
 
     def start(self, job: RefreshJob, log: Path) -> Inline:
+        if Path(job.checkpoint).name == "checkpoint":
+            return Inline().start(job, log)
         (Path(job.memory) / "shard-00000-of-00002").mkdir(parents=True)
         return self
 
