@@ -54,8 +54,11 @@ class Refresh(Section):
         "and goes on with the new version (to compare with; wait_seconds at most, then as asap)",
     )
     delta_steps: int = Field(0, ge=0, description="for switch = fixed")
-    num_cpus: float = Field(1.0, gt=0, description="cores for the worker that encodes")
-    num_gpus: float = Field(0.0, ge=0, description="share of a GPU for it, under Ray; 0: it encodes on the CPU")
+    num_workers: int = Field(
+        1, ge=1, description="processes that share a whole encoding, shard by shard, under Ray; an incremental refresh is made by one"
+    )
+    num_cpus: float = Field(1.0, gt=0, description="cores for each of them")
+    num_gpus: float = Field(0.0, ge=0, description="share of a GPU for each, under Ray; 0: it encodes on the CPU")
     max_attempts: int = Field(3, ge=1, description="tries at one snapshot before training stays on the version it has")
     max_seconds: float = Field(
         86_400.0,

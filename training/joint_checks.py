@@ -23,7 +23,7 @@ def check_settings(config: Config) -> None:
     """Refuse settings that contradict each other, and warn of those that nothing comes of.
 
     Raises:
-        InputError: MEMORY is to be encoded again, and no compressor trains, or no snapshot would ever be taken of one that has.
+        InputError: MEMORY is to be encoded again, and no compressor trains, or by several processes without Ray, or no snapshot would ever be taken of one that has.
     """
     joint = config.joint
     refresh = joint.refresh
@@ -31,6 +31,11 @@ def check_settings(config: Config) -> None:
         raise InputError(
             f"joint.refresh.policy is {refresh.policy!r}, joint.train_compressor false: every version would be what MEMORY is already; "
             "set joint.train_compressor=true, or joint.refresh.policy=none"
+        )
+    if refresh.num_workers > 1 and config.launch.launcher == "local":
+        raise InputError(
+            f"joint.refresh.num_workers is {refresh.num_workers}, launcher local: beside one torch process there is one that encodes; set it to 1, or "
+            "launch.launcher=ray"
         )
     if refresh.policy != "none" and not (refresh.start_step or refresh.every_steps or refresh.trigger_cosine):
         raise InputError(

@@ -47,7 +47,7 @@ _ADDED_TO_REFRESH = (
 # Who computes, how long one waits, what is kept: none of it changes what is computed.
 _NOT_OF_THE_RECIPE = {
     "joint": ("checkpoint_every", "micro_batch"),
-    "joint.refresh": ("num_cpus", "num_gpus", "max_attempts", "max_seconds", "wait_seconds", "keep_versions"),
+    "joint.refresh": ("num_workers", "num_cpus", "num_gpus", "max_attempts", "max_seconds", "wait_seconds", "keep_versions"),
     "retrieval": ("search_shards", "search_seconds", "search_restarts", "search_cpus"),
 }
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"

@@ -101,11 +101,13 @@ def cpus_of_rank(config: Config, cluster_cpus: float) -> float:
         InputError: the cluster has too few for ranks and refresh together, which would wait for ever.
     """
     launch, refresh = config.launch, config.joint.refresh
-    aside = (refresh.num_cpus if refresh.policy != "none" else 0.0) + config.retrieval.search_shards * config.retrieval.search_cpus
+    aside = (
+        refresh.num_workers * refresh.num_cpus if refresh.policy != "none" else 0.0
+    ) + config.retrieval.search_shards * config.retrieval.search_cpus
     each = launch.cpus_per_worker or min(1.0, (cluster_cpus - aside) / launch.num_workers)
     if each <= 0 or each * launch.num_workers + aside > cluster_cpus + 1e-6:
         raise InputError(
-            f"launch.num_workers is {launch.num_workers}, cpus_per_worker {launch.cpus_per_worker}, joint.refresh.num_cpus and search servers {aside}: "
+            f"launch.num_workers is {launch.num_workers}, cpus_per_worker {launch.cpus_per_worker}, refreshes (joint.refresh.num_workers, num_cpus) and search servers {aside}: "
             f"more than the cluster's {cluster_cpus:g} cores; lower one of them"
         )
     return each
@@ -120,10 +122,11 @@ def check_room(config: Config, resources: dict[str, float]) -> None:
     if not encodes_again(config):
         return
     for name, resource, what in (("num_cpus", "CPU", "cores"), ("num_gpus", "GPU", "GPUs")):
-        wanted, found = getattr(config.joint.refresh, name), resources.get(resource, 0.0)
-        if wanted > found:
+        refresh, found = config.joint.refresh, resources.get(resource, 0.0)
+        wanted, several = getattr(refresh, name), f" for each of {refresh.num_workers}" if refresh.num_workers > 1 else ""
+        if refresh.num_workers * wanted > found:
             raise InputError(
-                f"joint.refresh.{name} is {wanted:g}, the cluster has {found:g} {what}; add a node that has them, or lower joint.refresh.{name}"
+                f"joint.refresh.{name} is {wanted:g}{several}, the cluster has {found:g} {what}; add a node that has them, or lower joint.refresh.{name}"
             )
 
 
@@ -134,7 +137,7 @@ def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
         InputError: it has not what is asked for.
     """
     launch = config.launch
-    if launch.gpu and resources.get("GPU", 0) < launch.num_workers + config.joint.refresh.num_gpus:
+    if launch.gpu and resources.get("GPU", 0) < launch.num_workers + config.joint.refresh.num_workers * config.joint.refresh.num_gpus:
         raise InputError(
             f"launch.gpu is true with {launch.num_workers} workers, the cluster has {resources.get('GPU', 0):g} GPUs; "
             "run where there is one for each, lower launch.num_workers, or set launch.gpu=false"
@@ -223,7 +226,7 @@ def _train_rank(config: Config, rank: int) -> None:
         return made
 
     refresh = config.joint.refresh
-    worker = RayWorker(refresh.num_cpus, refresh.num_gpus) if rank == 0 else None
+    worker = RayWorker(refresh.num_cpus, refresh.num_gpus, refresh.num_workers) if rank == 0 else None
     place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
     retrieval = config.retrieval
     open_index = served(retrieval, owner=rank == 0) if retrieval.search_shards else MemoryIndex.open
@@ -247,7 +250,7 @@ def train(config: Config, trained: bool) -> str:
             check_room(config, ray.cluster_resources())
         except InputError as error:
             return str(error)
-        return encode(config, RayWorker(refresh.num_cpus, refresh.num_gpus), threads=refresh.threads)
+        return encode(config, RayWorker(refresh.num_cpus, refresh.num_gpus, refresh.num_workers), threads=refresh.threads)
     finally:
         ray.shutdown()
 

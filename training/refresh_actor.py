@@ -1,13 +1,17 @@
-"""Where refreshes run beside ranks under Ray: an actor with its own share of the cluster, kept from one refresh to the next."""
+"""Where refreshes run beside ranks under Ray: actors with their own shares of the cluster, kept from one refresh to the next.
+
+Several share a whole encoding out, shard by shard; when all are through, the first makes the version of what lies there.
+"""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
-from training.refresh import RefreshError, RefreshJob, RefreshResult, run_and_release
+from training.refresh import RefreshError, RefreshJob, RefreshResult, encode_share, run_and_release
 
 logger = logging.getLogger(__name__)
 _ANSWER_SECONDS = 5.0
@@ -16,6 +20,10 @@ _END_SECONDS = 10.0
 
 class Refresher:
     """The actor."""
+
+    def encode_share(self, job: RefreshJob, share: int, of: int) -> None:
+        """See `training.refresh.encode_share`."""
+        encode_share(job, share, of)
 
     def run(self, job: RefreshJob) -> RefreshResult:
         """See `training.refresh.run_job`."""
@@ -26,19 +34,28 @@ class Refresher:
 
 
 class RayTicket:
-    """A refresh in the actor."""
+    """A refresh in the actors."""
 
-    def __init__(self, actor: Any, job: RefreshJob) -> None:
-        self._actor, self._reference = actor, actor.run.remote(job)
+    def __init__(self, actors: Sequence[Any], job: RefreshJob) -> None:
+        self._actors, self._job = actors, job
+        shared = len(actors) > 1 and not job.choice
+        self._shares = [actor.encode_share.remote(job, number, len(actors)) for number, actor in enumerate(actors)] if shared else []
+        self._whole = None if shared else actors[0].run.remote(job)
         self.ended = False
 
     def result(self, timeout_seconds: float) -> RefreshResult | None:
         """See `training.refresh_worker.Ticket`."""
         try:
-            ready, _ = ray.wait([self._reference], timeout=timeout_seconds)
+            if self._whole is None:
+                done, under_way = ray.wait(self._shares, num_returns=len(self._shares), timeout=timeout_seconds)
+                ray.get(done, timeout=_ANSWER_SECONDS)  # what one of them failed of is raised at once
+                if under_way:
+                    return None
+                self._whole = self._actors[0].run.remote(self._job)
+            ready, _ = ray.wait([self._whole], timeout=timeout_seconds)
             if not ready:
                 return None
-            found: RefreshResult = ray.get(self._reference, timeout=_ANSWER_SECONDS)
+            found: RefreshResult = ray.get(self._whole, timeout=_ANSWER_SECONDS)
         except RayError as error:
             self.stop()
             # The last line says what failed where; the rest is Ray's stack, which its own log keeps.
@@ -49,20 +66,22 @@ class RayTicket:
         """See `training.refresh_worker.Ticket`."""
         self.ended = True
         try:
-            ray.kill(self._actor)
-            # Else its last file could still arrive where all of them have just been deleted.
-            ray.wait([self._reference], timeout=_END_SECONDS)
+            for actor in self._actors:
+                ray.kill(actor)
+            # Else a last file could still arrive where all of them have just been deleted.
+            under_way = [*self._shares, *([] if self._whole is None else [self._whole])]
+            ray.wait(under_way, num_returns=len(under_way), timeout=_END_SECONDS)
         except RayError as error:
-            logger.warning("refresh: whether its actor has ended is not known: %s", str(error).strip().splitlines()[-1])
+            logger.warning("refresh: whether its actors have ended is not known: %s", str(error).strip().splitlines()[-1])
 
 
 class RayWorker:
-    """Runs refreshes in an actor, which ends when the rank that started it does. One that died is replaced, on any node that has room."""
+    """Runs refreshes in actors, which end when the rank that started them does. Where one died all are replaced, on any nodes that have room."""
 
-    def __init__(self, num_cpus: float, num_gpus: float) -> None:
+    def __init__(self, num_cpus: float, num_gpus: float, num_workers: int = 1) -> None:
         # Without a strategy of its own the actor would wait for room inside the ranks' placement group, where there is none.
         self._refresher = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="DEFAULT")(Refresher)
-        self._actor: Any = None
+        self._num_workers, self._actors = num_workers, list[Any]()
         self._ticket: RayTicket | None = None
 
     def start(self, job: RefreshJob, log: Path) -> RayTicket:
@@ -73,17 +92,18 @@ class RayWorker:
         """
         try:
             if self._ticket is None or self._ticket.ended or not self._answers():
-                self._actor = self._refresher.remote()
-            self._ticket = RayTicket(self._actor, job)
+                self._actors = [self._refresher.remote() for _ in range(self._num_workers)]
+            self._ticket = RayTicket(self._actors, job)
         except RayError as error:
             raise RefreshError(str(error).strip().splitlines()[-1]) from error
         return self._ticket
 
     def _answers(self) -> bool:
-        """Whether the actor of the last refresh is still there; its node may have been lost since."""
+        """Whether the actors of the last refresh are still there; a node may have been lost since."""
         try:
-            ray.get(self._actor.answer.remote(), timeout=_ANSWER_SECONDS)
+            ray.get([actor.answer.remote() for actor in self._actors], timeout=_ANSWER_SECONDS)
         except RayError:
-            ray.kill(self._actor)
+            for actor in self._actors:
+                ray.kill(actor)
             return False
         return True

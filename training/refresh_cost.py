@@ -22,7 +22,9 @@ class Devices:
         launch, refresh = config.launch, config.joint.refresh
         ranks = 1 if launch.launcher == "local" else launch.num_workers
         training = ranks * (1 if launch.gpu else threads)
-        return cls(training, refresh.num_gpus or max(1, int(refresh.num_cpus)), launch.gpu == bool(refresh.num_gpus))
+        each = refresh.num_gpus or max(1, int(refresh.num_cpus))
+        workers = refresh.num_workers if refresh.policy == "full" else 1
+        return cls(training, workers * each, launch.gpu == bool(refresh.num_gpus))
 
     def share(self, refresh_seconds: float, training_seconds: float) -> float | None:
         """The refreshes' share of all device-seconds; None where the two are not of one kind."""

@@ -116,11 +116,13 @@ def test_two_ranks_on_two_nodes_are_taken_up_by_four(
     output = tmp_path / "more"
     run = output / next((tmp_path / "undisturbed").glob("run-*")).name
     second = cluster.add_node(num_cpus=2)
-    values["joint__refresh__num_cpus"] = 0.4
+    # Two processes share the encoding out.
+    values |= {"joint__refresh__num_cpus": 0.4, "joint__refresh__num_workers": 2}
     process = begin(world, output, cluster, **values, launch__num_workers=2, launch__cpus_per_worker=1.5)
     wait_for(lambda: reached(run, 8), process)
     # Neither node has room for both: they train and switch across nodes.
     assert [len(below(node, RANK)) for node in (cluster.head, second)] == [1, 1]
+    assert sum(len(below(node, "ray::Refresher")) for node in (cluster.head, second)) == 2
     process.kill()
     process.wait()
     done = max(read(run / "metrics.jsonl"))

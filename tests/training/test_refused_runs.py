@@ -76,6 +76,11 @@ def test_a_refresh_of_what_does_not_change(world: World, tmp_path: Path, policy:
         train(world, tmp_path, joint__refresh__policy=policy)
 
 
+def test_several_that_encode_want_ray(world: World, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"joint\.refresh\.num_workers is 3, launcher local"):
+        train(world, tmp_path, joint__refresh__num_workers=3, **REFRESHED)
+
+
 @pytest.mark.parametrize("policy", ["full", "incremental"])
 def test_refreshes_that_would_never_begin(world: World, tmp_path: Path, policy: str) -> None:
     with pytest.raises(
