@@ -238,6 +238,12 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def notes_of(given: list[str], before: dict[str, Any], measured: list[str]) -> list[str]:
+    """Sentences for a report: those given, or of the run before where nothing is measured anew, as they may not hold of other figures."""
+    kept: list[str] = [] if measured else before.get("notes", [])
+    return given or kept
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
     if argv[:1] == ["--step"]:
@@ -266,7 +272,12 @@ def main(argv: list[str]) -> int:
     add("--autofaiss-memory", default="600MB", help="largest index that autofaiss may make (default: 600MB)")
     add("--limit-seconds", type=float, default=840.0, help="longest time of one process (default: 840)")
     add("--results", default="infra/results/index", metavar="DIR", help="where JSON and Markdown go (default: infra/results/index)")
-    add("--note", action="append", default=[], help="a sentence for the report; repeatable")
+    add(
+        "--note",
+        action="append",
+        default=[],
+        help="a sentence for the report; repeatable (default: none; without systems, those of the run before)",
+    )
     add("--dry-run", action="store_true", help="print the settings and stop")
     options = parser.parse_args(argv)
     systems = [name for name in options.systems.split(",") if name]
@@ -286,7 +297,7 @@ def main(argv: list[str]) -> int:
         "command": shlex.join(["python", "-m", "benchmarks.index", *("DIR" if part == options.folder else part for part in argv)]),
         "rows": options.rows, "threads": options.threads, "candidates": options.candidates,
         "num_exact": options.exact, "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}", "versions": versions(),
-        "data_seconds": seconds or before.get("data_seconds", 0.0), "notes": options.note or before.get("notes", []), "systems": before["systems"],
+        "data_seconds": seconds or before.get("data_seconds", 0.0), "notes": notes_of(options.note, before, systems), "systems": before["systems"],
         "load_average": [round(load, 1) for load in os.getloadavg()],
     }  # fmt: skip
     for system in [*systems, ""]:  # the last round, of no system, writes the report anew

@@ -69,11 +69,20 @@ def check_kind(store: MemoryStore, factory: str, probes: int) -> None:
         )
     if not probes:
         return
-    with refused_by_faiss(store, factory):
-        inverted = faiss.try_extract_index_ivf(faiss.index_factory(store.key_size, factory, faiss.METRIC_INNER_PRODUCT))
+    inverted = faiss.try_extract_index_ivf(empty_index(store, factory))
     if inverted is None or probes > inverted.nlist:
         there = "has no inverted lists; expected 0" if inverted is None else f"has {inverted.nlist} inverted lists; expected no more, or 0"
         raise InputError(f"probes {probes}: factory {factory!r} {there} to leave the number to the build")
+
+
+def empty_index(store: MemoryStore, factory: str) -> Any:
+    """An index over these keys before it is trained.
+
+    Raises:
+        InputError: FAISS does not know the factory string (or `auto`).
+    """
+    with refused_by_faiss(store, factory):
+        return faiss.index_factory(store.key_size, resolve_factory(factory, len(store), store.key_size), faiss.METRIC_INNER_PRODUCT)
 
 
 def check_trainable(store: MemoryStore, factory: str) -> None:
@@ -83,8 +92,7 @@ def check_trainable(store: MemoryStore, factory: str) -> None:
         InputError: as of `check_kind`, or it has more lists or centroids than there are rows to train them.
     """
     check_kind(store, factory, 0)
-    with refused_by_faiss(store, factory):
-        index = faiss.index_factory(store.key_size, resolve_factory(factory, len(store), store.key_size), faiss.METRIC_INNER_PRODUCT)
+    index = empty_index(store, factory)
     found = faiss.try_extract_index_ivf(index)
     inverted: Any = faiss.downcast_index(found) if found else None
     lists = inverted.nlist if inverted else 0
@@ -103,7 +111,7 @@ def train(store: MemoryStore, factory: str, *, seed: int, gpu: bool = False) -> 
         InputError: FAISS refuses the factory string for these keys.
     """
     with refused_by_faiss(store, factory):
-        index = faiss.index_factory(store.key_size, factory, faiss.METRIC_INNER_PRODUCT)
+        index = empty_index(store, factory)
         inverted = faiss.try_extract_index_ivf(index)
         if not index.is_trained:
             most = max(_FLAT_ROWS, _TRAINING_ROWS_PER_LIST * (inverted.nlist if inverted else 0))

@@ -32,18 +32,37 @@ def open_share(index_dir: str | os.PathLike[str], store: MemoryStore, number: in
         faiss.extract_index_ivf(index).copy_subset_to(faiss.extract_index_ivf(share), _ID_MODULO, num_shares, number)
         share.ntotal = faiss.extract_index_ivf(share).ntotal
         return IndexedRows(store, share)
-    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
-    if type(inner) is not faiss.IndexFlatIP:
-        raise InputError(
-            f"{index_dir}: an index of kind {type(inner).__name__} can't be shared out among search servers, as its rows are linked to each other; build "
-            "one that is Flat or has plain inverted lists (IVF…), or set retrieval.search_shards=0"
-        )
+    if reason := why_whole(index):
+        raise InputError(f"{index_dir}: {not_shared(reason)}")
     share = faiss.IndexIDMap(faiss.IndexFlatIP(store.key_size))
     own = store.row_ids[store.row_ids % num_shares == number]
     for begin in range(0, len(own), _ADD_ROWS):
         rows = own[begin : begin + _ADD_ROWS]
         share.add_with_ids(store.keys(rows), rows)
     return IndexedRows(store, share)
+
+
+def why_whole(index: Any) -> str:
+    """Why the rows of an index, or of an empty one of its kind, can't be shared out; empty where they can."""
+    if has_lists(index):
+        return ""
+    kind = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
+    core = faiss.downcast_index(kind.index) if isinstance(kind, faiss.IndexPreTransform) else kind
+    if isinstance(kind, faiss.IndexFlat):
+        return ""
+    if isinstance(core, faiss.IndexHNSW):
+        return f"its rows are linked to each other ({type(core).__name__})"
+    if isinstance(core, faiss.IndexFastScan | faiss.IndexIVFFastScan):
+        return f"its codes lie in blocks of many rows each ({type(core).__name__})"
+    return f"only plain keys and plain inverted lists are taken apart row by row, and this is {type(kind).__name__}"
+
+
+def not_shared(reason: str) -> str:
+    """The message about a kind of index that search servers can't hold."""
+    return (
+        f"an index of this kind can't be shared out among search servers: {reason}; build one that is Flat or has plain inverted lists (IVF…), "
+        "or set retrieval.search_shards=0"
+    )
 
 
 def owner_of(rows: Any, num_shares: int) -> Any:

@@ -36,7 +36,7 @@ def _lists(inverted: Any) -> Any:
 
 
 def read_mapped(path: str | os.PathLike[str]) -> Any:
-    """A FAISS file, its lists or flat codes mapped and not read: processes that open it share the pages. Graphs are read.
+    """A FAISS file, its lists, codes and graphs mapped and not read: processes that open it share the pages. Of what is not so, see `is_mapped`.
 
     Raises:
         InputError: not an index.
@@ -51,6 +51,13 @@ def read_mapped(path: str | os.PathLike[str]) -> Any:
         # Threads of its own that touch each list ahead cost more than they gain once the pages are there.
         _lists(faiss.extract_index_ivf(index)).prefetch_nthread = 0
     return index
+
+
+def is_mapped(index: Any) -> bool:
+    """Whether the file of an index, or of an empty one of its kind, is mapped: all kinds but fast-scan codes, which FAISS copies into blocks of its own."""
+    kind = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
+    core = faiss.downcast_index(kind.index) if isinstance(kind, faiss.IndexPreTransform) else kind
+    return not isinstance(core, faiss.IndexFastScan | faiss.IndexIVFFastScan)
 
 
 def emptied(index: Any) -> Any:

@@ -36,7 +36,19 @@ class LiveRows:
         chosen = order[first]
         kept = ~np.isin(live, np.asarray(tombstones, np.int64))
         self.row_ids, self.shard_of, self.place_of = live[kept], shard_of[chosen][kept], place_of[chosen][kept]
-        self._where = where
+        self._where, self._num_shards = where, len(columns)
+
+    @property
+    def rows_of_shards(self) -> NDArray[np.int64]:
+        """Live rows in each shard `[shards]`."""
+        return np.bincount(self.shard_of, minlength=self._num_shards)
+
+    def by_every_shard(self) -> Iterator[Ids]:
+        """Row ids of each shard in turn, ascending; none of a shard without live rows."""
+        order, end = np.argsort(self.shard_of, kind="stable"), 0
+        for size in self.rows_of_shards.tolist():
+            begin, end = end, end + size
+            yield self.row_ids[order[begin:end]]
 
     def places(self, row_ids: Sequence[int] | Ids) -> NDArray[np.intp]:
         """Positions of rows in `row_ids`.
@@ -52,13 +64,13 @@ class LiveRows:
         return index
 
     def by_shard(self, row_ids: Sequence[int] | Ids) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int32]]]:
-        """Shard, positions in the request, places in the shard.
+        """Shard, positions in the request, ascending, places in the shard; shards ascend.
 
         Raises:
             InputError: as of `places`.
         """
         index = self.places(row_ids)
-        shards = self.shard_of[index]
-        for shard in np.unique(shards).tolist():
-            where = np.flatnonzero(shards == shard)
+        order = np.argsort(self.shard_of[index], kind="stable")
+        shards, begins = np.unique(self.shard_of[index[order]], return_index=True)
+        for shard, where in zip(shards.tolist(), np.split(order, begins[1:]), strict=False):
             yield shard, where, self.place_of[index[where]]

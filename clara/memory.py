@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from clara import artefact, storage
 from clara.artefact import atomic_write, canonical_json, hash_of, manifest_hash, read_manifest, write_file, write_manifest
 from clara.codec import Floats, decode_memory, encode_memory, layout, pq_width
+from clara.document_rows import DocumentRows
 from clara.errors import InputError
 from clara.fingerprint import Accepted, Fingerprint
 from clara.live_rows import Ids as Ids
@@ -212,18 +213,22 @@ class MemoryStore:
     """An open MEMORY version: row ids in RAM, everything else on disk until it is asked for.
 
     Attributes:
-        directory: where it lies.
+        directory: where it lies on this machine.
+        name: what it was opened by, from the root, or its URL: what another machine finds it by.
         manifest: its manifest.
         hash: hash of the manifest, which an INDEX names.
         fingerprint: hash of its vectors' meaning; of the newest ones where versions are mixed.
         fingerprint_fields: the same, field by field.
+        live: which rows are live, and where each lies.
         row_ids: int64 `[rows]`, ascending, live rows only.
     """
 
-    def __init__(self, directory: Path, manifest: Mapping[str, Any], have: Callable[[str], None] = lambda path: None) -> None:
-        self.directory, self._have = directory, have  # called with a file's path ahead of a look into it
-        self.manifest = manifest
-        self.hash = manifest_hash(directory)
+    def __init__(
+        self, directory: Path, manifest: Mapping[str, Any], have: Callable[[str], None] = lambda path: None, name: str = ""
+    ) -> None:
+        self.directory, self.name = directory, name or storage.from_root(directory)
+        self._have = have  # called with a file's path ahead of a look into it
+        self.manifest, self.hash = manifest, manifest_hash(directory)
         self.fingerprint_fields = Fingerprint.from_dict(manifest.get("fingerprint_fields", {}), f"{directory}/manifest.json")
         self.fingerprint = self.fingerprint_fields.hash
         # lru_cache on a method would keep every store alive.
@@ -231,8 +236,8 @@ class MemoryStore:
         self._table: Callable[[int], pa.Table] = functools.lru_cache(_NUM_TABLES)(self._read_table)
         self.shard_names: list[str] = [*manifest["shards"], *manifest["overlays"]]
         columns = [self._read_row_ids(shard) for shard in range(len(self.shard_names))]
-        self._live = LiveRows(columns, manifest["tombstones"], str(directory))
-        self.row_ids = self._live.row_ids
+        self.live = LiveRows(columns, manifest["tombstones"], str(directory))
+        self.row_ids = self.live.row_ids
 
     @classmethod
     def open(
@@ -250,7 +255,7 @@ class MemoryStore:
         Raises:
             InputError: unfinished, damaged, or made by another compressor.
         """
-        directory = localised(directory, KIND, verify=verify)
+        name, directory = storage.from_root(directory), localised(directory, KIND, verify=verify)
         manifest = artefact.verify(directory, KIND) if verify else read_manifest(directory, KIND)
         for entry in manifest["files"]:
             path = Path(directory) / entry["path"]
@@ -262,7 +267,7 @@ class MemoryStore:
             check_accepted(accept, manifest, str(directory))
         elif not mixed:
             refuse_mixed(manifest, str(directory))
-        return cls(Path(directory), manifest)
+        return cls(Path(directory), manifest, name=name)
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -298,7 +303,7 @@ class MemoryStore:
         Raises:
             InputError: a row is not there, or not live.
         """
-        return self._live.shard_of[self._live.places(row_ids)]
+        return self.live.shard_of[self.live.places(row_ids)]
 
     @functools.cached_property
     def codebook(self) -> Codebook | None:
@@ -317,21 +322,17 @@ class MemoryStore:
         return int(self.manifest["num_shards"])
 
     @functools.cached_property
-    def document_ids(self) -> list[str]:
-        """Document of each of `row_ids`."""
-        columns = [read_table(self._path(s, RECORDS), ["document_id"])["document_id"].to_pylist() for s in range(len(self.shard_names))]
-        return [columns[shard][place] for shard, place in zip(self._live.shard_of.tolist(), self._live.place_of.tolist(), strict=True)]
+    def _documents(self) -> DocumentRows:
+        return DocumentRows([self._path(shard, RECORDS) for shard in range(len(self.shard_names))], self.live)
 
     @functools.cached_property
-    def _rows_by_document(self) -> dict[str, list[int]]:
-        rows: dict[str, list[int]] = {}
-        for row, document in zip(self.row_ids.tolist(), self.document_ids, strict=True):
-            rows.setdefault(document, []).append(row)
-        return rows
+    def document_ids(self) -> list[str]:
+        """Document of each of `row_ids`."""
+        return self._documents.of_rows()
 
     def rows_of(self, document_id: str) -> list[int]:
         """Row ids of a document's chunks, ascending; empty where it has none."""
-        return list(self._rows_by_document.get(document_id, ()))
+        return self._documents.rows_of(document_id)
 
     def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
         """Memory `[n, M, D]` of rows, decoded to float32.
@@ -340,7 +341,7 @@ class MemoryStore:
             InputError: a row is not there, or not live.
         """
         out = np.empty((len(row_ids), self.num_memory_tokens, self.hidden_size), np.float32)
-        for shard, where, places in self._live.by_shard(row_ids):
+        for shard, where, places in self.live.by_shard(row_ids):
             tensors = self._tensors(shard)
             stored = {name: tensor[places] for name, tensor in tensors.items() if name != "key"}
             out[where] = decode_memory(stored, self.codec, self.hidden_size, self.codebook)
@@ -350,7 +351,7 @@ class MemoryStore:
         """Keys `[n, KD]` in float32; of all rows, in the order of `row_ids`, if None is given."""
         wanted = self.row_ids if row_ids is None else row_ids
         out = np.empty((len(wanted), self.key_size), np.float32)
-        for shard, where, places in self._live.by_shard(wanted):
+        for shard, where, places in self.live.by_shard(wanted):
             out[where] = self._tensors(shard)["key"][places]
         return out
 
@@ -358,7 +359,7 @@ class MemoryStore:
         """The tensors of rows as they lie in the shards, undecoded, in the order asked: what another shard takes over bit for bit."""
         shapes = {**layout(self.codec, self.num_memory_tokens, self.hidden_size), "key": (np.dtype(np.float16), (self.key_size,))}
         out = {name: np.empty((len(row_ids), *shape), kind) for name, (kind, shape) in shapes.items()}
-        for shard, where, places in self._live.by_shard(row_ids):
+        for shard, where, places in self.live.by_shard(row_ids):
             tensors = self._tensors(shard)
             for name in out:
                 out[name][where] = tensors[name][places]
@@ -367,7 +368,7 @@ class MemoryStore:
     def records(self, row_ids: Sequence[int] | Ids) -> list[Chunk]:
         """Records of rows, in the order asked."""
         found: list[Chunk | None] = [None] * len(row_ids)
-        for shard, where, places in self._live.by_shard(row_ids):
+        for shard, where, places in self.live.by_shard(row_ids):
             rows = self._table(shard).take(places).to_pylist()
             for index, row in zip(where.tolist(), rows, strict=True):
                 found[index] = Chunk(**row)
@@ -375,8 +376,7 @@ class MemoryStore:
 
     def iter_shards(self) -> Iterator[tuple[str, Ids]]:
         """Each shard's name with its live row ids, ascending: the way to pass over everything, shard by shard."""
-        for shard, name in enumerate(self.shard_names):
-            yield name, self.row_ids[self._live.shard_of == shard]
+        yield from zip(self.shard_names, self.live.by_every_shard(), strict=True)
 
     def _path(self, shard: int, file: str) -> Path:
         self._have(f"{self.shard_names[shard]}/{file}")

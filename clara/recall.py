@@ -1,4 +1,9 @@
-"""Recall of an INDEX's two levels against exact search over the whole payload, or over a stated sample of it."""
+"""Recall of an INDEX's two levels against exact search over the whole payload, or over a stated sample of it.
+
+The queries are rows of the INDEX itself, disturbed: memory plus Gaussian noise of half its length, as it is by default. No row is held back, so each
+query's own row can be found, and as a rule is the nearest; the other nine of its ten best are harder to find. Questions of a query reasoner may lie farther
+from all rows than these do, and the recall of such questions may be another: `training.evaluate` measures what is found for them.
+"""
 
 import logging
 import math
@@ -69,7 +74,7 @@ class Measurement:
 
     Attributes:
         first_level: L.
-        num_queries: stored rows that, disturbed, are asked for; 0: no measurement.
+        num_queries: indexed rows that, disturbed, are asked for, none of them held back; 0: no measurement.
         noise: length of the disturbance, in lengths of the memory.
         most_bytes: of stored payload that exact search may read. What is more is represented by whole shards, which hold rows by hash, and more
             queries make up for it.

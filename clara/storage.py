@@ -27,6 +27,11 @@ def absolute(path: Name) -> str:
     return os.fspath(path).rstrip("/") if is_url(path) else str(Path(path).resolve())
 
 
+def from_root(path: Name) -> str:
+    """A path from the root, its links as they are, which other machines may have otherwise; a URL as it is."""
+    return os.fspath(path) if is_url(path) else str(Path(path).absolute())
+
+
 def uri(path: Name) -> str:
     """A path as a `file://` URI; a URL as it is."""
     return os.fspath(path) if is_url(path) else Path(path).resolve().as_uri()

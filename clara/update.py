@@ -64,7 +64,12 @@ def open_shard(directory: str | os.PathLike[str], index: int) -> MemoryStore:
     # An overlay whose name says no shard may hold rows of any.
     overlays = [o for o in manifest["overlays"] if o.endswith(name) or "shard-" not in o]
     local, have = partly_localised(directory, KIND)
-    return MemoryStore(local, {**manifest, "shards": [s for s in manifest["shards"] if s == name], "overlays": overlays}, have)
+    return MemoryStore(
+        local,
+        {**manifest, "shards": [s for s in manifest["shards"] if s == name], "overlays": overlays},
+        have,
+        storage.from_root(directory),
+    )
 
 
 # --- an update -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,10 @@
 """INDEX over a MEMORY: FAISS over its keys.
 
 python -m pipelines.build_index --memory DIR --output DIR
+
+Recall@10 is measured against exact search, with rows of the INDEX itself as queries: each one's memory plus Gaussian noise of half its length. No row
+is held back from the INDEX. Questions that a query reasoner encodes may lie farther from the rows, and their recall may be another;
+python -m training.evaluate measures what is found for questions.
 """
 
 import argparse
@@ -33,7 +37,12 @@ def parser() -> argparse.ArgumentParser:
     add("--probes", type=int, default=0, help="inverted lists that a query looks into; 0: a sixteenth of them, 8 at least (default: 0)")
     add("--seed", type=int, default=0, help="draws training sample and measured queries (default: 0)")
     add("--first-level", type=int, default=200, help="L candidates of the first level, for the measurement, 10 at least (default: 200)")
-    add("--queries", type=int, default=64, help="queries of the measurement, which reads the payload once; 0: none (default: 64)")
+    add(
+        "--queries",
+        type=int,
+        default=64,
+        help="indexed rows that the measurement asks for, disturbed by noise of half their length; it reads the payload once; 0: none (default: 64)",
+    )
     add("--measure-gib", type=float, default=32.0, help="GiB of payload that the measurement may read; where there is more, a sample of whole shards "
         "stands for all and recall is estimated from below (default: 32)")  # fmt: skip
     add("--recall-floor", type=float, default=0.9, help="recall@10 under this share is warned of, with what would help (default: 0.9)")

@@ -46,7 +46,7 @@ class Ages:
         """
         self._store, self._updates = store, compressor_updates
         self._shard_steps = shard_steps(store, steps)
-        self._rows = np.array([len(rows) for _, rows in store.iter_shards()], np.int64)
+        self._rows = store.live.rows_of_shards
         live = self._shard_steps[self._rows > 0]
         self.oldest_step = int(live.min()) if len(live) else 0
 

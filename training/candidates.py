@@ -4,7 +4,7 @@ The lists of a question depend on the question, the weights and the MEMORY versi
 question's place in it: neither on how many ranks share the step nor on how it is cut into micro-batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from clara.questions import Question
 from clara.records import input_text
 
 NO_ROW = -1
-_TEXTS_AT_ONCE = 4096
 _MOST_TOKENISED = 100_000
 
 
@@ -49,7 +48,7 @@ class Candidates:
         self.first_level = max(first_level, settings.from_index)
         self.store, self.index = store, index
         search_text = settings.from_bm25 and not settings.published_pool
-        self._bm25 = Bm25(list(_texts(store)), store.row_ids.tolist()) if search_text else None
+        self._bm25 = Bm25(_texts(store), store.row_ids) if search_text else None
         self._tokens: dict[int, list[int]] = {}
 
     def use(self, store: MemoryStore, index: TwoLevels | None) -> None:
@@ -141,7 +140,10 @@ def _append(lists: list[list[list[int]]], found: NDArray[np.int64]) -> None:
         parts.append([row for row in rows if row != NO_ROW])
 
 
-def _texts(store: MemoryStore) -> Iterator[str]:
-    for begin in range(0, len(store), _TEXTS_AT_ONCE):
-        for chunk in store.records(store.row_ids[begin : begin + _TEXTS_AT_ONCE]):
-            yield input_text(chunk.title, chunk.text)
+def _texts(store: MemoryStore) -> list[str]:
+    """Of each of the store's rows. A block of ascending ids lies in all shards, so that each is read once and its texts are put in their places."""
+    texts = [""] * len(store)
+    for _, rows in store.iter_shards():
+        for place, chunk in zip(np.searchsorted(store.row_ids, rows).tolist(), store.records(rows), strict=True):
+            texts[place] = input_text(chunk.title, chunk.text)
+    return texts

@@ -4,10 +4,14 @@ import logging
 
 import torch
 
+from clara.artefact import read_manifest
 from clara.config import Config
 from clara.errors import InputError
+from clara.index import KIND as INDEX
 from clara.index_build import next_settings
-from clara.index_factory import check_trainable
+from clara.index_factory import check_trainable, empty_index
+from clara.index_share import not_shared, why_whole
+from clara.inverted_lists import is_mapped
 from clara.memory import MemoryStore
 
 logger = logging.getLogger(__name__)
@@ -50,6 +54,34 @@ def check_settings(config: Config) -> None:
     for role, rate in joint.learning_rates.items():
         if not trained[role]:
             logger.warning("joint.learning_rates.%s is %g, joint.train_%s false: the rate is not used", role, rate, role)
+
+
+def check_index(config: Config, store: MemoryStore) -> None:
+    """Refuse kinds of INDEX that search servers can't hold; without servers, tell of one that each rank reads whole.
+
+    Args:
+        config: the root.
+        store: the MEMORY that the run begins with.
+
+    Raises:
+        InputError: the kind of the INDEX, or of the one that the first refresh would build, can't be shared out.
+    """
+    if not config.index:
+        return
+    manifest = read_manifest(config.index, INDEX)
+    kinds = {f"index {config.index}": str(manifest["factory"])}
+    if encodes_again(config):
+        kinds |= {"retrieval.factory": str(next_settings(config.index, config.retrieval.factory)["factory"])}
+    if config.retrieval.search_shards:
+        for name, factory in kinds.items():
+            if reason := why_whole(empty_index(store, factory)):
+                raise InputError(f"{name}, of kind {factory!r}: {not_shared(reason)}")
+    elif not is_mapped(empty_index(store, manifest["factory"])):
+        ranks = config.launch.num_workers if config.launch.launcher == "ray" else 1
+        logger.warning(
+            "index %s, of kind %r, can't be mapped: each rank (%d of them) reads all of its %.3f GiB into memory of its own; any kind but fast-scan "
+            "codes (…fs) is mapped once on a machine", config.index, manifest["factory"], ranks, manifest["files"][0]["bytes"] / 2**30,
+        )  # fmt: skip
 
 
 def check_refresh(config: Config, store: MemoryStore) -> None:

@@ -23,11 +23,11 @@ from clara.model import ClaraModel
 from clara.questions import read_questions
 from clara.refresh_settings import Refresh
 from clara.section import Section
-from clara.storage import is_url, require_local
+from clara.storage import from_root, is_url, require_local
 from training.canary import Canary, canary_questions
 from training.engine import Engine
 from training.heldout import HeldOut, choose
-from training.joint_checks import check_refresh, check_settings
+from training.joint_checks import check_index, check_refresh, check_settings
 from training.joint_stage import JointStage, trained_roles
 from training.loop import run, shard
 from training.metrics import append
@@ -128,16 +128,12 @@ def plan(config: Config) -> dict[str, int]:
 
 def absolute(config: Config) -> Config:
     """The same configuration with absolute paths: ranks run in directories of their own. URLs mean the same anywhere."""
-
-    def whole(path: str) -> str:
-        return path if is_url(path) else str(Path(path).absolute())
-
     names = ("checkpoint", "questions", "memory", "index", "utilities", "output")
-    paths = {name: whole(path) for name in names if (path := getattr(config, name))}
+    paths = {name: from_root(path) for name in names if (path := getattr(config, name))}
     backbone = config.backbone.path
     if not backbone and not own_backbone(config):
         backbone = str(artefact.read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["path"])
-    section = config.backbone.model_copy(update={"path": whole(backbone) if backbone else ""})
+    section = config.backbone.model_copy(update={"path": from_root(backbone) if backbone else ""})
     return config.model_copy(update={**paths, "backbone": section})
 
 
@@ -244,6 +240,7 @@ def preflight(config: Config) -> None:
     """
     where = places(config)
     store, _ = Versions(config, where.output, where.run, None, 1).open()
+    check_index(config, store)
     check_refresh(config, store)
     read_questions(config.questions, "train")
     trained_roles(config)

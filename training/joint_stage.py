@@ -94,7 +94,9 @@ class JointStage(Stage):
         self._questions = shuffled_answers(questions, config.seed) if settings.shuffle_answers else questions
         self._held_out, self._canary, self._store_backbone = held_out, canary, store_backbone
         store, index = versions.open()
-        self.candidates = Candidates(settings, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index)
+        # Pools that were scored beforehand are not drawn: nothing is searched by words, so that no BM25 is built.
+        drawing = settings.model_copy(update={"from_bm25": 0}) if config.utilities else settings
+        self.candidates = Candidates(drawing, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index)
         self._known: dict[int, Known] = {}
         self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
         self._search_seconds, self._broken = 0.0, False

@@ -1,8 +1,8 @@
 """Search servers: Ray actors that hold a share of an INDEX's rows each, for an index larger than a machine.
 
 A query goes to all of them. Each answers with ids and scores by key; those among the best L of all are then scored exactly where they lie, and
-only memory that is asked for travels. A server that dies is started again, by Ray while it has restarts left and else by rank 0; whoever asks waits
-for it, `retrieval.search_seconds` at most.
+only memory that is asked for travels. Rank 0 starts all servers when it opens the INDEX, as another rank may need one that rank 0 never asks.
+A server that dies is started again, by Ray while it has restarts left and else by rank 0; whoever asks waits for it, `retrieval.search_seconds` at most.
 
 Who waits, and how long: a rank waits for what it asked (a search asks twice, reading memory once), by the clock and in `Servers.ask` alone. All that
 calls Ray is in a thread of that question, because those calls keep other limits: looking up or starting an actor waits for Ray's control store (a
@@ -29,6 +29,7 @@ from clara.errors import InputError
 from clara.index import IndexedRows, Ranked, TwoLevels
 from clara.index_share import open_share, owner_of
 from clara.memory import Ids, MemoryStore
+from clara.storage import from_root
 
 logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5
@@ -72,9 +73,12 @@ class Servers:
     """Handles of the servers of one INDEX, which rank 0 starts and every rank finds by name."""
 
     def __init__(self, memory: str, index: str, settings: Index, *, owner: bool) -> None:
-        self._memory, self._index, self._settings, self._owner = memory, index, settings, owner
+        # Names that mean the same on every machine.
+        self.names, self._settings, self._owner = (memory, index), settings, owner
         self._name = f"search-{manifest_hash(index)[:16]}"
         self._handles: dict[int, Any] = {}
+        self._finding = threading.Lock()
+        self._stopped = threading.Event()
 
     def __len__(self) -> int:
         return self._settings.search_shards
@@ -102,12 +106,39 @@ class Servers:
 
     def begin(self, number: int, method: str, arguments: tuple[Any, ...]) -> Any:
         """The answer to come; None where no server of that name is there yet."""
-        if number not in self._handles:
+        try:
+            handle = self._handle(number)
+        except ValueError:  # rank 0 has not started it
+            return None
+        return getattr(handle, method).remote(*arguments)
+
+    def _handle(self, number: int) -> Any:
+        """Of one server, found by name, or of the owner started.
+
+        Raises:
+            ValueError: none of that name is there.
+            GetTimeoutError: Ray's control store did not answer.
+        """
+        if (known := self._handles.get(number)) is not None:
+            return known
+        with self._finding:  # two threads that start one server would hold a handle each, and Ray ends it with the first that is dropped
+            if (known := self._handles.get(number)) is None:
+                known = self._handles[number] = self._start(number) if self._owner else ray.get_actor(self.name(number))
+            return known
+
+    def start(self) -> None:
+        """Start all of them, in a thread; of the owner alone."""
+        threading.Thread(target=self._start_all, name="search-start", daemon=True).start()
+
+    def _start_all(self) -> None:
+        waiting = list(range(len(self)))
+        while waiting and ray.is_initialized() and not self._stopped.is_set():  # else Ray would start anew
             try:
-                self._handles[number] = self._start(number) if self._owner else ray.get_actor(self.name(number))
-            except ValueError:  # rank 0 has not started it
-                return None
-        return getattr(self._handles[number], method).remote(*arguments)
+                self._handle(waiting[0])
+                waiting.pop(0)
+            except GetTimeoutError as error:
+                logger.warning("search: %s is not started yet (%s)", self.name(waiting[0]), str(error).strip().splitlines()[0])
+                self._stopped.wait(_RETRY_SECONDS)
 
     def forget(self, number: int) -> None:
         """A server is gone for good: rank 0 starts it anew at the next question, the others look for its name again.
@@ -119,7 +150,7 @@ class Servers:
     def _lost(self, question: "_Question") -> SearchLostError:
         servers, settings = ", ".join(self.name(number) for number in question.missing), self._settings
         return SearchLostError(
-            f"search: no answer to {question.method} within retrieval.search_seconds = {settings.search_seconds:g} from {servers} over {self._index}"
+            f"search: no answer to {question.method} within retrieval.search_seconds = {settings.search_seconds:g} from {servers} over {self.names[1]}"
             f"{f' ({failure})' if (failure := question.failure) else ' (it is starting, or busy, or its node is lost)'}; this rank stops, and the run goes "
             f"on from its last state where launch.max_failures allows or the same command is run again, on a cluster with room for {len(self)} servers of "
             f"retrieval.search_cpus = {settings.search_cpus:g}"
@@ -132,11 +163,12 @@ class Servers:
             "max_task_retries": -1, "scheduling_strategy": "SPREAD",
         }  # fmt: skip
         threads = max(1, int(settings.search_cpus))
-        return ray.remote(SearchServer).options(**options).remote(self._memory, self._index, number, len(self), threads)
+        return ray.remote(SearchServer).options(**options).remote(*self.names, number, len(self), threads)
 
     def stop(self) -> None:
         """End them; of the owner alone."""
-        for handle in self._handles.values():
+        self._stopped.set()
+        for handle in list(self._handles.values()):
             ray.kill(handle)
         self._handles.clear()
 
@@ -247,11 +279,13 @@ def served(settings: Index, *, owner: bool) -> Callable[[str, MemoryStore], TwoL
     def open_index(index_dir: str, store: MemoryStore) -> ServedIndex:
         key = manifest_hash(index_dir)
         if key not in opened:
-            opened[key] = Servers(str(store.directory.absolute()), str(index_dir), settings, owner=owner)
+            opened[key] = Servers(store.name, from_root(index_dir), settings, owner=owner)
             for old in list(opened)[:-2]:
                 servers = opened.pop(old)
                 if owner:
                     servers.stop()
+            if owner:
+                opened[key].start()
         return ServedIndex(store, opened[key], key)
 
     return open_index

@@ -8,13 +8,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from joint_world import World
+from test_index import random_memory, write_memory
 
+from clara.bm25 import Bm25
 from clara.config import Config, Joint
 from clara.errors import InputError
 from clara.index import MemoryIndex
 from clara.memory import MemoryStore
 from clara.pools import Known, fill, interleave
 from clara.questions import Question, read_questions
+from clara.records import input_text
+from clara.tables import read_table
 from training.candidates import Candidates, generator
 from training.engine import LocalEngine
 from training.joint_stage import JointStage, shuffled_answers
@@ -75,6 +79,39 @@ def test_injection_cannot_bring_back_what_is_kept_out(world: World) -> None:
     store = MemoryStore.open(world.memory)
     question = Question("q", "?", ("a",), positive_ids=("doc-00", "doc-01"), exclude_ids=("doc-01",))
     assert Known.of(question, store).positive == tuple(store.rows_of("doc-00"))
+
+
+def test_bm25_reads_each_shard_once_and_ranks_as_rows_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = write_memory(tmp_path / "memory", random_memory(60), num_shards=7)
+    read: list[str] = []
+
+    def told(path: Path, columns: list[str] | None = None) -> object:
+        read.extend([path.parent.name] * (columns is None or "text" in columns))
+        return read_table(path, columns)
+
+    monkeypatch.setattr("clara.memory.read_table", told)
+    monkeypatch.setattr("clara.memory._NUM_TABLES", 2)  # far fewer tables are kept than there are shards
+    store = MemoryStore.open(memory)
+    source = Candidates(Joint(from_index=0, from_bm25=9), first_level=20, seed=3, store=store, index=None)
+    questions = [Question(f"q{n}", f"Which is number {n} of these?", ("a",)) for n in range(60)]
+    found = source.own(questions, [Known((), frozenset(), ())] * 60, None)
+    assert sorted(read) == sorted(store.shard_names)
+    texts = [input_text(chunk.title, chunk.text) for chunk in store.records(store.row_ids)]
+    rows, _ = Bm25(texts, store.row_ids).search([q.question for q in questions], 9)
+    assert found == [[row for row in line if row != -1] for line in rows.tolist()]
+    assert any(found)
+
+
+@pytest.mark.parametrize("values", [{"from_bm25": 0}, {"from_bm25": 2, "published_pool": True}])
+def test_bm25_is_not_built_where_nothing_asks_it(world: World, monkeypatch: pytest.MonkeyPatch, values: dict[str, object]) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("BM25 is built")
+
+    monkeypatch.setattr("training.candidates.Bm25", refuse)
+    questions = read_questions(world.questions, "train")[:2]
+    source = candidates(world, **values)
+    query = torch.randn(2, source.store.num_memory_tokens, source.store.hidden_size)
+    assert all(source.own(questions, [Known.of(q, source.store) for q in questions], query))
 
 
 def test_published_pool_is_the_pool(world: World) -> None:

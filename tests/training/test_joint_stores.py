@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import joint_world
+import numpy as np
 import pytest
 import stores
 from joint_world import World
 
 from clara.artefact import manifest_hash, read_manifest
+from clara.config import Index
 from clara.errors import InputError
 from clara.localise import CACHE, published
+from clara.memory import MemoryStore
 from training import evaluate, joint, register
+from training.search_servers import SearchServer, ServedIndex, served
 from training.served_model import pointed
 
 
@@ -66,6 +70,29 @@ def test_from_training_to_a_registered_model(world: World, urls: dict[str, str],
     assert pointed("memory", config) == urls["memory"]
     with pytest.raises(InputError, match="was registered with"):
         pointed("memory", config | {"memory_hash": "0" * 64})
+
+
+def test_search_servers_are_given_names_that_any_machine_knows(
+    world: World, urls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world.memory.parent)
+    here = MemoryStore.open(world.memory.name)
+    assert here.name == str(world.memory)
+    there = MemoryStore.open(urls["memory"])
+    assert there.name == urls["memory"]
+    rows = here.row_ids[::5]
+    for store, index, names in (
+        (here, world.index.name, [str(world.memory), str(world.index)]),
+        (there, urls["index"], [urls["memory"], urls["index"]]),
+    ):
+        opened = served(Index(search_shards=2), owner=False)(index, store)
+        assert isinstance(opened, ServedIndex)
+        assert opened.servers.names == tuple(names)
+    shutil.rmtree(tmp_path / "cache")
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache-of-another-machine"))
+    server = SearchServer(*opened.servers.names, number=0, num_servers=1, threads=1)
+    assert np.array_equal(server.memory(rows), here.memory(rows))
+    assert set(server.best_keys(here.keys(rows[:1]), 3)[0][0].tolist()) <= set(here.row_ids.tolist())
 
 
 def test_a_submitted_job_takes_urls_and_no_relative_path(

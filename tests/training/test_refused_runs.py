@@ -10,8 +10,11 @@ import pytest
 import torch
 from joint_world import World
 
+from clara.config import load
 from clara.errors import InputError
+from clara.index_build import build_index
 from training import joint
+from training.joint_run import absolute, preflight
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +64,32 @@ def test_an_index_that_no_refresh_could_build(world: World, tmp_path: Path, fact
         train(world, tmp_path, retrieval__factory=f"'{factory}'", joint__train_compressor="true", joint__refresh__final="true")
     # Where nothing is built, it is not asked.
     assert train(world, tmp_path, retrieval__factory=f"'{factory}'", joint__steps=1) == 0
+
+
+def prepared(world: World, output: Path, **values: object) -> None:
+    """What a command does before anything starts."""
+    preflight(absolute(load(None, [part for part in world.sets(output, stage="joint", **values) if part != "--set"])))
+
+
+def test_an_index_that_search_servers_cannot_hold(world: World, tmp_path: Path) -> None:
+    for factory, why in (("HNSW8", "linked"), ("PCA16,Flat", "IndexPreTransform")):
+        build_index(world.memory, tmp_path / factory, factory)
+        with pytest.raises(InputError, match=rf"index .*{factory}, of kind '{factory}': .*{why}.*search_shards=0"):
+            prepared(world, tmp_path / "run", index=tmp_path / factory, retrieval__search_shards=2)
+    # That of a later version is refused before the run that would make it.
+    with pytest.raises(InputError, match=r"retrieval\.factory, of kind 'HNSW8': .*linked"):
+        prepared(world, tmp_path / "run", retrieval__factory="'HNSW8'", retrieval__search_shards=2, **REFRESHED)
+    prepared(world, tmp_path / "run", retrieval__factory="'HNSW8'", retrieval__search_shards=2)
+
+
+def test_an_index_that_every_rank_reads_whole_is_told_with_its_size(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build_index(world.memory, tmp_path / "blocks", "PQ8x4fs")
+    with caplog.at_level(logging.WARNING):
+        prepared(world, tmp_path / "run", launch__num_workers=3)
+        assert "mapped" not in caplog.text
+        prepared(world, tmp_path / "run", index=tmp_path / "blocks", launch__num_workers=3)
+    size = (tmp_path / "blocks" / "index.faiss").stat().st_size / 2**30
+    assert caplog.text.count(f"of kind 'PQ8x4fs', can't be mapped: each rank (3 of them) reads all of its {size:.3f} GiB") == 1
 
 
 def test_a_gpu_for_refreshes_that_is_not_there(world: World, tmp_path: Path) -> None:

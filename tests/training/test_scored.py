@@ -119,6 +119,14 @@ def test_a_run_trains_the_query_reasoner_on_them(world: World, scored: Path, tmp
     assert before != after
 
 
+def test_nothing_is_searched_by_words_in_such_a_run(world: World, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("BM25 is built")
+
+    monkeypatch.setattr("training.candidates.Bm25", refuse)
+    assert train(world, tmp_path, scored, joint__steps=1, joint__from_bm25=2) == 0
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [

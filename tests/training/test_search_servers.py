@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from clara.config import Index
 from clara.errors import InputError
 from clara.index import MemoryIndex
 from clara.index_build import build_index
-from clara.index_share import open_share
+from clara.index_factory import empty_index
+from clara.index_share import open_share, why_whole
 from clara.inverted_lists import ids_of
 from clara.memory import MemoryStore
 from training import joint
@@ -101,10 +103,28 @@ def test_equal_rows_are_among_what_was_compared(memory_dir: Path, indices: dict[
     assert rows[0].tolist() == sorted(rows[0].tolist())
 
 
-def test_a_linked_index_is_not_shared_out(memory_dir: Path, tmp_path: Path) -> None:
-    build_index(memory_dir, tmp_path / "index", "HNSW8", num_queries=0)
-    with pytest.raises(InputError, match=r"IndexHNSWFlat can't be shared out.*search_shards=0"):
-        open_share(tmp_path / "index", MemoryStore.open(memory_dir), 0, 2)
+NOT_SHARED = {
+    "HNSW8": r"its rows are linked to each other \(IndexHNSWFlat\)",
+    "PCA8,HNSW8": r"its rows are linked to each other \(IndexHNSWFlat\)",
+    "PQ6x4fs": r"its codes lie in blocks of many rows each \(IndexPQFastScan\)",
+    "IVF4,PQ6x4fs": r"its codes lie in blocks of many rows each \(IndexIVFPQFastScan\)",
+    "PCA8,Flat": "only plain keys and plain inverted lists are taken apart row by row, and this is IndexPreTransform",
+}
+
+
+@pytest.mark.parametrize("factory", NOT_SHARED)
+def test_the_kinds_that_are_not_shared_out(memory_dir: Path, tmp_path: Path, factory: str) -> None:
+    build_index(memory_dir, tmp_path / "index", factory, num_queries=0)
+    store = MemoryStore.open(memory_dir)
+    with pytest.raises(InputError, match=rf"can't be shared out.*: {NOT_SHARED[factory]}; .*search_shards=0"):
+        open_share(tmp_path / "index", store, 0, 2)
+    # As much is known before anything is built.
+    assert re.search(NOT_SHARED[factory], why_whole(empty_index(store, factory)))
+
+
+@pytest.mark.parametrize("factory", [*FACTORIES, "OPQ6,IVF4,PQ6x4", "IVF4_HNSW8,Flat"])
+def test_the_kinds_that_are(memory_dir: Path, factory: str) -> None:
+    assert why_whole(empty_index(MemoryStore.open(memory_dir), factory)) == ""
 
 
 def test_servers_need_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -180,6 +200,17 @@ def test_servers_that_are_killed_are_started_again(cluster: None, memory_dir: Pa
     equal(other, whole)
     after = other.servers.ask("process", {n: () for n in range(3)})
     assert (before[0], before[2]) == (after[0], after[2])
+    index.servers.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_a_rank_reaches_a_server_that_rank_0_never_asks(cluster: None, memory_dir: Path, indices: dict[str, Path]) -> None:
+    index, whole = open_servers(memory_dir, indices["IVF8,PQ6x4"])
+    other, _ = open_servers(memory_dir, indices["IVF8,PQ6x4"], owner=False, search_seconds=120.0)
+    for rank, number in ((index, 0), (other, 2)):
+        rows = whole.store.row_ids[whole.store.row_ids % 3 == number][:4]
+        assert np.array_equal(rank.memory(rows), whole.memory(rows))
     index.servers.stop()
 
 
