@@ -82,7 +82,7 @@ def test_injection_cannot_bring_back_what_is_kept_out(world: World) -> None:
 
 
 def test_bm25_reads_each_shard_once_and_ranks_as_rows_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = write_memory(tmp_path / "memory", random_memory(60), num_shards=7)
+    memory = write_memory(tmp_path / "memory", random_memory(4200), num_shards=7)
     read: list[str] = []
 
     def told(path: Path, columns: list[str] | None = None) -> object:
