@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,15 +122,17 @@ def unwritable(path: Name, error: OSError) -> InputError:
 
 def _write_file(path: Path, data: bytes) -> None:
     """Write a whole file or nothing: a temporary name beside it, flushed to disk, then renamed."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}")
         with open(partial, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(partial, path)
     except OSError as error:
+        with suppress(OSError):  # of a full disk it would take room that others need
+            partial.unlink()
         raise unwritable(path, error) from error
 
 

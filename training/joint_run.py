@@ -30,7 +30,7 @@ from training.heldout import HeldOut, choose
 from training.joint_checks import check_index, check_refresh, check_settings
 from training.joint_stage import JointStage, trained_roles
 from training.loop import run, shard
-from training.metrics import append
+from training.metrics import Lines
 from training.other_runs import note_recipe, tell_of_another
 from training.refresh_worker import Worker
 from training.scored_stage import ScoredStage, check_scored
@@ -307,6 +307,9 @@ def train_rank(
         worker: runs refreshes for rank 0.
         device: of the model.
         open_index: how this rank reaches the INDEX of a version.
+
+    Raises:
+        InputError: what it reads is damaged, or there is no room for the figures, even at the end, or for the CHECKPOINT.
     """
     where = places(config)
     where.run.mkdir(parents=True, exist_ok=True)
@@ -314,9 +317,10 @@ def train_rank(
     model = load_checkpoint(config.checkpoint, config.backbone, device=device)
     stage = build_stage(config, model, where, worker, open_index)
     engine = make_engine(stage)
+    figures = Lines(where.metrics)
 
     def log(step: int, values: dict[str, float]) -> None:
-        append(where.metrics, step, values)
+        figures.add({"step": step, **values})
 
     with sole_user(where.run / "lock", wait_seconds=LOCK_SECONDS) if engine.rank == 0 else nullcontext():
         run(
@@ -324,6 +328,7 @@ def train_rank(
             seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log, on_nonfinite=config.joint.on_nonfinite,
         )  # fmt: skip
         stage.versions.finish()
+        figures.finish()
     own, memory = own_backbone(config), memory_by_rank(engine)
     with engine.whole(stored_parameters(model, own)):
         if engine.rank == 0:

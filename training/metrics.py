@@ -1,14 +1,68 @@
-"""Figures by step, as a run appends them to its metrics file: one JSON object on a line."""
+"""Lines that a run appends to its files, one JSON object each: figures by step, and others like them."""
 
 import json
-from collections.abc import Iterable
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from clara.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
-def append(path: Path, step: int, values: dict[str, float]) -> None:
-    """Add the figures of a step (1-based)."""
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"step": step, **values}) + "\n")
+class Lines:
+    """Appends to a file. What finds no room is kept, and written with the next line for which there is room: a full disk must not end training."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting: list[bytes] = []
+        self._told = False
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """One more line."""
+        self._waiting.append(json.dumps(values).encode() + b"\n")
+        try:
+            self._write()
+        except OSError as error:
+            if not self._told:
+                logger.warning("%s: cannot be written (%s); what belongs there is kept until there is room", self._path, error.strerror)
+            self._told = True
+
+    def finish(self) -> None:
+        """Write what is kept.
+
+        Raises:
+            InputError: there is still no room for it.
+        """
+        try:
+            self._write()
+        except OSError as error:
+            raise InputError(
+                f"{self._path}: {len(self._waiting)} lines cannot be written ({error.strerror}); make room, and run the same command again: it goes "
+                "on from the last run state"
+            ) from error
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        data = b"".join(self._waiting)
+        with open(self._path, "a+b", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size and os.pread(stream.fileno(), 1, size - 1) != b"\n":  # a line that was cut short
+                data = b"\n" + data
+            try:
+                while data:
+                    data = data[stream.write(data) :]
+            except OSError:
+                with suppress(OSError):
+                    stream.truncate(size)
+                raise
+        if self._told:
+            logger.info("%s: written again, with %d lines that were kept", self._path, len(self._waiting) - 1)
+        self._waiting, self._told = [], False
 
 
 def parse(lines: Iterable[str]) -> dict[int, dict[str, float]]:

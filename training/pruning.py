@@ -125,8 +125,11 @@ def prune(output: Path, run: Path, *, current: int, keep: int, states: Iterable[
         except OSError as error:
             logger.warning("versions: version %d is not deleted: %s", version.number, error)
             continue
-        with open(run / DELETED, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"number": version.number, "after_step": step, "bytes": size}) + "\n")
+        try:
+            with open(run / DELETED, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"number": version.number, "after_step": step, "bytes": size}) + "\n")
+        except OSError as error:
+            logger.warning("versions: %s lacks version %d: %s", run / DELETED, version.number, error)
         logger.info("versions: version %d is deleted (%d bytes; in use: %d)", version.number, size, current)
         done.append(version.number)
     return done
@@ -143,17 +146,17 @@ def discard(output: Path, run: Path, number: int, fingerprint: str, *, states: I
         run: the run's own directory.
         number: of the version.
         fingerprint: of what its snapshot encodes; empty: there is no whole snapshot, so nothing whole is of it.
-        states: notes of run states; one that names the version as under way keeps its snapshot.
+        states: notes of run states; one that names the version as under way keeps its snapshot, if that is whole.
     """
     try:
-        notes = [json.loads(note.read_text()) for note in output.glob(f"run-*/refresh-v{number}.json")]
+        notes = [json.loads(note.read_text()) for note in output.glob(f"run-*/refresh-v{number}.json") if note.is_file()]
         noted = {note[name] for note in notes for name in ("memory_hash", "index_hash")}
         for folder in (output / f"index-v{number}", output / f"memory-v{number}"):
             whole = (folder / MANIFEST).is_file()
             own = not whole or (read_manifest(folder)["fingerprint"] == fingerprint and manifest_hash(folder) not in noted)
             if own and not pinned_by(folder):
                 _delete(folder)
-        if number not in in_run_states(states):
+        if not fingerprint or number not in in_run_states(states):
             _delete(run / f"snapshot-v{number}")
     except (OSError, InputError) as error:
         logger.warning("versions: what version %d left is not all deleted: %s", number, error)

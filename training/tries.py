@@ -10,6 +10,7 @@ from typing import Any
 from clara.artefact import atomic_write
 from clara.errors import InputError
 from clara.refresh_settings import Refresh
+from training.metrics import Lines
 from training.pruning import discard
 from training.refresh import RefreshError, RefreshJob, RefreshResult, check_result, expected_fingerprint, fingerprint_of
 from training.refresh_worker import Ticket, Worker
@@ -60,6 +61,7 @@ class Tries:
 
     def __init__(self, settings: Refresh, run: Path, worker: Worker | None) -> None:
         self._settings, self._run, self._worker = settings, run, worker
+        self._lines = Lines(run / _LOST)
         self.ready: RefreshResult | None = None
         self.lost_seconds = 0.0
         self.why = ""
@@ -169,12 +171,11 @@ class Tries:
         seconds = time.monotonic() - self._began
         self.lost_seconds += seconds
         self.why = why
-        line = {"number": self._pending.number, "try": self._count, "seconds": seconds, "why": why}
-        try:
-            with open(self._run / _LOST, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:  # the disk that the try failed of may be this one
-            logger.warning("refresh: that try is missing from the run's costs: %s: %s", self._run / _LOST, error)
+        self._lines.add({"number": self._pending.number, "try": self._count, "seconds": seconds, "why": why})
+
+    def finish(self) -> None:
+        """Write what is kept of lost tries; see `Lines.finish`."""
+        self._lines.finish()
 
     def _write_note(self, result: RefreshResult) -> None:
         """Keep what a refresh made for the report."""

@@ -5,7 +5,6 @@ ready, its negative when a refresh is given up, else 0. So every rank switches a
 """
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +24,8 @@ from clara.model import ROLES, ClaraModel
 from training.ages import Ages
 from training.choice import Choice, Coming, WorkingSet
 from training.engine import Engine
-from training.pruning import forget_later, prune
+from training.metrics import Lines
+from training.pruning import discard, forget_later, prune
 from training.refresh import RefreshJob, expected_fingerprint, fingerprint_of, recall_of
 from training.refresh_worker import Worker
 from training.run_state import noted_states
@@ -85,10 +85,12 @@ class Versions:
         self._lost = ""
         self._warned = self._waited_for = -1
         self._rank = 0
+        self._switches = Lines(run_directory / "switches-rank0.jsonl")
 
     def begin(self, rank: int) -> None:
         """Learn which rank this is. Rank 0 warns of an INDEX that the run was given and that finds too little."""
         self._rank = rank
+        self._switches = Lines(self._run / f"switches-rank{rank}.jsonl")
         if rank == 0:
             recall_of(self.current.index, warn=True)
 
@@ -291,6 +293,7 @@ class Versions:
                 self.current.number,
             )
             self._lost = ""
+            discard(self._output, self._run, self.pending.number, "", states=noted_states(self._run))
             return -self.pending.number
         return self.tries.poll(wait=wait, timeout_seconds=timeout_seconds) if self.pending is not None else 0
 
@@ -306,8 +309,7 @@ class Versions:
         memory, index = self._output / f"memory-v{number}", self._output / f"index-v{number}"
         self.current = Version(number, str(memory), str(index), manifest_hash(memory), manifest_hash(index), snapshot_step)
         record = {"rank": self._rank, "first_step": step + 2, **dataclasses.asdict(self.current)}
-        with open(self._run / f"switches-rank{self._rank}.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._switches.add(record)
         logger.info("rank %d: from step %d on MEMORY version %d, manifest %s", self._rank, step + 2, number, self.current.memory_hash)
         return True
 
@@ -315,16 +317,23 @@ class Versions:
         """After the last step: wait for a refresh under way, `wait_seconds` at most. It is not used in training any more.
 
         Where everything is encoded once more anyway, and by a newer compressor, nobody waits for it.
+
+        Raises:
+            InputError: there is still no room for what is noted about switches and tries.
         """
-        if self._rank != 0 or self.pending is None:
-            return
-        older = self._settings.policy == "incremental" or self.pending.snapshot_step < self._config.joint.compressor_updates
+        if self._rank == 0 and self.pending is not None:
+            self._finish_pending(self.pending)
+        self._switches.finish()
+        self.tries.finish()
+
+    def _finish_pending(self, pending: Pending) -> None:
+        older = self._settings.policy == "incremental" or pending.snapshot_step < self._config.joint.compressor_updates
         if self._settings.final and older:
             if self._poll(wait=False, timeout_seconds=0.0) == 0:
-                logger.info("refresh: version %d is ended unfinished, as joint.refresh.final encodes all of it again", self.pending.number)
+                logger.info("refresh: version %d is ended unfinished, as joint.refresh.final encodes all of it again", pending.number)
                 self.tries.stop("ended for the last re-encoding")
             return
-        logger.info("refresh: waiting for version %d (at most %.0f s)", self.pending.number, self._settings.wait_seconds)
+        logger.info("refresh: waiting for version %d (at most %.0f s)", pending.number, self._settings.wait_seconds)
         began = time.monotonic()
         number = self._poll(wait=True, timeout_seconds=self._settings.wait_seconds)
         self.blocked_seconds += time.monotonic() - began

@@ -13,7 +13,7 @@ from joint_world import Inline, World
 from clara.artefact import manifest_hash, write_manifest
 from clara.errors import InputError
 from training import joint
-from training.pruning import Made, check_replaceable, disposable, made_versions, pin, pinned_by, prune
+from training.pruning import Made, check_replaceable, discard, disposable, made_versions, pin, pinned_by, prune
 from training.run_state import run_states
 
 RUN = {
@@ -100,6 +100,47 @@ def test_what_another_run_wrote_under_the_name_stays(tmp_path: Path) -> None:
     write_manifest(first.memory, kind="MEMORY", files=[], recipe={}, counts={"rows": 7})
     assert prune(tmp_path, tmp_path / "run", current=2, keep=0, states=[], step=9) == []
     assert numbers(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("memory", "index", "snapshot"),
+    # What each holds: nothing whole, what the snapshot encodes, or something else.
+    [
+        ("", "", ""),
+        ("own", "own", "own"),
+        ("own", "", "own"),
+        ("", "own", "own"),
+        ("other", "", "own"),
+        ("", "other", "own"),
+        ("other", "other", ""),
+    ],
+)
+@pytest.mark.parametrize("taken", ["", "noted", "pinned", "state"])
+def test_what_is_given_up_is_deleted_and_nothing_of_another(tmp_path: Path, memory: str, index: str, snapshot: str, taken: str) -> None:
+    run = tmp_path / "run-own"
+    folders = {
+        "MEMORY": (tmp_path / "memory-v3", memory),
+        "INDEX": (tmp_path / "index-v3", index),
+        "CHECKPOINT": (run / "snapshot-v3", snapshot),
+    }
+    for kind, (folder, holds) in folders.items():
+        folder.mkdir(parents=True)
+        (folder / "shard").write_text("rows")
+        if holds:
+            write_manifest(folder, kind=kind, files=[], recipe={}, fingerprint=holds)
+    whole = [folder for folder, holds in list(folders.values())[:2] if holds]
+    if taken == "noted" and whole:
+        hashes = {f"{kind.lower()}_hash": manifest_hash(f) if h else "" for kind, (f, h) in folders.items() if kind != "CHECKPOINT"}
+        (tmp_path / "run-another").mkdir()
+        (tmp_path / "run-another/refresh-v3.json").write_text(json.dumps({"number": 3, **hashes}))
+    if taken == "pinned":
+        for folder in whole:
+            pin(folder, "model towns")
+    states = [state(tmp_path, 4, current=2, pending=3)] if taken == "state" else []
+    discard(tmp_path, run, 3, "own" if snapshot else "", states=states)
+    for folder, holds in list(folders.values())[:2]:
+        assert folder.exists() == (holds == "other" or (holds == "own" and taken in ("noted", "pinned")))
+    assert (run / "snapshot-v3").exists() == (taken == "state" and bool(snapshot))
 
 
 def test_a_run_keeps_as_many_versions_as_configured_and_what_its_states_need(

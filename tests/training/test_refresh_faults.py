@@ -11,7 +11,7 @@ from disk import full_disk
 from joint_world import Inline, World
 
 import training.refresh
-from clara.artefact import MANIFEST, verify
+from clara.artefact import verify
 from clara.errors import InputError
 from training import joint
 from training.metrics import read
@@ -41,6 +41,11 @@ def train(world: World, output: Path, worker: type[Inline], monkeypatch: pytest.
     assert joint.main(["--launcher", "local", *world.sets(output, **RUN | values)]) == 0
     report: dict[str, object] = json.loads((output / "report.json").read_text())
     return report
+
+
+def nothing_left(output: Path) -> None:
+    """Of version 1, given up. Its snapshot stays where a run state was written while it was under way."""
+    assert not [*output.glob("memory-v1"), *output.glob("index-v1")]
 
 
 @pytest.mark.parametrize(("attempts", "spans"), [(1, STAYED), (2, SWITCHED)])
@@ -73,7 +78,7 @@ def test_a_corrupt_shard_is_never_switched_to_and_mended_by_the_next_try(
     assert "sha256 is not the manifest's" in caplog.text
     if attempts == 1:
         assert "version 1 is given up; training stays on version 0" in caplog.text
-        assert not (tmp_path / "memory-v1" / MANIFEST).exists()
+        nothing_left(tmp_path)
         assert report["memory"] == str(world.memory)
     else:
         assert verify(tmp_path / "memory-v1")["counts"]["rows"] == 40
@@ -94,7 +99,7 @@ def test_a_full_disk_leaves_training_on_the_old_version(
     assert report["versions_by_step"] == STAYED
     assert caplog.text.count("cannot be written (File too large)") == 2
     assert "version 1 is given up; training stays on version 0" in caplog.text
-    assert not (tmp_path / "memory-v1" / MANIFEST).exists()
+    nothing_left(tmp_path)
 
 
 def test_a_snapshot_that_finds_no_room_leaves_training_on_the_old_version(
@@ -110,6 +115,7 @@ def test_a_snapshot_that_finds_no_room_leaves_training_on_the_old_version(
     report = train(world, tmp_path, Inline, monkeypatch)
     assert report["versions_by_step"] == STAYED
     assert "no snapshot for version 1" in caplog.text
+    assert not [*tmp_path.glob("run-*/snapshot-v1")]
     assert "cannot be written" in caplog.text
 
 
@@ -127,6 +133,7 @@ def test_what_the_job_did_not_make_is_not_switched_to(
     report = train(world, tmp_path, Impostor, monkeypatch, joint__refresh__max_attempts=1)
     assert report["versions_by_step"] == STAYED
     assert "something else wrote there" in caplog.text
+    nothing_left(tmp_path)
 
 
 class Late(Inline):
@@ -178,7 +185,7 @@ def test_a_late_refresh_is_waited_for_or_not(
 
 
 class Never(Inline):
-    """Not ready, however long one waits: its node is gone, and no other has room."""
+    """Not ready, however long one waits: its node is gone, and no other has room. What it had made is all there."""
 
     stopped = 0
 
@@ -196,6 +203,7 @@ def test_a_fixed_switch_waits_no_longer_than_it_may(
     assert report["versions_by_step"] == STAYED
     assert "version 1 is not ready after 0 s (joint.refresh.wait_seconds) and is given up; training stays on version 0" in caplog.text
     assert Never.stopped == 1
+    nothing_left(tmp_path)
 
 
 class Unfinished(Never):
