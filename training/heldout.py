@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clara.codec import Floats
+from clara.errors import InputError
 from clara.index import best, unit_rows
 from clara.metrics import exact_match
 from clara.model import ClaraModel
@@ -54,6 +55,18 @@ class HeldOut:
         """
         self._questions, self._num_selected, self._answer_tokens = questions, num_selected, answer_tokens
         self._published_pool, self._fresh = published_pool, published_pool and fresh
+
+    def check(self, world: int) -> None:
+        """Refuse more ranks than questions: each measures as many, which would be none.
+
+        Raises:
+            InputError: as said.
+        """
+        if len(self._questions) < world:
+            raise InputError(
+                f"joint.evaluate_every: {len(self._questions)} held-out questions for {world} ranks, so that none would be measured; raise "
+                "joint.evaluate_questions, make more questions, or set evaluate_every=0"
+            )
 
     def evaluate(self, model: ClaraModel, candidates: Candidates, engine: Engine) -> dict[str, float]:
         """Figures over all ranks (collectives), by MEMORY as it is stored.

@@ -129,8 +129,14 @@ class JointStage(Stage):
         return self._settings.questions_per_step
 
     def begin(self, engine: Engine) -> None:
-        """Learn who shares the work."""
+        """Learn who shares the work.
+
+        Raises:
+            InputError: there is less to evaluate on than ranks.
+        """
         self._engine = engine
+        if self._held_out is not None:
+            self._held_out.check(engine.world)
         if engine.rank == 0 and self._store_backbone and self._settings.refresh.policy != "none":
             prepare_to_store_backbone()
         self.versions.begin(engine.rank)

@@ -9,6 +9,7 @@ from joint_world import World
 
 from clara.checkpoint import load_checkpoint
 from clara.config import Backbone, Joint
+from clara.errors import InputError
 from clara.memory import MemoryStore
 from clara.model import ClaraModel
 from clara.questions import Question, read_questions
@@ -71,3 +72,10 @@ def test_without_pools_and_index_nothing_is_found_and_the_right_memory_is_still_
     assert found["held_out_recall_at_20"] == 0.0
     assert found["held_out_right_nats"] > 0
     assert not any("fresh" in name for name in found)
+
+
+def test_fewer_questions_than_ranks_are_refused(world: World) -> None:
+    held_out = HeldOut(read_questions(world.questions)[:2], num_selected=2)
+    held_out.check(2)
+    with pytest.raises(InputError, match=r"2 held-out questions for 3 ranks.*raise joint\.evaluate_questions"):
+        held_out.check(3)
