@@ -2,7 +2,8 @@
 
 A query goes to all of them. Each answers with ids and scores by key; those among the best L of all are then scored exactly where they lie, and
 only memory that is asked for travels. Rank 0 starts all servers when it opens the INDEX, as another rank may need one that rank 0 never asks.
-A server that dies is started again, by Ray while it has restarts left and else by rank 0; whoever asks waits for it, `retrieval.search_seconds` at most.
+A server that dies is started again, by Ray while it has restarts left and else by rank 0 when it asks it next; whoever asks waits for it,
+`retrieval.search_seconds` at most.
 
 Who waits, and how long: a rank waits for what it asked (a search asks twice, reading memory once), by the clock and in `Servers.ask` alone. All that
 calls Ray is in a thread of that question, because those calls keep other limits: looking up or starting an actor waits for Ray's control store (a
