@@ -18,7 +18,7 @@ from clara.index import FILE, MemoryIndex
 from clara.index_build import build_index, next_settings
 from clara.index_factory import resolve_factory
 from clara.memory import MemoryStore, complete_memory, shard_name, write_shard
-from clara.recall import exact_search, shortfall
+from clara.recall import Measurement, exact_search, shortfall
 from clara.records import Chunk, chunk_id, row_id
 from pipelines.build_index import main
 
@@ -378,3 +378,13 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path, 
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/index: cannot be written"):
         main(["--memory", str(memory_dir), "--output", str(tmp_path / "file" / "index")])
+
+
+def test_help_says_what_recall_is_measured_with(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert "rows of the INDEX itself as queries: each one's memory plus Gaussian noise of half its length" in told
+    assert "No row is held back" in told
+    # The number that the words state.
+    assert Measurement().noise == 0.5
