@@ -3,7 +3,10 @@
 import errno
 import json
 import logging
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import joint_world
@@ -276,3 +279,44 @@ def test_figures_that_never_find_room_are_told_at_the_end(world: World, disk: Sm
     train(world, disk, monkeypatch, [], joint__refresh__every_steps=0)
     (run,) = disk.root.glob("run-*")
     assert list(read(run / "metrics.jsonl")) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_ranks_on_a_disk_that_is_full_for_a_while(world: World, disk: SmallDisk) -> None:
+    steps = 30
+    values = RUN | {
+        "launch__launcher": "ray", "launch__max_failures": 0, "joint__steps": steps, "joint__checkpoint_every": 1,
+        "joint__refresh__num_cpus": 0.5, "joint__refresh__every_steps": 3, "joint__refresh__wait_seconds": 600, "joint__refresh__final": "true",
+    }  # fmt: skip
+    command = [sys.executable, joint.__file__, *world.sets(disk.root, **values)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    def wait_for(there: Callable[[], object]) -> None:
+        while not there():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.005)
+
+    wait_for(lambda: [*disk.root.glob("run-*/snapshot-v1/manifest.json")])
+    (run,) = disk.root.glob("run-*")
+    full_from = max([0, *read(run / "metrics.jsonl")])
+
+    def reached_while_full() -> bool:
+        disk.fill()  # again and again, as what is given up is deleted
+        # Directories are made all the same, and tell how far the ranks are while neither figures nor logs can be written.
+        return (run / f"run_state/step-{full_from + 12:08d}").is_dir()
+
+    wait_for(reached_while_full)
+    written = max(read(run / "metrics.jsonl"))
+    disk.free()
+    said, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, said
+    assert written < full_from + 11
+    told = (run / "log-rank0.txt").read_text()
+    assert "metrics.jsonl: written again" in told
+    assert "resuming" not in told
+    assert list(read(run / "metrics.jsonl")) == list(range(1, steps + 1))
+    report = json.loads((disk.root / "report.json").read_text())
+    assert report["memory_lag_steps"] == 0
+    verify(disk.root / "checkpoint")
+    verify(report["memory"])
