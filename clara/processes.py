@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 _POLL_SECONDS = 0.5
 
@@ -20,3 +21,12 @@ def _watch(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(1)
+
+
+def exists(process: int) -> bool:
+    """Whether a process of this machine with that id is there and has not ended; one that nobody has asked for its exit status has."""
+    try:
+        # Behind the name, which may hold anything but is in brackets.
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False

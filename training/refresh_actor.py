@@ -4,18 +4,24 @@ Several share a whole encoding out, shard by shard; when all are through, the fi
 """
 
 import logging
+import os
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
+from clara.processes import exists
 from training.refresh import RefreshError, RefreshJob, RefreshResult, encode_share, run_and_release
 
 logger = logging.getLogger(__name__)
 _ANSWER_SECONDS = 5.0
 _END_SECONDS = 10.0
+_MOMENT_SECONDS = 1.0
+_POLL_SECONDS = 0.02
 
 
 class Refresher:
@@ -29,8 +35,9 @@ class Refresher:
         """See `training.refresh.run_job`."""
         return run_and_release(job)
 
-    def answer(self) -> None:
-        """Show that it lives."""
+    def answer(self) -> tuple[str, int]:
+        """Show that it lives: node and process id."""
+        return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
 class RayTicket:
@@ -38,6 +45,7 @@ class RayTicket:
 
     def __init__(self, actors: Sequence[Any], job: RefreshJob) -> None:
         self._actors, self._job = actors, job
+        self._asked = [actor.answer.remote() for actor in actors]
         shared = len(actors) > 1 and not job.choice
         self._shares = [actor.encode_share.remote(job, number, len(actors)) for number, actor in enumerate(actors)] if shared else []
         self._whole = None if shared else actors[0].run.remote(job)
@@ -65,14 +73,35 @@ class RayTicket:
     def stop(self) -> None:
         """See `training.refresh_worker.Ticket`."""
         self.ended = True
+        begun: list[tuple[str, int]] = []
         try:
+            begun = self._begun()
             for actor in self._actors:
                 ray.kill(actor)
-            # Else a last file could still arrive where all of them have just been deleted.
             under_way = [*self._shares, *([] if self._whole is None else [self._whole])]
             ray.wait(under_way, num_returns=len(under_way), timeout=_END_SECONDS)
         except RayError as error:
             logger.warning("refresh: whether its actors have ended is not known: %s", str(error).strip().splitlines()[-1])
+        _wait_until_gone(begun)
+
+    def _begun(self) -> list[tuple[str, int]]:
+        """Node and process id of the actors that had room."""
+        found: list[tuple[str, int]] = []
+        answered, _ = ray.wait(self._asked, num_returns=len(self._asked), timeout=_MOMENT_SECONDS)
+        for answer in answered:
+            with suppress(RayError):  # one that is lost
+                found.append(ray.get(answer, timeout=_MOMENT_SECONDS))
+        return found
+
+
+def _wait_until_gone(processes: Sequence[tuple[str, int]]) -> None:
+    """Ray calls an actor dead a moment before its process is: a last file could still arrive where all of them are deleted next."""
+    here, deadline = ray.get_runtime_context().get_node_id(), time.monotonic() + _END_SECONDS
+    for node, process in processes:
+        while node == here and exists(process) and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+    if any(node != here for node, _ in processes):
+        time.sleep(_MOMENT_SECONDS)  # which no one can look at from here
 
 
 class RayWorker:
