@@ -72,6 +72,8 @@ def main(argv: list[str]) -> int:
         tracker.finish(where.report, where.metrics, where.run / "curves", made(where, report), figures(report))
         artefact.atomic_write(where.tracked, json.dumps({"uri": config.tracking.uri, "run_id": tracker.run_id}) + "\n")
     if why:
+        if tracker is not None:
+            tracker.fail()
         raise InputError(
             f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps is there, report {where.report} too, but MEMORY {report['memory']} lags it by "
             f"{report['memory_lag_steps']} steps: the last re-encoding (joint.refresh.final) came to nothing ({why}); run the same command again: it "

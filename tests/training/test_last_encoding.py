@@ -75,6 +75,13 @@ def whole(output: Path) -> None:
     assert report(output)["memory_lag_steps"] == 0
 
 
+def status(uri: str, run: Path) -> str:
+    """Of the MLflow run."""
+    from mlflow import MlflowClient
+
+    return str(MlflowClient(uri).get_run(json.loads((run / "mlflow.json").read_text())["run_id"]).info.status)
+
+
 def test_a_try_that_fails_is_made_again(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.local.ProcessWorker", Unlucky)
     monkeypatch.setattr(Unlucky, "failing", 1)
@@ -95,7 +102,8 @@ def test_one_that_comes_to_nothing_costs_the_re_encoding_alone(world: World, tmp
     monkeypatch.setattr(Unlucky, "failing", 2)
     monkeypatch.setattr(Unlucky, "jobs", 0)
     # Nothing but the last re-encoding needs version 1, which is not deleted before.
-    values: dict[str, object] = {"joint__refresh__keep_versions": 0, "joint__checkpoint_every": 10}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    values: dict[str, object] = {"joint__refresh__keep_versions": 0, "joint__checkpoint_every": 10, "tracking__uri": uri}
     given = arguments(world, tmp_path, joint__refresh__max_attempts=2, **values)
     said = r"CHECKPOINT after 3 steps is there, .*MEMORY .*memory-v1 lags it by 2 steps: .*came to nothing \(its GPU is lost\); run the same command"
     with pytest.raises(InputError, match=said):
@@ -104,6 +112,7 @@ def test_one_that_comes_to_nothing_costs_the_re_encoding_alone(world: World, tmp
     assert (report(tmp_path)["memory_lag_steps"], report(tmp_path)["memory"]) == (2, str(tmp_path / "memory-v1"))
     assert not (tmp_path / "memory-v2").exists()
     (run,) = tmp_path.glob("run-*")
+    assert status(uri, run) == "FAILED"
     trained, metrics = (tmp_path / "checkpoint/manifest.json").stat().st_mtime_ns, (run / "metrics.jsonl").read_bytes()
     # Again: nothing is trained, and the re-encoding alone is made.
     assert joint.main(given) == 0
@@ -113,6 +122,7 @@ def test_one_that_comes_to_nothing_costs_the_re_encoding_alone(world: World, tmp
     whole(tmp_path)
     assert not (tmp_path / "memory-v1").exists()
     assert list(read(run / "metrics.jsonl")) == [1, 2, 3]
+    assert status(uri, run) == "FINISHED"
     # And then there is nothing left to do.
     assert joint.main(given) == 0
     assert Unlucky.jobs == 3
