@@ -12,7 +12,7 @@ import numpy as np
 
 from clara.errors import InputError
 from clara.index import IndexedRows, index_file
-from clara.inverted_lists import emptied, has_lists, read_mapped
+from clara.inverted_lists import core_of, emptied, has_lists, is_mapped, kind_of, read_mapped
 from clara.memory import MemoryStore
 
 _ID_MODULO = 1  # FAISS's name for it, SUBSET_TYPE_ID_MOD, does not reach Python
@@ -46,13 +46,13 @@ def why_whole(index: Any) -> str:
     """Why the rows of an index, or of an empty one of its kind, can't be shared out; empty where they can."""
     if has_lists(index):
         return ""
-    kind = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
-    core = faiss.downcast_index(kind.index) if isinstance(kind, faiss.IndexPreTransform) else kind
+    kind = kind_of(index)
+    core = core_of(kind)
     if isinstance(kind, faiss.IndexFlat):
         return ""
     if isinstance(core, faiss.IndexHNSW):
         return f"its rows are linked to each other ({type(core).__name__})"
-    if isinstance(core, faiss.IndexFastScan | faiss.IndexIVFFastScan):
+    if not is_mapped(index):
         return f"its codes lie in blocks of many rows each ({type(core).__name__})"
     return f"only plain keys and plain inverted lists are taken apart row by row, and this is {type(kind).__name__}"
 

@@ -23,9 +23,19 @@ _ID_BYTES = 8
 _NUMBERED = (b"IxMp", b"IxM2")  # how a file of rows numbered in the order of their ids begins: another flag of FAISS's maps it
 
 
+def kind_of(index: Any) -> Any:
+    """What rows that are numbered in the order of their ids are held by; else the index itself."""
+    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
+
+
+def core_of(kind: Any) -> Any:
+    """What holds the rows behind a transform of theirs, or without one."""
+    return faiss.downcast_index(kind.index) if isinstance(kind, faiss.IndexPreTransform) else kind
+
+
 def has_lists(index: Any) -> bool:
     """Whether an index is one whose rows all lie in plain inverted lists: IVF with flat, scalar or product quantised codes, after any transform."""
-    core = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    core = core_of(index)
     if not isinstance(core, faiss.IndexIVF) or isinstance(core, faiss.IndexIVFPQR):
         return False
     return isinstance(_lists(core), faiss.ArrayInvertedLists | faiss.OnDiskInvertedLists)
@@ -55,9 +65,7 @@ def read_mapped(path: str | os.PathLike[str]) -> Any:
 
 def is_mapped(index: Any) -> bool:
     """Whether the file of an index, or of an empty one of its kind, is mapped: all kinds but fast-scan codes, which FAISS copies into blocks of its own."""
-    kind = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
-    core = faiss.downcast_index(kind.index) if isinstance(kind, faiss.IndexPreTransform) else kind
-    return not isinstance(core, faiss.IndexFastScan | faiss.IndexIVFFastScan)
+    return not isinstance(core_of(kind_of(index)), faiss.IndexFastScan | faiss.IndexIVFFastScan)
 
 
 def emptied(index: Any) -> Any:

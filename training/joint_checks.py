@@ -27,7 +27,8 @@ def check_settings(config: Config) -> None:
     """Refuse settings that contradict each other, and warn of those that nothing comes of.
 
     Raises:
-        InputError: MEMORY is to be encoded again, and no compressor trains, or by several processes without Ray, or no snapshot would ever be taken of one that has.
+        InputError: MEMORY is to be encoded again, and no compressor trains, or by several processes without Ray, or no snapshot would ever be taken
+            of one that has.
     """
     joint = config.joint
     refresh = joint.refresh

@@ -1,7 +1,6 @@
 """The last re-encoding of a joint run (`joint.refresh.final`): by the compressor as it is after the last step, made where refreshes are."""
 
 import json
-import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,8 +12,6 @@ from training.refresh_worker import Worker
 from training.schedule import Pending, Version
 from training.tries import Tries
 from training.versions import Versions
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

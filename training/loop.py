@@ -154,7 +154,6 @@ def run(
     stage.begin(engine)
     states = RunStates(directory, engine)
     start = states.resume(stage)
-    # What is waited for ahead of the first step counts as part of it.
     began = step_began = time.monotonic()
     progress = Progress(stage.name, start, stage.steps, shown=engine.rank == 0)
     skipped_in_a_row = 0

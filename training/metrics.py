@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -65,18 +65,31 @@ class Lines:
         self._waiting, self._told = [], False
 
 
-def parse(lines: Iterable[str]) -> dict[int, dict[str, float]]:
-    """Figures by step, ascending. A step made again after a resume counts once, the last time; a line cut short by a kill is left out."""
-    steps: dict[int, dict[str, float]] = {}
+def whole_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The objects of the lines; one that was cut short by a kill or a full disk is left out."""
     for line in lines:
         try:
-            values = json.loads(line)
+            found = json.loads(line)
         except ValueError:
             continue
-        steps[int(values.pop("step"))] = values
-    return dict(sorted(steps.items()))
+        yield found
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file, as `whole_lines`; none where there is no file."""
+    return list(whole_lines(path.read_text(encoding="utf-8").splitlines())) if path.is_file() else []
+
+
+def parse(lines: Iterable[str]) -> dict[int, dict[str, float]]:
+    """Figures by step, ascending. A step made again after a resume counts once, the last time."""
+    return _by_step(whole_lines(lines))
 
 
 def read(path: Path) -> dict[int, dict[str, float]]:
     """Figures by step of a file; none where there is no file."""
-    return parse(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else {}
+    return _by_step(lines_of(path))
+
+
+def _by_step(found: Iterable[dict[str, Any]]) -> dict[int, dict[str, float]]:
+    steps = {int(values.pop("step")): values for values in found}
+    return dict(sorted(steps.items()))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from clara.artefact import MANIFEST, atomic_write, manifest_hash, read_manifest
 from clara.errors import InputError
+from training.metrics import lines_of
 
 logger = logging.getLogger(__name__)
 PIN = "pinned.jsonl"
@@ -181,8 +182,7 @@ def forget_later(run: Path, number: int) -> None:
 
 def deleted(run: Path) -> list[dict[str, int]]:
     """What `prune` deleted in a run."""
-    path = run / DELETED
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return lines_of(run / DELETED)
 
 
 def check_replaceable(directory: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from clara.artefact import atomic_write
 from clara.errors import InputError
 from clara.refresh_settings import Refresh
-from training.metrics import Lines
+from training.metrics import Lines, lines_of
 from training.pruning import discard
 from training.refresh import RefreshError, RefreshJob, RefreshResult, check_result, expected_fingerprint, fingerprint_of
 from training.refresh_worker import Ticket, Worker
@@ -27,13 +27,7 @@ def lost_tries(run: Path) -> list[dict[str, Any]]:
     They failed, were given up, or were ended because all is encoded again. One that was under way when the run was killed is not among them; one
     that the resumed run made again counts twice, as it was done twice.
     """
-    path, found = run / _LOST, []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:  # cut short by a kill or a full disk
-            continue
-    return found
+    return lines_of(run / _LOST)
 
 
 class _NotStarted:
