@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.environment import RESULTS, environment, save
-from clara import artefact
-from clara.codec import CODECS, layout, pq_width
 from clara.errors import InputError, command_line
-from clara.memory import MemoryStore, complete_memory, write_shard
+from clara.memory.codec import CODECS, layout, pq_width
+from clara.memory.product_quantiser import FILE, Codebook, sample_rows, save_codebook, train_codebook
+from clara.memory.shards import write_shard
+from clara.memory.store import MemoryStore, complete_memory
 from clara.metrics import PairedTest
-from clara.product_quantiser import FILE, Codebook, sample_rows, save_codebook, train_codebook
-from infra.demo import Step, run_step
+from clara.storage import artefact
+from infra.steps import Step, run_step
 from training.evaluation.measures import Figure, Row, differences, figures
 from training.evaluation.systems import SystemPaths
 from training.evaluation.tables import as_markdown, shown

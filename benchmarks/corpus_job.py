@@ -27,14 +27,17 @@ from numpy.typing import NDArray
 
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.processes import python, run_measured
-from clara import lora
-from clara.checkpoint import fresh_model, load_checkpoint, save_checkpoint
-from clara.config import Backbone, Config, Model
-from clara.corpus import read_rows, to_document
-from clara.encode import compress_chunks, tight_batches
-from clara.lora import Route
-from clara.model import COMPRESSOR, ClaraModel
-from clara.records import Chunk, input_text
+from clara.config.model import Backbone, Model
+from clara.config.roles import COMPRESSOR
+from clara.config.tree import Config
+from clara.data.corpus import read_rows, to_document
+from clara.data.records import Chunk, input_text
+from clara.memory.batches import tight_batches
+from clara.memory.compress import compress_chunks
+from clara.model import lora
+from clara.model.checkpoint import fresh_model, load_checkpoint, save_checkpoint
+from clara.model.lora import Route
+from clara.model.model import ClaraModel
 
 _BATCH_TOKENS = 4096
 _NAIVE_ROWS = 8  # of a batch; the published scripts' own
@@ -46,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
         prog="python -m benchmarks.corpus_job", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    found.add_argument("--base", type=Path, required=True, help="folder of the LM, as python -m infra.base_model makes it")
+    found.add_argument("--base", type=Path, required=True, help="folder of the LM, as python -m infra.demo.base_model makes it")
     found.add_argument("--input", type=Path, required=True, help="documents as JSONL with title and text")
     found.add_argument("--documents", type=int, default=256, help="documents to compress, the first ones (default: 256, two shards)")
     found.add_argument("--max-tokens", type=int, default=256, help="tokens of a chunk, and what the naive way pads to (default: 256)")
@@ -138,8 +141,8 @@ def flops_a_token(model: ClaraModel, length: float) -> float:
 
 
 def chunked(args: argparse.Namespace, checkpoint: Path) -> list[Chunk]:
-    from pipelines.chunking import chunk_document  # Beam comes with the next one
-    from pipelines.corpus_chunks import checkpoint_tokens
+    from pipelines.corpus.chunking import chunk_document  # Beam comes with the next one
+    from pipelines.corpus.chunks import checkpoint_tokens
 
     tokens = checkpoint_tokens(str(checkpoint))
     chunks: dict[str, Chunk] = {}
@@ -153,7 +156,7 @@ def chunked(args: argparse.Namespace, checkpoint: Path) -> list[Chunk]:
 
 def in_shards(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
     """The chunks by shard, as the job with its defaults has them; none is empty."""
-    from pipelines.memory_job import default_num_shards
+    from pipelines.build_memory.graph import default_num_shards
 
     shards: dict[int, list[Chunk]] = {}
     for chunk in chunks:

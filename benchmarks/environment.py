@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from clara.artefact import atomic_write, versions
-from clara.precision import multiplies_bfloat16
+from clara.model.precision import multiplies_bfloat16
+from clara.storage.artefact import atomic_write, versions
 
 RESULTS = Path(__file__).resolve().parents[1] / "infra" / "results"
 

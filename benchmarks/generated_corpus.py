@@ -12,8 +12,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from clara.checkpoint import fresh_model, save_checkpoint
-from clara.config import Backbone, Config, Lora, Model
+from clara.config.model import Backbone, Lora, Model
+from clara.config.tree import Config
+from clara.model.checkpoint import fresh_model, save_checkpoint
 
 NUM_WORDS = 500
 _TEMPLATE = (

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.index_data import make_memory, make_plain_keys, make_queries
-from clara.artefact import atomic_write, read_manifest, versions
 from clara.errors import InputError, command_line
+from clara.storage.artefact import atomic_write, read_manifest, versions
 
 SYSTEMS = ("ours", "flat", "autofaiss")
 # It calls FAISS by argument names that later ones no longer have.
@@ -56,8 +56,8 @@ def search_ours(folder: Path, output: Path, candidates: int, threads: int) -> di
     """Search the INDEX that pipelines.build_index made: first level alone, and both."""
     import faiss
 
-    from clara.index import IndexedRows, MemoryIndex
-    from clara.memory import MemoryStore
+    from clara.index.search import IndexedRows, MemoryIndex
+    from clara.memory.store import MemoryStore
 
     faiss.omp_set_num_threads(threads)
     began = time.monotonic()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from clara.encode import key_projection
-from clara.fingerprint import Fingerprint
-from clara.memory import MemoryStore, complete_memory, shard_name, write_shard
-from clara.recall import exact_among
-from clara.records import Chunk
+from clara.data.records import Chunk
+from clara.index.recall import exact_among
+from clara.memory.fingerprint import Fingerprint
+from clara.memory.keys import key_projection
+from clara.memory.shards import shard_name, write_shard
+from clara.memory.store import MemoryStore, complete_memory
 
 TOKENS, WIDTH, KEY = 8, 60, 256
 SHARD_ROWS, ROWS_OF_CLUSTER = 62_500, 500

@@ -25,17 +25,20 @@ from typing import Any
 import torch
 
 from benchmarks.environment import RESULTS, environment, save
-from clara.checkpoint import fresh_model, save_checkpoint
-from clara.config import Config, load
-from clara.encode import write_memory_shard
+from clara.config.load import load
+from clara.config.roles import GENERATOR, QUERY_REASONER
+from clara.config.tree import Config
+from clara.data.records import Chunk, chunk_id, input_text, row_id
 from clara.errors import InputError, command_line
-from clara.fingerprint import of_checkpoint
-from clara.memory import MemoryStore, complete_memory, shard_name
-from clara.model import GENERATOR, QUERY_REASONER, ClaraModel
-from clara.records import Chunk, chunk_id, input_text, row_id
-from clara.steps import JointBatch, JointStep
-from pipelines.world import save_backbone
-from training.engine import LocalEngine
+from clara.memory.compress import write_memory_shard
+from clara.memory.fingerprint import of_checkpoint
+from clara.memory.shards import shard_name
+from clara.memory.store import MemoryStore, complete_memory
+from clara.model.checkpoint import fresh_model, save_checkpoint
+from clara.model.model import ClaraModel
+from clara.model.steps import JointBatch, JointStep
+from pipelines.world.command import save_backbone
+from training.loop.engine import LocalEngine
 
 TINY = "tiny"
 VARIANTS = ("stored", "compressed", "published")

@@ -23,14 +23,15 @@ import torch
 
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.joint_step import chunks, words_of, write_memory
-from clara.checkpoint import fresh_model
-from clara.config import load
+from clara.config.load import load
+from clara.data.questions import Question, write_questions
 from clara.errors import command_line
-from clara.questions import Question, write_questions
-from pipelines.world import save_backbone
-from training.joint_report import finish
-from training.joint_run import absolute, places, train_rank
-from training.metrics import read
+from clara.model.checkpoint import fresh_model
+from pipelines.world.command import save_backbone
+from training.loop.lines import read
+from training.run.recipe import absolute, places
+from training.run.report import finish
+from training.run.run import train_rank
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("weights", "gradients", "optimiser")
@@ -76,8 +77,8 @@ def write_inputs(folder: Path, options: argparse.Namespace) -> list[str]:
 
 def as_rank(sets: Sequence[str]) -> None:
     """One rank of a run, or all of it where nobody else takes part."""
-    from training.deepspeed_engine import engine_for
-    from training.local import engine
+    from training.launch.one_process import engine
+    from training.loop.zero_engine import engine_for
 
     world = int(os.environ["WORLD_SIZE"])
     config = absolute(load(None, sets))

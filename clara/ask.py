@@ -8,9 +8,9 @@ import dataclasses
 import json
 import textwrap
 
-from clara.artefact import verify
 from clara.errors import InputError, command_line
-from clara.retriever import Answered, Retriever
+from clara.retrieval.retriever import Answered, Retriever
+from clara.storage.cache import verify
 
 SNIPPET_CHARACTERS = 200
 

@@ -3,7 +3,11 @@
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 _POLL_SECONDS = 0.5
 
@@ -30,3 +34,34 @@ def exists(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except OSError:
         return False
+
+
+class _Threads:
+    """How many are inside `torch_threads` now, and what held before the first of them."""
+
+    lock = threading.Lock()
+    inside = 0
+    before = 0
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with this many threads inside, which its last bits depend on; 0 leaves it alone.
+
+    The setting is the process's: of several Python threads that are inside together, the last to leave restores it.
+    """
+    if not count:
+        yield
+        return
+    with _Threads.lock:
+        if not _Threads.inside:
+            _Threads.before = torch.get_num_threads()
+        _Threads.inside += 1
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        with _Threads.lock:
+            _Threads.inside -= 1
+            if not _Threads.inside:
+                torch.set_num_threads(_Threads.before)

@@ -2,7 +2,7 @@
 
     python -m infra.world --output DIR [--seed N …] [--control] [--shuffled] [--straight-through] [--without-paraphrase]
 
-Where looking alike misleads (see pipelines/world.py), Recall@1 in pools of 20 goes from about 0 to what DIR/report.md says. Two controls can run
+Where looking alike misleads (see pipelines/world/command.py), Recall@1 in pools of 20 goes from about 0 to what DIR/report.md says. Two controls can run
 beside it, which have to stay where they started: the same training with the gradient from the answer to the scores cut, and with the answers
 shuffled among the questions. The other two options show what else was tried.
 """
@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clara.artefact import atomic_write, versions
 from clara.errors import InputError, command_line
+from clara.storage.artefact import atomic_write, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "infra" / "configs" / "world.toml")

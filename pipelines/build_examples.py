@@ -22,14 +22,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from clara import artefact
-from clara.corpus import FIELDS, Fields, expand, input_hashes, read_rows, to_document
+from clara.data.corpus import FIELDS, Fields, expand, input_hashes, read_rows, to_document
+from clara.data.examples import Example, write_examples
+from clara.data.records import Document, document_id, normalise
 from clara.errors import InputError, command_line
-from clara.examples import Example, write_examples
-from clara.records import Document, document_id, normalise
-from pipelines.corpus_arguments import add_field_arguments, given_fields, refuse_fields
-from pipelines.locks import locked
-from pipelines.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
+from clara.storage import artefact
+from pipelines.corpus.arguments import add_field_arguments, given_fields, refuse_fields
+from pipelines.corpus.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
+from pipelines.job.locks import locked
 
 ABOUT = "What is this text about?"
 _JOINED = r"(?:of|of the|the|de|du|la|le|van|von|al)"

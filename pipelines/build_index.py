@@ -10,15 +10,15 @@ python -m training.evaluate measures what is found for questions.
 import argparse
 import json
 
-from clara.artefact import refuse_other
 from clara.errors import InputError, command_line
-from clara.gpu_index import require_gpu
-from clara.index import KIND
-from clara.index_build import Build, build, recipe_of
-from clara.index_factory import check_kind
-from clara.memory import MemoryStore
-from clara.recall import RECALL_AT, Measurement
-from pipelines.locks import locked
+from clara.index.build import Build, build, recipe_of
+from clara.index.factory import check_kind
+from clara.index.gpu import require_gpu
+from clara.index.recall import RECALL_AT, Measurement
+from clara.index.search import KIND
+from clara.memory.store import MemoryStore
+from clara.storage.artefact import refuse_other
+from pipelines.job.locks import locked
 
 
 def parser() -> argparse.ArgumentParser:

@@ -10,13 +10,15 @@ import json
 
 from tqdm import tqdm
 
-from clara import artefact, storage
 from clara.errors import InputError, command_line
-from clara.memory import KIND, MemoryStore
-from clara.update import compact, compact_recipe
-from pipelines.completion import clear_the_way
-from pipelines.locks import locked
-from pipelines.memory_run import remove_leftovers
+from clara.memory.compact import compact, compact_recipe
+from clara.memory.shards import KIND
+from clara.memory.store import MemoryStore
+from clara.storage import artefact, paths
+from clara.storage.cache import verify
+from pipelines.build_memory.outcome import remove_leftovers
+from pipelines.job.completion import clear_the_way
+from pipelines.job.locks import locked
 
 
 def parser() -> argparse.ArgumentParser:
@@ -41,8 +43,8 @@ def main(argv: list[str]) -> int:
     if args.num_shards < 0:
         raise InputError(f"--num-shards {args.num_shards}: expected 0 or more")
     store = MemoryStore.open(args.memory)
-    output = storage.absolute(args.output)
-    if output in (storage.absolute(args.memory), storage.absolute(store.directory)):
+    output = paths.absolute(args.output)
+    if output in (paths.absolute(args.memory), paths.absolute(store.directory)):
         raise InputError(f"--output {args.output}: is the MEMORY of --memory, which stays as it is; give another directory")
     num_shards = args.num_shards or store.num_shards
     if args.dry_run:
@@ -53,7 +55,7 @@ def main(argv: list[str]) -> int:
         print(f"{args.output}: up to date")
         return 0
     if not args.no_verify:
-        artefact.verify(args.memory, KIND)
+        verify(args.memory, KIND)
     with locked(output), tqdm(total=num_shards, unit=" shards", desc="compact", dynamic_ncols=True) as bar:
         clear_the_way(output, args.overwrite, compact_recipe(store, num_shards))
         compact(store, output, num_shards=num_shards, progress=lambda done, _: bar.update(done - bar.n) and None)

@@ -20,20 +20,20 @@ import torch
 from apache_beam.pvalue import AsList
 from apache_beam.utils.shared import Shared
 
-from clara import storage
-from clara.artefact import MANIFEST, atomic_write, file_entry, manifest_hash, read_manifest, up_to_date, write_manifest
-from clara.bm25 import Bm25
-from clara.encode import torch_threads
+from clara.data.questions import Question, read_questions
+from clara.data.records import input_text
+from clara.data.utilities import FILE, KIND, Scored, reader_hash, write_shard
 from clara.errors import InputError, command_line
-from clara.memory import shard_name
-from clara.pools import Known, fill, interleave
-from clara.questions import Question, read_questions
-from clara.records import input_text
-from clara.retriever import NO_ROW, Retriever
-from clara.utilities import FILE, KIND, Scored, reader_hash, write_shard
-from pipelines.locks import Lease, locked
-from pipelines.progress import ShardProgress, progress_bar
-from pipelines.runner import LOCAL, beam_options, execute, make_pipeline
+from clara.memory.shards import shard_name
+from clara.processes import torch_threads
+from clara.retrieval.bm25 import Bm25
+from clara.retrieval.pools import Known, fill, interleave
+from clara.retrieval.retriever import NO_ROW, Retriever
+from clara.storage import folders, paths
+from clara.storage.artefact import MANIFEST, atomic_write, file_entry, manifest_hash, read_manifest, up_to_date, write_manifest
+from pipelines.engines.runner import LOCAL, beam_options, execute, make_pipeline
+from pipelines.job.locks import Lease, locked
+from pipelines.job.progress import ShardProgress, progress_bar
 
 PLAN = "plan.json"
 _ENTRIES = ".entries.json"
@@ -149,7 +149,7 @@ class ScoreShard(beam.DoFn):
         progress = ShardProgress(job.output, name, len(own))
         progress.tell(0)
         try:
-            if storage.folder(job.output).sizes([f"{name}/{FILE}"]):
+            if folders.folder(job.output).sizes([f"{name}/{FILE}"]):
                 yield file_entry(job.output, f"{name}/{FILE}", len(own))
             else:
                 with torch_threads(1):
@@ -212,7 +212,7 @@ def job_of(options: argparse.Namespace) -> Job:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {least} or more")
 
     def whole(path: str) -> str:
-        return storage.absolute(path) if path else ""
+        return paths.absolute(path) if path else ""
 
     return Job(
         questions=whole(options.questions),
@@ -239,7 +239,7 @@ def prepare(output: str, recipe: dict[str, Any], overwrite: bool) -> None:
         InputError: UTILITIES of another recipe, finished or not, are there, and were not to be overwritten.
     """
     plan = json.dumps(recipe, sort_keys=True).encode()
-    place = storage.folder(output)
+    place = folders.folder(output)
     there = place.files()
     shards = [name for name in there if name.startswith("shard-") and name.endswith(f"/{FILE}")]
     same = PLAN in there and place.read(PLAN) == plan
@@ -267,10 +267,10 @@ def run(job: Job, pipeline: beam.Pipeline, recipe: dict[str, Any], lease: Lease 
         | "spread" >> beam.Reshuffle()
         | "score" >> beam.ParDo(ScoreShard(job, num_shards))
     )
-    pipeline | "once" >> beam.Create([None]) | "collect" >> beam.Map(_collect, AsList(found), storage.join(job.output, _ENTRIES))
+    pipeline | "once" >> beam.Create([None]) | "collect" >> beam.Map(_collect, AsList(found), paths.join(job.output, _ENTRIES))
     with progress_bar(job.output, time.time(), quiet=False, what="questions", doing="score"):
         execute(pipeline)
-    entries = json.loads(storage.folder(job.output).read(_ENTRIES) or b"[]")
+    entries = json.loads(folders.folder(job.output).read(_ENTRIES) or b"[]")
     errors = sorted(e["error"] for e in entries if "error" in e)
     if errors:
         raise InputError(errors[0])

@@ -14,12 +14,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from clara.corpus import expand, read_rows, to_document
+from clara.data.corpus import expand, read_rows, to_document
+from clara.data.records import Document
 from clara.errors import InputError, command_line
-from clara.records import Document
-from pipelines.cloze import ClozeSettings, cloze_questions, find_bridges, split_of
-from pipelines.corpus_arguments import add_field_arguments, given_fields
-from pipelines.corpus_files import read_corpus, write_jsonl
+from pipelines.corpus.arguments import add_field_arguments, given_fields
+from pipelines.corpus.bridges import ClozeSettings, cloze_questions, find_bridges, split_of
+from pipelines.corpus.whole import read_corpus, write_jsonl
 
 
 def densest(edges: Iterable[tuple[str, str]], nodes: Sequence[str], number: int, cap: int, seed: int = 0) -> set[str]:

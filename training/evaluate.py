@@ -11,18 +11,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clara import artefact
-from clara.artefact import hash_of
+from clara.data.questions import Question, read_questions
 from clara.errors import InputError, command_line
-from clara.questions import Question, read_questions
-from clara.storage import require_local
+from clara.storage import artefact
+from clara.storage.artefact import hash_of
+from clara.storage.cache import verify
+from clara.storage.paths import require_local
 from training.evaluation.dense import folder_hash
-from training.evaluation.finders import CONDITIONS
-from training.evaluation.parts import Measuring, compared_pairs, questions_hash
 from training.evaluation.report import REPORT, Evaluation, write_report
+from training.evaluation.retrievers import CONDITIONS
+from training.evaluation.run import Measuring, compared_pairs, questions_hash
 from training.evaluation.systems import BASELINES, Settings, SystemPaths
 from training.evaluation.tables import as_text, figure_table
-from training.evaluation.track import track
+from training.registry.evaluation_log import track
 
 KIND = "EVALUATION"
 
@@ -217,7 +218,7 @@ def main(argv: list[str]) -> int:
         (artefact.make_directory(output) / artefact.MANIFEST).unlink(missing_ok=True)
         if options.verify:
             for memory in dict.fromkeys(system.memory for system in systems):
-                artefact.verify(memory, "MEMORY")
+                verify(memory, "MEMORY")
         measuring = Measuring(
             systems=systems,
             questions=questions,

@@ -14,23 +14,26 @@ if __name__ == "__main__":  # run as a file, Python puts training/ first on the 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import importlib
 from collections.abc import Callable
 
-from clara import artefact
-from clara.checkpoint import check_given
-from clara.config import Config, load
+from clara.config.load import load
+from clara.config.tree import Config
 from clara.errors import InputError, command_line
-from training.joint_report import figures, finish, made
-from training.joint_run import absolute, check, finished, places, plan, preflight, recipe
-from training.last_encoding import due, left
-from training.tracking import tracked
+from clara.model.checkpoint import check_given
+from clara.storage import artefact
+from training.registry.run_log import tracked
+from training.run.last_encoding import due, left
+from training.run.recipe import absolute, finished, places, plan, recipe
+from training.run.report import figures, finish, made
+from training.run.run import check, preflight
 
 
 def launcher(config: Config) -> Callable[[Config, bool], str]:
     """What trains, from `config` to the CHECKPOINT and the last re-encoding. Ray and DeepSpeed take seconds to import, and one process needs neither."""
-    name = "training.local" if config.launch.launcher == "local" else "training.launch"
-    train: Callable[[Config, bool], str] = importlib.import_module(name).train
+    if config.launch.launcher == "local":
+        from training.launch.one_process import train
+    else:
+        from training.launch.ray_train import train
     return train
 
 

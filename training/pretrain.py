@@ -16,20 +16,24 @@ import argparse
 
 import torch
 
-from clara import artefact, lora
-from clara.backbone import weights_hash
-from clara.checkpoint import check_given, fresh_model, load_checkpoint, save_checkpoint
-from clara.config import Config, Instruct, load, require
-from clara.corpus import expand, input_hashes
+from clara.config.load import load, require
+from clara.config.roles import GENERATOR
+from clara.config.stages import Instruct
+from clara.config.tree import Config
+from clara.data.corpus import expand, input_hashes
+from clara.data.examples import read_examples
+from clara.data.questions import read_questions
 from clara.errors import InputError, command_line
-from clara.examples import read_examples
-from clara.model import GENERATOR, ClaraModel
-from clara.questions import read_questions
-from clara.storage import require_local
-from training.corpus import read_documents
-from training.engine import LocalEngine
-from training.loop import Stage, run
-from training.stages import InstructStage, PretrainStage, offered_documents
+from clara.model import lora
+from clara.model.backbone import weights_hash
+from clara.model.checkpoint import check_given, fresh_model, load_checkpoint, save_checkpoint
+from clara.model.model import ClaraModel
+from clara.storage import artefact
+from clara.storage.paths import require_local
+from training.loop.engine import LocalEngine
+from training.loop.loop import Stage, run
+from training.stages.documents import read_documents
+from training.stages.memory_stages import InstructStage, PretrainStage, offered_documents
 
 logger = logging.getLogger(__name__)
 

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clara.artefact import hash_of, manifest_hash, read_manifest
-from clara.backbone import weights_hash
-from clara.checkpoint import OWN_BACKBONE
 from clara.errors import InputError, command_line
-from clara.localise import localised
-from clara.storage import Name, absolute, is_url, uri
-from training.curves import draw
+from clara.model.backbone import weights_hash
+from clara.model.checkpoint import OWN_BACKBONE
+from clara.storage.artefact import hash_of, manifest_hash, read_manifest
+from clara.storage.cache import localised
+from clara.storage.paths import Name, absolute, is_url, uri
+from clara.tracking import flatten
 from training.evaluation.report import REPORT
-from training.evaluation.store import check_names, experiment_id, log_all, open_store
-from training.evaluation.track import metrics_of
-from training.metrics import read
-from training.pruning import pin
-from training.tracking import flatten
+from training.loop.lines import read
+from training.refresh.retention import pin
+from training.registry.curves import draw
+from training.registry.evaluation_log import metrics_of
+from training.registry.store import check_names, experiment_id, log_all, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -165,7 +165,7 @@ def register(uri: str, experiment: str, registration: Registration, metrics: Pat
     """Register a system, or find that it has been; returns its version."""
     import mlflow
 
-    from training import served_model
+    from training.registry import served_model
 
     registration.check()
     identity, tags, config = registration.identity(), registration.tags(), registration.model_config()

@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from clara.config import Optimiser
+from clara.config.stages import Optimiser
 from clara.errors import command_line
-from clara.steps import Output
-from training.deepspeed_engine import DeepSpeedEngine
+from clara.model.steps import Output
+from training.loop.zero_engine import DeepSpeedEngine
 
 
 class Square(nn.Module):

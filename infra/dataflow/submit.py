@@ -8,7 +8,7 @@ With --check the job is made and shown, and nothing is sent. GPUs: --gpu-type nv
 from collections.abc import Sequence
 
 from clara.errors import InputError, command_line
-from infra.submission import run_job, submit_parser
+from infra.submit.job import run_job, submit_parser
 
 
 def main(argv: Sequence[str]) -> int:

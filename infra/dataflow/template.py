@@ -7,8 +7,8 @@ import argparse
 from collections.abc import Sequence
 
 from clara.errors import InputError, command_line
-from pipelines.build_memory import main as build_memory
-from pipelines.build_memory import parser
+from pipelines.build_memory.command import main as build_memory
+from pipelines.build_memory.command import parser
 
 _SET_HERE = {"runner", "no_wait"}
 

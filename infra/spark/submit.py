@@ -8,7 +8,7 @@ Every node runs `python -m pipelines.worker_pool --port 50000`, or has docker an
 from collections.abc import Sequence
 
 from clara.errors import command_line
-from infra.submission import run_job, submit_parser
+from infra.submit.job import run_job, submit_parser
 
 
 def main(argv: Sequence[str]) -> int:

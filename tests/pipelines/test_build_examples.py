@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import towns
 
-from clara.artefact import read_manifest, sha256_file
+from clara.data.examples import FILE, Example, read_examples
+from clara.data.records import Document
 from clara.errors import InputError
-from clara.examples import FILE, Example, read_examples
-from clara.records import Document
+from clara.storage.artefact import read_manifest, sha256_file
 from pipelines.build_examples import ABOUT, Settings, corpus_examples, main, spans
-from pipelines.cloze import ClozeSettings, cloze_questions
-from pipelines.mentions import MASK, Names, is_held_out
+from pipelines.corpus.bridges import ClozeSettings, cloze_questions
+from pipelines.corpus.mentions import MASK, Names, is_held_out
+from tests.helpers import towns
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "scp" / "scp_sample.jsonl"
 ROWS = [(d, f"What {d.title} is") for d in towns.documents()]

@@ -5,14 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import towns
 
-from clara.artefact import read_manifest
+from clara.data.examples import read_examples
+from clara.data.questions import read_questions
+from clara.data.records import document_id
 from clara.errors import InputError
-from clara.examples import read_examples
-from clara.questions import read_questions
-from clara.records import document_id
-from pipelines import build_examples, build_memory, build_questions, select_corpus, synthesize
+from clara.storage.artefact import read_manifest
+from pipelines import build_examples, select_corpus
+from pipelines.build_memory import command as build_memory
+from pipelines.build_questions import command as build_questions
+from pipelines.synthesize import command as synthesize
+from tests.helpers import towns
 
 Main = Callable[[list[str]], int]
 FLAGS = ["--id-field", "key", "--title-field", "heading", "--text-field", "body"]

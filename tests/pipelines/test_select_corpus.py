@@ -12,18 +12,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import towns
 
-from clara.corpus import expand, input_hashes
+from clara.data.corpus import expand, input_hashes
+from clara.data.records import Document, document_id
 from clara.errors import InputError
-from clara.records import Document, document_id
 from pipelines.build_examples import Settings, corpus_examples
-from pipelines.cloze import ClozeSettings, cloze_questions
-from pipelines.corpus_files import read_corpus
-from pipelines.mentions import MASK, sentences
+from pipelines.corpus.bridges import ClozeSettings, cloze_questions
+from pipelines.corpus.mentions import MASK, sentences
+from pipelines.corpus.whole import read_corpus
 from pipelines.select_corpus import densest, main, select
 from pipelines.wiki_corpus import PACKAGE, corpus_row
 from pipelines.wiki_corpus import main as wiki_main
+from tests.helpers import towns
 
 
 def test_a_clique_survives_its_surroundings() -> None:

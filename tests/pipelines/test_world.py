@@ -5,14 +5,14 @@ from itertools import pairwise
 
 import pytest
 
-from clara.backbone import load_tokenizer
-from clara.bm25 import Bm25
-from clara.config import load
+from clara.config.load import load
+from clara.data.questions import read_questions
 from clara.errors import InputError
-from clara.prompts import PromptBuilder
-from clara.questions import read_questions
-from pipelines import world
-from pipelines import world_text as text
+from clara.model.backbone import load_tokenizer
+from clara.model.prompts import PromptBuilder
+from clara.retrieval.bm25 import Bm25
+from pipelines.world import command as world
+from pipelines.world import text
 
 SIZES = world.Sizes(train=200, held_out=40, pretrain=60)
 

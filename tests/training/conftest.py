@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-import joint_world
 import pytest
-from joint_world import World
-from ray_cluster import Cluster
+
+from tests.helpers import joint_world
+from tests.helpers.joint_world import World
+from tests.helpers.ray_cluster import Cluster
 
 
 @pytest.fixture

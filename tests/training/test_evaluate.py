@@ -6,23 +6,24 @@ import math
 import shutil
 from pathlib import Path
 
-import evaluation_world
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from evaluation_world import World
 
-from clara.artefact import manifest_hash, read_manifest, verify
+from clara.data.questions import Question, read_questions
+from clara.data.records import input_text
 from clara.errors import InputError
-from clara.questions import Question, read_questions
-from clara.records import input_text
-from clara.retriever import Retriever
+from clara.retrieval.retriever import Retriever
+from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.cache import verify
+from tests.helpers import evaluation_world
+from tests.helpers.evaluation_world import World
 from training import evaluate
-from training.evaluation.finders import Bm25Finder, Corpus, Finder, MemoryFinder, Rankings, select
 from training.evaluation.measures import differences, figures, hop_measures, likelihood_measures, retrieval_measures
+from training.evaluation.pairs import Shared, evaluate_system
 from training.evaluation.readers import Known, Likelihood, MemoryReader, Reading, TextReader
+from training.evaluation.retrievers import Bm25Finder, Corpus, Finder, MemoryFinder, Rankings, select
 from training.evaluation.systems import Settings
-from training.evaluation.ways import Shared, evaluate_system
 
 
 @pytest.fixture(scope="module")
@@ -367,7 +368,7 @@ def test_refuses(world: World, tmp_path: Path, more: list[str], message: str) ->
 
 
 def test_refuses_questions_of_another_corpus(world: World, tmp_path: Path, questions: list[Question]) -> None:
-    from clara.questions import write_questions
+    from clara.data.questions import write_questions
 
     write_questions(tmp_path / "questions", [dataclasses.replace(q, positive_ids=("elsewhere",)) for q in questions], recipe={})
     other = dataclasses.replace(world, questions=tmp_path / "questions")
@@ -376,7 +377,7 @@ def test_refuses_questions_of_another_corpus(world: World, tmp_path: Path, quest
 
 
 def test_absent_positives_are_counted_and_count_as_not_found(world: World, tmp_path: Path, questions: list[Question]) -> None:
-    from clara.questions import write_questions
+    from clara.data.questions import write_questions
 
     changed = [dataclasses.replace(q, positive_ids=("elsewhere",)) if q.question_id in ("q0", "q1") else q for q in questions]
     write_questions(tmp_path / "questions", changed, recipe={})

@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-import joint_world
 import pytest
-from joint_world import World
 
-from clara.artefact import read_manifest
-from clara.checkpoint import check_given
-from clara.config import Config, load
+from clara.config.load import load
+from clara.config.tree import Config
 from clara.errors import InputError
+from clara.model.checkpoint import check_given
+from clara.storage.artefact import read_manifest
+from tests.helpers import joint_world
+from tests.helpers.joint_world import World
 from training import joint, pretrain
 
 

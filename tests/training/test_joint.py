@@ -9,24 +9,24 @@ import time
 from pathlib import Path
 from typing import Any
 
-import joint_world
 import pytest
 import torch
-from joint_world import Inline, World
 from safetensors.torch import load_file
 
-from clara.artefact import manifest_hash, read_manifest
-from clara.config import load
+from clara.config.load import load
+from clara.config.refresh import Refresh
 from clara.errors import InputError
-from clara.memory import MemoryStore
-from clara.refresh_settings import Refresh
+from clara.memory.store import MemoryStore
+from clara.storage.artefact import manifest_hash, read_manifest
+from tests.helpers import joint_world
+from tests.helpers.joint_world import Inline, World
 from training import joint
-from training.joint_run import recipe
-from training.joint_stage import JointStage
-from training.metrics import read
-from training.refresh import expected_fingerprint, fingerprint_of
-from training.refresh_worker import ProcessWorker
-from training.schedule import snapshot_due
+from training.loop.lines import read
+from training.refresh.job import expected_fingerprint, fingerprint_of
+from training.refresh.process import ProcessWorker
+from training.refresh.version import snapshot_due
+from training.run.recipe import recipe
+from training.stages.joint_stage import JointStage
 
 ROLES = ("compressor", "query_reasoner", "generator")
 
@@ -125,7 +125,7 @@ def test_fixed_switch_after_the_next_snapshot_is_refused(world: World, tmp_path:
 @pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_refresh_switches_at_the_announced_step(world: World, tmp_path: Path, inline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if inline:
-        monkeypatch.setattr("training.local.ProcessWorker", Inline)
+        monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     report = train(world, tmp_path, **FIXED)
     assert report["versions_by_step"] == [
         {"version": 0, "first_step": 1, "last_step": 4},
@@ -156,7 +156,7 @@ def test_refresh_switches_at_the_announced_step(world: World, tmp_path: Path, in
 
 
 def test_final_memory_fits_the_final_checkpoint(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.local.ProcessWorker", Inline)
+    monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     report = train(world, tmp_path, joint__train_compressor="true", joint__refresh__final="true", joint__steps=2)
     memory = Path(str(report["memory"]))
     assert memory == tmp_path / "memory-v1"

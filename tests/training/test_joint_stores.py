@@ -6,20 +6,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import joint_world
 import numpy as np
 import pytest
-import stores
-from joint_world import World
 
-from clara.artefact import manifest_hash, read_manifest
-from clara.config import Index
+from clara.config.tree import Index
 from clara.errors import InputError
-from clara.localise import CACHE, published
-from clara.memory import MemoryStore
+from clara.memory.store import MemoryStore
+from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.cache import CACHE, published
+from tests.helpers import joint_world, stores
+from tests.helpers.joint_world import World
 from training import evaluate, joint, register
-from training.search_servers import SearchServer, ServedIndex, served
-from training.served_model import pointed
+from training.launch.search_servers import SearchServer, ServedIndex, served
+from training.registry.served_model import pointed
 
 
 @pytest.fixture(scope="module")

@@ -6,21 +6,21 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import evaluation_world
 import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation_world import World
 
-from clara.artefact import manifest_hash, read_manifest
 from clara.errors import InputError
-from clara.retriever import Retriever
+from clara.retrieval.retriever import Retriever
+from clara.storage.artefact import manifest_hash, read_manifest
+from tests.helpers import evaluation_world
+from tests.helpers.evaluation_world import World
 from training import evaluate, promote, register
-from training.evaluation.track import track
 from training.promote import Held, decide
-from training.pruning import pinned_by
-from training.served_model import local_path
+from training.refresh.retention import pinned_by
+from training.registry.evaluation_log import track
+from training.registry.served_model import local_path
 
 MODEL = "towns"
 QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of Jorvik on the Wend sell?"]

@@ -5,16 +5,17 @@ import logging
 import shutil
 from pathlib import Path
 
-import joint_world
 import pytest
 import torch
-from joint_world import World
 
-from clara.config import load
+from clara.config.load import load
 from clara.errors import InputError
-from clara.index_build import build_index
+from clara.index.build import build_index
+from tests.helpers import joint_world
+from tests.helpers.joint_world import World
 from training import joint
-from training.joint_run import absolute, preflight
+from training.run.recipe import absolute
+from training.run.run import preflight
 
 
 @pytest.fixture(scope="module")

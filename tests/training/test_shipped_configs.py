@@ -4,14 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-import joint_world
 import pytest
-from joint_world import World
 
-from clara.artefact import read_manifest
-from clara.checkpoint import check_given
-from clara.config import load
+from clara.config.load import load
 from clara.errors import InputError
+from clara.model.checkpoint import check_given
+from clara.storage.artefact import read_manifest
+from tests.helpers import joint_world
+from tests.helpers.joint_world import World
 from training import joint, pretrain
 
 SHIPPED = sorted((Path(__file__).parents[2] / "infra" / "configs").glob("*.toml"))

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from clara.memory import MemoryStore
-from clara.questions import Question
-from training.evaluation.finders import Rankings
+from clara.data.questions import Question
+from clara.memory.store import MemoryStore
 from training.evaluation.measures import Row
 from training.evaluation.readers import Likelihood, Reader, Reading
+from training.evaluation.retrievers import Rankings
 
 CANDIDATES = "alignment_candidates"
 """Column of a row that holds its pool: a dictionary for each candidate, best first."""

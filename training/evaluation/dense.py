@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clara.artefact import hash_of, sha256_file
+from clara.data.questions import Question
+from clara.data.records import input_text
 from clara.errors import InputError
-from clara.memory import Ids, MemoryStore
-from clara.questions import Question
-from clara.records import input_text
-from training.evaluation.finders import DEPTH, Rankings, ranked
+from clara.memory.store import Ids, MemoryStore
+from clara.storage.artefact import hash_of, sha256_file
+from training.evaluation.retrievers import DEPTH, Rankings, ranked
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from clara.data.questions import Question
 from clara.errors import InputError
 from clara.metrics import ANSWER_METRICS, PairedTest, bootstrap_interval, paired_test, ranking_metrics
-from clara.questions import Question
 from training.evaluation.readers import Likelihood
 
 CUTOFFS = (1, 3, 5, 20)

@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clara import lora
-from clara.artefact import atomic_write, hash_of, manifest_hash
-from clara.encode import plan_batches
-from clara.model import GENERATOR, ClaraModel
-from clara.prompts import Prompt
-from clara.records import input_text
-from clara.retriever import Retriever
+from clara.config.roles import GENERATOR
+from clara.data.records import input_text
+from clara.memory.batches import plan_batches
+from clara.model import lora
+from clara.model.model import ClaraModel
+from clara.model.prompts import Prompt
+from clara.retrieval.retriever import Retriever
+from clara.storage.artefact import atomic_write, hash_of, manifest_hash
 
 # Enough to keep a few cores busy; more would only make progress jerky.
 BATCH_TOKENS = 1024

@@ -11,8 +11,8 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clara.artefact import atomic_write
 from clara.metrics import PairedTest
+from clara.storage.artefact import atomic_write
 from training.evaluation.alignment import Moved, moved_documents
 from training.evaluation.measures import Figure, Row, differences, figures
 from training.evaluation.pictures import likelihood_bars, recall_curves, utility_points

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from clara.artefact import manifest_hash
+from clara.data.questions import Question
 from clara.errors import InputError
-from clara.questions import Question
-from clara.retriever import Retriever
-from training.evaluation.finders import CONDITIONS
+from clara.retrieval.retriever import Retriever
+from clara.storage.artefact import manifest_hash
+from training.evaluation.retrievers import CONDITIONS
 
 BASELINES = ("bm25", "dense", "text")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from clara.metrics import PairedTest
 from training.evaluation.alignment import GENERATOR, TEXT, Moved
-from training.evaluation.finders import CONDITIONS, DEPTH
 from training.evaluation.measures import CUTOFFS, Figure
+from training.evaluation.retrievers import CONDITIONS, DEPTH
 
 Columns = tuple[tuple[str, str], ...]
 Table = tuple[list[str], list[list[str]]]

@@ -1,0 +1,1 @@
+"""The configuration tree: typed sections, defaults, loading and overrides."""

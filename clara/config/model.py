@@ -1,0 +1,97 @@
+"""Sections of the configuration that say what the model is."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from clara.config.section import Section
+
+
+class Backbone(Section):
+    """The causal LM that every role shares."""
+
+    path: str = Field("", description="folder of a causal LM in the transformers format; empty: the one inside the checkpoint")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights and activations")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention implementation of transformers")
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass (non-reentrant, same gradients)")
+
+
+class Lora(Section):
+    """Each adapter; targets are all linear layers of the trunk (P B.2 of arXiv:2511.18659)."""
+
+    rank: int = Field(16, ge=1, description="rank of the update")
+    alpha: float = Field(32.0, gt=0, description="scale is alpha / rank")
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the adapter's input, in parts that train only")
+
+
+class Model(Section):
+    """Memory tokens and what surrounds them. A CHECKPOINT holds these settings (and `prompts`) and keeps them: see `checkpoint.check_given`."""
+
+    num_memory_tokens: int = Field(16, ge=1, description="M, learned slots a document is compressed into")
+    max_document_tokens: int = Field(256, ge=1, description="tokens of a chunk; the corpus job splits longer texts, others cut them")
+    max_question_tokens: int = Field(256, ge=1, description="tokens of a question; the rest is cut")
+    residual: Literal["none", "segment_mean"] = Field(
+        "none",
+        description="segment_mean: memory = gate · normalised state + mean input embedding of the slot's segment of the document "
+        "(small models; Differs from the paper, which has none)",
+    )
+    query_residual: Literal["none", "question_mean"] = Field(
+        "none", description="question_mean: the same with the mean over the whole question"
+    )
+    markers: bool = Field(True, description="learned vectors: one in front of each text to compress, one after each memory in a prompt")
+    cut_inputs: bool = Field(
+        False,
+        description="a fault of the reference, for imported checkpoints: a text is cut together with its eos, to max_document_tokens + 1, "
+        "so that a longer one keeps one token more and loses its end",
+    )
+    overlapping_slots: bool = Field(
+        False,
+        description="a fault of the reference (its sep = false): memories are written without room for the markers that the prompt holds",
+    )
+    lora: Lora = Lora()
+
+
+class Prompts(Section):
+    """What the generator reads. `{documents}` stands for the memory slots, `{question}` for the question."""
+
+    answer_system: str = (
+        "You are a helpful assistant. Your task is to extract relevant information from provided documents "
+        "and to answer to questions as briefly as possible."
+    )
+    answer_user: str = "Background:\n{documents}\n\nQuestion:{question}"
+    pairs_system: str = (
+        "You are a helpful assistant. Given a document, your task is to generate some single questions to cover all key information "
+        "of the document and answer them sequentially."
+    )
+    pairs_user: str = "Background:\n{documents}"
+    paraphrase_system: str = "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
+    paraphrase_users: tuple[str, ...] = (
+        "Background: {documents} means the same as",
+        "Say in other words what this says: {documents}",
+        "{documents}\nThe text above, told again:",
+    )
+    template_arguments: dict[str, bool | int | float | str] = Field(
+        default_factory=dict,
+        description="further arguments of the chat template; enable_thinking is false where it knows that and nothing is said",
+    )
+    keep_system: bool = Field(
+        True,
+        description="where the template drops the system role, its text goes in front of the user's; false: it is lost, as in the reference",
+    )
+    whole_tail: bool = Field(
+        False,
+        description="an answer is followed by all that the template puts there, as in the reference; false: up to the first special token",
+    )
+
+    @model_validator(mode="after")
+    def _placeholders(self) -> "Prompts":
+        for name, text in (
+            ("answer_user", self.answer_user),
+            ("pairs_user", self.pairs_user),
+            *(("paraphrase_users", t) for t in self.paraphrase_users),
+        ):
+            if text.count("{documents}") != 1:
+                raise ValueError(f"prompts.{name} is {text!r}; it must hold {{documents}} exactly once")
+        if "{question}" not in self.answer_user:
+            raise ValueError(f"prompts.answer_user is {self.answer_user!r}; it must hold {{question}}")
+        return self

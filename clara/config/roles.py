@@ -1,0 +1,3 @@
+"""Names of the three adapters."""
+
+COMPRESSOR, QUERY_REASONER, GENERATOR = ROLES = ("compressor", "query_reasoner", "generator")

@@ -1,0 +1,1 @@
+"""Records of a corpus, questions, examples and utilities, as files and as values."""

@@ -1,0 +1,125 @@
+"""QUESTIONS: what training and evaluation ask, as one Parquet file."""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from clara.errors import InputError
+from clara.storage.artefact import make_directory, read_manifest, refuse_other, write_file, write_manifest
+from clara.storage.cache import localised
+from clara.storage.paths import is_url
+from clara.storage.tables import read_records, table_bytes
+
+FILE = "questions.parquet"
+_STRINGS = pa.list_(pa.string())
+_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("question", pa.string()),
+        ("answers", _STRINGS),
+        ("positive_ids", _STRINGS),
+        ("candidate_ids", _STRINGS),
+        ("exclude_ids", _STRINGS),
+        ("split", pa.string()),
+        ("positive_hops", pa.list_(pa.int32())),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question.
+
+    Attributes:
+        answers: every accepted wording; training uses the first.
+        positive_ids: documents known to help; may be empty.
+        candidate_ids: the pool it was published with, or a fixed one; may be empty.
+        exclude_ids: documents that are kept out of its candidates (cloze: the article that it was cut from).
+        split: `train`, `seen`, `unseen`, or empty.
+        positive_hops: for each positive its hop: 1 is found from the question alone, 2 and more through what an earlier one says, 0 is unknown;
+            empty where nothing is known of hops (and in artefacts that were made before they were kept).
+    """
+
+    question_id: str
+    question: str
+    answers: tuple[str, ...]
+    positive_ids: tuple[str, ...] = ()
+    candidate_ids: tuple[str, ...] = ()
+    exclude_ids: tuple[str, ...] = ()
+    split: str = ""
+    positive_hops: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.question.strip():
+            raise InputError(f"question {self.question_id!r} is {self.question!r}; expected some text, or leave it out")
+        if not self.answers:
+            raise InputError(f"question {self.question_id!r}, {self.question[:60]!r}: no answer; give it one at least, or leave it out")
+        if self.positive_hops and len(self.positive_hops) != len(self.positive_ids):
+            raise InputError(
+                f"question {self.question_id!r}: {len(self.positive_hops)} hops for {len(self.positive_ids)} positives; give each one, or none"
+            )
+
+
+def write_questions(
+    directory: str | os.PathLike[str], questions: Iterable[Question], *, recipe: Mapping[str, Any], counts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Write a QUESTIONS artefact and return its manifest."""
+    refuse_other(directory, "QUESTIONS")
+    rows = list(questions)
+    if not is_url(directory):
+        make_directory(directory)
+    entry = write_file(directory, FILE, table_bytes(rows, _SCHEMA), len(rows))
+    splits = Counter(q.split for q in rows)
+    return write_manifest(
+        directory,
+        kind="QUESTIONS",
+        files=[entry],
+        recipe=recipe,
+        counts={"questions": len(rows), **{f"split {k or 'none'}": v for k, v in sorted(splits.items())}, **(counts or {})},
+    )
+
+
+def read_questions(directory: str | os.PathLike[str], split: str | None = None) -> list[Question]:
+    """The questions of an artefact, in file order; of one split, if given.
+
+    Raises:
+        InputError: no finished QUESTIONS there, a damaged file, a question without text or answer, or no question in that split.
+    """
+    directory = localised(directory, "QUESTIONS")
+    read_manifest(directory, "QUESTIONS")
+    path = Path(directory) / FILE
+    rows = read_records(path)
+    try:
+        questions = [Question(**row) for row in rows]
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except TypeError as error:
+        raise InputError(f"{path}: its columns are not those of QUESTIONS ({error}); build it again") from error
+    if split is None:
+        return questions
+    chosen = [q for q in questions if q.split == split]
+    if not chosen:
+        raise InputError(f"{directory}: no question with split {split!r}; there are {sorted({q.split for q in questions})}")
+    return chosen
+
+
+_T = TypeVar("_T")
+
+
+def evenly(items: Sequence[_T], count: int) -> list[_T]:
+    """At most `count` of the items, evenly spread, in their order."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
+
+
+def choose(questions: list[Question], count: int) -> list[Question]:
+    """Held-out questions with a known positive: of split `unseen`, else `seen`, evenly spread."""
+    for split in ("unseen", "seen"):
+        found = [q for q in questions if q.split == split and q.positive_ids]
+        if found:
+            return evenly(found, count)
+    return []

@@ -1,0 +1,1 @@
+"""INDEX: FAISS over the keys of one MEMORY, building and searching."""

@@ -1,0 +1,325 @@
+"""Building an INDEX from a MEMORY's keys in bounded memory: trained on a sample, added part by part, parts merged on disk.
+
+Work in progress lies in `.build/` inside the INDEX: the trained index, parts of whole files, the merged file. An interrupted build goes on from
+there. Kinds of index without plain inverted lists (Flat, HNSW, fast-scan codes) are built in RAM at once.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from tqdm import tqdm
+
+from clara.errors import InputError
+from clara.index.factory import check_kind, refused_by_faiss, resolve_factory, train
+from clara.index.gpu import quantizer_on_gpu, require_gpu
+from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, ids_of, merge, read_mapped
+from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, judge, measure
+from clara.index.search import FILE, KIND, MemoryIndex, check_rows
+from clara.memory.shards import KIND as MEMORY
+from clara.memory.store import Ids, MemoryStore
+from clara.storage import artefact
+from clara.storage.artefact import (
+    atomic_write,
+    canonical_json,
+    file_entry,
+    hash_of,
+    make_directory,
+    read_manifest,
+    up_to_date,
+    write_manifest,
+)
+from clara.storage.cache import localised, published, verify
+from clara.storage.paths import is_url, join
+
+BUILD, TRAINED = ".build", "trained.faiss"
+_ADD_ROWS = 65_536
+_PART_BYTES = 128 * 2**20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Build:
+    """How an INDEX is built and what is asked of it.
+
+    Attributes:
+        factory: FAISS factory string, or `auto`.
+        seed: draws the training sample and what recall is measured with.
+        probes: inverted lists that a query looks into; 0: a sixteenth of them, 8 at least.
+        measurement: of recall.
+        recall_floor: a lower recall is warned of.
+        strict_recall: it is refused instead.
+        gpu: k-means and the assignment to lists run on a CUDA device.
+        verify: read every byte of the MEMORY against its sha256 before.
+        parent: INDEX of an earlier version, whose training and rows that did not change are taken over; empty: none.
+        progress: show bars.
+        mixed: take a MEMORY of several versions too, within a joint run.
+    """
+
+    factory: str = "auto"
+    seed: int = 0
+    probes: int = 0
+    measurement: Measurement = field(default_factory=Measurement)
+    recall_floor: float = RECALL_FLOOR
+    strict_recall: bool = False
+    gpu: bool = False
+    verify: bool = False
+    parent: str = ""
+    progress: bool = False
+    mixed: bool = False
+
+
+def build_index(
+    memory_dir: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    factory: str = "auto",
+    *,
+    first_level: int = 200,
+    num_queries: int = 64,
+    **options: Any,
+) -> dict[str, Any]:
+    """`build` with the settings that most callers give. Returns the manifest; see `Build` and `Measurement` for the others."""
+    return build(memory_dir, output, Build(factory, measurement=Measurement(first_level, num_queries), **options))
+
+
+def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], how: Build) -> dict[str, Any]:
+    """Build an INDEX over a MEMORY, unless this very one is there, and measure its recall. Returns its manifest.
+
+    Raises:
+        InputError: no finished MEMORY, a damaged one, one without rows, a factory string that FAISS refuses, a GPU that is not there, no place to
+            write, or, where that is asked for, a recall under the floor.
+    """
+    if how.gpu:
+        require_gpu()
+    store = MemoryStore.open(memory_dir, mixed=how.mixed)
+    if not len(store):
+        raise InputError(f"{memory_dir}: has no live row, so there is nothing to index; build it from a corpus")
+    recipe = recipe_of(store, how)
+    check_kind(store, recipe["factory"], how.probes)
+    if up_to_date(output, KIND, recipe):
+        manifest = _with_floor(output, how.recall_floor)
+        judge(str(output), manifest["measured"], recall_floor=how.recall_floor, strict=how.strict_recall)
+        return manifest
+    if is_url(output):
+        with published(output) as place:
+            return build(memory_dir, place, how)
+    make_directory(output)
+    if how.verify:
+        verify(memory_dir, MEMORY)
+    with refused_by_faiss(store, recipe["factory"]):
+        work = _Work(store, Path(output) / BUILD, recipe, how)
+        file = work.whole() or work.merged()
+    index = read_mapped(file)
+    check_rows(index, store, str(output))
+    measured = measure(MemoryIndex(store, index), how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress)
+    judge(str(output), measured, recall_floor=how.recall_floor, strict=how.strict_recall)
+    (Path(output) / artefact.MANIFEST).unlink(missing_ok=True)
+    os.replace(file, Path(output) / FILE)
+    manifest = write_manifest(
+        output,
+        kind=KIND,
+        files=[file_entry(output, FILE, len(store))],
+        recipe=recipe,
+        aside={FLOOR: how.recall_floor},
+        counts={"rows": len(store)},
+        fingerprint=store.fingerprint,
+        memory=store.hash,
+        sources=_sources(store),
+        factory=recipe["factory"],
+        measured={key: value for key, value in measured.items() if key != "remedies"},
+    )
+    shutil.rmtree(work.folder)
+    return manifest
+
+
+def _with_floor(output: str | os.PathLike[str], recall_floor: float) -> dict[str, Any]:
+    """The manifest of an INDEX that is there, which keeps the floor that was last asked for."""
+    manifest = read_manifest(output, KIND)
+    if manifest["made_by"].get(FLOOR, RECALL_FLOOR) != recall_floor:
+        manifest["made_by"][FLOOR] = recall_floor
+        atomic_write(join(output, artefact.MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest
+
+
+def next_settings(index_dir: str, factory: str) -> dict[str, Any]:
+    """What the INDEX of a later version takes over from this one: its recall floor, its kind where `factory` is auto, and with its kind its probes."""
+    if not index_dir:
+        return {"factory": factory}
+    made_by = read_manifest(index_dir, KIND)["made_by"]
+    recipe = made_by["recipe"]
+    same = factory in ("auto", recipe["factory"])
+    return {
+        "factory": recipe["factory"] if same else factory, "probes": recipe["probes"] if same else 0,
+        FLOOR: made_by.get(FLOOR, RECALL_FLOOR),
+    }  # fmt: skip
+
+
+def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:
+    """What determines an INDEX."""
+    measurement = how.measurement
+    return {
+        "memory": store.hash,
+        "factory": resolve_factory(how.factory, len(store), store.key_size),
+        "seed": how.seed,
+        "probes": how.probes,
+        "measurement": [measurement.first_level, measurement.num_queries, measurement.noise, measurement.most_bytes],
+        "parent": artefact.manifest_hash(how.parent) if how.parent else "",
+    }
+
+
+# --- the work --------------------------------------------------------------------------------------------------------
+
+
+class _Work:
+    """A build under way, in a folder that another try goes on from."""
+
+    def __init__(self, store: MemoryStore, folder: Path, recipe: dict[str, Any], how: Build) -> None:
+        self.folder = folder
+        self._store, self._how, self._factory = store, how, str(recipe["factory"])
+        # Neither the measurement nor how many lists a query probes touches a part.
+        plan = canonical_json({key: recipe[key] for key in ("memory", "factory", "seed", "parent")})
+        if not (folder / "plan.json").is_file() or (folder / "plan.json").read_text(encoding="utf-8") != plan:
+            shutil.rmtree(folder, ignore_errors=True)
+            atomic_write(folder / "plan.json", plan)
+        self._parent = self._reusable()
+        self._trained = self._read_or_train()
+
+    def whole(self) -> Path | None:
+        """The file of an index without inverted lists, made at once; None: it has lists."""
+        if has_lists(self._trained):
+            return None
+        self._set_probes()
+        index = faiss.IndexIDMap(self._trained)
+        with self._bar("add", len(self._store), "row") as told:
+            for rows in _pieces(self._store):
+                index.add_with_ids(self._store.keys(rows), rows)
+                told(len(rows))
+        _write(index, self.folder / FILE)
+        return self.folder / FILE
+
+    def merged(self) -> Path:
+        """The file of an index with inverted lists: parts first, those that are not there yet, then all of them merged."""
+        sources = [] if self._parent is None else [self._parent]
+        taken = None if self._parent is None else self._parent.taken
+        rows_of_part = max(1, _PART_BYTES // bytes_of_row(self._trained))
+        with self._bar("add", len(self._store) - (0 if taken is None else len(taken)), "row") as told:
+            for number, rows in enumerate(_parts(self._store, rows_of_part, taken)):
+                path = self.folder / f"part-{number:05d}.faiss"
+                if not path.is_file():
+                    _write(self._part(rows, told), path)
+                else:
+                    told(len(rows))
+                sources.append(Source(read_mapped(path)))
+        inverted = self._set_probes()
+        with self._bar("merge", inverted.nlist, "list") as told:
+            merge(self._trained, sources, self.folder / FILE, lambda _: told(1))
+        return self.folder / FILE
+
+    def _set_probes(self) -> Any:
+        """How many lists a query looks into, also where they are wrapped or of another kind than is merged. Returns the lists' index, if there is one."""
+        inverted = faiss.try_extract_index_ivf(self._trained)
+        if inverted is not None:
+            inverted.nprobe = min(inverted.nlist, self._how.probes or max(8, inverted.nlist // 16))
+        return inverted
+
+    def _part(self, rows: Ids, told: Callable[[int], None]) -> Any:
+        part = faiss.read_index(str(self.folder / TRAINED))
+        with quantizer_on_gpu(part, wanted=self._how.gpu):
+            for begin in range(0, len(rows), _ADD_ROWS):
+                some = rows[begin : begin + _ADD_ROWS]
+                part.add_with_ids(self._store.keys(some), some)
+                told(len(some))
+        return part
+
+    def _read_or_train(self) -> Any:
+        path = self.folder / TRAINED
+        if not path.is_file():
+            if self._parent is not None:
+                trained = emptied(read_mapped(localised(self._how.parent, KIND) / FILE))
+            else:
+                trained = train(self._store, self._factory, seed=self._how.seed, gpu=self._how.gpu)
+            _write(trained, path)
+        return faiss.read_index(str(path))
+
+    def _reusable(self) -> Source | None:
+        """The parent's index and its rows whose key is the same here; None where there is no parent, or it is of another kind."""
+        how = self._how
+        if not how.parent:
+            return None
+        manifest = read_manifest(how.parent, KIND)
+        index = read_mapped(localised(how.parent, KIND) / FILE)
+        reason = ""
+        if manifest["factory"] != self._factory or not has_lists(index):
+            reason = f"it is {manifest['factory']}, this one {self._factory}, and only inverted lists are taken over"
+        taken = None if reason else _unchanged(self._store, manifest.get("sources", []), index)
+        if taken is None or not len(taken):
+            _log.info("index: nothing is taken over from %s: %s", how.parent, reason or "no row's key is known to be the same")
+            return None
+        _log.info("index: %d of %d rows are taken over from %s", len(taken), len(self._store), how.parent)
+        return Source(index, taken)
+
+    @contextmanager
+    def _bar(self, doing: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+        with tqdm(total=total, desc=doing, unit=f" {unit}s", dynamic_ncols=True, disable=not self._how.progress) as bar:
+            yield lambda number: bar.update(number) and None
+
+
+def _pieces(store: MemoryStore) -> Iterator[Ids]:
+    for _, rows in store.iter_shards():
+        for begin in range(0, len(rows), _ADD_ROWS):
+            yield rows[begin : begin + _ADD_ROWS]
+
+
+def _parts(store: MemoryStore, rows_of_part: int, without: Ids | None) -> Iterator[Ids]:
+    """Row ids of each part, shard by shard: as many as it takes, but for the last; `without` some."""
+    held: list[Ids] = []
+    for _, rows in store.iter_shards():
+        held.append(rows if without is None else rows[~np.isin(rows, without)])
+        while sum(map(len, held)) >= rows_of_part:
+            joined = np.concatenate(held)
+            yield joined[:rows_of_part]
+            held = [joined[rows_of_part:]]
+    if sum(map(len, held)):
+        yield np.concatenate(held)
+
+
+def _write(index: Any, path: Path) -> None:
+    atomic_write(path, faiss.serialize_index(index).tobytes())
+
+
+# --- what stays the same ---------------------------------------------------------------------------------------------
+
+
+def _sources(store: MemoryStore) -> list[list[str]]:
+    """Name and sha256 of the tensors of each shard and overlay, in their order."""
+    hashes = {
+        entry["path"].rpartition("/")[0]: entry["sha256"]
+        for entry in store.manifest["files"]
+        if entry["path"].endswith("/memory.safetensors")
+    }
+    return [[name, hashes[name]] for name in store.shard_names]
+
+
+def _unchanged(store: MemoryStore, before: list[list[str]], index: Any) -> Ids | None:
+    """Rows, ascending, that lie in the same file as in the parent's MEMORY, and are in its index.
+
+    A row's newest file holds. Where every overlay of the parent's is still there, the newest file of a row can only have become a newer one; so a row
+    that lies in a file the parent had lay there then too.
+    """
+    now = _sources(store)
+    overlays = [hash_of(pair) for pair in before if pair[0] not in store.manifest["shards"]]
+    present = [hash_of(pair) for pair in now]
+    if [pair for pair in present if pair in set(overlays)] != overlays:
+        return None
+    known = {hash_of(pair) for pair in before}
+    same = [rows for pair, (_, rows) in zip(present, store.iter_shards(), strict=True) if pair in known]
+    return np.intersect1d(np.concatenate([np.empty(0, np.int64), *same]), ids_of(index))

@@ -1,0 +1,143 @@
+"""Factory strings: which kind of FAISS index suits a number of rows, and training it on a sample of keys."""
+
+import logging
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import faiss
+import numpy as np
+
+from clara.errors import InputError
+from clara.index.gpu import quantizer_on_gpu
+from clara.memory.codec import Floats
+from clara.memory.store import Ids, MemoryStore
+
+_FLAT_ROWS = 50_000  # up to here, scanning every key costs less than it would lose
+_CODED_ROWS = 5_000_000  # from here on, keys in float16 are a burden
+_READ_ROWS = 65_536
+_TRAINING_ROWS_PER_LIST = 50
+_TRAINING_BYTES = 2 * 2**30  # of sampled keys in float32; lists are as many as they suffice for
+_MOST_CODE_BYTES = 64
+# Rotation and codebooks learn no more from more: FAISS's own defaults take hours on two cores.
+_OPQ_ROWS, _OPQ_ITERATIONS, _PQ_ROWS_PER_CENTROID = 16_384, 10, 64
+
+_log = logging.getLogger(__name__)
+
+
+def resolve_factory(factory: str, num_rows: int, key_size: int = 256) -> str:
+    """The FAISS factory string; `auto` chooses by the number of rows: all keys as they are, in lists as float16, in lists as product-quantised codes."""
+    if factory != "auto":
+        return factory
+    if num_rows <= _FLAT_ROWS:
+        return "Flat"
+    most = _TRAINING_BYTES // (4 * key_size * _TRAINING_ROWS_PER_LIST)
+    lists = 2 ** math.floor(math.log2(min(4 * math.sqrt(num_rows) * math.sqrt(2), most)))
+    if num_rows <= _CODED_ROWS:
+        return f"IVF{lists},SQfp16"
+    code = max(size for size in range(1, _MOST_CODE_BYTES + 1) if key_size % size == 0)
+    return f"OPQ{code},IVF{lists},PQ{code}"
+
+
+@contextmanager
+def refused_by_faiss(store: MemoryStore, factory: str) -> Iterator[None]:
+    """What FAISS refuses inside is told in one line.
+
+    Raises:
+        InputError: instead of its RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
+        raise InputError(
+            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: FAISS says {reason!r}; choose another, or auto"
+        ) from error
+
+
+def check_kind(store: MemoryStore, factory: str, probes: int) -> None:
+    """Refuse, before any work, a kind that can't be built piece by piece under ids of our own, and more probes than it has lists.
+
+    Raises:
+        InputError: as said, or FAISS does not know the factory string.
+    """
+    if unfit := [part for part in factory.split(",") if re.fullmatch(r"IDMap2?|NSG\d*", part)]:
+        raise InputError(
+            f"factory {factory!r}: {unfit[0]} can't be used, as rows get ids and are added piece by piece here; leave it out, or choose another"
+        )
+    if not probes:
+        return
+    inverted = faiss.try_extract_index_ivf(empty_index(store, factory))
+    if inverted is None or probes > inverted.nlist:
+        there = "has no inverted lists; expected 0" if inverted is None else f"has {inverted.nlist} inverted lists; expected no more, or 0"
+        raise InputError(f"probes {probes}: factory {factory!r} {there} to leave the number to the build")
+
+
+def empty_index(store: MemoryStore, factory: str) -> Any:
+    """An index over these keys before it is trained.
+
+    Raises:
+        InputError: FAISS does not know the factory string (or `auto`).
+    """
+    with refused_by_faiss(store, factory):
+        return faiss.index_factory(store.key_size, resolve_factory(factory, len(store), store.key_size), faiss.METRIC_INNER_PRODUCT)
+
+
+def check_trainable(store: MemoryStore, factory: str) -> None:
+    """Refuse, without training anything, a factory string (or `auto`) that no index over these keys can be built by.
+
+    Raises:
+        InputError: as of `check_kind`, or it has more lists or centroids than there are rows to train them.
+    """
+    check_kind(store, factory, 0)
+    index = empty_index(store, factory)
+    found = faiss.try_extract_index_ivf(index)
+    inverted: Any = faiss.downcast_index(found) if found else None
+    lists = inverted.nlist if inverted else 0
+    centroids = inverted.pq.ksub if isinstance(inverted, faiss.IndexIVFPQ) else 0
+    if max(lists, centroids) > len(store):
+        raise InputError(
+            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: {lists} lists and {centroids} centroids of codes need as many "
+            "rows at least; choose another, or auto"
+        )
+
+
+def train(store: MemoryStore, factory: str, *, seed: int, gpu: bool = False) -> Any:
+    """An empty FAISS index, trained on a seeded sample of keys where it needs training.
+
+    Raises:
+        InputError: FAISS refuses the factory string for these keys.
+    """
+    with refused_by_faiss(store, factory):
+        index = empty_index(store, factory)
+        inverted = faiss.try_extract_index_ivf(index)
+        if not index.is_trained:
+            most = max(_FLAT_ROWS, _TRAINING_ROWS_PER_LIST * (inverted.nlist if inverted else 0))
+            chosen = np.sort(np.random.default_rng(seed).choice(len(store), min(most, len(store)), replace=False))
+            _log.info("index: training %s on %d of %d keys", factory, len(chosen), len(store))
+            _bound_training(index)
+            with quantizer_on_gpu(index, wanted=gpu):
+                index.train(_keys(store, store.row_ids[chosen]))
+    return index
+
+
+def _keys(store: MemoryStore, rows: Ids) -> Floats:
+    out = np.empty((len(rows), store.key_size), np.float32)
+    for begin in range(0, len(rows), _READ_ROWS):
+        out[begin : begin + _READ_ROWS] = store.keys(rows[begin : begin + _READ_ROWS])
+    return out
+
+
+def _bound_training(index: Any) -> None:
+    """Keep rotation and codebooks to a sample and a number of rounds that two cores can do."""
+    if isinstance(index, faiss.IndexPreTransform):
+        chain: Any = index.chain
+        for number in range(chain.size()):
+            transform = faiss.downcast_VectorTransform(chain.at(number))
+            if isinstance(transform, faiss.OPQMatrix):
+                transform.max_train_points, transform.niter, transform.niter_pq_0 = _OPQ_ROWS, _OPQ_ITERATIONS, _OPQ_ITERATIONS
+    inverted = faiss.try_extract_index_ivf(index)
+    if isinstance(inverted, faiss.IndexIVFPQ):
+        inverted.pq.cp.max_points_per_centroid = _PQ_ROWS_PER_CENTROID

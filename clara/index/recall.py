@@ -1,0 +1,234 @@
+"""Recall of an INDEX's two levels against exact search over the whole payload, or over a stated sample of it.
+
+The queries are rows of the INDEX itself, disturbed: memory plus Gaussian noise of half its length, as it is by default. No row is held back, so each
+query's own row can be found, and as a rule is the nearest; the other nine of its ten best are harder to find. Questions of a query reasoner may lie farther
+from all rows than these do, and the recall of such questions may be another: `training.evaluate` measures what is found for them.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from clara.errors import InputError
+from clara.index.search import KIND, MemoryIndex, best, unit_rows
+from clara.memory.codec import Floats, layout
+from clara.memory.store import Ids, MemoryStore
+from clara.storage.artefact import read_manifest
+
+RECALL_AT = 10
+RECALL_FLOOR = 0.9
+FLOOR = "recall_floor"
+"""Where a manifest's `made_by` holds it."""
+_BLOCK_BYTES = 64 * 2**20  # decoded payload held at once
+_MARGIN = 1e-6  # of two ways to round a cosine
+_MOST_QUERIES = 1024
+
+_log = logging.getLogger(__name__)
+
+
+def exact_search(store: MemoryStore, query: Floats, k: int) -> Ids:
+    """The k best rows `[B, k]` of queries `[B, M, D]` over every row: reads the whole payload once, block by block."""
+    return exact_among(store, [rows for _, rows in store.iter_shards()], query, k)[0]
+
+
+def exact_among(
+    store: MemoryStore, shards: Sequence[Ids], query: Floats, k: int, told: Callable[[int], None] = lambda rows: None
+) -> tuple[Ids, Floats]:
+    """The k best rows `[B, k]` of queries `[B, M, D]` among the rows of some shards, with their scores; `told` gets the rows read, block by block."""
+    unit = unit_rows(query)
+    rows = np.empty((len(query), 0), np.int64)
+    scores = np.empty((len(query), 0), np.float32)
+    for block in _blocks(store, shards):
+        found, read = unit @ unit_rows(store.memory(block)).T, len(block)
+        # Only what may be among the k best is sorted; equal scores at the end all may.
+        if len(block) > k:
+            least = np.partition(found, len(block) - k, axis=1)[:, len(block) - k]
+            kept = np.flatnonzero((found >= least[:, None]).any(axis=0))
+            block, found = block[kept], found[:, kept]
+        rows = np.concatenate([rows, np.broadcast_to(block, found.shape)], axis=1)
+        scores = np.concatenate([scores, found], axis=1)
+        order = np.stack([best(s, r, k) for s, r in zip(scores, rows, strict=True)])
+        rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+        told(read)
+    return rows, scores
+
+
+def _blocks(store: MemoryStore, shards: Sequence[Ids]) -> Iterator[Ids]:
+    size = max(1, _BLOCK_BYTES // (4 * store.num_memory_tokens * store.hidden_size))
+    for rows in shards:
+        for begin in range(0, len(rows), size):
+            yield rows[begin : begin + size]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How recall is measured.
+
+    Attributes:
+        first_level: L.
+        num_queries: indexed rows that, disturbed, are asked for, none of them held back; 0: no measurement.
+        noise: length of the disturbance, in lengths of the memory.
+        most_bytes: of stored payload that exact search may read. What is more is represented by whole shards, which hold rows by hash, and more
+            queries make up for it.
+    """
+
+    first_level: int = 200
+    num_queries: int = 64
+    noise: float = 0.5
+    most_bytes: int = 32 * 2**30
+
+
+class Recall:
+    """Disturbed stored rows, and what exact search finds for them."""
+
+    def __init__(
+        self, index: MemoryIndex, how: Measurement, *, seed: int, row_bytes: int, told: Callable[[int], None] = lambda rows: None
+    ) -> None:
+        """Ask exact search once.
+
+        Args:
+            index: with its MEMORY.
+            how: number of queries and so on.
+            seed: draws queries, their noise, and the shards of a sample.
+            row_bytes: stored payload of a row.
+            told: gets the rows read, block by block.
+        """
+        store, dice = index.store, np.random.default_rng(seed)
+        shards = [rows for _, rows in store.iter_shards() if len(rows)]
+        most_rows = max(1, how.most_bytes // row_bytes)
+        compared = shards
+        if len(store) > most_rows:
+            order = dice.permutation(len(shards))
+            sizes = np.cumsum([len(shards[i]) for i in order])
+            compared = [shards[i] for i in np.sort(order[: max(1, int((sizes <= most_rows).sum()))])]
+        self.rows_compared = sum(len(rows) for rows in compared)
+        self.share = self.rows_compared / len(store)
+        wanted = min(_MOST_QUERIES, math.ceil(how.num_queries / self.share)) if self.share < 1 else how.num_queries
+        chosen = store.row_ids[np.sort(dice.choice(len(store), min(wanted, len(store)), replace=False))]
+        self._index = index
+        self._k = min(RECALL_AT, len(store))
+        self._query = _disturbed(store.memory(chosen), how.noise, dice)
+        self._rows, self._scores = exact_among(store, compared, self._query, self._k, told)
+
+    @property
+    def num_queries(self) -> int:
+        """Queries that are asked."""
+        return len(self._query)
+
+    def of(self, first_level: int) -> float:
+        """Recall@10 with that L, of ten at least: as many rows are wanted. Over every row it is exact; over a sample it is estimated from below.
+
+        Let t be the score of the worst row found. Every row with a higher score that was not found is a miss, and recall is at least
+        1 − misses / 10, as a miss drives out one row found at most. Misses in the sample, divided by its share, estimate all.
+        """
+        found, scores = self._index.search(self._query, self._k, first_level=max(first_level, self._k))
+        if self.share == 1:
+            return float(np.mean([len(np.intersect1d(a, b)) / self._k for a, b in zip(found, self._rows, strict=True)]))
+        missed = [
+            np.count_nonzero(~np.isin(rows, own) & (exact > score[-1] + _MARGIN))
+            for own, score, rows, exact in zip(found, scores, self._rows, self._scores, strict=True)
+        ]
+        return max(0.0, 1.0 - float(np.mean(missed)) / self.share / self._k)
+
+    def of_every_list(self, first_level: int) -> float | None:
+        """The same with every inverted list probed; None where the index has none."""
+        inverted = faiss.try_extract_index_ivf(self._index.faiss)
+        if inverted is None:
+            return None
+        before, inverted.nprobe = inverted.nprobe, inverted.nlist
+        try:
+            return self.of(first_level)
+        finally:
+            inverted.nprobe = before
+
+
+def _disturbed(memory: Floats, noise: float, dice: np.random.Generator) -> Floats:
+    """Memory with Gaussian noise of `noise` times its length."""
+    lengths = np.sqrt(np.square(memory).sum(axis=(1, 2), keepdims=True))
+    disturbance: NDArray[np.float64] = noise * lengths / math.sqrt(memory[0].size) * dice.standard_normal(memory.shape)
+    return memory + disturbance.astype(np.float32)
+
+
+# --- what it is worth ------------------------------------------------------------------------------------------------
+
+
+def measure(index: MemoryIndex, asked: Measurement, *, seed: int, recall_floor: float, progress: bool = False) -> dict[str, Any]:
+    """Recall@10 and what it was measured with; where it is under the floor, also what other settings would give."""
+    store = index.store
+    measured: dict[str, Any] = {
+        "recall_at_10": None, "first_level": max(asked.first_level, min(RECALL_AT, len(store))), "num_queries": asked.num_queries, "noise": asked.noise,
+        "rows_compared": 0, "exact": True,
+    }  # fmt: skip
+    if not asked.num_queries:
+        return measured
+    shapes = layout(store.codec, store.num_memory_tokens, store.hidden_size).values()
+    row_bytes = sum(kind.itemsize * math.prod(shape) for kind, shape in shapes)
+    with tqdm(total=len(store), desc="measure", unit=" rows", dynamic_ncols=True, disable=not progress) as bar:
+        recall = Recall(index, asked, seed=seed, row_bytes=row_bytes, told=lambda rows: bar.update(rows) and None)
+    if recall.share < 1:
+        _log.info(
+            "index: the payload has %.1f GiB, so recall is estimated from below on %d of %d rows with %d queries",
+            len(store) * row_bytes / 2**30, recall.rows_compared, len(store), recall.num_queries,
+        )  # fmt: skip
+    found = recall.of(asked.first_level)
+    measured |= {
+        "recall_at_10": found, "num_queries": recall.num_queries, "rows_compared": recall.rows_compared, "exact": recall.share == 1,
+    }  # fmt: skip
+    if found < recall_floor:
+        wider = min(4 * asked.first_level, len(store))
+        measured["remedies"] = {f"first_level {wider}": recall.of(wider), "every list probed": recall.of_every_list(asked.first_level)}
+    return measured
+
+
+def judge(output: str, measured: Mapping[str, Any], *, recall_floor: float, strict: bool) -> None:
+    """Warn of a recall under the floor, or refuse it where that is asked for.
+
+    Raises:
+        InputError: with the measured value and what to do.
+    """
+    told = shortfall(output, measured, recall_floor)
+    if told and strict:
+        raise InputError(
+            f"{told}; or take it as it is, without --strict-recall. What is built is kept: the same command goes on from there"
+        )
+    if told:
+        _log.warning("%s", told)
+
+
+def stated(index_dir: str | os.PathLike[str]) -> tuple[float | None, str]:
+    """The recall@10 that an INDEX was built with, None where it was not measured, and the warning where that is under its floor, else empty."""
+    manifest = read_manifest(index_dir, KIND)
+    floor = manifest["made_by"].get(FLOOR, RECALL_FLOOR)
+    return manifest["measured"]["recall_at_10"], shortfall(str(index_dir), manifest["measured"], floor)
+
+
+def shortfall(output: str, measured: Mapping[str, Any], recall_floor: float) -> str:
+    """The warning of a recall under the floor; empty where there is nothing to warn of."""
+    recall = measured["recall_at_10"]
+    if recall is None or recall >= recall_floor:
+        return ""
+    compared = (
+        "exact search over every row"
+        if measured["exact"]
+        else f"exact search over a sample of {measured['rows_compared']} rows, from below"
+    )
+    would = "".join(f"; with {name} it would be {value:.3f}" for name, value in measured.get("remedies", {}).items() if value is not None)
+    found, floor = _apart(recall, recall_floor)
+    return (
+        f"{output}: recall@10 is {found} with first_level {measured['first_level']} ({compared}, {measured['num_queries']} queries), "
+        f"under the floor of {floor}{would}. Raise first_level or the lists probed, give the MEMORY larger keys, or choose another factory"
+    )
+
+
+def _apart(one: float, other: float) -> tuple[str, str]:
+    """Two different numbers with as many decimals, three at least, as it takes to see that."""
+    decimals = next(n for n in range(3, 400) if f"{one:.{n}f}" != f"{other:.{n}f}")
+    return f"{one:.{decimals}f}", f"{other:.{decimals}f}"

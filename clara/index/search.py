@@ -1,0 +1,249 @@
+"""INDEX: the two levels of retrieval over a MEMORY.
+
+First level: FAISS over the keys, whose inner product is about the flattened cosine; it gives L candidates. Second level: the
+exact flattened cosine of those over the mapped payload. FAISS ids are `row_id`s: every live row, and nothing else.
+
+Both levels score a row by itself and order equal scores by `row_id`, so that what is found depends neither on the batch of queries nor on how
+the rows are shared out among owners: one process that maps the whole INDEX, or many that hold a part each.
+"""
+
+import logging
+import math
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clara.errors import InputError
+from clara.index.ivf_file import ids_of, read_mapped
+from clara.memory.codec import Floats
+from clara.memory.keys import KeyProjection, key_projection
+from clara.memory.store import Ids, MemoryStore
+from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.cache import localised
+
+KIND, FILE = "INDEX", "index.faiss"
+Ranked = tuple[Ids, Floats]
+"""Row ids and their scores, best first, equal scores by ascending id."""
+
+_PAYLOAD_BYTES = 256 * 2**20  # second level: decoded payload held at once
+
+_log = logging.getLogger(__name__)
+
+
+# --- scores ----------------------------------------------------------------------------------------------------------
+
+
+def unit_rows(memory: Floats) -> Floats:
+    """Flattened memories `[n, M·D]` of length one; a memory of zeros stays zeros and scores 0 with everything."""
+    flat = memory.reshape(len(memory), math.prod(memory.shape[1:]))
+    norms: Floats = np.sqrt(np.square(flat).sum(axis=1, keepdims=True))
+    return np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 0)
+
+
+def best(scores: Floats, row_ids: Ids, k: int) -> NDArray[np.intp]:
+    """Positions of the k best, by descending score, equal scores by ascending `row_id`."""
+    return np.lexsort((row_ids, -scores))[:k]
+
+
+def merged(parts: Sequence[Ranked]) -> Ranked:
+    """One ranking of the rows of several."""
+    ids, scores = np.concatenate([ids for ids, _ in parts]), np.concatenate([scores for _, scores in parts])
+    order = best(scores, ids, len(ids))
+    return ids[order], scores[order]
+
+
+# --- one owner of rows -----------------------------------------------------------------------------------------------
+
+
+class IndexedRows:
+    """Some rows of a MEMORY where they lie: FAISS over their keys, and their payload."""
+
+    def __init__(self, store: MemoryStore, index: Any) -> None:
+        self._store, self._index = store, index
+
+    def best_keys(self, keys: Floats, wanted: int) -> list[Ranked]:
+        """For each of keys `[B, KD]` the rows that suit it best, `wanted` of them or as many as FAISS finds."""
+        found: list[Ranked] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(keys)
+        open_numbers, asked = np.arange(len(keys)), min(wanted + 1, self._index.ntotal)
+        while len(open_numbers) and asked:
+            scores, ids = self._index.search(keys[open_numbers], asked)
+            # Where equal scores reach to the end, more of them may follow: which FAISS leaves out is its own choice, so all are looked at.
+            cut = (ids[:, -1] >= 0) & (asked > wanted) & (scores[:, min(wanted, asked) - 1] == scores[:, -1]) & (asked < self._index.ntotal)
+            for place in np.flatnonzero(~cut).tolist():
+                there = ids[place] >= 0
+                own, score = ids[place][there], scores[place][there]
+                order = best(score, own, wanted)
+                found[open_numbers[place]] = own[order], score[order]
+            open_numbers, asked = open_numbers[cut], min(2 * asked, self._index.ntotal)
+        return found
+
+    def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+        """Exact flattened cosine of each query of `[B, M, D]` with its own candidates, each by itself."""
+        # Questions share candidates: each payload row is read once for all of them.
+        union = np.unique(np.concatenate([np.empty(0, np.int64), *candidates]))
+        memory, unit = unit_rows(self._store.memory(union)), unit_rows(query)
+        # A matrix product rounds a row by where it stands; a sum of its own does not.
+        return [(memory[np.searchsorted(union, own)] * unit[number]).sum(axis=1) for number, own in enumerate(candidates)]
+
+    def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
+        """Memory `[n, M, D]` of rows."""
+        return self._store.memory(row_ids)
+
+
+# --- searching -------------------------------------------------------------------------------------------------------
+
+
+class TwoLevels(ABC):
+    """Search in two levels over the rows of a MEMORY, wherever these are held.
+
+    Attributes:
+        store: the MEMORY.
+        hash: of the index's manifest; empty where it has just been built.
+    """
+
+    def __init__(self, store: MemoryStore, hash: str = "") -> None:
+        self.store = store
+        self.hash = hash
+        fields = store.fingerprint_fields
+        self._projection: KeyProjection = key_projection(fields.num_memory_tokens, fields.hidden_size, fields.key_size, fields.key_seed)
+
+    @abstractmethod
+    def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
+        """See `IndexedRows.best_keys`: of each owner."""
+
+    @abstractmethod
+    def _cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+        """See `IndexedRows.cosines`: of rows of all owners."""
+
+    @abstractmethod
+    def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
+        """Memory `[n, M, D]` of rows, from who holds them."""
+
+    def search(
+        self, query: Floats | Tensor, k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
+    ) -> tuple[Ids, Floats]:
+        """The k best rows of each query: L candidates by key, ranked by exact flattened cosine, equal ones by `row_id`.
+
+        Args:
+            query: `[B, M, D]`.
+            k: rows wanted.
+            first_level: L, at least k.
+            exclude: for each query row ids that are left out; L counts what remains.
+
+        Returns:
+            Row ids `[B, k]` and scores `[B, k]`; -1 and -inf where there are fewer. Of a query that is not finite, or whose length is not, nothing
+            is found, and a warning says so: training has its own rule for steps that are not finite, and the other queries are none the worse.
+
+        Raises:
+            InputError: the query has another shape than the MEMORY's, or L is under k.
+        """
+        values = query.detach().float().cpu().numpy() if isinstance(query, Tensor) else np.asarray(query, np.float32)
+        shape = (self.store.num_memory_tokens, self.store.hidden_size)
+        if values.ndim != 3 or values.shape[1:] != shape:
+            raise InputError(
+                f"query has shape {list(values.shape)}, expected [B, {shape[0]}, {shape[1]}] as {self.store.directory}; use the model that made it"
+            )
+        if not 1 <= k <= first_level:
+            raise InputError(f"k is {k} and first_level {first_level}; expected 1 ≤ k ≤ first_level")
+        barred = [np.fromiter(rows, np.int64) for rows in exclude] if exclude is not None else [np.empty(0, np.int64)] * len(values)
+        rows = np.full((len(values), k), -1, np.int64)
+        scores = np.full((len(values), k), -np.inf, np.float32)
+        asked = _finite(values)
+        values, barred = values[asked], [barred[number] for number in asked]
+        for begin, candidates in self._first_level(values, first_level, barred):
+            cosines = self._cosines(values[begin : begin + len(candidates)], candidates)
+            for number, own, exact in zip(asked[begin:], candidates, cosines, strict=False):
+                order = best(exact, own, k)
+                rows[number, : len(order)], scores[number, : len(order)] = own[order], exact[order]
+        return rows, scores
+
+    def _first_level(self, values: Floats, first_level: int, barred: Sequence[Ids]) -> Iterator[tuple[int, list[Ids]]]:
+        """Candidates `[≤ L]`, ascending, of groups of queries small enough for their payload; with each group's first number."""
+        row_bytes = 4 * self.store.num_memory_tokens * self.store.hidden_size
+        group = max(1, _PAYLOAD_BYTES // (row_bytes * first_level))
+        for begin in range(0, len(values), group):
+            part = barred[begin : begin + group]
+            wanted = min(first_level + max(len(rows) for rows in part), len(self.store))
+            owners = self._best_keys(self._projection.keys(values[begin : begin + group]), wanted)
+            found = [merged(parts)[0] for parts in zip(*owners, strict=True)]
+            yield begin, [np.sort(ids[~np.isin(ids, rows)][:first_level]) for ids, rows in zip(found, part, strict=True)]
+
+
+def _finite(values: Floats) -> list[int]:
+    """Numbers of the queries `[B, M, D]` that have a length."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        asked: list[int] = np.flatnonzero(np.isfinite(np.square(values).sum(axis=(1, 2)))).tolist()
+    if len(asked) < len(values):
+        _log.warning("index: %d of %d queries are not finite, and nothing is found for them", len(values) - len(asked), len(values))
+    return asked
+
+
+class MemoryIndex(TwoLevels):
+    """An open INDEX with the MEMORY that it is for, both mapped: processes of one machine share their pages."""
+
+    def __init__(self, store: MemoryStore, index: Any, hash: str = "") -> None:
+        super().__init__(store, hash)
+        self.faiss = index
+        self._rows = IndexedRows(store, index)
+
+    @classmethod
+    def open(cls, index_dir: str | os.PathLike[str], store: MemoryStore) -> "MemoryIndex":
+        """Open an INDEX for a MEMORY.
+
+        Raises:
+            InputError: it is unfinished, damaged, or for another MEMORY.
+        """
+        index = read_mapped(index_file(index_dir, store))
+        check_rows(index, store, str(index_dir))
+        return cls(store, index, manifest_hash(index_dir))
+
+    def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
+        return [self._rows.best_keys(keys, wanted)]
+
+    def _cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+        return self._rows.cosines(query, candidates)
+
+    def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
+        """See the base class."""
+        return self._rows.memory(row_ids)
+
+
+def index_file(index_dir: str | os.PathLike[str], store: MemoryStore) -> Path:
+    """The FAISS file of an INDEX.
+
+    Raises:
+        InputError: the INDEX is unfinished, damaged, or for another MEMORY.
+    """
+    index_dir = localised(index_dir, KIND)
+    manifest = read_manifest(index_dir, KIND)
+    if manifest["memory"] != store.hash:
+        raise InputError(
+            f"{index_dir}: for MEMORY {manifest['memory']}, but {store.directory} is {store.hash}; "
+            "give the MEMORY that it was built from, or build an index for this one with pipelines.build_index"
+        )
+    path = Path(index_dir) / FILE
+    (entry,) = manifest["files"]
+    size = path.stat().st_size if path.is_file() else -1
+    if size != entry["bytes"]:
+        raise InputError(f"{path}: {size} bytes (-1: missing), the manifest says {entry['bytes']}; build the index again")
+    return path
+
+
+def check_rows(index: Any, store: MemoryStore, where: str) -> None:
+    """Every live row is in the index, and nothing else.
+
+    Raises:
+        InputError: rows differ.
+    """
+    ids = np.sort(ids_of(index))
+    if index.ntotal != len(ids) or not np.array_equal(ids, store.row_ids):
+        extra, missing = len(np.setdiff1d(ids, store.row_ids)), len(np.setdiff1d(store.row_ids, ids))
+        raise InputError(
+            f"{where}: {len(ids)} rows, {extra} of them not in {store.directory}, {missing} of whose {len(store)} live rows are missing; build the index again"
+        )

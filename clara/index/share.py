@@ -1,0 +1,70 @@
+"""A share of an INDEX for one owner of several: the rows whose `row_id` modulo the number of owners is the owner's.
+
+Where the MEMORY's number of shards is a multiple of it, an owner reads whole shards and no other's. All shares together find what the INDEX does,
+bit for bit: the trained part is the same, and a row's scores don't depend on its neighbours.
+"""
+
+import os
+from typing import Any
+
+import faiss
+import numpy as np
+
+from clara.errors import InputError
+from clara.index.ivf_file import core_of, emptied, has_lists, is_mapped, kind_of, read_mapped
+from clara.index.search import IndexedRows, index_file
+from clara.memory.store import MemoryStore
+
+_ID_MODULO = 1  # FAISS's name for it, SUBSET_TYPE_ID_MOD, does not reach Python
+_ADD_ROWS = 65_536
+
+
+def open_share(index_dir: str | os.PathLike[str], store: MemoryStore, number: int, num_shares: int) -> IndexedRows:
+    """The rows of owner `number` of `num_shares`, their codes copied into RAM, their payload mapped.
+
+    Raises:
+        InputError: the INDEX is unfinished, damaged, for another MEMORY, or of a kind that can't be shared out.
+    """
+    path = index_file(index_dir, store)
+    index = read_mapped(path)
+    if has_lists(index):
+        share: Any = emptied(read_mapped(path))
+        faiss.extract_index_ivf(index).copy_subset_to(faiss.extract_index_ivf(share), _ID_MODULO, num_shares, number)
+        share.ntotal = faiss.extract_index_ivf(share).ntotal
+        return IndexedRows(store, share)
+    if reason := why_whole(index):
+        raise InputError(f"{index_dir}: {not_shared(reason)}")
+    share = faiss.IndexIDMap(faiss.IndexFlatIP(store.key_size))
+    own = store.row_ids[store.row_ids % num_shares == number]
+    for begin in range(0, len(own), _ADD_ROWS):
+        rows = own[begin : begin + _ADD_ROWS]
+        share.add_with_ids(store.keys(rows), rows)
+    return IndexedRows(store, share)
+
+
+def why_whole(index: Any) -> str:
+    """Why the rows of an index, or of an empty one of its kind, can't be shared out; empty where they can."""
+    if has_lists(index):
+        return ""
+    kind = kind_of(index)
+    core = core_of(kind)
+    if isinstance(kind, faiss.IndexFlat):
+        return ""
+    if isinstance(core, faiss.IndexHNSW):
+        return f"its rows are linked to each other ({type(core).__name__})"
+    if not is_mapped(index):
+        return f"its codes lie in blocks of many rows each ({type(core).__name__})"
+    return f"only plain keys and plain inverted lists are taken apart row by row, and this is {type(kind).__name__}"
+
+
+def not_shared(reason: str) -> str:
+    """The message about a kind of index that search servers can't hold."""
+    return (
+        f"an index of this kind can't be shared out among search servers: {reason}; build one that is Flat or has plain inverted lists (IVF…), "
+        "or set retrieval.search_shards=0"
+    )
+
+
+def owner_of(rows: Any, num_shares: int) -> Any:
+    """Which owner holds each row."""
+    return np.asarray(rows, np.int64) % num_shares

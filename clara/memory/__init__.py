@@ -1,0 +1,1 @@
+"""MEMORY: compressed chunks in shards, their codecs, versions and updates."""

@@ -1,0 +1,122 @@
+"""Some rows of a MEMORY again, with a newer compressor: overlays of a new version, beside the shards that they lie over.
+
+The new version holds its parent's files as hard links (copies where the file system has none) and an overlay for each base shard that has a
+chosen row. Its manifest says of every shard which compressor made it (`clara.memory.mixed_versions`). A shard without a live row is left out, so that a version
+whose rows have all been chosen by and by is one of a single compressor again.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from clara.errors import InputError
+from clara.memory.compress import Compressor, write_memory_shard
+from clara.memory.fingerprint import Fingerprint
+from clara.memory.mixed_versions import FIELD
+from clara.memory.reencode import check_follows, check_whole
+from clara.memory.shards import KIND
+from clara.memory.store import Ids, MemoryStore
+from clara.memory.update import next_generation, overlay_name
+from clara.storage.artefact import hash_of, manifest_hash, read_manifest, up_to_date, write_manifest
+from clara.storage.link import link
+
+
+def rows_recipe(store: MemoryStore, rows: Ids, fingerprint: Fingerprint, batch_tokens: int) -> dict[str, Any]:
+    """What determines the MEMORY that `reencode_rows` makes."""
+    return {
+        "job": "reencode_rows",
+        "parent": store.hash,
+        "rows": hash_of(rows.tolist()),
+        "fingerprint": fingerprint.as_dict(),
+        "batch_tokens": batch_tokens,
+    }
+
+
+def reencode_rows(
+    store: MemoryStore,
+    row_ids: Sequence[int] | Ids,
+    model: Compressor,
+    output: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int = 4096,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Compress chosen rows again into overlays of a new version; the manifest is written last.
+
+    Finished overlays of an earlier, interrupted call are kept. A product-quantised store's codebook stays: it was trained for the base version.
+
+    Args:
+        store: the version that it follows; may be mixed itself.
+        row_ids: live rows, in any order.
+        model: the new compressor.
+        output: directory of the new version.
+        fingerprint: of the new compressor; chunking and keys must be the store's.
+        batch_tokens: tokens of a batch, padding included.
+        progress: is told (overlays done, overlays) after each.
+
+    Returns:
+        The manifest of the new version.
+
+    Raises:
+        InputError: no row is given or one is not live, the fingerprint is for other chunks or keys, the output is the store itself, a row can't
+            be compressed, or a file of the parent is missing or damaged.
+    """
+    check_follows(store, fingerprint, output)
+    rows = np.unique(np.asarray(row_ids, np.int64))
+    if not len(rows):
+        raise InputError(f"{output}: no row of {store.directory} to encode again; choose at least one")
+    store.shards_of(rows)  # every one is live
+    if up_to_date(output, KIND, rows_recipe(store, rows, fingerprint, batch_tokens)):
+        return read_manifest(output, KIND)
+    generation = next_generation(store.manifest["overlays"])
+    home = rows % store.num_shards
+    homes = np.unique(home).tolist()
+    reports = []
+    for index in homes:
+        name = overlay_name(generation, index, store.num_shards)
+        report = write_memory_shard(
+            lambda: model, store.records(rows[home == index]), output, name, fingerprint=fingerprint, codec=store.codec,
+            batch_tokens=batch_tokens, codebook=store.codebook,
+        )  # fmt: skip
+        reports.append(check_whole(report, output))
+        if progress is not None:
+            progress(len(reports), len(homes))
+    return _complete(store, rows, reports, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
+
+
+def _complete(
+    store: MemoryStore,
+    rows: Ids,
+    reports: Sequence[dict[str, Any]],
+    output: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int,
+) -> dict[str, Any]:
+    """Link what still holds live rows of the parent, and write the manifest, which is returned."""
+    before = store.manifest
+    made_by = dict(zip(store.shard_names, store.shard_fingerprints, strict=True))
+    needed = {name for name, live in store.iter_shards() if len(np.setdiff1d(live, rows, assume_unique=True))}
+    shards = {*store.shard_names}
+    kept = [entry for entry in before["files"] if (folder := entry["path"].partition("/")[0]) in needed or folder not in shards]
+    link(store.directory, output, kept)
+    older = {name: made_by[name].as_dict() for name in store.shard_names if name in needed and made_by[name] != fingerprint}
+    return write_manifest(
+        output,
+        kind=KIND,
+        files=[*kept, *(file for report in reports for file in report["files"])],
+        recipe=rows_recipe(store, rows, fingerprint, batch_tokens),
+        counts={"rows": len(store), "reencoded": len(rows)},
+        fingerprint=fingerprint.hash,
+        parent=manifest_hash(store.directory),
+        fingerprint_fields=fingerprint.as_dict(),
+        codec=store.codec,
+        num_shards=store.num_shards,
+        shards=[name for name in before["shards"] if name in needed],
+        overlays=[*(name for name in before["overlays"] if name in needed), *(report["name"] for report in reports)],
+        tombstones=before["tombstones"],
+        **({FIELD: older} if older else {}),
+    )

@@ -1,0 +1,154 @@
+"""Files of a MEMORY shard: names, schema, writing."""
+
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from clara.data.records import Chunk
+from clara.errors import InputError
+from clara.memory.codec import Floats, encode_memory
+from clara.memory.live_rows import Ids as Ids
+from clara.memory.product_quantiser import Codebook
+from clara.storage import base, folders, paths
+from clara.storage.artefact import atomic_write, canonical_json, hash_of, write_file
+
+KIND = "MEMORY"
+RECORDS, TENSORS, PLAN = "records.parquet", "memory.safetensors", "plan.json"
+_SCHEMA = pa.schema(
+    [
+        ("row_id", pa.int64()),
+        ("chunk_id", pa.string()),
+        ("document_id", pa.string()),
+        ("title", pa.string()),
+        ("text", pa.string()),
+        ("start", pa.int64()),
+        ("end", pa.int64()),
+        ("num_tokens", pa.int32()),
+        ("truncated", pa.bool_()),
+        ("source", pa.string()),
+    ]
+)
+
+
+def shard_name(index: int, num_shards: int) -> str:
+    """Folder of a shard; `index` is `row_id % num_shards`."""
+    return f"shard-{index:05d}-of-{num_shards:05d}"
+
+
+def write_shard(
+    directory: str | os.PathLike[str],
+    name: str,
+    chunks: Sequence[Chunk],
+    memory: Floats,
+    keys: Floats,
+    codec: str,
+    *,
+    fingerprint: str = "",
+    codebook: Codebook | None = None,
+) -> dict[str, Any]:
+    """Write one shard, each file whole or not at all.
+
+    Args:
+        directory: the MEMORY.
+        name: the shard's folder.
+        chunks: n of them in any order.
+        memory: `[n, M, D]`, in the chunks' order.
+        keys: `[n, KD]`, in the chunks' order.
+        codec: one of `clara.memory.codec.CODECS`.
+        fingerprint: hash that stands in both files.
+        codebook: of a product-quantised codec.
+
+    Returns:
+        `{"name", "rows", "files": [manifest entries]}`.
+
+    Raises:
+        InputError: lengths differ, two chunks have one `row_id`, the codec can't hold the numbers, or the disk refuses.
+    """
+    if not len(chunks) == len(memory) == len(keys):
+        raise InputError(f"{name}: {len(chunks)} chunks, {len(memory)} memories, {len(keys)} keys; expected one of each a chunk")
+    order = sorted(range(len(chunks)), key=lambda i: chunks[i].row_id)
+    ordered = [chunks[i] for i in order]
+    check_row_ids(ordered, name)
+    tensors = {**encode_memory(memory[order], codec, codebook), "key": keys[order].astype(np.float16)}
+    return write_stored(directory, name, ordered, tensors, codec, fingerprint=fingerprint)
+
+
+def check_row_ids(chunks: Sequence[Chunk], name: str) -> None:
+    """Refuse two chunks, ascending by `row_id`, of one id.
+
+    Raises:
+        InputError: there are two; names both.
+    """
+    for first, second in itertools.pairwise(chunks):
+        if first.row_id == second.row_id:
+            raise InputError(
+                f"{name}: row_id {first.row_id} belongs to chunk {first.chunk_id} ({first.source}) and to {second.chunk_id} "
+                f"({second.source}); leave one of them out"
+            )
+
+
+def write_stored(
+    directory: str | os.PathLike[str],
+    name: str,
+    chunks: Sequence[Chunk],
+    tensors: Mapping[str, NDArray[Any]],
+    codec: str,
+    *,
+    fingerprint: str = "",
+) -> dict[str, Any]:
+    """Write one shard from what a shard holds: `tensors` as of `MemoryStore.stored`, each `[n, …]`, of n chunks ascending by `row_id`.
+
+    Returns:
+        `{"name", "rows", "files": [manifest entries]}`.
+
+    Raises:
+        InputError: the disk refuses.
+    """
+    metadata = canonical_json({"fingerprint": fingerprint, "codec": codec, "rows": len(chunks)})
+    # One entry only: the library writes several in an order of its own, and equal shards have equal bytes.
+    payload = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={"clara": metadata})
+    columns = {field.name: [getattr(chunk, field.name) for chunk in chunks] for field in _SCHEMA}
+    table = pa.table(columns, schema=_SCHEMA.with_metadata({"clara": metadata}))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    tensors_entry = write_file(directory, f"{name}/{TENSORS}", payload, len(chunks))
+    records_entry = write_file(directory, f"{name}/{RECORDS}", sink.getvalue().to_pybytes(), len(chunks))
+    return {"name": name, "rows": len(chunks), "files": [records_entry, tensors_entry]}
+
+
+def plan_hash(chunks: Sequence[Chunk], *, fingerprint: str, codec: str, batch_tokens: int) -> str:
+    """Hash of everything that a shard's bytes depend on, so that a finished one is known again."""
+    records = sorted((chunk.row_id, chunk.chunk_id, hash_of(vars(chunk))) for chunk in chunks)
+    return hash_of({"records": records, "fingerprint": fingerprint, "codec": codec, "batch_tokens": batch_tokens})
+
+
+def write_plan(directory: str | os.PathLike[str], name: str, plan: str, report: Mapping[str, Any]) -> None:
+    """Note beside a finished shard what it was made from, and the report about it."""
+    tags = folders.folder(directory).tags(report["files"])
+    noted = {"plan": plan, "report": report} | ({"tags": tags} if tags else {})
+    atomic_write(paths.join(directory, name, PLAN), json.dumps(noted, ensure_ascii=False) + "\n")
+
+
+def finished_report(directory: str | os.PathLike[str], name: str, plan: str) -> dict[str, Any] | None:
+    """The report of a shard that was made from this very plan and is still whole; else None."""
+    folder, path = folders.folder(directory), f"{name}/{PLAN}"
+    try:
+        noted = json.loads(folder.read(path) or b"")
+        report = noted["report"]
+        whole = noted["plan"] == plan and folder.unchanged(report["files"], noted.get("tags", {}))
+    except base.StorageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not whole:
+        return None
+    folder.touch(path)  # whoever watches the progress counts it as done in this run
+    return dict(report)

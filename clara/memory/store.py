@@ -1,0 +1,257 @@
+"""MEMORY: shards of compressed chunks, mapped and never loaded whole.
+
+A shard is a folder with `records.parquet` and `memory.safetensors` (`memory [rows, M, …]` as the codec stores it, with its `scale`; `key [rows, KD]`
+float16), rows sorted by `row_id`. A product-quantised MEMORY has its codebook beside them. A version is base shards, then overlays (the newest row wins), without tombstones, as the manifest names them.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from clara.data.records import Chunk
+from clara.errors import InputError
+from clara.memory.codec import Floats, decode_memory, layout, pq_width
+from clara.memory.document_rows import DocumentRows
+from clara.memory.fingerprint import Accepted, Fingerprint
+from clara.memory.live_rows import Ids as Ids
+from clara.memory.live_rows import LiveRows
+from clara.memory.mixed_versions import check_accepted, refuse_mixed, shard_fingerprints
+from clara.memory.product_quantiser import FILE as CODEBOOK_FILE
+from clara.memory.product_quantiser import Codebook, load_codebook
+from clara.memory.shards import KIND, RECORDS, TENSORS
+from clara.storage import cache, paths
+from clara.storage.artefact import manifest_hash, read_manifest, write_manifest
+from clara.storage.cache import localised
+from clara.storage.mapped import map_tensors
+from clara.storage.tables import read_table
+
+# A mapping holds a file descriptor and a records table some megabytes: the least recently used are let go.
+_NUM_MAPPED, _NUM_TABLES = 256, 64
+
+
+def complete_memory(
+    directory: str | os.PathLike[str],
+    shards: Sequence[Mapping[str, Any]],
+    *,
+    fingerprint: Fingerprint,
+    codec: str,
+    num_shards: int,
+    recipe: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    parent: str = "",
+    extra_files: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Write the manifest of a full version: every shard is there by now. Returns the manifest."""
+    shards = sorted(shards, key=lambda shard: shard["name"])
+    return write_manifest(
+        directory,
+        kind=KIND,
+        files=[*(file for shard in shards for file in shard["files"]), *extra_files],
+        recipe=recipe,
+        counts=counts,
+        fingerprint=fingerprint.hash,
+        parent=parent,
+        fingerprint_fields=fingerprint.as_dict(),
+        codec=codec,
+        num_shards=num_shards,
+        shards=[shard["name"] for shard in shards if shard["rows"]],
+        overlays=[],
+        tombstones=[],
+    )
+
+
+class MemoryStore:
+    """An open MEMORY version: row ids in RAM, everything else on disk until it is asked for.
+
+    Attributes:
+        directory: where it lies on this machine.
+        name: what it was opened by, from the root, or its URL: what another machine finds it by.
+        manifest: its manifest.
+        hash: hash of the manifest, which an INDEX names.
+        fingerprint: hash of its vectors' meaning; of the newest ones where versions are mixed.
+        fingerprint_fields: the same, field by field.
+        live: which rows are live, and where each lies.
+        row_ids: int64 `[rows]`, ascending, live rows only.
+    """
+
+    def __init__(
+        self, directory: Path, manifest: Mapping[str, Any], have: Callable[[str], None] = lambda path: None, name: str = ""
+    ) -> None:
+        self.directory, self.name = directory, name or paths.from_root(directory)
+        self._have = have  # called with a file's path ahead of a look into it
+        self.manifest, self.hash = manifest, manifest_hash(directory)
+        self.fingerprint_fields = Fingerprint.from_dict(manifest.get("fingerprint_fields", {}), f"{directory}/manifest.json")
+        self.fingerprint = self.fingerprint_fields.hash
+        # lru_cache on a method would keep every store alive.
+        self._tensors: Callable[[int], dict[str, NDArray[Any]]] = functools.lru_cache(_NUM_MAPPED)(self._map)
+        self._table: Callable[[int], pa.Table] = functools.lru_cache(_NUM_TABLES)(self._read_table)
+        self.shard_names: list[str] = [*manifest["shards"], *manifest["overlays"]]
+        columns = [self._read_row_ids(shard) for shard in range(len(self.shard_names))]
+        self.live = LiveRows(columns, manifest["tombstones"], str(directory))
+        self.row_ids = self.live.row_ids
+
+    @classmethod
+    def open(
+        cls, directory: str | os.PathLike[str], accept: Collection[Accepted] | None = None, verify: bool = False, *, mixed: bool = False
+    ) -> "MemoryStore":
+        """Open a MEMORY; the size of every file is checked.
+
+        Args:
+            directory: the MEMORY; of a URL its copy on this machine is opened.
+            accept: fingerprints that the reader understands, one of which every shard must have; None: any one (only for tools that don't
+                read the vectors' meaning).
+            verify: read every byte against its sha256 as well.
+            mixed: where `accept` is None, take shards of several versions too.
+
+        Raises:
+            InputError: unfinished, damaged, or made by another compressor.
+        """
+        name, directory = paths.from_root(directory), localised(directory, KIND, verify=verify)
+        manifest = cache.verify(directory, KIND) if verify else read_manifest(directory, KIND)
+        for entry in manifest["files"]:
+            path = Path(directory) / entry["path"]
+            size = path.stat().st_size if path.is_file() else -1
+            if size != entry["bytes"]:
+                found = f"{size} bytes" if size >= 0 else "missing"
+                raise InputError(f"{path}: {found}, the manifest says {entry['bytes']} bytes; make the MEMORY again, or copy it anew")
+        if accept is not None:
+            check_accepted(accept, manifest, str(directory))
+        elif not mixed:
+            refuse_mixed(manifest, str(directory))
+        return cls(Path(directory), manifest, name=name)
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    @property
+    def num_memory_tokens(self) -> int:
+        """M."""
+        return self.fingerprint_fields.num_memory_tokens
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.fingerprint_fields.hidden_size
+
+    @property
+    def key_size(self) -> int:
+        """Numbers in a key."""
+        return self.fingerprint_fields.key_size
+
+    @property
+    def codec(self) -> str:
+        """How memory is stored."""
+        return str(self.manifest["codec"])
+
+    @functools.cached_property
+    def shard_fingerprints(self) -> list[Fingerprint]:
+        """What made each of `shard_names`: the same, but where versions are mixed (see `clara.memory.mixed_versions`)."""
+        return shard_fingerprints(self.manifest, str(self.directory))
+
+    def shards_of(self, row_ids: Sequence[int] | Ids) -> NDArray[np.int32]:
+        """Which of `shard_names` each row lies in `[n]`.
+
+        Raises:
+            InputError: a row is not there, or not live.
+        """
+        return self.live.shard_of[self.live.places(row_ids)]
+
+    @functools.cached_property
+    def codebook(self) -> Codebook | None:
+        """Of a product-quantised codec; None with the others.
+
+        Raises:
+            InputError: it is missing or damaged.
+        """
+        self._have(CODEBOOK_FILE)
+        width = pq_width(self.codec)
+        return load_codebook(self.directory, width, self.hidden_size) if width else None
+
+    @property
+    def num_shards(self) -> int:
+        """What `row_id` is taken modulo of; shards without rows have no folder."""
+        return int(self.manifest["num_shards"])
+
+    @functools.cached_property
+    def _documents(self) -> DocumentRows:
+        return DocumentRows([self._path(shard, RECORDS) for shard in range(len(self.shard_names))], self.live)
+
+    @functools.cached_property
+    def document_ids(self) -> list[str]:
+        """Document of each of `row_ids`."""
+        return self._documents.of_rows()
+
+    def rows_of(self, document_id: str) -> list[int]:
+        """Row ids of a document's chunks, ascending; empty where it has none."""
+        return self._documents.rows_of(document_id)
+
+    def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
+        """Memory `[n, M, D]` of rows, decoded to float32.
+
+        Raises:
+            InputError: a row is not there, or not live.
+        """
+        out = np.empty((len(row_ids), self.num_memory_tokens, self.hidden_size), np.float32)
+        for shard, where, places in self.live.by_shard(row_ids):
+            tensors = self._tensors(shard)
+            stored = {name: tensor[places] for name, tensor in tensors.items() if name != "key"}
+            out[where] = decode_memory(stored, self.codec, self.hidden_size, self.codebook)
+        return out
+
+    def keys(self, row_ids: Sequence[int] | Ids | None = None) -> Floats:
+        """Keys `[n, KD]` in float32; of all rows, in the order of `row_ids`, if None is given."""
+        wanted = self.row_ids if row_ids is None else row_ids
+        out = np.empty((len(wanted), self.key_size), np.float32)
+        for shard, where, places in self.live.by_shard(wanted):
+            out[where] = self._tensors(shard)["key"][places]
+        return out
+
+    def stored(self, row_ids: Sequence[int] | Ids) -> dict[str, NDArray[Any]]:
+        """The tensors of rows as they lie in the shards, undecoded, in the order asked: what another shard takes over bit for bit."""
+        shapes = {**layout(self.codec, self.num_memory_tokens, self.hidden_size), "key": (np.dtype(np.float16), (self.key_size,))}
+        out = {name: np.empty((len(row_ids), *shape), kind) for name, (kind, shape) in shapes.items()}
+        for shard, where, places in self.live.by_shard(row_ids):
+            tensors = self._tensors(shard)
+            for name in out:
+                out[name][where] = tensors[name][places]
+        return out
+
+    def records(self, row_ids: Sequence[int] | Ids) -> list[Chunk]:
+        """Records of rows, in the order asked."""
+        found: list[Chunk | None] = [None] * len(row_ids)
+        for shard, where, places in self.live.by_shard(row_ids):
+            rows = self._table(shard).take(places).to_pylist()
+            for index, row in zip(where.tolist(), rows, strict=True):
+                found[index] = Chunk(**row)
+        return [chunk for chunk in found if chunk is not None]
+
+    def iter_shards(self) -> Iterator[tuple[str, Ids]]:
+        """Each shard's name with its live row ids, ascending: the way to pass over everything, shard by shard."""
+        yield from zip(self.shard_names, self.live.by_every_shard(), strict=True)
+
+    def _path(self, shard: int, file: str) -> Path:
+        self._have(f"{self.shard_names[shard]}/{file}")
+        return self.directory / self.shard_names[shard] / file
+
+    def _read_table(self, shard: int) -> pa.Table:
+        return read_table(self._path(shard, RECORDS), [field.name for field in fields(Chunk)])
+
+    def _map(self, shard: int) -> dict[str, NDArray[Any]]:
+        path = self._path(shard, TENSORS)
+        tensors = map_tensors(path)
+        shapes = layout(self.codec, self.num_memory_tokens, self.hidden_size)
+        for name, shape in {**{name: shape for name, (_, shape) in shapes.items()}, "key": (self.key_size,)}.items():
+            if name not in tensors or tensors[name].shape[1:] != shape:
+                found = list(tensors[name].shape) if name in tensors else "missing"
+                raise InputError(f"{path}: {name} is {found}, expected [rows, {', '.join(map(str, shape))}]; make the MEMORY again")
+        return tensors
+
+    def _read_row_ids(self, shard: int) -> Ids:
+        return read_table(self._path(shard, RECORDS), ["row_id"])["row_id"].to_numpy()

@@ -1,0 +1,228 @@
+"""Updates of a MEMORY: a new version for a changed corpus that compresses new content only, and compaction back into plain shards.
+
+A version lies in a directory of its own. Files of the old version that still hold live rows are hard links there (copies where the file
+system has none), so that either directory can be removed. What is new, and rows whose record changed, stand in overlay shards; what is
+gone stands among the tombstones.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from clara.data.records import Chunk
+from clara.errors import InputError
+from clara.memory.codec import encode_memory
+from clara.memory.compress import Compressor, Failure, compress_chunks, failure_report
+from clara.memory.fingerprint import Fingerprint
+from clara.memory.keys import key_projection
+from clara.memory.mixed_versions import refuse_mixed
+from clara.memory.product_quantiser import CODEBOOK
+from clara.memory.shards import KIND, check_row_ids, finished_report, plan_hash, shard_name, write_plan, write_stored
+from clara.memory.store import MemoryStore
+from clara.storage import paths
+from clara.storage.artefact import hash_of, manifest_hash, read_manifest, write_manifest
+from clara.storage.cache import partly_localised
+from clara.storage.link import link
+
+_OVERLAY = "overlay-"
+
+
+def overlay_name(generation: int, index: int, num_shards: int) -> str:
+    """Folder of the overlay over shard `index` that the update of that generation made."""
+    return f"{_OVERLAY}{generation:05d}-{shard_name(index, num_shards)}"
+
+
+def next_generation(overlays: Iterable[str]) -> int:
+    """Number of the next update over overlays of these names."""
+    numbers = [name.removeprefix(_OVERLAY).partition("-")[0] for name in overlays if name.startswith(_OVERLAY)]
+    return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
+
+
+def open_shard(directory: str | os.PathLike[str], index: int) -> MemoryStore:
+    """Open only the files of a MEMORY that may hold rows of shard `index`: rows of other shards may be among them.
+
+    Of a URL, only what is looked into is copied here: for most shards of an update that is the records.
+
+    Raises:
+        InputError: no finished MEMORY, or one of mixed versions.
+    """
+    manifest = read_manifest(directory, KIND)
+    refuse_mixed(manifest, str(directory))
+    name = shard_name(index, manifest["num_shards"])
+    # An overlay whose name says no shard may hold rows of any.
+    overlays = [o for o in manifest["overlays"] if o.endswith(name) or "shard-" not in o]
+    local, have = partly_localised(directory, KIND)
+    return MemoryStore(
+        local,
+        {**manifest, "shards": [s for s in manifest["shards"] if s == name], "overlays": overlays},
+        have,
+        paths.from_root(directory),
+    )
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How the chunks of one shard differ from what a MEMORY holds of it; each list ascends by `row_id`.
+
+    Attributes:
+        kept: as they are.
+        moved: of content that is there, with another record (document, place, source).
+        fresh: of content that is not there.
+        gone: row ids of live rows that are none of `kept`, nor will be written again.
+    """
+
+    kept: list[Chunk]
+    moved: list[Chunk]
+    fresh: list[Chunk]
+    gone: list[int]
+
+
+def changes_of(chunks: Iterable[Chunk], known: Mapping[int, Chunk]) -> Changes:
+    """Compare the chunks that shall be with the known ones, by row id."""
+    kept, moved, fresh = [], [], []
+    for chunk in sorted(chunks, key=lambda chunk: chunk.row_id):
+        before = known.get(chunk.row_id)
+        if before == chunk:
+            kept.append(chunk)
+        elif before is not None and before.chunk_id == chunk.chunk_id:
+            moved.append(chunk)
+        else:
+            fresh.append(chunk)
+    return Changes(kept, moved, fresh, sorted(set(known) - {chunk.row_id for chunk in (*kept, *moved, *fresh)}))
+
+
+def write_overlay(
+    model: Callable[[], Compressor],
+    chunks: Sequence[Chunk],
+    old: str | os.PathLike[str],
+    index: int,
+    directory: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int,
+    told: Callable[[int], None] = lambda done: None,
+) -> dict[str, Any]:
+    """Bring one shard up to date: compress what is new, take the stored numbers over where only the record changed.
+
+    Args:
+        model: gives the compressor; called only where there is something to compress.
+        chunks: all that the shard shall hold, each `row_id` once.
+        old: the MEMORY that is updated; its codec and number of shards hold on.
+        index: of the shard.
+        directory: the new version.
+        fingerprint: of the vectors, the old version's.
+        batch_tokens: tokens of a batch, padding included.
+        told: see `clara.memory.compress.compress_chunks`.
+
+    Returns:
+        The report of `write_memory_shard`, with `rows` live ones of the shard (`kept`, `moved`, `compressed`) and `gone`; `folders` of the
+        old version that are still needed, and `tombstones`.
+    """
+    store = open_shard(old, index)
+    name = overlay_name(next_generation(read_manifest(old, KIND)["overlays"]), index, store.num_shards)
+    live = store.row_ids[store.row_ids % store.num_shards == index]
+    changes = changes_of(chunks, {chunk.row_id: chunk for chunk in store.records(live)})
+    check_row_ids(sorted(chunks, key=lambda chunk: chunk.row_id), name)
+    written = _write_changes(model, changes, store, directory, name, fingerprint=fingerprint, batch_tokens=batch_tokens, told=told)
+    kept = np.array([chunk.row_id for chunk in changes.kept], np.int64)
+    dead = {row for row in store.manifest["tombstones"] if row % store.num_shards == index}
+    dead |= set(live.tolist()) - set(kept.tolist())
+    return {
+        **written,
+        "rows": len(kept) + written["overlay_rows"],
+        "kept": len(kept),
+        "moved": len(changes.moved),
+        "compressed": written["overlay_rows"] - len(changes.moved),
+        "gone": len(changes.gone),
+        "folders": [folder for folder, rows in store.iter_shards() if np.isin(rows, kept).any()],
+        "tombstones": sorted(dead - set(written["written"])),
+    }
+
+
+def _write_changes(
+    model: Callable[[], Compressor],
+    changes: Changes,
+    store: MemoryStore,
+    directory: str | os.PathLike[str],
+    name: str,
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int,
+    told: Callable[[int], None],
+) -> dict[str, Any]:
+    """The overlay of a shard, or that there is none to write: `written` row ids, `overlay_rows`, files and failures."""
+    if not changes.moved and not changes.fresh:
+        return {"name": name, "files": [], "failures": [], "reused": False, "overlay_rows": 0, "written": []}
+    contents = plan_hash([*changes.moved, *changes.fresh], fingerprint=fingerprint.hash, codec=store.codec, batch_tokens=batch_tokens)
+    plan = hash_of({"update": store.hash, "contents": contents})
+    finished = finished_report(directory, name, plan)
+    if finished is not None:
+        return {**finished, "reused": True}
+    tensors = store.stored([chunk.row_id for chunk in changes.moved])
+    rows = list(changes.moved)
+    failures: list[Failure] = []
+    if changes.fresh:
+        memory, failures = compress_chunks(model(), changes.fresh, batch_tokens=batch_tokens, codec=store.codec, told=told)
+        projection = key_projection(fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed)
+        encoded = {**encode_memory(memory, store.codec, store.codebook), "key": projection.keys(memory).astype(np.float16)}
+        tensors = {tensor: np.concatenate([tensors[tensor], encoded[tensor]]) for tensor in tensors}
+        dead = {failure.chunk.chunk_id for failure in failures}
+        rows += [chunk for chunk in changes.fresh if chunk.chunk_id not in dead]
+    order = np.argsort([chunk.row_id for chunk in rows])
+    ordered = [rows[place] for place in order]
+    report: dict[str, Any] = {"name": name, "files": []}
+    if ordered:
+        tensors = {tensor: values[order] for tensor, values in tensors.items()}
+        report = write_stored(directory, name, ordered, tensors, store.codec, fingerprint=fingerprint.hash)
+    report |= {"failures": failure_report(failures), "overlay_rows": len(ordered), "written": [chunk.row_id for chunk in ordered]}
+    write_plan(directory, name, plan, report)
+    return {**report, "reused": False}
+
+
+def complete_update(
+    old: str | os.PathLike[str],
+    directory: str | os.PathLike[str],
+    reports: Sequence[Mapping[str, Any]],
+    *,
+    recipe: Mapping[str, Any],
+    counts: Mapping[str, Any],
+    extra_files: Iterable[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Link the old version's files that are still needed, and write the manifest: every overlay is there by now.
+
+    Args:
+        old: the version that was updated.
+        directory: the new version.
+        reports: one of `write_overlay` for each shard of the old version.
+        recipe: what made it.
+        counts: of the job.
+        extra_files: manifest entries of further files.
+
+    Raises:
+        InputError: a shard has no report, or a file of the old version is missing or damaged.
+    """
+    before = read_manifest(old, KIND)
+    if len(reports) != before["num_shards"]:
+        raise InputError(f"{directory}: {len(reports)} shards updated, {old} has {before['num_shards']}; run the update again")
+    needed = {folder for report in reports for folder in report["folders"]}
+    kept = [entry for entry in before["files"] if entry["path"].partition("/")[0] in {*needed, CODEBOOK}]
+    link(old, directory, kept)
+    return write_manifest(
+        directory,
+        kind=KIND,
+        files=[*kept, *(file for report in reports for file in report["files"]), *extra_files],
+        recipe=recipe,
+        counts=counts,
+        fingerprint=before["fingerprint"],
+        parent=manifest_hash(old),
+        **{name: before[name] for name in ("fingerprint_fields", "codec", "num_shards")},
+        shards=[name for name in before["shards"] if name in needed],
+        overlays=[
+            *(name for name in before["overlays"] if name in needed),
+            *sorted(report["name"] for report in reports if report["overlay_rows"]),
+        ],
+        tombstones=sorted(row for report in reports for row in report["tombstones"]),
+    )

@@ -1,0 +1,271 @@
+"""CHECKPOINT: the portable model. Adapters as PEFT folders, memory tokens, tokenizer, resolved settings; safetensors and JSON, no pickle.
+
+manifest.json
+compressor/ query_reasoner/ generator/   adapter_config.json, adapter_model.safetensors
+memory_tokens.safetensors                memory_tokens, markers, gate
+added_tokens.safetensors                 input, output: rows of tokens that only the LM has (imported checkpoints)
+tokenizer/                               the tokenizer's files
+backbone/                                the LM itself, only where it was trained too
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from transformers.modeling_utils import unwrap_model
+
+from clara.config.load import explain
+from clara.config.model import Backbone as BackboneSettings
+from clara.config.model import Model, Prompts
+from clara.config.roles import COMPRESSOR, QUERY_REASONER, ROLES
+from clara.config.tree import Config
+from clara.errors import InputError
+from clara.model import lora
+from clara.model.backbone import Backbone, load_tokenizer, tokenizer_hash, weights_hash
+from clara.model.model import ClaraModel
+from clara.storage.artefact import atomic_write, file_entry, make_directory, read_manifest, refuse_other, write_manifest
+from clara.storage.cache import localised, verify
+
+logger = logging.getLogger(__name__)
+SLOTS_FILE = "memory_tokens.safetensors"
+ADDED_FILE = "added_tokens.safetensors"
+OWN_BACKBONE = "backbone"
+
+
+def save_checkpoint(
+    model: ClaraModel,
+    directory: str | os.PathLike[str],
+    *,
+    stage: str,
+    recipe: Mapping[str, Any],
+    store_backbone: bool = False,
+    separate_query_reasoner: bool = True,
+    dtype: torch.dtype | None = None,
+) -> dict[str, Any]:
+    """Write a CHECKPOINT and return its manifest.
+
+    Args:
+        model: its adapters, memory tokens and tokenizer are stored.
+        directory: is made; an older manifest there is removed first, so that a half-written checkpoint is none.
+        stage: the stage that made it.
+        recipe: what made it.
+        store_backbone: the LM too (it was trained).
+        separate_query_reasoner: false where it still is a copy of the compressor, which is then not stored twice.
+        dtype: of the stored adapters; None: the backbone's, in which they are used.
+    """
+    directory = make_directory(directory)
+    refuse_other(directory, "CHECKPOINT")
+    (directory / "manifest.json").unlink(missing_ok=True)
+    backbone, settings = model.backbone, model.settings.lora
+    dtype = dtype or backbone.dtype
+    folder = backbone.folder
+    files: list[str] = []
+    if store_backbone:
+        folder = str(directory / OWN_BACKBONE)
+        _save_plain_lm(model, folder)
+    roles = {role: role for role in ROLES}
+    if not separate_query_reasoner:
+        roles[QUERY_REASONER] = COMPRESSOR
+    for role in sorted(set(roles.values())):
+        names = lora.save_adapter(
+            backbone.layers,
+            role,
+            directory / role,
+            trunk_path=backbone.trunk_path,
+            base="" if store_backbone else backbone.folder,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            dtype=dtype,
+        )
+        files += [f"{role}/{name}" for name in names]
+    slots = {name: p.detach().float().cpu().contiguous() for name, p in model.slots.state_dict().items()}
+    atomic_write(directory / SLOTS_FILE, save(slots, metadata={"format": "pt"}))
+    model.tokenizer.save_pretrained(directory / "tokenizer")
+    files.append(SLOTS_FILE)
+    # A stored LM has them among its own rows.
+    added = {} if store_backbone else {name: rows.detach().cpu().contiguous() for name, rows in backbone.added_tokens().items()}
+    extra: dict[str, Any] = {"added_tokens": {"follow": backbone.num_kept_tokens}} if added else {}
+    if added:
+        atomic_write(directory / ADDED_FILE, save(added, metadata={"format": "pt"}))
+        files.append(ADDED_FILE)
+    for sub in ("tokenizer", OWN_BACKBONE) if store_backbone else ("tokenizer",):
+        files += sorted(str(p.relative_to(directory)) for p in (directory / sub).rglob("*") if p.is_file())
+    return write_manifest(
+        directory,
+        kind="CHECKPOINT",
+        files=[file_entry(directory, f) for f in files],
+        recipe=recipe,
+        stage=stage,
+        roles=roles,
+        backbone={"path": "" if store_backbone else backbone.folder, "own": store_backbone, "sha256": weights_hash(folder)},
+        tokenizer=tokenizer_hash(directory / "tokenizer"),
+        **extra,
+        model=model.settings.model_dump(),
+        prompts=model.prompts.prompts.model_dump(),
+    )
+
+
+def prepare_to_store_backbone() -> None:
+    """Import what transformers imports when it saves its first LM (DeepSpeed, where it is installed): seconds that training would wait."""
+    unwrap_model(torch.nn.Identity())
+
+
+def _save_plain_lm(model: ClaraModel, folder: str) -> None:
+    """Write the LM without its adapters, under the names that transformers reads."""
+    tensors = {name.replace(".base.", "."): t for name, t in model.backbone.lm.state_dict().items() if ".adapters." not in name}
+    model.backbone.lm.save_pretrained(folder, state_dict=tensors)
+    model.tokenizer.save_pretrained(folder)
+
+
+def _check_fields(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Refuse a manifest that lacks a field, or whose roles lie outside the checkpoint."""
+    where = directory / "manifest.json"
+    missing = [name for name in ("model", "prompts", "backbone", "roles") if not isinstance(manifest.get(name), dict)]
+    missing += [f"backbone.{name}" for name in ("own", "path", "sha256") if name not in manifest.get("backbone", {})]
+    if missing:
+        raise InputError(f"{where}: {', '.join(missing)} missing or no table; take an intact checkpoint")
+    if set(manifest["roles"]) != set(ROLES) or not set(manifest["roles"].values()) <= set(ROLES):
+        raise InputError(
+            f"{where}: roles is {manifest['roles']}, expected a folder among {', '.join(ROLES)} for each of them; take an intact checkpoint"
+        )
+
+
+def _add_tokens(backbone: Backbone, directory: Path, entry: Mapping[str, Any]) -> None:
+    """Extend a backbone by the tokens that a checkpoint holds for it."""
+    path = directory / ADDED_FILE
+    try:
+        rows = load_file(path)
+        num_kept, input_AD, output_AD = int(entry["follow"]), rows["input"], rows["output"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: not readable as the tokens that the manifest tells of ({error!r}); take an intact checkpoint") from error
+    backbone.extend_vocabulary(num_kept, input_AD, output_AD)
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r}: no kind of device that torch knows; give 'cpu' or 'cuda'") from error
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device {device!r}: no CUDA device here; ask for 'cpu', or run where there is one")
+
+
+def fresh_model(config: Config, *, device: str = "cpu") -> ClaraModel:
+    """A model with untrained adapters on the configured backbone, seeded by the configuration.
+
+    Raises:
+        InputError: no backbone in the configured folder, or a device that is not there.
+    """
+    _check_device(device)
+    torch.manual_seed(config.seed)
+    backbone = _backbone(config.backbone, config.backbone.path, config.model)
+    return ClaraModel(backbone, load_tokenizer(config.backbone.path), config.model, config.prompts).to(device)
+
+
+def _backbone(settings: BackboneSettings, folder: str, model: Model) -> Backbone:
+    return Backbone.load(
+        folder,
+        dtype=settings.dtype,
+        attention=settings.attention,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        rank=model.lora.rank,
+        alpha=model.lora.alpha,
+        dropout=model.lora.dropout,
+        adapters=ROLES,
+    )
+
+
+def check_given(directory: str | os.PathLike[str], config: Config, sets: Sequence[str]) -> None:
+    """Settings that were given for a run from a CHECKPOINT which holds others, and keeps its own: of the command line they are refused.
+
+    Those of a configuration file are told in a warning, as one file serves checkpoints of several makes.
+
+    Args:
+        directory: the CHECKPOINT.
+        config: as it was read; what it leaves to the defaults is the CHECKPOINT's business.
+        sets: the overrides `key=value` of the command line.
+
+    Raises:
+        InputError: names each such key of the command line with both values; or no finished CHECKPOINT there.
+    """
+    manifest = read_manifest(directory, "CHECKPOINT")
+    _check_fields(Path(directory), manifest)
+    settings, prompts = _settings(manifest, directory)
+    held = {"model": settings.model_dump(), "prompts": prompts.model_dump()}
+    overrides = [override.partition("=")[0].strip() for override in sets]
+    refused: list[tuple[str, str]] = []
+    passed_over: list[tuple[str, str]] = []
+    for key, value in (*config.model.given("model."), *config.prompts.given("prompts.")):
+        own: Any = held
+        for part in key.split("."):
+            own = own.get(part)
+        if value != own:
+            by_command_line = any(f"{key}.".startswith(f"{name}.") for name in overrides)
+            (refused if by_command_line else passed_over).append((key, f"{key} is {value!r:.200}, the checkpoint's {own!r:.200}"))
+    if passed_over:
+        told = "; ".join(text for _, text in passed_over)
+        logger.warning(
+            "%s: the checkpoint %s was made with its own and keeps them; the configuration file's count for nothing", told, directory
+        )
+    if refused:
+        told, keys = "; ".join(text for _, text in refused), ", ".join(key for key, _ in refused)
+        raise InputError(
+            f"{told}: the checkpoint {directory} was made with its own and keeps them; leave --set {keys} out, or give a checkpoint that was made "
+            "with yours"
+        )
+
+
+def _settings(manifest: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[Model, Prompts]:
+    try:
+        return Model.model_validate(manifest["model"]), Prompts.model_validate(manifest["prompts"])
+    except ValidationError as error:
+        raise explain(error, f"{directory}/manifest.json") from error
+
+
+def load_checkpoint(
+    directory: str | os.PathLike[str], backbone: BackboneSettings | None = None, *, device: str = "cpu", check: bool = True
+) -> ClaraModel:
+    """Read a CHECKPOINT. Its model settings and prompts are its own; only where and how the backbone is loaded is given.
+
+    Args:
+        directory: the CHECKPOINT; of a URL its copy on this machine is read.
+        backbone: folder, dtype and attention; an empty path takes the folder that the checkpoint names, or holds.
+        device: where the model goes; asked for and not there is an error.
+        check: read every byte against the manifest first.
+
+    Raises:
+        InputError: unfinished, damaged, for another backbone, or for other settings than this program knows.
+    """
+    directory = localised(directory, "CHECKPOINT")
+    manifest = verify(directory, "CHECKPOINT") if check else read_manifest(directory, "CHECKPOINT")
+    backbone = backbone or BackboneSettings()
+    _check_fields(directory, manifest)
+    settings, prompts = _settings(manifest, directory)
+    folder = str(directory / OWN_BACKBONE) if manifest["backbone"]["own"] else backbone.path or manifest["backbone"]["path"]
+    found = weights_hash(folder)
+    if found != manifest["backbone"]["sha256"]:
+        raise InputError(
+            f"{directory}: made for a backbone with sha256 {manifest['backbone']['sha256'][:16]}…, {folder} has {found[:16]}…; "
+            "give the folder of the same weights with backbone.path"
+        )
+    _check_device(device)
+    loaded = _backbone(backbone, folder, settings)
+    if "added_tokens" in manifest:
+        _add_tokens(loaded, directory, manifest["added_tokens"])
+    model = ClaraModel(loaded, load_tokenizer(directory / "tokenizer"), settings, prompts)
+    for role in ROLES:
+        lora.load_adapter(model.backbone.layers, role, directory / manifest["roles"][role], trunk_path=model.backbone.trunk_path)
+    try:
+        model.slots.load_state_dict(load_file(directory / SLOTS_FILE))
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"{directory / SLOTS_FILE}: does not fit the settings in the manifest ({error}); take an intact checkpoint"
+        ) from error
+    return model.to(device)

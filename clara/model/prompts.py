@@ -1,0 +1,218 @@
+"""Prompts as token ids: rendered by the tokenizer's chat template, split where the memory slots go, safe against injected special tokens."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from clara.config.model import Prompts
+from clara.errors import InputError
+
+_SLOTS = "\ue000"
+_ANSWER = "\ue001"
+_THINKING = "enable_thinking"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids in front of the memory slots and after them, and the answer with the stop token (empty: none given).
+
+    `weights` has a number for each answer token. Where a token spans prompt and answer (a generation prompt that ends in a space, a tokenizer that
+    joins it to the next word), `answer` begins after as many tokens as the prompt alone has, as in the reference, and `right` ends with the merged
+    token: the first piece of the answer may be part of it, which is then read and not asked for: neither in the loss nor in a likelihood. Without
+    an answer `right` holds the prompt's own tokens, and generation says that piece itself.
+    """
+
+    left: list[int]
+    right: list[int]
+    answer: list[int]
+    weights: list[float]
+
+
+def _plain(tokenizer: PreTrainedTokenizerBase, split_special_tokens: bool) -> Tokenizer:
+    """A fast tokenizer's own library, set to neither cut nor pad, whoever set it otherwise for a call before."""
+    inner = cast(Tokenizer, cast(Any, tokenizer).backend_tokenizer)
+    if inner.encode_special_tokens != split_special_tokens:
+        inner.encode_special_tokens = split_special_tokens
+    if inner.truncation is not None:
+        inner.no_truncation()
+    if inner.padding is not None:
+        inner.no_padding()
+    return inner
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Tokens of a text as a fast tokenizer gives them through transformers, uncut and without special ones around it.
+
+    Transformers puts a tenth of a millisecond around each call, and the library as much for character offsets: a short text takes no longer itself.
+    """
+    inner = _plain(tokenizer, tokenizer.split_special_tokens)
+    return list(inner.encode_batch_fast([text], add_special_tokens=False)[0].ids)
+
+
+def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+    """Characters (start, end) of each token; special tokens in the text are plain text."""
+    return list(_plain(tokenizer, True).encode(text, add_special_tokens=False).offsets)
+
+
+def without_thoughts(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Prompts:
+    """The prompts with thinking off, where the chat template knows that mode and nothing else was asked for.
+
+    Left unset, such a template invites thoughts in front of the answer, which no answer in training has and a short one has no room for.
+    """
+    if _THINKING in prompts.template_arguments or not re.search(rf"\b{_THINKING}\b", str(tokenizer.get_chat_template())):
+        return prompts
+    return prompts.model_copy(update={"template_arguments": {**prompts.template_arguments, _THINKING: False}})
+
+
+class PromptBuilder:
+    """Builds prompts with one tokenizer. `prompts` are the settings in use, the mode of thinking among them, so that a CHECKPOINT states it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
+        if not tokenizer.is_fast or tokenizer.eos_token is None:
+            raise InputError(f"{tokenizer.name_or_path}: the tokenizer must be a fast one with an eos token")
+        if not tokenizer.chat_template:
+            raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; add chat_template.jinja to the model's folder")
+        self.tokenizer = tokenizer
+        self.prompts = prompts = without_thoughts(tokenizer, prompts)
+        specials = {
+            str(t) for t in (*tokenizer.all_special_tokens, *(a.content for a in tokenizer.added_tokens_decoder.values() if a.special))
+        }
+        self._specials = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True)))
+        tail = self._render("", _SLOTS, _ANSWER).partition(_ANSWER)[2]
+        # What the template puts after an answer, up to and with the first special token; line ends and the like behind it are not trained on.
+        first = self._specials.search(tail)
+        stop = tail[: first.end()] if first else tokenizer.eos_token
+        self._tail = tail if prompts.whole_tail else stop
+        # A generator that learned the whole tail says its eos at the end of it.
+        self.stop_ids = sorted({self._ids(tokenizer.eos_token if tokenizer.eos_token in self._tail else stop)[-1], tokenizer.eos_token_id})
+        self._opening = tokenizer.bos_token or tokenizer.eos_token
+        self._mark = self._plain_special()
+
+    def safe(self, text: str) -> str:
+        """The text with every special token broken by a space (one of a single character left out), so that none can be injected."""
+        text = text.replace(_SLOTS, "").replace(_ANSWER, "")
+        while self._specials.search(text):
+            text = self._specials.sub(lambda found: " ".join((found.group()[0], found.group()[1:])) if len(found.group()) > 1 else "", text)
+        return text
+
+    def _safe_answer(self, answer: str) -> str:
+        # White space at its ends could merge with the template's and move the border between prompt and answer.
+        return self.safe(answer).strip()
+
+    def _plain_special(self) -> str:
+        """A special token that takes no white space with it and so splits a text as an added memory token would; eos where there is none."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        plain = [a.content for a in added if a.special and not (a.lstrip or a.rstrip or a.normalized or a.single_word)]
+        return self.tokenizer.eos_token if self.tokenizer.eos_token in plain or not plain else plain[0]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Tokens of a document's or question's text as it stands between bos and eos, without special ones.
+
+        Tokenised alone it could begin otherwise: some tokenizers put a space in front of a text, but not of what follows a special token.
+        """
+        return self._ids(self._opening + self.safe(text) + self.tokenizer.eos_token)[1:-1]
+
+    def question(self, question: str, answer: str | None = None) -> Prompt:
+        """A question over memories, with its answer in training."""
+        user = self.prompts.answer_user.replace("{documents}", _SLOTS).replace("{question}", self.safe(question))
+        return self._prompt(self.prompts.answer_system, user, answer)
+
+    def pairs(self, questions: Sequence[str], answers: Sequence[str], question_weight: float) -> Prompt:
+        """Questions and answers told from a memory; tokens outside the answers weigh `question_weight`."""
+        text, spans = "", []
+        for question, answer in zip(questions, answers, strict=True):
+            text += f"{chr(10) if text else ''}Question: {self.safe(question)}\nAnswer: "
+            start = len(text)
+            text += self._safe_answer(answer)
+            spans.append((start, len(text)))
+        return self._prompt(self.prompts.pairs_system, self.prompts.pairs_user.replace("{documents}", _SLOTS), text, spans, question_weight)
+
+    def paraphrase(self, text: str, variant: int) -> Prompt:
+        """The text, or other words for it, told from a memory; `variant` chooses the instruction."""
+        user = self.prompts.paraphrase_users[variant % len(self.prompts.paraphrase_users)].replace("{documents}", _SLOTS)
+        return self._prompt(self.prompts.paraphrase_system, user, text)
+
+    def text(self, system: str, user: str, answer: str | None = None) -> Prompt:
+        """A prompt without memory slots, for the plain LM on raw text: all of it in `right`."""
+        return self._prompt(system, self.safe(user), answer)
+
+    def _prompt(
+        self, system: str, user: str, answer: str | None, spans: Sequence[tuple[int, int]] | None = None, outside: float = 1.0
+    ) -> Prompt:
+        """`spans`: characters of the answer that weigh 1, while others weigh `outside`; None: all of it weighs 1."""
+        left, mark, right = self._split(self._render(system, user, None))
+        skip = 1 if mark else 0
+        right_ids = self._ids(mark + right)[skip:]
+        if answer is None:
+            return Prompt(self._ids(left), right_ids, [], [])
+        answer = self._safe_answer(answer)
+        before = self._split(self._render(system, user, _ANSWER))[2].partition(_ANSWER)[0]
+        encoded = self.tokenizer(mark + before + answer + self._tail, add_special_tokens=False, return_offsets_mapping=True)
+        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        num_prompt = skip + len(right_ids)
+        shift = len(mark) + len(before)
+        end = shift + len(answer)
+        if ids[skip:num_prompt] != right_ids:
+            if before != right:
+                # Templates whose assistant turn does not begin as the generation prompt ends would be trained on what they never see.
+                raise InputError(
+                    f"{self.tokenizer.name_or_path}: the chat template renders an assistant turn unlike its generation prompt; mend the template"
+                )
+            self._check_merged(
+                answer, ids[:skip] == self._ids(mark), [begin < end and stop > shift for begin, stop in offsets[num_prompt:]]
+            )
+            right_ids = ids[skip:num_prompt]
+        whole = [(0, len(answer))] if spans is None else spans
+        weights = []
+        for begin, stop in offsets[num_prompt:]:
+            inside = begin >= end or any(begin < b + shift and stop > a + shift for a, b in whole)
+            weights.append(1.0 if inside else outside)
+        return Prompt(self._ids(left), right_ids, ids[num_prompt:], weights)
+
+    def _check_merged(self, answer: str, slots_stay: bool, is_answer: Sequence[bool]) -> None:
+        """Refuse an answer whose beginning is one token with the prompt's end, where that costs more than the beginning.
+
+        Raises:
+            InputError: nothing of it would be asked for, or the memory slots would stand elsewhere.
+        """
+        if not slots_stay or not any(is_answer):
+            lost = "all of it would count as prompt" if slots_stay else "the memory slots would move"
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: the answer {answer[:60]!r} is one token with the end of the chat template's generation prompt, and "
+                f"{lost}; let the generation prompt end without white space (and the assistant turn begin with it), or in a special token"
+            )
+
+    def _split(self, rendered: str) -> tuple[str, str, str]:
+        """What stands in front of the slots, a special token in their place, and what follows; all of it follows where there are no slots.
+
+        Tokenised with that token the text is split where added memory tokens would split it.
+        """
+        left, slots, right = rendered.partition(_SLOTS)
+        return (left, self._mark, right) if slots else ("", "", rendered)
+
+    def _render(self, system: str, user: str, answer: str | None) -> str:
+        turns = [{"role": "user", "content": user}]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+        if not system:
+            return self._apply(turns, answer is None)
+        try:
+            rendered = self._apply([{"role": "system", "content": system}, *turns], answer is None)
+        except TemplateError:
+            rendered = ""
+        if rendered and (system.strip() in rendered or not self.prompts.keep_system):
+            return rendered
+        # A template that refuses or drops the system role: its text goes in front of the user's.
+        return self._apply([{"role": "user", "content": f"{system}\n{user}"}, *turns[1:]], answer is None)
+
+    def _apply(self, turns: list[dict[str, str]], generation: bool) -> str:
+        arguments: dict[str, Any] = dict(self.prompts.template_arguments)
+        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **arguments))
+
+    def _ids(self, text: str) -> list[int]:
+        return token_ids(self.tokenizer, text) if text else []

@@ -1,0 +1,222 @@
+"""One micro-step of each stage as a plain torch module: a batch in, a loss and what to log out. Launchers only add optimiser and ranks.
+
+Every loss is a sum of weighted token losses divided by a `normaliser` that the caller gives: the answer tokens of the whole step, over all ranks
+and accumulation steps, so that the step's gradient does not depend on how the batch was cut.
+
+Shapes: B questions, N candidates, K selected, M memory tokens, D hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
+from clara.config.stages import Instruct, Joint, Pretrain
+from clara.model.losses import info_nce, state_mse, utility_divergence
+from clara.model.model import AnswerLosses, ClaraModel
+from clara.model.prompts import Prompt
+from clara.model.topk import flattened_cosine, straight_through_topk
+
+
+@dataclass(frozen=True)
+class Output:
+    """The loss to go backward on, and figures to log, each a sum and the count that it is divided by."""
+
+    loss: Tensor
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PretrainBatch:
+    """Texts to compress (token ids) and what the generator tells from each memory."""
+
+    documents: list[list[int]]
+    prompts: list[Prompt]
+
+    @property
+    def weight(self) -> float:
+        """Sum of the answer tokens' weights: this micro-step's share of the normaliser."""
+        return sum(sum(p.weights) for p in self.prompts)
+
+
+class PretrainStep(nn.Module):
+    """SCP (P §2.1): cross-entropy of what is told from memory, and λ times the squared difference of mean states."""
+
+    def __init__(self, model: ClaraModel, settings: Pretrain) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+
+    def forward(self, batch: PretrainBatch, normaliser: float, num_rows: float) -> Output:
+        """`normaliser`: answer-token weight of the whole step; `num_rows`: its documents, which the MSE averages over."""
+        encoded = self.model.encode(batch.documents, COMPRESSOR, dropout=True)
+        losses = self.model.answer_losses(batch.prompts, [m[None] for m in encoded.memory], dropout=True)
+        told = (losses.nll * losses.weight).sum()
+        mse = state_mse(encoded.memory_mean, encoded.text_mean) * len(batch.documents)
+        loss = told / normaliser + self.settings.mse_weight * mse / num_rows
+        return Output(loss, _told(losses) | {"mse": (float(mse.detach()), len(batch.documents))})
+
+
+@dataclass(frozen=True)
+class InstructBatch:
+    """Questions with answers, the documents of the batch (token ids), and for each question the K of them that its prompt holds."""
+
+    prompts: list[Prompt]
+    documents: list[list[int]]
+    selected: list[list[int]]
+
+    @property
+    def weight(self) -> float:
+        """Answer tokens: this micro-step's share of the normaliser."""
+        return sum(sum(p.weights) for p in self.prompts)
+
+
+class InstructStep(nn.Module):
+    """Answers from the memories of K documents (P §2.2)."""
+
+    def __init__(self, model: ClaraModel, settings: Instruct) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+
+    def forward(self, batch: InstructBatch, normaliser: float, num_rows: float) -> Output:
+        """`num_rows`: documents of the whole step."""
+        training = self.settings.train_compressor
+        with torch.set_grad_enabled(training and torch.is_grad_enabled()):
+            encoded = self.model.encode(batch.documents, COMPRESSOR, dropout=training)
+        losses = self.model.answer_losses(batch.prompts, [encoded.memory[s] for s in batch.selected], dropout=True)
+        loss = losses.nll.sum() / normaliser
+        mse = state_mse(encoded.memory_mean, encoded.text_mean) * len(batch.documents)
+        if training:
+            loss = loss + self.settings.mse_weight * mse / num_rows
+        return Output(loss, _told(losses) | {"mse": (float(mse.detach()), len(batch.documents))})
+
+
+@dataclass(frozen=True)
+class JointBatch:
+    """Questions with their pools.
+
+    Attributes:
+        questions: token ids of each question, for the query reasoner.
+        prompts: each question with its answer, for the generator.
+        memory: stored memory of the candidates `[B, N, M, D]`, a constant.
+        valid: `[B, N]`, false where a pool has fewer than N.
+        positive: `[B, N]`, known positives (for `labels`, and for logging).
+        candidates: token ids of every candidate, `B` lists of `N`, where the compressor trains in this step; else empty.
+        compressor_stands: the compressor, trained in other steps, is frozen in this one.
+        right_memory: a known positive's memory `[M, D]` that takes the last selected place, or None.
+        utilities: `[B, N]` answer log-likelihoods scored beforehand, or None to score in the step.
+    """
+
+    questions: list[list[int]]
+    prompts: list[Prompt]
+    memory: Tensor
+    valid: Tensor
+    positive: Tensor
+    candidates: list[list[list[int]]] = field(default_factory=list)
+    compressor_stands: bool = False
+    right_memory: Sequence[Tensor | None] = ()
+    utilities: Tensor | None = None
+
+    @property
+    def weight(self) -> float:
+        """Answer tokens: this micro-step's share of the normaliser."""
+        return sum(sum(p.weights) for p in self.prompts)
+
+
+class JointStep(nn.Module):
+    """Retrieval and generation by one loss (P §3)."""
+
+    def __init__(self, model: ClaraModel, settings: Joint) -> None:
+        super().__init__()
+        self.model = model
+        self.settings = settings
+
+    def forward(self, batch: JointBatch, normaliser: float, num_rows: float) -> Output:
+        """`normaliser`: answer tokens of the whole step; `num_rows`: its questions, which `labels` and `utility` average over."""
+        settings = self.settings
+        query_BMD = self.model.encode(batch.questions, QUERY_REASONER, dropout=settings.train_query_reasoner).memory
+        scores_BN = flattened_cosine(query_BMD, batch.memory)
+        share = len(batch.questions) / num_rows
+        loss = scores_BN.sum() * 0.0
+        for_answer_BN = scores_BN.detach() if settings.cut_gradient else scores_BN
+        weights_BKN, indices_BK = straight_through_topk(
+            for_answer_BN, settings.num_selected, settings.temperature, batch.valid, mask_epsilon=settings.mask_epsilon
+        )
+        figures = _retrieval(scores_BN, indices_BK, batch)
+        if settings.answer_weight:
+            memories = self.selected_memories(batch, weights_BKN, indices_BK)
+            losses = self.model.answer_losses(batch.prompts, memories, dropout=settings.train_generator)
+            loss = loss + settings.answer_weight * losses.nll.sum() / normaliser
+            figures |= _told(losses)
+        if settings.labels_weight:
+            labels = info_nce(scores_BN, batch.positive, settings.temperature, batch.valid)
+            # Questions without a known positive count as zero, so that the step's gradient does not depend on how its batch was cut.
+            num_labelled = figures["pool_has_positive"][0]
+            loss = loss + settings.labels_weight * labels * num_labelled / num_rows
+            figures["labels_loss"] = (float(labels.detach()) * num_labelled, num_labelled)
+        if settings.utility_weight:
+            utilities_BN = self.utilities(batch) if batch.utilities is None else batch.utilities
+            divergence = utility_divergence(for_answer_BN, utilities_BN, settings.temperature, settings.utility_temperature, batch.valid)
+            loss = loss + settings.utility_weight * divergence * share
+            figures["utility_loss"] = (float(divergence.detach()) * len(batch.questions), len(batch.questions))
+        return Output(loss, figures)
+
+    def selected_memories(self, batch: JointBatch, weights_BKN: Tensor, indices_BK: Tensor) -> list[Tensor]:
+        """The K memories `[K, M, D]` of each question, best first.
+
+        Forward: the stored rows, or, where the compressor trains, the same documents encoded afresh. Gradient: to the scores through the
+        stored memory of all candidates, and to the compressor through the fresh encodings alone.
+        """
+        # Padded places of a small pool hold zeros, and are no documents.
+        counts = batch.valid.sum(dim=1).clamp(max=self.settings.num_selected).tolist()
+        memory_BNMD = batch.memory.to(weights_BKN.dtype)
+        selected_BKMD = torch.einsum("bkn,bnmd->bkmd", weights_BKN, memory_BNMD)
+        if self.settings.train_compressor and not batch.compressor_stands:
+            if len(batch.candidates) != len(batch.questions):
+                raise ValueError("a joint step that trains the compressor needs the token ids of every question's candidates")
+            chosen = [batch.candidates[row][n] for row, count in enumerate(counts) for n in indices_BK[row, :count].tolist()]
+            # Pools without any candidate still make the pass, on an empty text, as every rank makes the same collective calls.
+            fresh = list(self.model.encode(chosen or [[]], COMPRESSOR, dropout=True).memory[: len(chosen)].split(counts))
+            through = selected_BKMD - selected_BKMD.detach()
+            memories = [fresh[row] + through[row, :count] for row, count in enumerate(counts)]
+        else:
+            memories = [selected_BKMD[row, :count] for row, count in enumerate(counts)]
+        for row, right in enumerate(batch.right_memory):
+            if right is not None:
+                memories[row] = torch.cat([memories[row][: self.settings.num_selected - 1], right[None].to(memories[row].dtype)])
+        return memories
+
+    @torch.no_grad()
+    def utilities(self, batch: JointBatch) -> Tensor:
+        """Log-likelihood of the answer given each candidate alone `[B, N]`, without dropout."""
+        rows = []
+        for row, prompt in enumerate(batch.prompts):
+            num = batch.memory.shape[1]
+            losses = self.model.answer_losses([prompt] * num, [m[None] for m in batch.memory[row]], role=GENERATOR)
+            rows.append(-losses.per_row())
+        return torch.stack(rows)
+
+
+def _told(losses: AnswerLosses) -> dict[str, tuple[float, float]]:
+    """Answer loss in nats per token, over the tokens at full weight."""
+    full = losses.weight >= 1.0
+    return {"answer_nats": (float(losses.nll.detach()[full].sum()), float(full.sum()))}
+
+
+def _retrieval(scores_BN: Tensor, indices_BK: Tensor, batch: JointBatch) -> dict[str, tuple[float, float]]:
+    """Share of pools with a positive, among those how often one is selected, and is first; the best score's lead over the pool's mean."""
+    has_B = (batch.positive & batch.valid).any(dim=1)
+    selected_BK = batch.positive.gather(1, indices_BK) & has_B[:, None]
+    count = float(has_B.sum())
+    scores_BN, size_B = scores_BN.detach().masked_fill(~batch.valid, 0.0), batch.valid.sum(dim=1)
+    best_B = scores_BN.masked_fill(~batch.valid, -torch.inf).max(dim=1).values
+    spread_B = (best_B - scores_BN.sum(dim=1) / size_B)[size_B > 0]
+    return {
+        "pool_has_positive": (count, len(has_B)),
+        "positive_selected": (float(selected_BK.any(dim=1).sum()), count),
+        "positive_first": (float(selected_BK[:, 0].sum()), count),
+        "score_spread": (float(spread_B.sum()), len(spread_B)),
+    }

@@ -1,0 +1,78 @@
+"""Straight-through top-k: the forward value is the hard choice, the gradient that of successive softmaxes.
+
+Shapes: B questions, N candidates, K selected.
+"""
+
+import torch
+from torch import Tensor
+
+from clara.errors import InputError
+from clara.model.precision import widened
+
+
+def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float, mask_epsilon: float = 0.0) -> Tensor:
+    """Softmax over the candidates for each slot, those chosen by earlier slots masked out.
+
+    Differs: the mask is a true −inf; the published log(1e-8) after the temperature lets a candidate that leads by more than 0.368 leak back.
+
+    Args:
+        scores_BN: cosine scores.
+        indices_BK: what was chosen, best first.
+        temperature: τ.
+        mask_epsilon: 1e-8 gives the published mask, for parity with it.
+
+    Returns:
+        `[B, K, N]`; each row sums to one.
+    """
+    num_selected = indices_BK.shape[1]
+    chosen_BKN = torch.nn.functional.one_hot(indices_BK, scores_BN.shape[1]).bool()
+    taken_BKN = torch.cumsum(chosen_BKN, dim=1).bool() & ~chosen_BKN
+    logits_BKN = (scores_BN / temperature).unsqueeze(1).expand(-1, num_selected, -1)
+    if mask_epsilon:
+        return (logits_BKN + (1.0 - taken_BKN.to(logits_BKN.dtype) + mask_epsilon).log()).softmax(dim=-1)
+    return logits_BKN.masked_fill(taken_BKN, float("-inf")).softmax(dim=-1)
+
+
+def straight_through_topk(
+    scores_BN: Tensor, num_selected: int, temperature: float, valid_BN: Tensor | None = None, *, mask_epsilon: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Choose the best candidates with a surrogate gradient (Algorithm 1 of arXiv:2511.18659).
+
+    With g_j = ∂L/∂Z[j] and p_j the slot's softmax, ∂L/∂scores = (1/τ) Σ_j p_j ⊙ (g_j − ⟨p_j, g_j⟩).
+
+    Args:
+        scores_BN: cosine scores.
+        num_selected: K.
+        temperature: τ.
+        valid_BN: false where a pool has no candidate; such a place is chosen only when the pool holds fewer than K.
+        mask_epsilon: as of `slot_distributions`.
+
+    Returns:
+        Z `[B, K, N]`, in the forward pass exactly the one-hot rows in order of descending score (ties: lower index first), and the indices `[B, K]`.
+
+    Raises:
+        InputError: K is larger than N.
+    """
+    num_candidates = scores_BN.shape[1]
+    if num_selected > num_candidates:
+        raise InputError(
+            f"num_selected is {num_selected}, the pool holds {num_candidates} candidates: K of N needs K ≤ N; lower num_selected"
+        )
+    if valid_BN is not None:
+        # Finite, so that a pool with fewer than K candidates has no row of −inf alone, and far below any cosine.
+        scores_BN = scores_BN.masked_fill(~valid_BN, -1e4)
+    indices_BK = torch.sort(scores_BN.detach(), dim=1, descending=True, stable=True).indices[:, :num_selected]
+    hard_BKN = torch.nn.functional.one_hot(indices_BK, num_candidates).to(scores_BN.dtype)
+    soft_BKN = slot_distributions(scores_BN, indices_BK, temperature, mask_epsilon)
+    return hard_BKN + (soft_BKN - soft_BKN.detach()), indices_BK
+
+
+def flattened_cosine(query_BMD: Tensor, memory_BNMD: Tensor) -> Tensor:
+    """Cosine of the flattened `[M·D]` vectors, in float32 at least (Eq. 3.1): memory token i of the question meets memory token i of the document.
+
+    Returns:
+        `[B, N]`.
+    """
+    query_BF = torch.nn.functional.normalize(widened(query_BMD.flatten(1)), dim=-1)
+    memory_BNF = torch.nn.functional.normalize(widened(memory_BNMD.flatten(2)), dim=-1)
+    return torch.einsum("bf,bnf->bn", query_BF, memory_BNF)

@@ -1,0 +1,1 @@
+"""Finding documents for a question, and answering it."""

@@ -1,0 +1,216 @@
+"""A system that answers: CHECKPOINT, MEMORY and, where there is one, INDEX, opened together and checked against each other.
+
+Shapes: B questions, n rows, k rows asked for, M memory tokens, D hidden size.
+"""
+
+import dataclasses
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clara.config.model import Backbone
+from clara.data.records import encodable
+from clara.errors import InputError
+from clara.memory.batches import plan_batches
+from clara.memory.fingerprint import Fingerprint, of_checkpoint
+from clara.memory.mixed_versions import check_accepted, shard_fingerprints
+from clara.memory.store import Ids, MemoryStore
+from clara.model.checkpoint import load_checkpoint
+from clara.model.model import ClaraModel
+from clara.model.topk import flattened_cosine
+from clara.storage.artefact import read_manifest
+
+if TYPE_CHECKING:
+    from clara.index.search import MemoryIndex
+
+QUERY_BATCH_TOKENS = 2048
+NO_ROW = -1
+"""Row id where a search found fewer rows than were asked for."""
+# Rows whose memory is decoded at once when a search has no INDEX.
+_EXACT_BLOCK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved chunk and its cosine with the question."""
+
+    row_id: int
+    document_id: str
+    title: str
+    text: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question, the generated answer, and the passages that it was read from, best first."""
+
+    question: str
+    answer: str
+    passages: tuple[Passage, ...]
+
+
+class Retriever:
+    """Finds rows of a MEMORY for questions, and answers from them."""
+
+    def __init__(self, model: ClaraModel, store: MemoryStore, index: "MemoryIndex | None" = None, *, first_level: int = 200) -> None:
+        """Take parts that fit each other; `open` checks that they do.
+
+        Args:
+            model: encodes questions and reads memory.
+            store: what is searched.
+            index: None searches all rows exactly, at the price of reading the whole payload.
+            first_level: L, rows that the index hands to the exact score.
+        """
+        self.model, self.store, self.index, self.first_level = model, store, index, first_level
+
+    @classmethod
+    def open(
+        cls,
+        checkpoint: str | os.PathLike[str],
+        memory: str | os.PathLike[str],
+        index: str | os.PathLike[str] | None = None,
+        *,
+        backbone: str = "",
+        device: str = "cpu",
+        first_level: int = 200,
+        accept_stale: bool = False,
+    ) -> "Retriever":
+        """Open the three artefacts; the model computes in the dtype that MEMORY was made in.
+
+        Args:
+            checkpoint: CHECKPOINT.
+            memory: MEMORY that this checkpoint's compressor made.
+            index: INDEX over that MEMORY.
+            backbone: folder of the LM; empty: the one that the checkpoint names or holds.
+            device: where the model computes.
+            first_level: L, rows that the index hands to the exact score; at least 1.
+            accept_stale: take a MEMORY that other compressors made, to measure what staleness costs; all other fields must agree.
+
+        Raises:
+            InputError: one of them is unfinished or damaged, or they do not belong together.
+        """
+        if first_level < 1:
+            raise InputError(f"first_level is {first_level}; expected 1 row or more")
+        manifest = read_manifest(memory, "MEMORY")
+        found = Fingerprint.from_dict(manifest.get("fingerprint_fields", {}), f"{memory}/manifest.json fingerprint_fields")
+        expected = of_checkpoint(
+            checkpoint,
+            backbone=backbone,
+            dtype=found.dtype,
+            max_tokens=found.max_tokens,
+            overlap_tokens=found.overlap_tokens,
+            key_size=found.key_size,
+            key_seed=found.key_seed,
+        )
+        accepted = [expected]
+        if accept_stale:
+            accepted += [dataclasses.replace(expected, compressor=made.compressor) for made in shard_fingerprints(manifest, str(memory))]
+        check_accepted(accepted, manifest, str(memory))
+        store = MemoryStore.open(memory, accept=accepted)
+        searcher = None
+        if index is not None:
+            from clara.index.search import MemoryIndex  # FAISS is not needed where there is no INDEX
+
+            searcher = MemoryIndex.open(index, store)
+        model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=found.dtype), device=device)
+        return cls(model.eval(), store, searcher, first_level=first_level)
+
+    def queries(self, questions: Sequence[str]) -> Tensor:
+        """Query vectors `[B, M, D]` in float32, computed in batches of like length."""
+        lengths = [len(self.model.question_ids(q)) for q in questions]
+        order = sorted(range(len(questions)), key=lengths.__getitem__)
+        queries_BMD = torch.empty(len(questions), self.model.num_memory_tokens, self.model.hidden_size)
+        for batch in plan_batches([lengths[i] for i in order], QUERY_BATCH_TOKENS, extra_tokens=self.model.num_memory_tokens + 3):
+            rows = [order[i] for i in batch]
+            queries_BMD[rows] = self.model.encode_questions([questions[r] for r in rows]).float().cpu()
+        return queries_BMD
+
+    def search(
+        self, queries_BMD: Tensor, k: int, exclude_documents: Sequence[Collection[str]] | None = None
+    ) -> tuple[Ids, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+        """The k best rows of each question over the whole MEMORY.
+
+        Args:
+            queries_BMD: as of `queries`.
+            k: rows of a question.
+            exclude_documents: for each question, ids of documents that are kept out.
+
+        Returns:
+            Row ids int64 `[B, k]`, best first (ties: lower row id), and cosines float32 `[B, k]`; `NO_ROW` and −inf where there are fewer.
+        """
+        excluded = None
+        if exclude_documents is not None:
+            excluded = [{row for document in documents for row in self.store.rows_of(document)} for documents in exclude_documents]
+        if self.index is not None:
+            return self.index.search(queries_BMD.numpy(), k, first_level=max(k, self.first_level), exclude=excluded)
+        return self._search_exactly(queries_BMD, k, excluded)
+
+    def _search_exactly(
+        self, queries_BMD: Tensor, k: int, excluded: Sequence[Collection[int]] | None
+    ) -> tuple[Ids, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
+        rows = self.store.row_ids
+        queries_BF = torch.nn.functional.normalize(queries_BMD.flatten(1).float(), dim=-1)
+        scores_Bn = np.empty((len(queries_BMD), len(rows)), np.float32)
+        for begin in range(0, len(rows), _EXACT_BLOCK_ROWS):
+            block = torch.from_numpy(self.store.memory(rows[begin : begin + _EXACT_BLOCK_ROWS]))
+            memory_nF = torch.nn.functional.normalize(block.flatten(1), dim=-1)
+            scores_Bn[:, begin : begin + len(block)] = (queries_BF @ memory_nF.T).numpy()
+        scores_Bn[~np.isfinite(scores_Bn)] = -np.inf  # a query that is not finite finds nothing, as in an INDEX
+        for scores, out in zip(scores_Bn, excluded or [], strict=False):
+            scores[np.isin(rows, list(out))] = -np.inf
+        # Rows ascend, so that a stable sort breaks ties by row id.
+        best_Bk = np.argsort(-scores_Bn, axis=1, kind="stable")[:, :k]
+        best_scores_Bk = np.take_along_axis(scores_Bn, best_Bk, axis=1)
+        ids_Bk = np.where(np.isneginf(best_scores_Bk), NO_ROW, rows[best_Bk])
+        missing = ((0, 0), (0, k - ids_Bk.shape[1]))
+        return np.pad(ids_Bk, missing, constant_values=NO_ROW), np.pad(best_scores_Bk, missing, constant_values=-np.inf)
+
+    def score(self, query_MD: Tensor, row_ids: Sequence[int]) -> list[float]:
+        """Flattened cosine of one question with given rows, in their order."""
+        if not row_ids:
+            return []
+        return flattened_cosine(query_MD[None], torch.from_numpy(self.store.memory(row_ids))[None])[0].tolist()
+
+    def memories(self, row_ids: Sequence[int]) -> Tensor:
+        """Memory `[n, M, D]` of rows, as the generator reads them."""
+        return torch.from_numpy(self.store.memory(row_ids))
+
+    def ask(self, questions: Sequence[str], *, num_selected: int = 5, max_new_tokens: int = 32) -> list[Answered]:
+        """Answer each question greedily from the K rows that suit it best.
+
+        Args:
+            questions: texts, none of them empty.
+            num_selected: K.
+            max_new_tokens: longest answer.
+
+        Raises:
+            InputError: a question is empty or no Unicode, K is not between 1 and the number of rows, or no token is asked for.
+        """
+        for number, question in enumerate(questions, 1):
+            if not question.strip() or not encodable(question):
+                raise InputError(f"question {number} is {question!r}; expected some text, in whole characters (UTF-8)")
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
+        if not 1 <= num_selected <= len(self.store):
+            raise InputError(
+                f"num_selected is {num_selected}, the MEMORY holds {len(self.store)} rows; choose a number from 1 to {len(self.store)}"
+            )
+        if not questions:
+            return []
+        ids_Bk, scores_Bk = self.search(self.queries(questions), num_selected)
+        answered = []
+        for question, ids, scores in zip(questions, ids_Bk.tolist(), scores_Bk.tolist(), strict=True):
+            found = [row for row in ids if row != NO_ROW]
+            answer = self.model.generate([question], [self.memories(found)], max_new_tokens=max_new_tokens)[0]
+            chunks = self.store.records(found)
+            passages = tuple(
+                Passage(c.row_id, c.document_id, c.title, c.text, score) for c, score in zip(chunks, scores[: len(found)], strict=True)
+            )
+            answered.append(Answered(question, answer, passages))
+        return answered

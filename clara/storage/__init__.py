@@ -1,0 +1,1 @@
+"""Artefacts and files, in folders of this machine and behind URLs."""

@@ -1,0 +1,201 @@
+"""A folder of a bucket, through fsspec: whole objects, listings, and patience with a store that does not answer.
+
+Two things are taken for granted of a store: an object that is written is there whole or not at all, and whoever lists sees what was written.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from clara.errors import InputError
+from clara.storage.base import StorageError, Stored
+from clara.storage.retry import T, patiently
+
+_EXTRAS = {"s3": "aws", "s3a": "aws", "gs": "gcp", "gcs": "gcp"}
+_log = logging.getLogger(__name__)
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path there.
+
+    Raises:
+        InputError: its kind is not known, or the package for it is not installed.
+    """
+    # Plain objects are all that is needed; the other interface asks an endpoint of its own, which emulators and proxies have not.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    import fsspec
+
+    kind = url.partition("://")[0]
+    options: dict[str, Any] = {"use_listings_cache": False} if kind in _EXTRAS else {}
+    if kind in ("gs", "gcs") and os.environ.get("STORAGE_EMULATOR_HOST"):
+        options["token"] = "anon"
+    try:
+        found, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = f"pip install 'clara-rag[{_EXTRAS[kind]}]'" if kind in _EXTRAS else str(error)
+        raise InputError(f"{url}: the package for {kind}:// is not installed; {extra}") from error
+    except ValueError as error:
+        raise InputError(
+            f"{url}: {error}; give a local path, or a URL that fsspec knows, as s3://BUCKET/PATH or gs://BUCKET/PATH"
+        ) from error
+    for client in ("s3fs", "gcsfs"):  # they tell of every try that failed, with a stack
+        logging.getLogger(client).setLevel(logging.CRITICAL)
+    return found, path.rstrip("/")
+
+
+def require_credentials(url: str) -> None:
+    """Refuse a URL of S3 for whose store this machine has no credentials: Beam's client takes that for an outage, and tries on and on.
+
+    Raises:
+        InputError: there are none, or the profile that is asked for is unknown.
+    """
+    if url.partition("://")[0] not in ("s3", "s3a"):
+        return
+    try:
+        from botocore.exceptions import BotoCoreError
+        from botocore.session import Session
+    except ImportError:
+        return  # what is to be installed is said by whoever opens the URL
+    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells where it found some, each time
+    try:
+        found, why = Session().get_credentials(), "no credentials for S3 on this machine"
+    except BotoCoreError as error:
+        found, why = None, str(error)
+    if found is None:
+        raise InputError(
+            f"{url}: {why}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of ~/.aws/credentials"
+        )
+
+
+def url_glob(pattern: str) -> list[str]:
+    """The URLs of the objects that a pattern names, in order."""
+    system, path = file_system(pattern)
+    kind = pattern.partition("://")[0]
+    return [f"{kind}://{name.lstrip('/')}" for name in sorted(patiently(pattern, lambda: system.glob(path)))]
+
+
+def _tag(info: Mapping[str, Any]) -> str:
+    """What changes when an object is written with other bytes."""
+    for name in ("md5Hash", "ETag", "etag", "generation", "last_modified", "LastModified", "mtime", "created"):
+        if info.get(name):
+            return str(info[name]).strip('"')
+    return ""
+
+
+class Bucket:
+    """A folder of a store that fsspec knows. See `Folder`."""
+
+    def __init__(self, url: str, *, patient: bool = True) -> None:
+        self.url, self._patient = url.rstrip("/"), patient
+        self.system, self.root = file_system(self.url)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}" if name else self.root
+
+    def _patiently(self, name: str, call: Callable[[], T]) -> T:
+        return patiently(f"{self.url}/{name}", call) if self._patient else call()
+
+    def read(self, name: str, begin: int | None = None, end: int | None = None) -> bytes | None:
+        """See `Folder`; or only the bytes from `begin` to `end`."""
+        try:
+            found: bytes = self._patiently(name, lambda: self.system.cat_file(self._path(name), start=begin, end=end))
+        except FileNotFoundError:
+            return None
+        except StorageError:
+            there = self.stored(name) if begin else None
+            if there is None or there.bytes > (begin or 0):
+                raise
+            return b""  # behind its end, where stores give an error
+        return found
+
+    def stored(self, name: str) -> Stored | None:
+        """What the store says of one object; None where there is none."""
+        try:
+            info = self._patiently(name, lambda: self.system.info(self._path(name)))
+        except FileNotFoundError:
+            return None
+        return Stored(int(info["size"]), _tag(info)) if info["type"] == "file" else None
+
+    def write(self, name: str, data: bytes) -> None:
+        """See `Folder`."""
+        self._written(name, lambda: self.system.pipe_file(self._path(name), data))
+
+    def put(self, name: str, file: Path) -> None:
+        """Write an object from a file of this machine."""
+        self._written(name, lambda: self.system.put_file(str(file), self._path(name)))
+
+    def copy(self, source: "Bucket", name: str) -> None:
+        """Have an object of another folder of the same store too; the store copies it, nothing passes through here."""
+        self._written(name, lambda: self.system.cp_file(source._path(name), self._path(name)))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write an object only where there is none, which the store decides. False where there was one."""
+        try:
+            self._written(name, lambda: self.system.pipe_file(self._path(name), data, mode="create"))
+        except FileExistsError:
+            # An answer may have been lost on the way, and the call was made again.
+            return self.read(name) == data
+        return True
+
+    def _written(self, name: str, call: Callable[[], Any]) -> None:
+        try:
+            self._patiently(name, call)
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.url}/{name}: cannot be written ({error}); make the bucket, or correct the URL") from error
+
+    def remove(self, names: Iterable[str]) -> None:
+        """See `Folder`."""
+        for name in names:
+            try:
+                self._patiently(name, lambda name=name: self.system.rm_file(self._path(name)))  # type: ignore[misc]
+            except FileNotFoundError:
+                continue
+
+    def files(self, below: str = "") -> dict[str, Stored]:
+        """See `Folder`."""
+        try:
+            found = self._patiently(below, lambda: self.system.find(self._path(below), detail=True))
+        except FileNotFoundError:
+            return {}
+        start = len(self.root) + 1
+        return {name[start:]: Stored(int(info["size"]), _tag(info)) for name, info in found.items() if name[start:]}
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """See `Folder`."""
+        found, wanted = self.files(), set(names)
+        return {name: stored.bytes for name, stored in found.items() if name in wanted}
+
+    def tags(self, entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+        """See `Folder`.
+
+        Raises:
+            StorageError: a file is not there as it was written.
+        """
+        wanted = {entry["path"]: entry["bytes"] for entry in entries}
+        found = self._beside(wanted)
+        for path, size in wanted.items():
+            if path not in found or found[path].bytes != size:
+                there = found[path].bytes if path in found else "no"
+                raise StorageError(f"{self.url}/{path}: {there} bytes arrived of {size}; let nothing else write there, and run again")
+        return {path: found[path].tag for path in wanted}
+
+    def unchanged(self, entries: Iterable[Mapping[str, Any]], tags: Mapping[str, str]) -> bool:
+        """See `Folder`."""
+        wanted = {entry["path"]: Stored(entry["bytes"], tags.get(entry["path"], "")) for entry in entries}
+        found = self._beside(wanted)
+        return all(stored.tag and found.get(path) == stored for path, stored in wanted.items())
+
+    def _beside(self, paths: Iterable[str]) -> dict[str, Stored]:
+        """What is in the folders of files."""
+        found: dict[str, Stored] = {}
+        for below in {path.rpartition("/")[0] for path in paths}:
+            found |= self.files(below)
+        return found
+
+    def touch(self, name: str) -> None:
+        """See `Folder`."""

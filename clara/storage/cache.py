@@ -1,0 +1,352 @@
+"""Artefacts of a bucket on this machine: copied into a cache once, each file checked against the manifest, and from there mapped as usual.
+
+The cache is `CLARA_CACHE` (default `~/.cache/clara`). Files lie there by their sha256, so that versions of a MEMORY share what they have in
+common, and an artefact is a folder of hard links to them, named by its manifest's sha256. A copy that was cut short goes on where it stood.
+Nothing is ever removed from it: the whole folder may be deleted while no command runs.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tqdm import tqdm
+
+from clara.errors import InputError
+from clara.storage import artefact, base, folders, paths
+from clara.storage.bucket import Bucket
+
+CACHE = "CLARA_CACHE"
+_BLOCK_BYTES = 32 * 2**20
+_AT_ONCE = 8
+_SHOWN_BYTES = 32 * 2**20  # for less no bar is drawn
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def cache_directory() -> Path:
+    """Where copies lie."""
+    chosen = os.environ.get(CACHE)
+    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clara"
+
+
+@contextmanager
+def _sole(lock: str) -> Iterator[None]:
+    """Inside, no other process or thread of this machine holds the lock: ranks and workers that open one artefact copy it once.
+
+    A cache that can't be written is told as such.
+    """
+    path = cache_directory() / "locks" / lock
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise folders.unwritable(f"{cache_directory()} (the cache; {CACHE} names another)", error) from error
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], Any]]:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=what, dynamic_ncols=True, disable=total < _SHOWN_BYTES) as bar:
+        yield bar.update
+
+
+# --- from a bucket ---------------------------------------------------------------------------------------------------
+
+
+def localised(directory: paths.Name, kind: str | None = None, *, verify: bool = False) -> Path:
+    """A directory of this machine that holds an artefact: itself, or of a URL the copy in the cache, whole and checked.
+
+    Args:
+        directory: a path, which is only handed back, or a URL.
+        kind: that it must be of.
+        verify: read every byte of the copy against its sha256, and copy anew what is damaged.
+
+    Raises:
+        InputError: no finished artefact there, a file that is not what its manifest says, no room, or a store that does not answer.
+    """
+    if not paths.is_url(directory):
+        return Path(directory)
+    source, folder, manifest = _begin(directory, kind)
+    _fetch(source, folder, manifest["files"], verify=verify)
+    return folder
+
+
+def verify(directory: paths.Name, kind: str | None = None, *, only: Collection[str] | None = None) -> dict[str, Any]:
+    """Read every byte of an artefact, or of some of its folders, against its manifest, which is returned. Of a URL its copy here is read.
+
+    Raises:
+        InputError: a file is missing, or its size or sha256 differs.
+    """
+    if paths.is_url(directory):
+        directory = localised(directory, kind, verify=True)
+    manifest = artefact.read_manifest(directory, kind)
+    for entry in manifest["files"]:
+        if only is not None and entry["path"].partition("/")[0] not in only:
+            continue
+        path = Path(directory) / entry["path"]
+        if not path.is_file():
+            raise InputError(f"{path}: missing, though the manifest lists it; make the artefact again")
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise InputError(f"{path}: {size} bytes, the manifest says {entry['bytes']}; the file is damaged, make the artefact again")
+        if folders.sha256_file(path) != entry["sha256"]:
+            raise InputError(f"{path}: its sha256 is not the manifest's; the file is damaged, make the artefact again")
+    return manifest
+
+
+def partly_localised(directory: paths.Name, kind: str) -> tuple[Path, Callable[[str], None]]:
+    """As `localised`, but files of a URL come one by one: call the second value with a file's path ahead of opening it."""
+    if not paths.is_url(directory):
+        return Path(directory), lambda path: None
+    source, folder, manifest = _begin(directory, kind)
+    entries = {entry["path"]: entry for entry in manifest["files"]}
+
+    def have(path: str) -> None:
+        if path in entries:
+            _fetch(source, folder, [entries[path]])
+
+    return folder, have
+
+
+def _begin(directory: paths.Name, kind: str | None) -> tuple[Bucket, Path, dict[str, Any]]:
+    """The artefact's source, its folder in the cache, with the manifest in it, and that manifest."""
+    source = Bucket(os.fspath(directory))
+    artefact.read_manifest(directory, kind)
+    raw = source.read(artefact.MANIFEST) or b""
+    folder = cache_directory() / "artefacts" / hashlib.sha256(raw).hexdigest()
+    if not (folder / artefact.MANIFEST).is_file():
+        with _sole(folder.name):
+            folders.atomic_write(folder / artefact.MANIFEST, raw)
+    manifest = artefact.read_manifest(folder, kind)
+    for entry in manifest["files"]:
+        parts = Path(entry["path"]).parts
+        if not parts or Path(entry["path"]).is_absolute() or ".." in parts or not _SHA256.fullmatch(str(entry["sha256"])):
+            raise InputError(f"{directory}/{artefact.MANIFEST}: lists {entry}, which is no file inside of it; take an intact artefact")
+    return source, folder, manifest
+
+
+def _content(entry: Mapping[str, Any]) -> Path:
+    return cache_directory() / "files" / str(entry["sha256"])
+
+
+def _missing(folder: Path, files: Sequence[Mapping[str, Any]], *, verify: bool) -> list[Mapping[str, Any]]:
+    there = folders.Local(folder)
+    found = there.sizes(entry["path"] for entry in files)
+    missing = [entry for entry in files if found.get(entry["path"]) != entry["bytes"]]
+    if verify:
+        for entry in files:
+            if entry not in missing and folders.sha256_file(folder / entry["path"]) != entry["sha256"]:
+                _content(entry).unlink(missing_ok=True)
+                (folder / entry["path"]).unlink()
+                missing.append(entry)
+    return missing
+
+
+def _fetch(source: Bucket, folder: Path, files: Sequence[Mapping[str, Any]], *, verify: bool = False) -> None:
+    """Have files of an artefact in its folder of the cache; what is there is not copied again."""
+    if not verify and not _missing(folder, files, verify=False):
+        return
+    with _sole(folder.name):
+        missing = _missing(folder, files, verify=verify)
+        total, free = sum(entry["bytes"] for entry in missing), shutil.disk_usage(cache_directory()).free
+        if total > free:
+            raise InputError(
+                f"{source}: {total} bytes to copy into {cache_directory()}, where {free} are free; make room, or name another place with {CACHE}"
+            )
+        with _bar(f"copy {source}", total) as told, ThreadPoolExecutor(_AT_ONCE) as pool:
+            for _ in pool.map(lambda entry: _fetch_file(source, folder, entry, told), missing):
+                pass
+
+
+def _fetch_file(source: Bucket, folder: Path, entry: Mapping[str, Any], told: Callable[[int], Any]) -> None:
+    """One file: from another artefact of the cache that has it too, or from the bucket."""
+    path, content = folder / entry["path"], _content(entry)
+    with _sole(f"content-{entry['sha256'][:3]}"):
+        if not content.is_file() or content.stat().st_size != entry["bytes"]:
+            download(source, entry, content, told)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.unlink(missing_ok=True)
+        try:
+            os.link(content, partial)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(content, partial)
+        os.replace(partial, path)
+
+
+def download(source: Bucket, entry: Mapping[str, Any], target: Path, told: Callable[[int], Any] = lambda done: None) -> None:
+    """Copy one file from a bucket, block by block behind what an earlier try left, and put it in place once its sha256 is right.
+
+    Args:
+        source: the artefact.
+        entry: of its manifest.
+        target: where it goes, on this machine; nobody else may be at it.
+        told: is called with the bytes of each block.
+
+    Raises:
+        InputError: it is missing, or its size or sha256 is not the manifest's.
+    """
+    where, size = f"{source}/{entry['path']}", int(entry["bytes"])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.partial")
+    with open(partial, "ab") as stream:
+        if stream.tell() > size:
+            stream.truncate(0)
+        begin = stream.seek(0, os.SEEK_END)
+        told(begin)
+        while begin < size:
+            block = source.read(entry["path"], begin, min(begin + _BLOCK_BYTES, size))
+            if not block:
+                found = "missing" if block is None else f"{begin} bytes"
+                raise InputError(f"{where}: {found}, its manifest says {size} bytes; make the artefact again, or copy it there anew")
+            stream.write(block)
+            begin += len(block)
+            told(len(block))
+    if folders.sha256_file(partial) != entry["sha256"]:
+        partial.unlink()
+        raise InputError(
+            f"{where}: its sha256 is not the manifest's; the object is damaged, make the artefact again, or copy it there anew"
+        )
+    os.replace(partial, target)
+
+
+def localised_folder(directory: paths.Name) -> Path:
+    """A directory of this machine that holds a folder without a manifest, as one of a language model: itself, or the copy of a URL's.
+
+    A copy is known by the store's listing: names, sizes and tags. Whoever knows the hash of the bytes checks it.
+
+    Raises:
+        InputError: nothing there, no room, or a store that does not answer.
+    """
+    if not paths.is_url(directory):
+        return Path(directory)
+    source = Bucket(os.fspath(directory))
+    listed = source.files()
+    if not listed:
+        raise InputError(f"{directory}: nothing there; correct the URL")
+    return _copy_listed(source, listed)
+
+
+def localised_file(path: paths.Name) -> Path:
+    """A file of this machine: itself, or the copy of a URL's.
+
+    Raises:
+        InputError: see `localised_folder`.
+    """
+    if not paths.is_url(path):
+        return Path(path)
+    directory, _, name = os.fspath(path).rpartition("/")
+    source = Bucket(directory)
+    stored = source.stored(name)
+    if stored is None:
+        raise InputError(f"{path}: not there; correct the URL")
+    return _copy_listed(source, {name: stored}) / name
+
+
+def _copy_listed(source: Bucket, listed: Mapping[str, base.Stored]) -> Path:
+    """The cache's folder with these files of a bucket, as they are listed there."""
+    key = artefact.hash_of({name: [str(source), stored.bytes, stored.tag] for name, stored in listed.items()})
+    folder = cache_directory() / "folders" / key
+    if folder.is_dir():
+        return folder
+    with _sole(key), _bar(f"copy {source}", sum(stored.bytes for stored in listed.values())) as told:
+        scratch = folder.with_suffix(".partial")
+        for name, stored in listed.items():
+            path = scratch / name
+            if folder.is_dir() or (path.is_file() and path.stat().st_size == stored.bytes):
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.name}.part")
+            with open(partial, "wb") as stream:
+                for begin in range(0, stored.bytes, _BLOCK_BYTES):
+                    told(stream.write(source.read(name, begin, min(begin + _BLOCK_BYTES, stored.bytes)) or b""))
+            os.replace(partial, path)
+        if not folder.is_dir():
+            os.replace(scratch, folder)
+    return folder
+
+
+# --- into a bucket ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def published(directory: paths.Name) -> Iterator[Path]:
+    """Inside, a directory of this machine to write an artefact into: itself, or of a URL one in the cache, whose files are then put there.
+
+    The manifest is put last, so that an upload that is cut short leaves no artefact. What a run that failed has made so far stays in the cache, for
+    the next one to go on from.
+
+    Raises:
+        InputError: the store does not answer, or refuses.
+    """
+    if not paths.is_url(directory):
+        yield Path(directory)
+        return
+    target = Bucket(os.fspath(directory))
+    name = artefact.hash_of(str(target))
+    scratch = cache_directory() / "unpublished" / name
+    with _sole(f"unpublished-{name}"):
+        scratch.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        manifest = artefact.read_manifest(scratch)
+        target.remove([artefact.MANIFEST])
+        transfer(scratch, directory, manifest["files"])
+        target.tags(manifest["files"])
+        target.write(artefact.MANIFEST, (scratch / artefact.MANIFEST).read_bytes())
+        shutil.rmtree(scratch)
+
+
+def transfer(source: paths.Name, target: paths.Name, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Have files of an artefact in another one, where one of both is a URL; within one store, the store copies them.
+
+    Args:
+        source: the artefact that has them.
+        target: the other.
+        entries: of the manifest.
+
+    Raises:
+        InputError: one is missing or damaged, or a store does not answer, or refuses.
+    """
+    with _bar(f"copy to {target}", sum(entry["bytes"] for entry in entries)) as told, ThreadPoolExecutor(_AT_ONCE) as pool:
+        for _ in pool.map(lambda entry: _transfer_file(source, target, entry, told), entries):
+            pass
+
+
+def _transfer_file(source: paths.Name, target: paths.Name, entry: Mapping[str, Any], told: Callable[[int], Any]) -> None:
+    path = entry["path"]
+    if not paths.is_url(target):
+        place = Path(target) / path
+        if not place.is_file() or folders.sha256_file(place) != entry["sha256"]:
+            download(Bucket(os.fspath(source)), entry, place)
+    elif paths.is_url(source):
+        _copy_between(Bucket(os.fspath(source)), Bucket(os.fspath(target)), entry)
+    else:
+        origin = Path(source) / path
+        if not origin.is_file() or folders.sha256_file(origin) != entry["sha256"]:
+            raise InputError(f"{origin}: missing, or its sha256 is not the manifest's; copy the artefact anew, or make it again")
+        Bucket(os.fspath(target)).put(path, origin)
+    told(entry["bytes"])
+
+
+def _copy_between(here: Bucket, there: Bucket, entry: Mapping[str, Any]) -> None:
+    path = entry["path"]
+    found = here.stored(path)
+    if found is None or found.bytes != entry["bytes"]:
+        size = "missing" if found is None else f"{found.bytes} bytes"
+        raise InputError(
+            f"{here}/{path}: {size}, its manifest says {entry['bytes']} bytes; make that artefact again, or copy it there anew"
+        )
+    if type(here.system) is not type(there.system):
+        with TemporaryDirectory(prefix="clara-") as scratch:
+            download(here, entry, Path(scratch) / "file")
+            there.put(path, Path(scratch) / "file")
+    elif there.stored(path) != found:  # an equal tag is equal content
+        there.copy(here, path)

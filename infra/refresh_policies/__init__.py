@@ -1,0 +1,1 @@
+"""Refresh policies compared: python -m infra.refresh_policies."""

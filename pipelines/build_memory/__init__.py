@@ -1,0 +1,1 @@
+"""Compresses a corpus into MEMORY: python -m pipelines.build_memory."""

@@ -1,0 +1,199 @@
+"""The compress job from its arguments: fingerprint, checks and settings."""
+
+import argparse
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from apache_beam.options.pipeline_options import PipelineOptions
+from transformers import AutoConfig
+
+from clara.errors import InputError
+from clara.memory.fingerprint import Fingerprint, backbone_folder, of_checkpoint
+from clara.memory.keys import DEFAULT_KEY_SIZE, key_projection
+from clara.memory.mixed_versions import check_accepted
+from clara.memory.shards import KIND
+from clara.storage.artefact import hash_of, manifest_hash, read_manifest
+from clara.storage.cache import cache_directory, localised_folder
+from clara.storage.paths import absolute, is_url, join
+from pipelines.build_memory.outcome import Job
+from pipelines.corpus.arguments import given_fields
+from pipelines.corpus.chunking import check_limits
+from pipelines.corpus.filters import make_filters
+from pipelines.corpus.near_duplicates import make_likeness
+from pipelines.corpus.spill import SPILL
+from pipelines.corpus.splits import Unit, describe
+from pipelines.engines import dataflow, spark
+from pipelines.engines.runner import LOCAL
+from pipelines.job.locks import LOCK
+
+_LOG = logging.getLogger(__name__)
+
+
+def take_over(args: argparse.Namespace) -> None:
+    """Fill in what an update takes over from the older MEMORY, else the defaults.
+
+    Raises:
+        InputError: there is none at `--update`, it is `--output` itself, or a setting that it determines was given otherwise.
+    """
+    old: dict[str, Any] = {"overlap_tokens": 0, "key_seed": 0, "dtype": "bfloat16", "codec": "float16"}
+    if args.update:
+        if absolute(args.update) == absolute(args.output):
+            raise InputError(f"--output {args.output}: is the MEMORY of --update, which stays as it is; give another directory")
+        manifest = read_manifest(args.update, KIND)
+        fields = Fingerprint.from_dict(manifest["fingerprint_fields"], f"{args.update}/manifest.json fingerprint_fields").as_dict()
+        old = {name: fields[name] for name in ("max_tokens", "overlap_tokens", "key_size", "key_seed", "dtype")}
+        old |= {name: manifest[name] for name in ("codec", "num_shards")}
+    for name, value in old.items():
+        given = getattr(args, name)
+        if args.update and given not in (None, 0, value):
+            flag = name.replace("_", "-")
+            raise InputError(
+                f"--{flag} {given}: {args.update} has {value}, which its new version keeps; leave --{flag} out, or build a MEMORY without --update"
+            )
+        if given is None or args.update:
+            setattr(args, name, value)
+
+
+def resolve_fingerprint(args: argparse.Namespace) -> Fingerprint:
+    """The fingerprint of what these arguments make; a derived default has its home here.
+
+    Raises:
+        InputError: of the checkpoint, the backbone, the chunk limits or the key size.
+    """
+    take_over(args)
+    settings = read_manifest(args.checkpoint, "CHECKPOINT")["model"]
+    max_tokens = args.max_tokens or settings["max_document_tokens"]
+    if settings.get("cut_inputs") and max_tokens > settings["max_document_tokens"]:
+        raise InputError(
+            f"--max-tokens {max_tokens}: this checkpoint cuts texts at {settings['max_document_tokens']} tokens, as the reference that it comes "
+            f"from does; give at most {settings['max_document_tokens']}"
+        )
+    check_limits(max_tokens, args.overlap_tokens)
+
+    def fingerprint(key_size: int) -> Fingerprint:
+        return of_checkpoint(
+            args.checkpoint,
+            backbone=args.backbone,
+            dtype=args.dtype,
+            max_tokens=max_tokens,
+            overlap_tokens=args.overlap_tokens,
+            key_size=key_size,
+            key_seed=args.key_seed,
+        )
+
+    found = fingerprint(args.key_size or DEFAULT_KEY_SIZE)
+    check_trained_for(args, max_tokens, settings)
+    num_numbers = found.num_memory_tokens * found.hidden_size
+    if not args.key_size and num_numbers < DEFAULT_KEY_SIZE:
+        found = fingerprint(num_numbers)
+    key_projection(found.num_memory_tokens, found.hidden_size, found.key_size, found.key_seed)
+    return found
+
+
+def check_trained_for(args: argparse.Namespace, max_tokens: int, settings: Mapping[str, Any]) -> None:
+    """Warn of chunks that are longer than those that the checkpoint was trained with.
+
+    Raises:
+        InputError: they are longer than the backbone has positions for, with what stands around a text: marker, bos, eos, memory tokens.
+    """
+    trained, num_memory_tokens = settings["max_document_tokens"], settings["num_memory_tokens"]
+    if max_tokens <= trained:
+        return
+    config = AutoConfig.from_pretrained(localised_folder(backbone_folder(args.checkpoint, args.backbone)), local_files_only=True)
+    positions = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
+    room = positions - num_memory_tokens - 3
+    if positions and max_tokens > room:
+        raise InputError(
+            f"--max-tokens {max_tokens}: the backbone has {positions} positions (max_position_embeddings), of which {num_memory_tokens} memory tokens "
+            f"and up to 3 special ones need theirs; give at most {room}, or better {trained}, which the checkpoint was trained with"
+        )
+    _LOG.warning("--max-tokens %d: the checkpoint was trained with at most %d tokens a chunk (max_document_tokens)", max_tokens, trained)
+
+
+def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
+    """The job of these arguments.
+
+    Raises:
+        InputError: a value out of range, or as of `resolve_fingerprint`.
+    """
+    for name, value, least in (("num-shards", args.num_shards, 0), ("limit", args.limit, 0), ("batch-tokens", args.batch_tokens, 1), ("num-workers", args.num_workers, 0)):  # fmt: skip
+        if value < least:
+            raise InputError(f"--{name} {value}: expected {least} or more")
+    filters = make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio)
+    likeness = make_likeness(args.near_duplicates)
+    fields = given_fields(args)
+    fingerprint = resolve_fingerprint(args)
+    if args.update:
+        check_accepted([fingerprint], read_manifest(args.update, KIND), f"--update {args.update}")
+    recipe = {
+        "job": "build_memory",
+        "input": describe(units),
+        "format": args.format,
+        "fields": vars(fields),
+        "fingerprint": fingerprint.as_dict(),
+        "num_shards": args.num_shards,
+        "codec": args.codec,
+        "batch_tokens": args.batch_tokens,
+        "limit": args.limit,
+        "device": args.device,
+    }
+    if filters.settings():  # only then: a recipe without any stays what it was
+        recipe["filters"] = filters.settings()
+    if likeness:
+        recipe["near_duplicates"] = likeness.threshold
+    if args.update:
+        recipe["update"] = manifest_hash(args.update)
+    return Job(
+        output=absolute(args.output),
+        checkpoint=absolute(args.checkpoint),
+        backbone=absolute(args.backbone) if args.backbone else "",
+        device=args.device,
+        fingerprint=fingerprint,
+        fields=fields,
+        num_shards=args.num_shards,
+        codec=args.codec,
+        batch_tokens=args.batch_tokens,
+        limit=args.limit,
+        max_failures=args.max_failures,
+        recipe=recipe,
+        filters=filters,
+        likeness=likeness,
+        update=absolute(args.update) if args.update else "",
+        spill=spill_folder(args) if args.runner == LOCAL else "",
+        accelerator=dataflow.gpu_hint(args.gpu_type, args.gpu_count, runner=args.runner, device=args.device),
+        sees=join(absolute(args.output), LOCK) if args.runner == spark.RUNNER and not is_url(args.output) else "",
+    )
+
+
+def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
+    """Refuse paths that the machines of an engine cannot have.
+
+    Raises:
+        InputError: names the flag.
+    """
+    local = [path for path in args.input if "://" not in path]
+    paths = {"output": args.output, "checkpoint": args.checkpoint, "backbone": args.backbone, "update": args.update}
+    if args.runner == spark.RUNNER:
+        relative = [path for path in local if not Path(path).is_absolute()]
+        spark.check_paths(options, {**paths, "input": relative[0] if relative else ""})
+    elif args.runner == dataflow.RUNNER:
+        dataflow.check_paths({**paths, "input": local[0] if local else ""})
+    if args.no_wait and args.runner != dataflow.RUNNER:
+        raise InputError(f"--no-wait: the job of --runner {args.runner} ends with this process; leave it out")
+
+
+def spill_folder(args: argparse.Namespace) -> str:
+    """Where the local runner puts chunks aside: on this machine, also where the MEMORY goes to a URL.
+
+    Raises:
+        InputError: a URL was given.
+    """
+    if is_url(args.spill):
+        raise InputError(
+            f"--spill {args.spill}: a URL; what is put aside is read and written all the time, so give a directory of this machine"
+        )
+    if not args.spill and is_url(args.output):
+        return str(cache_directory() / "spill" / hash_of(absolute(args.output)))
+    return absolute(args.spill or Path(args.output) / SPILL)

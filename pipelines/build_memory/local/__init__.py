@@ -1,0 +1,1 @@
+"""The compress job on one machine."""

@@ -1,0 +1,183 @@
+"""What the local job must know of all documents before it chunks any: how many each unit has, and which are near duplicates; on disk.
+
+A first pass over the corpus, only where `--limit` or `--near-duplicates` asks for it. Near duplicates are decided by the rule of
+`near_duplicates`, from signatures and band entries on disk: about 520 bytes a document for the one, and 30 for each of its bands.
+"""
+
+import functools
+import itertools
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.pvalue import AsSingleton, PCollection
+from apache_beam.transforms import combiners
+
+from clara.data.records import Document
+from clara.storage.artefact import atomic_write
+from pipelines.build_memory.outcome import Job
+from pipelines.corpus.chunks import documents_of
+from pipelines.corpus.dead_letter import DeadLetter
+from pipelines.corpus.near_duplicates import NUM_HASHES, Signature, band_keys, letter, losers_in_order, signature
+from pipelines.corpus.spill import SpillWriter, files_of, noted_report, partition_of, read_lines, read_partitions, to_line, unit_stem
+from pipelines.corpus.splits import Unit
+
+_BANDS, _LOSERS = "bands", "losers"
+_NUM_PARTITIONS = 256  # of band entries: one is sorted in memory
+_ENTRY = ">II"  # unit, place of the document in it
+_SIGNED = np.dtype([("line", "<i8"), ("signature", "<u4", NUM_HASHES)])
+
+Place = tuple[int, int]
+"""Number of a unit and line: an origin, as units are numbered in the order of the corpus."""
+
+
+def _note(spill: str, number: int) -> Path:
+    return unit_stem(spill, number).with_suffix(".survey.json")
+
+
+def _signatures(spill: str, number: int) -> Path:
+    return unit_stem(spill, number).with_suffix(".signatures")
+
+
+class Survey(beam.DoFn):
+    """(Number, unit) → (number, its documents that pass the filters), and their signatures on disk."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def process(self, element: tuple[int, Unit]) -> Iterator[tuple[int, int]]:
+        """Read one unit, or find it surveyed."""
+        number, unit = element
+        note = _note(self._job.spill, number)
+        report = noted_report(note)
+        if report is None:
+            documents = (found for found in documents_of(unit, self._job) if isinstance(found, Document))
+            count = self._sign(number, documents) if self._job.likeness else sum(1 for _ in documents)
+            report = {"documents": count, "source": unit.name}
+            atomic_write(note, json.dumps(report))
+        yield number, report["documents"]
+
+    def _sign(self, number: int, documents: Iterator[Document]) -> int:
+        """Write signatures and band entries of the documents. Returns how many there are."""
+        job = self._job
+        assert job.likeness
+        bands = SpillWriter(unit_stem(job.spill, number), _BANDS, _NUM_PARTITIONS)
+        path = _signatures(job.spill, number)
+        partial = path.with_suffix(".partial")
+        count = 0
+        with open(partial, "wb") as stream:
+            for document in documents:
+                if not job.limit or count < job.limit:
+                    own = signature(document.text)
+                    stream.write(struct.pack("<q", document.line) + own.astype("<u4").tobytes())
+                    for key in band_keys(own, job.likeness):
+                        bands.add(partition_of(zlib.crc32(key), _NUM_PARTITIONS), key + struct.pack(_ENTRY, number, count))
+                count += 1
+        bands.flush()
+        partial.replace(path)
+        return count
+
+
+def within_limit(counts: list[tuple[int, int]], limit: int) -> list[int]:
+    """How many documents of each unit are among the first `limit` of the corpus."""
+    before = itertools.accumulate((count for _, count in sorted(counts)), initial=0)
+    return [max(0, min(count, limit - seen)) for (_, count), seen in zip(sorted(counts), before, strict=False)]
+
+
+# --- near duplicates ---------------------------------------------------------------------------------------------------
+
+
+class Signatures:
+    """Reads signatures of single documents; not mapped, so that they don't count as this process's memory."""
+
+    def __init__(self, spill: str) -> None:
+        self._open = functools.lru_cache(64)(lambda number: open(_signatures(spill, number), "rb", buffering=0))  # noqa: SIM115 (closed when dropped)
+
+    def read(self, number: int, place: int) -> tuple[Place, Signature]:
+        """Origin and signature of a unit's document."""
+        stream = self._open(number)
+        stream.seek(_SIGNED.itemsize * place)
+        found = np.frombuffer(stream.read(_SIGNED.itemsize), _SIGNED)[0]
+        return (number, int(found["line"])), found["signature"]
+
+
+def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None) -> Iterator[list[Place]]:
+    """Each bucket of a partition with two documents or more, as (unit, place), in the order of the corpus."""
+    kind = np.dtype([("key", f"S{key_bytes}"), ("unit", ">u4"), ("place", ">u4")])
+    blocks = [np.frombuffer(block, kind) for _, block in read_partitions(files_of(spill, _BANDS), partition, partition + 1)]
+    entries = np.concatenate([np.empty(0, kind), *blocks])
+    if taken:
+        entries = entries[entries["place"] < np.asarray(taken)[entries["unit"]]]
+    entries = entries[np.argsort(entries["key"], kind="stable")]  # files come in the order of the corpus
+    starts = np.flatnonzero(np.concatenate([[True], entries["key"][1:] != entries["key"][:-1]])) if len(entries) else np.empty(0, int)
+    for begin, end in itertools.pairwise([*starts.tolist(), len(entries)]):
+        if end - begin > 1:
+            yield [(int(unit), int(place)) for unit, place in zip(entries["unit"][begin:end], entries["place"][begin:end], strict=True)]
+
+
+def compare(partition: int, taken: list[int] | None, num_units: int, job: Job) -> int:
+    """Find the losers of one partition's buckets, or find that done, and put them aside by unit. Returns the partition."""
+    assert job.likeness
+    stem = Path(job.spill) / f"near-{partition:06d}"
+    note = stem.with_suffix(".json")
+    if noted_report(note) is None:
+        written = SpillWriter(stem, _LOSERS, num_units)
+        signatures = Signatures(job.spill)
+        key_bytes = 2 + 4 * job.likeness.band_size
+        for bucket in _buckets(job.spill, partition, key_bytes, taken):
+            for (unit, line), like in losers_in_order((signatures.read(*entry) for entry in bucket), job.likeness.threshold):
+                written.add(unit, to_line([line, *like]))
+        written.flush()
+        atomic_write(note, "{}")
+    return partition
+
+
+def losers_of_unit(spill: str, number: int) -> dict[int, Place]:
+    """Line of each near duplicate in a unit, and the first document that it is like."""
+    found: dict[int, Place] = {}
+    for _, (line, unit, like_line) in read_lines(files_of(spill, _LOSERS), number, number + 1):
+        found[line] = min(found.get(line, (unit, like_line)), (unit, like_line))
+    return found
+
+
+def letter_of(document: Document, like: Place, spill: str) -> DeadLetter:
+    """The letter of a near duplicate."""
+    return letter(document, (_source(spill, like[0]), like[1]))
+
+
+def _source(spill: str, number: int) -> str:
+    report = noted_report(_note(spill, number))
+    assert report is not None, "a unit was compared before it was surveyed"
+    return str(report["source"])
+
+
+# --- the graph ---------------------------------------------------------------------------------------------------------
+
+
+def add_survey(
+    pipeline: beam.Pipeline, numbered: PCollection[tuple[int, Unit]], num_units: int, job: Job
+) -> tuple[PCollection[Any], PCollection[Any]]:
+    """Add the first pass where it is needed.
+
+    Returns:
+        How many documents of each unit are within the limit (None: all), and a number once near duplicates are known.
+    """
+    nothing = pipeline | "NoLimit" >> beam.Create([None]), pipeline | "NothingToCompare" >> beam.Create([0])
+    if not job.limit and not job.likeness:
+        return nothing
+    counts = numbered | "SpreadSurvey" >> beam.Reshuffle() | "Survey" >> beam.ParDo(Survey(job)) | "AllCounts" >> combiners.ToList()
+    taken = counts | "WithinLimit" >> beam.Map(within_limit, job.limit) if job.limit else counts | "Surveyed" >> beam.Map(lambda _: None)
+    if not job.likeness:
+        return taken, nothing[1]
+    compared = (
+        pipeline
+        | "ListBuckets" >> beam.Create(range(_NUM_PARTITIONS))
+        | "CompareInBuckets" >> beam.Map(compare, AsSingleton(taken), num_units, job)
+        | "CountCompared" >> combiners.Count.Globally()
+    )
+    return taken, compared

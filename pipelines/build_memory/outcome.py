@@ -1,0 +1,179 @@
+"""What a corpus job knows of itself, and how it ends: nothing lost, dead letters written, and the manifest last of all."""
+
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clara.data.corpus import Fields
+from clara.errors import InputError
+from clara.memory.fingerprint import Fingerprint
+from clara.memory.shards import KIND, PLAN
+from clara.memory.store import complete_memory
+from clara.memory.update import complete_update
+from clara.storage import paths
+from clara.storage.artefact import read_manifest
+from clara.storage.folders import folder
+from clara.storage.paths import Name
+from pipelines.corpus.counts import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
+from pipelines.corpus.dead_letters import NAME
+from pipelines.corpus.document_ids import EXAMPLE
+from pipelines.corpus.exact_duplicates import REASON as DUPLICATE
+from pipelines.corpus.filters import Filters
+from pipelines.corpus.near_duplicates import Likeness
+from pipelines.job.locks import Lease
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that the workers need to know; it travels with the pipeline.
+
+    Attributes:
+        output: directory of the MEMORY, on a file system that every worker sees, or a URL.
+        checkpoint: CHECKPOINT with the compressor.
+        backbone: folder of the LM; empty: the one that the checkpoint holds or names.
+        device: `cpu` or `cuda`.
+        fingerprint: of the vectors; says dtype, chunking and keys too.
+        fields: names of the records' fields.
+        num_shards: 0: by the number of chunks.
+        codec: one of `clara.memory.codec.CODECS`.
+        batch_tokens: tokens of a batch, padding included.
+        limit: documents at most, the first ones; 0: all.
+        max_failures: more failed records than this fail the job; below 0: no bound.
+        recipe: what determines the result.
+        filters: which documents stay.
+        likeness: which documents are near duplicates; None: none is.
+        update: MEMORY of which this is a new version; empty: none.
+        spill: folder for what the local job puts aside; empty: everything goes through the runner.
+        accelerator: Beam's resource hint for the stages that compress; empty: none.
+        sees: a file in `output` that every worker must see, as it is there before the job starts; empty: is not asked.
+        lease: on the place of a URL, which must still be held when the MEMORY is completed.
+    """
+
+    output: str
+    checkpoint: str
+    backbone: str
+    device: str
+    fingerprint: Fingerprint
+    fields: Fields
+    num_shards: int
+    codec: str
+    batch_tokens: int
+    limit: int = 0
+    max_failures: int = -1
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    filters: Filters = field(default_factory=Filters)
+    likeness: Likeness | None = None
+    update: str = ""
+    spill: str = ""
+    accelerator: str = ""
+    sees: str = ""
+    lease: Lease | None = None
+
+
+def complete(
+    job: Job,
+    reports: Sequence[Mapping[str, Any]],
+    letter_files: Sequence[Mapping[str, Any]],
+    reasons: Mapping[tuple[bool, str], int],
+    tallies: Mapping[str, int],
+    several: str,
+    num_shards: int,
+    codebook: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Complete the MEMORY and return its counts.
+
+    Args:
+        job: the job.
+        reports: of all shards.
+        letter_files: manifest entries of the dead letters.
+        reasons: how many letters have a reason, by whether they were dropped and which.
+        tallies: what was counted.
+        several: the first document id of several texts, as it is told; empty: there is none.
+        num_shards: of the MEMORY.
+        codebook: manifest entry of a codebook made for it.
+
+    Raises:
+        InputError: a shard could not be written, there is no row, or more records failed than allowed.
+    """
+    errors = sorted(report["error"] for report in reports if report.get("error"))
+    if errors:
+        raise InputError(errors[0] + (f" (and {len(errors) - 1} more shards failed)" if len(errors) > 1 else ""))
+    failed = {reason: count for (dropped, reason), count in sorted(reasons.items()) if not dropped}
+    dropped = {reason: count for (dropped, reason), count in sorted(reasons.items()) if dropped}
+    rows = sum(report["rows"] for report in reports)
+    check_nothing_lost(tallies, rows, failed, dropped)
+    where = f"{paths.join(job.output, letter_files[0]['path'])} names each"
+    if not rows:
+        raise InputError(
+            f"--input: no document could be used, failures by reason: {failed or 'none'}, dropped: {dropped or 'none'}; {where}"
+        )
+    dropped.pop(DUPLICATE, None)  # chunks, which are counted as such: what was dropped counts records
+    num_failed = sum(failed.values())
+    if 0 <= job.max_failures < num_failed:
+        raise InputError(f"{num_failed} dead letters, --max-failures allows {job.max_failures}; by reason: {failed}; {where}")
+    counts = {**dict(sorted(tallies.items())), "rows": rows, "dead letters": num_failed, "dead letters by reason": failed}
+    counts |= {"dropped": sum(dropped.values()), "dropped by reason": dropped}
+    if job.lease:
+        job.lease.check()
+    if job.update:
+        counts |= {f"rows {kind}": sum(report[kind] for report in reports) for kind in ("kept", "moved", "compressed", "gone")}
+        complete_update(job.update, job.output, reports, recipe=job.recipe, counts=counts, extra_files=letter_files)
+    else:
+        complete_memory(
+            job.output,
+            reports,
+            fingerprint=job.fingerprint,
+            codec=job.codec,
+            num_shards=num_shards,
+            recipe=job.recipe,
+            counts=counts,
+            extra_files=[*letter_files, *([codebook] if codebook else [])],
+        )
+    told = {EXAMPLE: several} if several else {}
+    return {**counts, **told, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
+
+
+def check_sees(job: Job) -> None:
+    """See that this machine shares the job's output with the one that submitted it.
+
+    Raises:
+        InputError: it does not.
+    """
+    if job.sees and not Path(job.sees).is_file():
+        raise InputError(
+            f"--output {job.output}: {socket.gethostname()} does not see the file {job.sees} of the machine that submitted the job; give a directory "
+            "that all of them mount at this path, or a URL"
+        )
+
+
+def check_nothing_lost(tallies: Mapping[str, int], rows: int, failed: Mapping[str, int], dropped: Mapping[str, int]) -> None:
+    """Records in = out + dropped + failed, at each stage; a difference is a bug of the job, and no MEMORY is completed then."""
+    unchunked, uncompressed = failed.get("not chunked", 0), failed.get("not compressed", 0)
+    unread = sum(failed.values()) - unchunked - uncompressed
+    duplicates = dropped.get(DUPLICATE, 0)
+    unused = sum(dropped.values()) - duplicates
+    for stage, came_in, went_out in (
+        ("reading", tallies.get(RECORDS, 0), tallies.get(DOCUMENTS, 0) + tallies.get(BEYOND_LIMIT, 0) + unread + unused),
+        ("deduplication", tallies.get(CHUNKS, 0), tallies.get(UNIQUE, 0) + tallies.get(DUPLICATES, 0)),
+        ("telling of duplicates", tallies.get(DUPLICATES, 0), duplicates),
+        ("compression", tallies.get(UNIQUE, 0), rows + uncompressed),
+    ):
+        if came_in != went_out:
+            raise RuntimeError(
+                f"{stage} lost records: {came_in} came in, {went_out} are accounted for; tallies {dict(tallies)}, failed {dict(failed)}, "
+                f"dropped {dict(dropped)}"
+            )
+
+
+_LEFTOVER = re.compile(rf"{NAME}[^/]*\.jsonl$|[^/]*shard-")
+
+
+def remove_leftovers(output: Name) -> None:
+    """Remove what earlier, interrupted attempts left: all shards and dead letters that the manifest does not list, but the plans of its shards."""
+    files = {entry["path"] for entry in read_manifest(output, KIND)["files"]}
+    wanted = files | {f"{file.rpartition('/')[0]}/{PLAN}" for file in files}
+    place = folder(output)
+    place.remove(file for file in place.files() if file not in wanted and _LEFTOVER.match(file))

@@ -1,0 +1,1 @@
+"""From corpus files to chunks: splits, readers, filters, chunking, duplicates, dead letters."""

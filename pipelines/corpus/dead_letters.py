@@ -1,0 +1,88 @@
+"""The dead-letter dataset of a corpus job: each record that is not used, with file, line and reason, in as many files as it takes."""
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from apache_beam.metrics.metric import Metrics
+from apache_beam.pvalue import AsSingleton, PCollection
+from apache_beam.transforms import Create, FlatMap, Flatten, GroupByKey, Map, combiners
+
+from clara.storage.artefact import write_file
+from pipelines.corpus.dead_letter import DeadLetter, clean
+
+COUNTERS = "build_memory"
+NAME = "dead_letters"
+SNIPPET_CHARACTERS = 200
+_LETTERS_PER_FILE = 200_000
+
+
+def file_name(part: int, num_parts: int) -> str:
+    """Name of a part; of the only one `dead_letters.jsonl`."""
+    return f"{NAME}.jsonl" if num_parts == 1 else f"{NAME}-{part:05d}-of-{num_parts:05d}.jsonl"
+
+
+def letters_of_report(report: Mapping[str, Any]) -> Iterator[DeadLetter]:
+    """Letters of the chunks that a shard could not compress."""
+    for f in report["failures"]:
+        snippet = f["text"][:SNIPPET_CHARACTERS]
+        yield DeadLetter(f["source"], f["line"], "not compressed", clean(f["reason"]), snippet, document_id=f["document_id"])
+
+
+def num_parts_of(num_letters: int) -> int:
+    """Parts for so many letters: a power of two."""
+    return 1 << (max(1, math.ceil(num_letters / _LETTERS_PER_FILE)) - 1).bit_length()
+
+
+def number_of(letter: DeadLetter) -> int:
+    """A number by which letters are spread over parts, the same everywhere."""
+    return zlib.crc32(f"{letter.source}:{letter.line}".encode())
+
+
+def _to_part(letter: DeadLetter, num_parts: int) -> tuple[int, DeadLetter | None]:
+    return number_of(letter) % num_parts, letter
+
+
+def write_part(element: tuple[int, Iterable[DeadLetter | None]], num_parts: int, directory: str) -> dict[str, Any]:
+    """Write one part, sorted, whole or not at all. Returns its manifest entry."""
+    part, found = element
+    letters = sorted((x for x in found if x is not None), key=lambda x: (x.source, x.line, x.reason, x.detail))
+    lines = "".join(json.dumps(asdict(letter), ensure_ascii=False) + "\n" for letter in letters)
+    name = file_name(part, num_parts)
+    return write_file(directory, name, lines.encode(), len(letters))
+
+
+def write_letters(letters: PCollection[DeadLetter], directory: str) -> PCollection[dict[str, Any]]:
+    """Write the letters into a MEMORY. Returns the manifest entries of their files, one at least."""
+    num_parts = AsSingleton(letters | "CountLetters" >> combiners.Count.Globally() | "ChooseParts" >> Map(num_parts_of))
+    first = letters.pipeline | "FirstPart" >> Create([(0, None)])
+    parted = letters | "PartLetters" >> Map(_to_part, num_parts)
+    return (
+        [first, parted]
+        | "AllParts" >> Flatten()
+        | "GatherLetters" >> GroupByKey()
+        | "WriteLetters" >> Map(write_part, num_parts, directory)
+    )
+
+
+def tell_runner(dropped: bool, reason: str, count: int) -> None:
+    """Count letters of a reason in the runner's own counters too."""
+    Metrics.counter(COUNTERS, f"{'dropped' if dropped else 'failed'}: {reason}").inc(count)
+
+
+def _reason(letter: DeadLetter) -> tuple[bool, str]:
+    tell_runner(letter.dropped, letter.reason, 1)
+    return letter.dropped, letter.reason
+
+
+def count_reasons(letters: PCollection[DeadLetter]) -> PCollection[tuple[tuple[bool, str], int]]:
+    """((Whether dropped, reason), how many). Each reason is a counter of the runner's too."""
+    return letters | "Reasons" >> Map(_reason) | "CountReasons" >> combiners.Count.PerElement()
+
+
+def failures(reports: PCollection[dict[str, Any]]) -> PCollection[DeadLetter]:
+    """Letters of all shards' failures."""
+    return reports | "LettersOfShards" >> FlatMap(letters_of_report)

@@ -1,0 +1,159 @@
+"""Document ids that stand for several texts: all of these are taken, and it is told how many such ids there are, with the first one as an example.
+
+What is compared of a document is short, whatever its text: on one machine 36 bytes on disk, in a graph one entry of a combiner.
+"""
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.pvalue import AsSingleton, PCollection
+from apache_beam.transforms import combiners
+
+from clara.data.records import Document
+from pipelines.corpus.spill import NUM_PARTITIONS, SpillWriter, files_of, partition_of, read_partitions
+from pipelines.corpus.splits import Unit
+
+SEVERAL = "document ids of several texts"
+EXAMPLE = "document id of several texts, the first"
+NUM_GROUPS = 64
+"""Of ids that are compared together."""
+_FILES = "documents"
+_ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("content", ">u8"), ("unit", ">u4"), ("line", ">i8")])
+_PACKED = ">16s8sIq"
+
+Place = tuple[str, int, str]
+"""Source and line of a document, and what tells its content from others."""
+Pair = tuple[Place, Place]
+
+
+def _digest(text: str, num_bytes: int) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=num_bytes).digest()
+
+
+def _content(document: Document) -> bytes:
+    return _digest(f"{document.title}\n{document.text}", 8)
+
+
+def example(document_id: str, first: tuple[str, int], other: tuple[str, int]) -> str:
+    """How an id of several texts is told: the id, and the first two places that differ."""
+    return f"{document_id!r} ({first[0]}:{first[1]} and {other[0]}:{other[1]})"
+
+
+# --- in a graph --------------------------------------------------------------------------------------------------------
+
+
+def _by_id(document: Document) -> tuple[str, tuple[Place, ...]]:
+    return document.id, ((document.source, document.line, _content(document).hex()),)
+
+
+def two_that_differ(found: Iterable[tuple[Place, ...]]) -> tuple[Place, ...]:
+    """The first place of all, and the first whose content is another, if there is one; of parts, what it gives for the whole."""
+    places = sorted(place for part in found for place in part)
+    others = [place for place in places if place[2] != places[0][2]]
+    return tuple([*places[:1], *others[:1]])
+
+
+def _pair(element: tuple[str, tuple[Place, ...]]) -> list[tuple[tuple[str, int], str]]:
+    document_id, places = element
+    if len(places) < 2:
+        return []
+    first, other = places
+    return [(first[:2], example(document_id, first[:2], other[:2]))]
+
+
+def _first_text(found: Iterable[Any]) -> Any:
+    return min((entry for entry in found if entry), default=None)
+
+
+def _text_of(entry: Any) -> str:
+    return entry[1] if entry else ""
+
+
+def ids_of_several(documents: PCollection[Document]) -> tuple[PCollection[tuple[str, int]], AsSingleton]:
+    """A tally of the ids that stand for several texts, and the first as an example (empty: there is none)."""
+    pairs = (
+        documents
+        | "IdsOfDocuments" >> beam.Map(_by_id)
+        | "TextsOfIds" >> beam.CombinePerKey(two_that_differ)
+        | "SeveralTexts" >> beam.FlatMap(_pair)
+    )
+    count = pairs | "CountSeveralTexts" >> combiners.Count.Globally() | "TallySeveralTexts" >> beam.Map(lambda n: (SEVERAL, n))
+    first = pairs | "FirstSeveralTexts" >> beam.CombineGlobally(_first_text) | "TellSeveralTexts" >> beam.Map(_text_of)
+    return count, AsSingleton(first)
+
+
+# --- on one machine's disk ---------------------------------------------------------------------------------------------
+
+
+class IdWriter:
+    """Puts aside what is compared of a unit's documents."""
+
+    def __init__(self, stem: Path, unit: int) -> None:
+        self._unit = unit
+        self._writer = SpillWriter(stem, _FILES, NUM_PARTITIONS)
+
+    def add(self, document: Document) -> None:
+        """Add one."""
+        own = _digest(document.id, 16)
+        partition = partition_of(int.from_bytes(own[-2:], "big"), 0)
+        self._writer.add(partition, struct.pack(_PACKED, own, _content(document), self._unit, document.line))
+
+    def flush(self) -> None:
+        """Write what was collected."""
+        self._writer.flush()
+
+
+Numbered = tuple[int, int]
+"""Number of a unit and line: a place, as units are numbered in the order of the corpus."""
+
+
+def compare_ids(group: int, spill: str, _ready: int) -> tuple[int, tuple[Numbered, Numbered] | None]:
+    """How many ids of a group stand for several texts, and the two places of the first."""
+    first, last = (NUM_PARTITIONS * edge // NUM_GROUPS for edge in (group, group + 1))
+    blocks = [np.frombuffer(block, _ENTRY) for _, block in read_partitions(files_of(spill, _FILES), first, last)]
+    entries = np.concatenate([np.empty(0, _ENTRY), *blocks])
+    if not len(entries):
+        return 0, None
+    entries = entries[np.lexsort([entries[name] for name in ("line", "unit", "low", "high")])]
+    begins = np.concatenate([[True], (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])])
+    starts, own = np.flatnonzero(begins), np.cumsum(begins) - 1
+    differing = np.flatnonzero(entries["content"] != entries["content"][starts][own])
+    ids, at = np.unique(own[differing], return_index=True)
+    pairs = ((_place(entries[starts[one]]), _place(entries[differing[other]])) for one, other in zip(ids, at, strict=True))
+    return len(ids), min(pairs, default=None)
+
+
+def _place(entry: Any) -> Numbered:
+    return int(entry["unit"]), int(entry["line"])
+
+
+def _sum_and_first(found: Iterable[Any]) -> tuple[int, Any]:
+    entries = list(found)
+    return sum(count for count, _ in entries), min((pair for _, pair in entries if pair), default=None)
+
+
+def _told(pair: Any, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]]) -> str:
+    if not pair:
+        return ""
+    (number, line), (other, other_line) = pair
+    document = next(found for found in read(units[number]) if isinstance(found, Document) and found.line == line)
+    return example(document.id, (document.source, line), (units[other].name, other_line))
+
+
+def add_comparison(
+    pipeline: beam.Pipeline, spill: str, ready: AsSingleton, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]]
+) -> tuple[PCollection[tuple[str, int]], AsSingleton]:
+    """`ids_of_several` of what was put aside; `read` gives a unit's documents once more, for the example's id."""
+    compared = (
+        pipeline
+        | "ListIdGroups" >> beam.Create(range(NUM_GROUPS))
+        | "CompareIds" >> beam.Map(compare_ids, spill, ready)
+        | "SumIds" >> beam.CombineGlobally(_sum_and_first)
+    )
+    told = compared | "TellSeveralTexts" >> beam.Map(lambda found: _told(found[1], units, read))
+    return compared | "TallySeveralTexts" >> beam.Map(lambda found: (SEVERAL, found[0])), AsSingleton(told)

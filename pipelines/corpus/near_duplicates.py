@@ -1,0 +1,167 @@
+"""Near duplicates among documents: MinHash signatures, banded into buckets; of alike ones the first in the corpus stays, on every runner.
+
+In a bucket documents come in the order of the corpus. Each is compared with those that stand for the ones before it, and is dropped when its
+estimated similarity with one of them reaches the threshold; else it stands for itself. One shuffle, no connected components: in a chain where
+a is like b and b like c, but a not like c, c goes although b, which it is like, went too. Bands miss one pair in five whose similarity is just the threshold, and few above it.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.pvalue import PCollection
+from datasketch import MinHash, MinHashLSH
+from numpy.typing import NDArray
+
+from clara.data.records import Document
+from clara.errors import InputError
+from pipelines.corpus.dead_letter import DeadLetter
+from pipelines.corpus.dead_letters import SNIPPET_CHARACTERS
+
+REASON = "near duplicate"
+NUM_HASHES, _SEED, _SCHEME = 128, 1, "affine32"
+_SHINGLE_WORDS = 5
+_LARGEST_THRESHOLD = 0.95  # beyond, 128 hashes tell nothing apart
+_UNSPACED = (  # scripts written without spaces between words: of these each character is a word of its own
+    "\u0e00-\u0eff"  # Thai, Lao
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
+    "\u1780-\u17ff"  # Khmer
+    "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9d"  # kana, bopomofo
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U000323af"  # ideographs, rarer kana
+)
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+
+Origin = tuple[str, int]
+Place = TypeVar("Place", Origin, tuple[int, int])
+Signature = NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What counts as alike: an estimated Jaccard similarity of at least `threshold`, looked for in bands of so many hashes."""
+
+    threshold: float
+    num_bands: int
+    band_size: int
+
+
+def make_likeness(threshold: float) -> Likeness | None:
+    """The likeness of a threshold; None for 0, which is off.
+
+    Raises:
+        InputError: not between 0 and 0.95.
+    """
+    if not 0 <= threshold <= _LARGEST_THRESHOLD:
+        raise InputError(
+            f"--near-duplicates {threshold}: expected a similarity, 0 (off) to {_LARGEST_THRESHOLD}; of equal chunks only the first stays anyway"
+        )
+    if not threshold:
+        return None
+    # Of misses and false alarms only misses matter here: alarms are compared, and cost time alone.
+    lsh = MinHashLSH(threshold=threshold, num_perm=NUM_HASHES, weights=(0.1, 0.9))
+    return Likeness(threshold, lsh.b, lsh.r)
+
+
+def shingles(text: str) -> set[bytes]:
+    """Each five words in a row, in lower case; all words where there are fewer, all that is no white space where there are none.
+
+    In scripts without spaces between words each character is a word.
+    """
+    lower = text.lower()
+    words = _WORD.findall(lower)
+    if not words:
+        return {" ".join(["", *lower.split()]).encode()}  # which no words give
+    spans = max(1, len(words) - _SHINGLE_WORDS + 1)
+    return {" ".join(words[begin : begin + _SHINGLE_WORDS]).encode() for begin in range(spans)}
+
+
+@functools.cache
+def _blank() -> MinHash:
+    return MinHash(num_perm=NUM_HASHES, seed=_SEED, scheme=_SCHEME)
+
+
+def signature(text: str) -> Signature:
+    """The MinHash signature `[128]` of a text's shingles."""
+    sketch = _blank().copy()
+    sketch.update_batch(sorted(shingles(text)))
+    return np.asarray(sketch.hashvalues, np.uint32)
+
+
+def similarity(first: Signature, second: Signature) -> float:
+    """Estimated Jaccard similarity: the share of equal hashes."""
+    return float((first == second).mean())
+
+
+def losers(bucket: Iterable[tuple[Origin, Signature]], threshold: float) -> Iterator[tuple[Origin, Origin]]:
+    """(Dropped, the one that it is like) of a bucket in any order."""
+    yield from losers_in_order(sorted(bucket, key=lambda entry: entry[0]), threshold)
+
+
+def losers_in_order(bucket: Iterable[tuple[Place, Signature]], threshold: float) -> Iterator[tuple[Place, Place]]:
+    """(Dropped, the one that it is like) of a bucket that comes in the order of the corpus; only what stays is held."""
+    standing: list[tuple[Place, Signature]] = []
+    for origin, own in bucket:
+        like = next((other for other, theirs in standing if similarity(own, theirs) >= threshold), None)
+        if like is None:
+            standing.append((origin, own))
+        else:
+            yield origin, like
+
+
+def band_keys(own: Signature, likeness: Likeness) -> Iterator[bytes]:
+    """Name of the bucket that a signature falls into, for each band: two bytes, and four for each hash."""
+    for band in range(likeness.num_bands):
+        yield band.to_bytes(2, "big") + own[band * likeness.band_size : (band + 1) * likeness.band_size].tobytes()
+
+
+def letter(document: Document, like: Origin) -> DeadLetter:
+    """The letter of a near duplicate, which names what it is like."""
+    detail = f"of {like[0]}:{like[1]}"
+    snippet = document.text[:SNIPPET_CHARACTERS]
+    return DeadLetter(document.source, document.line, REASON, detail, snippet, dropped=True, document_id=document.id)
+
+
+def _bands(document: Document, likeness: Likeness) -> Iterator[tuple[bytes, tuple[Origin, bytes]]]:
+    own = signature(document.text)
+    for key in band_keys(own, likeness):
+        yield key, ((document.source, document.line), own.tobytes())
+
+
+def _losers(element: tuple[bytes, Iterable[tuple[Origin, bytes]]], threshold: float) -> Iterator[tuple[Origin, Origin]]:
+    yield from losers(((origin, np.frombuffer(own, np.uint32)) for origin, own in element[1]), threshold)
+
+
+def _by_origin(document: Document) -> tuple[Origin, Document]:
+    return (document.source, document.line), document
+
+
+class _Decide(beam.DoFn):
+    """(Origin, its document and what it is like) → the document, or its letter aside."""
+
+    def process(self, element: tuple[Origin, dict[str, Any]]) -> Iterator[Any]:
+        """Decide on one document."""
+        _, found = element
+        like = list(found["like"])
+        for document in found["documents"]:
+            if like:
+                yield beam.pvalue.TaggedOutput("letters", letter(document, like[0]))
+            else:
+                yield document
+
+
+def drop_near_duplicates(documents: PCollection[Document], likeness: Likeness) -> tuple[PCollection[Document], PCollection[DeadLetter]]:
+    """The documents that stay, and letters of the others; each names the first document that drops it."""
+    like = (
+        documents
+        | "Sign" >> beam.FlatMap(_bands, likeness)
+        | "GatherBuckets" >> beam.GroupByKey()
+        | "CompareInBuckets" >> beam.FlatMap(_losers, likeness.threshold)
+        | "FirstLike" >> beam.CombinePerKey(min)
+    )
+    joined = {"documents": documents | "ByOrigin" >> beam.Map(_by_origin), "like": like} | "JoinVerdicts" >> beam.CoGroupByKey()
+    decided = joined | "DropNearDuplicates" >> beam.ParDo(_Decide()).with_outputs("letters", main="documents")
+    return decided.documents, decided.letters

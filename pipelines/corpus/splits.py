@@ -1,0 +1,201 @@
+"""What a corpus job reads: the files that globs name, as pieces of work; and the letter that tells of a record that is not used."""
+
+import logging
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from clara.data.corpus import COMPRESSIONS, DAMAGE, decompressed
+from clara.errors import InputError
+from clara.storage.artefact import sha256_file
+from clara.storage.bucket import require_credentials
+from clara.storage.retry import within_patience
+from pipelines.corpus import mediawiki
+
+FORMATS = ("jsonl", "json", "parquet", "text", "mediawiki")
+_SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".xml": "mediawiki",
+}
+UNIT_BYTES = 16 * 2**20
+"""Bytes of a large JSONL file that one unit reads: small enough for all cores to have some, large beside what a unit costs in itself."""
+_BLOCK_BYTES = 2**20
+_LOG = logging.getLogger(__name__)
+_PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work for one reader: a file, some lines of a JSONL file, one row group of a Parquet file, or one stream of a multistream dump.
+
+    Attributes:
+        path: what is opened.
+        name: how the user named it; stands in every record as its source.
+        format: one of `FORMATS`.
+        compression: `gzip`, `bz2`, `zstd`, `xz` or empty.
+        row_group: of a Parquet file.
+        first_line: number of the unit's first line, row or page.
+        stream: of a multistream dump.
+        unread_links: the wiki's names of links that are no prose, where the unit itself does not tell them.
+        start: byte of a JSONL file at which the unit's first line begins.
+        end: byte behind its last line; −1: the file's end.
+    """
+
+    path: str
+    name: str
+    format: str
+    compression: str = ""
+    row_group: int = 0
+    first_line: int = 1
+    stream: mediawiki.Stream | None = None
+    unread_links: tuple[str, ...] = ()
+    start: int = 0
+    end: int = -1
+
+
+def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
+    """The units that globs name, by path, each once.
+
+    Args:
+        patterns: local paths (relative ones too) or URLs that Beam's file systems know.
+        file_format: one of `FORMATS`, or `auto`: by the file name's ending.
+
+    Raises:
+        InputError: a glob that matches nothing, an unknown ending, or an unknown format.
+    """
+    if file_format not in ("auto", *FORMATS):
+        raise InputError(f"--format {file_format!r}: expected auto, {', '.join(FORMATS)}")
+    names: dict[str, str] = {}
+    for pattern in patterns:
+        local = "://" not in pattern
+        relative = local and not os.path.isabs(pattern)
+        paths = [path for path in _listed(pattern) if not (local and os.path.isdir(path))]
+        if not paths:
+            if local and os.path.isdir(pattern):
+                raise InputError(f"--input {pattern!r}: a directory; give the files in it, as '{pattern.rstrip('/')}/*', quoted")
+            raise InputError(f"--input {pattern!r}: no such file; give a file or a quoted glob, as 'corpus/*.jsonl'")
+        for path in paths:
+            names.setdefault(path, os.path.relpath(path) if relative else path)
+    dumps = [path for path in sorted(names) if not mediawiki.is_index(path)]
+    if not dumps:
+        raise InputError(
+            f"--input {' '.join(patterns)}: names nothing but the index of a dump; give the dump, whose index is found beside it"
+        )
+    return [unit for path in dumps for unit in _units_of(path, names[path], file_format)]
+
+
+def _listed(pattern: str) -> list[str]:
+    def match(place: str) -> list[str]:
+        return [entry.path for entry in FileSystems.match([place])[0].metadata_list]
+
+    def match_in_store() -> list[str]:
+        require_credentials(pattern)
+        return match(pattern)
+
+    try:
+        return within_patience(f"--input {pattern}", match_in_store) if "://" in pattern else match(os.path.abspath(pattern))
+    except (BeamIOError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"--input {pattern!r}: cannot be listed ({error}); correct the path, or install Beam's extra for this kind"
+        ) from error
+
+
+def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
+    stem, suffix = os.path.splitext(path.lower())
+    compression = COMPRESSIONS.get(suffix, "")
+    if compression:
+        suffix = os.path.splitext(_PAGE_RANGE.sub("", stem))[1]
+    kind = _SUFFIXES.get(suffix, "") if file_format == "auto" else file_format
+    if not kind:
+        raise InputError(
+            f"{name}: its format is not known from its name ({', '.join(_SUFFIXES)}, with {', '.join(COMPRESSIONS)}); give --format"
+        )
+    if kind == "mediawiki":
+        return _streams_of(path, name, compression)
+    if kind == "jsonl" and not compression and "://" not in path:
+        return [Unit(path, name, kind, first_line=line, start=start, end=end) for start, end, line in line_ranges(path, UNIT_BYTES)]
+    if kind != "parquet":
+        return [Unit(path, name, kind, compression)]
+    try:
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+            metadata = pq.ParquetFile(stream).metadata
+            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    except (OSError, pa.ArrowException):
+        return [Unit(path, name, kind)]  # the reader will say what is wrong, as a dead letter
+    return [Unit(path, name, kind, row_group=group, first_line=1 + sum(rows[:group])) for group in range(len(rows))]
+
+
+def line_ranges(path: str, range_bytes: int) -> list[tuple[int, int, int]]:
+    """Pieces of a file of about so many bytes, cut at line ends: first byte, byte behind the last (−1: the file's end), number of the first line."""
+    ranges, begin, first_line = [], 0, 1
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as stream:
+            while size - begin > 2 * range_bytes:  # else the rest is one piece
+                lines, end = 0, begin
+                while end - begin < range_bytes and (block := stream.read(min(_BLOCK_BYTES, range_bytes - (end - begin)))):
+                    lines, end = lines + block.count(b"\n"), end + len(block)
+                while line := stream.readline(_BLOCK_BYTES):
+                    end += len(line)
+                    if line.endswith(b"\n"):
+                        lines += 1
+                        break
+                if end >= size:
+                    break
+                ranges.append((begin, end, first_line))
+                begin, first_line = end, first_line + lines
+    except OSError:
+        return [(0, -1, 1)]  # the reader will say what is wrong, as a dead letter
+    return [*ranges, (begin, -1, first_line)]
+
+
+def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
+    """One unit for each stream of a dump, its index's and those that it lacks; without an index one for the whole file."""
+    whole = [Unit(path, name, "mediawiki", compression)]
+    index = mediawiki.index_path(path)
+    if not index or not FileSystems.exists(index):
+        return whole
+    try:
+        with FileSystems.open(index, compression_type=CompressionTypes.UNCOMPRESSED) as raw, decompressed(raw, "bz2") as lines:
+            listed = list(mediawiki.streams(lines))
+        if "://" in path:
+            _LOG.info("%s: read once, to find streams that its index lacks", name)
+        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
+            prefixes = tuple(mediawiki.unread_prefixes(raw))
+            found = mediawiki.with_unlisted(listed, raw) if listed else []
+    except (*DAMAGE, BeamIOError, ValueError) as error:
+        raise InputError(
+            f"{index}: cannot be read ({error}); copy it and the dump anew, or move it away to read the dump as one piece"
+        ) from error
+    if len(found) > len(listed) > 0:
+        known = {stream.start for stream in listed}
+        lacking = [stream.num_pages for stream in found if stream.start not in known]
+        _LOG.warning("%s: its index lacks %d streams with %d pages, which are read all the same", name, len(lacking), sum(lacking))
+    return [Unit(path, name, "mediawiki", "bz2", 0, s.first_page, s, prefixes) for s in found] or whole
+
+
+def describe(units: Sequence[Unit]) -> list[dict[str, Any]]:
+    """What the input is, for a recipe: name and sha256 of local files; size and time of change of remote ones."""
+    described = []
+    for path, name in sorted({(unit.path, unit.name) for unit in units}):
+        if "://" in path:
+            entry = FileSystems.match([path])[0].metadata_list[0]
+            described.append({"path": name, "bytes": entry.size_in_bytes, "changed": entry.last_updated_in_seconds})
+        else:
+            described.append({"path": name, "bytes": os.path.getsize(path), "sha256": sha256_file(path)})
+    return described

@@ -1,0 +1,1 @@
+"""Where a Beam job runs: this machine, Spark, Dataflow."""

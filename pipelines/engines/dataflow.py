@@ -1,0 +1,180 @@
+"""A job on Google Cloud Dataflow: which options it needs, which it takes over, and which stages get GPUs. What is wrong is told before anything is sent."""
+
+import importlib.util
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    DirectOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    SetupOptions,
+    SparkRunnerOptions,
+    TestOptions,
+    WorkerOptions,
+)
+from apache_beam.portability.api import beam_runner_api_pb2
+from apache_beam.portability.common_urns import resource_hints
+from apache_beam.pvalue import PCollection
+
+from clara.errors import InputError
+from pipelines.engines.option_names import option_names
+
+Element = TypeVar("Element")
+RUNNER = "DataflowRunner"
+ACCELERATOR = resource_hints.ACCELERATOR.urn
+_ONE_PROCESS = "no_use_multiple_sdk_containers"
+_GPU_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
+
+
+def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) -> None:
+    """Check the options and fill in what a corpus job wants of Dataflow.
+
+    Args:
+        options: Beam's; changed in place.
+        typed: names of the options that the user gave.
+        num_workers: of the job's own `--num-workers`.
+
+    Raises:
+        InputError: an option is missing, has no effect here, or would install packages on the workers.
+    """
+    if importlib.util.find_spec("google.cloud.storage") is None:
+        raise InputError(
+            f"--runner {RUNNER}: Beam's part for Google Cloud is not installed; install the extra gcp: pip install 'clara-rag[gcp]'"
+        )
+    for name in sorted(set(typed) & option_names(DirectOptions, SparkRunnerOptions, PortableOptions)):
+        raise InputError(f"--{name}: {RUNNER} does not take it; leave it out")
+    if num_workers:
+        raise InputError(
+            f"--num-workers {num_workers}: is for the local runner; Dataflow takes --num_workers and --max_num_workers, in machines"
+        )
+    cloud, worker, setup = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions), options.view_as(SetupOptions)
+    for name, value, example in (
+        ("project", cloud.project, "my-project"),
+        ("region", cloud.region, "europe-west4"),
+        ("temp_location", cloud.temp_location, "gs://bucket/temp"),
+        ("sdk_container_image", worker.sdk_container_image, "the worker image, target beam of the Dockerfile"),
+    ):
+        if not value:
+            raise InputError(f"--{name}: is needed with --runner={RUNNER}: {example}")
+    for name, value in (("temp_location", cloud.temp_location), ("staging_location", cloud.staging_location)):
+        if value and not value.startswith("gs://"):
+            raise InputError(f"--{name} {value}: expected gs://BUCKET/FOLDER")
+    if setup.requirements_file or setup.setup_file:
+        raise InputError(
+            "--requirements_file, --setup_file: would install packages on each worker; put them into the image, and stage a wheel with --extra_package"
+        )
+    if setup.sdk_location not in ("default", "container"):
+        raise InputError(f"--sdk_location {setup.sdk_location}: the worker image has Beam; leave it out")
+    setup.sdk_location = "container"
+
+
+def check_paths(paths: Mapping[str, str]) -> None:
+    """Refuse paths that Dataflow's machines cannot have.
+
+    Args:
+        paths: flag → path; empty ones are not given. Those of the model may lie in the image.
+
+    Raises:
+        InputError: names the flag.
+    """
+    for flag, path in paths.items():
+        if not path or path.startswith("gs://"):
+            continue
+        if flag in ("checkpoint", "backbone"):
+            if not path.startswith("/"):
+                raise InputError(
+                    f"--{flag} {path}: relative; give gs://…, or the absolute path at which the worker image (and this machine) has it"
+                )
+        elif "://" not in path:
+            raise InputError(f"--{flag} {path}: is on this machine, which Dataflow's workers do not see; give gs://BUCKET/FOLDER")
+
+
+def gpu_hint(gpu_type: str, gpu_count: int, *, runner: str, device: str) -> str:
+    """Beam's resource hint for the compressing stages; empty where they need no GPU of their own.
+
+    Args:
+        gpu_type: as Google Cloud names it, `nvidia-l4`; empty: none.
+        gpu_count: GPUs of a machine.
+        runner: where the job runs.
+        device: that the model is to run on.
+
+    Raises:
+        InputError: these do not go together.
+    """
+    if not gpu_type:
+        if runner == RUNNER and device.startswith("cuda"):
+            raise InputError(
+                f"--device {device}: Dataflow's machines have no GPU unless the job asks for one; give --gpu-type, as nvidia-l4"
+            )
+        return ""
+    if runner != RUNNER:
+        raise InputError(
+            f"--gpu-type {gpu_type}: only {RUNNER} chooses machines by it; elsewhere start the workers on machines with GPUs and give --device cuda"
+        )
+    if not _GPU_NAME.fullmatch(gpu_type):
+        raise InputError(f"--gpu-type {gpu_type!r}: expected Google Cloud's name of a GPU, as nvidia-l4 or nvidia-tesla-t4")
+    if gpu_count < 1:
+        raise InputError(f"--gpu-count {gpu_count}: expected 1 or more, GPUs of a machine")
+    if not device.startswith("cuda"):
+        raise InputError(f"--device {device}: would leave the GPUs of --gpu-type {gpu_type} idle; give --device cuda")
+    return f"type:{gpu_type};count:{gpu_count};install-nvidia-driver"
+
+
+def prepare_gpu(options: PipelineOptions, hint: str) -> None:
+    """Let one process with many threads, and so one model, use a machine's GPU.
+
+    Raises:
+        InputError: an option that Dataflow does not allow with GPUs for single stages.
+    """
+    if not hint:
+        return
+    cloud, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)
+    if cloud.flexrs_goal:
+        raise InputError(
+            f"--flexrs_goal {cloud.flexrs_goal}: not with --gpu-type, as FlexRS gives all stages the same machines; leave it out"
+        )
+    if any("worker_accelerator" in given for given in cloud.dataflow_service_options or []):
+        raise InputError(
+            "--dataflow_service_options worker_accelerator: would put a GPU into every machine, those that read text too; --gpu-type is enough"
+        )
+    if not debug.lookup_experiment(_ONE_PROCESS):
+        debug.add_experiment(_ONE_PROCESS)
+
+
+def on_gpu(transform: beam.ParDo, hint: str) -> Any:
+    """The transform, on a machine of the hint; where there is none, as it is."""
+    return transform.with_resource_hints(accelerator=hint) if hint else transform
+
+
+def apart(values: PCollection[Element], hint: str, label: str) -> PCollection[Element]:
+    """The same values, but what comes after does not run on the machine of what came before; where there is no hint, as they are."""
+    return values | label >> beam.Reshuffle() if hint else values
+
+
+def is_rehearsal(options: PipelineOptions, runner: str) -> bool:
+    """Whether Beam is told to make the job and not to send it (its own `--dry_run=True`; ours, `--dry-run`, makes no job)."""
+    return runner == RUNNER and bool(options.view_as(TestOptions).dry_run)
+
+
+def graph(pipeline: beam.Pipeline) -> list[dict[str, str]]:
+    """What Dataflow is asked for: each step that runs our code, in which image and with which accelerator.
+
+    Args:
+        pipeline: one that its runner has submitted, or made.
+    """
+    runner: Any = pipeline.runner
+    parts = runner.proto_pipeline.components
+    steps = []
+    for transform in parts.transforms.values():
+        if transform.subtransforms or transform.environment_id not in parts.environments:
+            continue
+        environment = parts.environments[transform.environment_id]
+        image = beam_runner_api_pb2.DockerPayload.FromString(environment.payload).container_image
+        hint = environment.resource_hints.get(ACCELERATOR, b"").decode()
+        steps.append({"step": transform.unique_name, "image": image, "accelerator": hint})
+    return sorted(steps, key=lambda step: step["step"])

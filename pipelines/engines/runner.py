@@ -1,0 +1,148 @@
+"""Where a job runs: Beam's portable runner on this machine's cores without any download, or whatever runner Beam knows."""
+
+import itertools
+import logging
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+
+import apache_beam as beam
+import grpc
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, S3Options, SetupOptions
+from apache_beam.portability.api import beam_provision_api_pb2
+from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.runners.portability.portable_runner import JobServiceHandle
+from apache_beam.runners.runner import PipelineResult
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+from clara.errors import InputError
+from pipelines.engines import dataflow, spark
+from pipelines.engines.local_workers import KilledWorkerError, killed_worker, watch_workers
+
+LOCAL = "local"
+# Of the counters that jobs keep.
+NAMESPACES = ("build_memory", "score_utilities")
+# What Beam takes as options, the store's client of artefacts reads from here; worker processes of the local runner inherit it.
+_S3_VARIABLES = {
+    "s3_endpoint_url": "AWS_ENDPOINT_URL",
+    "s3_access_key_id": "AWS_ACCESS_KEY_ID",
+    "s3_secret_access_key": "AWS_SECRET_ACCESS_KEY",
+    "s3_session_token": "AWS_SESSION_TOKEN",
+    "s3_region_name": "AWS_DEFAULT_REGION",
+}
+_WORKER_ERROR = re.compile(r"clara\.(?:errors\.InputError|storage\.base\.StorageError): (.+?)(?: \[while running|\\n|\n|$)")
+_LOG = logging.getLogger(__name__)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> PipelineOptions:
+    """Beam's options from the arguments that are not the job's own.
+
+    Args:
+        rest: `--name=value` arguments for Beam.
+        runner: `local`, or a runner's name for Beam.
+        num_workers: worker processes of the local runner; 0: all cores.
+
+    Raises:
+        InputError: an argument that Beam does not know either, or that has no effect with this runner.
+    """
+    for before, argument in itertools.pairwise(["", *rest]):
+        if not argument.startswith("-") and (not before.startswith("-") or "=" in before):
+            raise InputError(f"{argument}: neither an option nor the value of one; see --help")
+    options = PipelineOptions([*rest] if runner == LOCAL else [*rest, f"--runner={runner}"])
+    logging.getLogger("apache_beam.options.pipeline_options").setLevel(logging.ERROR)
+    typed = {a.partition("=")[0].lstrip("-").replace("-", "_"): a.partition("=")[0] for a in rest if a.startswith("-")}
+    unknown = set(options.get_all_options(retain_unknown_options=True)) - set(options.get_all_options())
+    if runner == spark.RUNNER:
+        unknown -= spark.SERVER_OPTIONS
+    if unknown:
+        names = [typed[name] for name in typed if name in unknown]
+        raise InputError(f"{', '.join(names) or unknown}: neither this job nor Beam knows such an argument; see --help")
+    # Everything that a worker needs is in an installed package; the main module's state is not.
+    options.view_as(SetupOptions).save_main_session = False
+    if runner == LOCAL:
+        workers = num_workers or num_cores()
+        options.view_as(DirectOptions).direct_num_workers = workers
+    elif runner == spark.RUNNER:
+        spark.prepare(options, typed, num_workers)
+    elif runner == dataflow.RUNNER:
+        dataflow.prepare(options, typed, num_workers)
+    FileSystems.set_options(options)  # which lists the input ahead of any pipeline
+    for name, variable in _S3_VARIABLES.items():
+        if value := getattr(options.view_as(S3Options), name):
+            os.environ[variable] = value
+    return options
+
+
+def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
+    """A pipeline on the runner.
+
+    `local` is the portable runner that ships with Beam, built here with the options for its worker processes: Beam's own `DirectRunner`
+    first tries to download another one.
+
+    Raises:
+        InputError: what the runner needs is not there.
+    """
+    if runner == spark.RUNNER:
+        spark.preflight(options)
+    if runner != LOCAL:
+        try:
+            return beam.Pipeline(options=options)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise InputError(
+                f"--runner {runner}: Beam makes no pipeline for it ({error}); give {LOCAL}, or a runner that is installed here"
+            ) from error
+    encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
+    environment = None
+    if options.view_as(DirectOptions).direct_num_workers > 1:
+        watch_workers()
+        environment = SubprocessSDKEnvironment.from_command_string(f"exec {shlex.quote(sys.executable)} -m pipelines.engines.worker")
+    information = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
+    return beam.Pipeline(runner=fn_runner.FnApiRunner(default_environment=environment, provision_info=information), options=options)
+
+
+def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
+    """Run a pipeline to its end. Returns its counters as `counters` does.
+
+    Raises:
+        InputError: a worker met one; what the runner says around it is left out.
+        KilledWorkerError: a process of the local runner was killed.
+    """
+    try:
+        result = pipeline.run()
+        result.wait_until_finish()
+    except InputError as error:  # from this very process, where the runner has only added where it was
+        raise InputError(str(error).partition(" [while running")[0]) from error
+    except Exception as error:  # the runner's, around what a worker said
+        found = _WORKER_ERROR.search(str(error))
+        if found:
+            raise InputError(found[1]) from error
+        if why := killed_worker():
+            raise KilledWorkerError(why) from error
+        raise
+    return counters(result)
+
+
+def counters(result: PipelineResult) -> dict[str, int] | None:
+    """Sums of all counters that a pipeline's own functions have, by name; None where the runner cannot tell.
+
+    They count attempts on some runners, so that nothing is derived from them: a manifest's counts are data of the pipeline.
+    """
+    try:
+        found = result.metrics().query()["counters"]
+    except (NotImplementedError, TypeError, grpc.RpcError) as error:  # TypeError: Beam 2.77 where Spark runs an uber jar
+        _LOG.info("the runner does not tell its counters (%s)", error)
+        return None
+    sums: dict[str, int] = {}
+    for counter in found:
+        name = counter.key.metric
+        if name.namespace in NAMESPACES:
+            sums[name.name] = sums.get(name.name, 0) + (counter.attempted if counter.committed is None else counter.committed)
+    return dict(sorted(sums.items()))

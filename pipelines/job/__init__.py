@@ -1,0 +1,1 @@
+"""How every job begins and ends: locks, progress, completion, its page, tracking."""

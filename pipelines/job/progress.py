@@ -1,0 +1,209 @@
+"""Progress of a corpus job, told through files in the place that it writes to: it works on any runner and any number of machines."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clara.memory.shards import PLAN
+from clara.storage.bucket import Bucket
+from clara.storage.paths import Name, is_url
+
+PROGRESS = ".progress"
+_POLL_SECONDS = 0.5
+_TOLD_SECONDS = 1.0
+_BUCKET_SECONDS = 10.0  # requests are paid for
+
+
+class ShardProgress:
+    """What a worker says of the shard that it compresses: chunks done, and how many there are. Best effort: nothing depends on it."""
+
+    def __init__(self, directory: Name, shard: str, total: int) -> None:
+        self._directory, self._shard, self._total = directory, shard, total
+        self._told = -float("inf")
+
+    def tell(self, done: int) -> None:
+        """Note how many chunks are done; at most once a second, or every ten into a bucket, but for the first and the last."""
+        now = time.monotonic()
+        bucket = is_url(self._directory)
+        if done not in (0, self._total) and now - self._told < (_BUCKET_SECONDS if bucket else _TOLD_SECONDS):
+            return
+        self._told = now
+        if bucket:
+            _tell_bucket(str(self._directory), self._shard, f"{done} of {self._total}")
+            return
+        try:
+            folder = Path(self._directory) / self._shard
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / PROGRESS).write_text(f"{done} of {self._total}", encoding="ascii")
+        except OSError:  # a disk that is full is for the shard itself to report
+            return
+
+
+def _tell_bucket(url: str, shard: str, text: str) -> None:
+    try:
+        Bucket(url, patient=False).write(f"{PROGRESS}/{shard}", text.encode())
+    except Exception:  # a store that is away is for the shard itself to wait for
+        return
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the files tell: chunks done, chunks in all (known for the shards that have begun, estimated from these for the others); shards, too."""
+
+    done: int
+    total: int
+    shards_done: int = 0
+    num_shards: int = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far a corpus is read: pieces done and planned, documents and chunks in them."""
+
+    units_done: int
+    num_units: int
+    documents: int
+    chunks: int
+
+    def told(self, seconds: float) -> str:
+        """In words, after so many seconds."""
+        left = seconds * (self.num_units - self.units_done) / self.units_done if self.units_done else 0.0
+        rest = f", {tqdm.format_interval(left)} left" if self.units_done else ""
+        return f"read {self.units_done:,} of {self.num_units:,} pieces, {self.documents:,} documents ({self.documents / seconds:,.1f} a second){rest}"
+
+
+def seen(directory: Path, started: float) -> Seen | None:
+    """Read the progress of all shards off a directory; None before the first has begun.
+
+    Args:
+        directory: the MEMORY that is being written.
+        started: time in seconds since the epoch; what was told before does not count.
+    """
+    done, known, finished, shards = 0, 0, 0, []
+    for file in directory.glob(f"*shard-*/{PROGRESS}"):
+        try:
+            if file.stat().st_mtime < started:
+                continue
+            said = re.fullmatch(r"(\d+) of (\d+)", file.read_text(encoding="ascii"))
+        except OSError:
+            continue
+        if said:  # else it is being written just now
+            done, known = done + int(said[1]), known + int(said[2])
+            finished += said[1] == said[2]
+            shards.append(file.parent.name)
+    if not shards:
+        return None
+    num_shards = int(shards[0].rpartition("-")[2])
+    return Seen(done, max(known, round(known * num_shards / len(shards))), finished, num_shards)
+
+
+def shards_told(now: Seen, reading: Reading | None, chunks_a_second: float) -> str:
+    """Shards done of planned, and documents a second where it is known how many chunks a document has."""
+    rate = chunks_a_second * reading.documents / reading.chunks if reading and reading.chunks else 0.0
+    return f"{now.shards_done:,} of {now.num_shards:,} shards" + (f", {rate:,.1f} documents a second" if rate else "")
+
+
+class BucketProgress:
+    """What `seen` is for a directory, for a place in a bucket, where it is emptied before and after."""
+
+    def __init__(self, url: str) -> None:
+        self._bucket = Bucket(url, patient=False)
+        self._known: dict[str, tuple[str, int, int]] = {}
+
+    def clear(self) -> None:
+        """Remove what is told there."""
+        try:
+            self._bucket.remove(self._bucket.files(PROGRESS))
+        except Exception:  # as above
+            return
+
+    def seen(self) -> Seen | None:
+        """Read what has changed since the last call."""
+        try:
+            for name, stored in self._bucket.files(PROGRESS).items():
+                if self._known.get(name, ("", 0, 0))[0] != stored.tag and (raw := self._bucket.read(name)):
+                    told, _, of = raw.decode().partition(" of ")
+                    self._known[name] = (stored.tag, int(told), int(of))
+        except Exception:  # as above
+            pass
+        if not self._known:
+            return None
+        done, known = sum(done for _, done, _ in self._known.values()), sum(total for _, _, total in self._known.values())
+        num_shards = int(next(iter(self._known)).rpartition("-")[2])
+        return Seen(done, max(known, round(known * num_shards / len(self._known))))
+
+
+def finished_shards(directory: Path, started: float) -> list[str]:
+    """Names of the shards that were finished, or found finished, since `started`."""
+    names = []
+    for plan in directory.glob(f"*shard-*/{PLAN}"):
+        try:
+            if plan.stat().st_mtime >= started:
+                names.append(plan.parent.name)
+        except FileNotFoundError:
+            continue
+    return names
+
+
+@contextmanager
+def progress_bar(
+    directory: Name,
+    started: float,
+    *,
+    quiet: bool,
+    what: str = "chunks",
+    doing: str = "compress",
+    reading: Callable[[], Reading] | None = None,
+) -> Iterator[None]:
+    """A bar of what is done, with rate and time left, while the job runs inside.
+
+    Args:
+        directory: the MEMORY that is being written, or a URL.
+        started: time in seconds since the epoch; what was told before does not count.
+        quiet: no bar.
+        what: is counted.
+        doing: what is done with it; until the first shard begins, it is read.
+        reading: tells how far that is; None: nobody knows.
+    """
+    bucket = BucketProgress(str(directory)) if is_url(directory) else None
+    if bucket:
+        bucket.clear()
+    if quiet:
+        yield
+        return
+    stop = threading.Event()
+
+    def watch() -> None:
+        begun = 0.0
+        with tqdm(total=0, unit=f" {what}", desc="read", dynamic_ncols=True) as bar:
+            while True:
+                ended = stop.wait(_BUCKET_SECONDS if bucket else _POLL_SECONDS)
+                now = bucket.seen() if bucket else seen(Path(directory), started)
+                read = reading() if reading else None
+                if now is not None:
+                    begun = begun or time.time()
+                    bar.total = now.total
+                    bar.set_description(doing, refresh=False)
+                    if now.num_shards:
+                        bar.set_postfix_str(shards_told(now, read, now.done / max(time.time() - begun, _POLL_SECONDS)), refresh=False)
+                    bar.update(now.done - bar.n)
+                elif read:
+                    bar.set_description_str(read.told(max(time.time() - started, _POLL_SECONDS)))
+                if ended:
+                    return
+
+    thread = threading.Thread(target=watch, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        if bucket:
+            bucket.clear()

@@ -1,0 +1,346 @@
+"""A model behind an OpenAI-compatible endpoint: asked at a rate, again where it fails for a while, and never twice for what it has answered."""
+
+import asyncio
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+import tenacity
+
+from clara.errors import InputError
+from clara.storage.artefact import hash_of
+from pipelines.synthesize.prompts import Request
+from pipelines.synthesize.rate_limit import Pace
+from pipelines.synthesize.replies import Reply
+from pipelines.synthesize.reply_cache import ReplyCache
+
+_LONGEST_WAIT_SECONDS = 60.0
+_LONGEST_BREAK_SECONDS = 600.0
+_FAILURES_IN_A_ROW = 10
+_BYTES_PER_TOKEN = 3  # rather a token too many; what the endpoint counts corrects it
+_TOLD_CHARACTERS = 300
+_FATAL = {
+    401: "the key in the environment variable {}, where the workers run",
+    403: "the key's rights",
+    404: "the URL and --model-name",
+    405: "the URL",
+}
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """Where and how to ask. See the command's flags; of the key, the environment variable's name alone stands here."""
+
+    url: str
+    name: str
+    key_variable: str = "OPENAI_API_KEY"
+    temperature: float = 0.0
+    max_reply_tokens: int = 1024
+    extra_body: str = "{}"
+    system_role: bool = True
+    concurrency: int = 16
+    timeout_seconds: float = 120.0
+    tries: int = 8
+    retry_seconds: float = 1.0
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+
+    def identity(self) -> dict[str, Any]:
+        """What determines replies. Not the URL: the same model may move."""
+        return {
+            "name": self.name,
+            "temperature": self.temperature,
+            "max_reply_tokens": self.max_reply_tokens,
+            "extra_body": json.loads(self.extra_body),
+            "system_role": self.system_role,
+        }
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent; a null among the extra fields takes the field out."""
+        if request.system and self.system_role:
+            messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
+        else:
+            messages = [{"role": "user", "content": f"{request.system}\n\n{request.user}".strip()}]
+        body = {"model": self.name, "messages": messages, "temperature": self.temperature, "max_tokens": self.max_reply_tokens}
+        return {key: value for key, value in (body | json.loads(self.extra_body)).items() if value is not None}
+
+
+@dataclass
+class Spending:
+    """What a run has sent and paid."""
+
+    sent: int = 0
+    paid: int = 0
+    cached: int = 0
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+    usage_estimated: int = 0
+    retries: Counter[str] = field(default_factory=Counter)
+
+
+class _AgainError(Exception):
+    """A failure that may pass; `after` seconds, where the other side says."""
+
+    def __init__(self, reason: str, detail: str = "", after: float = 0.0, unreachable: bool = False) -> None:
+        super().__init__(f"{reason} {detail}".strip())
+        self.reason, self.after, self.unreachable = reason, after, unreachable
+
+
+def check_url(url: str) -> None:
+    """Refuse an address that is none, or that holds what must not be written down.
+
+    Raises:
+        InputError: no host, another scheme than http or https, or a user, password, query or fragment in it.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InputError("--model: not the URL of an endpoint; expected one as http://localhost:8000/v1")
+    if parts.scheme not in ("http", "https"):
+        raise InputError(f"--model: {parts.scheme}:// is no scheme of an endpoint; expected http or https, as http://localhost:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError("--model: its URL holds a user, password or query, which would be written down; give a key by --key-variable")
+
+
+def _key_of(variable: str) -> str:
+    return os.environ.get(variable, "").strip()
+
+
+def _client(settings: EndpointSettings) -> openai.AsyncOpenAI:
+    """The HTTP client. Tries are ours, as they count for the rate."""
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request, else
+    return openai.AsyncOpenAI(
+        base_url=settings.url, api_key=_key_of(settings.key_variable) or "none", max_retries=0, timeout=settings.timeout_seconds
+    )
+
+
+def _headers(settings: EndpointSettings) -> dict[str, Any]:
+    """Without a key no authorisation is sent."""
+    return {} if _key_of(settings.key_variable) else {"Authorization": openai.Omit()}
+
+
+class Endpoint:
+    """Asks, within one event loop. `close` waits for what is under way, so that nothing that was paid is lost."""
+
+    def __init__(self, settings: EndpointSettings, cache: ReplyCache) -> None:
+        self._settings, self._cache = settings, cache
+        self._client = _client(settings)
+        self._key = _key_of(settings.key_variable)
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._requests, self._tokens = Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute)
+        self._identity = settings.identity()
+        self._under_way: dict[str, asyncio.Task[Reply]] = {}
+        self._failures_in_a_row = 0
+        self._stopped: InputError | None = None
+        self.spending = Spending()
+
+    async def ask(self, request: Request) -> Reply:
+        """The reply, from the cache if it is there; with an error where the request failed for good.
+
+        Raises:
+            InputError: the endpoint can't be used at all.
+        """
+        key = hash_of([self._identity, request.key])
+        if key in self._under_way:  # two streams may ask the same at once
+            return await asyncio.shield(self._under_way[key])
+        if (known := self._cache.get(key)) is not None:
+            self.spending.cached += 1
+            return known
+        task = asyncio.create_task(self._pay(key, request))
+        self._under_way[key] = task
+        task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        return await asyncio.shield(task)  # a reply that is paid is waited for, even if nobody wants it any more
+
+    async def close(self) -> None:
+        """Begin nothing new, and wait for the rest."""
+        self._stopped = self._stopped or InputError("the job has ended")
+        await asyncio.gather(*self._under_way.values(), return_exceptions=True)
+        await self._client.close()
+
+    async def _pay(self, key: str, request: Request) -> Reply:
+        async with self._slots:
+            try:
+                reply = await self._tried(request)
+            except _AgainError as error:
+                reply = Reply("", error=f"{error} ({self._settings.tries} tries)")
+                if error.unreachable:
+                    self._stop(f"cannot be reached: {error}; start it or correct the URL")
+            except openai.APIError as error:
+                reply = Reply("", error=self._told(error))
+        if reply.error:
+            self._failures_in_a_row += 1
+            if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
+                self._stop(f"failed {_FAILURES_IN_A_ROW} requests in a row, the last with: {reply.error}; see to it")
+            return reply
+        self._failures_in_a_row = 0
+        self._cache.put(key, request.name, reply)
+        self.spending.paid += 1
+        self.spending.prompt_tokens += reply.prompt_tokens
+        self.spending.reply_tokens += reply.reply_tokens
+        return reply
+
+    async def _tried(self, request: Request) -> Reply:
+        """The reply, after as many tries as it takes and as are allowed."""
+        backoff = tenacity.wait_exponential_jitter(self._settings.retry_seconds, _LONGEST_WAIT_SECONDS, jitter=self._settings.retry_seconds)
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            return max(backoff(state), error.after if isinstance(error, _AgainError) else 0.0)
+
+        tries = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(self._settings.tries),
+            wait=wait,
+            retry=tenacity.retry_if_exception_type(_AgainError),
+            reraise=True,
+        )
+        return await tries(self._send, request)
+
+    async def _send(self, request: Request) -> Reply:
+        """One try."""
+        settings, body = self._settings, self._settings.body(request)
+        estimate = _estimated_tokens(request.system + request.user)
+        await self._requests.take(1)
+        await self._tokens.take(estimate + settings.max_reply_tokens)
+        if self._stopped:
+            raise self._stopped
+        self.spending.sent += 1
+        try:
+            # The body is ours as it is: whatever a field is called, and without what was taken out of it.
+            response = await self._client.post("/chat/completions", body=body, cast_to=str, options={"headers": _headers(settings)})
+            reply = self._read(response, estimate)
+        except openai.APIError as error:
+            again = self._failure(error)
+            self.spending.retries[again.reason] += 1
+            raise again from error
+        except _AgainError as again:
+            self.spending.retries[again.reason] += 1
+            raise
+        self._tokens.correct(reply.prompt_tokens + reply.reply_tokens - estimate - settings.max_reply_tokens)
+        return reply
+
+    def _read(self, text: Any, estimate: int) -> Reply:
+        """The body of an answer as a reply.
+
+        Raises:
+            _AgainError: it is no completion.
+        """
+        try:
+            body = json.loads(text)
+            choice = body["choices"][0]
+            content = choice["message"]["content"]
+            if content is not None and not isinstance(content, str):
+                raise TypeError(f"content is {type(content).__name__}")
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            raise _AgainError(
+                "no completion", f"({type(error).__name__}: {self._clean(str(error))}) in {self._clean(str(text))!r}"
+            ) from error
+        usage = body.get("usage")
+        counts: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
+        if not all(isinstance(n, int) and n >= 0 for n in counts):
+            self.spending.usage_estimated += 1
+            counts = [estimate, _estimated_tokens(content or "")]
+        return Reply(self._without_key(content or ""), choice.get("finish_reason") == "length", *counts)
+
+    def _failure(self, error: openai.APIError) -> _AgainError:
+        """An error as one that may pass.
+
+        Raises:
+            InputError: it ends the job.
+            openai.APIError: the error itself; it ends this request.
+        """
+        if isinstance(error, openai.APITimeoutError):
+            return _AgainError("time-out", f"after {self._settings.timeout_seconds:g} s")
+        if isinstance(error, openai.APIConnectionError):
+            cause = error.__cause__
+            unreachable = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
+            return _AgainError(
+                "not reached" if unreachable else "connection broken", self._clean(str(cause or error)), unreachable=unreachable
+            )
+        status = error.status_code if isinstance(error, openai.APIStatusError) else 0
+        if status in _FATAL:
+            self._stop(f"refuses with {self._told(error)}; check {_FATAL[status].format(self._settings.key_variable)}")
+        if error.code == "insufficient_quota":
+            self._stop(f"has no more quota: {self._told(error)}; add some")
+        if status not in (408, 409, 429) and status < 500:
+            raise error
+        after = _retry_after(error.response.headers) if isinstance(error, openai.APIStatusError) else 0.0
+        if after > _LONGEST_BREAK_SECONDS:
+            self._stop(f"asks to wait for {after:.0f} seconds ({self._told(error)}); wait")
+        if after:
+            self._requests.hold(after)
+        return _AgainError(str(status), self._told(error), after)
+
+    def _stop(self, what: str) -> None:
+        self._stopped = InputError(
+            f"--model {self._settings.url}: the endpoint {what}, and run the same command again: what was answered is not paid twice"
+        )
+        raise self._stopped
+
+    def _told(self, error: openai.APIError) -> str:
+        return self._clean(str(error.message))
+
+    def _clean(self, text: str) -> str:
+        return self._without_key(" ".join(text.split()))[:_TOLD_CHARACTERS]
+
+    def _without_key(self, text: str) -> str:
+        """Endpoints may repeat the key in what they say; it is written down nowhere."""
+        return text.replace(self._key, "***") if self._key else text
+
+
+def _estimated_tokens(text: str) -> int:
+    return 1 + len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that a response asks to wait, told as a number or a date; 0 where it does not say."""
+    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        try:
+            seconds = float(value) / divisor
+        except ValueError:
+            try:
+                seconds = parsedate_to_datetime(value).timestamp() - time.time()
+            except (ValueError, TypeError):
+                continue
+        if 0 < seconds < float("inf"):
+            return seconds
+    return 0.0
+
+
+def only_model(settings: EndpointSettings) -> str:
+    """The name of the one model that an endpoint offers.
+
+    Raises:
+        InputError: it can't be asked, or offers none or several.
+    """
+
+    async def names() -> list[str]:
+        client = _client(settings)
+        try:
+            listed = await client.with_options(max_retries=3).models.list(extra_headers=_headers(settings))
+            return sorted(model.id for model in listed.data)
+        finally:
+            await client.close()
+
+    try:
+        found = asyncio.run(names())
+    except (openai.OpenAIError, TypeError, ValueError) as error:
+        told = " ".join(str(error).split())[:_TOLD_CHARACTERS]
+        key = _key_of(settings.key_variable)
+        raise InputError(
+            f"--model {settings.url}: cannot list its models ({told.replace(key, '***') if key else told}); start it, correct the URL, or give --model-name"
+        ) from error
+    if len(found) != 1:
+        raise InputError(f"--model {settings.url}: offers {', '.join(found[:20]) or 'no model'}; choose one with --model-name")
+    return found[0]

@@ -1,0 +1,91 @@
+"""What a synthesis may cost, told before anything is asked."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.corpus.chunking import Tokens
+from pipelines.synthesize.dialogues import Settings
+from pipelines.synthesize.prompts import Templates
+from pipelines.synthesize.replies import MAX_CHARACTERS
+
+# A word counts a token for every four letters begun, and every mark one: with most tokenizers of LMs a text has fewer.
+_PIECE = re.compile(r"\w{1,4}|[^\w\s]")
+_CHARACTERS_PER_TOKEN = 4
+EXPECTED_QUESTIONS = {"simple": 8, "complex": 5}
+"""Questions of an example, about as many as published synthetic data have."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Requests, and tokens both ways."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    reply_tokens: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.requests + other.requests, self.prompt_tokens + other.prompt_tokens, self.reply_tokens + other.reply_tokens)
+
+    def price(self, prompt: float, reply: float) -> float:
+        """What it costs at prices for a million tokens."""
+        return (self.prompt_tokens * prompt + self.reply_tokens * reply) / 1e6
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """So many requests of a template: tokens of each that are neither template nor document, and of each reply."""
+
+    name: str
+    count: int
+    tokens: int
+    reply_tokens: int
+
+
+def pieces() -> Tokens:
+    """What chunking needs where no tokenizer is given: tokens as they are estimated here."""
+    return Tokens(lambda text: [found.span() for found in _PIECE.finditer(text)], lambda text: len(_PIECE.findall(text)))
+
+
+def _sum(asked: Sequence[_Asked], num_tokens: int, templates: Templates) -> Cost:
+    cost = Cost()
+    for a in asked:
+        prompt = templates.num_characters(a.name) // _CHARACTERS_PER_TOKEN + num_tokens + a.tokens
+        cost += Cost(a.count, a.count * prompt, a.count * a.reply_tokens)
+    return cost
+
+
+def at_most(num_tokens: int, templates: Templates, settings: Settings, max_reply_tokens: int) -> Cost:
+    """The most that a chunk of so many tokens can cost: every question tried, every round gone, every reply long, and bad at first."""
+    longest, questions, asked = MAX_CHARACTERS // _CHARACTERS_PER_TOKEN, settings.max_questions, list[_Asked]()
+    checks = 0 if settings.coverage == "off" else settings.max_rounds + 1
+    for kind in settings.kinds:
+        if kind == "paraphrase":
+            asked += [_Asked(kind, 1, 0, max_reply_tokens), _Asked("verify_paraphrase", 1, max_reply_tokens, max_reply_tokens)]
+        else:
+            asked += [
+                _Asked(kind, 1, 0, max_reply_tokens),
+                _Asked("answer", questions, longest, max_reply_tokens),
+                _Asked("verify", questions, 2 * longest, max_reply_tokens),
+                _Asked(f"cover_{kind}", checks, 2 * longest * questions, max_reply_tokens),
+            ]
+    again = templates.num_characters("again") // _CHARACTERS_PER_TOKEN * (settings.attempts - 1)
+    tries = [_Asked(a.name, a.count * settings.attempts, a.tokens + again, a.reply_tokens) for a in asked]
+    return _sum(tries, num_tokens, templates)
+
+
+def expected(num_tokens: int, templates: Templates, settings: Settings) -> Cost:
+    """What a chunk costs where the model does well: `EXPECTED_QUESTIONS`, all covered at the first check, short replies."""
+    asked = list[_Asked]()
+    for kind in settings.kinds:
+        if kind == "paraphrase":
+            asked += [_Asked(kind, 1, 0, num_tokens + 10), _Asked("verify_paraphrase", 1, num_tokens, 8)]
+        else:
+            questions = min(EXPECTED_QUESTIONS[kind], settings.max_questions)
+            asked += [
+                _Asked(kind, 1, 0, 25 * questions),
+                _Asked("answer", questions, 20, 15),
+                _Asked("verify", questions, 35, 8),
+                _Asked(f"cover_{kind}", int(settings.coverage != "off"), 35 * questions, 12),
+            ]
+    return _sum(asked, num_tokens, templates)

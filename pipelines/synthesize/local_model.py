@@ -1,0 +1,130 @@
+"""A model that lies in a folder, run in the job: greedy replies in batches that depend on nothing but what is asked."""
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from clara.config.model import Prompts
+from clara.errors import InputError
+from clara.memory.batches import plan_batches
+from clara.model.backbone import load_tokenizer, tokenizer_hash, weights_hash
+from clara.model.prompts import PromptBuilder
+from pipelines.synthesize.dialogues import Outcome
+from pipelines.synthesize.prompts import Request
+from pipelines.synthesize.replies import Reply
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """Which model, and how it is run. See the command's flags."""
+
+    path: str
+    device: str = "cpu"
+    dtype: str = "bfloat16"
+    max_reply_tokens: int = 1024
+    batch_tokens: int = 16384
+    template_arguments: tuple[tuple[str, Any], ...] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What determines replies, to the last bit of a sum."""
+        return {
+            "weights": weights_hash(self.path),
+            "tokenizer": tokenizer_hash(self.path),
+            "device": self.device,
+            "dtype": self.dtype,
+            "max_reply_tokens": self.max_reply_tokens,
+            "batch_tokens": self.batch_tokens,
+            "template_arguments": dict(self.template_arguments),
+        }
+
+
+class FolderModel:
+    """A causal LM with its tokenizer and chat template."""
+
+    def __init__(self, settings: FolderSettings) -> None:
+        """Load it.
+
+        Raises:
+            InputError: no model there that transformers can read, a tokenizer without chat template, or no such device.
+        """
+        disable_progress_bar()  # the library's, for weights: the job has its own
+        if settings.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: no GPU is seen; give --device cpu, or run where there is one")
+        if not (Path(settings.path) / "config.json").is_file():
+            raise InputError(
+                f"--model {settings.path}: no config.json there; give a folder that holds a causal LM in the transformers format"
+            )
+        try:
+            lm = AutoModelForCausalLM.from_pretrained(
+                settings.path, dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise InputError(f"--model {settings.path}: cannot be loaded with dtype {settings.dtype!r}: {error}") from error
+        self._settings, self._lm = settings, cast(Any, lm).to(settings.device).eval()
+        self._builder = PromptBuilder(load_tokenizer(settings.path), Prompts(template_arguments=dict(settings.template_arguments)))
+        own = getattr(lm.generation_config, "eos_token_id", None)
+        self._stops = sorted({*self._builder.stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])})
+        self._longest = int(getattr(lm.config.get_text_config(), "max_position_embeddings", 0) or 0)
+
+    def replies(self, requests: Sequence[Request]) -> list[Reply]:
+        """A reply to each request; texts can't inject special tokens. What is too long for the model has an error for a reply."""
+        prompts = [self._builder.text(self._builder.safe(r.system), r.user).right for r in requests]
+        room = self._settings.max_reply_tokens
+        found: dict[int, Reply] = {}
+        for place, ids in enumerate(prompts):
+            if self._longest and len(ids) + room > self._longest:
+                found[place] = Reply("", error=f"{len(ids)} prompt and {room} reply tokens, the model has {self._longest} positions")
+        order = sorted((p for p in range(len(prompts)) if p not in found), key=lambda p: (len(prompts[p]), p))
+        for batch in plan_batches([len(prompts[p]) for p in order], self._settings.batch_tokens, room):
+            places = [order[i] for i in batch]
+            found.update(zip(places, self._generate([prompts[p] for p in places]), strict=True))
+        return [found[place] for place in range(len(prompts))]
+
+    @torch.no_grad()
+    def _generate(self, prompts: list[list[int]]) -> list[Reply]:
+        longest, pad = max(map(len, prompts)), self._stops[0]
+        device = self._lm.device
+        ids_BL = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+        mask_BL = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+        output = self._lm.generate(
+            input_ids=ids_BL, attention_mask=mask_BL, max_new_tokens=self._settings.max_reply_tokens, do_sample=False, num_beams=1,
+            eos_token_id=self._stops, pad_token_id=pad,
+        )  # fmt: skip
+        replies = []
+        for prompt, row in zip(prompts, output[:, longest:].tolist(), strict=True):
+            end = next((i for i, token in enumerate(row) if token in self._stops), None)
+            text = str(self._builder.tokenizer.decode(row[:end], skip_special_tokens=True))
+            replies.append(Reply(text, end is None, len(prompt), len(row) if end is None else end + 1))
+        return replies
+
+
+def in_step(
+    streams: Sequence[Generator[list[Request], list[Reply], Outcome]],
+    replies: Callable[[list[Request]], list[Reply]],
+    told: Callable[[int], None],
+) -> list[Outcome]:
+    """Run streams together, all their open requests at a time: which ones share a batch is a function of the streams alone.
+
+    Args:
+        streams: see `pipelines.synthesize.dialogues`.
+        replies: asks the model.
+        told: is told how many streams have ended.
+    """
+    outcomes: dict[int, Outcome] = {}
+    answers: dict[int, list[Reply] | None] = dict.fromkeys(range(len(streams)))
+    while answers:
+        wanted: dict[int, list[Request]] = {}
+        for place, given in answers.items():
+            try:
+                wanted[place] = next(streams[place]) if given is None else streams[place].send(given)
+            except StopIteration as end:
+                outcomes[place] = end.value
+        told(len(outcomes))
+        found = iter(replies([request for requests in wanted.values() for request in requests]))
+        answers = {place: [next(found) for _ in requests] for place, requests in wanted.items()}
+    return [outcomes[place] for place in range(len(streams))]

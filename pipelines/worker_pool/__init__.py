@@ -1,0 +1,1 @@
+"""Beam workers of a Spark node: python -m pipelines.worker_pool."""

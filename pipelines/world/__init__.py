@@ -1,0 +1,1 @@
+"""A small generated world to learn in: python -m pipelines.world."""

@@ -1,0 +1,193 @@
+"""Make the small world, in which looking alike misleads: a corpus, questions with fixed pools, examples to pretrain on, and a language model.
+
+    python -m pipelines.world --output DIR [--seed N] [--train N] [--held-out N] [--pretrain N]
+
+DIR/backbone/      a two-layer Llama of width 128 with random weights, and a tokenizer that knows the world's words
+DIR/corpus.jsonl   the documents of every pool: id, title (empty), text
+DIR/questions/     QUESTIONS with pools of 20: splits train, unseen (names that training never saw together), unseen_wording (those, asked in new wordings)
+DIR/examples/      EXAMPLES for stage pretrain: answers and paraphrases of other facts, about names of training, and of their decoys
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from clara.data.examples import Example, write_examples
+from clara.data.questions import Question, write_questions
+from clara.errors import InputError
+from clara.storage import artefact
+from pipelines.world import text
+
+POOL_SIZE = 20
+WIDTH = 128  # hidden size
+NUM_LAYERS = 2
+SPLITS = ("train", "unseen", "unseen_wording")
+SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<user>", "<assistant>")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ ('<assistant> ' + message['content'] + ' </s>') if message['role'] == 'assistant' else ('<user> ' + message['content'] + ' ') }}"
+    "{% endfor %}{{ '<assistant> ' if add_generation_prompt else '' }}"
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many of each: questions for training and in each held-out split, facts to pretrain on, and in a pool other facts about the same name."""
+
+    train: int
+    held_out: int
+    pretrain: int
+    rivals: int = 0
+
+
+def pools(
+    split: str, facts: Sequence[text.Fact], wordings: Sequence[str], rivals: int, dice: random.Random
+) -> tuple[list[dict[str, str]], list[Question]]:
+    """The documents and questions of a split: for each fact its document, four decoys, and fifteen facts of the same split in the pool."""
+    documents, questions = [], []
+    for number, fact in enumerate(facts):
+        name = f"{split}-{number:05d}"
+        asked = fact.asked(dice.choice(wordings))
+        own = {f"{name}-fact": fact.stated(dice.randrange(len(text.FACT_WORDINGS)))}
+        own |= {f"{name}-decoy-{i}": decoy for i, decoy in enumerate(text.decoys(asked))}
+        documents += [{"id": key, "title": "", "text": value} for key, value in own.items()]
+        filling = text.others(facts, number, POOL_SIZE - len(own), rivals, dice)
+        candidates = [*own, *(f"{split}-{other:05d}-fact" for other in filling)]
+        dice.shuffle(candidates)
+        questions.append(Question(name, asked, (fact.answer,), (f"{name}-fact",), tuple(candidates), split=split))
+    return documents, questions
+
+
+def examples(facts: Sequence[text.Fact], dice: random.Random) -> list[Example]:
+    """Of each fact: its answer told from its document; the document, and a decoy about it, told in other words."""
+    found = []
+    for number, fact in enumerate(facts):
+        name = f"pretrain-{number:05d}"
+        wording, other = dice.sample(range(len(text.FACT_WORDINGS)), 2)
+        asked = fact.asked(dice.choice(text.QUESTION_WORDINGS))
+        again = dice.choice([fact.stated(other), f"{fact.asked(dice.choice(text.QUESTION_WORDINGS))} {fact.answer}"])
+        decoy, retold = dice.sample(text.decoys(asked), 2)
+        found += [
+            Example(f"{name}-qa", f"{name}-fact", "", fact.stated(wording), "qa", (asked,), (fact.answer,)),
+            Example(f"{name}-paraphrase", f"{name}-fact", "", fact.stated(wording), "paraphrase", (), (again,)),
+            Example(f"{name}-decoy", f"{name}-decoy", "", decoy, "paraphrase", (), (retold,)),
+        ]
+    return found
+
+
+def generate(seed: int, sizes: Sizes) -> tuple[list[dict[str, str]], list[Question], list[Example]]:
+    """Documents, questions and examples: a function of seed and sizes.
+
+    Raises:
+        InputError: more facts are wanted than there are names with things.
+    """
+    held_out = text.held_out_names(seed)
+    everyone = {(first, last) for first in range(len(text.FIRST_NAMES)) for last in range(len(text.LAST_NAMES))}
+    known, unseen = sorted(everyone - held_out), sorted(held_out)
+    for option, names, count in (
+        ("--train", known, sizes.train),
+        ("--pretrain", known, sizes.pretrain),
+        ("--held-out", unseen, 2 * sizes.held_out),
+    ):
+        if count > len(names) * len(text.ASKED_THINGS) // 2:
+            raise InputError(
+                f"{option}: {count} facts; there are names and things for {len(names) * len(text.ASKED_THINGS) // 2}; ask for fewer"
+            )
+    taken: set[tuple[int, int, int]] = set()
+    documents: list[dict[str, str]] = []
+    questions: list[Question] = []
+    for split in SPLITS:
+        dice = random.Random(f"{seed} {split}")
+        names, count = (known, sizes.train) if split == "train" else (unseen, sizes.held_out)
+        wordings = text.NEW_QUESTION_WORDINGS if split == "unseen_wording" else text.QUESTION_WORDINGS
+        made = pools(split, text.draw_facts(names, count, dice, taken, of_a_name=1 + sizes.rivals), wordings, sizes.rivals, dice)
+        documents += made[0]
+        questions += made[1]
+    dice = random.Random(f"{seed} pretrain")
+    return documents, questions, examples(text.draw_facts(known, sizes.pretrain, dice, set(), of_a_name=3), dice)
+
+
+def save_backbone(directory: Path, seed: int) -> None:
+    """Write a language model that has learned nothing, and its tokenizer: one token for each word."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL_TOKENS, *text.vocabulary()])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>"],
+    )  # fmt: skip
+    tokenizer.chat_template = CHAT_TEMPLATE
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(vocabulary), hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=NUM_LAYERS, num_attention_heads=4,
+            num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=False, initializer_range=0.08,
+            bos_token_id=vocabulary["<s>"], eos_token_id=vocabulary["</s>"], pad_token_id=vocabulary["<pad>"],
+        )
+    )  # fmt: skip
+    # Memory is read in the place of embeddings, and is a normalised state: both at one scale, or the layers drown in what memory brings
+    # (with transformers' own 0.02 for embeddings, 600 steps of pretraining leave right and wrong memory equally good).
+    torch.nn.init.normal_(model.model.embed_tokens.weight, std=1.0)
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.world", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="directory to make")
+    parser.add_argument("--seed", type=int, default=0, help="of names held out, facts, wordings, pools and weights (default %(default)s)")
+    parser.add_argument(
+        "--train", type=int, default=2400, metavar="N", help="training questions, five documents each (default %(default)s)"
+    )
+    parser.add_argument("--held-out", type=int, default=200, metavar="N", help="questions of each held-out split (default %(default)s)")
+    parser.add_argument(
+        "--pretrain", type=int, default=5000, metavar="N", help="facts to pretrain on, three examples each (default %(default)s)"
+    )
+    parser.add_argument(
+        "--rivals", type=int, default=0, metavar="N", help="harder: other facts about the same person in each pool (default %(default)s)"
+    )
+    parser.add_argument("--without-paraphrase", action="store_true", help="ablation: examples with answers alone")
+    parser.add_argument("--dry-run", action="store_true", help="print one question with its pool, and stop")
+    options = parser.parse_args(argv)
+    sizes = Sizes(options.train, options.held_out, options.pretrain, options.rivals)
+    for field, value in asdict(sizes).items():
+        if field != "rivals" and value < POOL_SIZE:
+            raise InputError(f"--{field.replace('_', '-')} is {value}; expected {POOL_SIZE} or more, so that pools can be filled")
+    if not 0 <= sizes.rivals <= 5:
+        raise InputError(f"--rivals is {sizes.rivals}; expected 0 to 5, as a pool has 15 places beside the right document and its decoys")
+    recipe = {"program": "pipelines.world", "seed": options.seed, **asdict(sizes), "paraphrase": not options.without_paraphrase}
+    documents, questions, told = generate(options.seed, sizes)
+    if options.dry_run:
+        print(shown(documents, questions[0]))
+        return 0
+    output = Path(options.output)
+    corpus = "".join(json.dumps(document) + "\n" for document in documents)
+    recipe["corpus"] = artefact.hash_of(corpus)
+    done = artefact.up_to_date(output / "questions", "QUESTIONS", recipe) and artefact.up_to_date(output / "examples", "EXAMPLES", recipe)
+    if done and (output / "corpus.jsonl").is_file() and (output / "backbone" / "config.json").is_file():
+        print(f"{output}: up to date")
+        return 0
+    save_backbone(output / "backbone", options.seed)
+    artefact.atomic_write(output / "corpus.jsonl", corpus)
+    write_examples(output / "examples", [e for e in told if e.kind == "qa" or not options.without_paraphrase], recipe=recipe)
+    write_questions(output / "questions", questions, recipe=recipe)  # last: what is there by now is whole
+    print(f"{output}: {len(documents)} documents, {len(questions)} questions with pools of {POOL_SIZE}, a language model to train")
+    return 0
+
+
+def shown(documents: Sequence[dict[str, str]], question: Question) -> str:
+    """A question with its pool, the document that answers it marked."""
+    texts = {document["id"]: document["text"] for document in documents}
+    lines = [f"{'*' if key in question.positive_ids else ' '} {texts[key]}" for key in question.candidate_ids]
+    return "\n".join([f"{question.question}  ({question.answers[0]})", *lines])

@@ -1,0 +1,62 @@
+"""QUESTIONS: a round trip, splits, and what is refused."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from clara.data.questions import FILE, Question, read_questions, write_questions
+from clara.errors import InputError
+from clara.storage.artefact import read_manifest
+
+QUESTIONS = [
+    Question("q1", "Who?", ("Ada", "A."), ("d1",), ("d1", "d2"), ("d3",), "train", (2,)),
+    Question("q2", "Where?", ("Arlen",), split="unseen"),
+]
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    write_questions(tmp_path, QUESTIONS, recipe={}, counts={"rows": 3})
+    assert read_questions(tmp_path) == QUESTIONS
+    assert read_questions(tmp_path, "unseen") == QUESTIONS[1:]
+    assert read_manifest(tmp_path)["counts"] == {"questions": 2, "split train": 1, "split unseen": 1, "rows": 3}
+    with pytest.raises(InputError, match=r"no question with split 'seen'; there are \['train', 'unseen'\]"):
+        read_questions(tmp_path, "seen")
+
+
+def test_a_question_without_answer_or_text_is_refused() -> None:
+    with pytest.raises(InputError, match=r"question 'q7', 'Who\?': no answer; give it one at least, or leave it out"):
+        Question("q7", "Who?", ())
+    with pytest.raises(InputError, match="question 'q7' is ' '; expected some text"):
+        Question("q7", " ", ("Ada",))
+
+
+def test_an_artefact_from_before_hops_were_kept_is_read_and_hops_are_one_for_each_positive(tmp_path: Path) -> None:
+    write_questions(tmp_path, QUESTIONS, recipe={})
+    pq.write_table(pq.read_table(tmp_path / FILE).drop_columns(["positive_hops"]), tmp_path / FILE)
+    assert [q.positive_hops for q in read_questions(tmp_path)] == [(), ()]
+    assert read_questions(tmp_path)[1] == QUESTIONS[1]
+    with pytest.raises(InputError, match="question 'q7': 1 hops for 2 positives"):
+        Question("q7", "Who?", ("Ada",), ("d1", "d2"), positive_hops=(1,))
+
+
+def test_an_artefact_that_holds_one_names_file_and_question(tmp_path: Path) -> None:
+    write_questions(tmp_path, QUESTIONS, recipe={})
+    rows = pq.read_table(tmp_path / FILE)
+    changed = rows.set_column(2, "answers", [[["Ada"], []]])
+    pq.write_table(changed, tmp_path / FILE)
+    with pytest.raises(InputError, match=rf"{FILE}: question 'q2', 'Where\?': no answer"):
+        read_questions(tmp_path)
+    pq.write_table(rows.append_column("more", [["x", "y"]]), tmp_path / FILE)
+    with pytest.raises(InputError, match=f"{FILE}: its columns are not those of QUESTIONS .*more"):
+        read_questions(tmp_path)
+
+
+def test_damage_and_a_place_that_cannot_be_written_are_named(tmp_path: Path) -> None:
+    write_questions(tmp_path / "a", QUESTIONS, recipe={})
+    path = tmp_path / "a" / FILE
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=f"{FILE}: not readable as Parquet"):
+        read_questions(tmp_path / "a")
+    with pytest.raises(InputError, match=f"{FILE}/below: cannot be written"):
+        write_questions(path / "below", QUESTIONS, recipe={})

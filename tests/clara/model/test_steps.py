@@ -1,0 +1,377 @@
+"""The steps of the three stages: gradients against brute force, what trains, and what a step must not depend on."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
+from clara.config.stages import Instruct, Joint, Optimiser, Pretrain
+from clara.model.lora import Route, current_route, routed
+from clara.model.model import ClaraModel
+from clara.model.steps import InstructBatch, InstructStep, JointBatch, JointStep, PretrainBatch, PretrainStep
+from tests.helpers import tiny
+from tests.helpers.naive import Gradients, assert_same, gradients, naive_joint_loss
+from training.loop.engine import LocalEngine
+
+DOCUMENTS = tiny.documents()
+QUESTIONS = [(f"Who is the mayor of {row['title']}?", row["title"][:3]) for row in DOCUMENTS]
+NUM_CANDIDATES, NUM_SELECTED = 4, 3
+
+
+def touched(model: ClaraModel) -> set[str]:
+    """The roles that received a gradient other than zero."""
+    roles = ("compressor", "query_reasoner", "generator", "memory_tokens", "backbone")
+    return {role for role in roles if any(p.grad is not None and p.grad.any() for p in model.role_parameters(role))}
+
+
+def pretrain_batch(model: ClaraModel, rows: Sequence[int]) -> PretrainBatch:
+    prompts = [model.prompts.pairs([QUESTIONS[r][0], "Where?"], [QUESTIONS[r][1], "There"], 0.5) for r in rows]
+    return PretrainBatch([model.document_ids(DOCUMENTS[r]["text"])[: 20 + 7 * r] for r in rows], prompts)
+
+
+def instruct_batch(model: ClaraModel, selected: Sequence[Sequence[int]]) -> InstructBatch:
+    """Each question over documents of its own, so that the batch can be cut."""
+    offsets = [sum(map(len, selected[:i])) for i in range(len(selected))]
+    documents = [model.document_ids(DOCUMENTS[d]["text"])[:30] for chosen in selected for d in chosen]
+    prompts = [model.prompts.question(*QUESTIONS[chosen[0]]) for chosen in selected]
+    return InstructBatch(prompts, documents, [[o + i for i in range(len(c))] for o, c in zip(offsets, selected, strict=True)])
+
+
+def joint_batch(model: ClaraModel, counts: Sequence[int] = (4, 2, 3), *, stale: float = 0.0) -> JointBatch:
+    """Pools of one to four candidates, the first of each a positive but for the second question; `stale` is noise on the stored memory."""
+    pools = [[(3 * row + n) % len(DOCUMENTS) for n in range(count)] for row, count in enumerate(counts)]
+    texts = [[model.document_ids(DOCUMENTS[d]["text"])[: 25 + 5 * d] for d in pool] for pool in pools]
+    memory = torch.zeros(len(counts), NUM_CANDIDATES, tiny.NUM_MEMORY_TOKENS, model.hidden_size, dtype=model.backbone.dtype)
+    dice = torch.Generator().manual_seed(9)
+    for row, pool in enumerate(texts):
+        if pool:
+            fresh = model.compress(pool)
+            memory[row, : len(pool)] = fresh + stale * torch.randn(fresh.shape, generator=dice).to(fresh.dtype)
+    valid = torch.arange(NUM_CANDIDATES)[None] < torch.tensor(counts)[:, None]
+    positive = torch.zeros_like(valid)
+    positive[::2, 0] = True
+    asked = [QUESTIONS[3 * row] for row in range(len(counts))]
+    return JointBatch(
+        questions=[model.question_ids(q) for q, _ in asked], prompts=[model.prompts.question(q, a) for q, a in asked],
+        memory=memory, valid=valid, positive=positive, candidates=texts,
+    )  # fmt: skip
+
+
+def joint(**options: object) -> Joint:
+    return Joint(num_candidates=NUM_CANDIDATES, num_selected=NUM_SELECTED, temperature=0.1, **options)
+
+
+# --- gradients against brute force -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("markers", [True, False])
+@pytest.mark.parametrize("train_compressor", [False, True])
+def test_joint_gradients_equal_a_naive_step_that_encodes_every_candidate(tiny_backbone: Path, train_compressor: bool, markers: bool):
+    model = tiny.build_model(tiny_backbone, markers=markers).double()
+    settings = joint(train_compressor=train_compressor)
+    batch = joint_batch(model, stale=0.3 if train_compressor else 0.0)
+    model.train_only([QUERY_REASONER, GENERATOR, "memory_tokens", *[COMPRESSOR] * train_compressor])
+    output = JointStep(model, settings)(batch, batch.weight, len(batch.questions))
+    output.loss.backward()
+    assert (COMPRESSOR in touched(model)) == train_compressor
+    ours = gradients(model)
+    naive = naive_joint_loss(model, batch, settings)
+    naive.backward()
+    assert output.loss.item() == pytest.approx(naive.item(), abs=1e-10)
+    assert_same(ours, gradients(model))
+
+
+def test_pretrain_gradients_equal_a_naive_step(tiny_backbone: Path):
+    model = tiny.build_model(tiny_backbone).double()
+    model.train_only([COMPRESSOR, GENERATOR, "memory_tokens"])
+    batch = pretrain_batch(model, [0, 1, 2])
+    PretrainStep(model, Pretrain(mse_weight=0.1))(batch, batch.weight, 3).loss.backward()
+    ours = gradients(model)
+    told, difference = 0.0, 0.0
+    for text, prompt in zip(batch.documents, batch.prompts, strict=True):
+        encoded = model.encode([text], COMPRESSOR)
+        difference = difference + (encoded.memory_mean - encoded.text_mean).square().sum() / model.hidden_size
+        inputs_1LD, (front,) = model.inputs([prompt], [encoded.memory])
+        with routed(Route(GENERATOR)):
+            log_probabilities = model.backbone.lm(inputs_embeds=inputs_1LD).logits[0].log_softmax(dim=-1)
+        told = told - sum(
+            w * log_probabilities[front - 1 + i, t] for i, (t, w) in enumerate(zip(prompt.answer, prompt.weights, strict=True))
+        )
+    (told / sum(sum(p.weights) for p in batch.prompts) + 0.1 * difference / 3).backward()
+    assert_same(ours, gradients(model))
+
+
+# --- what trains -----------------------------------------------------------------------------------------------------
+
+
+def test_V9_pretrain_trains_compressor_generator_and_memory_tokens(tiny_model: ClaraModel):
+    tiny_model.train_only([COMPRESSOR, GENERATOR, "memory_tokens"])
+    batch = pretrain_batch(tiny_model, [0, 1])
+    PretrainStep(tiny_model, Pretrain())(batch, batch.weight, 2).loss.backward()
+    assert touched(tiny_model) == {"compressor", "generator", "memory_tokens"}
+
+
+@pytest.mark.parametrize("train_compressor", [True, False])
+def test_V9_instruct_trains_generator_and_where_asked_compressor(tiny_model: ClaraModel, train_compressor: bool):
+    tiny_model.train_only([GENERATOR, *[COMPRESSOR] * train_compressor])
+    batch = instruct_batch(tiny_model, [[0, 1], [2]])
+    InstructStep(tiny_model, Instruct(train_compressor=train_compressor))(batch, batch.weight, 3).loss.backward()
+    assert touched(tiny_model) == {"generator"} | ({"compressor"} if train_compressor else set())
+
+
+def test_V9_joint_trains_query_reasoner_and_generator(tiny_model: ClaraModel):
+    tiny_model.train_only([QUERY_REASONER, GENERATOR])
+    batch = joint_batch(tiny_model)
+    JointStep(tiny_model, joint())(batch, batch.weight, 3).loss.backward()
+    assert touched(tiny_model) == {"query_reasoner", "generator"}
+
+
+def test_only_the_named_parameters_change(tiny_model: ClaraModel):
+    """With weight decay, which would also move a parameter that has no gradient."""
+    roles = [QUERY_REASONER, GENERATOR]
+    before = {name: p.detach().clone() for name, p in tiny_model.named_parameters()}
+    settings = Optimiser(learning_rate=0.01, weight_decay=0.1)
+    engine = LocalEngine(JointStep(tiny_model, joint()), [(0.01, tiny_model.train_only(roles))], settings)
+    batch = joint_batch(tiny_model)
+    for _ in range(2):
+        engine.backward(engine.forward(batch, batch.weight, 3).loss, last=True)
+        engine.update([1.0])
+    changed = {name for name, p in tiny_model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {name for name in before if any(f"adapters.{role}." in name for role in roles)}
+
+
+def test_the_control_cuts_the_answer_from_the_query_reasoner(tiny_model: ClaraModel):
+    tiny_model.train_only([QUERY_REASONER, GENERATOR])
+    batch = joint_batch(tiny_model)
+    whole, cut = JointStep(tiny_model, joint()), JointStep(tiny_model, joint(cut_gradient=True))
+    assert whole(batch, 10, 3).loss.item() == cut(batch, 10, 3).loss.item()
+    cut(batch, 10, 3).loss.backward()
+    assert touched(tiny_model) == {"generator"}
+
+
+def test_labels_and_utility_alone_train_the_query_reasoner(tiny_model: ClaraModel):
+    for weights in ({"labels_weight": 1.0}, {"utility_weight": 1.0}):
+        tiny_model.train_only([QUERY_REASONER, GENERATOR])
+        batch = joint_batch(tiny_model)
+        JointStep(tiny_model, joint(answer_weight=0.0, **weights))(batch, batch.weight, 3).loss.backward()
+        assert touched(tiny_model) == {"query_reasoner"}
+        tiny_model.zero_grad()
+
+
+def test_a_frozen_part_has_no_dropout(tiny_backbone: Path):
+    model = tiny.build_model(tiny_backbone, lora={"rank": 4, "alpha": 8.0, "dropout": 0.5}).train()
+    batch = joint_batch(model)
+
+    def losses(settings: Joint) -> set[float]:
+        return {JointStep(model, settings)(batch, batch.weight, 3).loss.item() for _ in range(3)}
+
+    assert len(losses(joint(train_query_reasoner=False, train_generator=False))) == 1
+    assert len(losses(joint(train_query_reasoner=False))) == 3
+    instruct = InstructStep(model, Instruct(train_compressor=False))
+    means = {instruct(instruct_batch(model, [[0, 1]]), 5, 2).figures["mse"][0] for _ in range(3)}
+    assert len(means) == 1
+
+
+# --- what a step must not depend on ----------------------------------------------------------------------------------
+
+
+def steps(model: ClaraModel) -> dict[str, tuple[list[str], Callable[[], Tensor]]]:
+    """Of every stage: the roles that train, and its loss on a small batch."""
+    pretrain, instruct, joined = pretrain_batch(model, [0, 1]), instruct_batch(model, [[0, 1], [2]]), joint_batch(model, stale=0.1)
+    settings = joint(train_compressor=True, labels_weight=0.5, utility_weight=0.5)
+    return {
+        "pretrain": ([COMPRESSOR, GENERATOR, "memory_tokens"], lambda: PretrainStep(model, Pretrain())(pretrain, pretrain.weight, 2).loss),
+        "instruct": ([COMPRESSOR, GENERATOR], lambda: InstructStep(model, Instruct())(instruct, instruct.weight, 3).loss),
+        "joint": ([COMPRESSOR, QUERY_REASONER, GENERATOR], lambda: JointStep(model, settings)(joined, joined.weight, 3).loss),
+    }
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct", "joint"])
+def test_activation_checkpointing_gives_the_same_gradients_and_leaks_no_route(tiny_backbone: Path, stage: str):
+    model = tiny.build_model(tiny_backbone, lora={"rank": 4, "alpha": 8.0, "dropout": 0.2}).double()
+    roles, loss = steps(model)[stage]
+    model.train_only(roles)
+    layer_calls = []
+    model.backbone.lm.model.layers[0].mlp.register_forward_pre_hook(lambda *_: layer_calls.append(current_route()))
+
+    def run() -> tuple[Gradients, int]:
+        layer_calls.clear()
+        torch.manual_seed(4)
+        value = loss()
+        assert current_route() == Route()
+        with routed(Route("query_reasoner", dropout=True)):  # whatever is active at the backward pass is not what recomputation uses
+            value.backward()
+            assert current_route() == Route("query_reasoner", dropout=True)
+        return gradients(model), len(layer_calls)
+
+    plain, num_calls = run()
+    model.backbone.enable_checkpointing()
+    model.eval()  # and no mode switches recomputation off
+    recomputed, num_calls_recomputing = run()
+    assert num_calls_recomputing > num_calls
+    assert_same(recomputed, plain, 1e-12)
+    assert current_route() == Route()
+
+
+def test_a_recomputed_pass_can_go_backward_twice(tiny_backbone: Path):
+    model = tiny.build_model(tiny_backbone)
+    model.backbone.enable_checkpointing()
+    roles, loss = steps(model)["pretrain"]
+    parameters = model.train_only(roles)
+    value = loss()
+    once, twice = (torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(once, twice, strict=True))
+
+
+def cut_joint(batch: JointBatch, part: slice) -> JointBatch:
+    return replace(
+        batch, questions=batch.questions[part], prompts=batch.prompts[part], memory=batch.memory[part], valid=batch.valid[part],
+        positive=batch.positive[part], candidates=batch.candidates[part],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "instruct", "joint"])
+def test_cutting_a_step_into_micro_batches_changes_no_gradient(tiny_backbone: Path, stage: str):
+    """Rows have unequal numbers of answer tokens, and one question of the joint step has no known positive."""
+    model = tiny.build_model(tiny_backbone).double()
+    roles, _ = steps(model)[stage]
+    model.train_only(roles)
+    if stage == "pretrain":
+        step, whole, rows = PretrainStep(model, Pretrain()), pretrain_batch(model, [0, 1, 2]), 3
+        parts = [pretrain_batch(model, [0]), pretrain_batch(model, [1, 2])]
+    elif stage == "instruct":
+        step, whole, rows = InstructStep(model, Instruct()), instruct_batch(model, [[0, 1], [2], [3, 4]]), 5
+        parts = [instruct_batch(model, [[0, 1]]), instruct_batch(model, [[2], [3, 4]])]
+    else:
+        step, rows = JointStep(model, joint(train_compressor=True, labels_weight=0.5, utility_weight=0.5)), 3
+        whole = joint_batch(model, stale=0.1)
+        parts = [cut_joint(whole, slice(0, 1)), cut_joint(whole, slice(1, 3))]
+    output = step(whole, whole.weight, rows)
+    output.loss.backward()
+    at_once = gradients(model)
+    figures = {name: [0.0, 0.0] for name in output.figures}
+    for part in parts:
+        micro = step(part, whole.weight, rows)
+        micro.loss.backward()
+        for name, (total, count) in micro.figures.items():
+            figures[name] = [figures[name][0] + total, figures[name][1] + count]
+    assert_same(gradients(model), at_once)
+    for name, (total, count) in output.figures.items():
+        assert figures[name] == pytest.approx([total, count], abs=1e-6), name
+
+
+def test_the_order_of_a_pool_does_not_matter(tiny_backbone: Path):
+    model = tiny.build_model(tiny_backbone).double()
+    model.train_only([COMPRESSOR, QUERY_REASONER, GENERATOR])
+    step = JointStep(model, joint(train_compressor=True, labels_weight=0.5, utility_weight=0.5))
+    batch = joint_batch(model, (4, 4), stale=0.1)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = replace(
+        batch,
+        memory=batch.memory[:, order],
+        positive=batch.positive[:, order],
+        candidates=[[row[n] for n in order] for row in batch.candidates],
+    )
+    step(batch, 10, 2).loss.backward()
+    wanted = gradients(model)
+    step(shuffled, 10, 2).loss.backward()
+    assert_same(gradients(model), wanted)
+
+
+# --- edges of the joint step -----------------------------------------------------------------------------------------
+
+
+def test_utilities_are_each_candidates_own_answer_likelihood(tiny_model: ClaraModel):
+    batch = joint_batch(tiny_model, (4, 4))
+    utilities_BN = JointStep(tiny_model, joint()).utilities(batch)
+    for row in range(2):
+        question, answer = QUESTIONS[3 * row]
+        for n in range(NUM_CANDIDATES):
+            wanted, _ = tiny_model.answer_log_likelihood([question], [batch.memory[row, n : n + 1]], [answer])
+            assert utilities_BN[row, n].item() == pytest.approx(wanted.item(), abs=1e-3)
+    step = JointStep(tiny_model, joint(utility_weight=1.0))
+    given = step(replace(batch, utilities=utilities_BN), 10, 2).loss
+    assert given.item() == pytest.approx(step(batch, 10, 2).loss.item(), abs=1e-5)
+
+
+def test_the_right_memory_takes_the_last_selected_place(tiny_model: ClaraModel):
+    right = torch.full((tiny.NUM_MEMORY_TOKENS, tiny_model.hidden_size), 0.25)
+    batch = replace(joint_batch(tiny_model, (4, 4)), right_memory=[right, None])
+    step = JointStep(tiny_model, joint())
+    weights_BKN = torch.eye(NUM_CANDIDATES)[:NUM_SELECTED].expand(2, -1, -1)
+    indices_BK = torch.arange(NUM_SELECTED).expand(2, -1)
+    first, second = step.selected_memories(batch, weights_BKN, indices_BK)
+    assert torch.equal(first, torch.cat([batch.memory[0, :2], right[None]]))
+    assert torch.equal(second, batch.memory[1, :3])
+
+
+def test_a_pool_of_fewer_than_k_is_read_whole(tiny_model: ClaraModel):
+    batch = joint_batch(tiny_model, (NUM_SELECTED - 1, NUM_CANDIDATES))
+    step = JointStep(tiny_model, joint())
+    weights_BKN = torch.eye(NUM_CANDIDATES)[:NUM_SELECTED].expand(2, -1, -1)
+    small, large = step.selected_memories(batch, weights_BKN, torch.arange(NUM_SELECTED).expand(2, -1))
+    assert torch.equal(small, batch.memory[0, : NUM_SELECTED - 1])
+    assert torch.equal(large, batch.memory[1, :NUM_SELECTED])
+
+
+@pytest.mark.parametrize("train_compressor", [True, False])
+def test_a_question_without_any_candidate_is_answered_from_nothing(tiny_model: ClaraModel, train_compressor: bool):
+    tiny_model.train_only([COMPRESSOR, QUERY_REASONER, GENERATOR])
+    batch = joint_batch(tiny_model, (0,))
+    output = JointStep(tiny_model, joint(train_compressor=train_compressor, labels_weight=1.0, utility_weight=1.0))(batch, batch.weight, 1)
+    output.loss.backward()
+    question, answer = QUESTIONS[0]
+    wanted, num_tokens = tiny_model.answer_log_likelihood([question], [batch.memory[0, :0]], [answer])
+    assert output.loss.item() == pytest.approx(-wanted.item() / num_tokens.item(), abs=1e-5)
+    assert touched(tiny_model) == {"generator"}
+    assert all(math.isfinite(total) for total, _ in output.figures.values())
+
+
+def test_a_trained_compressor_needs_the_candidates_texts(tiny_model: ClaraModel):
+    batch = replace(joint_batch(tiny_model), candidates=[])
+    with pytest.raises(ValueError, match="candidates"):
+        JointStep(tiny_model, joint(train_compressor=True))(batch, batch.weight, 3)
+
+
+def test_retrieval_figures_count_pools_and_choices(tiny_model: ClaraModel):
+    batch = joint_batch(tiny_model)
+    scores_BN = (batch.memory.flatten(2) * batch.memory[:, :1].flatten(2)).sum(dim=-1) / batch.memory.flatten(2).norm(dim=-1).clamp(
+        min=1e-9
+    )
+    assert scores_BN[0].argmax().item() == 0
+    figures = JointStep(tiny_model, joint())(batch, batch.weight, 3).figures
+    assert figures["pool_has_positive"] == (2.0, 3)
+    assert figures["positive_selected"][1] == figures["positive_first"][1] == 2.0
+    assert figures["positive_first"][0] <= figures["positive_selected"][0] <= 2.0
+    assert figures["answer_nats"][1] == batch.weight
+
+
+# --- families --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("template", "pad"), [(tiny.CHATML, True), (tiny.CHATML, False), (tiny.WITHOUT_SYSTEM, True), (tiny.WITHOUT_SYSTEM, False)]
+)
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi3", "gpt2"])
+def test_model_families_run_every_stage_with_and_without_system_role_and_pad_token(tmp_path: Path, family: str, template: str, pad: bool):
+    model = tiny.build_model(tiny.write_backbone(tmp_path, family, template=template, pad=pad))
+    if not pad:
+        model.tokenizer.pad_token = None  # which Qwen's class brings along
+    prompt = model.tokenizer.decode(model.prompts.question("Who?").left)
+    assert "You are a helpful assistant." in prompt
+    assert ("system" in prompt) == (template == tiny.CHATML)
+    for stage in ("pretrain", "instruct", "joint"):
+        roles, loss = steps(model)[stage]
+        model.train_only(roles)
+        model.zero_grad()
+        value = loss()
+        value.backward()
+        assert math.isfinite(value.item())
+        assert touched(model) == set(roles)
+        assert all(torch.isfinite(g).all() for g in gradients(model).values())
+    assert len(model.generate(["Who?"], [model.compress([[5, 6]])], max_new_tokens=2)) == 1

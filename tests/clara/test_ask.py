@@ -1,0 +1,158 @@
+"""Retriever and ask: against brute force, bound to the right MEMORY and INDEX, and as a command."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clara import ask
+from clara.errors import InputError
+from clara.model.checkpoint import save_checkpoint
+from clara.retrieval.retriever import NO_ROW, Retriever
+from tests.helpers import evaluation_world, tiny
+from tests.helpers.evaluation_world import World
+
+QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of Jorvik on the Wend sell?", "When was the bridge built?"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return evaluation_world.make(tmp_path_factory.mktemp("ask"), tiny_checkpoint, corpus_file)
+
+
+@pytest.fixture(scope="module")
+def retriever(world: World) -> Retriever:
+    return Retriever.open(world.checkpoint, world.memory, world.index)
+
+
+def cosines(retriever: Retriever, question: str) -> dict[int, float]:
+    """Flattened cosine with every row, by the definition."""
+    query = retriever.model.encode_questions([question])[0].numpy().ravel().astype(np.float64)
+    rows = retriever.store.row_ids.tolist()
+    memory = retriever.store.memory(rows).reshape(len(rows), -1).astype(np.float64)
+    return dict(zip(rows, memory @ query / np.linalg.norm(memory, axis=1) / np.linalg.norm(query), strict=True))
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_search_equals_brute_force_and_keeps_documents_out(world: World, with_index: bool) -> None:
+    opened = Retriever.open(world.checkpoint, world.memory, world.index if with_index else None)
+    excluded = [["doc-00"], [], ["doc-03", "doc-04", "not a document"]]
+    found, scores = opened.search(opened.queries(QUESTIONS), 7, excluded)
+    for question, documents, rows, values in zip(QUESTIONS, excluded, found.tolist(), scores.tolist(), strict=True):
+        expected = cosines(opened, question)
+        for document in documents:
+            for row in opened.store.rows_of(document):
+                del expected[row]
+        best = sorted(expected, key=lambda row: -expected[row])[:7]
+        assert rows == best
+        assert values == pytest.approx([expected[row] for row in best], abs=1e-5)
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+def test_fewer_rows_than_asked_for(world: World, with_index: bool) -> None:
+    opened = Retriever.open(world.checkpoint, world.memory, world.index if with_index else None)
+    everything = len(opened.store)
+    rows, scores = opened.search(opened.queries(QUESTIONS[:1]), everything + 2, [["doc-00"]])
+    assert rows[0, -4:].tolist() == [NO_ROW] * 4  # two rows of the document, two that never were
+    assert np.isneginf(scores[0, -4:]).all()
+    assert (rows[0, :-4] != NO_ROW).all()
+
+
+def test_queries_do_not_depend_on_their_batch(retriever: Retriever) -> None:
+    together = retriever.queries(QUESTIONS)
+    for question, query in zip(QUESTIONS, together, strict=True):
+        torch.testing.assert_close(query, retriever.model.encode_questions([question])[0], rtol=0, atol=1e-5)
+
+
+def test_an_answer_is_read_from_its_passages(retriever: Retriever) -> None:
+    (answered,) = retriever.ask(QUESTIONS[:1], num_selected=3, max_new_tokens=6)
+    expected = cosines(retriever, QUESTIONS[0])
+    rows = [p.row_id for p in answered.passages]
+    assert rows == sorted(expected, key=lambda row: -expected[row])[:3]
+    assert [p.score for p in answered.passages] == pytest.approx([expected[r] for r in rows], abs=1e-5)
+    memory = torch.from_numpy(retriever.store.memory(rows))
+    assert answered.answer == retriever.model.generate(QUESTIONS[:1], [memory], max_new_tokens=6)[0]
+    for passage, chunk in zip(answered.passages, retriever.store.records(rows), strict=True):
+        assert (passage.title, passage.text, passage.document_id) == (chunk.title, chunk.text, chunk.document_id)
+
+
+def test_refuses_empty_questions_and_impossible_k(retriever: Retriever) -> None:
+    with pytest.raises(InputError, match=r"question 2 is '  '"):
+        retriever.ask(["What?", "  "])
+    for num_selected in (0, len(retriever.store) + 1):
+        with pytest.raises(InputError, match=f"num_selected is {num_selected}, the MEMORY holds {len(retriever.store)} rows"):
+            retriever.ask(["What?"], num_selected=num_selected)
+    with pytest.raises(InputError, match=r"question 1 is 'a\\udc80'; expected .*UTF-8"):
+        retriever.ask(["a\udc80"])
+    with pytest.raises(InputError, match="max_new_tokens is 0"):
+        retriever.ask(["What?"], max_new_tokens=0)
+
+
+def test_another_compressors_memory_is_refused_unless_staleness_is_measured(world: World, tiny_backbone: Path, tmp_path: Path) -> None:
+    save_checkpoint(tiny.build_model(tiny_backbone, seed=9), tmp_path / "other", stage="pretrain", recipe={})
+    with pytest.raises(InputError, match=r"compressor: expected [0-9a-f]{16}…, found [0-9a-f]{16}…"):
+        Retriever.open(tmp_path / "other", world.memory)
+    stale = Retriever.open(tmp_path / "other", world.memory, accept_stale=True)
+    assert len(stale.ask(QUESTIONS[:1], num_selected=1, max_new_tokens=2)) == 1
+    save_checkpoint(tiny.build_model(tiny_backbone, markers=False), tmp_path / "unlike", stage="pretrain", recipe={})
+    with pytest.raises(InputError, match="markers: expected False, found True"):
+        Retriever.open(tmp_path / "unlike", world.memory, accept_stale=True)
+
+
+def test_another_memorys_index_is_refused(world: World, tiny_backbone: Path, corpus_file: Path, tmp_path: Path) -> None:
+    save_checkpoint(tiny.build_model(tiny_backbone, seed=9), tmp_path / "other", stage="pretrain", recipe={})
+    memory = evaluation_world.write_memory(tmp_path / "memory", tmp_path / "other", corpus_file)
+    with pytest.raises(InputError, match="build an index for this one"):
+        Retriever.open(tmp_path / "other", memory, world.index)
+
+
+def test_command_prints_answers_with_passages(world: World, retriever: Retriever, capsys: pytest.CaptureFixture[str]) -> None:
+    artefacts = ["--checkpoint", str(world.checkpoint), "--memory", str(world.memory), "--index", str(world.index)]
+    short = ["--num-selected", "2", "--max-new-tokens", "4"]
+    expected = retriever.ask(QUESTIONS[:2], num_selected=2, max_new_tokens=4)
+    assert ask.main([*artefacts, *short, *QUESTIONS[:2]]) == 0
+    text = capsys.readouterr().out
+    for answered in expected:
+        assert f"Q: {answered.question}" in text
+        for passage in answered.passages:
+            assert f"{passage.score:+.4f}  {passage.title}" in text
+            assert passage.text.split(". ")[0][:60] in text
+    assert ask.main([*artefacts, *short, "--json", *QUESTIONS[:2]]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["answer"] for r in records] == [a.answer for a in expected]
+    assert ask.main([*artefacts, "--dry-run"]) == 0
+    assert f"{len(retriever.store)} rows" in capsys.readouterr().out
+
+
+def test_command_refuses(world: World, tmp_path: Path) -> None:
+    artefacts = ["--checkpoint", str(world.checkpoint), "--memory", str(world.memory)]
+    with pytest.raises(InputError, match="no question given"):
+        ask.main(artefacts)
+    for extra, message in ((["--device", "tpux"], "no kind of device"), (["--first-level", "0"], "first_level is 0")):
+        with pytest.raises(InputError, match=message):
+            ask.main([*artefacts, *extra, "Who?"])
+    half = tmp_path / "half"
+    shutil.copytree(world.memory, half)
+    for field in ("files", "made_by", "fingerprint_fields"):
+        manifest = json.loads((world.memory / "manifest.json").read_text(encoding="utf-8"))
+        del manifest[field]
+        (half / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        with pytest.raises(InputError, match=rf"half/manifest\.json:? {field}:? missing"):
+            ask.main(["--checkpoint", str(world.checkpoint), "--memory", str(half), "Who?"])
+    (half / "manifest.json").unlink()
+    with pytest.raises(InputError, match=r"half: no manifest\.json"):
+        ask.main(["--checkpoint", str(world.checkpoint), "--memory", str(half), "Who?"])
+
+
+def test_a_flipped_byte_is_found_on_demand(world: World, tmp_path: Path) -> None:
+    memory = tmp_path / "memory"
+    shutil.copytree(world.memory, memory)
+    file = next(memory.glob("shard-*/memory.safetensors"))
+    whole = bytearray(file.read_bytes())
+    whole[-3] ^= 1
+    file.write_bytes(whole)
+    with pytest.raises(InputError, match=r"memory\.safetensors: its sha256 is not the manifest's; the file is damaged"):
+        ask.main(["--checkpoint", str(world.checkpoint), "--memory", str(memory), "--verify", "Who?"])

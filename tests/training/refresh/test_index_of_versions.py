@@ -1,0 +1,58 @@
+"""The INDEX of a refreshed version: settings of the one that it replaces, and a recall under the floor that nobody can miss."""
+
+import json
+from pathlib import Path
+
+import faiss
+import pytest
+
+from clara.index.build import Build, build
+from clara.index.ivf_file import read_mapped
+from clara.index.recall import Measurement
+from clara.index.search import FILE
+from clara.storage.artefact import read_manifest
+from tests.helpers import joint_world
+from tests.helpers.joint_world import Inline, World
+from training import joint
+from training.loop.lines import read
+from training.run.report import figures
+
+# Codes of one byte a key, and hardly more candidates than are compared: recall is low.
+COARSE = Build("IVF16,PQ1x4", probes=15, recall_floor=0.95, measurement=Measurement(first_level=12))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    found = joint_world.make(tmp_path_factory.mktemp("index-world"), tiny_checkpoint, corpus_file)
+    build(found.memory, found.memory.parent / "coarse", COARSE)
+    return found
+
+
+@pytest.mark.parametrize("policy", ["full", "incremental"])
+def test_settings_are_taken_over_and_a_low_recall_is_told_everywhere(
+    world: World, tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
+    sets = world.sets(
+        tmp_path, index=world.memory.parent / "coarse", retrieval__factory="auto", retrieval__first_level=12, joint__steps=3,
+        joint__train_compressor="true", joint__refresh__policy=policy, joint__refresh__start_step=1, joint__refresh__switch="stop",
+    )  # fmt: skip
+    assert joint.main(["--launcher", "local", *sets]) == 0
+    made = read_manifest(tmp_path / "index-v1", "INDEX")
+    assert made["factory"] == "IVF16,PQ1x4"
+    assert made["made_by"]["recall_floor"] == 0.95
+    assert faiss.extract_index_ivf(read_mapped(tmp_path / "index-v1" / FILE)).nprobe == 15
+    recall, before = made["measured"]["recall_at_10"], read_manifest(world.memory.parent / "coarse")["measured"]["recall_at_10"]
+    assert 0 < recall < 0.95
+    # What the worker says may lie on another machine; rank 0 and the report say it too.
+    told = [(r.name, r.getMessage()) for r in caplog.records if "under the floor of 0.95" in r.getMessage()]
+    assert [text.split("/")[-1].split(":")[0] for name, text in told if name == "training.refresh"] == ["coarse", "index-v1", "index-v1"]
+    assert [f"version 1: {tmp_path}/index-v1: recall@10 is" in text for _, text in told].count(True) == 1
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["recall_at_10"] == report["refreshes"][0]["recall_at_10"] == recall
+    assert "under the floor of 0.95" in report["refreshes"][0]["recall_warning"]
+    assert figures(report)["run.recall_at_10"] == recall
+    metrics = read(next(tmp_path.glob("run-*")) / "metrics.jsonl")
+    used = [(values["used_memory_version"], values["index_recall_at_10"]) for values in metrics.values()]
+    assert used == [(0, before), (1, recall), (1, recall)]
+    assert [values.get("refresh_recall_at_10") for values in metrics.values()] == [recall, None, None]

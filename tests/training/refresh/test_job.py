@@ -1,0 +1,72 @@
+"""One refresh as a job: shares of several processes make what one makes, and what is not what the job was to make is refused."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from clara.config.model import Backbone
+from clara.model.checkpoint import load_checkpoint, save_checkpoint
+from clara.storage.artefact import MANIFEST
+from tests.helpers import joint_world
+from tests.helpers.joint_world import World
+from training.refresh.job import RefreshError, RefreshJob, check_result, encode_share, run_job
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return joint_world.make(tmp_path_factory.mktemp("jobs-world"), tiny_checkpoint, corpus_file)
+
+
+def job(world: World, folder: Path) -> RefreshJob:
+    return RefreshJob(
+        checkpoint=str(world.checkpoint), backbone="", parent=str(world.memory), memory=str(folder / "memory"), index=str(folder / "index"),
+        factory="Flat", first_level=20, batch_tokens=1024, threads=1,
+    )  # fmt: skip
+
+
+def moved(world: World, folder: Path) -> Path:
+    """A snapshot whose compressor is another."""
+    model = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
+    with torch.no_grad():
+        for parameter in model.role_parameters("compressor"):
+            parameter.add_(0.1)
+    save_checkpoint(model, folder, stage="joint", recipe={})
+    return folder
+
+
+def test_shares_make_what_one_process_makes(world: World, tmp_path: Path) -> None:
+    snapshot = str(moved(world, tmp_path / "snapshot"))
+    shared = dataclasses.replace(job(world, tmp_path / "shared"), checkpoint=snapshot)
+    for share in (1, 0):
+        encode_share(shared, share, 2)
+        assert len(list(Path(shared.memory).glob("shard-*/memory.safetensors"))) == 2 - share
+    assert not (Path(shared.memory) / MANIFEST).exists()
+    before = {path: path.stat().st_mtime_ns for path in Path(shared.memory).glob("shard-*/memory.safetensors")}
+    made = run_job(shared)
+    assert {path: path.stat().st_mtime_ns for path in before} == before  # found finished
+    alone = run_job(dataclasses.replace(job(world, tmp_path / "alone"), checkpoint=snapshot))
+    assert (made.memory_hash, made.index_hash, made.rows) == (alone.memory_hash, alone.index_hash, alone.rows)
+    check_result(shared, made)
+
+
+def test_a_version_of_another_snapshot_is_refused(world: World, tmp_path: Path) -> None:
+    asked = job(world, tmp_path)
+    made = run_job(asked)
+    check_result(asked, made)
+    other = dataclasses.replace(asked, checkpoint=str(moved(world, tmp_path / "snapshot")))
+    with pytest.raises(RefreshError, match=r"compressor: expected .* found"):
+        check_result(other, made)
+
+
+def test_a_version_of_other_rows_is_refused(world: World, tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
+    lines = corpus_file.read_text(encoding="utf-8").splitlines(keepends=True)
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join(lines[1:]), encoding="utf-8")
+    assert json.loads(lines[0])["id"]
+    smaller = joint_world.make(tmp_path / "smaller", tiny_checkpoint, fewer)
+    made = run_job(job(smaller, tmp_path))
+    with pytest.raises(RefreshError, match=r"memory: its rows are not those of .*memory-v0"):
+        check_result(job(world, tmp_path), made)

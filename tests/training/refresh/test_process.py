@@ -1,0 +1,114 @@
+"""The process that refreshes run in: kept from one to the next, replaced when it is gone, never left behind."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from clara.memory.store import MemoryStore
+from clara.storage.artefact import manifest_hash
+from tests.helpers import joint_world
+from tests.helpers.joint_world import World
+from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_job
+from training.refresh.process import ProcessTicket, ProcessWorker
+
+TIMEOUT_SECONDS = 600
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_SECONDS)]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return joint_world.make(tmp_path_factory.mktemp("worker-world"), tiny_checkpoint, corpus_file)
+
+
+@pytest.fixture
+def worker() -> Iterator[ProcessWorker]:
+    started = ProcessWorker()
+    yield started
+    started.close()
+
+
+def job(world: World, folder: Path) -> RefreshJob:
+    return RefreshJob(
+        checkpoint=str(world.checkpoint), backbone="", parent=str(world.memory), memory=str(folder / "memory"), index=str(folder / "index"),
+        factory="Flat", first_level=20, batch_tokens=1024, threads=1,
+    )  # fmt: skip
+
+
+def result(ticket: ProcessTicket) -> RefreshResult:
+    found = ticket.result(TIMEOUT_SECONDS)
+    assert found is not None
+    return found
+
+
+def test_one_process_does_refresh_after_refresh_and_is_replaced_when_gone(world: World, tmp_path: Path, worker: ProcessWorker) -> None:
+    first = worker.start(job(world, tmp_path / "1"), tmp_path / "1.log")
+    assert first.result(0.0) is None
+    made = result(first)
+
+    second = worker.start(job(world, tmp_path / "2"), tmp_path / "2.log")
+    again = result(second)
+    assert second.process.pid == first.process.pid
+    # What it holds from the first job is no part of the second: the same bytes as in a process that did nothing else.
+    alone = run_job(job(world, tmp_path / "alone"))
+    assert made.memory_hash == again.memory_hash == alone.memory_hash == manifest_hash(tmp_path / "2/memory")
+    assert made.index_hash == again.index_hash == alone.index_hash
+
+    # Killed between two refreshes: the next has another process, and no try is lost.
+    first.process.kill()
+    first.process.wait()
+    third = worker.start(job(world, tmp_path / "3"), tmp_path / "3.log")
+    assert result(third).memory_hash == made.memory_hash
+    assert third.process.pid != first.process.pid
+
+    # One that fails says why, in the log of its own job, and the next is done all the same.
+    broken = dataclasses.replace(job(world, tmp_path / "4"), checkpoint=str(tmp_path / "nothing"))
+    failed = worker.start(broken, tmp_path / "4.log")
+    with pytest.raises(RefreshError, match=r"exit status 2; error: .*nothing.*\(log: .*4\.log\)"):
+        failed.result(TIMEOUT_SECONDS)
+    assert "error" not in (tmp_path / "3.log").read_text()
+    last = worker.start(job(world, tmp_path / "4"), tmp_path / "4.log")
+    assert result(last).rows == len(MemoryStore.open(world.memory))
+    worker.close()
+    assert last.process.returncode == -signal.SIGKILL
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from training.refresh.process import ProcessWorker
+from training.refresh import RefreshJob
+fields = dict(part.split("=", 1) for part in sys.argv[1:])
+job = RefreshJob(**fields, factory="Flat", first_level=20, batch_tokens=1024, threads=1)
+ticket = ProcessWorker().start(job, Path(fields["memory"]).with_name("log"))
+print(ticket.process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def gone(process: psutil.Process) -> bool:
+    """Whether it has ended; where orphans are reaped late, it is a zombie for a while."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_it_ends_with_a_parent_that_is_killed(world: World, tmp_path: Path) -> None:
+    fields = {name: value for name, value in dataclasses.asdict(job(world, tmp_path)).items() if isinstance(value, str)}
+    del fields["factory"]
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, *[f"{k}={v}" for k, v in fields.items()]], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.communicate()
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not gone(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,78 @@
+"""The actors that refreshes run in under Ray: one that is ended is gone by then, and the next refresh has another."""
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from tests.helpers.joint_world import World
+from tests.helpers.ray_cluster import below
+from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_job
+from training.refresh.ray_actors import RayTicket, RayWorker
+
+TIMEOUT_SECONDS = 600
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_SECONDS)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    root = str(Path(__file__).resolve().parents[3])
+    ray.init(
+        address="local", num_cpus=1, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}},
+    )  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+def job(world: World, folder: Path, *, checkpoint: Path | None = None) -> RefreshJob:
+    return RefreshJob(
+        checkpoint=str(checkpoint or world.checkpoint), backbone="", parent=str(world.memory), memory=str(folder / "memory"),
+        index=str(folder / "index"), factory="Flat", first_level=20, batch_tokens=1024, threads=1,
+    )  # fmt: skip
+
+
+def refreshers(doing: str = "") -> list[psutil.Process]:
+    return below(psutil.Process(), f"ray::Refresher{doing}")
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether it can still write: a zombie can't."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def begun(ticket: RayTicket) -> psutil.Process:
+    """The process that does it."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not (found := refreshers(".run")):
+        assert ticket.result(0.0) is None
+        assert time.monotonic() < deadline
+    return found[0]
+
+
+def result(ticket: RayTicket) -> RefreshResult:
+    found = ticket.result(TIMEOUT_SECONDS)
+    assert found is not None
+    return found
+
+
+def test_one_that_is_ended_is_gone_and_the_next_has_another(cluster: None, world: World, tmp_path: Path) -> None:
+    worker = RayWorker(1.0, 0.0)
+    for number in range(3):
+        ticket = worker.start(job(world, tmp_path / f"ended-{number}"), tmp_path / "log")
+        process = begun(ticket)
+        began = time.monotonic()
+        ticket.stop()
+        assert not alive(process)
+        assert time.monotonic() - began < 9
+    with pytest.raises(RefreshError, match="nothing"):
+        result(worker.start(job(world, tmp_path / "failed", checkpoint=tmp_path / "nothing"), tmp_path / "log"))
+    made, alone = result(worker.start(job(world, tmp_path / "made"), tmp_path / "log")), run_job(job(world, tmp_path / "alone"))
+    assert (made.memory_hash, made.index_hash) == (alone.memory_hash, alone.index_hash)

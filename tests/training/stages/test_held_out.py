@@ -1,0 +1,82 @@
+"""The quick look at held-out questions: pools ranked on stored memory and on fresh memory, against a direct computation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from clara.config.model import Backbone
+from clara.config.stages import Joint
+from clara.data.questions import Question, read_questions
+from clara.errors import InputError
+from clara.memory.store import MemoryStore
+from clara.model.checkpoint import load_checkpoint
+from clara.model.model import ClaraModel
+from clara.model.topk import flattened_cosine
+from tests.helpers import joint_world
+from tests.helpers.joint_world import World
+from training.stages.candidates import Candidates
+from training.stages.held_out import HeldOut
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return joint_world.make(tmp_path_factory.mktemp("heldout-world"), tiny_checkpoint, corpus_file)
+
+
+def parts(world: World) -> tuple[ClaraModel, Candidates, list[Question]]:
+    model, store = load_checkpoint(world.checkpoint, Backbone(dtype="float32")), MemoryStore.open(world.memory)
+    candidates = Candidates(Joint(published_pool=True), first_level=20, seed=0, store=store, index=None)
+    return model, candidates, read_questions(world.questions)[:12]
+
+
+def test_memory_that_fits_its_model_ranks_as_fresh_memory_does(world: World) -> None:
+    model, candidates, questions = parts(world)
+    found = HeldOut(questions, num_selected=2, published_pool=True, fresh=True).alone(model, candidates)
+    for depth in (1, 5, 20):
+        assert found[f"held_out_fresh_pool_recall_at_{depth}"] == found[f"held_out_pool_recall_at_{depth}"]
+    assert found["held_out_fresh_answer_nats"] == pytest.approx(found["held_out_answer_nats"], abs=1e-3)
+
+
+def test_figures_of_a_moved_compressor_are_as_computed_directly(world: World) -> None:
+    model, candidates, questions = parts(world)
+    store, dice = candidates.store, torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.role_parameters("compressor"):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=dice))
+    found = HeldOut(questions, num_selected=2, published_pool=True, fresh=True).alone(model, candidates)
+    assert found["held_out_fresh_answer_nats"] != pytest.approx(found["held_out_answer_nats"], abs=1e-3)
+    hits = {"": [0.0, 0.0], "fresh_": [0.0, 0.0]}
+    nats, tokens = {"": 0.0, "fresh_": 0.0}, 0.0
+    for q in questions:
+        banned = {row for document in q.exclude_ids for row in store.rows_of(document)}
+        rows = sorted({row for document in q.candidate_ids for row in store.rows_of(document)} - banned)
+        right = {row for document in q.positive_ids for row in store.rows_of(document)} - banned
+        query = model.encode_questions([q.question])
+        fresh = torch.cat([model.compress([ids]) for ids in candidates.token_ids(rows, model)])
+        for name, memory in (("", torch.from_numpy(store.memory(rows))), ("fresh_", fresh)):
+            order = flattened_cosine(query, memory[None])[0].argsort(descending=True).tolist()
+            for place, depth in enumerate((1, 5)):
+                hits[name][place] += bool(right & {rows[i] for i in order[:depth]})
+            likelihood, count = model.answer_log_likelihood([q.question], [memory[order[:2]]], [q.answers[0]])
+            nats[name] -= float(likelihood.sum())
+        tokens += float(count.sum())
+    for name in hits:
+        for place, depth in enumerate((1, 5)):
+            assert found[f"held_out_{name}pool_recall_at_{depth}"] == pytest.approx(hits[name][place] / len(questions))
+        assert found[f"held_out_{name}answer_nats"] == pytest.approx(nats[name] / tokens, abs=2e-3)
+
+
+def test_without_pools_and_index_nothing_is_found_and_the_right_memory_is_still_read(world: World) -> None:
+    model, candidates, questions = parts(world)
+    found = HeldOut(questions[:2], num_selected=2, fresh=True).alone(model, candidates)
+    assert found["held_out_recall_at_20"] == 0.0
+    assert found["held_out_right_nats"] > 0
+    assert not any("fresh" in name for name in found)
+
+
+def test_fewer_questions_than_ranks_are_refused(world: World) -> None:
+    held_out = HeldOut(read_questions(world.questions)[:2], num_selected=2)
+    held_out.check(2)
+    with pytest.raises(InputError, match=r"2 held-out questions for 3 ranks.*raise joint\.evaluate_questions"):
+        held_out.check(3)

@@ -1,0 +1,158 @@
+"""Utilities that are scored once: each is the likelihood by brute force, a run trains on them, and what they don't fit is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from clara.config.load import load
+from clara.config.model import Backbone
+from clara.data.questions import read_questions, write_questions
+from clara.data.utilities import FILE, Scored, read_utilities
+from clara.errors import InputError
+from clara.memory.store import MemoryStore
+from clara.model.checkpoint import load_checkpoint
+from clara.retrieval.pools import Known
+from clara.storage.artefact import read_manifest
+from pipelines import score_utilities
+from tests.helpers import joint_world
+from tests.helpers.joint_world import World
+from training import joint
+from training.stages.scored_stage import check_scored
+
+SETTINGS: dict[str, object] = {"joint__train_generator": "false", "joint__answer_weight": 0, "joint__utility_weight": 1}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    return joint_world.make(tmp_path_factory.mktemp("scored-world"), tiny_checkpoint, corpus_file)
+
+
+def command(world: World, output: Path, *more: str) -> list[str]:
+    given = {"questions": world.questions, "checkpoint": world.checkpoint, "memory": world.memory, "index": world.index, "output": output}
+    options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    return [*options, "--pool-size", "6", "--from-index", "2", "--from-bm25", "2", "--num-workers", "1", *more]
+
+
+@pytest.fixture(scope="module")
+def scored(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("scored") / "utilities"
+    assert score_utilities.main(command(world, output)) == 0
+    return output
+
+
+def train(world: World, output: Path, utilities: Path, **values: object) -> int:
+    return joint.main(["--launcher", "local", *world.sets(output, utilities=utilities, **SETTINGS | values)])
+
+
+def test_each_utility_is_the_likelihood_of_the_answer_given_that_row_alone(world: World, scored: Path) -> None:
+    model = load_checkpoint(world.checkpoint, Backbone(dtype="float32")).eval()
+    store = MemoryStore.open(world.memory)
+    found = read_utilities(scored)
+    questions = read_questions(world.questions, "train")
+    assert found.keys() == {q.question_id for q in questions}
+    for question in questions[:4]:
+        one = found[question.question_id]
+        for row, nats in zip(one.row_ids, one.log_likelihoods, strict=True):
+            memory = torch.from_numpy(store.memory([row]))
+            expected, _ = model.answer_log_likelihood([question.question], [memory], [question.answers[0]])
+            assert nats == pytest.approx(float(expected), abs=1e-4)
+        expected, _ = model.answer_log_likelihood([question.question], [memory[:0]], [question.answers[0]])
+        assert one.without == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_pools_hold_the_positives_and_nothing_that_is_kept_out(world: World, scored: Path) -> None:
+    store, found = MemoryStore.open(world.memory), read_utilities(scored)
+    for question in read_questions(world.questions, "train"):
+        rows, known = found[question.question_id].row_ids, Known.of(question, store)
+        assert len(rows) == len(set(rows)) == 6
+        assert set(known.positive) <= set(rows)
+        assert not known.banned & set(rows)
+
+
+def test_published_pools_are_scored_whole(world: World, tmp_path: Path) -> None:
+    store, asked = MemoryStore.open(world.memory), read_questions(world.questions, "train")[:2]
+    write_questions(tmp_path / "two", asked, recipe={})
+    assert score_utilities.main([*command(replace(world, questions=tmp_path / "two"), tmp_path / "utilities"), "--published-pools"]) == 0
+    found = read_utilities(tmp_path / "utilities")
+    for question in asked:
+        rows = [row for name in question.candidate_ids if name not in question.exclude_ids for row in store.rows_of(name)]
+        assert list(found[question.question_id].row_ids) == rows
+    write_questions(tmp_path / "bare", [replace(q, candidate_ids=()) for q in asked], recipe={})
+    with pytest.raises(InputError, match=r"--published-pools: question .* has no candidate_ids"):
+        score_utilities.main([*command(replace(world, questions=tmp_path / "bare"), tmp_path / "none"), "--published-pools"])
+
+
+def test_an_interrupted_run_goes_on_to_the_same_bytes(
+    world: World, scored: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "utilities"
+    shutil.copytree(scored, copy)
+    (shard, *_) = sorted(copy.glob(f"shard-*/{FILE}"))
+    shard.unlink()
+    (copy / "manifest.json").unlink()
+    assert score_utilities.main(command(world, copy)) == 0
+    assert read_manifest(copy)["files"] == read_manifest(scored)["files"]
+    capsys.readouterr()
+    assert score_utilities.main(command(world, copy)) == 0
+    assert "up to date" in capsys.readouterr().out
+    with pytest.raises(InputError, match="utilities of another recipe"):
+        score_utilities.main(command(world, copy, "--seed", "1"))
+    assert score_utilities.main(command(world, copy, "--seed", "1", "--overwrite")) == 0
+    assert read_utilities(copy) != read_utilities(scored)
+
+
+@pytest.mark.parametrize("num_candidates", [6, 4])
+def test_a_run_trains_the_query_reasoner_on_them(world: World, scored: Path, tmp_path: Path, num_candidates: int) -> None:
+    assert train(world, tmp_path, scored, joint__steps=3, joint__num_candidates=num_candidates, joint__num_selected=2) == 0
+    lines = [json.loads(line) for line in next(tmp_path.glob("run-*/metrics.jsonl")).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert all(line["utility_loss"] > 0 for line in lines)
+    roles = read_manifest(tmp_path / "checkpoint")["roles"]
+    before, after = (
+        (p / read_manifest(p)["roles"]["query_reasoner"] / "adapter_model.safetensors").read_bytes()
+        for p in (world.checkpoint, tmp_path / "checkpoint")
+    )
+    assert roles["query_reasoner"] == "query_reasoner"
+    assert before != after
+
+
+def test_nothing_is_searched_by_words_in_such_a_run(world: World, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("BM25 is built")
+
+    monkeypatch.setattr("training.stages.candidates.Bm25", refuse)
+    assert train(world, tmp_path, scored, joint__steps=1, joint__from_bm25=2) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"joint__train_generator": "true"}, "joint.train_generator is true"),
+        ({"joint__train_compressor": "true"}, "joint.train_compressor is true"),
+        ({"joint__utility_weight": 0, "joint__answer_weight": 1}, "joint.utility_weight is 0"),
+        ({"joint__shuffle_answers": "true"}, "joint.shuffle_answers is true"),
+    ],
+)
+def test_what_would_change_them_is_refused(world: World, scored: Path, tmp_path: Path, values: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        train(world, tmp_path, scored, **values)
+
+
+def test_another_memory_is_refused(world: World, scored: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "utilities"
+    shutil.copytree(scored, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for field, name in (("memory", "MEMORY"), ("reader", "generator")):
+        (copy / "manifest.json").write_text(json.dumps(manifest | {field: "0" * 64}))
+        sets = [part for part in world.sets(tmp_path / "run", utilities=copy, **SETTINGS) if part != "--set"]
+        with pytest.raises(InputError, match=f"scored with {name} 000000000000.*score them again"):
+            check_scored(load(None, sets))
+
+
+def test_a_pool_without_as_many_likelihoods_is_refused() -> None:
+    with pytest.raises(InputError, match="2 rows, 1 likelihoods"):
+        Scored("q", (1, 2), (-1.0,), -2.0)

@@ -1,0 +1,242 @@
+"""Evaluating one system: every way of finding and reading that it takes part in, a row of measures for each question and way.
+
+A way is called RETRIEVER/GENERATOR, as `bm25/after`; `after` alone is after/after, and `text/bm25` the plain LM on the passages that BM25 found.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from clara.data.questions import Question
+from clara.errors import InputError
+from clara.retrieval.retriever import Retriever
+from training.evaluation.alignment import GENERATOR, TEXT, aligned_rows
+from training.evaluation.dense import DenseEncoder, DenseFinder
+from training.evaluation.measures import Row, answer_measures, hop_measures, likelihood_measures, retrieval_measures
+from training.evaluation.readers import Known, Likelihood, MemoryReader, Reader, Reading, TextReader
+from training.evaluation.retrievers import CONDITIONS, DEPTH, Bm25Finder, Corpus, MemoryFinder, Rankings, Selection, select
+from training.evaluation.systems import Settings
+
+KEPT_DOCUMENTS = 20
+
+
+@dataclass(frozen=True)
+class Way:
+    """A name, what was found for each question, and who reads it."""
+
+    label: str
+    rankings: Sequence[Rankings]
+    reader: Reader
+
+
+@dataclass
+class Shared:
+    """What the systems of one evaluation share: the embedding model, and what readers said, by what that depends on.
+
+    With a directory, it outlives the process: `save` after each system.
+    """
+
+    dense: DenseEncoder | None = None
+    directory: Path | None = None
+    _known: dict[str, Known] = field(default_factory=dict)
+
+    def known(self, identity: str) -> Known:
+        """What readers of this identity have computed, and what gets more of it."""
+        if identity not in self._known:
+            self._known[identity] = Known.load(self.directory / self._name(identity)) if self.directory else Known()
+        return self._known[identity]
+
+    def save(self) -> None:
+        """Write what has been read."""
+        if self.directory:
+            for identity, known in self._known.items():
+                known.save(self.directory / self._name(identity))
+
+    @staticmethod
+    def _name(identity: str) -> str:
+        return f"readings-{identity[:16]}.json"
+
+
+def pools_of(questions: Sequence[Question], corpus: Corpus, settings: Settings) -> list[list[int]]:
+    """Rows of every question's pool."""
+    return [corpus.rows(corpus.pool(q, settings.pool_size)) for q in questions]
+
+
+def own_rankings(name: str, retriever: Retriever, questions: Sequence[Question], settings: Settings) -> list[Rankings]:
+    """What a system's own retrieval finds.
+
+    Raises:
+        InputError: no question has a right document in this MEMORY, or K is larger than the MEMORY.
+    """
+    corpus = Corpus(retriever.store)
+    _check(name, questions, corpus, settings)
+    return MemoryFinder(retriever).rank(questions, pools_of(questions, corpus, settings))
+
+
+def evaluate_system(
+    name: str,
+    retriever: Retriever,
+    questions: Sequence[Question],
+    settings: Settings,
+    *,
+    with_text: bool,
+    shared: Shared | None = None,
+    found: Mapping[str, Sequence[Rankings]] | None = None,
+) -> list[Row]:
+    """Rows of one system and of everything that shares its generator, MEMORY and LM.
+
+    Args:
+        name: the system's rows are called so, those of the retriever R that its generator reads `R/NAME`.
+        retriever: the open system.
+        questions: with their splits.
+        settings: what to do.
+        with_text: whether the text baselines are measured on this one (they depend on the LM alone, so once is enough).
+        shared: what other systems of this evaluation have computed.
+        found: what every system's retrieval found, by name, where all generators read it; None: only this one's, which is then computed.
+
+    Raises:
+        InputError: see `own_rankings`.
+    """
+    corpus, shared = Corpus(retriever.store), shared or Shared()
+    found = {name: own_rankings(name, retriever, questions, settings)} if found is None else found
+    _check(name, questions, corpus, settings)
+    pools = pools_of(questions, corpus, settings)
+    memory = MemoryReader(retriever, shared.known(MemoryReader.identity(retriever)))
+    text = TextReader(retriever, shared.known(TextReader.identity(retriever)))
+    baselines: dict[str, Sequence[Rankings]] = {}
+    lexical: Sequence[Rankings] = ()
+    if settings.baselines or settings.num_aligned:
+        lexical = Bm25Finder(retriever.store).rank(questions, pools)
+    if "dense" in settings.baselines:
+        if shared.dense is None:
+            raise InputError("--baselines dense needs a model; name its sentence-transformers folder with --dense-model")
+        baselines["dense"] = DenseFinder(retriever.store, shared.dense).rank(questions, pools)
+    if "bm25" in settings.baselines:
+        baselines = {"bm25": lexical} | baselines
+    ways = [Way(name, found[name], memory)]
+    ways += [Way(f"{other}/{name}", rankings, memory) for other, rankings in ({**found, **baselines}).items() if other != name]
+    if "text" in settings.baselines:
+        if with_text:
+            ways += [Way(f"text/{base}", rankings, text) for base, rankings in ({"bm25": lexical} | baselines).items()]
+        if settings.cross:
+            ways.append(Way(f"text/{name}", found[name], text))
+    rows = []
+    for way in ways:
+        readers = {TEXT: text} if way.reader is text else {GENERATOR: memory, TEXT: text}
+        rows += _evaluate_way(way, questions, lexical, readers, corpus, settings)
+        shared.save()
+    return rows
+
+
+def _check(name: str, questions: Sequence[Question], corpus: Corpus, settings: Settings) -> None:
+    if settings.num_selected > len(corpus.store):
+        raise InputError(
+            f"system {name}: num_selected is {settings.num_selected}, its MEMORY holds {len(corpus.store)} rows; lower --num-selected"
+        )
+    labelled = [q for q in questions if q.positive_ids]
+    if labelled and not any(corpus.rows(q.positive_ids) for q in labelled):
+        raise InputError(
+            f"system {name}: none of the {len(labelled)} questions has a right document in {corpus.store.directory} (first: "
+            f"{labelled[0].positive_ids[0]!r} of question {labelled[0].question_id!r}); give the MEMORY of the corpus that they were made from"
+        )
+
+
+def _evaluate_way(
+    way: Way,
+    questions: Sequence[Question],
+    lexical: Sequence[Rankings],
+    readers: Mapping[str, Reader],
+    corpus: Corpus,
+    settings: Settings,
+) -> list[Row]:
+    selections = [select(q, r, corpus, settings.num_selected) for q, r in zip(questions, way.rankings, strict=True)]
+    readings = [{} if settings.retrieval_only else _readings(q, s, settings.conditions) for q, s in zip(questions, selections, strict=True)]
+    likelihoods = _likelihoods(way, [reading for chosen in readings for reading in chosen.values()])
+    told = first_of_each_split(questions, settings.num_generated)
+    texts = _texts(way, questions, readings, told, settings)
+    aligned: dict[str, Row] = {}
+    if settings.num_aligned:
+        first = first_of_each_split(questions, settings.num_aligned)
+        which = [i for i, q in enumerate(questions) if q.question_id in first and way.rankings[i].pool]
+        aligned = aligned_rows(
+            way.label,
+            [questions[i] for i in which],
+            [way.rankings[i] for i in which],
+            [lexical[i] for i in which],
+            readers,
+            settings.num_selected,
+            corpus.store,
+        )
+    rows = []
+    for question, chosen, retrieved in zip(questions, readings, _retrieval_rows(questions, way.rankings, corpus), strict=True):
+        row: Row = {"system": way.label, "split": question.split, "question_id": question.question_id, "question": question.question}
+        row |= {"answers": list(question.answers), "positive_ids": list(question.positive_ids)} | retrieved
+        row |= likelihood_measures({condition: likelihoods[reading] for condition, reading in chosen.items()})
+        for reading in list(chosen.values())[:1]:
+            row["num_answer_tokens"] = likelihoods[reading].num_tokens
+        for condition, reading in chosen.items():
+            if question.question_id in told and condition in settings.generate_conditions:
+                row[f"{condition}_answer"] = texts[reading]
+                row |= answer_measures(condition, texts[reading], question)
+        rows.append(row | aligned.get(question.question_id, {}))
+    return rows
+
+
+def _likelihoods(way: Way, readings: Sequence[Reading]) -> dict[Reading, Likelihood]:
+    if not readings:
+        return {}
+    with _bar(f"{way.label}: likelihoods", way.reader.likelihood_tokens(readings)) as bar:
+        return way.reader.likelihoods(readings, bar.update)
+
+
+def _texts(
+    way: Way, questions: Sequence[Question], readings: Sequence[Mapping[str, Reading]], told: set[str], settings: Settings
+) -> dict[Reading, str]:
+    """Generated answers of the questions in `told`."""
+    wanted = [
+        reading
+        for question, chosen in zip(questions, readings, strict=True)
+        if question.question_id in told
+        for condition, reading in chosen.items()
+        if condition in settings.generate_conditions
+    ]
+    if not wanted:
+        return {}
+    with _bar(f"{way.label}: answers", way.reader.answer_tokens(wanted, settings.max_new_tokens)) as bar:
+        return way.reader.answers(wanted, settings.max_new_tokens, bar.update)
+
+
+def _retrieval_rows(questions: Sequence[Question], rankings: Sequence[Rankings], corpus: Corpus) -> list[Row]:
+    """The best documents of each question, and all measures of rankings."""
+    positives = [q.positive_ids for q in questions]
+    index = [corpus.ranked_documents(r.index) for r in rankings]
+    pool = [corpus.ranked_documents(r.pool) for r in rankings]
+    rows: list[Row] = []
+    measured = zip(retrieval_measures("index", index, positives), retrieval_measures("pool", pool, positives), strict=True)
+    for question, over_index, in_pool, (index_measures, pool_measures) in zip(questions, index, pool, measured, strict=True):
+        row: Row = {"index_documents": over_index[:KEPT_DOCUMENTS], "pool_documents": in_pool[:KEPT_DOCUMENTS]}
+        # Beyond the depth of a ranking nothing is known but that it lies behind: the next rank is a lower bound.
+        hops = hop_measures("index", over_index, question, DEPTH + 1) | hop_measures("pool", in_pool, question)
+        rows.append(row | index_measures | pool_measures | hops)
+    return rows
+
+
+def _readings(question: Question, selection: Selection, conditions: Sequence[str]) -> dict[str, Reading]:
+    chosen = {condition: getattr(selection, condition) for condition in CONDITIONS if condition in conditions}
+    return {c: Reading(question.question, question.answers[0], rows) for c, rows in chosen.items() if rows is not None}
+
+
+def first_of_each_split(questions: Sequence[Question], number: int) -> set[str]:
+    """Ids of the first questions of each split."""
+    splits: dict[str, list[str]] = {}
+    for question in questions:
+        splits.setdefault(question.split, []).append(question.question_id)
+    return {name for names in splits.values() for name in names[:number]}
+
+
+def _bar(title: str, tokens: int) -> "tqdm[Any]":
+    return tqdm(total=tokens, desc=title, unit="tok", unit_scale=True, file=sys.stderr, mininterval=1.0)

@@ -1,0 +1,1 @@
+"""Starts ranks: in one process, or under Ray Train with search servers beside them."""

@@ -1,0 +1,324 @@
+"""Joint training as ranks under Ray Train, with DeepSpeed's ZeRO; refreshes in a Ray actor beside them.
+
+Who waits for what, and how long at most:
+
+| who | for | at most | then |
+|---|---|---|---|
+| driver | a cluster at RAY_ADDRESS | 10 s (`training.launch.cluster`), then what Ray takes to join | `InputError` |
+| driver | the ranks' cores or GPUs, at the start and after each failure | RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, 600 s, max_failures + 1 times in all | `InputError` |
+| driver | ranks that start on that room | until they do, or Ray finds a process or its node dead; one that hangs on a sound node is not ended | a failure |
+| driver | ranks that train | as long as each answers every RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S, 600 s | a failure |
+| rank | another rank, at a collective | `collective_seconds` | a failure |
+| rank | search servers | retrieval.search_seconds, each question (`training.launch.search_servers`) | a failure |
+| rank 0 | a refresh, where it is waited for | joint.refresh.wait_seconds (`training.refresh.versions`) | training goes on without it |
+| nobody | a refresh beside training | joint.refresh.max_seconds, each try (`training.refresh.attempts`) | another try, max_attempts in all |
+| driver | the last re-encoding | joint.refresh.max_seconds, each try, max_attempts in all (`training.run.last_encoding`) | `InputError`, after the report |
+| rank 0 | a run state that is being written, before the next one and at the end | 900 s (`training.loop.run_state`) | a failure |
+| rank 0 | the ranks of a killed run, which hold its directory | 60 s (`joint_run.sole_user`) | a failure |
+
+A failure of one rank is seen within seconds and ends all of them, in 35 s at most where they hang; launch.max_failures times they start again.
+"""
+
+import gc
+import logging
+import math
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray import train as ray_train
+from ray.exceptions import RayError
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
+
+from clara.config.tree import Config
+from clara.errors import InputError
+from clara.index.search import MemoryIndex
+from clara.storage.artefact import atomic_write
+from training.launch.cluster import check_reachable
+from training.launch.search_servers import served
+from training.loop.engine import Engine
+from training.loop.follow import following
+from training.loop.loop import NotFiniteError
+from training.loop.run_state import WRITE_SECONDS
+from training.loop.zero_engine import engine_for
+from training.refresh.ray_actors import RayWorker
+from training.run.checks import encodes_again
+from training.run.last_encoding import encode
+from training.run.recipe import places
+from training.run.run import train_rank
+from training.stages.joint_stage import JointStage
+
+logger = logging.getLogger(__name__)
+_OBJECT_STORE_BYTES = 256 * 2**20
+_START_TIMEOUT, _START_TIMEOUT_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 600
+_LEAST_COLLECTIVE_SECONDS = 1800
+_COLLECTIVE_MARGIN_SECONDS = 600
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start one for this run on this machine.
+
+    What ranks say is read from rank 0's log file instead of through Ray, which mixes it with its own processes' messages.
+
+    Raises:
+        InputError: no cluster answers at RAY_ADDRESS.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Importing torch in every rank at once can take longer than Ray's minute on a small machine.
+    os.environ.setdefault(_START_TIMEOUT, str(_START_TIMEOUT_SECONDS))
+    if address := os.environ.get("RAY_ADDRESS"):
+        check_reachable(address)
+        try:
+            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"RAY_ADDRESS is {address!r}: the cluster cannot be joined ({error}); correct it, or unset it to train here"
+            ) from error
+        return
+    root = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    ray.init(
+        address="local",
+        num_cpus=os.cpu_count(),
+        include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"PYTHONPATH": paths}},
+    )
+
+
+def cpus_of_rank(config: Config, cluster_cpus: float) -> float:
+    """Cores that Ray reserves for a rank.
+
+    Raises:
+        InputError: the cluster has too few for ranks and refresh together, which would wait for ever.
+    """
+    launch, refresh = config.launch, config.joint.refresh
+    aside = (
+        refresh.num_workers * refresh.num_cpus if refresh.policy != "none" else 0.0
+    ) + config.retrieval.search_shards * config.retrieval.search_cpus
+    each = launch.cpus_per_worker or min(1.0, (cluster_cpus - aside) / launch.num_workers)
+    if each <= 0 or each * launch.num_workers + aside > cluster_cpus + 1e-6:
+        raise InputError(
+            f"launch.num_workers is {launch.num_workers}, cpus_per_worker {launch.cpus_per_worker}, refreshes (joint.refresh.num_workers, num_cpus) and search servers {aside}: "
+            f"more than the cluster's {cluster_cpus:g} cores; lower one of them"
+        )
+    return each
+
+
+def check_room(config: Config, resources: dict[str, float]) -> None:
+    """Refuse a refresh that would wait for room until its time is up.
+
+    Raises:
+        InputError: the whole cluster has not what is asked for it.
+    """
+    if not encodes_again(config):
+        return
+    for name, resource, what in (("num_cpus", "CPU", "cores"), ("num_gpus", "GPU", "GPUs")):
+        refresh, found = config.joint.refresh, resources.get(resource, 0.0)
+        wanted, several = getattr(refresh, name), f" for each of {refresh.num_workers}" if refresh.num_workers > 1 else ""
+        if refresh.num_workers * wanted > found:
+            raise InputError(
+                f"joint.refresh.{name} is {wanted:g}{several}, the cluster has {found:g} {what}; add a node that has them, or lower joint.refresh.{name}"
+            )
+
+
+def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
+    """Ranks and their shares of a cluster.
+
+    Raises:
+        InputError: it has not what is asked for.
+    """
+    launch = config.launch
+    if launch.gpu and resources.get("GPU", 0) < launch.num_workers + config.joint.refresh.num_workers * config.joint.refresh.num_gpus:
+        raise InputError(
+            f"launch.gpu is true with {launch.num_workers} workers, the cluster has {resources.get('GPU', 0):g} GPUs; "
+            "run where there is one for each, lower launch.num_workers, or set launch.gpu=false"
+        )
+    check_room(config, resources)
+    share = {"CPU": cpus_of_rank(config, resources.get("CPU", 0.0))} | ({"GPU": 1.0} if launch.gpu else {})
+    return ScalingConfig(num_workers=launch.num_workers, use_gpu=launch.gpu, resources_per_worker=share)
+
+
+def collective_seconds(config: Config) -> int:
+    """How long a rank waits for another at a collective: longer than one alone may wait for a refresh, for search servers and for its disk.
+
+    A rank that gives up says why; one that merely waited for it must not end before.
+    """
+    searching = config.retrieval.search_seconds if config.retrieval.search_shards else 0.0
+    alone = config.joint.refresh.wait_seconds + searching + WRITE_SECONDS
+    return max(_LEAST_COLLECTIVE_SECONDS, math.ceil(alone) + _COLLECTIVE_MARGIN_SECONDS)
+
+
+def failures(most: int) -> FailureConfig:
+    """How often ranks that failed start again, and how often Ray Train waits once more for room for them: by default it would without end."""
+    return FailureConfig(max_failures=most, controller_failure_limit=most)  # type: ignore[call-arg]  # its stub is of Ray Tune
+
+
+def log_file(config: Config, rank: int) -> Path:
+    """What a rank says."""
+    return places(config).run / f"log-rank{rank}.txt"
+
+
+def stopped_note(config: Config) -> Path:
+    """Why the ranks ended by themselves before the last step."""
+    return places(config).run / "stopped.txt"
+
+
+def log_to(path: Path) -> None:
+    """Send this process's messages to a file, appending; those of libraries from warnings on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(filename=path, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    for package in ("clara", "training"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+def show(lines: Sequence[str]) -> None:
+    """Pass on what rank 0 said."""
+    for line in lines:
+        print(line, file=sys.stderr, flush=True)
+
+
+def rank_loop(settings: dict[str, Any]) -> None:
+    """What every rank runs."""
+    config = Config.model_validate(settings)
+    rank = ray_train.get_context().get_world_rank()
+    log_to(log_file(config, rank))
+    try:
+        _train_rank(config, rank)
+    except NotFiniteError as error:
+        # All ranks stop here, and would again: raised, it would start them anew.
+        logger.error("rank %d stops: %s", rank, error)
+        if rank == 0:
+            atomic_write(stopped_note(config), str(error))
+    except Exception as error:
+        # Else nobody would read why Ray Train starts the ranks again.
+        logger.error("rank %d stops: %s", rank, error)
+        raise
+
+
+def keep_heap() -> None:
+    """Leave all that lives by now out of garbage collections: libraries, the model.
+
+    As long as an actor finds no room, Ray asks every process of the cluster for a full collection every ten seconds. Over the 600,000 objects of the
+    libraries one takes 0.35 s of a processor, and nothing else in the process runs meanwhile; where processors are scarce it takes longer than the
+    ten seconds, and a rank that waits for a lost search server hardly comes to look at the clock.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _train_rank(config: Config, rank: int) -> None:
+    context = ray_train.get_context()
+    logger.info("rank %d of %d: process %d on %s", rank, context.get_world_size(), os.getpid(), platform.node())
+    device = "cuda" if config.launch.gpu else "cpu"
+
+    def engine(stage: JointStage) -> Engine:
+        made = engine_for(config, stage, num_ranks=context.get_world_size(), device=device)
+        keep_heap()
+        return made
+
+    refresh = config.joint.refresh
+    worker = RayWorker(refresh.num_cpus, refresh.num_gpus, refresh.num_workers) if rank == 0 else None
+    place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
+    retrieval = config.retrieval
+    open_index = served(retrieval, owner=rank == 0) if retrieval.search_shards else MemoryIndex.open
+    train_rank(config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=place, open_index=open_index)
+
+
+def train(config: Config, trained: bool) -> str:
+    """Train to the last step on the ranks of a cluster, unless that is done, then make the last re-encoding where refreshes run.
+
+    Returns why the last re-encoding came to nothing.
+
+    Raises:
+        InputError: of a rank, what it trains is not finite, or the cluster lacks what is asked for, has no room for it, or is gone.
+    """
+    refresh = config.joint.refresh
+    connect()
+    try:
+        if not trained:
+            _fit(config)
+        try:
+            check_room(config, ray.cluster_resources())
+        except InputError as error:
+            return str(error)
+        return encode(config, RayWorker(refresh.num_cpus, refresh.num_gpus, refresh.num_workers), threads=refresh.threads)
+    finally:
+        ray.shutdown()
+
+
+def _fit(config: Config) -> None:
+    """Ranks that die are started again, from the last run state."""
+    where = places(config)
+    stopped_note(config).unlink(missing_ok=True)
+    try:
+        trainer = TorchTrainer(
+            rank_loop,
+            train_loop_config=config.model_dump(),
+            scaling_config=scaling(config, ray.cluster_resources()),
+            torch_config=TorchConfig(
+                backend="nccl" if config.launch.gpu else "gloo",
+                timeout_s=collective_seconds(config),
+            ),
+            run_config=RunConfig(
+                name=where.run.name,
+                storage_path=config.launch.storage or str(where.run / "ray"),
+                failure_config=failures(config.launch.max_failures),
+                logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # its stub is of Ray Tune
+            ),
+        )
+        keep_heap()
+        with following(log_file(config, 0), show):
+            trainer.fit()
+        if (note := stopped_note(config)).is_file():
+            raise InputError(note.read_text(encoding="utf-8"))
+    except ray_train.TrainingFailedError as error:
+        if (cause := input_error(error) or not_started(error, config)) is not None:
+            raise cause from error
+        raise
+    except RayError as error:
+        # Not a rank that failed, which Ray Train starts again, but what would have started it.
+        told = str(error).strip().splitlines()[-1]
+        raise InputError(
+            f"Ray's processes ended while training ({told}); start the cluster again where it is one of your own (no `ray stop` beside a run on "
+            f"this machine), and run the same command again: it goes on from the last state in {where.run}"
+        ) from error
+
+
+def input_error(error: BaseException) -> InputError | None:
+    """The `InputError` of a rank, if that is what a training run failed of."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in [error, *failures.values()]:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, InputError):
+                return cause
+            # Ray wraps what a rank raised, and keeps it under this name alone.
+            cause = getattr(cause, "_base_exc", None) or cause.__cause__
+    return None
+
+
+def not_started(error: BaseException, config: Config) -> InputError | None:
+    """What a user is told where the ranks never came to train."""
+    failure = getattr(error, "controller_failure", None)
+    if not isinstance(failure, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError):
+        return None
+    launch = config.launch
+    why = f"did not start ({str(failure).strip().splitlines()[-1]})"
+    if isinstance(failure, WorkerGroupStartupTimeoutError):
+        each = f"{launch.cpus_per_worker:g} cores each (launch.cpus_per_worker)" if launch.cpus_per_worker else "their share of its cores"
+        gpus = " and a GPU each" if launch.gpu else ""
+        why = f"found no room on the cluster: {each}{gpus}, within {os.environ[_START_TIMEOUT]} s ({_START_TIMEOUT})"
+    return InputError(
+        f"launch: {launch.num_workers} ranks {why}, {launch.max_failures + 1} times in this run (launch.max_failures + 1); end what else holds the "
+        f"cluster, or add a node, and run the same command again: it goes on from the last state in {places(config).run}"
+    )

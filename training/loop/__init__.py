@@ -1,0 +1,1 @@
+"""The step loop, its engines and run states."""

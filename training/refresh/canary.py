@@ -1,0 +1,144 @@
+"""Staleness, measured: a fixed set of rows is encoded afresh and set beside what MEMORY holds of them.
+
+Shapes: n canary rows, Q canary questions, M memory tokens, D hidden size.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clara.data.questions import Question, choose, evenly
+from clara.data.records import input_text
+from clara.index.search import best, unit_rows
+from clara.memory.codec import Floats
+from clara.memory.compress import Compressor
+from clara.memory.store import Ids, MemoryStore
+from clara.model.model import ClaraModel
+from training.loop.engine import Engine
+from training.refresh.correction import Correction, fit_and_test
+
+_AT_ONCE = 8
+_FIGURES = ("canary_cosine", "canary_cosine_lowest", "canary_overlap", "canary_recall_stored", "canary_recall_fresh")
+
+
+def canary_questions(questions: list[Question], count: int) -> list[Question]:
+    """Questions to measure with: held-out ones with a known positive, else of the training split, evenly spread."""
+    return choose(questions, count) or evenly([q for q in questions if q.split == "train"], count)
+
+
+def canary_rows(questions: Sequence[Question], store: MemoryStore, count: int) -> Ids:
+    """At most `count` row ids, ascending, the same for every version: a positive of each question, filled up evenly from all rows."""
+    positives = [store.rows_of(document)[:1] for q in questions for document in q.positive_ids[:1]]
+    chosen = list(dict.fromkeys(row for rows in positives for row in rows))[:count]
+    rest = np.setdiff1d(store.row_ids, chosen)
+    more = evenly(rest.tolist(), count - len(chosen))
+    return np.sort(np.array([*chosen, *more], np.int64))
+
+
+class Canary:
+    """A fixed set of rows and questions.
+
+    Attributes:
+        correction: that the last measurement fitted, where it was better than none.
+    """
+
+    def __init__(
+        self, questions: list[Question], store: MemoryStore, *, num_rows: int, num_selected: int, correction_ridge: float = 0.0
+    ) -> None:
+        """Choose the rows.
+
+        Args:
+            questions: as of `canary_questions`.
+            store: any version; later ones hold the same rows.
+            num_rows: rows at most.
+            num_selected: K; what is the same among the K best of the canary rows.
+            correction_ridge: of the correction that each measurement fits; 0: it fits none.
+        """
+        self.correction: Correction | None = None
+        self._ridge = correction_ridge
+        self.rows = canary_rows(questions, store, num_rows)
+        self._questions = questions
+        self._k = min(num_selected, len(self.rows))
+        here = set(self.rows.tolist())
+        self._positive = [{row for d in q.positive_ids for row in store.rows_of(d)} & here for q in questions]
+
+    @torch.no_grad()
+    def measure(self, model: ClaraModel, store: MemoryStore, engine: Engine) -> dict[str, float]:
+        """Figures of a version against the model as it is (collectives; every rank gets the same numbers).
+
+        `canary_cosine` and `canary_cosine_lowest`: of stored and fresh memory, mean and smallest. `canary_overlap`: share of the K best
+        canary rows of a question that stay the same. `canary_recall_stored`, `_fresh`, `_gap` (fresh − stored): of questions whose positive
+        is a canary row, how many have it among the K best; left out where there is none. `canary_seconds`: what it took.
+        Where a correction is asked for also those of `_correct`.
+        """
+        began = time.monotonic()
+        texts = [input_text(chunk.title, chunk.text) for chunk in store.records(self.rows)]
+        fresh = _shared(engine, texts, lambda part: encode_texts(model, part))
+        query = _shared(engine, [q.question for q in self._questions], model.encode_questions)
+        # One rank's arithmetic holds for all: a trigger must fire on every rank or on none.
+        stored = store.memory(self.rows)
+        own = self.compare(query, stored, fresh) if engine.rank == 0 else [0.0] * (len(_FIGURES) + 1)
+        *values, with_recall = engine.sum(own)
+        figures = dict(zip(_FIGURES, values, strict=True))
+        if with_recall:
+            figures["canary_recall_gap"] = figures["canary_recall_fresh"] - figures["canary_recall_stored"]
+        else:
+            del figures["canary_recall_stored"], figures["canary_recall_fresh"]
+        if self._ridge:
+            figures |= self._correct(query, store, fresh, engine)
+        return figures | {"canary_seconds": time.monotonic() - began}
+
+    def _correct(self, query: Floats, store: MemoryStore, fresh: Floats, engine: Engine) -> dict[str, float]:
+        """Fit a correction, and keep it if it is better than none.
+
+        `correction_taken` (0 or 1), and on rows that it was not fitted on, the overlap of the K best with those by fresh memory:
+        `correction_overlap_stored` without it, `correction_overlap` with it; left out where there are too few rows.
+        """
+        made = [store.shard_fingerprints[shard].hash for shard in store.shards_of(self.rows).tolist()]
+        fitted = fit_and_test(query, store.memory(self.rows), fresh, made, ridge=self._ridge, num_selected=self._k)
+        # Rank 0 decides for all; the last bits of a matrix may differ, as they may of the model itself.
+        own = [float(fitted.better), fitted.overlap_stored, fitted.overlap_corrected] if fitted and engine.rank == 0 else [0.0] * 3
+        taken, without, corrected = engine.sum(own)
+        self.correction = fitted.correction if fitted and taken else None
+        if not fitted:
+            return {"correction_taken": 0.0}
+        return {"correction_taken": taken, "correction_overlap_stored": without, "correction_overlap": corrected}
+
+    def compare(self, query: Floats, stored: Floats, fresh: Floats) -> list[float]:
+        """The figures in order of `_FIGURES`, and whether the recalls mean anything (1 or 0).
+
+        Args:
+            query: `[Q, M, D]`.
+            stored: `[n, M, D]`.
+            fresh: `[n, M, D]`.
+        """
+        unit_stored, unit_fresh, unit_query = unit_rows(stored), unit_rows(fresh), unit_rows(query)
+        cosine = np.einsum("nf,nf->n", unit_stored, unit_fresh)
+        old, new = (self._best(unit_query @ unit.T) for unit in (unit_stored, unit_fresh))
+        overlap = np.mean([len(np.intersect1d(a, b)) / self._k for a, b in zip(old, new, strict=True)])
+        asked = [number for number, positive in enumerate(self._positive) if positive]
+        recalls = [np.mean([bool(self._positive[n] & {*found[n].tolist()}) for n in asked]) if asked else 0.0 for found in (old, new)]
+        return [float(v) for v in (cosine.mean(), cosine.min(), overlap, *recalls, bool(asked))]
+
+    def _best(self, scores: Floats) -> NDArray[np.int64]:
+        return np.stack([self.rows[best(row, self.rows, self._k)] for row in scores])
+
+
+def encode_texts(model: Compressor, texts: Sequence[str]) -> Tensor:
+    """Memory `[B, M, D]` of texts as the compressor is now."""
+    return model.compress([model.document_ids(text) for text in texts])
+
+
+def _shared(engine: Engine, items: Sequence[str], encode: Callable[[Sequence[str]], Tensor]) -> Floats:
+    """Encodings of all items in order: every rank makes as many passes, each over its share, and gets all of them."""
+    share = -(-len(items) // engine.world)
+    # Ranks whose share is short encode the first items again: under ZeRO-3 a pass is a collective.
+    own = [items[place % len(items)] for place in range(engine.rank, share * engine.world, engine.world)]
+    parts = [encode(own[begin : begin + _AT_ONCE]) for begin in range(0, share, _AT_ONCE)]
+    gathered = engine.gather(torch.cat(parts).float().cpu())
+    whole: Floats = gathered.transpose(0, 1).flatten(0, 1)[: len(items)].numpy()
+    return whole

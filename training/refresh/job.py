@@ -1,0 +1,290 @@
+"""One re-encoding of MEMORY with a snapshot of the compressor. `training.refresh.process` and `refresh_actor` run it beside training.
+
+python -m training.refresh --job FILE        (one job again, as a run left it beside its log)
+"""
+
+import gc
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clara.config.model import Backbone
+from clara.errors import InputError
+from clara.index.build import build_index
+from clara.index.recall import RECALL_FLOOR, stated
+from clara.index.search import MemoryIndex
+from clara.memory.fingerprint import Fingerprint, of_checkpoint
+from clara.memory.reencode import check_follows, reencode, reencode_recipe, reencode_shards
+from clara.memory.reencode_rows import reencode_rows, rows_recipe
+from clara.memory.store import Ids, MemoryStore
+from clara.model.checkpoint import load_checkpoint
+from clara.model.model import ClaraModel
+from clara.retrieval.retriever import Retriever
+from clara.storage import artefact
+from clara.storage.cache import verify
+from training.refresh.ages import steps_of_rows
+from training.refresh.retention import check_replaceable
+from training.refresh.working_set import Choice, rows_to_refresh, write_drift
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RefreshJob:
+    """Everything that a refresh needs to know; plain values, so that it travels as JSON.
+
+    Attributes:
+        checkpoint: the snapshot, a CHECKPOINT.
+        backbone: folder of the LM; empty: the one that the snapshot names or holds.
+        parent: MEMORY whose rows are encoded again.
+        memory: directory of the new MEMORY.
+        index: directory of its INDEX.
+        factory: of the index.
+        probes: inverted lists that a query looks into; 0: by their number.
+        recall_floor: a lower recall of the index is warned of.
+        first_level: L that the index's recall is measured with.
+        batch_tokens: tokens of a compressing batch, padding included.
+        threads: torch threads.
+        device: where to encode.
+        snapshot_step: updates after which the snapshot was taken.
+        choice: file with the `training.refresh.working_set.Choice` of the rows that are encoded again; empty: all are.
+        parent_index: INDEX of the parent, which tells what coming questions find; empty: there is none.
+        drift: file for the drift of chosen rows.
+    """
+
+    checkpoint: str
+    backbone: str
+    parent: str
+    memory: str
+    index: str
+    factory: str
+    first_level: int
+    batch_tokens: int
+    threads: int
+    device: str = "cpu"
+    snapshot_step: int = 0
+    choice: str = ""
+    parent_index: str = ""
+    drift: str = ""
+    probes: int = 0
+    recall_floor: float = RECALL_FLOOR
+
+
+@dataclass(frozen=True)
+class RefreshResult:
+    """What a finished refresh made.
+
+    Attributes:
+        memory_hash: of the MEMORY's manifest.
+        index_hash: of the INDEX's manifest.
+        fingerprint: of what was encoded.
+        rows: that were encoded.
+        bytes: that were written of MEMORY.
+        seconds: of work.
+        oldest_step: updates after which the oldest row's snapshot was taken.
+        drift: mean of 1 − cosine between what was stored of the encoded rows and what is now; None where it was not measured.
+        recall_at_10: of the INDEX, as it was measured when built; None where it was not.
+        recall_warning: where that is under the floor, else empty.
+        finished_at: when it was done (Unix time).
+    """
+
+    memory_hash: str
+    index_hash: str
+    fingerprint: str
+    rows: int
+    bytes: int
+    seconds: float
+    oldest_step: int = 0
+    drift: float | None = None
+    recall_at_10: float | None = None
+    recall_warning: str = ""
+    finished_at: float = 0.0
+
+    def figures(self) -> dict[str, float]:
+        """For the step that switches to it."""
+        found = {
+            "refresh_seconds": self.seconds, "refresh_bytes": self.bytes, "refresh_rows": self.rows,
+            "refresh_drift": self.drift, "refresh_recall_at_10": self.recall_at_10,
+        }  # fmt: skip
+        return {name: float(value) for name, value in found.items() if value is not None}
+
+    def told(self, number: int) -> None:
+        """Say that the version of that number is ready, and loudly if its INDEX finds too little."""
+        recall = "not measured" if self.recall_at_10 is None else f"{self.recall_at_10:.4f}"
+        logger.info(
+            "refresh: version %d is ready: %d rows, %d bytes, %.1f s, recall@10 %s", number, self.rows, self.bytes, self.seconds, recall
+        )
+        if self.recall_warning:
+            logger.warning("refresh: version %d: %s", number, self.recall_warning)
+
+
+def fingerprint_of(memory: str | os.PathLike[str]) -> Fingerprint:
+    """The fingerprint that a MEMORY says it has."""
+    return Fingerprint.from_dict(
+        artefact.read_manifest(memory, "MEMORY")["fingerprint_fields"], f"{memory}/manifest.json fingerprint_fields"
+    )
+
+
+def expected_fingerprint(checkpoint: str | os.PathLike[str], backbone: str, like: Fingerprint, *, dtype: str = "") -> Fingerprint:
+    """What a CHECKPOINT compresses to under the chunking and key settings of another fingerprint, and its dtype where none is given."""
+    return of_checkpoint(
+        checkpoint,
+        backbone=backbone,
+        dtype=dtype or like.dtype,
+        max_tokens=like.max_tokens,
+        overlap_tokens=like.overlap_tokens,
+        key_size=like.key_size,
+        key_seed=like.key_seed,
+    )
+
+
+def recall_of(index: str, *, warn: bool = False) -> dict[str, float]:
+    """Recall@10 of an INDEX as a figure, where it was measured; on request with the warning of one under its floor."""
+    recall, warning = stated(index) if index else (None, "")
+    if warn and warning:
+        logger.warning("index: %s", warning)
+    return {} if recall is None else {"index_recall_at_10": recall}
+
+
+def run_job(job: RefreshJob) -> RefreshResult:
+    """Encode every row, or the chosen ones, with the snapshot, build the INDEX, read every byte that was written back against the manifests.
+
+    Raises:
+        InputError: the snapshot or the parent is damaged, they don't fit, a checksum fails, or a model points to what would be replaced.
+    """
+    began = time.monotonic()
+    store, fingerprint, model = _opened(job)
+    rows, lag, recipe = store.row_ids, None, reencode_recipe(store, fingerprint, job.batch_tokens)
+    if job.choice:
+        choice = Choice.load(job.choice)
+        rows, lag = rows_to_refresh(choice, store, job.snapshot_step, _searcher(job, store, model))
+        recipe = rows_recipe(store, rows, fingerprint, job.batch_tokens)
+    _make_room(job, recipe)
+    if job.choice:
+        manifest = reencode_rows(store, rows, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
+    else:
+        manifest = reencode(store, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
+    # Of an incremental refresh most rows' keys are the parent's, and need not be sorted into lists again.
+    build_index(
+        job.memory, job.index, job.factory, first_level=job.first_level, mixed=True, parent=job.parent_index, probes=job.probes,
+        recall_floor=job.recall_floor,
+    )  # fmt: skip
+    recall, warning = stated(job.index)
+    own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.choice else set())
+    _read_back(job, own if job.choice else None)
+    made, drift = MemoryStore.open(job.memory, mixed=True), None
+    if lag is not None:
+        drift = write_drift(job.drift, store, made, rows, lag, choice.drift)
+    return RefreshResult(
+        memory_hash=artefact.manifest_hash(job.memory),
+        index_hash=artefact.manifest_hash(job.index),
+        fingerprint=fingerprint.hash,
+        rows=len(rows),
+        bytes=sum(f["bytes"] for f in manifest["files"] if f["path"].partition("/")[0] in own or not job.choice),
+        seconds=time.monotonic() - began,
+        oldest_step=int(steps_of_rows(made, choice.steps | {fingerprint.hash: job.snapshot_step}).min())
+        if job.choice
+        else job.snapshot_step,
+        drift=drift,
+        recall_at_10=recall,
+        recall_warning=warning,
+        finished_at=time.time(),
+    )
+
+
+def encode_share(job: RefreshJob, share: int, of: int) -> None:
+    """Of a re-encoding of all rows every `of`-th shard, from number `share` on: `run_job` then finds it finished.
+
+    Raises:
+        InputError: as of `run_job`.
+    """
+    store, fingerprint, model = _opened(job)
+    check_follows(store, fingerprint, job.memory)
+    _make_room(job, reencode_recipe(store, fingerprint, job.batch_tokens))
+    shards = range(share, store.num_shards, of)
+    for _ in reencode_shards(store, shards, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens):
+        continue
+
+
+def _opened(job: RefreshJob) -> tuple[MemoryStore, Fingerprint, ClaraModel]:
+    """The parent, the fingerprint of what is made of it, and the snapshot."""
+    torch.set_num_threads(job.threads)
+    store = MemoryStore.open(job.parent, mixed=True)
+    fingerprint = expected_fingerprint(job.checkpoint, job.backbone, store.fingerprint_fields)
+    dtype = "float32" if fingerprint.dtype == "float32" else "bfloat16"
+    return store, fingerprint, load_checkpoint(job.checkpoint, Backbone(path=job.backbone, dtype=dtype), device=job.device).eval()
+
+
+def _make_room(job: RefreshJob, recipe: dict[str, Any]) -> None:
+    """What an earlier run left under this name is no longer whole once the first shard is replaced.
+
+    Raises:
+        InputError: a model points to it.
+    """
+    if not artefact.up_to_date(job.memory, "MEMORY", recipe):
+        check_replaceable(Path(job.memory))
+        (Path(job.memory) / artefact.MANIFEST).unlink(missing_ok=True)
+
+
+def run_and_release(job: RefreshJob) -> RefreshResult:
+    """`run_job` in a process that stays: what it held is free for training until the next."""
+    try:
+        return run_job(job)
+    finally:
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+def _searcher(job: RefreshJob, store: MemoryStore, model: ClaraModel) -> Callable[[Sequence[str], int], Ids] | None:
+    """What the parent's INDEX gives questions as the snapshot's query reasoner reads them."""
+    if not job.parent_index:
+        return None
+    retriever = Retriever(model, store, MemoryIndex.open(job.parent_index, store), first_level=job.first_level)
+    return lambda questions, k: retriever.search(retriever.queries(questions), k)[0]
+
+
+def _read_back(job: RefreshJob, folders: Collection[str] | None) -> None:
+    """Read what a refresh wrote against the manifests: all, or MEMORY's folders of these names, beside which only linked files lie.
+
+    Raises:
+        InputError: a byte is wrong. What was made is no artefact any more then.
+    """
+    for directory, kind in ((job.memory, "MEMORY"), (job.index, "INDEX")):
+        try:
+            verify(directory, kind, only=folders if kind == "MEMORY" else None)
+        except InputError:
+            # Else the next try would find it finished, instead of making the damaged shard again.
+            (Path(directory) / artefact.MANIFEST).unlink(missing_ok=True)
+            raise
+
+
+class RefreshError(RuntimeError):
+    """A refresh ended without a new version; the message says why."""
+
+
+def check_result(job: RefreshJob, result: RefreshResult) -> None:
+    """Refuse to switch to what is not what the job was to make. Every byte was read back by the job itself.
+
+    Raises:
+        RefreshError: manifest, size, fingerprint or rows are not right; the message says which.
+    """
+    try:
+        parent = MemoryStore.open(job.parent, mixed=True)
+        fingerprint = expected_fingerprint(job.checkpoint, job.backbone, parent.fingerprint_fields)
+        store = MemoryStore.open(job.memory, accept=[fingerprint, *(parent.shard_fingerprints if job.choice else [])])
+        MemoryIndex.open(job.index, store)
+    except InputError as error:
+        raise RefreshError(str(error)) from error
+    for folder, wanted in ((job.memory, result.memory_hash), (job.index, result.index_hash)):
+        if (found := artefact.manifest_hash(folder)) != wanted:
+            raise RefreshError(f"{folder}: its manifest hash is {found[:16]}, the refresh made {wanted[:16]}; something else wrote there")
+    if not np.array_equal(store.row_ids, parent.row_ids):
+        raise RefreshError(f"{job.memory}: its rows are not those of {job.parent}")

@@ -1,0 +1,1 @@
+"""MLflow: run logs, evaluations, registered models."""

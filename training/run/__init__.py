@@ -1,0 +1,1 @@
+"""A joint run from its configuration to its report."""

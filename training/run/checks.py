@@ -1,0 +1,111 @@
+"""Settings of a joint run that can't work, or do nothing: said before it begins, and not by its first refresh."""
+
+import logging
+
+import torch
+
+from clara.config.tree import Config
+from clara.errors import InputError
+from clara.index.build import next_settings
+from clara.index.factory import check_trainable, empty_index
+from clara.index.ivf_file import is_mapped
+from clara.index.search import KIND as INDEX
+from clara.index.share import not_shared, why_whole
+from clara.memory.store import MemoryStore
+from clara.storage.artefact import read_manifest
+
+logger = logging.getLogger(__name__)
+
+
+def encodes_again(config: Config) -> bool:
+    """Whether a run makes versions of MEMORY."""
+    refresh = config.joint.refresh
+    return config.joint.train_compressor and (refresh.policy != "none" or refresh.final)
+
+
+def check_settings(config: Config) -> None:
+    """Refuse settings that contradict each other, and warn of those that nothing comes of.
+
+    Raises:
+        InputError: MEMORY is to be encoded again, and no compressor trains, or by several processes without Ray, or no snapshot would ever be taken
+            of one that has.
+    """
+    joint = config.joint
+    refresh = joint.refresh
+    if refresh.policy != "none" and not joint.train_compressor:
+        raise InputError(
+            f"joint.refresh.policy is {refresh.policy!r}, joint.train_compressor false: every version would be what MEMORY is already; "
+            "set joint.train_compressor=true, or joint.refresh.policy=none"
+        )
+    if refresh.num_workers > 1 and config.launch.launcher == "local":
+        raise InputError(
+            f"joint.refresh.num_workers is {refresh.num_workers}, launcher local: beside one torch process there is one that encodes; set it to 1, or "
+            "launch.launcher=ray"
+        )
+    if refresh.policy != "none" and not (refresh.start_step or refresh.every_steps or refresh.trigger_cosine):
+        raise InputError(
+            f"joint.refresh.policy is {refresh.policy!r}, start_step, every_steps and trigger_cosine are 0: the only snapshot would be of the compressor "
+            "that made MEMORY; set joint.refresh.every_steps, or policy=none"
+        )
+    if refresh.policy != "none" and refresh.start_step > joint.steps:
+        logger.warning(
+            "joint.refresh.start_step is %d, joint.steps %d: no refresh will take place; lower start_step", refresh.start_step, joint.steps
+        )
+    trained = {"query_reasoner": joint.train_query_reasoner, "generator": joint.train_generator, "compressor": joint.train_compressor}
+    for role, rate in joint.learning_rates.items():
+        if not trained[role]:
+            logger.warning("joint.learning_rates.%s is %g, joint.train_%s false: the rate is not used", role, rate, role)
+
+
+def check_index(config: Config, store: MemoryStore) -> None:
+    """Refuse kinds of INDEX that search servers can't hold; without servers, tell of one that each rank reads whole.
+
+    Args:
+        config: the root.
+        store: the MEMORY that the run begins with.
+
+    Raises:
+        InputError: the kind of the INDEX, or of the one that the first refresh would build, can't be shared out.
+    """
+    if not config.index:
+        return
+    manifest = read_manifest(config.index, INDEX)
+    kinds = {f"index {config.index}": str(manifest["factory"])}
+    if encodes_again(config):
+        kinds |= {"retrieval.factory": str(next_settings(config.index, config.retrieval.factory)["factory"])}
+    if config.retrieval.search_shards:
+        for name, factory in kinds.items():
+            if reason := why_whole(empty_index(store, factory)):
+                raise InputError(f"{name}, of kind {factory!r}: {not_shared(reason)}")
+    elif not is_mapped(empty_index(store, manifest["factory"])):
+        ranks = config.launch.num_workers if config.launch.launcher == "ray" else 1
+        logger.warning(
+            "index %s, of kind %r, can't be mapped: each rank (%d of them) reads all of its %.3f GiB into memory of its own; any kind but fast-scan "
+            "codes (…fs) is mapped once on a machine", config.index, manifest["factory"], ranks, manifest["files"][0]["bytes"] / 2**30,
+        )  # fmt: skip
+
+
+def check_refresh(config: Config, store: MemoryStore) -> None:
+    """Refuse what every try of every refresh would fail of.
+
+    Args:
+        config: the root.
+        store: the MEMORY that the run begins with.
+
+    Raises:
+        InputError: FAISS refuses the factory of the INDEX, or there is no GPU to encode on.
+    """
+    if not encodes_again(config):
+        return
+    # With `auto`, a version's INDEX is of the kind of the one before.
+    factory = str(next_settings(config.index, config.retrieval.factory)["factory"])
+    try:
+        check_trainable(store, factory)
+    except InputError as error:
+        raise InputError(f"retrieval.{error}") from error
+    wanted = config.joint.refresh.num_gpus
+    # Under Ray the cluster is asked, once it is joined.
+    if wanted and config.launch.launcher == "local" and not torch.cuda.is_available():
+        raise InputError(
+            f"joint.refresh.num_gpus is {wanted:g}, and there is no CUDA device here; run where there is one, or set joint.refresh.num_gpus=0"
+        )

@@ -1,0 +1,89 @@
+"""The last re-encoding of a joint run (`joint.refresh.final`): by the compressor as it is after the last step, made where refreshes are."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from clara.config.tree import Config
+from training.refresh.attempts import Tries
+from training.refresh.process import Worker
+from training.refresh.version import Pending, Version
+from training.refresh.versions import Versions
+from training.run.recipe import LOCK_SECONDS, places, sole_user
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run that made all its steps left.
+
+    Attributes:
+        state: of its versions after the last step.
+        refreshes: notes about all that came to something, ascending.
+        current: number of the newest version.
+        memory: of that version.
+        index: of that version.
+        lag_steps: updates of the compressor that its oldest row lacks.
+    """
+
+    state: Mapping[str, Any]
+    refreshes: list[dict[str, Any]]
+    current: int
+    memory: str
+    index: str
+    lag_steps: int
+
+
+def _oldest_step(version: Mapping[str, Any]) -> int:
+    """Updates after which the snapshot of a version's oldest row was taken. A note of before there were mixed versions has one number for all."""
+    return int(version.get("oldest_step", version["snapshot_step"]))
+
+
+def left(config: Config) -> Left:
+    """What the run of a configuration left; it has made all its steps."""
+    where, trained = places(config), config.joint.compressor_updates
+    state = json.loads((where.run / "versions.json").read_text())
+    current = state["current"]
+    notes = [json.loads(p.read_text()) for p in where.run.glob("refresh-v*.json") if p.name.count(".") == 1]
+    refreshes = sorted(notes, key=lambda note: int(note["number"]))
+    number = int(current["number"])
+    if refreshes and (newest := int(refreshes[-1]["number"])) > number:
+        # Ready after the last step, so that no step used it.
+        memory, index = (str(where.output / f"{kind}-v{newest}") for kind in ("memory", "index"))
+        return Left(state, refreshes, newest, memory, index, max(0, trained - _oldest_step(refreshes[-1])))
+    in_use = next((note for note in refreshes if int(note["number"]) == number), current)
+    return Left(state, refreshes, number, current["memory"], current["index"], max(0, trained - _oldest_step(in_use)))
+
+
+def due(config: Config, found: Left) -> bool:
+    """Whether the last re-encoding is asked for and still to be made."""
+    return config.joint.refresh.final and found.lag_steps > 0
+
+
+def encode(config: Config, worker: Worker, *, threads: int) -> str:
+    """Make the last re-encoding, where it is due, as any refresh is made: by the same worker, in as many tries. Returns why it came to nothing.
+
+    Args:
+        config: the root, of a run that has made all its steps.
+        worker: where refreshes run.
+        threads: torch threads.
+    """
+    where, found = places(config), left(config)
+    if not due(config, found):
+        return ""
+    with sole_user(where.run / "lock", wait_seconds=LOCK_SECONDS):
+        versions = Versions(config, where.output, where.run, None, threads)
+        versions.current = Version(**found.state["current"])
+        number, steps = _next_number(found), config.joint.steps
+        tries = Tries(config.joint.refresh, where.run, worker)
+        tries.begin(
+            Pending(number, steps), versions.job(number, where.checkpoint, steps), otherwise="MEMORY stays older than the CHECKPOINT"
+        )
+        return "" if tries.poll(wait=True, timeout_seconds=math.inf) > 0 else tries.why
+
+
+def _next_number(found: Left) -> int:
+    """A number of its own: not that of a refresh that was ended after the last step, of which some byte may still be on its way."""
+    pending = int((found.state["pending"] or {"number": 0})["number"])
+    return max(found.current, pending) + 1

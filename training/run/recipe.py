@@ -1,0 +1,163 @@
+"""What a joint run is made from, where it writes, and whether it has finished."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clara.config.refresh import Refresh
+from clara.config.section import Section
+from clara.config.stages import Joint
+from clara.config.tree import Config
+from clara.errors import InputError
+from clara.storage import artefact
+from clara.storage.paths import from_root
+from training.loop.loop import shard
+
+METRICS = "metrics.jsonl"
+REPORT = "report.json"
+LOCK_SECONDS = 60.0
+_ADDED_TO_REFRESH = (
+    "rerank", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale", "rows", "share", "oldest_share",
+    "look_ahead_steps", "rerank_lag_steps", "correction", "correction_ridge",
+)  # fmt: skip
+# Who computes, how long one waits, what is kept: none of it changes what is computed.
+_NOT_OF_THE_RECIPE = {
+    "joint": ("checkpoint_every", "micro_batch"),
+    "joint.refresh": ("num_workers", "num_cpus", "num_gpus", "max_attempts", "max_seconds", "wait_seconds", "keep_versions"),
+    "retrieval": ("search_shards", "search_seconds", "search_restarts", "search_cpus"),
+}
+_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a run writes."""
+
+    output: Path
+    run: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The trained CHECKPOINT."""
+        return self.output / "checkpoint"
+
+    @property
+    def metrics(self) -> Path:
+        """Figures of every step; the last line of a step holds."""
+        return self.run / METRICS
+
+    @property
+    def tracked(self) -> Path:
+        """Which MLflow run holds it all; written once that is complete."""
+        return self.run / "mlflow.json"
+
+    @property
+    def report(self) -> Path:
+        """What the run came to."""
+        return self.output / REPORT
+
+
+def plan(config: Config) -> dict[str, int]:
+    """Who does how much.
+
+    Raises:
+        InputError: the questions of a step do not divide evenly among the ranks.
+    """
+    joint, launch = config.joint, config.launch
+    ranks = 1 if launch.launcher == "local" else launch.num_workers
+    own = shard(range(joint.questions_per_step), 0, ranks, joint.micro_batch)
+    return {"steps": joint.steps, "ranks": ranks, "questions_per_step": joint.questions_per_step, "micro_batches_of_a_rank": len(own)}
+
+
+def absolute(config: Config) -> Config:
+    """The same configuration with absolute paths: ranks run in directories of their own. URLs mean the same anywhere."""
+    names = ("checkpoint", "questions", "memory", "index", "utilities", "output")
+    paths = {name: from_root(path) for name in names if (path := getattr(config, name))}
+    backbone = config.backbone.path
+    if not backbone and not own_backbone(config):
+        backbone = str(artefact.read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["path"])
+    section = config.backbone.model_copy(update={"path": from_root(backbone) if backbone else ""})
+    return config.model_copy(update={**paths, "backbone": section})
+
+
+def _leave_out_defaults(tree: dict[str, Any], defaults: Section, names: Sequence[str]) -> None:
+    """Take settings that have their defaults out of a recipe: they were added later, and a run made before them is still that run."""
+    for name in names:
+        if tree[name] == getattr(defaults, name):
+            del tree[name]
+
+
+def recipe(config: Config) -> dict[str, Any]:
+    """What determines the CHECKPOINT: settings of the stage, and hashes of what it reads.
+
+    Who computes is not among it: a run may be taken up on other ranks and by other micro-batches, which sum the same numbers in another order.
+    (Dropout is drawn by each rank for each micro-batch, so that with it the numbers are others, of the same kind.)
+    """
+    names = ("checkpoint", "questions", "memory", "index", "utilities")
+    inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
+    settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
+    _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens", "evaluate_pools", "evaluate_fresh"))
+    _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
+    for section, left_out in _NOT_OF_THE_RECIPE.items():
+        tree = settings
+        for part in section.split("."):
+            tree = tree[part]
+        for name in left_out:
+            del tree[name]
+    return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
+
+
+def places(config: Config) -> Places:
+    """Directories of a run; runs of different recipes don't meet."""
+    output = Path(config.output).absolute()
+    return Places(output, output / f"run-{artefact.hash_of(recipe(config))[:12]}")
+
+
+def finished(config: Config) -> bool:
+    """Whether the CHECKPOINT, the report and the last re-encoding of this very run are there, and are tracked, where these are asked for."""
+    where = places(config)
+    if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)) or not where.report.is_file():
+        return False
+    if config.tracking.uri and not (where.tracked.is_file() and json.loads(where.tracked.read_text())["uri"] == config.tracking.uri):
+        return False
+    report = json.loads(where.report.read_text())
+    encoded = not (config.joint.refresh.final and report.get("memory_lag_steps"))
+    return bool(report.get("run") == where.run.name) and encoded
+
+
+def own_backbone(config: Config) -> bool:
+    """Whether the CHECKPOINT that the run starts from holds its LM itself."""
+    return bool(artefact.read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["own"])
+
+
+def threads_of_rank(config: Config, num_ranks: int) -> int:
+    """Torch threads of a rank."""
+    return config.launch.threads or max(1, (os.cpu_count() or 1) // num_ranks)
+
+
+@contextmanager
+def sole_user(path: Path, *, wait_seconds: float) -> Iterator[None]:
+    """Inside, nobody else trains in this directory: not a second command, and not the ranks of a run that was killed a moment ago.
+
+    Raises:
+        InputError: somebody still does after the wait.
+    """
+    deadline = time.monotonic() + wait_seconds
+    with open(path, "w") as stream:
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise InputError(
+                        f"{path.parent}: another process trains there; wait until it is done, or give another output"
+                    ) from error
+                time.sleep(0.2)
+        yield  # closing the file releases the lock, and so does the end of the process, however it ends

@@ -1,0 +1,52 @@
+"""Runs of other settings in the same output: each has a directory of its own, so that changed settings begin at step 0. That is said."""
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clara.config.tree import Config
+from clara.storage.artefact import MANIFEST, atomic_write
+from clara.tracking import flatten
+from training.loop.run_state import run_states
+
+logger = logging.getLogger(__name__)
+RECIPE = "recipe.json"
+_MOST_NAMED = 5
+_HASH_CHARACTERS = 8
+
+
+def note_recipe(run: Path, recipe: Mapping[str, Any]) -> None:
+    """Keep in a run's directory what determines it."""
+    atomic_write(run / RECIPE, json.dumps(recipe, indent=1) + "\n")
+
+
+def _flat(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """A recipe's leaves by dotted key, as a user gives them; of inputs the beginning of the hash."""
+    plain: dict[str, Any] = json.loads(json.dumps(recipe))
+    inputs = {name: value[:_HASH_CHARACTERS] for name, value in plain["inputs"].items()}
+    return flatten(plain["settings"]) | {"backbone.dtype": plain["dtype"]} | inputs
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two recipes have otherwise, as `key one → other`. What a recipe leaves out has its default."""
+    defaults = flatten(json.loads(Config().model_dump_json()))
+    one, other = _flat(before), _flat(now)
+    pairs = {key: [values.get(key, defaults.get(key, "none")) for values in (one, other)] for key in sorted(one.keys() | other.keys())}
+    return [f"{key} {old} → {new}" for key, (old, new) in pairs.items() if old != new]
+
+
+def tell_of_another(output: Path, run: Path, recipe: Mapping[str, Any]) -> None:
+    """Say which settings differ where this run is about to begin at step 0, and another one stands in its output: of several, the most alike."""
+    others = [path for path in sorted(output.glob("run-*")) if path != run and path.is_dir()]
+    if not others or run_states(run):
+        return
+    known = [json.loads((path / RECIPE).read_text(encoding="utf-8")) for path in others if (path / RECIPE).is_file()]
+    finished = output / "checkpoint" / MANIFEST
+    if not known and finished.is_file():  # a run of before recipes were noted
+        known = [json.loads(finished.read_text(encoding="utf-8"))["made_by"]["recipe"]]
+    changed = min((differences(before, recipe) for before in known), key=len, default=[])
+    more = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
+    named = f" ({', '.join(changed[:_MOST_NAMED])}{more})" if changed else ""
+    logger.warning("another run of other settings%s stands in %s; this one begins at step 0", named, output)

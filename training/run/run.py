@@ -1,0 +1,192 @@
+"""A joint run on one rank, from the configuration to the CHECKPOINT, and its report. Launchers call `train_rank` and `finish`."""
+
+import json
+import logging
+import os
+import resource
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+
+from clara.config.load import require
+from clara.config.tree import Config
+from clara.data.questions import choose, read_questions
+from clara.errors import InputError
+from clara.index.search import MemoryIndex
+from clara.model.checkpoint import load_checkpoint, save_checkpoint
+from clara.model.model import ClaraModel
+from clara.storage import artefact
+from clara.storage.paths import is_url, require_local
+from training.loop.engine import Engine
+from training.loop.lines import Lines
+from training.loop.loop import run
+from training.refresh.canary import Canary, canary_questions
+from training.refresh.process import Worker
+from training.refresh.versions import OpenIndex, Versions, stored_parameters
+from training.run.checks import check_index, check_refresh, check_settings
+from training.run.recipe import _JOB_VARIABLE, LOCK_SECONDS, Places, own_backbone, places, plan, recipe, sole_user, threads_of_rank
+from training.run.recipe_changes import note_recipe, tell_of_another
+from training.stages.held_out import HeldOut
+from training.stages.joint_stage import JointStage, trained_roles
+from training.stages.scored_stage import ScoredStage, check_scored
+
+logger = logging.getLogger(__name__)
+
+
+def check(config: Config) -> None:
+    """Refuse what could only fail later.
+
+    Raises:
+        InputError: a path is missing, or relative in a submitted job; a GPU is asked for and not there; settings contradict each other.
+    """
+    if config.stage != "joint":
+        raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
+    searching = bool(config.joint.from_index) and not config.joint.published_pool and not config.utilities
+    require(config, "output", "checkpoint", "questions", "memory", *["index"] * searching)
+    plan(config)
+    check_settings(config)
+    if config.retrieval.search_shards and config.launch.launcher != "ray":
+        raise InputError(
+            f"retrieval.search_shards is {config.retrieval.search_shards}, launch.launcher {config.launch.launcher!r}: search servers are Ray actors; "
+            "set launch.launcher=ray, or retrieval.search_shards=0"
+        )
+    require_local("output", config.output)
+    if os.environ.get(_JOB_VARIABLE):
+        for name in ("checkpoint", "questions", "memory", "index", "utilities", "output", "backbone.path"):
+            value = config.backbone.path if name == "backbone.path" else getattr(config, name)
+            if value and not is_url(value) and not Path(value).is_absolute():
+                raise InputError(
+                    f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git ignores, so a relative path "
+                    "leads nowhere; give an absolute one that every machine sees, or a URL"
+                )
+        uri = config.tracking.uri
+        if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+            raise InputError(
+                f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give sqlite:////ABSOLUTE/PATH or a server's URL"
+            )
+
+
+def build_stage(
+    config: Config, model: ClaraModel, where: Places, worker: Worker | None, open_index: OpenIndex = MemoryIndex.open
+) -> JointStage:
+    """The stage that a configuration asks for."""
+    versions = Versions(config, where.output, where.run, worker, config.joint.refresh.threads, open_index)
+    held_out = None
+    if config.joint.evaluate_every:
+        joint = config.joint
+        pools = joint.published_pool or joint.evaluate_pools
+        chosen = choose([q for q in read_questions(config.questions) if q.candidate_ids or not pools], joint.evaluate_questions)
+        if not chosen:
+            wanted = "a positive and candidates of its own" if pools else "a positive"
+            raise InputError(
+                f"questions {config.questions!r}: no held-out question with {wanted} (split unseen or seen), which joint.evaluate_every asks "
+                "for; set it to 0 or make questions with a split"
+            )
+        held_out = HeldOut(
+            chosen, num_selected=joint.num_selected, published_pool=pools, fresh=joint.evaluate_fresh,
+            answer_tokens=joint.evaluate_answer_tokens,
+        )  # fmt: skip
+    own = own_backbone(config)
+    stage = ScoredStage if config.utilities else JointStage
+    return stage(
+        model, read_questions(config.questions, "train"), config, versions,
+        held_out=held_out, canary=build_canary(config, versions), store_backbone=own,
+    )  # fmt: skip
+
+
+def build_canary(config: Config, versions: Versions) -> Canary | None:
+    """What staleness is measured with, where that is asked for; of training questions there is always one."""
+    settings = config.joint.refresh
+    if not settings.canary_every:
+        return None
+    questions = canary_questions(read_questions(config.questions), max(1, settings.canary_rows // 2))
+    ridge = settings.correction_ridge if settings.correction else 0.0
+    return Canary(
+        questions, versions.open()[0], num_rows=settings.canary_rows, num_selected=config.joint.num_selected, correction_ridge=ridge
+    )
+
+
+def preflight(config: Config) -> None:
+    """Open everything that the ranks will open, so that what is wrong is said here and not by each of them.
+
+    Raises:
+        InputError: an input is unfinished, damaged, or does not fit the others, or a refresh could not work.
+    """
+    where = places(config)
+    store, _ = Versions(config, where.output, where.run, None, 1).open()
+    check_index(config, store)
+    check_refresh(config, store)
+    read_questions(config.questions, "train")
+    trained_roles(config)
+    if config.utilities:
+        check_scored(config)
+    made_by = recipe(config)
+    tell_of_another(where.output, where.run, made_by)
+    try:
+        where.run.mkdir(parents=True, exist_ok=True)
+        note_recipe(where.run, made_by)
+    except OSError as error:
+        raise InputError(
+            f"output {config.output!r}: cannot be written ({error.strerror}); choose a directory that you may write to"
+        ) from error
+
+
+def memory_by_rank(engine: Engine) -> list[dict[str, int]]:
+    """Bytes that each rank holds, as of `Engine.held_bytes`, and the most that its process, and its GPU, held at any time (a collective)."""
+    held = engine.held_bytes() | {
+        "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "gpu_peak": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0,
+    }
+    rows = engine.gather(torch.tensor(list(held.values()), dtype=torch.int64)).tolist()
+    return [dict(zip(held, row, strict=True)) for row in rows]
+
+
+def train_rank(
+    config: Config,
+    make_engine: Callable[[JointStage], Engine],
+    *,
+    num_ranks: int,
+    worker: Worker | None,
+    device: str,
+    open_index: OpenIndex = MemoryIndex.open,
+) -> None:
+    """Train on one rank to the last step, and write the CHECKPOINT.
+
+    Args:
+        config: the root, checked.
+        make_engine: an `Engine` for the stage; every rank calls it at the same time.
+        num_ranks: that share this machine's cores.
+        worker: runs refreshes for rank 0.
+        device: of the model.
+        open_index: how this rank reaches the INDEX of a version.
+
+    Raises:
+        InputError: what it reads is damaged, or there is no room for the figures, even at the end, or for the CHECKPOINT.
+    """
+    where = places(config)
+    where.run.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(threads_of_rank(config, num_ranks))
+    model = load_checkpoint(config.checkpoint, config.backbone, device=device)
+    stage = build_stage(config, model, where, worker, open_index)
+    engine = make_engine(stage)
+    figures = Lines(where.metrics)
+
+    def log(step: int, values: dict[str, float]) -> None:
+        figures.add({"step": step, **values})
+
+    with sole_user(where.run / "lock", wait_seconds=LOCK_SECONDS) if engine.rank == 0 else nullcontext():
+        run(
+            stage, engine, where.run,
+            seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log, on_nonfinite=config.joint.on_nonfinite,
+        )  # fmt: skip
+        stage.versions.finish()
+        figures.finish()
+    own, memory = own_backbone(config), memory_by_rank(engine)
+    with engine.whole(stored_parameters(model, own)):
+        if engine.rank == 0:
+            state = stage.versions.state() | {"waited_seconds": stage.versions.blocked_seconds, "memory_by_rank": memory}
+            artefact.atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
+            save_checkpoint(model, where.checkpoint, stage="joint", recipe=recipe(config), store_backbone=own)
+    engine.barrier()

@@ -1,0 +1,149 @@
+"""Candidates of training questions: index ∪ BM25 ∪ the other questions' of the step.
+
+The lists of a question depend on the question, the weights and the MEMORY version alone, and what fills a pool up on the seed, the step and the
+question's place in it: neither on how many ranks share the step nor on how it is cut into micro-batches.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clara.config.stages import Joint
+from clara.data.questions import Question
+from clara.data.records import input_text
+from clara.errors import InputError
+from clara.index.search import TwoLevels
+from clara.memory.store import MemoryStore
+from clara.model.model import ClaraModel
+from clara.retrieval.bm25 import Bm25
+from clara.retrieval.pools import Known, fill, interleave
+
+NO_ROW = -1
+_MOST_TOKENISED = 100_000
+
+
+def generator(seed: int, step: int, place: int) -> torch.Generator:
+    """Random numbers that belong to one question of one step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + place)
+
+
+class Candidates:
+    """Draws pools over one MEMORY version at a time; `use` switches to another, which holds the same rows."""
+
+    def __init__(self, settings: Joint, *, first_level: int, seed: int, store: MemoryStore, index: TwoLevels | None) -> None:
+        """Read the texts for BM25, where it is asked for.
+
+        Args:
+            settings: which sources, and N.
+            first_level: L of the index's first level.
+            seed: of what fills pools up.
+            store: MEMORY.
+            index: over it; None where no candidate comes from an index.
+        """
+        self._settings, self._seed = settings, seed
+        # L is at least what is asked for.
+        self.first_level = max(first_level, settings.from_index)
+        self.store, self.index = store, index
+        search_text = settings.from_bm25 and not settings.published_pool
+        self._bm25 = Bm25(_texts(store), store.row_ids) if search_text else None
+        self._tokens: dict[int, list[int]] = {}
+
+    def use(self, store: MemoryStore, index: TwoLevels | None) -> None:
+        """Take another version of the same rows.
+
+        Raises:
+            InputError: its rows are others.
+        """
+        if not np.array_equal(store.row_ids, self.store.row_ids):
+            raise InputError(f"{store.directory}: its rows are not those of {self.store.directory}; a run's versions hold the same rows")
+        self.store, self.index = store, index
+
+    def own(self, questions: Sequence[Question], known: Sequence[Known], query_BMD: Tensor | None) -> list[list[int]]:
+        """Each question's own candidates, N at most: injected positives, then index and BM25 in turn, or the published pool.
+
+        Args:
+            questions: of this rank.
+            known: their rows.
+            query_BMD: query vectors of the current query reasoner; None where no index is searched.
+        """
+        settings = self._settings
+        banned = [set(k.banned) for k in known]
+        lists: list[list[list[int]]] = [[] for _ in questions]
+        if settings.published_pool:
+            lists = [[list(k.pool)] for k in known]
+        elif questions:
+            if query_BMD is not None and self.index is not None and settings.from_index:
+                found, _ = self.index.search(query_BMD.cpu().numpy(), settings.from_index, first_level=self.first_level, exclude=banned)
+                _append(lists, found)
+            if self._bm25 is not None:
+                found, _ = self._bm25.search([q.question for q in questions], settings.from_bm25, exclude=banned)
+                _append(lists, found)
+        own = []
+        for k, parts in zip(known, lists, strict=True):
+            first = list(k.positive) if settings.inject_positives else []
+            own.append(list(dict.fromkeys([*first, *interleave(*parts)]))[: settings.num_candidates])
+        return own
+
+    def pools(self, own: Sequence[Sequence[int]], places: Sequence[int], known: Sequence[Known], step: int) -> list[list[int]]:
+        """The pools of the questions at `places` of a step.
+
+        Args:
+            own: own candidates of all questions of the step.
+            places: which of them are asked for.
+            known: their rows, one for each place.
+            step: 0-based.
+
+        Raises:
+            InputError: a pool is empty.
+        """
+        pools = []
+        for place, k in zip(places, known, strict=True):
+            others = [own[p] for p in range(len(own)) if p != place] if self._settings.in_batch else []
+            pool = fill(own[place], others, k.banned, self._settings.num_candidates, generator(self._seed, step, place))
+            if not pool:
+                raise InputError(
+                    f"question {place} of step {step + 1}: no candidate at all; raise joint.from_index or joint.from_bm25, set joint.in_batch, "
+                    "or give a MEMORY that holds its candidate_ids"
+                )
+            pools.append(pool)
+        return pools
+
+    def memory(self, pools: Sequence[Sequence[int]], size: int) -> tuple[Tensor, Tensor]:
+        """Stored memory of pools `[B, size, M, D]` in float32, zeros where a pool is smaller, and which places are filled `[B, size]`."""
+        memory = torch.zeros(len(pools), size, self.store.num_memory_tokens, self.store.hidden_size)
+        valid = torch.zeros(len(pools), size, dtype=torch.bool)
+        for row, pool in enumerate(pools):
+            memory[row, : len(pool)] = self.stored(pool)
+            valid[row, : len(pool)] = True
+        return memory, valid
+
+    def stored(self, rows: Sequence[int]) -> Tensor:
+        """Stored memory of rows `[n, M, D]` in float32, from who holds them."""
+        return torch.from_numpy((self.store if self.index is None else self.index).memory(rows))
+
+    def token_ids(self, rows: Sequence[int], model: ClaraModel) -> list[list[int]]:
+        """Token ids of rows' texts, uncut as in MEMORY's own encoding; remembered, as a row is a candidate many times."""
+        missing = [row for row in dict.fromkeys(rows) if row not in self._tokens]
+        if len(self._tokens) + len(missing) > _MOST_TOKENISED:
+            self._tokens.clear()
+            missing = list(dict.fromkeys(rows))
+        for chunk in self.store.records(missing):
+            self._tokens[chunk.row_id] = model.document_ids(input_text(chunk.title, chunk.text))
+        return [self._tokens[row] for row in rows]
+
+
+def _append(lists: list[list[list[int]]], found: NDArray[np.int64]) -> None:
+    for parts, rows in zip(lists, found.tolist(), strict=True):
+        parts.append([row for row in rows if row != NO_ROW])
+
+
+def _texts(store: MemoryStore) -> list[str]:
+    """Of each of the store's rows. A block of ascending ids lies in all shards, so that each is read once and its texts are put in their places."""
+    texts = [""] * len(store)
+    for _, rows in store.iter_shards():
+        for place, chunk in zip(np.searchsorted(store.row_ids, rows).tolist(), store.records(rows), strict=True):
+            texts[place] = input_text(chunk.title, chunk.text)
+    return texts

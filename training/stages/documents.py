@@ -1,0 +1,29 @@
+"""Documents by id from the corpus that questions point into."""
+
+from clara.data.corpus import expand, read_rows, to_document
+from clara.data.records import input_text
+from clara.errors import InputError
+
+
+def read_documents(path: str, wanted: set[str]) -> dict[str, str]:
+    """What the compressor reads of each wanted document: its title and text.
+
+    Args:
+        path: a file as of `read_rows`, or a glob of several, with `id` (else the content's hash is taken), `title`, `text`.
+        wanted: document ids.
+
+    Raises:
+        InputError: the file or a wanted document is missing, or a line is not such a JSON object.
+    """
+    found = {}
+    for file in expand([path], "corpus"):
+        for line, row in read_rows(file):
+            document = to_document(row, file, line)
+            if document.id in wanted:
+                found[document.id] = input_text(document.title, document.text)
+    missing = sorted(wanted - found.keys())
+    if missing:
+        raise InputError(
+            f"{path}: {len(missing)} documents that questions name are not there (first: {missing[0]}); give the corpus they were made from"
+        )
+    return found

@@ -1,0 +1,171 @@
+"""A quick look at held-out questions during joint training. The full evaluation is a command of its own."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clara.data.questions import Question
+from clara.errors import InputError
+from clara.index.search import best, unit_rows
+from clara.memory.codec import Floats
+from clara.metrics import exact_match
+from clara.model.model import ClaraModel
+from clara.retrieval.pools import Known
+from training.loop.engine import Engine
+from training.stages.candidates import NO_ROW, Candidates
+
+_DEPTHS = (1, 5, 20)
+_AT_ONCE = 8
+
+
+class HeldOut:
+    """Recall, what the answer's tokens cost with what was found, and with the right memory and a wrong one."""
+
+    def __init__(
+        self, questions: list[Question], *, num_selected: int, published_pool: bool = False, fresh: bool = False, answer_tokens: int = 0
+    ) -> None:
+        """Take what is asked.
+
+        Args:
+            questions: with a positive each.
+            num_selected: K, rows that an answer is read from.
+            published_pool: rank each question's own candidates instead of searching the INDEX.
+            fresh: rank published pools on memory encoded afresh too, which tells what a whole encoding at that moment would give.
+            answer_tokens: longest answer that is generated; 0: none is.
+        """
+        self._questions, self._num_selected, self._answer_tokens = questions, num_selected, answer_tokens
+        self._published_pool, self._fresh = published_pool, published_pool and fresh
+
+    def check(self, world: int) -> None:
+        """Refuse more ranks than questions: each measures as many, which would be none.
+
+        Raises:
+            InputError: as said.
+        """
+        if len(self._questions) < world:
+            raise InputError(
+                f"joint.evaluate_every: {len(self._questions)} held-out questions for {world} ranks, so that none would be measured; raise "
+                "joint.evaluate_questions, make more questions, or set evaluate_every=0"
+            )
+
+    def evaluate(self, model: ClaraModel, candidates: Candidates, engine: Engine) -> dict[str, float]:
+        """Figures over all ranks (collectives), by MEMORY as it is stored.
+
+        `held_out_recall_at_D` over the INDEX, or `held_out_pool_recall_at_D` over published pools; nats per answer token:
+        `held_out_answer_nats` (from the K best), `held_out_right_nats`, `held_out_wrong_nats`. With `fresh` also
+        `held_out_fresh_pool_recall_at_D` and `held_out_fresh_answer_nats`. With `answer_tokens` also `held_out_exact_match` of answers that are
+        generated from the K best. `held_out_seconds`: what it took.
+        Every rank takes as many questions; what does not divide evenly is left out.
+        """
+        began = time.monotonic()
+        share = len(self._questions) // engine.world
+        found = self._figures(engine.sum(self._sums(model, candidates, self._questions[engine.rank :: engine.world][:share])))
+        return found | ({"held_out_seconds": time.monotonic() - began} if found else {})
+
+    def alone(self, model: ClaraModel, candidates: Candidates) -> dict[str, float]:
+        """The same figures of all questions, measured by this process."""
+        return self._figures(self._sums(model, candidates, self._questions))
+
+    def _figures(self, sums: Sequence[float]) -> dict[str, float]:
+        depths = len(_DEPTHS)
+        stored, fresh, (exact, answer, fresh_answer, right, wrong, tokens, count) = (
+            sums[:depths],
+            sums[depths : 2 * depths],
+            sums[2 * depths :],
+        )
+        if not count:
+            return {}
+        name = "pool_recall_at" if self._published_pool else "recall_at"
+        figures = {f"held_out_{name}_{depth}": hit / count for depth, hit in zip(_DEPTHS, stored, strict=True)}
+        figures |= {"held_out_right_nats": right / tokens, "held_out_wrong_nats": wrong / tokens, "held_out_answer_nats": answer / tokens}
+        if self._answer_tokens:
+            figures["held_out_exact_match"] = exact / count
+        if self._fresh:
+            figures |= {f"held_out_fresh_{name}_{depth}": hit / count for depth, hit in zip(_DEPTHS, fresh, strict=True)}
+            figures["held_out_fresh_answer_nats"] = fresh_answer / tokens
+        return figures
+
+    @torch.no_grad()
+    def _sums(self, model: ClaraModel, candidates: Candidates, questions: list[Question]) -> list[float]:
+        sums = np.zeros(2 * len(_DEPTHS) + 7)
+        for begin in range(0, len(questions), _AT_ONCE):
+            sums += self._measure(model, candidates, questions[begin : begin + _AT_ONCE])
+        found: list[float] = sums.tolist()
+        return found
+
+    def _measure(self, model: ClaraModel, candidates: Candidates, questions: list[Question]) -> NDArray[np.float64]:
+        store = candidates.store
+        known = [Known.of(q, store) for q in questions]
+        query = model.encode_questions([q.question for q in questions]).float().cpu().numpy()
+        found = self._found(query, candidates, known)
+        right = [k.positive[0] if k.positive else int(store.row_ids[0]) for k in known]
+        wrong = [_other(store.row_ids, row) for row in right]
+        read = [[candidates.stored(rows[: self._num_selected]) for rows in found]]
+        read += [[candidates.stored([row]) for row in rows] for rows in (right, wrong)]
+        exact = self._exact_matches(model, candidates, questions, found) if self._answer_tokens else 0.0
+        hits, fresh_hits = _hits(found, known), np.zeros(len(_DEPTHS))
+        if self._fresh:
+            ranked, memories = _encoded_afresh(model, query, candidates, known, self._num_selected)
+            fresh_hits = _hits(ranked, known)
+            read.append(memories)
+        costs = []
+        for memories in read:
+            given = [memory.to(model.backbone.device) for memory in memories]
+            likelihood, tokens = model.answer_log_likelihood([q.question for q in questions], given, [q.answers[0] for q in questions])
+            costs.append(-float(likelihood.sum()))
+        answer, right_cost, wrong_cost, fresh_answer = [*costs, *[0.0] * (4 - len(costs))]
+        return np.array([*hits, *fresh_hits, exact, answer, fresh_answer, right_cost, wrong_cost, float(tokens.sum()), len(questions)])
+
+    def _exact_matches(self, model: ClaraModel, candidates: Candidates, questions: list[Question], found: list[list[int]]) -> float:
+        """How many answers from the documents found are right, to the word. Every rank generates at this time, each its own questions'."""
+        memories = [candidates.stored(rows[: self._num_selected]).to(model.backbone.device) for rows in found]
+        told = model.generate([q.question for q in questions], memories, max_new_tokens=self._answer_tokens, together=True)
+        return sum(exact_match(answer, q.answers) for answer, q in zip(told, questions, strict=True))
+
+    def _found(self, query: Floats, candidates: Candidates, known: Sequence[Known]) -> list[list[int]]:
+        """Rows of each question, best first."""
+        index = candidates.index
+        if self._published_pool:
+            pools = [np.unique(np.array(k.pool, np.int64)) for k in known]
+            return [_ranked(vector, pool, candidates.stored(pool.tolist()).numpy()) for vector, pool in zip(query, pools, strict=True)]
+        if index is None:
+            return [[] for _ in known]
+        depth = max(*_DEPTHS, self._num_selected)
+        rows, _ = index.search(query, depth, first_level=max(depth, candidates.first_level), exclude=[set(k.banned) for k in known])
+        return [[row for row in line if row != NO_ROW] for line in rows.tolist()]
+
+
+def _encoded_afresh(
+    model: ClaraModel, query: Floats, candidates: Candidates, known: Sequence[Known], num_selected: int
+) -> tuple[list[list[int]], list[Tensor]]:
+    """Published pools as the compressor is now: rows of each question, best first, and the memory of the K best."""
+    ranked, memories = [], []
+    for vector, k in zip(query, known, strict=True):
+        pool = np.unique(np.array(k.pool, np.int64))
+        # Every rank makes the same collective calls, so that a pool without any row makes a pass too.
+        memory = model.compress(candidates.token_ids(pool.tolist(), model) or [[]])[: len(pool)].float().cpu()
+        order = _ranked(vector, pool, memory.numpy())
+        ranked.append(order)
+        memories.append(memory[torch.from_numpy(np.searchsorted(pool, order[:num_selected]))])
+    return ranked, memories
+
+
+def _ranked(query: Floats, rows: NDArray[np.int64], memory: Floats) -> list[int]:
+    """Rows by the flattened cosine of their memory with a query, best first, as many as count."""
+    found: list[int] = rows[best(unit_rows(memory) @ unit_rows(query[None])[0], rows, max(_DEPTHS))].tolist()
+    return found
+
+
+def _hits(found: Sequence[Sequence[int]], known: Sequence[Known]) -> NDArray[np.float64]:
+    """How many questions have a positive among the first rows, by depth."""
+    return np.array([[bool({*row[:d]} & {*k.positive}) for d in _DEPTHS] for row, k in zip(found, known, strict=True)], float).sum(axis=0)
+
+
+def _other(row_ids: np.ndarray[tuple[int], np.dtype[np.int64]], row: int) -> int:
+    """A row that is as good as random, always the same, and not this one."""
+    place = (int(np.searchsorted(row_ids, row)) + len(row_ids) // 2 + 1) % len(row_ids)
+    return int(row_ids[place])

@@ -1,0 +1,102 @@
+"""Stage `joint` on utilities that were scored beforehand: the query reasoner alone trains, for many epochs at the price of its own passes.
+
+See `pipelines/score_utilities.py`. The numbers hold while compressor and generator stand still, so both have to.
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+import torch
+
+from clara.config.tree import Config
+from clara.data.questions import Question
+from clara.data.utilities import KIND, Scored, read_utilities, reader_hash
+from clara.errors import InputError
+from clara.model.model import ClaraModel
+from clara.model.steps import JointBatch
+from clara.storage.artefact import manifest_hash, read_manifest
+from training.refresh.versions import Versions
+from training.stages.candidates import generator
+from training.stages.joint_stage import JointStage
+
+logger = logging.getLogger(__name__)
+
+
+def check_scored(config: Config) -> None:
+    """Refuse a run that scored utilities don't fit.
+
+    Raises:
+        InputError: they were scored with another MEMORY or generator, something that they depend on would train, or no loss uses them.
+    """
+    joint, path = config.joint, config.utilities
+    manifest = read_manifest(path, KIND)
+    reasons = {
+        "joint.train_generator is true": joint.train_generator,
+        "joint.train_compressor is true": joint.train_compressor,
+        "joint.utility_weight is 0": joint.utility_weight == 0,
+        "joint.shuffle_answers is true (they were scored with each question's own answers)": joint.shuffle_answers,
+    }
+    for reason, wrong in reasons.items():
+        if wrong:
+            raise InputError(f"utilities {path!r} were scored beforehand, and {reason}; change that, or leave utilities empty")
+    for name, found, wanted in (
+        ("MEMORY", manifest["memory"], manifest_hash(config.memory)),
+        ("generator", manifest["reader"], reader_hash(config.checkpoint)),
+    ):
+        if found != wanted:
+            raise InputError(
+                f"utilities {path!r} were scored with {name} {found[:12]}, this run has {wanted[:12]}; score them again "
+                "(python -m pipelines.score_utilities)"
+            )
+
+
+class ScoredStage(JointStage):
+    """Pools and utilities from UTILITIES; everything else is the joint stage's."""
+
+    def __init__(self, model: ClaraModel, questions: list[Question], config: Config, versions: Versions, **others: Any) -> None:
+        """Take the questions that were scored.
+
+        Args:
+            model: as of `JointStage`.
+            questions: of the training split; those that were not scored are left out, and counted in the log.
+            config: the root, with `utilities`.
+            versions: as of `JointStage`.
+            others: as of `JointStage`.
+
+        Raises:
+            InputError: none of the questions was scored, or as of `check_scored`.
+        """
+        check_scored(config)
+        self._scored = read_utilities(config.utilities)
+        chosen = [q for q in questions if q.question_id in self._scored]
+        if not chosen:
+            raise InputError(
+                f"utilities {config.utilities!r}: none of the {len(questions)} training questions was scored; give those of these questions"
+            )
+        if len(chosen) < len(questions):
+            logger.warning(
+                "utilities: %d of %d training questions were not scored and are left out", len(questions) - len(chosen), len(questions)
+            )
+        super().__init__(model, chosen, config, versions, **others)
+
+    def _pools(self, step: int, chosen: list[int], places: list[int]) -> list[list[int]]:
+        """See the base class. Of a pool with more than N rows, N are drawn anew for each step."""
+        return [list(self._drawn(step, place, chosen[place]).row_ids) for place in places]
+
+    def _batch(self, step: int, places: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
+        batch = super()._batch(step, places, questions, pools)
+        utilities_BN = torch.zeros(batch.valid.shape)
+        for row, (place, question) in enumerate(zip(places, questions, strict=True)):
+            nats = self._drawn(step, place, question).log_likelihoods
+            utilities_BN[row, : len(nats)] = torch.tensor(nats)
+        return dataclasses.replace(batch, utilities=utilities_BN.to(batch.memory.device))
+
+    def _drawn(self, step: int, place: int, question: int) -> Scored:
+        """A question's pool in a step: all of it, or N of its rows."""
+        scored, size = self._scored[self._questions[question].question_id], self._settings.num_candidates
+        if len(scored.row_ids) <= size:
+            return scored
+        order = torch.randperm(len(scored.row_ids), generator=generator(self._config.seed, step, place))[:size].tolist()
+        rows, nats = (tuple(values[i] for i in order) for values in (scored.row_ids, scored.log_likelihoods))
+        return dataclasses.replace(scored, row_ids=rows, log_likelihoods=nats)
