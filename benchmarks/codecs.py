@@ -1,8 +1,10 @@
 """What each memory codec costs: answer likelihood, F1 and Recall@5 against bytes a document, at one compression ratio or several.
 
-    python -m benchmarks.codecs --system NAME=CHECKPOINT,MEMORY [--system …] --questions DIR --splits NAMES --work DIR [--output DIR]
+    python -m benchmarks.codecs --system NAME=CHECKPOINT,MEMORY [--system …] --questions DIR --splits NAMES --work DIR
+    [--output DIR]
 
-Each MEMORY (in float16) is stored again in every codec, without a model; the same questions are then asked of each. Systems differ in compression.
+Each MEMORY (in float16) is stored again in every codec, without a model; the same questions are then asked of each.
+Systems differ in compression.
 """
 
 import argparse
@@ -44,7 +46,9 @@ def transcode(store: MemoryStore, target: Path, codec: str) -> None:
         InputError: the MEMORY is not in float16, or too small for a codebook.
     """
     if store.codec != EXACT:
-        raise InputError(f"{store.directory}: its codec is {store.codec}; give a MEMORY in {EXACT}, of which the others are made")
+        raise InputError(
+            f"{store.directory}: its codec is {store.codec}; give a MEMORY in {EXACT}, of which the others are made"
+        )
     recipe = {"program": "benchmarks.codecs", "memory": store.hash, "codec": codec}
     if artefact.up_to_date(target, "MEMORY", recipe):
         return
@@ -57,7 +61,14 @@ def transcode(store: MemoryStore, target: Path, codec: str) -> None:
         files.append(artefact.file_entry(target, FILE))
     shards = [
         write_shard(
-            target, name, store.records(rows), store.memory(rows), store.keys(rows), codec, fingerprint=store.fingerprint, codebook=codebook
+            target,
+            name,
+            store.records(rows),
+            store.memory(rows),
+            store.keys(rows),
+            codec,
+            fingerprint=store.fingerprint,
+            codebook=codebook,
         )
         for name, rows in store.iter_shards()
     ]
@@ -111,7 +122,15 @@ def measured(system: SystemPaths, work: Path, evaluation: Path) -> list[Measured
         other = MemoryStore.open(memory_of(system, work, codec))
         exact = {} if codec == EXACT else differences(rows[codec], rows[EXACT])
         found.append(
-            Measured(system.name, compression, codec, bytes_a_document(codec, store), fidelity(store, other), figures(rows[codec]), exact)
+            Measured(
+                system.name,
+                compression,
+                codec,
+                bytes_a_document(codec, store),
+                fidelity(store, other),
+                figures(rows[codec]),
+                exact,
+            )
         )
     return found
 
@@ -157,7 +176,13 @@ def draw(found: Sequence[Measured], target: Path) -> None:
                     label=f"{of[0].compression:.1f}x",
                 )
                 for m in of:
-                    axes.annotate(m.codec, (m.num_bytes, m.figures[name].value), fontsize=7, xytext=(3, 5), textcoords="offset points")
+                    axes.annotate(
+                        m.codec,
+                        (m.num_bytes, m.figures[name].value),
+                        fontsize=7,
+                        xytext=(3, 5),
+                        textcoords="offset points",
+                    )
         axes.set(xlabel="bytes a document", title=MEASURES[name], xscale="log")
         axes.grid(alpha=0.3)
     canvas.axes[0].legend(fontsize=8)
@@ -174,7 +199,13 @@ def main(argv: list[str]) -> int:
     add("--questions", required=True, metavar="DIR", help="QUESTIONS with pools")
     add("--splits", default="all", help="of the questions, comma-separated (default: %(default)s)")
     add("--limit", type=int, default=0, metavar="N", help="questions of each split; 0: all (default: %(default)s)")
-    add("--generate", type=int, default=0, metavar="N", help="of these, answered in words as well (default: %(default)s)")
+    add(
+        "--generate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of these, answered in words as well (default: %(default)s)",
+    )
     add("--backbone", default="", help="folder of the LM (default: the one that each checkpoint holds or names)")
     add("--work", required=True, metavar="DIR", help="gets the MEMORYs and the evaluations")
     add(
@@ -195,13 +226,38 @@ def main(argv: list[str]) -> int:
         for codec in CODECS:
             if codec != EXACT:
                 transcode(MemoryStore.open(system.memory), memory_of(system, work, codec), codec)
-        given = [part for codec in CODECS for part in ("--system", f"{codec}={system.checkpoint},{memory_of(system, work, codec)}")]
+        given = [
+            part
+            for codec in CODECS
+            for part in ("--system", f"{codec}={system.checkpoint},{memory_of(system, work, codec)}")
+        ]
         evaluation = work / system.name / "evaluation"
         command = [
-            sys.executable, "-m", "training.evaluate", "--questions", options.questions, "--splits", options.splits, "--limit", str(options.limit),
-            "--backbone", options.backbone, *given, "--num-selected", "2", "--conditions", "pool,right,wrong,none", "--generate", str(options.generate),
-            "--generate-conditions", "right", "--max-new-tokens", "10", "--output", str(evaluation),
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "training.evaluate",
+            "--questions",
+            options.questions,
+            "--splits",
+            options.splits,
+            "--limit",
+            str(options.limit),
+            "--backbone",
+            options.backbone,
+            *given,
+            "--num-selected",
+            "2",
+            "--conditions",
+            "pool,right,wrong,none",
+            "--generate",
+            str(options.generate),
+            "--generate-conditions",
+            "right",
+            "--max-new-tokens",
+            "10",
+            "--output",
+            str(evaluation),
+        ]
         run_step(Step(f"Evaluate {system.name} in {len(CODECS)} codecs", command), number, len(systems))
         found += measured(system, work, evaluation)
     text = f"# Codecs\n\nMeans over questions, 95 % intervals; behind the semicolon the paired difference to float16.\n\n{table(found)}\n\n![codecs.png](codecs.png)\n"

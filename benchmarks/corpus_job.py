@@ -2,12 +2,13 @@
 
     python -m benchmarks.corpus_job --base FOLDER --input documents.jsonl --documents 64
 
-Ours: the shards that the job makes of so many chunks, one process a core, each with one thread; batches of like lengths by token budget, the trunk
-alone. Naive, as a published reference does it: one process with a thread a core, documents as they come, each padded on the left to the maximum, the
-full language-model head, every layer's states kept. Both run the same adapter on the same chunks, their memory is compared, and they take turns.
+Ours: the shards that the job makes of so many chunks, one process a core, each with one thread; batches of like lengths
+by token budget, the trunk alone. Naive, as a published reference does it: one process with a thread a core, documents
+as they come, each padded on the left to the maximum, the full language-model head, every layer's states kept. Both run
+the same adapter on the same chunks, their memory is compared, and they take turns.
 
-Seconds on a clock depend on what else the machine does; processor seconds of the processes hardly do. The operations that each way asks for say what
-the ratio would be if both used the processor equally well.
+Seconds on a clock depend on what else the machine does; processor seconds of the processes hardly do. The operations
+that each way asks for say what the ratio would be if both used the processor equally well.
 """
 
 import argparse
@@ -47,21 +48,37 @@ _MODEL: list[ClaraModel] = []
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(
-        prog="python -m benchmarks.corpus_job", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.corpus_job",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("--base", type=Path, required=True, help="folder of the LM, as python -m infra.demo.base_model makes it")
+    found.add_argument(
+        "--base", type=Path, required=True, help="folder of the LM, as python -m infra.demo.base_model makes it"
+    )
     found.add_argument("--input", type=Path, required=True, help="documents as JSONL with title and text")
-    found.add_argument("--documents", type=int, default=256, help="documents to compress, the first ones (default: 256, two shards)")
-    found.add_argument("--max-tokens", type=int, default=256, help="tokens of a chunk, and what the naive way pads to (default: 256)")
+    found.add_argument(
+        "--documents", type=int, default=256, help="documents to compress, the first ones (default: 256, two shards)"
+    )
+    found.add_argument(
+        "--max-tokens", type=int, default=256, help="tokens of a chunk, and what the naive way pads to (default: 256)"
+    )
     found.add_argument("--memory-tokens", type=int, default=16, help="memory tokens of a chunk (default: 16)")
-    found.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type that both compute in (default: float32)")
+    found.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="type that both compute in (default: float32)",
+    )
     found.add_argument("--repeats", type=int, default=3, help="turns of each way (default: 3)")
-    found.add_argument("--num-workers", type=int, default=2, help="processes of ours, threads of the naive way (default: 2)")
+    found.add_argument(
+        "--num-workers", type=int, default=2, help="processes of ours, threads of the naive way (default: 2)"
+    )
     found.add_argument("--output", type=Path, default=RESULTS / "corpus_job", help="folder of the results")
     return found
 
 
-# --- what the processes do ---------------------------------------------------------------------------------------------
+# --- what the processes do
+# ---------------------------------------------------------------------------------------------
 
 
 def load(checkpoint: str, dtype: str, threads: int) -> None:
@@ -121,7 +138,8 @@ def products(dtype: str) -> float:
     return 2 * _PRODUCT**3 * count / (time.monotonic() - begin)
 
 
-# --- the comparison ----------------------------------------------------------------------------------------------------
+# --- the comparison
+# ----------------------------------------------------------------------------------------------------
 
 
 def flops_of_head(model: ClaraModel) -> float:
@@ -177,7 +195,9 @@ def share_of_padding(lengths: Sequence[Sequence[int]], num_memory_tokens: int, a
 
 def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) -> dict[str, Any]:
     """Seconds of each way by turn, operations a second of the products in between, and how far the memories are apart."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin where cores are shared would slow the naive way
+    os.environ.setdefault(
+        "OMP_WAIT_POLICY", "PASSIVE"
+    )  # threads that spin where cores are shared would slow the naive way
     start = multiprocessing.get_context("spawn")
     shards = in_shards(chunks)
     seconds: dict[str, list[float]] = {"ours": [], "naive": []}
@@ -199,10 +219,16 @@ def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) 
             ((slow, processor_seconds),) = alone.map(naive, [(chunks, args.max_tokens)])
             seconds["naive"].append(time.monotonic() - begin)
             spent["naive"].append(processor_seconds)
-            print(f"turn {turn + 1} of {args.repeats}: ours {seconds['ours'][-1]:.1f} s, naive {seconds['naive'][-1]:.1f} s", flush=True)
+            print(
+                f"turn {turn + 1} of {args.repeats}: ours {seconds['ours'][-1]:.1f} s, naive {seconds['naive'][-1]:.1f} s",
+                flush=True,
+            )
     place = {chunk.chunk_id: index for index, chunk in enumerate(chunks)}
     together = np.concatenate([memory for memory, _ in fast])
-    apart = float(np.abs(together - slow[[place[chunk.chunk_id] for shard in shards for chunk in shard]]).max() / np.abs(slow).max())
+    apart = float(
+        np.abs(together - slow[[place[chunk.chunk_id] for shard in shards for chunk in shard]]).max()
+        / np.abs(slow).max()
+    )
     return {"seconds": seconds, "processor_seconds": spent, "products_flops": ceilings, "largest_difference": apart}
 
 
@@ -236,7 +262,9 @@ def main(argv: list[str]) -> int:
     needed = sum((length + around) * flops_a_token(model, length + around) for length in lengths)
     padded = len(chunks) * (args.max_tokens + around)
     asked = padded * (flops_a_token(model, args.max_tokens + around) + flops_of_head(model))
-    used = [needed / fast / ceiling for fast, ceiling in zip(found["seconds"]["ours"], found["products_flops"], strict=True)]
+    used = [
+        needed / fast / ceiling for fast, ceiling in zip(found["seconds"]["ours"], found["products_flops"], strict=True)
+    ]
     result = {
         **environment("benchmarks.corpus_job"),
         "chunks": len(chunks),
@@ -249,7 +277,9 @@ def main(argv: list[str]) -> int:
         "documents_a_second": {way: len(chunks) / value for way, value in median.items()},
         "tokens_a_second": {way: tokens / value for way, value in median.items()},
         "padding_share": {
-            "ours": share_of_padding([[c.num_tokens for c in shard] for shard in in_shards(chunks)], args.memory_tokens, around),
+            "ours": share_of_padding(
+                [[c.num_tokens for c in shard] for shard in in_shards(chunks)], args.memory_tokens, around
+            ),
             "naive": 1 - (tokens + around * len(chunks)) / padded,
         },
         "utilisation": {

@@ -1,7 +1,8 @@
 """A corpus of any size and a tiny model that reads it: what a corpus job is measured on where the text itself does not matter.
 
-Documents are drawn from a seeded vocabulary of very long words, each of them one token of a tokenizer that splits at white space: tokenising
-is what reading a corpus takes longest for, and its memory does not depend on the words. A share of the documents are exact duplicates.
+Documents are drawn from a seeded vocabulary of very long words, each of them one token of a tokenizer that splits at
+white space: tokenising is what reading a corpus takes longest for, and its memory does not depend on the words. A share
+of the documents are exact duplicates.
 """
 
 import json
@@ -29,14 +30,20 @@ def words(seed: int = 0) -> list[str]:
     return ["".join(dice.choices("abcdefghijklmnopqrstuvwxyz", k=dice.randint(60, 120))) for _ in range(NUM_WORDS)]
 
 
-def write_model(folder: Path, *, hidden_size: int = 8, num_layers: int = 1, num_memory_tokens: int = 1, max_tokens: int = 256) -> Path:
+def write_model(
+    folder: Path, *, hidden_size: int = 8, num_layers: int = 1, num_memory_tokens: int = 1, max_tokens: int = 256
+) -> Path:
     """A CHECKPOINT of a random Llama with a tokenizer that knows the vocabulary's words whole. Returns its folder."""
     specials = ["<|pad|>", "<|start|>", "<|end|>"]
     pieces = [*specials, "?", *words()]
     inner = Tokenizer(models.WordLevel(vocab={piece: place for place, piece in enumerate(pieces)}, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<|start|>", eos_token="<|end|>", pad_token="<|pad|>", additional_special_tokens=specials
+        tokenizer_object=inner,
+        bos_token="<|start|>",
+        eos_token="<|end|>",
+        pad_token="<|pad|>",
+        additional_special_tokens=specials,
     )
     tokenizer.chat_template = _TEMPLATE
     tokenizer.save_pretrained(folder / "backbone")
@@ -57,7 +64,11 @@ def write_model(folder: Path, *, hidden_size: int = 8, num_layers: int = 1, num_
     LlamaForCausalLM(shape).save_pretrained(folder / "backbone")
     config = Config(
         backbone=Backbone(path=str(folder / "backbone"), dtype="float32"),
-        model=Model(num_memory_tokens=num_memory_tokens, max_document_tokens=max_tokens, lora=Lora(rank=1, alpha=1.0, dropout=0.0)),
+        model=Model(
+            num_memory_tokens=num_memory_tokens,
+            max_document_tokens=max_tokens,
+            lora=Lora(rank=1, alpha=1.0, dropout=0.0),
+        ),
     )
     save_checkpoint(fresh_model(config), folder / "checkpoint", stage="pretrain", recipe={"made_by": "benchmarks"})
     return folder / "checkpoint"
@@ -80,8 +91,12 @@ def write_corpus(path: Path, num_bytes: int, *, mean_words: int = 30, duplicates
     with open(path, "w", encoding="ascii") as stream:
         while written < num_bytes:
             if not text or dice.random() >= duplicates:
-                drawn = dice.choices(vocabulary, k=dice.randint(max(1, mean_words // 2), 2 * mean_words - mean_words // 2))
-                text = f"Number {seed}.{number}. " + " . ".join(" ".join(drawn[place : place + 12]) for place in range(0, len(drawn), 12))
+                drawn = dice.choices(
+                    vocabulary, k=dice.randint(max(1, mean_words // 2), 2 * mean_words - mean_words // 2)
+                )
+                text = f"Number {seed}.{number}. " + " . ".join(
+                    " ".join(drawn[place : place + 12]) for place in range(0, len(drawn), 12)
+                )
             written += stream.write(json.dumps({"id": f"{seed}-{number}", "text": text}) + "\n")
             number += 1
     return number

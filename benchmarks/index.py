@@ -3,9 +3,10 @@
 python -m benchmarks.index --rows 1000000 --folder DIR
 python -m benchmarks.index --rows 10000000 --folder DIR --systems ours
 
-Every system builds and searches in a process of its own, whose peak memory is that process's. Each gives L candidates a query; recall is that of the
-exact flattened cosine over the whole payload: of the ten best by key alone, and after the exact second level over the L candidates, which is the share
-of the true ten among them. Steps that are done are not done again, so a long run can be cut into several.
+Every system builds and searches in a process of its own, whose peak memory is that process's. Each gives L candidates a
+query; recall is that of the exact flattened cosine over the whole payload: of the ten best by key alone, and after the
+exact second level over the L candidates, which is the share of the true ten among them. Steps that are done are not
+done again, so a long run can be cut into several.
 """
 
 import argparse
@@ -74,7 +75,9 @@ def search_ours(folder: Path, output: Path, candidates: int, threads: int) -> di
     return {
         "open_seconds": opened,
         "queries_per_second": rates(lambda part: rows.best_keys(part, candidates), keys, (1, len(keys))),
-        "both_levels_queries_per_second": rates(lambda part: index.search(part, 10, first_level=candidates), query, (1, len(query))),
+        "both_levels_queries_per_second": rates(
+            lambda part: index.search(part, 10, first_level=candidates), query, (1, len(query))
+        ),
     }
 
 
@@ -109,7 +112,10 @@ class Watched:
         began = time.monotonic()
         with open(log, "ab") as stream:
             process = subprocess.Popen(
-                command, stdout=stream, stderr=stream, env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+                command,
+                stdout=stream,
+                stderr=stream,
+                env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
             )
         stop = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(process.pid, stop), daemon=True)
@@ -138,7 +144,12 @@ class Watched:
                 self.own_bytes = max(self.own_bytes, int(told["RssAnon"][1]) * 1024)
 
     def figures(self) -> dict[str, Any]:
-        return {"ended": self.ended, "seconds": self.seconds, "peak_bytes": self.peak_bytes, "peak_own_bytes": self.own_bytes}
+        return {
+            "ended": self.ended,
+            "seconds": self.seconds,
+            "peak_bytes": self.peak_bytes,
+            "peak_own_bytes": self.own_bytes,
+        }
 
 
 def autofaiss_python(folder: Path) -> str:
@@ -160,8 +171,25 @@ def run_system(name: str, folder: Path, options: argparse.Namespace) -> dict[str
     step = [sys.executable, "-m", "benchmarks.index", "--step"]
     log, found = output / "log.txt", {"system": name}
     if name == "ours":
-        command = [sys.executable, "-m", "pipelines.build_index", "--memory", str(folder / "memory"), "--output", str(output / "index")]
-        command += ["--factory", options.factory, "--no-verify", "--quiet", "--queries", "0", "--first-level", str(options.candidates)]
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines.build_index",
+            "--memory",
+            str(folder / "memory"),
+            "--output",
+            str(output / "index"),
+        ]
+        command += [
+            "--factory",
+            options.factory,
+            "--no-verify",
+            "--quiet",
+            "--queries",
+            "0",
+            "--first-level",
+            str(options.candidates),
+        ]
         built = Watched(command, log, options.limit_seconds, options.threads)
         found |= {"build": built.figures(), "build_seconds": built.seconds}
         if built.ended != "ok":
@@ -175,7 +203,14 @@ def run_system(name: str, folder: Path, options: argparse.Namespace) -> dict[str
         command = [*step, "flat", *common]
         if name == "autofaiss":
             program = str(Path(__file__).with_name("index_autofaiss.py"))
-            command = [autofaiss_python(Path(options.folder)), program, str(folder), str(output), options.autofaiss_memory, *common[2:]]
+            command = [
+                autofaiss_python(Path(options.folder)),
+                program,
+                str(folder),
+                str(output),
+                options.autofaiss_memory,
+                *common[2:],
+            ]
         found["build"] = Watched(command, log, options.limit_seconds, options.threads).figures()
         if (output / "autofaiss.index").is_file():
             found["index_bytes"] = (output / "autofaiss.index").stat().st_size
@@ -195,7 +230,9 @@ def recalls(folder: Path, output: Path, name: str) -> dict[str, Any]:
     told = {"recall_by_key": float(np.mean(by_key)), "recall_after_second_level": float(np.mean(in_all))}
     if name == "ours":
         both = np.load(output / "both.npy")
-        told["recall_measured_of_both_levels"] = float(np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(exact, both, strict=False)]))
+        told["recall_measured_of_both_levels"] = float(
+            np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(exact, both, strict=False)])
+        )
     if (flat_rows := folder / "flat" / "rows.npy").is_file():
         told["key_recall_against_flat"] = float(
             np.mean([len(np.intersect1d(a[:10], b[:10])) / 10 for a, b in zip(np.load(flat_rows), rows, strict=True)])
@@ -206,13 +243,16 @@ def recalls(folder: Path, output: Path, name: str) -> dict[str, Any]:
 def table(results: dict[str, Any]) -> str:
     """Markdown of all figures."""
     lines = [
-        f"# INDEX, {results['rows']:,} rows", "",
+        f"# INDEX, {results['rows']:,} rows",
+        "",
         f"Keys of 256 float16 numbers, payload of 512 bytes a row (int8), clustered ({results['rows'] // 500:,} centres). {results['hardware']}; load average {results['load_average'][1]:g}. "
-        f"{results['threads']} threads, L = {results['candidates']}, {results['num_exact']} queries for recall.", "",
-        f"Command: `{results['command']}`", "",
+        f"{results['threads']} threads, L = {results['candidates']}, {results['num_exact']} queries for recall.",
+        "",
+        f"Command: `{results['command']}`",
+        "",
         "| system | kind | build s | peak MiB (own) | index MiB | queries/s, one by one | in one batch | recall@10 by key | after second level | by key against flat |",
         "|---|---|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for name, found in results["systems"].items():
         if "queries_per_second" not in found:
             lines.append(f"| {name} | {found.get('kind', '')} | {found['build']['ended']} | | | | | | | |")
@@ -227,9 +267,12 @@ def table(results: dict[str, Any]) -> str:
     ours = results["systems"].get("ours", {})
     if "both_levels_queries_per_second" in ours:
         speed = list(ours["both_levels_queries_per_second"].values())
-        lines += ["", f"Ours with both levels: {speed[0]:,.1f} queries/s one by one, {speed[-1]:,.1f} in one batch, recall@10 {ours['recall_measured_of_both_levels']:.3f}; "
-                  f"opened in {ours['open_seconds']:.1f} s; peak of the searching process {ours['search']['peak_bytes'] / 2**20:,.0f} MiB, of which its own "
-                  f"{ours['search']['peak_own_bytes'] / 2**20:,.0f}."]  # fmt: skip
+        lines += [
+            "",
+            f"Ours with both levels: {speed[0]:,.1f} queries/s one by one, {speed[-1]:,.1f} in one batch, recall@10 {ours['recall_measured_of_both_levels']:.3f}; "
+            f"opened in {ours['open_seconds']:.1f} s; peak of the searching process {ours['search']['peak_bytes'] / 2**20:,.0f} MiB, of which its own "
+            f"{ours['search']['peak_own_bytes'] / 2**20:,.0f}.",
+        ]
     lines += [
         "",
         "Peak: resident memory of the process, mapped files included; own: without them. Of flat and autofaiss one process builds and searches.",
@@ -248,7 +291,9 @@ def main(argv: list[str]) -> int:
     """The command line."""
     if argv[:1] == ["--step"]:
         name, folder, output, candidates, threads = argv[1:]
-        told = {"search_ours": search_ours, "flat": flat}[name](Path(folder), Path(output), int(candidates), int(threads))
+        told = {"search_ours": search_ours, "flat": flat}[name](
+            Path(folder), Path(output), int(candidates), int(threads)
+        )
         told["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         atomic_write(Path(output) / "figures.json", json.dumps(told))
         return 0
@@ -271,7 +316,12 @@ def main(argv: list[str]) -> int:
     add("--threads", type=int, default=2, help="of every system (default: 2)")
     add("--autofaiss-memory", default="600MB", help="largest index that autofaiss may make (default: 600MB)")
     add("--limit-seconds", type=float, default=840.0, help="longest time of one process (default: 840)")
-    add("--results", default="infra/results/index", metavar="DIR", help="where JSON and Markdown go (default: infra/results/index)")
+    add(
+        "--results",
+        default="infra/results/index",
+        metavar="DIR",
+        help="where JSON and Markdown go (default: infra/results/index)",
+    )
     add(
         "--note",
         action="append",
@@ -294,12 +344,20 @@ def main(argv: list[str]) -> int:
     seconds = make_memory(folder, options.rows)
     make_queries(folder, options.queries, options.exact)
     results: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.index", *("DIR" if part == options.folder else part for part in argv)]),
-        "rows": options.rows, "threads": options.threads, "candidates": options.candidates,
-        "num_exact": options.exact, "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}", "versions": versions(),
-        "data_seconds": seconds or before.get("data_seconds", 0.0), "notes": notes_of(options.note, before, systems), "systems": before["systems"],
+        "command": shlex.join(
+            ["python", "-m", "benchmarks.index", *("DIR" if part == options.folder else part for part in argv)]
+        ),
+        "rows": options.rows,
+        "threads": options.threads,
+        "candidates": options.candidates,
+        "num_exact": options.exact,
+        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}",
+        "versions": versions(),
+        "data_seconds": seconds or before.get("data_seconds", 0.0),
+        "notes": notes_of(options.note, before, systems),
+        "systems": before["systems"],
         "load_average": [round(load, 1) for load in os.getloadavg()],
-    }  # fmt: skip
+    }
     for system in [*systems, ""]:  # the last round, of no system, writes the report anew
         if system:
             print(f"{system} …", flush=True)

@@ -23,7 +23,9 @@ def make_memory(folder: Path, rows: int, seed: int = 0) -> float:
     began, directory = time.monotonic(), folder / "memory"
     if (directory / "manifest.json").is_file():
         return 0.0
-    fingerprint = Fingerprint("synthetic", "synthetic", "synthetic", "float32", TOKENS, WIDTH, "none", True, 96, 0, KEY, 0)
+    fingerprint = Fingerprint(
+        "synthetic", "synthetic", "synthetic", "float32", TOKENS, WIDTH, "none", True, 96, 0, KEY, 0
+    )
     projection = key_projection(TOKENS, WIDTH, KEY, 0)
     centres = np.random.default_rng(seed).standard_normal((max(1, rows // ROWS_OF_CLUSTER), TOKENS, WIDTH), np.float32)
     num_shards = -(-rows // SHARD_ROWS)
@@ -36,13 +38,25 @@ def make_memory(folder: Path, rows: int, seed: int = 0) -> float:
         memory = np.empty((size, TOKENS, WIDTH), np.float32)
         for begin in range(0, size, _BLOCK):
             part = memory[begin : begin + _BLOCK]
-            part[:] = centres[dice.integers(len(centres), size=len(part))] + SPREAD * dice.standard_normal(part.shape, np.float32)
+            part[:] = centres[dice.integers(len(centres), size=len(part))] + SPREAD * dice.standard_normal(
+                part.shape, np.float32
+            )
         keys = projection.keys(memory)
         chunks = [Chunk(i, f"{i:016x}", f"{i:016x}", "", "", 0, 0, 0, False) for i in ids]
-        reports.append(write_shard(directory, shard_name(shard, num_shards), chunks, memory, keys, "int8", fingerprint=fingerprint.hash))
+        reports.append(
+            write_shard(
+                directory, shard_name(shard, num_shards), chunks, memory, keys, "int8", fingerprint=fingerprint.hash
+            )
+        )
         print(f"data: shard {shard + 1} of {num_shards}", flush=True)
     complete_memory(
-        directory, reports, fingerprint=fingerprint, codec="int8", num_shards=num_shards, recipe={"seed": seed}, counts={"rows": rows}
+        directory,
+        reports,
+        fingerprint=fingerprint,
+        codec="int8",
+        num_shards=num_shards,
+        recipe={"seed": seed},
+        counts={"rows": rows},
     )
     return time.monotonic() - began
 

@@ -1,12 +1,15 @@
 """Step time of joint training: candidates read from stored memory against candidates compressed in the step, side by side.
 
-python -m benchmarks.joint_step [--model tiny NAME=FOLDER …] [--document-tokens 128 256] [--dtype bfloat16] [--repeats 5]
+python -m benchmarks.joint_step [--model tiny NAME=FOLDER …] [--document-tokens 128 256] [--dtype bfloat16] [--repeats
+5]
 
-Three steps of the same questions, pools and weights, each with backward pass and optimiser update (query reasoner and generator train):
+Three steps of the same questions, pools and weights, each with backward pass and optimiser update (query reasoner and
+generator train):
 
 stored      the candidates' memory is read from a mapped MEMORY
 compressed  every candidate is compressed in the step, without gradient, padded to the longest of its pool
-published   as the published implementation does it: the same with every candidate padded to 256 + 3 tokens and every question to 1024 + 3
+published   as the published implementation does it: the same with every candidate padded to 256 + 3 tokens and every
+question to 1024 + 3
 
 `tiny` is a two-layer model that is made on the spot. What a search of an index costs is not part of any of the three.
 """
@@ -73,14 +76,31 @@ def write_memory(model: ClaraModel, config: Config, rows: Sequence[Chunk], folde
     """MEMORY of the chunks by the model, in float16."""
     save_checkpoint(model, folder / "checkpoint", stage="joint", recipe={"made_by": "benchmarks"})
     fingerprint = of_checkpoint(
-        folder / "checkpoint", backbone="", dtype=config.backbone.dtype, max_tokens=model.settings.max_document_tokens, overlap_tokens=0,
-        key_size=256, key_seed=0,
-    )  # fmt: skip
+        folder / "checkpoint",
+        backbone="",
+        dtype=config.backbone.dtype,
+        max_tokens=model.settings.max_document_tokens,
+        overlap_tokens=0,
+        key_size=256,
+        key_seed=0,
+    )
     report = write_memory_shard(
-        lambda: model, rows, folder / "memory", shard_name(0, 1), fingerprint=fingerprint, codec="float16", batch_tokens=4096
+        lambda: model,
+        rows,
+        folder / "memory",
+        shard_name(0, 1),
+        fingerprint=fingerprint,
+        codec="float16",
+        batch_tokens=4096,
     )
     complete_memory(
-        folder / "memory", [report], fingerprint=fingerprint, codec="float16", num_shards=1, recipe={"made_by": "benchmarks"}, counts={}
+        folder / "memory",
+        [report],
+        fingerprint=fingerprint,
+        codec="float16",
+        num_shards=1,
+        recipe={"made_by": "benchmarks"},
+        counts={},
     )
     return MemoryStore.open(folder / "memory")
 
@@ -99,14 +119,17 @@ class Steps:
         settings = self.config.joint
         self.step = JointStep(self.model, settings)
         self.model.train_only([QUERY_REASONER, GENERATOR])
-        groups = [(settings.optimiser.learning_rate, self.model.role_parameters(role)) for role in (QUERY_REASONER, GENERATOR)]
+        groups = [
+            (settings.optimiser.learning_rate, self.model.role_parameters(role)) for role in (QUERY_REASONER, GENERATOR)
+        ]
         self.engine = LocalEngine(self.step, groups, settings.optimiser)
         self.texts = {c.row_id: self.model.document_ids(input_text(c.title, c.text)) for c in self.rows}
         num = settings.micro_batch
         self.pools = [self.dice.sample(sorted(self.texts), settings.num_candidates) for _ in range(num)]
         self.questions = [self.model.question_ids(words_of(self.model, self.dice, 20)) for _ in range(num)]
         self.prompts = [
-            self.model.prompts.question(words_of(self.model, self.dice, 20), words_of(self.model, self.dice, 6)) for _ in range(num)
+            self.model.prompts.question(words_of(self.model, self.dice, 20), words_of(self.model, self.dice, 6))
+            for _ in range(num)
         ]
 
     def memory(self, variant: str) -> torch.Tensor:
@@ -120,7 +143,11 @@ class Steps:
 
     def run(self, variant: str) -> float:
         """One step with its update. Returns the loss."""
-        questions = [padded(q, _PUBLISHED_QUESTION_TOKENS - 3) for q in self.questions] if variant == "published" else self.questions
+        questions = (
+            [padded(q, _PUBLISHED_QUESTION_TOKENS - 3) for q in self.questions]
+            if variant == "published"
+            else self.questions
+        )
         memory = self.memory(variant).to(self.model.backbone.device)
         valid = torch.ones(memory.shape[:2], dtype=torch.bool, device=memory.device)
         batch = JointBatch(questions, self.prompts, memory, valid, torch.zeros_like(valid))
@@ -175,9 +202,16 @@ def measured(name: str, folder: str, num_tokens: int, options: argparse.Namespac
         found = measure(Steps(model, config, store, rows, dice), options.repeats)
     joint = config.joint
     return {
-        "model": name, "document_tokens": num_tokens, "memory_tokens": model.num_memory_tokens, "hidden_size": model.hidden_size,
-        "candidates": joint.num_candidates, "selected": joint.num_selected, "questions": joint.micro_batch, "dtype": options.dtype, **found,
-    }  # fmt: skip
+        "model": name,
+        "document_tokens": num_tokens,
+        "memory_tokens": model.num_memory_tokens,
+        "hidden_size": model.hidden_size,
+        "candidates": joint.num_candidates,
+        "selected": joint.num_selected,
+        "questions": joint.micro_batch,
+        "dtype": options.dtype,
+        **found,
+    }
 
 
 def markdown(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
@@ -197,7 +231,9 @@ def markdown(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> st
         cells = [f"{row['median_seconds']['stored']:.3f} s"]
         for name in VARIANTS[1:]:
             ratio = row["ratios"][name]
-            cells.append(f"{row['median_seconds'][name]:.3f} s, **{ratio['median']:.1f}×** [{ratio['min']:.1f}, {ratio['max']:.1f}]")
+            cells.append(
+                f"{row['median_seconds'][name]:.3f} s, **{ratio['median']:.1f}×** [{ratio['min']:.1f}, {ratio['max']:.1f}]"
+            )
         lines.append(
             f"| {row['model']} | {row['dtype']} | {row['document_tokens']} | {row['candidates']} | {row['selected']} | {row['questions']} | "
             + " | ".join(cells)
@@ -216,7 +252,9 @@ def models(given: Sequence[str], temporary: Path) -> list[tuple[str, str]]:
             save_backbone(temporary / TINY, 0)
             folder = str(temporary / TINY)
         elif not sign or not folder:
-            raise InputError(f"--model is {item!r}; expected NAME=FOLDER, a causal LM in the transformers format, or {TINY}")
+            raise InputError(
+                f"--model is {item!r}; expected NAME=FOLDER, a causal LM in the transformers format, or {TINY}"
+            )
         found.append((name, folder))
     return found
 
@@ -224,18 +262,27 @@ def models(given: Sequence[str], temporary: Path) -> list[tuple[str, str]]:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.joint_step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.joint_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", nargs="+", default=[TINY], metavar="NAME=FOLDER", help="causal LMs to measure with (default: tiny)")
-    parser.add_argument("--document-tokens", type=int, nargs="+", default=[128, 256], help="tokens of a chunk (default: 128 256)")
+    parser.add_argument(
+        "--model", nargs="+", default=[TINY], metavar="NAME=FOLDER", help="causal LMs to measure with (default: tiny)"
+    )
+    parser.add_argument(
+        "--document-tokens", type=int, nargs="+", default=[128, 256], help="tokens of a chunk (default: 128 256)"
+    )
     parser.add_argument("--documents", type=int, default=60, help="chunks in MEMORY (default: 60)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the frozen LM (default: bfloat16)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="bfloat16", help="of the frozen LM (default: bfloat16)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count (default: 5)")
     parser.add_argument("--seed", type=int, default=0, help="of the made-up chunks and questions (default: 0)")
     parser.add_argument(
-        "--config", help="TOML file of settings (default: the tree's defaults, which are the paper's: N = 20, K = 5, M = 16)"
+        "--config",
+        help="TOML file of settings (default: the tree's defaults, which are the paper's: N = 20, K = 5, M = 16)",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key; repeatable")
     parser.add_argument("--output", default=str(RESULTS / "joint_step"), help="folder for results.json and results.md")
@@ -247,7 +294,9 @@ def main(argv: list[str]) -> int:
         for name, folder in models(options.model, Path(temporary)):
             for num_tokens in options.document_tokens:
                 if options.dry_run:
-                    print(f"{name}: {folder}, chunks of about {num_tokens} tokens, {options.repeats} rounds of {', '.join(VARIANTS)}")
+                    print(
+                        f"{name}: {folder}, chunks of about {num_tokens} tokens, {options.repeats} rounds of {', '.join(VARIANTS)}"
+                    )
                 measure_all.append(lambda n=name, f=folder, t=num_tokens: measured(n, f, t, options))  # type: ignore[misc]
         if options.dry_run:
             return 0

@@ -39,11 +39,18 @@ class Usage:
 
     def join(self, other: "Usage") -> "Usage":
         """Of two runs one after the other: seconds add up, peaks are the larger ones."""
-        peaks = {name: max(getattr(self, name), getattr(other, name)) for name in ("pss", "rss", "private", "root", "largest")}
+        peaks = {
+            name: max(getattr(self, name), getattr(other, name))
+            for name in ("pss", "rss", "private", "root", "largest")
+        }
         later = [(self.seconds + at, value) for at, value in other.samples]
         spent = self.processor_seconds + other.processor_seconds
         return Usage(
-            seconds=self.seconds + other.seconds, processor_seconds=spent, status=other.status, samples=[*self.samples, *later], **peaks
+            seconds=self.seconds + other.seconds,
+            processor_seconds=spent,
+            status=other.status,
+            samples=[*self.samples, *later],
+            **peaks,
         )
 
 
@@ -100,8 +107,12 @@ def run_measured(
     """
     usage, started, stop = Usage(), time.monotonic(), threading.Event()
     with open(log or os.devnull, "ab") as output:
-        process = subprocess.Popen(command, cwd=folder, env={**os.environ, **(environment or {})}, stdout=output, stderr=output)
-        watch = threading.Thread(target=_watch, args=(psutil.Process(process.pid), usage, stop, every, started), daemon=True)
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **(environment or {})}, stdout=output, stderr=output
+        )
+        watch = threading.Thread(
+            target=_watch, args=(psutil.Process(process.pid), usage, stop, every, started), daemon=True
+        )
         watch.start()
         try:
             usage.status = process.wait(limit or None)

@@ -2,9 +2,9 @@
 
 python -m benchmarks.zero [--stages 1 2 3] [--ranks 2 4] [--hidden-size 512] [--layers 4] [--steps 3]
 
-A model with random weights, MEMORY and questions are made on the spot. Ranks are processes of this machine, DeepSpeed over gloo, on the CPU:
-what is measured is what each rank holds, not how fast it is. Rows of the same model, steps and packages that stand in the results already are kept,
-so that a long run can be cut into several.
+A model with random weights, MEMORY and questions are made on the spot. Ranks are processes of this machine, DeepSpeed
+over gloo, on the CPU: what is measured is what each rank holds, not how fast it is. Rows of the same model, steps and
+packages that stand in the results already are kept, so that a long run can be cut into several.
 """
 
 import argparse
@@ -54,23 +54,40 @@ def write_inputs(folder: Path, options: argparse.Namespace) -> list[str]:
     write_model(folder / "backbone", options.hidden_size, options.layers)
     dice = random.Random(0)
     sets = [
-        f"backbone.path={folder / 'backbone'}", "backbone.dtype=float32", "model.lora.dropout=0.0", "joint.train_compressor=true",
-        "joint.published_pool=true", "joint.in_batch=false", "joint.num_candidates=8", "joint.num_selected=2", "joint.questions_per_step=4",
-        "joint.micro_batch=1", f"joint.steps={options.steps}", "joint.optimiser.learning_rate=1e-3", "launch.threads=1",
-        "launch.zero3_keep_whole_below=0", f"checkpoint={folder / 'checkpoint'}", f"memory={folder / 'memory'}",
+        f"backbone.path={folder / 'backbone'}",
+        "backbone.dtype=float32",
+        "model.lora.dropout=0.0",
+        "joint.train_compressor=true",
+        "joint.published_pool=true",
+        "joint.in_batch=false",
+        "joint.num_candidates=8",
+        "joint.num_selected=2",
+        "joint.questions_per_step=4",
+        "joint.micro_batch=1",
+        f"joint.steps={options.steps}",
+        "joint.optimiser.learning_rate=1e-3",
+        "launch.threads=1",
+        "launch.zero3_keep_whole_below=0",
+        f"checkpoint={folder / 'checkpoint'}",
+        f"memory={folder / 'memory'}",
         f"questions={folder / 'questions'}",
-    ]  # fmt: skip
+    ]
     config = load(None, sets)
     model = fresh_model(config)
     rows = chunks(model, 24, 60, dice)
     write_memory(model, config, rows, folder)
     questions = [
         Question(
-            question_id=f"q{n}", question=words_of(model, dice, dice.randint(4, 20)), answers=(words_of(model, dice, dice.randint(1, 8)),),
-            positive_ids=(rows[n].document_id,), candidate_ids=tuple(c.document_id for c in dice.sample(rows, 8)), exclude_ids=(), split="train",
+            question_id=f"q{n}",
+            question=words_of(model, dice, dice.randint(4, 20)),
+            answers=(words_of(model, dice, dice.randint(1, 8)),),
+            positive_ids=(rows[n].document_id,),
+            candidate_ids=tuple(c.document_id for c in dice.sample(rows, 8)),
+            exclude_ids=(),
+            split="train",
         )
         for n in range(12)
-    ]  # fmt: skip
+    ]
     write_questions(folder / "questions", questions, recipe={"made_by": "benchmarks"})
     return sets
 
@@ -87,7 +104,13 @@ def as_rank(sets: Sequence[str]) -> None:
         finish(config)
         return
     torch.distributed.init_process_group("gloo")
-    train_rank(config, lambda stage: engine_for(config, stage, num_ranks=world, device="cpu"), num_ranks=world, worker=None, device="cpu")
+    train_rank(
+        config,
+        lambda stage: engine_for(config, stage, num_ranks=world, device="cpu"),
+        num_ranks=world,
+        worker=None,
+        device="cpu",
+    )
     if torch.distributed.get_rank() == 0:
         finish(config)
     torch.distributed.destroy_process_group()
@@ -102,7 +125,10 @@ def run(sets: Sequence[str], ranks: int) -> None:
     command = [sys.executable, "-m", "benchmarks.zero", "--as-rank", json.dumps(list(sets))]
     started = [
         subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.DEVNULL
+            command,
+            cwd=ROOT,
+            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
         )
         for rank in range(ranks)
     ]
@@ -122,17 +148,28 @@ def measured(sets: Sequence[str], output: Path, ranks: int, stage: int) -> dict[
     where = places(absolute(load(None, chosen)))
     held = json.loads(where.report.read_text())["memory_by_rank"]
     curve = [values["loss"] for values in read(where.metrics).values()]
-    return {"ranks": ranks, "stage": stage, "held": held, "most": {p: max(rank[p] for rank in held) for p in held[0]}, "curve": curve}
+    return {
+        "ranks": ranks,
+        "stage": stage,
+        "held": held,
+        "most": {p: max(rank[p] for rank in held) for p in held[0]},
+        "curve": curve,
+    }
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
     """The table."""
     lines = [
-        "# What ZeRO shares out", "", f"`{about['command']}`", "", f"{about['processor']}. {about['model']}",
-        "Most that any rank holds, in MB (10⁶ bytes); the curve's largest relative difference from one process.", "",
+        "# What ZeRO shares out",
+        "",
+        f"`{about['command']}`",
+        "",
+        f"{about['processor']}. {about['model']}",
+        "Most that any rank holds, in MB (10⁶ bytes); the curve's largest relative difference from one process.",
+        "",
         "| ranks | ZeRO stage | weights (frozen LM and adapters) | gradients that wait for the update | optimiser and master weights | whole process, peak | curve |",
         "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for row in rows:
         cells = [f"{row['most'][part] / 1e6:.2f}" for part in (*PARTS, "process_peak")]
         apart = max(abs(a - b) / abs(b) for a, b in zip(row["curve"], rows[0]["curve"], strict=True))
@@ -160,7 +197,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.zero", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="ZeRO stages (default: 1 2 3)")
+    parser.add_argument(
+        "--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="ZeRO stages (default: 1 2 3)"
+    )
     parser.add_argument("--ranks", type=int, nargs="+", choices=(2, 4), default=[2, 4], help="ranks (default: 2 4)")
     parser.add_argument("--hidden-size", type=int, default=512, help="of the random model, numbers (default: 512)")
     parser.add_argument("--layers", type=int, default=4, help="of the random model (default: 4)")

@@ -28,22 +28,40 @@ def shown(answered: Answered, snippet_characters: int = SNIPPET_CHARACTERS) -> s
 
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(prog="python -m clara.ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m clara.ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="what to ask; several are answered in one go")
     parser.add_argument("--checkpoint", required=True, help="CHECKPOINT directory")
     parser.add_argument("--memory", required=True, help="MEMORY directory that this checkpoint's compressor made")
     parser.add_argument("--index", help="INDEX directory over that MEMORY (default: search every row exactly)")
-    parser.add_argument("--backbone", default="", help="folder of the language model (default: the one that the checkpoint holds or names)")
     parser.add_argument(
-        "--num-selected", type=int, default=5, metavar="K", help="passages that an answer is read from (default %(default)s)"
+        "--backbone",
+        default="",
+        help="folder of the language model (default: the one that the checkpoint holds or names)",
     )
     parser.add_argument(
-        "--first-level", type=int, default=200, metavar="L", help="rows that the index hands to the exact score (default %(default)s)"
+        "--num-selected",
+        type=int,
+        default=5,
+        metavar="K",
+        help="passages that an answer is read from (default %(default)s)",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=32, help="longest answer, in tokens (default %(default)s)")
+    parser.add_argument(
+        "--first-level",
+        type=int,
+        default=200,
+        metavar="L",
+        help="rows that the index hands to the exact score (default %(default)s)",
+    )
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=32, help="longest answer, in tokens (default %(default)s)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument(
-        "--verify", action="store_true", help="read every byte of the MEMORY against its sha256 before (default: sizes only)"
+        "--verify",
+        action="store_true",
+        help="read every byte of the MEMORY against its sha256 before (default: sizes only)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
@@ -66,7 +84,9 @@ def main(argv: list[str]) -> int:
         first_level=options.first_level,
     )
     if options.dry_run:
-        print(f"{options.memory}: {len(retriever.store)} rows, fingerprint {retriever.store.fingerprint[:16]}…, fits {options.checkpoint}")
+        print(
+            f"{options.memory}: {len(retriever.store)} rows, fingerprint {retriever.store.fingerprint[:16]}…, fits {options.checkpoint}"
+        )
         return 0
     for number, answered in enumerate(
         retriever.ask(options.questions, num_selected=options.num_selected, max_new_tokens=options.max_new_tokens)

@@ -6,7 +6,16 @@ import os
 import sys
 from collections.abc import Callable
 
-_UNWRITABLE = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.EISDIR, errno.ENOSPC, errno.ENOTDIR, errno.EPERM, errno.EROFS}
+_UNWRITABLE = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EISDIR,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
 _INTERRUPTED = 130
 
 
@@ -17,7 +26,8 @@ class InputError(ValueError):
 def command_line(main: Callable[[list[str]], int]) -> None:
     """Run `main` on the process's arguments and exit.
 
-    An `InputError`, or a place that the operating system refuses or that is full, becomes one line and exit status 2; Ctrl-C a line and 130.
+    An `InputError`, or a place that the operating system refuses or that is full, becomes one line and exit status 2;
+    Ctrl-C a line and 130.
 
     Set `CLARA_TRACEBACK=1` to see the whole stack instead.
     """

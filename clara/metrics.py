@@ -102,12 +102,14 @@ def answer_metrics(predictions: Sequence[str], answers: Sequence[Sequence[str]])
 
 
 def ranking_metrics(
-    rankings: Sequence[Sequence[Hashable]], positives: Sequence[Collection[Hashable]], cutoffs: Sequence[int] = (1, 5, 20)
+    rankings: Sequence[Sequence[Hashable]],
+    positives: Sequence[Collection[Hashable]],
+    cutoffs: Sequence[int] = (1, 5, 20),
 ) -> dict[str, Values]:
     """`recall@k`, `precision@k` and `mrr@k` for each cut-off, and `mrr` over the whole ranking, `[questions]` each.
 
-    Recall: share of the right documents among the first k. Precision: share of right ones among k places, empty ones too.
-    Reciprocal rank: 1 / place of the first right one, 0 where there is none (or none among the first k).
+    Recall: share of the right documents among the first k. Precision: share of right ones among k places, empty ones
+    too. Reciprocal rank: 1 / place of the first right one, 0 where there is none (or none among the first k).
 
     Args:
         rankings: document ids, best first, each once.
@@ -115,7 +117,8 @@ def ranking_metrics(
         cutoffs: the k, each at least 1.
 
     Raises:
-        InputError: the lengths differ, a cut-off is under 1, a question has no positive, or a ranking names a document twice.
+        InputError: the lengths differ, a cut-off is under 1, a question has no positive, or a ranking names a document
+            twice.
     """
     if len(rankings) != len(positives):
         raise InputError(f"{len(rankings)} rankings for {len(positives)} questions; expected one for each")
@@ -153,7 +156,9 @@ class PairedTest:
     num_questions: int
 
 
-def bootstrap_interval(values: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999) -> tuple[float, float]:
+def bootstrap_interval(
+    values: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over questions.
 
     Raises:
@@ -165,7 +170,8 @@ def bootstrap_interval(values: ArrayLike, seed: int = 0, level: float = 0.95, nu
     return _bootstrap(sample.tobytes(), seed, level, num_resamples)
 
 
-# Many measures of one evaluation have equal values: recall, precision and reciprocal rank at 1, or a retriever's under each generator.
+# Many measures of one evaluation have equal values: recall, precision and reciprocal rank at 1, or a retriever's under
+# each generator.
 @functools.lru_cache(4096)
 def _bootstrap(values: bytes, seed: int, level: float, num_resamples: int) -> tuple[float, float]:
     result = _extra("scipy.stats").bootstrap(
@@ -180,7 +186,9 @@ def _bootstrap(values: bytes, seed: int, level: float, num_resamples: int) -> tu
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def paired_test(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999) -> PairedTest:
+def paired_test(
+    a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999
+) -> PairedTest:
     """Whether system a differs from system b: the two-sided paired permutation test on the mean of a − b.
 
     Args:
@@ -205,7 +213,8 @@ def paired_test(a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95, 
 def _sign_flip_p_value(difference: Values, seed: int, num_resamples: int) -> float:
     """Share of sign patterns whose mean is as far from 0 as the observed one: of all patterns where they are few, else of random ones and itself.
 
-    scipy's `permutation_test` gives the same (a test holds them together) in twenty times the time: an evaluation makes thousands of these.
+    scipy's `permutation_test` gives the same (a test holds them together) in twenty times the time: an evaluation makes
+    thousands of these.
     """
     number, observed = len(difference), abs(difference.sum()) * (1 - 1e-12)
     if 2**number <= num_resamples:

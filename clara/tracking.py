@@ -17,7 +17,8 @@ _NOT_IN_NAMES, _LONGEST_NAME = re.compile(r"[^/\w.\-]"), 250
 def tracking_names(names: Iterable[str]) -> dict[str, str]:
     """Each name → how a tracking store takes it: `@` is `_at_`, spaces and characters it refuses are `_`; others stay as they are.
 
-    Names that would become equal, or were too long and are cut, end in a part of their own hash: two names are never one.
+    Names that would become equal, or were too long and are cut, end in a part of their own hash: two names are never
+    one.
     """
     cleaned = {name: _cleaned(name) for name in dict.fromkeys(names)}
     shared = Counter(cleaned.values())
@@ -85,7 +86,8 @@ def _give_up_soon() -> None:
 def make_database(uri: str, make: Callable[[str], object]) -> None:
     """Make an SQLite store where there is none: whole or not at all.
 
-    MLflow makes its tables in dozens of statements that no transaction holds together, and never mends a database that was left in between.
+    MLflow makes its tables in dozens of statements that no transaction holds together, and never mends a database that
+    was left in between.
 
     Args:
         uri: of the store; nothing is done for other kinds.

@@ -12,7 +12,8 @@ from clara.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = "infra/start/checkpoint"
-# Unless the caller's own says otherwise. Threads that spin where they wait for each other are 20 times slower on cores that others use too.
+# Unless the caller's own says otherwise. Threads that spin where they wait for each other are 20 times slower on cores
+# that others use too.
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
 BAD_INPUT = 2  # exit status of a command whose input was refused
 
@@ -40,11 +41,17 @@ def run_step(step: Step, number: int, total: int) -> float:
     Raises:
         InputError: it failed; its own message stands above.
     """
-    print(f"\n\033[1m[{number}/{total}] {step.title}\033[0m" if sys.stdout.isatty() else f"\n[{number}/{total}] {step.title}")
+    print(
+        f"\n\033[1m[{number}/{total}] {step.title}\033[0m"
+        if sys.stdout.isatty()
+        else f"\n[{number}/{total}] {step.title}"
+    )
     shown = ["python" if part == sys.executable else part for part in step.command]
     print(f"  $ {shlex.join(shown)}", flush=True)
     began = time.monotonic()
-    status = subprocess.run(step.command, cwd=Path.cwd(), env=ENVIRONMENT | os.environ | {"PYTHONPATH": str(ROOT)}).returncode
+    status = subprocess.run(
+        step.command, cwd=Path.cwd(), env=ENVIRONMENT | os.environ | {"PYTHONPATH": str(ROOT)}
+    ).returncode
     if status not in step.accepted:
         then = "Mend what it names, then run" if status == BAD_INPUT else "Run"
         raise InputError(

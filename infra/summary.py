@@ -50,7 +50,9 @@ def table(report: Mapping[str, Any], split: str) -> tuple[list[str], list[list[s
     systems = [name for name in NAMES if name in report["systems"]]
     for name in systems:
         if split not in report["systems"][name]:
-            raise InputError(f"--split {split!r}: the report has {', '.join(report['systems'][name])}; choose one of them")
+            raise InputError(
+                f"--split {split!r}: the report has {', '.join(report['systems'][name])}; choose one of them"
+            )
     rows = []
     for measure, title in MEASURES.items():
         figures = [report["systems"][name][split].get(measure) for name in systems]
@@ -74,13 +76,20 @@ def text(report: Mapping[str, Any], split: str) -> str:
     head, rows = table(report, split)
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     lines = [
-        "  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(r, widths, strict=True)))
+        "  ".join(
+            cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(r, widths, strict=True))
+        )
         for r in [head, *rows]
     ]
     count = next((f[split]["index.recall@1"]["num_questions"] for f in report["systems"].values() if split in f), 0)
     changed = differences(report, split)
     return "\n".join(
-        [f"{count} held-out questions ({split})", *lines, LEGEND, *(["Before to after, paired: " + "; ".join(changed)] if changed else [])]
+        [
+            f"{count} held-out questions ({split})",
+            *lines,
+            LEGEND,
+            *(["Before to after, paired: " + "; ".join(changed)] if changed else []),
+        ]
     )
 
 

@@ -2,9 +2,10 @@
 
     python -m infra.world --output DIR [--seed N …] [--control] [--shuffled] [--straight-through] [--without-paraphrase]
 
-Where looking alike misleads (see pipelines/world/command.py), Recall@1 in pools of 20 goes from about 0 to what DIR/report.md says. Two controls can run
-beside it, which have to stay where they started: the same training with the gradient from the answer to the scores cut, and with the answers
-shuffled among the questions. The other two options show what else was tried.
+Where looking alike misleads (see pipelines/world/command.py), Recall@1 in pools of 20 goes from about 0 to what
+DIR/report.md says. Two controls can run beside it, which have to stay where they started: the same training with the
+gradient from the answer to the scores cut, and with the answers shuffled among the questions. The other two options
+show what else was tried.
 """
 
 import argparse
@@ -42,7 +43,9 @@ LABELS = {
 class World:
     """Paths and commands of one seed."""
 
-    def __init__(self, output: Path, seed: int, beside: Sequence[str], sets: Sequence[str] = (), *, paraphrase: bool = True) -> None:
+    def __init__(
+        self, output: Path, seed: int, beside: Sequence[str], sets: Sequence[str] = (), *, paraphrase: bool = True
+    ) -> None:
         self.output, self.seed, self.beside, self.sets, self.paraphrase = output, seed, beside, list(sets), paraphrase
 
     def path(self, name: str) -> str:
@@ -59,35 +62,82 @@ class World:
         start, corpus = self.path("instruct/checkpoint"), self.path("world/corpus.jsonl")
         return {
             "world": [
-                sys.executable, "-m", "pipelines.world", "--output", self.path("world"), "--seed", str(self.seed),
+                sys.executable,
+                "-m",
+                "pipelines.world",
+                "--output",
+                self.path("world"),
+                "--seed",
+                str(self.seed),
                 *([] if self.paraphrase else ["--without-paraphrase"]),
             ],
             "pretrain": self._stage(
-                "pretrain", stage="pretrain", examples=self.path("world/examples"), **{"backbone.path": self.path("world/backbone")}
+                "pretrain",
+                stage="pretrain",
+                examples=self.path("world/examples"),
+                **{"backbone.path": self.path("world/backbone")},
             ),
             "instruct": self._stage(
-                "instruct", stage="instruct", checkpoint=self.path("pretrain/checkpoint"), questions=self.path("world/questions"), corpus=corpus
+                "instruct",
+                stage="instruct",
+                checkpoint=self.path("pretrain/checkpoint"),
+                questions=self.path("world/questions"),
+                corpus=corpus,
             ),
             "memory": [
-                sys.executable, "-m", "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--output", self.path("memory"),
-                "--dtype", "float32", "--num-shards", "4",
+                sys.executable,
+                "-m",
+                "pipelines.build_memory",
+                "--input",
+                corpus,
+                "--checkpoint",
+                start,
+                "--output",
+                self.path("memory"),
+                "--dtype",
+                "float32",
+                "--num-shards",
+                "4",
             ],
-        }  # fmt: skip
+        }
 
     def joint(self, name: str) -> list[str]:
         """The joint stage under one of the names of `joint_runs`."""
         own = [part for override in self.joint_runs[name] for part in ("--set", override)]
-        inputs = {"checkpoint": self.path("instruct/checkpoint"), "questions": self.path("world/questions"), "memory": self.path("memory")}
+        inputs = {
+            "checkpoint": self.path("instruct/checkpoint"),
+            "questions": self.path("world/questions"),
+            "memory": self.path("memory"),
+        }
         return [*self._stage(name, program="training/joint.py", stage="joint", **inputs), *own]
 
     def evaluation(self) -> list[str]:
         """All checkpoints on both held-out splits, beside BM25."""
-        systems = {"start": self.path("instruct/checkpoint")} | {name: self.path(f"{name}/checkpoint") for name in self.joint_runs}
-        named = [part for name, checkpoint in systems.items() for part in ("--system", f"{name}={checkpoint},{self.path('memory')}")]
+        systems = {"start": self.path("instruct/checkpoint")} | {
+            name: self.path(f"{name}/checkpoint") for name in self.joint_runs
+        }
+        named = [
+            part
+            for name, checkpoint in systems.items()
+            for part in ("--system", f"{name}={checkpoint},{self.path('memory')}")
+        ]
         return [
-            sys.executable, "-m", "training.evaluate", "--questions", self.path("world/questions"), "--output", self.path("evaluation"), *named,
-            "--baselines", "bm25", "--splits", ",".join(SPLITS), "--num-selected", "1", "--retrieval-only",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "training.evaluate",
+            "--questions",
+            self.path("world/questions"),
+            "--output",
+            self.path("evaluation"),
+            *named,
+            "--baselines",
+            "bm25",
+            "--splits",
+            ",".join(SPLITS),
+            "--num-selected",
+            "1",
+            "--retrieval-only",
+        ]
 
     def _stage(self, name: str, *, program: str = "training/pretrain.py", **keys: str) -> list[str]:
         values = {"seed": str(self.seed), "output": self.path(name)} | keys
@@ -151,7 +201,10 @@ def make(world: World) -> dict[str, Any]:
         run_all(together)
         seconds[name] = time.monotonic() - began
     report = json.loads((world.output / "evaluation" / "report.json").read_text(encoding="utf-8"))
-    runs = {name: json.loads((world.output / name / "report.json").read_text(encoding="utf-8"))["run"] for name in world.joint_runs}
+    runs = {
+        name: json.loads((world.output / name / "report.json").read_text(encoding="utf-8"))["run"]
+        for name in world.joint_runs
+    }
     systems = {name: found for name, found in report["systems"].items() if name in ("start", *world.joint_runs)}
     systems = {"BM25": report["systems"]["bm25/start"]} | systems
     return {
@@ -173,7 +226,9 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
             cells = [f"{values[s]['value']:.3f} [{values[s]['low']:.3f}, {values[s]['high']:.3f}]" for s in SPLITS]
             lines.append(f"| {result['seed']} | {system} | {' | '.join(cells)} |")
     spent = "; ".join(f"seed {r['seed']}: {sum(r['seconds'].values()):.0f}" for r in results)
-    return "\n".join(["# Retrieval learned from answers alone, in a small world", "", *lines, "", f"Seconds in all, {spent}.", ""])
+    return "\n".join(
+        ["# Retrieval learned from answers alone, in a small world", "", *lines, "", f"Seconds in all, {spent}.", ""]
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -181,16 +236,33 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m infra.world", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", required=True, metavar="DIR", help="gets seed-N/ for each seed, report.md, report.json, learning.png")
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help="worlds to make (default 0)")
-    parser.add_argument("--control", action="store_true", help="also train with the gradient from the answer to the scores cut")
-    parser.add_argument("--shuffled", action="store_true", help="also train with the answers shuffled among the questions")
     parser.add_argument(
-        "--straight-through", action="store_true", help="also train by the straight-through top-k alone, four times as long"
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="gets seed-N/ for each seed, report.md, report.json, learning.png",
     )
-    parser.add_argument("--without-paraphrase", action="store_true", help="the ablation: a compressor pretrained on answers alone")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help="worlds to make (default 0)")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of infra/configs/world.toml; repeatable"
+        "--control", action="store_true", help="also train with the gradient from the answer to the scores cut"
+    )
+    parser.add_argument(
+        "--shuffled", action="store_true", help="also train with the answers shuffled among the questions"
+    )
+    parser.add_argument(
+        "--straight-through",
+        action="store_true",
+        help="also train by the straight-through top-k alone, four times as long",
+    )
+    parser.add_argument(
+        "--without-paraphrase", action="store_true", help="the ablation: a compressor pretrained on answers alone"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of infra/configs/world.toml; repeatable",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(argv)
@@ -204,7 +276,9 @@ def main(argv: list[str]) -> int:
                 print(shlex.join(["python" if part == sys.executable else part for part in command]))
         return 0
     results = [make(world) for world in worlds]
-    atomic_write(output / REPORT, json.dumps({"command": argv, "versions": versions(), "worlds": results}, indent=1) + "\n")
+    atomic_write(
+        output / REPORT, json.dumps({"command": argv, "versions": versions(), "worlds": results}, indent=1) + "\n"
+    )
     draw(results[0]["by_step"], output / "learning.png")
     text = markdown(results)
     atomic_write(output / "report.md", text)

@@ -1,15 +1,17 @@
 """EXAMPLES for the stage `pretrain`.
 
-From any corpus, without labels:   python -m pipelines.build_examples --input corpus.jsonl --output DIR --exclude-held-out
-From rows with synthetic pairs:    python -m pipelines.build_examples --input pairs.jsonl --format scp --output DIR
+From any corpus, without labels:   python -m pipelines.build_examples --input corpus.jsonl --output DIR
+--exclude-held-out From rows with synthetic pairs:    python -m pipelines.build_examples --input pairs.jsonl --format
+scp --output DIR
 
-A corpus gives each document two examples. `autoencode`: the document itself is told from its memory. `cloze`: pairs of a
-sentence with one span masked and that span: the document's own title, a name of several words, a number, or for want of
-those the longest word; besides "What is this text about?" and, where the corpus has a `description`, "What is TITLE?".
+A corpus gives each document two examples. `autoencode`: the document itself is told from its memory. `cloze`: pairs of
+a sentence with one span masked and that span: the document's own title, a name of several words, a number, or for want
+of those the longest word; besides "What is this text about?" and, where the corpus has a `description`, "What is
+TITLE?".
 
-Another article's title is never masked, as this is what `build_questions --format cloze` asks. With --exclude-held-out no
-held-out article is an example, and sentences that mention one are cut from the others: no question that evaluation asks
-about a held-out article has been read in pretraining.
+Another article's title is never masked, as this is what `build_questions --format cloze` asks. With --exclude-held-out
+no held-out article is an example, and sentences that mention one are cut from the others: no question that evaluation
+asks about a held-out article has been read in pretraining.
 """
 
 import argparse
@@ -134,7 +136,9 @@ def corpus_examples(rows: Sequence[tuple[Document, str]], settings: Settings) ->
             counts["dropped: every sentence mentions a held-out article"] += 1
             continue
         document = (
-            original if len(kept) == len(whole) else Document(original.id, original.title, " ".join(kept), original.source, original.line)
+            original
+            if len(kept) == len(whole)
+            else Document(original.id, original.title, " ".join(kept), original.source, original.line)
         )
         if any(True for _ in secret.find(description)):
             description = ""
@@ -144,7 +148,11 @@ def corpus_examples(rows: Sequence[tuple[Document, str]], settings: Settings) ->
                 counts["no pair found"] += 1
                 continue
             questions, answers = tuple(q for q, _ in pairs), tuple(a for _, a in pairs)
-            examples.append(Example(example_id(document.id, kind), document.id, document.title, document.text, kind, questions, answers))
+            examples.append(
+                Example(
+                    example_id(document.id, kind), document.id, document.title, document.text, kind, questions, answers
+                )
+            )
     return examples, dict(counts)
 
 
@@ -200,10 +208,16 @@ def read_described(files: Sequence[str], fields: Fields = FIELDS) -> Iterator[tu
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m pipelines.build_examples", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipelines.build_examples",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument(
-        "--input", required=True, nargs="+", metavar="FILE", help="JSONL, Parquet or plain text files, compressed ones too, or quoted globs"
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="JSONL, Parquet or plain text files, compressed ones too, or quoted globs",
     )
     found.add_argument("--output", required=True, metavar="DIR", help="EXAMPLES to write")
     found.add_argument(
@@ -213,14 +227,25 @@ def parser() -> argparse.ArgumentParser:
         help="corpus: id, title, text; scp: data_type, question, answers, docs (default: corpus)",
     )
     add_field_arguments(found.add_argument_group("format corpus"))
-    found.add_argument("--kinds", default="autoencode,cloze", help="what a corpus gives, comma-separated (default: autoencode,cloze)")
-    found.add_argument("--pairs", type=int, default=6, help="most pairs of a cloze example (default: 6)")
-    found.add_argument("--max-sentence-characters", type=int, default=300, help="longer sentences are not asked about (default: 300)")
-    found.add_argument("--exclude-held-out", action="store_true", help="leave out held-out articles and sentences that mention one")
     found.add_argument(
-        "--held-out-share", type=float, default=0.1, help="share of articles held out, as for build_questions (default: 0.1)"
+        "--kinds", default="autoencode,cloze", help="what a corpus gives, comma-separated (default: autoencode,cloze)"
     )
-    found.add_argument("--salt", default="held-out", help="of the hash that holds out, as for build_questions (default: held-out)")
+    found.add_argument("--pairs", type=int, default=6, help="most pairs of a cloze example (default: 6)")
+    found.add_argument(
+        "--max-sentence-characters", type=int, default=300, help="longer sentences are not asked about (default: 300)"
+    )
+    found.add_argument(
+        "--exclude-held-out", action="store_true", help="leave out held-out articles and sentences that mention one"
+    )
+    found.add_argument(
+        "--held-out-share",
+        type=float,
+        default=0.1,
+        help="share of articles held out, as for build_questions (default: 0.1)",
+    )
+    found.add_argument(
+        "--salt", default="held-out", help="of the hash that holds out, as for build_questions (default: held-out)"
+    )
     found.add_argument("--seed", type=int, default=0, help="draws the pairs (default: 0)")
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     return found
@@ -253,7 +278,11 @@ def main(argv: list[str]) -> int:
     if fields != FIELDS:  # flags that came later: without them, older EXAMPLES are still what they were
         chosen["fields"] = asdict(fields)
     if options.dry_run:
-        print(json.dumps({"format": options.format, "inputs": files, "settings": chosen, "output": options.output}, indent=1))
+        print(
+            json.dumps(
+                {"format": options.format, "inputs": files, "settings": chosen, "output": options.output}, indent=1
+            )
+        )
         return 0
     recipe = {"program": "build_examples", "format": options.format, "settings": chosen, "inputs": input_hashes(files)}
     if artefact.up_to_date(options.output, "EXAMPLES", recipe):
@@ -264,7 +293,9 @@ def main(argv: list[str]) -> int:
     else:
         examples, counts = corpus_examples(list(read_described(files, fields)), settings)
     if not examples:
-        raise InputError(f"{', '.join(files)}: gave no example ({counts}); give a corpus with more text, or hold less out")
+        raise InputError(
+            f"{', '.join(files)}: gave no example ({counts}); give a corpus with more text, or hold less out"
+        )
     with locked(options.output):
         manifest = write_examples(options.output, examples, recipe=recipe, counts=counts)
     print(f"{options.output}: EXAMPLES {json.dumps(manifest['counts'])}")

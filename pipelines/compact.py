@@ -30,9 +30,13 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--output", required=True, metavar="DIR", help="MEMORY to write")
     found.add_argument("--num-shards", type=int, default=0, help="files of rows (default: 0, as many as before)")
     found.add_argument(
-        "--no-verify", action="store_true", help="skip reading every byte of the MEMORY against its sha256 before (default: read it)"
+        "--no-verify",
+        action="store_true",
+        help="skip reading every byte of the MEMORY against its sha256 before (default: read it)",
     )
-    found.add_argument("--overwrite", action="store_true", help="replace a finished MEMORY that was made by another recipe")
+    found.add_argument(
+        "--overwrite", action="store_true", help="replace a finished MEMORY that was made by another recipe"
+    )
     found.add_argument("--dry-run", action="store_true", help="print what there is to fold, and stop")
     return found
 
@@ -45,7 +49,9 @@ def main(argv: list[str]) -> int:
     store = MemoryStore.open(args.memory)
     output = paths.absolute(args.output)
     if output in (paths.absolute(args.memory), paths.absolute(store.directory)):
-        raise InputError(f"--output {args.output}: is the MEMORY of --memory, which stays as it is; give another directory")
+        raise InputError(
+            f"--output {args.output}: is the MEMORY of --memory, which stays as it is; give another directory"
+        )
     num_shards = args.num_shards or store.num_shards
     if args.dry_run:
         parts = {name: len(store.manifest[name]) for name in ("shards", "overlays", "tombstones")}

@@ -1,10 +1,12 @@
 """UTILITIES of questions: pools drawn once, and how likely each candidate alone makes the answer (a Beam job over all cores, or a runner's).
 
-    python -m pipelines.score_utilities --questions DIR --checkpoint DIR --memory DIR [--index DIR] --output DIR [--pool-size 20]
+    python -m pipelines.score_utilities --questions DIR --checkpoint DIR --memory DIR [--index DIR] --output DIR
+    [--pool-size 20]
 
-While compressor and generator stand still these numbers don't change: `training/joint.py --set utilities=DIR` then trains the query reasoner for
-many epochs at the price of its own passes. Score again after a refresh, or when the generator has trained. A pool holds the known positives (unless
---no-positives), the best rows of the index and of BM25 in turn, and rows drawn at random. A run that was interrupted goes on.
+While compressor and generator stand still these numbers don't change: `training/joint.py --set utilities=DIR` then
+trains the query reasoner for many epochs at the price of its own passes. Score again after a refresh, or when the
+generator has trained. A pool holds the known positives (unless --no-positives), the best rows of the index and of BM25
+in turn, and rows drawn at random. A run that was interrupted goes on.
 """
 
 import argparse
@@ -30,7 +32,15 @@ from clara.retrieval.bm25 import Bm25
 from clara.retrieval.pools import Known, fill, interleave
 from clara.retrieval.retriever import NO_ROW, Retriever
 from clara.storage import folders, paths
-from clara.storage.artefact import MANIFEST, atomic_write, file_entry, manifest_hash, read_manifest, up_to_date, write_manifest
+from clara.storage.artefact import (
+    MANIFEST,
+    atomic_write,
+    file_entry,
+    manifest_hash,
+    read_manifest,
+    up_to_date,
+    write_manifest,
+)
 from pipelines.engines.runner import LOCAL, beam_options, execute, make_pipeline
 from pipelines.job.locks import Lease, locked
 from pipelines.job.progress import ShardProgress, progress_bar
@@ -61,7 +71,11 @@ class Job:
 
     def recipe(self) -> dict[str, Any]:
         """What determines the numbers."""
-        inputs = {name: manifest_hash(path) for name in ("questions", "checkpoint", "memory", "index") if (path := getattr(self, name))}
+        inputs = {
+            name: manifest_hash(path)
+            for name in ("questions", "checkpoint", "memory", "index")
+            if (path := getattr(self, name))
+        }
         settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "seed", "device")
         # A setting that came later counts where it says something: older runs are still those runs.
         later = {"published": True} if self.published else {}
@@ -78,9 +92,15 @@ class Scorer:
             InputError: see `Retriever.open`.
         """
         self._job = job
-        self._retriever = Retriever.open(job.checkpoint, job.memory, job.index or None, backbone=job.backbone, device=job.device)
+        self._retriever = Retriever.open(
+            job.checkpoint, job.memory, job.index or None, backbone=job.backbone, device=job.device
+        )
         store = self._retriever.store
-        self._bm25 = Bm25([input_text(c.title, c.text) for c in store.records(store.row_ids)], store.row_ids) if job.from_bm25 else None
+        self._bm25 = (
+            Bm25([input_text(c.title, c.text) for c in store.records(store.row_ids)], store.row_ids)
+            if job.from_bm25
+            else None
+        )
 
     def pools(self, questions: Sequence[Question]) -> list[list[int]]:
         """Rows for each question: positives, index and BM25 in turn, then rows at random, none that the question keeps out.
@@ -104,7 +124,9 @@ class Scorer:
         lists: list[list[list[int]]] = [[] for _ in questions]
         if job.from_index:
             found, _ = self._retriever.search(
-                self._retriever.queries([q.question for q in questions]), job.from_index, [q.exclude_ids for q in questions]
+                self._retriever.queries([q.question for q in questions]),
+                job.from_index,
+                [q.exclude_ids for q in questions],
             )
             for parts, rows in zip(lists, found.tolist(), strict=True):
                 parts.append([r for r in rows if r != NO_ROW])
@@ -126,7 +148,9 @@ class Scorer:
         memory_NMD = self._retriever.memories(pool).to(self._retriever.model.backbone.device)
         memories = [*(m[None] for m in memory_NMD), memory_NMD[:0]]
         count = len(memories)
-        nats, _ = self._retriever.model.answer_log_likelihood([question.question] * count, memories, [question.answers[0]] * count)
+        nats, _ = self._retriever.model.answer_log_likelihood(
+            [question.question] * count, memories, [question.answers[0]] * count
+        )
         *given, without = nats.tolist()
         return Scored(question.question_id, tuple(pool), tuple(given), without)
 
@@ -177,11 +201,18 @@ def questions_of(job: Job) -> list[Question]:
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m pipelines.score_utilities", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipelines.score_utilities",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = found.add_argument
     add("--questions", required=True, metavar="DIR", help="QUESTIONS")
-    add("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT whose generator reads, and whose query reasoner searches")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="DIR",
+        help="CHECKPOINT whose generator reads, and whose query reasoner searches",
+    )
     add("--memory", required=True, metavar="DIR", help="MEMORY of that CHECKPOINT's compressor")
     add("--index", default="", metavar="DIR", help="INDEX over that MEMORY (default: exact search over all rows)")
     add("--backbone", default="", help="folder of the LM (default: the one that the checkpoint holds or names)")
@@ -191,11 +222,24 @@ def parser() -> argparse.ArgumentParser:
     add("--from-index", type=int, default=5, metavar="N", help="of these, best of the index (default: %(default)s)")
     add("--from-bm25", type=int, default=5, metavar="N", help="of these, best of BM25 (default: %(default)s)")
     add("--no-positives", action="store_true", help="don't put the known positives into the pools")
-    add("--published-pools", action="store_true", help="score each question's own candidate_ids, all of them, instead of drawing a pool")
+    add(
+        "--published-pools",
+        action="store_true",
+        help="score each question's own candidate_ids, all of them, instead of drawing a pool",
+    )
     add("--seed", type=int, default=0, help="of the rows drawn at random (default: %(default)s)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add("--num-workers", type=int, default=0, help="processes of the local runner; 0: as many as cores (default: %(default)s)")
-    add("--runner", default=LOCAL, help="local, or a runner's name for Beam; further arguments are Beam's (default: %(default)s)")
+    add(
+        "--num-workers",
+        type=int,
+        default=0,
+        help="processes of the local runner; 0: as many as cores (default: %(default)s)",
+    )
+    add(
+        "--runner",
+        default=LOCAL,
+        help="local, or a runner's name for Beam; further arguments are Beam's (default: %(default)s)",
+    )
     add("--overwrite", action="store_true", help="replace UTILITIES of another recipe")
     add("--dry-run", action="store_true", help="print the recipe and stop")
     return found
@@ -267,7 +311,11 @@ def run(job: Job, pipeline: beam.Pipeline, recipe: dict[str, Any], lease: Lease 
         | "spread" >> beam.Reshuffle()
         | "score" >> beam.ParDo(ScoreShard(job, num_shards))
     )
-    pipeline | "once" >> beam.Create([None]) | "collect" >> beam.Map(_collect, AsList(found), paths.join(job.output, _ENTRIES))
+    (
+        pipeline
+        | "once" >> beam.Create([None])
+        | "collect" >> beam.Map(_collect, AsList(found), paths.join(job.output, _ENTRIES))
+    )
     with progress_bar(job.output, time.time(), quiet=False, what="questions", doing="score"):
         execute(pipeline)
     entries = json.loads(folders.folder(job.output).read(_ENTRIES) or b"[]")
@@ -308,7 +356,9 @@ def main(argv: list[str]) -> int:
     with locked(job.output) as lease:
         prepare(job.output, recipe, options.overwrite)
         count = run(job, make_pipeline(beam_arguments, options.runner), recipe, lease)
-    print(f"{options.output}: UTILITIES of {count} questions, {'published pools' if job.published else f'pools of {job.pool_size}'}")
+    print(
+        f"{options.output}: UTILITIES of {count} questions, {'published pools' if job.published else f'pools of {job.pool_size}'}"
+    )
     return 0
 
 

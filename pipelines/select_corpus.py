@@ -70,7 +70,9 @@ def densest(edges: Iterable[tuple[str, str]], nodes: Sequence[str], number: int,
     return kept
 
 
-def select(documents: Sequence[Document], number: int, seed: int = 0, settings: ClozeSettings | None = None) -> list[Document]:
+def select(
+    documents: Sequence[Document], number: int, seed: int = 0, settings: ClozeSettings | None = None
+) -> list[Document]:
     """The `number` documents of a corpus that mention each other most densely, in the corpus' order.
 
     Raises:
@@ -92,17 +94,33 @@ def main(argv: list[str]) -> int:
     """The command line."""
     standard = ClozeSettings()
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.select_corpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipelines.select_corpus",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--input", required=True, nargs="+", metavar="FILE", help="corpus: JSONL, Parquet or plain text files, or quoted globs"
+        "--input",
+        required=True,
+        nargs="+",
+        metavar="FILE",
+        help="corpus: JSONL, Parquet or plain text files, or quoted globs",
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="JSONL to write: the chosen lines with all their fields")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="JSONL to write: the chosen lines with all their fields"
+    )
     add_field_arguments(parser)
     parser.add_argument("--documents", type=int, default=1000, help="articles to keep (default: 1000)")
-    parser.add_argument("--max-per-target", type=int, default=standard.max_per_target, help="as for build_questions (default: %(default)s)")
     parser.add_argument(
-        "--held-out-share", type=float, default=standard.held_out_share, help="as for build_questions (default: %(default)s)"
+        "--max-per-target",
+        type=int,
+        default=standard.max_per_target,
+        help="as for build_questions (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--held-out-share",
+        type=float,
+        default=standard.held_out_share,
+        help="as for build_questions (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="orders equally poor articles (default: 0)")
     parser.add_argument("--dry-run", action="store_true", help="choose and report, write nothing")

@@ -41,9 +41,13 @@ def corpus_row(entry: Mapping[str, str]) -> dict[str, str]:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.wiki_corpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipelines.wiki_corpus",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", required=True, metavar="FILE", help="JSONL to write: id, title, text, description, topic")
+    parser.add_argument(
+        "--output", required=True, metavar="FILE", help="JSONL to write: id, title, text, description, topic"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be read and written, and stop")
     options = parser.parse_args(argv)
     source = summaries_path()

@@ -1,9 +1,11 @@
 """Compare systems on the same questions and pools: what they find, what they answer, and how likely the right answer is to them.
 
-python -m training.evaluate --questions DIR --output DIR --system NAME=CHECKPOINT,MEMORY[,INDEX] [--system …] [--baselines bm25,dense,text]
+python -m training.evaluate --questions DIR --output DIR --system NAME=CHECKPOINT,MEMORY[,INDEX] [--system …]
+[--baselines bm25,dense,text]
 
-Rows are called RETRIEVER/GENERATOR: `after` is a system as it is, `bm25/after` its generator on what BM25 found, `text/bm25` the plain LM on the
-raw passages that BM25 found. With --cross there are also `before/after` and `after/before`, so that no gain is credited twice.
+Rows are called RETRIEVER/GENERATOR: `after` is a system as it is, `bm25/after` its generator on what BM25 found,
+`text/bm25` the plain LM on the raw passages that BM25 found. With --cross there are also `before/after` and
+`after/before`, so that no gain is credited twice.
 """
 
 import argparse
@@ -35,7 +37,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--questions", required=True, help="QUESTIONS directory")
-    parser.add_argument("--output", required=True, help="EVALUATION directory: report.json, report.md, report.html, per_question.parquet")
+    parser.add_argument(
+        "--output",
+        required=True,
+        help="EVALUATION directory: report.json, report.md, report.html, per_question.parquet",
+    )
     parser.add_argument(
         "--system",
         action="append",
@@ -45,10 +51,15 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--baselines", default="", help=f"comma-separated: {', '.join(BASELINES)} (default: none)")
     parser.add_argument(
-        "--dense-model", default="", metavar="FOLDER", help="sentence-transformers folder of the baseline dense; nothing is downloaded"
+        "--dense-model",
+        default="",
+        metavar="FOLDER",
+        help="sentence-transformers folder of the baseline dense; nothing is downloaded",
     )
     parser.add_argument(
-        "--cross", action="store_true", help="let every system's generator also read what every other system's retrieval found"
+        "--cross",
+        action="store_true",
+        help="let every system's generator also read what every other system's retrieval found",
     )
     parser.add_argument(
         "--alignment",
@@ -59,11 +70,21 @@ def parser() -> argparse.ArgumentParser:
         "each of two readers (default 0)",
     )
     parser.add_argument(
-        "--splits", default="unseen,seen", help="comma-separated splits of QUESTIONS; 'all' takes every question (default %(default)s)"
+        "--splits",
+        default="unseen,seen",
+        help="comma-separated splits of QUESTIONS; 'all' takes every question (default %(default)s)",
     )
-    parser.add_argument("--limit", type=int, default=0, metavar="N", help="questions of each split, drawn by their ids; 0: all (default 0)")
     parser.add_argument(
-        "--backbone", default="", help="folder of the language model (default: the one that each checkpoint holds or names)"
+        "--limit",
+        type=int,
+        default=0,
+        metavar="N",
+        help="questions of each split, drawn by their ids; 0: all (default 0)",
+    )
+    parser.add_argument(
+        "--backbone",
+        default="",
+        help="folder of the language model (default: the one that each checkpoint holds or names)",
     )
     parser.add_argument(
         "--pool-size",
@@ -72,7 +93,11 @@ def parser() -> argparse.ArgumentParser:
         help="documents of a pool, for questions published without one (default %(default)s)",
     )
     parser.add_argument(
-        "--num-selected", type=int, default=defaults.num_selected, metavar="K", help="rows that the generator reads (default %(default)s)"
+        "--num-selected",
+        type=int,
+        default=defaults.num_selected,
+        metavar="K",
+        help="rows that the generator reads (default %(default)s)",
     )
     parser.add_argument(
         "--generate",
@@ -92,10 +117,15 @@ def parser() -> argparse.ArgumentParser:
         help="what they are answered from, of index, pool, right, wrong, none (default %(default)s)",
     )
     parser.add_argument(
-        "--retrieval-only", action="store_true", help="rank only: no likelihoods and no answers (seconds instead of minutes)"
+        "--retrieval-only",
+        action="store_true",
+        help="rank only: no likelihoods and no answers (seconds instead of minutes)",
     )
     parser.add_argument(
-        "--max-new-tokens", type=int, default=defaults.max_new_tokens, help="longest generated answer, in tokens (default %(default)s)"
+        "--max-new-tokens",
+        type=int,
+        default=defaults.max_new_tokens,
+        help="longest generated answer, in tokens (default %(default)s)",
     )
     parser.add_argument(
         "--accept-stale",
@@ -105,11 +135,15 @@ def parser() -> argparse.ArgumentParser:
         help="system whose MEMORY another compressor made, to measure that; repeatable",
     )
     parser.add_argument(
-        "--verify", action="store_true", help="read every byte of each MEMORY against its sha256 before (default: sizes only)"
+        "--verify",
+        action="store_true",
+        help="read every byte of each MEMORY against its sha256 before (default: sizes only)",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of intervals and paired tests (default %(default)s)")
-    parser.add_argument("--tracking-uri", default="", help="MLflow store for figures and pictures, as sqlite:///PATH (default: none)")
+    parser.add_argument(
+        "--tracking-uri", default="", help="MLflow store for figures and pictures, as sqlite:///PATH (default: none)"
+    )
     parser.add_argument("--experiment", default="clara", help="MLflow experiment (default %(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print what would be evaluated, and stop")
     return parser
@@ -121,7 +155,14 @@ def settings_of(options: argparse.Namespace) -> Settings:
     Raises:
         InputError: a number or a name is out of range, or two options exclude each other.
     """
-    for name, least in (("num_selected", 1), ("pool_size", 2), ("max_new_tokens", 1), ("generate", -1), ("limit", 0), ("alignment", 0)):
+    for name, least in (
+        ("num_selected", 1),
+        ("pool_size", 2),
+        ("max_new_tokens", 1),
+        ("generate", -1),
+        ("limit", 0),
+        ("alignment", 0),
+    ):
         if getattr(options, name) < least:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected {least} or more")
     baselines = _names("--baselines", options.baselines, BASELINES)
@@ -131,12 +172,16 @@ def settings_of(options: argparse.Namespace) -> Settings:
             "model, and the folder is for dense; give both or neither"
         )
     if options.retrieval_only and options.alignment:
-        raise InputError(f"--alignment {options.alignment} reads documents, and --retrieval-only reads none; leave one of them out")
+        raise InputError(
+            f"--alignment {options.alignment} reads documents, and --retrieval-only reads none; leave one of them out"
+        )
     conditions = _names("--conditions", options.conditions, CONDITIONS)
     generated = _names("--generate-conditions", options.generate_conditions, CONDITIONS)
     if options.generate and (unread := [name for name in generated if name not in conditions]):
         if options.generate_conditions != parser().get_default("generate_conditions"):
-            raise InputError(f"--generate-conditions {unread[0]!r} is not among --conditions {options.conditions}; add it there")
+            raise InputError(
+                f"--generate-conditions {unread[0]!r} is not among --conditions {options.conditions}; add it there"
+            )
         generated = tuple(name for name in generated if name in conditions)
     return Settings(
         num_selected=options.num_selected,
@@ -240,7 +285,11 @@ def main(argv: list[str]) -> int:
             recipe=plan,
             counts=counts,
             systems=plan["systems"],
-            questions={"path": str(options.questions), "hash": plan["questions"], "manifest": artefact.manifest_hash(options.questions)},
+            questions={
+                "path": str(options.questions),
+                "hash": plan["questions"],
+                "manifest": artefact.manifest_hash(options.questions),
+            },
         )
         print_tables(evaluation)
         print(f"\n{output}: report.md, report.html, {REPORT}")
@@ -252,7 +301,9 @@ def main(argv: list[str]) -> int:
 def print_tables(evaluation: Evaluation) -> None:
     """The table of each split on the terminal."""
     for split, of in evaluation.figures().items():
-        print(f"\n{split or 'all questions'}: means (intervals and paired differences in the report; log-likelihoods in nats an answer)")
+        print(
+            f"\n{split or 'all questions'}: means (intervals and paired differences in the report; log-likelihoods in nats an answer)"
+        )
         print(as_text(figure_table(of, interval=False)))
 
 

@@ -1,16 +1,20 @@
 """Stage `joint`: retrieval and generation trained by one loss, over MEMORY.
 
-python training/joint.py --config infra/configs/demo.toml --set checkpoint=DIR --set questions=DIR --set memory=DIR --set index=DIR --set output=DIR
-ray job submit --working-dir . -- python training/joint.py --config FILE --set memory=ABSOLUTE_PATH …
+python training/joint.py --config infra/configs/demo.toml --set checkpoint=DIR --set questions=DIR --set memory=DIR
+--set index=DIR --set output=DIR ray job submit --working-dir . -- python training/joint.py --config FILE --set
+memory=ABSOLUTE_PATH …
 
-Makes OUTPUT/checkpoint, OUTPUT/report.json, and with joint.refresh.policy = full or incremental OUTPUT/memory-v1, OUTPUT/index-v1 and so on.
+Makes OUTPUT/checkpoint, OUTPUT/report.json, and with joint.refresh.policy = full or incremental OUTPUT/memory-v1,
+OUTPUT/index-v1 and so on.
 """
 
 import json
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run as a file, Python puts training/ first on the path, where a module could shadow a library
+if (
+    __name__ == "__main__"
+):  # run as a file, Python puts training/ first on the path, where a module could shadow a library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -44,13 +48,21 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--config", help="TOML file; shipped ones are in infra/configs/")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in --set joint.steps=100; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, as in --set joint.steps=100; repeatable",
     )
     parser.add_argument(
-        "--launcher", choices=("ray", "local"), help="short for --set launch.launcher=…: ray (default) or one plain torch process"
+        "--launcher",
+        choices=("ray", "local"),
+        help="short for --set launch.launcher=…: ray (default) or one plain torch process",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved configuration, the hashes of the inputs and where it would write; stop"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration, the hashes of the inputs and where it would write; stop",
     )
     options = parser.parse_args(argv)
     config = load(options.config, [*options.set, *[f"launch.launcher={options.launcher}"] * bool(options.launcher)])
@@ -59,7 +71,12 @@ def main(argv: list[str]) -> int:
     config = absolute(config)
     where = places(config)
     if options.dry_run:
-        shown = {"config": config.model_dump(), "inputs": recipe(config)["inputs"], "plan": plan(config), "run": str(where.run)}
+        shown = {
+            "config": config.model_dump(),
+            "inputs": recipe(config)["inputs"],
+            "plan": plan(config),
+            "run": str(where.run),
+        }
         print(json.dumps(shown, indent=1))
         return 0
     if finished(config):

@@ -1,7 +1,8 @@
 """Stages `pretrain` and `instruct`: make the compressor and the generator that joint training starts from.
 
 python training/pretrain.py --config infra/configs/demo.toml --set stage=pretrain --set examples=DIR --set output=DIR
-python training/pretrain.py --config infra/configs/demo.toml --set stage=instruct --set checkpoint=DIR --set questions=DIR --set corpus=FILE …
+python training/pretrain.py --config infra/configs/demo.toml --set stage=instruct --set checkpoint=DIR --set
+questions=DIR --set corpus=FILE …
 """
 
 import json
@@ -9,7 +10,9 @@ import logging
 import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # run as a file, Python puts training/ first on the path, where a module could shadow a library
+if (
+    __name__ == "__main__"
+):  # run as a file, Python puts training/ first on the path, where a module could shadow a library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -43,9 +46,14 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
 
     Args:
         config: the run's.
-        micro_batch: questions in one forward pass, out of which stage `instruct` takes the other documents of a prompt; 0: the whole step.
+        micro_batch: questions in one forward pass, out of which stage `instruct` takes the other documents of a prompt;
+            0: the whole step.
     """
-    inputs = {name: artefact.manifest_hash(path) for name in ("checkpoint", "examples", "questions") if (path := getattr(config, name))}
+    inputs = {
+        name: artefact.manifest_hash(path)
+        for name in ("checkpoint", "examples", "questions")
+        if (path := getattr(config, name))
+    }
     if config.corpus:
         hashes = input_hashes(expand([config.corpus], "corpus"))
         inputs["corpus"] = artefact.hash_of(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
@@ -72,7 +80,11 @@ def up_to_date(target: Path, config: Config, plan: dict[str, object]) -> bool:
 def build(config: Config, micro_batch: int) -> tuple[ClaraModel, Stage]:
     """The model and the stage that a configuration asks for."""
     device = "cuda" if config.launch.gpu else "cpu"
-    model = load_checkpoint(config.checkpoint, config.backbone, device=device) if config.checkpoint else fresh_model(config, device=device)
+    model = (
+        load_checkpoint(config.checkpoint, config.backbone, device=device)
+        if config.checkpoint
+        else fresh_model(config, device=device)
+    )
     if config.stage == "pretrain":
         require(config, "examples")
         if config.pretrain.train_backbone and config.backbone.dtype != "float32":
@@ -84,8 +96,14 @@ def build(config: Config, micro_batch: int) -> tuple[ClaraModel, Stage]:
     require(config, "questions", "corpus")
     every = read_questions(config.questions, "train")
     questions = [q for q in every if q.positive_ids]
-    logger.info("instruct: %d questions, %d others name no positive document and are left out", len(questions), len(every) - len(questions))
-    documents = read_documents(config.corpus, {name for q in questions for name in offered_documents(q, config.instruct)})
+    logger.info(
+        "instruct: %d questions, %d others name no positive document and are left out",
+        len(questions),
+        len(every) - len(questions),
+    )
+    documents = read_documents(
+        config.corpus, {name for q in questions for name in offered_documents(q, config.instruct)}
+    )
     if config.instruct.generator == "restart":
         lora.restart_adapter(model.backbone.layers, GENERATOR)
     return model, InstructStage(model, questions, documents, config, micro_batch)
@@ -98,9 +116,18 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--config", help="TOML file; shipped ones are in infra/configs/")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key, as in --set pretrain.steps=100; repeatable"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, as in --set pretrain.steps=100; repeatable",
     )
-    parser.add_argument("--micro-batch", type=int, default=0, help="documents or questions in one forward pass (default: the whole step)")
+    parser.add_argument(
+        "--micro-batch",
+        type=int,
+        default=0,
+        help="documents or questions in one forward pass (default: the whole step)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
     options = parser.parse_args(argv)
     config = load(options.config, options.set)
@@ -116,7 +143,9 @@ def main(argv: list[str]) -> int:
         print(json.dumps(config.model_dump(), indent=1))
         return 0
     if options.micro_batch < 0:
-        raise InputError(f"--micro-batch is {options.micro_batch}; expected a number of documents or questions, or 0 for the whole step")
+        raise InputError(
+            f"--micro-batch is {options.micro_batch}; expected a number of documents or questions, or 0 for the whole step"
+        )
     plan = recipe(config, options.micro_batch)
     target = Path(config.output) / "checkpoint"
     if up_to_date(target, config, plan):

@@ -2,8 +2,8 @@
 
 python -m training.promote --name MODEL --version N [--alias champion] --tracking-uri sqlite:///PATH
 
-Compared is the log-likelihood of each held-out question's answer after reading what the system retrieved, by a paired test.
-Exit status: 0 the version holds the alias now, 3 it does not.
+Compared is the log-likelihood of each held-out question's answer after reading what the system retrieved, by a paired
+test. Exit status: 0 the version holds the alias now, 3 it does not.
 """
 
 import argparse
@@ -55,7 +55,10 @@ def decide(challenger: Held, champion: Held, *, measure: str, level: float, seed
         seed: of the test.
     """
     if challenger.asked != champion.asked:
-        only_new, only_old = challenger.asked.keys() - champion.asked.keys(), champion.asked.keys() - challenger.asked.keys()
+        only_new, only_old = (
+            challenger.asked.keys() - champion.asked.keys(),
+            champion.asked.keys() - challenger.asked.keys(),
+        )
         changed = sum(challenger.asked[q] != champion.asked[q] for q in challenger.asked.keys() & champion.asked.keys())
         return Decision(
             False,
@@ -65,16 +68,17 @@ def decide(challenger: Held, champion: Held, *, measure: str, level: float, seed
     names = sorted(challenger.values.keys() & champion.values.keys())
     if len(names) < 2 or len(names) != len(challenger.asked):
         return Decision(
-            False, f"{measure} is known for {len(names)} of {len(challenger.asked)} questions; evaluate every question, two at least"
+            False,
+            f"{measure} is known for {len(names)} of {len(challenger.asked)} questions; evaluate every question, two at least",
         )
     test = paired_test([challenger.values[n] for n in names], [champion.values[n] for n in names], seed)
-    figures = (
-        f"{measure} {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p = {test.p_value:.4f}, {test.num_questions} questions"
-    )
+    figures = f"{measure} {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p = {test.p_value:.4f}, {test.num_questions} questions"
     if test.difference <= 0:
         return Decision(False, f"not better than the champion: {figures}", test)
     if test.p_value >= level:
-        return Decision(False, f"better than the champion, but it may be chance (p must be below {level}): {figures}", test)
+        return Decision(
+            False, f"better than the champion, but it may be chance (p must be below {level}): {figures}", test
+        )
     return Decision(True, f"beats the champion: {figures}", test)
 
 
@@ -82,7 +86,8 @@ def held_out(client: "MlflowClient", version: "ModelVersion", *, split: str, mea
     """What the evaluation that a version was registered with says of it.
 
     Raises:
-        InputError: the version was not registered by `training.register`, or its evaluation has no such split or measure.
+        InputError: the version was not registered by `training.register`, or its evaluation has no such split or
+            measure.
     """
     from mlflow.exceptions import MlflowException
 
@@ -108,7 +113,9 @@ def held_out(client: "MlflowClient", version: "ModelVersion", *, split: str, mea
         known = [name for name in chosen[0] if "." in name]
         raise InputError(f"--measure {measure!r}: the evaluation has {', '.join(known)}; name one of them")
     return Held(
-        asked={row["question_id"]: (row["question"], tuple(row["answers"]), tuple(row["positive_ids"])) for row in chosen},
+        asked={
+            row["question_id"]: (row["question"], tuple(row["answers"]), tuple(row["positive_ids"])) for row in chosen
+        },
         values={row["question_id"]: float(row[measure]) for row in chosen if row[measure] is not None},
     )
 
@@ -121,10 +128,14 @@ def model_version(client: "MlflowClient", name: str, version: str) -> "ModelVers
     """
     versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
     if not versions:
-        raise InputError(f"--name {name!r}: no version is registered in this store; register one with python -m training.register")
+        raise InputError(
+            f"--name {name!r}: no version is registered in this store; register one with python -m training.register"
+        )
     wanted = max(versions, key=int) if version == "latest" else version
     if wanted not in versions:
-        raise InputError(f"--version {version!r}: {name} has {', '.join(sorted(versions, key=int))}; give one of them, or latest")
+        raise InputError(
+            f"--version {version!r}: {name} has {', '.join(sorted(versions, key=int))}; give one of them, or latest"
+        )
     return versions[wanted]
 
 
@@ -144,9 +155,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--alias", default="champion", help="what is to be moved (default %(default)s)")
     parser.add_argument("--split", default="unseen", help="held-out questions that decide (default %(default)s)")
     parser.add_argument(
-        "--measure", default=DEFAULT_MEASURE, help="what is compared, larger is better (default %(default)s, nats an answer)"
+        "--measure",
+        default=DEFAULT_MEASURE,
+        help="what is compared, larger is better (default %(default)s, nats an answer)",
     )
-    parser.add_argument("--level", type=float, default=0.05, help="the paired test's p-value must be below it (default %(default)s)")
+    parser.add_argument(
+        "--level", type=float, default=0.05, help="the paired test's p-value must be below it (default %(default)s)"
+    )
     parser.add_argument("--tracking-uri", required=True, help="MLflow store, as sqlite:///PATH")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
     return parser
@@ -169,7 +184,11 @@ def main(argv: list[str]) -> int:
     else:
         old = held_out(client, champion, split=options.split, measure=options.measure)
         decision = decide(held, old, measure=options.measure, level=options.level)
-    against = f" against version {champion.version}" if champion is not None and champion.version != challenger.version else ""
+    against = (
+        f" against version {champion.version}"
+        if champion is not None and champion.version != challenger.version
+        else ""
+    )
     verdict = "promoted" if decision.promoted else "not promoted"
     text = f"{options.name} version {challenger.version} {verdict} to {options.alias}{against}: {decision.reason}"
     print(text)

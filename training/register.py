@@ -1,6 +1,7 @@
 """Register a trained system in MLflow: a run with what was done, and a model version that answers.
 
-python -m training.register --name MODEL --checkpoint DIR --memory DIR --index DIR --evaluation DIR --system NAME --tracking-uri sqlite:///PATH
+python -m training.register --name MODEL --checkpoint DIR --memory DIR --index DIR --evaluation DIR --system NAME
+--tracking-uri sqlite:///PATH
 
 The version holds the CHECKPOINT, and pointers (URI and hash) to MEMORY, INDEX and LM, never their bytes.
 """
@@ -57,7 +58,12 @@ class Registration:
 
     def hashes(self) -> dict[str, str]:
         """Manifest hashes of its artefacts."""
-        named = {"checkpoint": self.checkpoint, "memory": self.memory, "index": self.index, "evaluation": self.evaluation}
+        named = {
+            "checkpoint": self.checkpoint,
+            "memory": self.memory,
+            "index": self.index,
+            "evaluation": self.evaluation,
+        }
         return {kind: manifest_hash(path) for kind, path in named.items() if path is not None}
 
     def tags(self) -> dict[str, str]:
@@ -143,7 +149,9 @@ def requirements() -> list[str]:
     return [*core, f"mlflow=={importlib.metadata.version('mlflow')}"]
 
 
-def log_run(client: "MlflowClient", run_id: str, registration: Registration, metrics: Path | None, pictures: list[Path]) -> None:
+def log_run(
+    client: "MlflowClient", run_id: str, registration: Registration, metrics: Path | None, pictures: list[Path]
+) -> None:
     """Parameters, metrics by step, the evaluation's figures and files, and pictures."""
     recipe = read_manifest(registration.checkpoint, "CHECKPOINT")["made_by"]["recipe"]
     report = json.loads((registration.evaluation / REPORT).read_text(encoding="utf-8"))
@@ -161,7 +169,9 @@ def log_run(client: "MlflowClient", run_id: str, registration: Registration, met
         client.log_artifact(run_id, str(picture), "pictures")
 
 
-def register(uri: str, experiment: str, registration: Registration, metrics: Path | None, pictures: list[Path]) -> "ModelVersion":
+def register(
+    uri: str, experiment: str, registration: Registration, metrics: Path | None, pictures: list[Path]
+) -> "ModelVersion":
     """Register a system, or find that it has been; returns its version."""
     import mlflow
 
@@ -181,11 +191,17 @@ def register(uri: str, experiment: str, registration: Registration, metrics: Pat
         try:
             pin(Path(path), f"model {registration.name} in {uri}")
         except InputError as error:
-            logger.warning("%s: cannot be pinned, so a training run that still makes versions there may delete it (%s)", path, error)
+            logger.warning(
+                "%s: cannot be pinned, so a training run that still makes versions there may delete it (%s)",
+                path,
+                error,
+            )
     where = experiment_id(client, uri, experiment)
     for run in client.search_runs([where], f"tags.`{TAG}` = '{identity}'"):
         client.delete_run(run.info.run_id)  # of an interrupted registration
-    with mlflow.start_run(experiment_id=where, run_name=f"register {registration.name}", tags={**tags, TAG: identity}) as run:
+    with mlflow.start_run(
+        experiment_id=where, run_name=f"register {registration.name}", tags={**tags, TAG: identity}
+    ) as run:
         log_run(client, run.info.run_id, registration, metrics, pictures)
         model = mlflow.pyfunc.log_model(
             name=registration.name,
@@ -208,24 +224,44 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--index", help="INDEX that it was evaluated with; is pointed to (default: none)")
     parser.add_argument("--evaluation", required=True, help="EVALUATION directory of training.evaluate")
     parser.add_argument("--system", required=True, help="name of this system in the evaluation")
-    parser.add_argument("--backbone", default="", help="folder of the language model (default: the one that the checkpoint names)")
+    parser.add_argument(
+        "--backbone", default="", help="folder of the language model (default: the one that the checkpoint names)"
+    )
     parser.add_argument("--num-selected", type=int, metavar="K", help="passages of an answer (default: as evaluated)")
-    parser.add_argument("--max-new-tokens", type=int, default=32, help="longest answer, in tokens (default %(default)s)")
     parser.add_argument(
-        "--first-level", type=int, default=200, metavar="L", help="rows that the index hands to the exact score (default %(default)s)"
-    )
-    parser.add_argument("--device", default="cpu", help="where the served model computes: cpu or cuda (default %(default)s)")
-    parser.add_argument(
-        "--metrics", type=Path, help="metrics.jsonl of the training run (default: of the run beside the checkpoint, if it is there)"
+        "--max-new-tokens", type=int, default=32, help="longest answer, in tokens (default %(default)s)"
     )
     parser.add_argument(
-        "--pictures", type=Path, nargs="*", default=[], help="more pictures for the run; the evaluation's are logged anyway"
+        "--first-level",
+        type=int,
+        default=200,
+        metavar="L",
+        help="rows that the index hands to the exact score (default %(default)s)",
     )
     parser.add_argument(
-        "--tracking-uri", required=True, help="MLflow store, as sqlite:///PATH; a local one keeps its artefacts beside the database"
+        "--device", default="cpu", help="where the served model computes: cpu or cuda (default %(default)s)"
+    )
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        help="metrics.jsonl of the training run (default: of the run beside the checkpoint, if it is there)",
+    )
+    parser.add_argument(
+        "--pictures",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="more pictures for the run; the evaluation's are logged anyway",
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        required=True,
+        help="MLflow store, as sqlite:///PATH; a local one keeps its artefacts beside the database",
     )
     parser.add_argument("--experiment", default="clara", help="MLflow experiment (default %(default)s)")
-    parser.add_argument("--dry-run", action="store_true", help="check that everything fits, print what would be registered, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check that everything fits, print what would be registered, and stop"
+    )
     return parser
 
 
@@ -244,7 +280,10 @@ def main(argv: list[str]) -> int:
             raise InputError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
     options.checkpoint = localised(options.checkpoint, "CHECKPOINT")
     options.evaluation = localised(options.evaluation, "EVALUATION")
-    for option, files in (("--pictures", options.pictures), ("--metrics", [options.metrics] if options.metrics else [])):
+    for option, files in (
+        ("--pictures", options.pictures),
+        ("--metrics", [options.metrics] if options.metrics else []),
+    ):
         for path in files:
             if not path.is_file():
                 raise InputError(f"{option} {path}: no such file; leave it out or correct the path")
@@ -264,10 +303,17 @@ def main(argv: list[str]) -> int:
     metrics = options.metrics or metrics_beside(options.checkpoint)
     if options.dry_run:
         registration.check()
-        print(json.dumps({"tags": registration.tags(), "model_config": registration.model_config(), "metrics": str(metrics)}, indent=1))
+        print(
+            json.dumps(
+                {"tags": registration.tags(), "model_config": registration.model_config(), "metrics": str(metrics)},
+                indent=1,
+            )
+        )
         return 0
     version = register(options.tracking_uri, options.experiment, registration, metrics, options.pictures)
-    print(f"{options.name} version {version.version}: models:/{options.name}/{version.version} (metrics by step: {metrics or 'none'})")
+    print(
+        f"{options.name} version {version.version}: models:/{options.name}/{version.version} (metrics by step: {metrics or 'none'})"
+    )
     return 0
 
 

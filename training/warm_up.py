@@ -37,7 +37,13 @@ def one_step() -> float:
         module = Square()
         settings = Optimiser(learning_rate=1e-3, gradient_clip=1.0)
         engine = DeepSpeedEngine(
-            module, [(1e-3, list(module.parameters()))], settings, zero_stage=2, micro_batch=1, num_accumulated=1, device="cpu"
+            module,
+            [(1e-3, list(module.parameters()))],
+            settings,
+            zero_stage=2,
+            micro_batch=1,
+            num_accumulated=1,
+            device="cpu",
         )
         engine.backward(engine.forward(1.0, 1.0, 1.0).loss, last=True)
         norm = engine.update([1.0])

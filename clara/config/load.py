@@ -56,7 +56,9 @@ def explain(error: ValidationError, source: str) -> InputError:
             )
             lines.append(f"{key}: unknown key" + (f"; near ones: {', '.join(near)}" if near else ""))
         elif finding["loc"][-1:] == ("[key]",):  # of a table whose keys are fixed
-            lines.append(f"{key.removesuffix('.[key]')}: unknown key; near ones: {near_entries(str(finding['loc'][-2]), finding['ctx'])}")
+            lines.append(
+                f"{key.removesuffix('.[key]')}: unknown key; near ones: {near_entries(str(finding['loc'][-2]), finding['ctx'])}"
+            )
         else:
             value = finding.get("input")
             shown = "" if isinstance(value, dict) or not key else f" is {value!r}:"
@@ -68,7 +70,8 @@ def load(path: str | None, sets: Sequence[str] = ()) -> Config:
     """Read a configuration file and apply `a.b=c` overrides.
 
     Raises:
-        InputError: the file is missing or not TOML, an override is not `key=value`, a key is unknown, or a value breaks its constraint.
+        InputError: the file is missing or not TOML, an override is not `key=value`, a key is unknown, or a value breaks
+            its constraint.
     """
     tree: dict[str, Any] = {}
     if path:
@@ -77,7 +80,9 @@ def load(path: str | None, sets: Sequence[str] = ()) -> Config:
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such configuration file; shipped ones are in infra/configs/") from error
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); give a TOML file; shipped ones are in infra/configs/") from error
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); give a TOML file; shipped ones are in infra/configs/"
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: not TOML: {error}") from error
     for override in sets:

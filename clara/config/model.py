@@ -10,10 +10,16 @@ from clara.config.section import Section
 class Backbone(Section):
     """The causal LM that every role shares."""
 
-    path: str = Field("", description="folder of a causal LM in the transformers format; empty: the one inside the checkpoint")
+    path: str = Field(
+        "", description="folder of a causal LM in the transformers format; empty: the one inside the checkpoint"
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="type of weights and activations")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention implementation of transformers")
-    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass (non-reentrant, same gradients)")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field(
+        "sdpa", description="attention implementation of transformers"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass (non-reentrant, same gradients)"
+    )
 
 
 class Lora(Section):
@@ -28,7 +34,9 @@ class Model(Section):
     """Memory tokens and what surrounds them. A CHECKPOINT holds these settings (and `prompts`) and keeps them: see `checkpoint.check_given`."""
 
     num_memory_tokens: int = Field(16, ge=1, description="M, learned slots a document is compressed into")
-    max_document_tokens: int = Field(256, ge=1, description="tokens of a chunk; the corpus job splits longer texts, others cut them")
+    max_document_tokens: int = Field(
+        256, ge=1, description="tokens of a chunk; the corpus job splits longer texts, others cut them"
+    )
     max_question_tokens: int = Field(256, ge=1, description="tokens of a question; the rest is cut")
     residual: Literal["none", "segment_mean"] = Field(
         "none",
@@ -38,7 +46,9 @@ class Model(Section):
     query_residual: Literal["none", "question_mean"] = Field(
         "none", description="question_mean: the same with the mean over the whole question"
     )
-    markers: bool = Field(True, description="learned vectors: one in front of each text to compress, one after each memory in a prompt")
+    markers: bool = Field(
+        True, description="learned vectors: one in front of each text to compress, one after each memory in a prompt"
+    )
     cut_inputs: bool = Field(
         False,
         description="a fault of the reference, for imported checkpoints: a text is cut together with its eos, to max_document_tokens + 1, "
@@ -64,7 +74,9 @@ class Prompts(Section):
         "of the document and answer them sequentially."
     )
     pairs_user: str = "Background:\n{documents}"
-    paraphrase_system: str = "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
+    paraphrase_system: str = (
+        "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
+    )
     paraphrase_users: tuple[str, ...] = (
         "Background: {documents} means the same as",
         "Say in other words what this says: {documents}",

@@ -19,7 +19,9 @@ class Refresh(Section):
         "mixes rows of several snapshots",
     )
     rows: int = Field(0, ge=0, description="incremental: rows of one refresh; 0: by share")
-    share: float = Field(0.1, gt=0, le=1, description="incremental: rows of one refresh as a share of MEMORY, where rows is 0")
+    share: float = Field(
+        0.1, gt=0, le=1, description="incremental: rows of one refresh as a share of MEMORY, where rows is 0"
+    )
     oldest_share: float = Field(
         0.1,
         ge=0,
@@ -27,7 +29,9 @@ class Refresh(Section):
         description="incremental: share of those rows that goes to the oldest ones, used or not: after rows of MEMORY / (share of them) refreshes "
         "every row has had its turn. The rest goes to candidates of recent and coming steps, by uses and drift",
     )
-    look_ahead_steps: int = Field(50, ge=0, description="incremental: coming steps whose questions' candidates count as used")
+    look_ahead_steps: int = Field(
+        50, ge=0, description="incremental: coming steps whose questions' candidates count as used"
+    )
     rerank: bool = Field(
         False,
         description="with any policy: a pool is found by stored memory and scored on memory encoded afresh with the compressor as it is, without "
@@ -44,7 +48,9 @@ class Refresh(Section):
         "that pools are scored on; taken only while it improves the overlap of top-k on the other half",
     )
     correction_ridge: float = Field(
-        0.01, gt=0, description="weight that draws the map towards changing nothing, in mean squares of the stored memory's numbers"
+        0.01,
+        gt=0,
+        description="weight that draws the map towards changing nothing, in mean squares of the stored memory's numbers",
     )
     start_step: int = Field(0, ge=0, description="the first snapshot is taken after this step")
     every_steps: int = Field(0, ge=0, description="steps from one snapshot to the next; 0: only the first")
@@ -55,7 +61,9 @@ class Refresh(Section):
     )
     delta_steps: int = Field(0, ge=0, description="for switch = fixed")
     num_workers: int = Field(
-        1, ge=1, description="processes that share a whole encoding, shard by shard, under Ray; an incremental refresh is made by one"
+        1,
+        ge=1,
+        description="processes that share a whole encoding, shard by shard, under Ray; an incremental refresh is made by one",
     )
     num_cpus: float = Field(1.0, gt=0, description="cores for each of them")
     num_gpus: float = Field(0.0, ge=0, description="share of a GPU for each, under Ray; 0: it encodes on the CPU")
@@ -77,10 +85,14 @@ class Refresh(Section):
         description="wait: for the refresh under way, wait_seconds at most; warn: say so once for each version; continue: only count",
     )
     keep_versions: int = Field(
-        1, ge=0, description="versions before the one in use that are kept for rollback; the MEMORY that the run began with always is"
+        1,
+        ge=0,
+        description="versions before the one in use that are kept for rollback; the MEMORY that the run began with always is",
     )
     canary_every: int = Field(
-        0, ge=0, description="steps between measurements of staleness: a fixed set of rows encoded afresh beside what is stored; 0: none"
+        0,
+        ge=0,
+        description="steps between measurements of staleness: a fixed set of rows encoded afresh beside what is stored; 0: none",
     )
     canary_rows: int = Field(64, ge=2, description="rows of that set; half as many questions rank them")
     trigger_cosine: float = Field(
@@ -122,7 +134,11 @@ class Refresh(Section):
                 "refresh.rerank and refresh.correction are both true, rerank_lag_steps 0: what is encoded afresh needs no correction; set one of "
                 "them, or rerank_lag_steps above 0"
             )
-        if self.policy != "none" and self.switch == "fixed" and not 1 <= self.delta_steps <= (self.every_steps or self.delta_steps):
+        if (
+            self.policy != "none"
+            and self.switch == "fixed"
+            and not 1 <= self.delta_steps <= (self.every_steps or self.delta_steps)
+        ):
             raise ValueError(
                 f"refresh.delta_steps is {self.delta_steps}, every_steps {self.every_steps}: switch = 'fixed' switches delta_steps after a snapshot, "
                 "at least 1 and no later than the next snapshot; set delta_steps between 1 and every_steps"

@@ -16,10 +16,13 @@ class Optimiser(Section):
     weight_decay: float = Field(0.0, ge=0)
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of all gradients together; 0: no clipping")
     schedule: Literal["constant", "cosine"] = Field(
-        "constant", description="cosine falls towards min_ratio of the rate, which it would have one step after the last"
+        "constant",
+        description="cosine falls towards min_ratio of the rate, which it would have one step after the last",
     )
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises linearly")
-    warmup_from_zero: bool = Field(False, description="a fault of the reference: with a warm-up, the first update has rate 0")
+    warmup_from_zero: bool = Field(
+        False, description="a fault of the reference: with a warm-up, the first update has rate 0"
+    )
     min_ratio: float = Field(0.1, ge=0, le=1)
 
 
@@ -28,10 +31,16 @@ class Pretrain(Section):
 
     steps: int = Field(1000, ge=1, description="optimiser updates")
     documents_per_step: int = Field(8, ge=1, description="over all ranks")
-    question_weight: float = Field(1.0, ge=0, description="weight of the questions' tokens in question-answer lists; answers weigh 1")
-    mse_weight: float = Field(0.1, ge=0, description="λ of Eq. 2.1: squared difference of mean memory and mean document state, mean over D")
+    question_weight: float = Field(
+        1.0, ge=0, description="weight of the questions' tokens in question-answer lists; answers weigh 1"
+    )
+    mse_weight: float = Field(
+        0.1, ge=0, description="λ of Eq. 2.1: squared difference of mean memory and mean document state, mean over D"
+    )
     max_answer_tokens: int = Field(512, ge=1, description="tokens of a target; the rest is cut and counted")
-    train_backbone: bool = Field(False, description="train the LM itself too (a model from nothing); it is then stored in the checkpoint")
+    train_backbone: bool = Field(
+        False, description="train the LM itself too (a model from nothing); it is then stored in the checkpoint"
+    )
     train_memory_tokens: bool = Field(True, description="train memory tokens, markers and gate")
     optimiser: Optimiser = Optimiser(schedule="cosine", warmup_ratio=0.03)
 
@@ -43,12 +52,19 @@ class Instruct(Section):
     questions_per_step: int = Field(8, ge=1, description="over all ranks")
     num_documents: int = Field(5, ge=1, description="K memories in a prompt: the right one and others of the batch")
     positives: Literal["first", "all"] = Field(
-        "first", description="of a question with several right documents: the first alone, or all of them (K at most; multi-hop questions)"
+        "first",
+        description="of a question with several right documents: the first alone, or all of them (K at most; multi-hop questions)",
     )
-    negatives: Literal["batch", "pool"] = Field("batch", description="where a prompt's other documents come from; pool: candidate_ids")
-    without_right: float = Field(0.0, ge=0, lt=1, description="share of prompts with others only, so that these mislead less")
+    negatives: Literal["batch", "pool"] = Field(
+        "batch", description="where a prompt's other documents come from; pool: candidate_ids"
+    )
+    without_right: float = Field(
+        0.0, ge=0, lt=1, description="share of prompts with others only, so that these mislead less"
+    )
     mse_weight: float = Field(0.1, ge=0)
-    generator: Literal["carry_over", "restart"] = Field("carry_over", description="restart: a fresh adapter, as the reference does")
+    generator: Literal["carry_over", "restart"] = Field(
+        "carry_over", description="restart: a fresh adapter, as the reference does"
+    )
     train_compressor: bool = True
     train_memory_tokens: bool = False
     optimiser: Optimiser = Optimiser(schedule="cosine", warmup_ratio=0.03)
@@ -71,11 +87,16 @@ class Joint(Section):
     inject_positives: bool = Field(False, description="put the known positives into the pool")
     temperature: float = Field(0.02, gt=0, description="τ of the scores")
     mask_epsilon: float = Field(
-        0.0, ge=0, lt=1, description="0: what is taken is masked by −inf; 1e-8: the published mask, which leaks (for parity with it only)"
+        0.0,
+        ge=0,
+        lt=1,
+        description="0: what is taken is masked by −inf; 1e-8: the published mask, which leaks (for parity with it only)",
     )
     answer_weight: float = Field(1.0, ge=0, description="weight of the answer's loss (straight-through, the paper's)")
     labels_weight: float = Field(0.0, ge=0, description="weight of the multi-positive InfoNCE on positive_ids")
-    utility_weight: float = Field(0.0, ge=0, description="weight of KL(softmax of each candidate's own answer likelihood ‖ scores)")
+    utility_weight: float = Field(
+        0.0, ge=0, description="weight of KL(softmax of each candidate's own answer likelihood ‖ scores)"
+    )
     utility_temperature: float = Field(1.0, gt=0, description="nats by which the likelihoods are divided")
     cut_gradient: bool = Field(
         False,
@@ -98,11 +119,17 @@ class Joint(Section):
         description="share of questions whose last selected memory is replaced by a known positive's: the generator keeps reading",
     )
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on held-out questions; 0: none")
-    evaluate_questions: int = Field(64, ge=1, description="held-out questions (split unseen, else seen) of such an evaluation")
-    evaluate_answer_tokens: int = Field(
-        0, ge=0, description="longest answer generated there from the K documents found, for its exact match; 0: none is generated"
+    evaluate_questions: int = Field(
+        64, ge=1, description="held-out questions (split unseen, else seen) of such an evaluation"
     )
-    evaluate_pools: bool = Field(False, description="rank held-out questions' own candidates there instead of searching the INDEX")
+    evaluate_answer_tokens: int = Field(
+        0,
+        ge=0,
+        description="longest answer generated there from the K documents found, for its exact match; 0: none is generated",
+    )
+    evaluate_pools: bool = Field(
+        False, description="rank held-out questions' own candidates there instead of searching the INDEX"
+    )
     evaluate_fresh: bool = Field(
         False,
         description="where held-out pools are ranked: on memory encoded afresh too, as a whole encoding would give it; N compressions each",
@@ -132,5 +159,7 @@ class Joint(Section):
                 f"joint.num_selected is {self.num_selected}, joint.num_candidates {self.num_candidates}: K of N needs K ≤ N; lower num_selected or raise num_candidates"
             )
         if self.answer_weight + self.labels_weight + self.utility_weight == 0:
-            raise ValueError("joint.answer_weight, labels_weight and utility_weight are all 0: nothing is trained; set one of them")
+            raise ValueError(
+                "joint.answer_weight, labels_weight and utility_weight are all 0: nothing is trained; set one of them"
+            )
         return self

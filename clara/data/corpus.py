@@ -48,11 +48,14 @@ FIELDS = Fields()
 def decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
     """A stream's content; empty: it is not compressed.
 
-    Arrow's reader takes files of several parts, and a part that is cut short is an error; zstandard's own takes it for the end.
+    Arrow's reader takes files of several parts, and a part that is cut short is an error; zstandard's own takes it for
+    the end.
     """
     if compression == "xz":  # which Arrow has not
         return lzma.LZMAFile(raw)
-    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)) if compression else raw
+    return (
+        io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)) if compression else raw
+    )
 
 
 def expand(patterns: Sequence[str], option: str = "--input") -> list[str]:
@@ -66,10 +69,16 @@ def expand(patterns: Sequence[str], option: str = "--input") -> list[str]:
         if is_url(pattern):
             matches = url_glob(pattern)
         else:  # a name may hold brackets
-            matches = [pattern] if os.path.isfile(pattern) else [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
+            matches = (
+                [pattern]
+                if os.path.isfile(pattern)
+                else [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
+            )
         if not matches:
             if os.path.isdir(pattern):
-                raise InputError(f"{option} {pattern!r}: a directory; give the files in it, as '{pattern.rstrip('/')}/*', quoted")
+                raise InputError(
+                    f"{option} {pattern!r}: a directory; give the files in it, as '{pattern.rstrip('/')}/*', quoted"
+                )
             raise InputError(f"{option} {pattern!r}: no such file; give a file or a quoted glob")
         found.update(matches)
     return sorted(found)
@@ -78,7 +87,9 @@ def expand(patterns: Sequence[str], option: str = "--input") -> list[str]:
 def input_hashes(files: Sequence[str]) -> dict[str, str]:
     """File name to sha256, for a recipe; the whole path where two files in different folders have one name."""
     same = Counter(os.path.basename(f) for f in files)
-    return {f if same[name] > 1 else name: sha256_file(localised_file(f)) for f in files for name in [os.path.basename(f)]}
+    return {
+        f if same[name] > 1 else name: sha256_file(localised_file(f)) for f in files for name in [os.path.basename(f)]
+    }
 
 
 @contextmanager
@@ -93,14 +104,16 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(localised_file(path), "rb") as raw, decompressed(raw, compression) as stream:
             yield stream
     except DAMAGE as error:
-        raise InputError(f"{path}: cannot be read to its end ({error}); correct the path, or copy the file anew") from error
+        raise InputError(
+            f"{path}: cannot be read to its end ({error}); correct the path, or copy the file anew"
+        ) from error
 
 
 def read_rows(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number (line or row, from 1) and object of each record of a file; empty lines are skipped.
 
-    A file is JSONL or one JSON list, Parquet (`.parquet`), or plain text (`.txt`, `.text`, `.md`: one document, with nothing but its text, under the
-    name that `fields` has for it).
+    A file is JSONL or one JSON list, Parquet (`.parquet`), or plain text (`.txt`, `.text`, `.md`: one document, with
+    nothing but its text, under the name that `fields` has for it).
 
     Raises:
         InputError: a record is not a JSON object in UTF-8, or the file is damaged.
@@ -122,7 +135,9 @@ def read_rows(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, dict[st
         except (InputError, *DAMAGE):
             raise
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: not {_NAMES.get(ending, 'JSON')} in UTF-8 ({error}); make it anew, or download it again") from error
+            raise InputError(
+                f"{path}: not {_NAMES.get(ending, 'JSON')} in UTF-8 ({error}); make it anew, or download it again"
+            ) from error
 
 
 def _table_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
@@ -138,7 +153,9 @@ def _line_rows(lines: IO[bytes], path: str) -> Iterator[tuple[int, dict[str, Any
             row = json.loads(line.decode("utf-8-sig"))
         except (ValueError, RecursionError) as error:
             shown = line[:60].decode("utf-8", "replace")
-            raise InputError(f"{path}:{number}: {shown!r}: not JSON in UTF-8 ({error}); expected one object a line") from error
+            raise InputError(
+                f"{path}:{number}: {shown!r}: not JSON in UTF-8 ({error}); expected one object a line"
+            ) from error
         yield number, _object(row, path, number)
 
 
@@ -148,7 +165,9 @@ def _object(row: Any, path: str, number: int) -> dict[str, Any]:
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:  # a lone surrogate, which could not be written again
-        raise InputError(f"{path}:{number}: {row!r:.60}: not JSON in UTF-8 ({error}); expected whole characters") from error
+        raise InputError(
+            f"{path}:{number}: {row!r:.60}: not JSON in UTF-8 ({error}); expected whole characters"
+        ) from error
     return row
 
 
@@ -163,7 +182,9 @@ def to_document(row: Mapping[str, Any], source: str, line: int, fields: Fields =
             raise InputError(f"{source}:{line}: {field} is {row[field]!r:.60}; expected a string")
     title, text = normalise(row.get(fields.title) or ""), normalise(row.get(fields.text) or "")
     if not text:
-        raise InputError(f"{source}:{line}: no `{fields.text}` (fields: {', '.join(sorted(row)) or 'none'}); every document needs one")
+        raise InputError(
+            f"{source}:{line}: no `{fields.text}` (fields: {', '.join(sorted(row)) or 'none'}); every document needs one"
+        )
     given = row.get(fields.id)
     name = document_id(title, text) if given in (None, "") else str(given)
     return Document(id=name, title=title, text=text, source=source, line=line)

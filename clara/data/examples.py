@@ -74,7 +74,11 @@ class Example:
 
 
 def write_examples(
-    directory: str | os.PathLike[str], examples: Iterable[Example], *, recipe: Mapping[str, Any], counts: Mapping[str, Any] | None = None
+    directory: str | os.PathLike[str],
+    examples: Iterable[Example],
+    *,
+    recipe: Mapping[str, Any],
+    counts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write an EXAMPLES artefact and return its manifest."""
     refuse_other(directory, "EXAMPLES")
@@ -156,4 +160,6 @@ def each_example(directory: str | os.PathLike[str]) -> Iterator[Example]:
             for row in records(batch):
                 yield Example(**row)
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not readable as Parquet ({error}); make the artefact again, or copy it anew") from error
+        raise InputError(
+            f"{path}: not readable as Parquet ({error}); make the artefact again, or copy it anew"
+        ) from error

@@ -41,8 +41,9 @@ class Question:
         candidate_ids: the pool it was published with, or a fixed one; may be empty.
         exclude_ids: documents that are kept out of its candidates (cloze: the article that it was cut from).
         split: `train`, `seen`, `unseen`, or empty.
-        positive_hops: for each positive its hop: 1 is found from the question alone, 2 and more through what an earlier one says, 0 is unknown;
-            empty where nothing is known of hops (and in artefacts that were made before they were kept).
+        positive_hops: for each positive its hop: 1 is found from the question alone, 2 and more through what an earlier
+            one says, 0 is unknown; empty where nothing is known of hops (and in artefacts that were made before they
+            were kept).
     """
 
     question_id: str
@@ -58,7 +59,9 @@ class Question:
         if not self.question.strip():
             raise InputError(f"question {self.question_id!r} is {self.question!r}; expected some text, or leave it out")
         if not self.answers:
-            raise InputError(f"question {self.question_id!r}, {self.question[:60]!r}: no answer; give it one at least, or leave it out")
+            raise InputError(
+                f"question {self.question_id!r}, {self.question[:60]!r}: no answer; give it one at least, or leave it out"
+            )
         if self.positive_hops and len(self.positive_hops) != len(self.positive_ids):
             raise InputError(
                 f"question {self.question_id!r}: {len(self.positive_hops)} hops for {len(self.positive_ids)} positives; give each one, or none"
@@ -66,7 +69,11 @@ class Question:
 
 
 def write_questions(
-    directory: str | os.PathLike[str], questions: Iterable[Question], *, recipe: Mapping[str, Any], counts: Mapping[str, Any] | None = None
+    directory: str | os.PathLike[str],
+    questions: Iterable[Question],
+    *,
+    recipe: Mapping[str, Any],
+    counts: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write a QUESTIONS artefact and return its manifest."""
     refuse_other(directory, "QUESTIONS")
@@ -80,7 +87,11 @@ def write_questions(
         kind="QUESTIONS",
         files=[entry],
         recipe=recipe,
-        counts={"questions": len(rows), **{f"split {k or 'none'}": v for k, v in sorted(splits.items())}, **(counts or {})},
+        counts={
+            "questions": len(rows),
+            **{f"split {k or 'none'}": v for k, v in sorted(splits.items())},
+            **(counts or {}),
+        },
     )
 
 
@@ -88,7 +99,8 @@ def read_questions(directory: str | os.PathLike[str], split: str | None = None) 
     """The questions of an artefact, in file order; of one split, if given.
 
     Raises:
-        InputError: no finished QUESTIONS there, a damaged file, a question without text or answer, or no question in that split.
+        InputError: no finished QUESTIONS there, a damaged file, a question without text or answer, or no question in
+            that split.
     """
     directory = localised(directory, "QUESTIONS")
     read_manifest(directory, "QUESTIONS")
@@ -104,7 +116,9 @@ def read_questions(directory: str | os.PathLike[str], split: str | None = None) 
         return questions
     chosen = [q for q in questions if q.split == split]
     if not chosen:
-        raise InputError(f"{directory}: no question with split {split!r}; there are {sorted({q.split for q in questions})}")
+        raise InputError(
+            f"{directory}: no question with split {split!r}; there are {sorted({q.split for q in questions})}"
+        )
     return chosen
 
 

@@ -1,7 +1,7 @@
 """UTILITIES: how likely each candidate alone makes a question's answer, scored once while compressor and generator stand still.
 
-A question's candidates are worth what they are worth until one of the two changes: a query reasoner can then train for many epochs at the price
-of its own passes. One folder of a shard holds one Parquet file.
+A question's candidates are worth what they are worth until one of the two changes: a query reasoner can then train for
+many epochs at the price of its own passes. One folder of a shard holds one Parquet file.
 """
 
 import os
@@ -79,5 +79,7 @@ def read_utilities(directory: str | os.PathLike[str]) -> dict[str, Scored]:
     """
     directory = localised(directory, KIND)
     manifest = read_manifest(directory, KIND)
-    rows: Iterable[dict[str, Any]] = (row for entry in manifest["files"] for row in read_records(Path(directory) / entry["path"]))
+    rows: Iterable[dict[str, Any]] = (
+        row for entry in manifest["files"] for row in read_records(Path(directory) / entry["path"])
+    )
     return {row["question_id"]: Scored(**row) for row in rows}

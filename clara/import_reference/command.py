@@ -2,13 +2,14 @@
 
     python -m clara.import_reference --checkpoint DIR --base DIR --output DIR
 
-DIR of --checkpoint holds config.json, adapters.pth and decoder_first_last_layers.pth. They are read as plain tensors: no code of a pickle runs.
-Every tensor is used, told as a copy of one that is, or named in an error.
+DIR of --checkpoint holds config.json, adapters.pth and decoder_first_last_layers.pth. They are read as plain tensors:
+no code of a pickle runs. Every tensor is used, told as a copy of one that is, or named in an error.
 
-What an imported checkpoint does as the reference does, by its own settings (off in every other checkpoint): over-long texts are cut together with
-their eos (`cut_inputs`), memories overlap where its config says sep = false (`overlapping_slots`), a template that drops the system role drops it
-(`keep_system`), thinking is switched off in the template, answers end with all that the template puts there (`whole_tail`), and the LM may emit
-the added tokens (`added_tokens.safetensors`).
+What an imported checkpoint does as the reference does, by its own settings (off in every other checkpoint): over-long
+texts are cut together with their eos (`cut_inputs`), memories overlap where its config says sep = false
+(`overlapping_slots`), a template that drops the system role drops it (`keep_system`), thinking is switched off in the
+template, answers end with all that the template puts there (`whole_tail`), and the LM may emit the added tokens
+(`added_tokens.safetensors`).
 """
 
 import argparse
@@ -43,7 +44,13 @@ def parser() -> argparse.ArgumentParser:
         help="folder of the language model that it was trained on, with its tokenizer; no name of a hub",
     )
     add("--output", required=True, metavar="DIR", help="CHECKPOINT to write")
-    add("--ignore", nargs="+", default=[], metavar="FIELD", help=f"unknown fields of {CONFIG} that change no number (default: refuse them)")
+    add(
+        "--ignore",
+        nargs="+",
+        default=[],
+        metavar="FIELD",
+        help=f"unknown fields of {CONFIG} that change no number (default: refuse them)",
+    )
     add(
         "--untrained-generator",
         action="store_true",
@@ -74,7 +81,8 @@ def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> list[
     """Files of a CHECKPOINT that is to be replaced; nothing is touched yet.
 
     Raises:
-        InputError: the output is an input, or holds a finished artefact that is not to be overwritten, or no CHECKPOINT.
+        InputError: the output is an input, or holds a finished artefact that is not to be overwritten, or no
+            CHECKPOINT.
     """
     if output.resolve() in [path.resolve() for path in inputs]:
         raise InputError(f"--output {output}: is one of the inputs; give another directory")
@@ -115,6 +123,6 @@ def main(argv: list[str]) -> int:
     stage = STAGE_OF[reference.config["training_stage"]]
     save_checkpoint(
         imported.model, output, stage=stage, recipe=made_from, separate_query_reasoner=imported.separate_query_reasoner
-    )  # fmt: skip
+    )
     print(f"{output}: CHECKPOINT of stage {stage} for {base}, in {reference.dtype}")
     return 0

@@ -2,13 +2,14 @@
 
     python -m clara.import_reference --checkpoint DIR --base DIR --output DIR
 
-DIR of --checkpoint holds config.json, adapters.pth and decoder_first_last_layers.pth. They are read as plain tensors: no code of a pickle runs.
-Every tensor is used, told as a copy of one that is, or named in an error.
+DIR of --checkpoint holds config.json, adapters.pth and decoder_first_last_layers.pth. They are read as plain tensors:
+no code of a pickle runs. Every tensor is used, told as a copy of one that is, or named in an error.
 
-What an imported checkpoint does as the reference does, by its own settings (off in every other checkpoint): over-long texts are cut together with
-their eos (`cut_inputs`), memories overlap where its config says sep = false (`overlapping_slots`), a template that drops the system role drops it
-(`keep_system`), thinking is switched off in the template, answers end with all that the template puts there (`whole_tail`), and the LM may emit
-the added tokens (`added_tokens.safetensors`).
+What an imported checkpoint does as the reference does, by its own settings (off in every other checkpoint): over-long
+texts are cut together with their eos (`cut_inputs`), memories overlap where its config says sep = false
+(`overlapping_slots`), a template that drops the system role drops it (`keep_system`), thinking is switched off in the
+template, answers end with all that the template puts there (`whole_tail`), and the LM may emit the added tokens
+(`added_tokens.safetensors`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -77,11 +78,14 @@ def fit_vocabulary(reference: Reference, backbone: Backbone, base: Path) -> Voca
     """Find the rows of the added tokens, and make sure that the others are the base's.
 
     Raises:
-        InputError: a matrix is missing, unknown, of another shape than base and added tokens give, or has other rows than the base.
+        InputError: a matrix is missing, unknown, of another shape than base and added tokens give, or has other rows
+            than the base.
     """
     path, lm = reference.directory / LAYERS, backbone.lm
     modules = {"input": lm.get_input_embeddings(), "output": lm.get_output_embeddings()}
-    names = {use: next(f"{name}.weight" for name, m in lm.named_modules() if m is module) for use, module in modules.items()}
+    names = {
+        use: next(f"{name}.weight" for name, m in lm.named_modules() if m is module) for use, module in modules.items()
+    }
     weights = {use: cast(Tensor, module.weight) for use, module in modules.items()}
     tied = weights["input"] is weights["output"]
     unknown = sorted(set(reference.layers) - set(names.values()))
@@ -108,11 +112,21 @@ def fit_vocabulary(reference: Reference, backbone: Backbone, base: Path) -> Voca
     num_kept = min(num_own, weights["input"].shape[0])
     for use, name in names.items():
         _check_same(
-            path, name, rows[use][:num_kept], weights[use][:num_kept], f"the rows of {base}", "give the base that it was trained on"
+            path,
+            name,
+            rows[use][:num_kept],
+            weights[use][:num_kept],
+            f"the rows of {base}",
+            "give the base that it was trained on",
         )
     if tied:
         _check_same(
-            path, names["output"], rows["output"], rows["input"], f"{names['input']}, as {base} ties both", "take an intact checkpoint"
+            path,
+            names["output"],
+            rows["output"],
+            rows["input"],
+            f"{names['input']}, as {base} ties both",
+            "take an intact checkpoint",
         )
     ids = {token: cast(int, tokenizer.convert_tokens_to_ids(token)) for token in reference.special_tokens}
     return Vocabulary(ids, num_kept, (names["input"], rows["input"]), (names["output"], rows["output"]), tied)
@@ -134,7 +148,9 @@ def _check_same(path: Path, name: str, found: Tensor, wanted: Tensor, what: str,
     )
 
 
-def lora_tensors(reference: Reference, name: str, vocabulary: Vocabulary, wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def lora_tensors(
+    reference: Reference, name: str, vocabulary: Vocabulary, wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The LoRA tensors of one adapter; copies of embeddings that it carries are compared, and left.
 
     Args:
@@ -168,7 +184,12 @@ def lora_tensors(reference: Reference, name: str, vocabulary: Vocabulary, wanted
     for key, matrix in vocabulary.matrices.items():
         if key in found:
             _check_same(
-                path, f"{name}/{key}", found[key], matrix, f"{key} in {LAYERS}", "decide which of them holds, and save it in both places"
+                path,
+                f"{name}/{key}",
+                found[key],
+                matrix,
+                f"{key} in {LAYERS}",
+                "decide which of them holds, and save it in both places",
             )
     return {key: found[key] for key in wanted}
 
@@ -188,7 +209,8 @@ def convert(reference: Reference, base: Path, *, untrained_generator: bool = Fal
     Args:
         reference: as of `read_reference`.
         base: folder of the LM that it was trained on.
-        untrained_generator: leave `decoder_adapter` out, as the reference does when it loads a `stage1_2` checkpoint (clara.md C1).
+        untrained_generator: leave `decoder_adapter` out, as the reference does when it loads a `stage1_2` checkpoint
+            (clara.md C1).
 
     Raises:
         InputError: the checkpoint does not fit the base.
@@ -198,7 +220,7 @@ def convert(reference: Reference, base: Path, *, untrained_generator: bool = Fal
     shape = settings.lora
     backbone = Backbone.load(
         str(base), dtype=reference.dtype, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout, adapters=ROLES
-    )  # fmt: skip
+    )
     vocabulary = fit_vocabulary(reference, backbone, base)
     rows: list[tuple[str, str, str]] = []
     for name, role in ROLE_OF.items():
@@ -242,7 +264,11 @@ def _place_tokens(reference: Reference, model: ClaraModel, vocabulary: Vocabular
         model.slots.markers.copy_(input_VD[[ids["<ENC>"], ids["<SEP>"]]])
     model.backbone.extend_vocabulary(num_kept, input_VD[num_kept:], vocabulary.output[1][num_kept:])
     name, output_name = vocabulary.input[0], vocabulary.output[0]
-    memory = f"<MEM0> to <MEM{len(places) - 1}>" if reference.config["different_mem_tokens"] else f"<MEM>, {len(repeated)} times"
+    memory = (
+        f"<MEM0> to <MEM{len(places) - 1}>"
+        if reference.config["different_mem_tokens"]
+        else f"<MEM>, {len(repeated)} times"
+    )
     last = len(input_VD) - 1
     rows = [
         (LAYERS, f"{name}: rows 0 to {num_kept - 1}, equal to the base's", "left"),
@@ -253,6 +279,8 @@ def _place_tokens(reference: Reference, model: ClaraModel, vocabulary: Vocabular
     if output_name in reference.layers:
         rows.append((LAYERS, f"{output_name}: rows 0 to {num_kept - 1}, equal to the base's", "left"))
     source = (
-        f"{output_name}: rows {num_kept} to {last}" if output_name in reference.layers else f"{name}, which the base ties to its output"
+        f"{output_name}: rows {num_kept} to {last}"
+        if output_name in reference.layers
+        else f"{name}, which the base ties to its output"
     )
     return [*rows, (LAYERS, source, "added_tokens.safetensors: output")]

@@ -38,14 +38,42 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "ae_mode": ("token",),
     "model_type": ("CLaRa",),
 }
-# Without influence on what the model computes: names of folders, run-time choices, and fields of code that the reference never reaches.
+# Without influence on what the model computes: names of folders, run-time choices, and fields of code that the
+# reference never reaches.
 _LEFT = {
-    "_attn_implementation_autoset", "attn_implementation", "auto_map", "compr_base_model_name", "compr_every_n_layer", "compr_linear_type",
-    "compr_mlp_hidden_dim", "compr_n_layers", "compr_rms_norm", "compr_use_mlp", "decoder_model_name", "device_map", "generation_top_k",
-    "load_adapters", "load_pretrained_checkpoint", "lora_r_compressor", "max_new_tokens", "optimize_mem_tokens", "pure_inference",
-    "stage2_retrieval_top_n", "_name_or_path", "architectures", "bos_token_id", "dtype", "eos_token_id", "pad_token_id", "tie_word_embeddings",
-    "tokenizer_class", "torch_dtype", "transformers_version", "use_cache", "vocab_size",
-}  # fmt: skip
+    "_attn_implementation_autoset",
+    "attn_implementation",
+    "auto_map",
+    "compr_base_model_name",
+    "compr_every_n_layer",
+    "compr_linear_type",
+    "compr_mlp_hidden_dim",
+    "compr_n_layers",
+    "compr_rms_norm",
+    "compr_use_mlp",
+    "decoder_model_name",
+    "device_map",
+    "generation_top_k",
+    "load_adapters",
+    "load_pretrained_checkpoint",
+    "lora_r_compressor",
+    "max_new_tokens",
+    "optimize_mem_tokens",
+    "pure_inference",
+    "stage2_retrieval_top_n",
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "pad_token_id",
+    "tie_word_embeddings",
+    "tokenizer_class",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "vocab_size",
+}
 # Of those, what is an argument here.
 ARGUMENT = {"generation_top_k": "num-selected", "max_new_tokens": "max-new-tokens"}
 
@@ -74,7 +102,9 @@ class Reference:
     @property
     def special_tokens(self) -> list[str]:
         """The tokens that the reference adds to its vocabulary, in the order of their ids (clara.md 1.2)."""
-        memory = [f"<MEM{m}>" for m in range(self.num_memory_tokens)] if self.config["different_mem_tokens"] else ["<MEM>"]
+        memory = (
+            [f"<MEM{m}>" for m in range(self.num_memory_tokens)] if self.config["different_mem_tokens"] else ["<MEM>"]
+        )
         return [*memory, "<AE>", "<ENC>", "<SEP>"]
 
     @property
@@ -100,17 +130,25 @@ def read_config(path: Path, ignored: Sequence[str] = ()) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); expected the configuration beside {ADAPTERS}") from error
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}); expected the configuration beside {ADAPTERS}"
+        ) from error
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error}); take an intact checkpoint") from error
     if not isinstance(config, dict):
-        raise InputError(f"{path}: holds a {type(config).__name__}, expected a table of fields; take an intact checkpoint")
+        raise InputError(
+            f"{path}: holds a {type(config).__name__}, expected a table of fields; take an intact checkpoint"
+        )
     missing = [name for name in READ if name not in config]
     if missing:
-        raise InputError(f"{path}: {', '.join(missing)} missing, expected in every published checkpoint; add what it was trained with")
+        raise InputError(
+            f"{path}: {', '.join(missing)} missing, expected in every published checkpoint; add what it was trained with"
+        )
     for name in ("doc_max_length", "compr_rate", "lora_r"):
         if type(config[name]) is not int or config[name] < 1:
-            raise InputError(f"{path}: {name} is {config[name]!r}, expected a whole number of at least 1; take an intact checkpoint")
+            raise InputError(
+                f"{path}: {name} is {config[name]!r}, expected a whole number of at least 1; take an intact checkpoint"
+            )
     if config["doc_max_length"] < config["compr_rate"]:
         raise InputError(
             f"{path}: doc_max_length {config['doc_max_length']} // compr_rate {config['compr_rate']} leaves no memory token; correct them"
@@ -121,7 +159,9 @@ def read_config(path: Path, ignored: Sequence[str] = ()) -> dict[str, Any]:
     for name, supported in {**_ONLY, "training_stage": tuple(STAGE_OF)}.items():
         if name in config and config[name] not in supported:
             shown = " or ".join(json.dumps(value) for value in supported)
-            raise InputError(f"{path}: {name} is {config[name]!r}, supported is {shown}; such a checkpoint cannot be imported")
+            raise InputError(
+                f"{path}: {name} is {config[name]!r}, supported is {shown}; such a checkpoint cannot be imported"
+            )
     known = {*READ, *_ONLY, *_LEFT, *PreTrainedConfig().to_dict(), *ignored}
     unknown = sorted(set(config) - known)
     if unknown:
@@ -160,9 +200,13 @@ def _check_tensors(path: Path, name: str, found: Any) -> dict[str, Tensor]:
     for key, tensor in found.items():
         where = f"{path}: {name}{'/' if name else ''}{key}"
         if not isinstance(tensor, Tensor):
-            raise InputError(f"{where} is {str(tensor)[:80]!r}, a {type(tensor).__name__}, expected a tensor; take an intact checkpoint")
+            raise InputError(
+                f"{where} is {str(tensor)[:80]!r}, a {type(tensor).__name__}, expected a tensor; take an intact checkpoint"
+            )
         if not tensor.is_floating_point():
-            raise InputError(f"{where} has type {tensor.dtype}, expected floating point; quantised checkpoints cannot be imported")
+            raise InputError(
+                f"{where} has type {tensor.dtype}, expected floating point; quantised checkpoints cannot be imported"
+            )
         if not torch.isfinite(tensor).all():
             raise InputError(f"{where} holds numbers that are not finite; take an intact checkpoint")
     return {str(key): tensor.detach() for key, tensor in found.items()}
@@ -172,13 +216,16 @@ def read_reference(directory: Path, ignored: Sequence[str] = ()) -> Reference:
     """Read a published checkpoint.
 
     Raises:
-        InputError: as of `read_config` and `read_tensors`; an adapter that this program does not know, or without which there is no model.
+        InputError: as of `read_config` and `read_tensors`; an adapter that this program does not know, or without which
+            there is no model.
     """
     config = read_config(directory / CONFIG, ignored)
     path = directory / ADAPTERS
     found = read_tensors(path)
     if not isinstance(found, Mapping):
-        raise InputError(f"{path}: holds a {type(found).__name__}, expected adapter name → tensors; take an intact checkpoint")
+        raise InputError(
+            f"{path}: holds a {type(found).__name__}, expected adapter name → tensors; take an intact checkpoint"
+        )
     unknown = [str(name) for name in found if name not in KNOWN_ADAPTERS]
     if unknown:
         raise InputError(
@@ -218,7 +265,10 @@ def config_rows(reference: Reference, settings: Model) -> list[tuple[str, str, s
     fields = [
         ("doc_max_length", f"max_document_tokens {settings.max_document_tokens}"),
         ("compr_rate", f"num_memory_tokens {settings.num_memory_tokens}"),
-        ("lora_r", f"lora.rank {settings.lora.rank}, alpha {settings.lora.alpha:g} (twice the rank, as the reference has it)"),
+        (
+            "lora_r",
+            f"lora.rank {settings.lora.rank}, alpha {settings.lora.alpha:g} (twice the rank, as the reference has it)",
+        ),
         ("sep", f"overlapping_slots {str(settings.overlapping_slots).lower()}"),
         ("different_mem_tokens", "which rows are memory tokens"),
         ("training_stage", f"stage {STAGE_OF[config['training_stage']]}"),
@@ -226,7 +276,13 @@ def config_rows(reference: Reference, settings: Model) -> list[tuple[str, str, s
     rows = [(CONFIG, f"{name} {json.dumps(config[name])}", to) for name, to in fields]
     for name in ("generation_top_k", "max_new_tokens"):
         if name in config:
-            rows.append((CONFIG, f"{name} {json.dumps(config[name])}", f"left: an argument of each use (clara.ask --{ARGUMENT[name]})"))
+            rows.append(
+                (
+                    CONFIG,
+                    f"{name} {json.dumps(config[name])}",
+                    f"left: an argument of each use (clara.ask --{ARGUMENT[name]})",
+                )
+            )
     used = {*READ, *ARGUMENT}
     rows.append((CONFIG, f"{len(set(config) - used)} other fields, without influence", "left"))
     others = sorted(p.name for p in reference.directory.iterdir() if p.name not in (CONFIG, ADAPTERS, LAYERS))

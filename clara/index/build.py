@@ -1,7 +1,8 @@
 """Building an INDEX from a MEMORY's keys in bounded memory: trained on a sample, added part by part, parts merged on disk.
 
-Work in progress lies in `.build/` inside the INDEX: the trained index, parts of whole files, the merged file. An interrupted build goes on from
-there. Kinds of index without plain inverted lists (Flat, HNSW, fast-scan codes) are built in RAM at once.
+Work in progress lies in `.build/` inside the INDEX: the trained index, parts of whole files, the merged file. An
+interrupted build goes on from there. Kinds of index without plain inverted lists (Flat, HNSW, fast-scan codes) are
+built in RAM at once.
 """
 
 import json
@@ -95,8 +96,8 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
     """Build an INDEX over a MEMORY, unless this very one is there, and measure its recall. Returns its manifest.
 
     Raises:
-        InputError: no finished MEMORY, a damaged one, one without rows, a factory string that FAISS refuses, a GPU that is not there, no place to
-            write, or, where that is asked for, a recall under the floor.
+        InputError: no finished MEMORY, a damaged one, one without rows, a factory string that FAISS refuses, a GPU that
+            is not there, no place to write, or, where that is asked for, a recall under the floor.
     """
     if how.gpu:
         require_gpu()
@@ -120,7 +121,9 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
         file = work.whole() or work.merged()
     index = read_mapped(file)
     check_rows(index, store, str(output))
-    measured = measure(MemoryIndex(store, index), how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress)
+    measured = measure(
+        MemoryIndex(store, index), how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress
+    )
     judge(str(output), measured, recall_floor=how.recall_floor, strict=how.strict_recall)
     (Path(output) / artefact.MANIFEST).unlink(missing_ok=True)
     os.replace(file, Path(output) / FILE)
@@ -158,9 +161,10 @@ def next_settings(index_dir: str, factory: str) -> dict[str, Any]:
     recipe = made_by["recipe"]
     same = factory in ("auto", recipe["factory"])
     return {
-        "factory": recipe["factory"] if same else factory, "probes": recipe["probes"] if same else 0,
+        "factory": recipe["factory"] if same else factory,
+        "probes": recipe["probes"] if same else 0,
         FLOOR: made_by.get(FLOOR, RECALL_FLOOR),
-    }  # fmt: skip
+    }
 
 
 def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:
@@ -262,7 +266,9 @@ class _Work:
             reason = f"it is {manifest['factory']}, this one {self._factory}, and only inverted lists are taken over"
         taken = None if reason else _unchanged(self._store, manifest.get("sources", []), index)
         if taken is None or not len(taken):
-            _log.info("index: nothing is taken over from %s: %s", how.parent, reason or "no row's key is known to be the same")
+            _log.info(
+                "index: nothing is taken over from %s: %s", how.parent, reason or "no row's key is known to be the same"
+            )
             return None
         _log.info("index: %d of %d rows are taken over from %s", len(taken), len(self._store), how.parent)
         return Source(index, taken)
@@ -312,8 +318,8 @@ def _sources(store: MemoryStore) -> list[list[str]]:
 def _unchanged(store: MemoryStore, before: list[list[str]], index: Any) -> Ids | None:
     """Rows, ascending, that lie in the same file as in the parent's MEMORY, and are in its index.
 
-    A row's newest file holds. Where every overlay of the parent's is still there, the newest file of a row can only have become a newer one; so a row
-    that lies in a file the parent had lay there then too.
+    A row's newest file holds. Where every overlay of the parent's is still there, the newest file of a row can only
+    have become a newer one; so a row that lies in a file the parent had lay there then too.
     """
     now = _sources(store)
     overlays = [hash_of(pair) for pair in before if pair[0] not in store.manifest["shards"]]

@@ -71,7 +71,11 @@ def check_kind(store: MemoryStore, factory: str, probes: int) -> None:
         return
     inverted = faiss.try_extract_index_ivf(empty_index(store, factory))
     if inverted is None or probes > inverted.nlist:
-        there = "has no inverted lists; expected 0" if inverted is None else f"has {inverted.nlist} inverted lists; expected no more, or 0"
+        there = (
+            "has no inverted lists; expected 0"
+            if inverted is None
+            else f"has {inverted.nlist} inverted lists; expected no more, or 0"
+        )
         raise InputError(f"probes {probes}: factory {factory!r} {there} to leave the number to the build")
 
 
@@ -82,7 +86,9 @@ def empty_index(store: MemoryStore, factory: str) -> Any:
         InputError: FAISS does not know the factory string (or `auto`).
     """
     with refused_by_faiss(store, factory):
-        return faiss.index_factory(store.key_size, resolve_factory(factory, len(store), store.key_size), faiss.METRIC_INNER_PRODUCT)
+        return faiss.index_factory(
+            store.key_size, resolve_factory(factory, len(store), store.key_size), faiss.METRIC_INNER_PRODUCT
+        )
 
 
 def check_trainable(store: MemoryStore, factory: str) -> None:
@@ -137,7 +143,11 @@ def _bound_training(index: Any) -> None:
         for number in range(chain.size()):
             transform = faiss.downcast_VectorTransform(chain.at(number))
             if isinstance(transform, faiss.OPQMatrix):
-                transform.max_train_points, transform.niter, transform.niter_pq_0 = _OPQ_ROWS, _OPQ_ITERATIONS, _OPQ_ITERATIONS
+                transform.max_train_points, transform.niter, transform.niter_pq_0 = (
+                    _OPQ_ROWS,
+                    _OPQ_ITERATIONS,
+                    _OPQ_ITERATIONS,
+                )
     inverted = faiss.try_extract_index_ivf(index)
     if isinstance(inverted, faiss.IndexIVFPQ):
         inverted.pq.cp.max_points_per_centroid = _PQ_ROWS_PER_CENTROID

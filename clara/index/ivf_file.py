@@ -1,8 +1,9 @@
 """Inverted lists on disk: one FAISS file made of many, list by list, in memory that a single list fills.
 
-FAISS writes an IVF index's lists at the end of its file: the mark `ilar`, number of lists and bytes of a code, the lists' sizes, then for each
-list its codes and its ids. That end is written here as a stream, so that any FAISS reads the file, and maps it with `IO_FLAG_MMAP`.
-Each list ascends by id, so that the bytes don't depend on how the rows were cut into parts.
+FAISS writes an IVF index's lists at the end of its file: the mark `ilar`, number of lists and bytes of a code, the
+lists' sizes, then for each list its codes and its ids. That end is written here as a stream, so that any FAISS reads
+the file, and maps it with `IO_FLAG_MMAP`. Each list ascends by id, so that the bytes don't depend on how the rows were
+cut into parts.
 """
 
 import os
@@ -20,7 +21,10 @@ from clara.errors import InputError
 Ids = NDArray[np.int64]
 _EMPTY_LISTS_BYTES = 32  # what FAISS writes for lists that are all empty
 _ID_BYTES = 8
-_NUMBERED = (b"IxMp", b"IxM2")  # how a file of rows numbered in the order of their ids begins: another flag of FAISS's maps it
+_NUMBERED = (
+    b"IxMp",
+    b"IxM2",
+)  # how a file of rows numbered in the order of their ids begins: another flag of FAISS's maps it
 
 
 def kind_of(index: Any) -> Any:
@@ -122,7 +126,12 @@ class Source:
         return ids[mask], codes[mask]
 
 
-def merge(trained: Any, sources: Sequence[Source], path: str | os.PathLike[str], told: Callable[[int], None] = lambda lists: None) -> int:
+def merge(
+    trained: Any,
+    sources: Sequence[Source],
+    path: str | os.PathLike[str],
+    told: Callable[[int], None] = lambda lists: None,
+) -> int:
     """Write an index of all rows of the sources, whole or not at all; returns the number of rows.
 
     Args:
@@ -138,7 +147,9 @@ def merge(trained: Any, sources: Sequence[Source], path: str | os.PathLike[str],
         head = _head(trained, 0)
         stream.write(head + _lists_head(inverted, sizes))
         for number in range(inverted.nlist):
-            ids, codes = (np.concatenate(part) for part in zip(*(source.rows(number) for source in sources), strict=True))
+            ids, codes = (
+                np.concatenate(part) for part in zip(*(source.rows(number) for source in sources), strict=True)
+            )
             order = np.argsort(ids, kind="stable")
             stream.write(codes[order].tobytes())
             stream.write(ids[order].tobytes())

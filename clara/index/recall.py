@@ -1,8 +1,9 @@
 """Recall of an INDEX's two levels against exact search over the whole payload, or over a stated sample of it.
 
-The queries are rows of the INDEX itself, disturbed: memory plus Gaussian noise of half its length, as it is by default. No row is held back, so each
-query's own row can be found, and as a rule is the nearest; the other nine of its ten best are harder to find. Questions of a query reasoner may lie farther
-from all rows than these do, and the recall of such questions may be another: `training.evaluate` measures what is found for them.
+The queries are rows of the INDEX itself, disturbed: memory plus Gaussian noise of half its length, as it is by default.
+No row is held back, so each query's own row can be found, and as a rule is the nearest; the other nine of its ten best
+are harder to find. Questions of a query reasoner may lie farther from all rows than these do, and the recall of such
+questions may be another: `training.evaluate` measures what is found for them.
 """
 
 import logging
@@ -76,8 +77,8 @@ class Measurement:
         first_level: L.
         num_queries: indexed rows that, disturbed, are asked for, none of them held back; 0: no measurement.
         noise: length of the disturbance, in lengths of the memory.
-        most_bytes: of stored payload that exact search may read. What is more is represented by whole shards, which hold rows by hash, and more
-            queries make up for it.
+        most_bytes: of stored payload that exact search may read. What is more is represented by whole shards, which
+            hold rows by hash, and more queries make up for it.
     """
 
     first_level: int = 200
@@ -90,7 +91,13 @@ class Recall:
     """Disturbed stored rows, and what exact search finds for them."""
 
     def __init__(
-        self, index: MemoryIndex, how: Measurement, *, seed: int, row_bytes: int, told: Callable[[int], None] = lambda rows: None
+        self,
+        index: MemoryIndex,
+        how: Measurement,
+        *,
+        seed: int,
+        row_bytes: int,
+        told: Callable[[int], None] = lambda rows: None,
     ) -> None:
         """Ask exact search once.
 
@@ -126,8 +133,9 @@ class Recall:
     def of(self, first_level: int) -> float:
         """Recall@10 with that L, of ten at least: as many rows are wanted. Over every row it is exact; over a sample it is estimated from below.
 
-        Let t be the score of the worst row found. Every row with a higher score that was not found is a miss, and recall is at least
-        1 − misses / 10, as a miss drives out one row found at most. Misses in the sample, divided by its share, estimate all.
+        Let t be the score of the worst row found. Every row with a higher score that was not found is a miss, and
+        recall is at least 1 − misses / 10, as a miss drives out one row found at most. Misses in the sample, divided by
+        its share, estimate all.
         """
         found, scores = self._index.search(self._query, self._k, first_level=max(first_level, self._k))
         if self.share == 1:
@@ -160,13 +168,19 @@ def _disturbed(memory: Floats, noise: float, dice: np.random.Generator) -> Float
 # --- what it is worth ------------------------------------------------------------------------------------------------
 
 
-def measure(index: MemoryIndex, asked: Measurement, *, seed: int, recall_floor: float, progress: bool = False) -> dict[str, Any]:
+def measure(
+    index: MemoryIndex, asked: Measurement, *, seed: int, recall_floor: float, progress: bool = False
+) -> dict[str, Any]:
     """Recall@10 and what it was measured with; where it is under the floor, also what other settings would give."""
     store = index.store
     measured: dict[str, Any] = {
-        "recall_at_10": None, "first_level": max(asked.first_level, min(RECALL_AT, len(store))), "num_queries": asked.num_queries, "noise": asked.noise,
-        "rows_compared": 0, "exact": True,
-    }  # fmt: skip
+        "recall_at_10": None,
+        "first_level": max(asked.first_level, min(RECALL_AT, len(store))),
+        "num_queries": asked.num_queries,
+        "noise": asked.noise,
+        "rows_compared": 0,
+        "exact": True,
+    }
     if not asked.num_queries:
         return measured
     shapes = layout(store.codec, store.num_memory_tokens, store.hidden_size).values()
@@ -176,15 +190,24 @@ def measure(index: MemoryIndex, asked: Measurement, *, seed: int, recall_floor: 
     if recall.share < 1:
         _log.info(
             "index: the payload has %.1f GiB, so recall is estimated from below on %d of %d rows with %d queries",
-            len(store) * row_bytes / 2**30, recall.rows_compared, len(store), recall.num_queries,
-        )  # fmt: skip
+            len(store) * row_bytes / 2**30,
+            recall.rows_compared,
+            len(store),
+            recall.num_queries,
+        )
     found = recall.of(asked.first_level)
     measured |= {
-        "recall_at_10": found, "num_queries": recall.num_queries, "rows_compared": recall.rows_compared, "exact": recall.share == 1,
-    }  # fmt: skip
+        "recall_at_10": found,
+        "num_queries": recall.num_queries,
+        "rows_compared": recall.rows_compared,
+        "exact": recall.share == 1,
+    }
     if found < recall_floor:
         wider = min(4 * asked.first_level, len(store))
-        measured["remedies"] = {f"first_level {wider}": recall.of(wider), "every list probed": recall.of_every_list(asked.first_level)}
+        measured["remedies"] = {
+            f"first_level {wider}": recall.of(wider),
+            "every list probed": recall.of_every_list(asked.first_level),
+        }
     return measured
 
 
@@ -220,7 +243,11 @@ def shortfall(output: str, measured: Mapping[str, Any], recall_floor: float) -> 
         if measured["exact"]
         else f"exact search over a sample of {measured['rows_compared']} rows, from below"
     )
-    would = "".join(f"; with {name} it would be {value:.3f}" for name, value in measured.get("remedies", {}).items() if value is not None)
+    would = "".join(
+        f"; with {name} it would be {value:.3f}"
+        for name, value in measured.get("remedies", {}).items()
+        if value is not None
+    )
     found, floor = _apart(recall, recall_floor)
     return (
         f"{output}: recall@10 is {found} with first_level {measured['first_level']} ({compared}, {measured['num_queries']} queries), "

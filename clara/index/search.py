@@ -1,10 +1,12 @@
 """INDEX: the two levels of retrieval over a MEMORY.
 
-First level: FAISS over the keys, whose inner product is about the flattened cosine; it gives L candidates. Second level: the
-exact flattened cosine of those over the mapped payload. FAISS ids are `row_id`s: every live row, and nothing else.
+First level: FAISS over the keys, whose inner product is about the flattened cosine; it gives L candidates. Second
+level: the exact flattened cosine of those over the mapped payload. FAISS ids are `row_id`s: every live row, and nothing
+else.
 
-Both levels score a row by itself and order equal scores by `row_id`, so that what is found depends neither on the batch of queries nor on how
-the rows are shared out among owners: one process that maps the whole INDEX, or many that hold a part each.
+Both levels score a row by itself and order equal scores by `row_id`, so that what is found depends neither on the batch
+of queries nor on how the rows are shared out among owners: one process that maps the whole INDEX, or many that hold a
+part each.
 """
 
 import logging
@@ -73,8 +75,14 @@ class IndexedRows:
         open_numbers, asked = np.arange(len(keys)), min(wanted + 1, self._index.ntotal)
         while len(open_numbers) and asked:
             scores, ids = self._index.search(keys[open_numbers], asked)
-            # Where equal scores reach to the end, more of them may follow: which FAISS leaves out is its own choice, so all are looked at.
-            cut = (ids[:, -1] >= 0) & (asked > wanted) & (scores[:, min(wanted, asked) - 1] == scores[:, -1]) & (asked < self._index.ntotal)
+            # Where equal scores reach to the end, more of them may follow: which FAISS leaves out is its own choice, so
+            # all are looked at.
+            cut = (
+                (ids[:, -1] >= 0)
+                & (asked > wanted)
+                & (scores[:, min(wanted, asked) - 1] == scores[:, -1])
+                & (asked < self._index.ntotal)
+            )
             for place in np.flatnonzero(~cut).tolist():
                 there = ids[place] >= 0
                 own, score = ids[place][there], scores[place][there]
@@ -89,7 +97,9 @@ class IndexedRows:
         union = np.unique(np.concatenate([np.empty(0, np.int64), *candidates]))
         memory, unit = unit_rows(self._store.memory(union)), unit_rows(query)
         # A matrix product rounds a row by where it stands; a sum of its own does not.
-        return [(memory[np.searchsorted(union, own)] * unit[number]).sum(axis=1) for number, own in enumerate(candidates)]
+        return [
+            (memory[np.searchsorted(union, own)] * unit[number]).sum(axis=1) for number, own in enumerate(candidates)
+        ]
 
     def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
         """Memory `[n, M, D]` of rows."""
@@ -111,7 +121,9 @@ class TwoLevels(ABC):
         self.store = store
         self.hash = hash
         fields = store.fingerprint_fields
-        self._projection: KeyProjection = key_projection(fields.num_memory_tokens, fields.hidden_size, fields.key_size, fields.key_seed)
+        self._projection: KeyProjection = key_projection(
+            fields.num_memory_tokens, fields.hidden_size, fields.key_size, fields.key_seed
+        )
 
     @abstractmethod
     def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
@@ -137,8 +149,9 @@ class TwoLevels(ABC):
             exclude: for each query row ids that are left out; L counts what remains.
 
         Returns:
-            Row ids `[B, k]` and scores `[B, k]`; -1 and -inf where there are fewer. Of a query that is not finite, or whose length is not, nothing
-            is found, and a warning says so: training has its own rule for steps that are not finite, and the other queries are none the worse.
+            Row ids `[B, k]` and scores `[B, k]`; -1 and -inf where there are fewer. Of a query that is not finite, or
+            whose length is not, nothing is found, and a warning says so: training has its own rule for steps that are
+            not finite, and the other queries are none the worse.
 
         Raises:
             InputError: the query has another shape than the MEMORY's, or L is under k.
@@ -151,7 +164,11 @@ class TwoLevels(ABC):
             )
         if not 1 <= k <= first_level:
             raise InputError(f"k is {k} and first_level {first_level}; expected 1 ≤ k ≤ first_level")
-        barred = [np.fromiter(rows, np.int64) for rows in exclude] if exclude is not None else [np.empty(0, np.int64)] * len(values)
+        barred = (
+            [np.fromiter(rows, np.int64) for rows in exclude]
+            if exclude is not None
+            else [np.empty(0, np.int64)] * len(values)
+        )
         rows = np.full((len(values), k), -1, np.int64)
         scores = np.full((len(values), k), -np.inf, np.float32)
         asked = _finite(values)
@@ -172,7 +189,10 @@ class TwoLevels(ABC):
             wanted = min(first_level + max(len(rows) for rows in part), len(self.store))
             owners = self._best_keys(self._projection.keys(values[begin : begin + group]), wanted)
             found = [merged(parts)[0] for parts in zip(*owners, strict=True)]
-            yield begin, [np.sort(ids[~np.isin(ids, rows)][:first_level]) for ids, rows in zip(found, part, strict=True)]
+            yield (
+                begin,
+                [np.sort(ids[~np.isin(ids, rows)][:first_level]) for ids, rows in zip(found, part, strict=True)],
+            )
 
 
 def _finite(values: Floats) -> list[int]:
@@ -180,7 +200,11 @@ def _finite(values: Floats) -> list[int]:
     with np.errstate(over="ignore", invalid="ignore"):
         asked: list[int] = np.flatnonzero(np.isfinite(np.square(values).sum(axis=(1, 2)))).tolist()
     if len(asked) < len(values):
-        _log.warning("index: %d of %d queries are not finite, and nothing is found for them", len(values) - len(asked), len(values))
+        _log.warning(
+            "index: %d of %d queries are not finite, and nothing is found for them",
+            len(values) - len(asked),
+            len(values),
+        )
     return asked
 
 
@@ -231,7 +255,9 @@ def index_file(index_dir: str | os.PathLike[str], store: MemoryStore) -> Path:
     (entry,) = manifest["files"]
     size = path.stat().st_size if path.is_file() else -1
     if size != entry["bytes"]:
-        raise InputError(f"{path}: {size} bytes (-1: missing), the manifest says {entry['bytes']}; build the index again")
+        raise InputError(
+            f"{path}: {size} bytes (-1: missing), the manifest says {entry['bytes']}; build the index again"
+        )
     return path
 
 

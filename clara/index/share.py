@@ -1,7 +1,7 @@
 """A share of an INDEX for one owner of several: the rows whose `row_id` modulo the number of owners is the owner's.
 
-Where the MEMORY's number of shards is a multiple of it, an owner reads whole shards and no other's. All shares together find what the INDEX does,
-bit for bit: the trained part is the same, and a row's scores don't depend on its neighbours.
+Where the MEMORY's number of shards is a multiple of it, an owner reads whole shards and no other's. All shares together
+find what the INDEX does, bit for bit: the trained part is the same, and a row's scores don't depend on its neighbours.
 """
 
 import os

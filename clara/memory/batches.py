@@ -19,8 +19,8 @@ def plan_batches(lengths: Sequence[int], batch_tokens: int, extra_tokens: int = 
 def tight_batches(lengths: Sequence[int], batch_tokens: int, extra_tokens: int = 0) -> list[range]:
     """Ranges over ascending lengths within `batch_tokens`, as of `plan_batches`, chosen so that the least is computed.
 
-    A batch costs its padded tokens and, for what it costs to start one, `batch_tokens` / 128 of them; the sum over all batches is the least there
-    is. So a batch ends where the lengths jump, and is smaller where they are spread.
+    A batch costs its padded tokens and, for what it costs to start one, `batch_tokens` / 128 of them; the sum over all
+    batches is the least there is. So a batch ends where the lengths jump, and is smaller where they are spread.
     """
     start_tokens = max(1, batch_tokens // _BATCHES_A_START)
     least = np.zeros(len(lengths) + 1, np.int64)  # tokens of the best batches over the first n rows

@@ -48,7 +48,10 @@ def layout(codec: str, num_memory_tokens: int, hidden_size: int) -> dict[str, tu
         return {"memory": (np.dtype(np.int8), (rows, hidden_size)), "scale": (np.dtype(np.float32), (rows,))}
     if codec == "int4":
         groups = -(-hidden_size // GROUP)
-        return {"memory": (np.dtype(np.uint8), (rows, -(-hidden_size // 2))), "scale": (np.dtype(np.float16), (rows, groups))}
+        return {
+            "memory": (np.dtype(np.uint8), (rows, -(-hidden_size // 2))),
+            "scale": (np.dtype(np.float16), (rows, groups)),
+        }
     return {"memory": (np.dtype(np.uint8), (rows, -(-hidden_size // width))), "scale": (np.dtype(np.float32), (rows,))}
 
 
@@ -70,8 +73,8 @@ def check_memory(memory: Floats, codec: str) -> None:
 def encode_memory(memory: Floats, codec: str, codebook: Codebook | None = None) -> dict[str, NDArray[Any]]:
     """Tensors that store `memory [rows, M, D]`, as `layout` says.
 
-    `int8` keeps round(x / s) with s = max|x| / 127 of each memory token: an error of at most s / 2 a number. `int4` keeps it with
-    s = max|x| / 7 of each 64 numbers.
+    `int8` keeps round(x / s) with s = max|x| / 127 of each memory token: an error of at most s / 2 a number. `int4`
+    keeps it with s = max|x| / 7 of each 64 numbers.
 
     Raises:
         InputError: see `check_memory`; or a codebook is needed and there is none.
@@ -89,7 +92,9 @@ def encode_memory(memory: Floats, codec: str, codebook: Codebook | None = None) 
     return {"memory": codes, "scale": scale}
 
 
-def decode_memory(stored: Mapping[str, NDArray[Any]], codec: str, hidden_size: int, codebook: Codebook | None = None) -> Floats:
+def decode_memory(
+    stored: Mapping[str, NDArray[Any]], codec: str, hidden_size: int, codebook: Codebook | None = None
+) -> Floats:
     """`[rows, M, D]` in float32 from what `encode_memory` gave.
 
     Raises:
@@ -121,6 +126,8 @@ def _encode_int4(memory: Floats) -> dict[str, NDArray[Any]]:
 
 def _decode_int4(stored: Mapping[str, NDArray[Any]], hidden_size: int) -> Floats:
     packed = stored["memory"]
-    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], 2 * packed.shape[-1])[..., :hidden_size]
+    codes = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], 2 * packed.shape[-1])[
+        ..., :hidden_size
+    ]
     scale = np.repeat(stored["scale"].astype(np.float32), GROUP, axis=-1)[..., :hidden_size]
     return (codes.astype(np.float32) - 8) * scale

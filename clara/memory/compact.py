@@ -49,7 +49,9 @@ def compact(
         name, plan = shard_name(index, num_shards), hash_of({**recipe, "index": index})
         report = finished_report(directory, name, plan)
         if report is None and len(rows):
-            report = write_stored(directory, name, store.records(rows), store.stored(rows), store.codec, fingerprint=store.fingerprint)
+            report = write_stored(
+                directory, name, store.records(rows), store.stored(rows), store.codec, fingerprint=store.fingerprint
+            )
             write_plan(directory, name, plan, report)
         if report is not None:
             reports.append(report)

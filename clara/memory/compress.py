@@ -151,7 +151,8 @@ def write_memory_shard(
         told: see `compress_chunks`.
 
     Returns:
-        `{"name", "rows", "files", "failures": [{"chunk_id", "source", "document_id", "text", "reason"}], "reused": whether it was there}`.
+        `{"name", "rows", "files", "failures": [{"chunk_id", "source", "document_id", "text", "reason"}], "reused":
+        whether it was there}`.
     """
     contents = f"{codec} {codebook.hash}" if codebook else codec
     plan = plan_hash(chunks, fingerprint=fingerprint.hash, codec=contents, batch_tokens=batch_tokens)
@@ -161,7 +162,9 @@ def write_memory_shard(
     chunks = sorted(chunks, key=lambda chunk: chunk.row_id)
     memory, failures = compress_chunks(model(), chunks, batch_tokens=batch_tokens, codec=codec, told=told)
     dead = {failure.chunk.chunk_id for failure in failures}
-    keys = key_projection(fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed).keys(memory)
+    keys = key_projection(
+        fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed
+    ).keys(memory)
     kept = [chunk for chunk in chunks if chunk.chunk_id not in dead]
     report = write_shard(directory, name, kept, memory, keys, codec, fingerprint=fingerprint.hash, codebook=codebook)
     report["failures"] = failure_report(failures)
@@ -197,7 +200,9 @@ def make_codebook(
     width = pq_width(codec)
     if not width:
         return None
-    plan = hash_of({"codebook": plan_hash(chunks, fingerprint=fingerprint.hash, codec=codec, batch_tokens=batch_tokens)})
+    plan = hash_of(
+        {"codebook": plan_hash(chunks, fingerprint=fingerprint.hash, codec=codec, batch_tokens=batch_tokens)}
+    )
     finished = finished_report(directory, product_quantiser.CODEBOOK, plan)
     if finished is not None:
         return dict(finished["files"][0])

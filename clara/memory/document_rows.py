@@ -31,7 +31,9 @@ class DocumentRows:
         columns = [read_table(path, ["document_id"])["document_id"] for path in records]
         begins = np.cumsum([0, *map(len, columns)])[:-1]
         # Strings of more than 2 GiB in all have no room in Arrow's plain kind.
-        stored = pa.chunked_array([chunk.cast(pa.large_string()) for column in columns for chunk in column.chunks], pa.large_string())
+        stored = pa.chunked_array(
+            [chunk.cast(pa.large_string()) for column in columns for chunk in column.chunks], pa.large_string()
+        )
         documents = stored.combine_chunks().take(pa.array(begins[live.shard_of] + live.place_of))
         order = pc.sort_indices(documents)
         self._sorted, self._order, self._row_ids = documents.take(order), order.to_numpy(), live.row_ids

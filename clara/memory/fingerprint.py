@@ -75,7 +75,9 @@ class Fingerprint:
         known = {field.name for field in dataclasses.fields(cls)}
         if set(fields) != known:
             missing, extra = sorted(known - set(fields)), sorted(set(fields) - known)
-            raise InputError(f"{where}: missing fields {missing}, unknown fields {extra}; it was made by another version, make it again")
+            raise InputError(
+                f"{where}: missing fields {missing}, unknown fields {extra}; it was made by another version, make it again"
+            )
         return cls(**fields)
 
 
@@ -100,7 +102,9 @@ def check(expected: Collection[Accepted], found: Fingerprint | Mapping[str, Any]
     sides = []
     for candidate in expected:
         if isinstance(candidate, str):
-            sides.append(f"expected fingerprint {candidate[:_SHOWN_DIGITS]}…, found {hash_of(fields)[:_SHOWN_DIGITS]}… ({_shown(fields)})")
+            sides.append(
+                f"expected fingerprint {candidate[:_SHOWN_DIGITS]}…, found {hash_of(fields)[:_SHOWN_DIGITS]}… ({_shown(fields)})"
+            )
         else:
             sides.append(_differences(_fields(candidate), fields))
     dtypes = {candidate["dtype"] for candidate in map(_fields, expected) if "dtype" in candidate}
@@ -143,10 +147,14 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     # The dtype first: the compressor's hash follows from it.
     names = sorted([*expected, *(name for name in found if name not in expected)], key=lambda name: name != "dtype")
     unequal = [name for name in names if expected.get(name) != found.get(name)]
-    return "; ".join(f"{name}: expected {_short(expected.get(name))}, found {_short(found.get(name))}" for name in unequal)
+    return "; ".join(
+        f"{name}: expected {_short(expected.get(name))}, found {_short(found.get(name))}" for name in unequal
+    )
 
 
-def compressor_hash(adapter: Mapping[str, Tensor], slots: Mapping[str, Tensor], *, dtype: str, settings: Mapping[str, Any]) -> str:
+def compressor_hash(
+    adapter: Mapping[str, Tensor], slots: Mapping[str, Tensor], *, dtype: str, settings: Mapping[str, Any]
+) -> str:
     """Sha256 of what makes memory besides the LM: equal for a live model, its checkpoint, and the checkpoint loaded again.
 
     Args:
@@ -174,7 +182,8 @@ def compressor_hash(adapter: Mapping[str, Tensor], slots: Mapping[str, Tensor], 
 def of_model(model: "ClaraModel", *, max_tokens: int, overlap_tokens: int, key_size: int, key_seed: int) -> Fingerprint:
     """Fingerprint of what a model in memory compresses to.
 
-    The LM is known by the folder that it was read from: one that is itself being trained has to be saved and loaded first.
+    The LM is known by the folder that it was read from: one that is itself being trained has to be saved and loaded
+    first.
     """
     settings, backbone = model.settings.model_dump(), model.backbone
     dtype = str(backbone.dtype).removeprefix("torch.")
@@ -203,7 +212,14 @@ def backbone_folder(checkpoint: str | os.PathLike[str], backbone: str) -> str:
 
 
 def of_checkpoint(
-    checkpoint: str | os.PathLike[str], *, backbone: str, dtype: str, max_tokens: int, overlap_tokens: int, key_size: int, key_seed: int
+    checkpoint: str | os.PathLike[str],
+    *,
+    backbone: str,
+    dtype: str,
+    max_tokens: int,
+    overlap_tokens: int,
+    key_size: int,
+    key_seed: int,
 ) -> Fingerprint:
     """Fingerprint of what a CHECKPOINT compresses to, without loading its LM.
 
@@ -232,7 +248,9 @@ def of_checkpoint(
         adapter = load_file(directory / manifest["roles"]["compressor"] / "adapter_model.safetensors")
         slots = load_file(directory / "memory_tokens.safetensors")
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{directory}: the compressor's files are not readable ({error}); take an intact checkpoint") from error
+        raise InputError(
+            f"{directory}: the compressor's files are not readable ({error}); take an intact checkpoint"
+        ) from error
     settings = manifest["model"]
     num_memory_tokens, hidden_size = slots["memory_tokens"].shape
     return Fingerprint(

@@ -15,10 +15,11 @@ from clara.memory.codec import Floats
 class KeyProjection:
     """Seeded random projection of the flattened, normalised memory to a short key.
 
-    Slot m has a random frame Q_m `[D, r_m]` with orthonormal columns, Σ r_m = KD, and key = concat_m √(D / r_m) · Q_mᵀ v_m, where v is the
-    memory `[M, D]` divided by its norm over all M·D numbers. As E[Q_m Q_mᵀ] = (r_m / D) I, the inner product of two keys is in expectation the
-    flattened cosine; with KD = M·D it is that cosine exactly. The frames hold about D·KD numbers, M times fewer than one matrix `[M·D, KD]`,
-    and when slots have equal norms no larger variance.
+    Slot m has a random frame Q_m `[D, r_m]` with orthonormal columns, Σ r_m = KD, and key = concat_m √(D / r_m) · Q_mᵀ
+    v_m, where v is the memory `[M, D]` divided by its norm over all M·D numbers. As E[Q_m Q_mᵀ] = (r_m / D) I, the
+    inner product of two keys is in expectation the flattened cosine; with KD = M·D it is that cosine exactly. The
+    frames hold about D·KD numbers, M times fewer than one matrix `[M·D, KD]`, and when slots have equal norms no larger
+    variance.
     """
 
     frames: tuple[Floats, ...]

@@ -60,7 +60,9 @@ class LiveRows:
         index = np.minimum(np.searchsorted(self.row_ids, wanted), max(len(self.row_ids) - 1, 0))
         missing = wanted[self.row_ids[index] != wanted] if len(self.row_ids) else wanted
         if len(missing):
-            raise InputError(f"{self._where}: row_id {missing[0]} is not a live row of it ({len(missing)} such); use its own row_ids")
+            raise InputError(
+                f"{self._where}: row_id {missing[0]} is not a live row of it ({len(missing)} such); use its own row_ids"
+            )
         return index
 
     def by_shard(self, row_ids: Sequence[int] | Ids) -> Iterator[tuple[int, NDArray[np.intp], NDArray[np.int32]]]:

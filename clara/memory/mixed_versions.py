@@ -1,7 +1,7 @@
 """MEMORY whose shards several versions of one compressor made, as an incremental refresh leaves it beside training.
 
-Its manifest names in `shard_fingerprints` what made each shard that is not of the newest version; so each row's version is known by its shard.
-Training accepts the versions of its own run. Everybody else reads MEMORY of one compressor only.
+Its manifest names in `shard_fingerprints` what made each shard that is not of the newest version; so each row's version
+is known by its shard. Training accepts the versions of its own run. Everybody else reads MEMORY of one compressor only.
 """
 
 from collections.abc import Collection, Mapping
@@ -22,7 +22,8 @@ def shard_fingerprints(manifest: Mapping[str, Any], where: str) -> list[Fingerpr
     """
     newest = Fingerprint.from_dict(manifest.get("fingerprint_fields", {}), f"{where}/manifest.json fingerprint_fields")
     others = {
-        name: Fingerprint.from_dict(fields, f"{where}/manifest.json {FIELD}.{name}") for name, fields in manifest.get(FIELD, {}).items()
+        name: Fingerprint.from_dict(fields, f"{where}/manifest.json {FIELD}.{name}")
+        for name, fields in manifest.get(FIELD, {}).items()
     }
     return [others.get(name, newest) for name in (*manifest["shards"], *manifest["overlays"])]
 
@@ -41,7 +42,9 @@ def refuse_mixed(manifest: Mapping[str, Any], where: str, accept: Collection[Acc
     if not is_mixed(manifest):
         return
     found: dict[str, list[str]] = {}
-    for name, fingerprint in zip((*manifest["shards"], *manifest["overlays"]), shard_fingerprints(manifest, where), strict=True):
+    for name, fingerprint in zip(
+        (*manifest["shards"], *manifest["overlays"]), shard_fingerprints(manifest, where), strict=True
+    ):
         found.setdefault(fingerprint.hash, []).append(name)
     known = {hash_of_accepted(accepted) for accepted in accept}
     if found.keys() <= known:

@@ -67,7 +67,9 @@ class Codebook:
     def decode(self, codes: Bytes, scale: Floats, hidden_size: int) -> Floats:
         """Memory `[n, M, D]` of what `encode` gave."""
         found = self.centroids[np.arange(len(self.centroids)), codes]
-        memory: Floats = found.reshape(*codes.shape[:-1], codes.shape[-1] * self.width)[..., :hidden_size] * scale[..., None]
+        memory: Floats = (
+            found.reshape(*codes.shape[:-1], codes.shape[-1] * self.width)[..., :hidden_size] * scale[..., None]
+        )
         return memory
 
 
@@ -129,7 +131,9 @@ def load_codebook(directory: str | os.PathLike[str], width: int, hidden_size: in
     except base.StorageError:
         raise
     except (OSError, KeyError, ValueError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise InputError(f"{path}: not a readable codebook ({error}); make the MEMORY again, or copy it anew") from error
+        raise InputError(
+            f"{path}: not a readable codebook ({error}); make the MEMORY again, or copy it anew"
+        ) from error
     if centroids.shape != shape or centroids.dtype != np.float32:
         raise InputError(
             f"{path}: centroids are {centroids.dtype} {list(centroids.shape)}, expected float32 {list(shape)}; make the MEMORY again"

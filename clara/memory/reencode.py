@@ -41,7 +41,8 @@ def reencode_shard(
     """Compress the live rows of shard `index` of a store again; shards may be made by different processes.
 
     Returns:
-        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row. `codebook` is that of `new_codebook`.
+        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row. `codebook` is that
+        of `new_codebook`.
 
     Raises:
         InputError: a row that the store holds can't be compressed; a version must have every row.
@@ -79,7 +80,12 @@ def check_whole(report: dict[str, Any], output: str | os.PathLike[str]) -> dict[
 
 
 def new_codebook(
-    store: MemoryStore, model: Callable[[], Compressor], output: str | os.PathLike[str], *, fingerprint: Fingerprint, batch_tokens: int
+    store: MemoryStore,
+    model: Callable[[], Compressor],
+    output: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int,
 ) -> Codebook | None:
     """The codebook of the new compressor for a product-quantised store, trained by whoever needs it first; None for other codecs."""
     width = pq_width(store.codec)
@@ -106,11 +112,18 @@ def reencode_shards(
     """
     codebook = new_codebook(store, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
     for index in shards:
-        yield reencode_shard(store, index, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens, codebook=codebook)
+        yield reencode_shard(
+            store, index, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens, codebook=codebook
+        )
 
 
 def complete_reencode(
-    store: MemoryStore, reports: Sequence[dict[str, Any]], output: str | os.PathLike[str], *, fingerprint: Fingerprint, batch_tokens: int
+    store: MemoryStore,
+    reports: Sequence[dict[str, Any]],
+    output: str | os.PathLike[str],
+    *,
+    fingerprint: Fingerprint,
+    batch_tokens: int,
 ) -> dict[str, Any]:
     """Write the manifest of a re-encoded MEMORY, whose parent is the store. Returns the manifest.
 
@@ -152,7 +165,8 @@ def reencode(
         store: the version that it follows.
         model: the new compressor.
         output: directory of the new version.
-        fingerprint: of the new compressor, as of `clara.memory.fingerprint.of_model`; chunking and keys must be the store's.
+        fingerprint: of the new compressor, as of `clara.memory.fingerprint.of_model`; chunking and keys must be the
+            store's.
         batch_tokens: tokens of a batch, padding included.
         progress: is told (shards done, shards) after each.
 
@@ -160,13 +174,16 @@ def reencode(
         The manifest of the new version.
 
     Raises:
-        InputError: the fingerprint is for other chunks or keys, the output is the store itself, or a row can't be compressed.
+        InputError: the fingerprint is for other chunks or keys, the output is the store itself, or a row can't be
+            compressed.
     """
     check_follows(store, fingerprint, output)
     if up_to_date(output, KIND, reencode_recipe(store, fingerprint, batch_tokens)):
         return read_manifest(output, KIND)
     reports = []
-    for report in reencode_shards(store, range(store.num_shards), model, output, fingerprint=fingerprint, batch_tokens=batch_tokens):
+    for report in reencode_shards(
+        store, range(store.num_shards), model, output, fingerprint=fingerprint, batch_tokens=batch_tokens
+    ):
         reports.append(report)
         if progress is not None:
             progress(len(reports), store.num_shards)
@@ -179,10 +196,16 @@ def check_follows(store: MemoryStore, fingerprint: Fingerprint, output: str | os
     Raises:
         InputError: another field differs, or the output is the store's own directory.
     """
-    same = replace(fingerprint, compressor=store.fingerprint_fields.compressor, backbone=store.fingerprint_fields.backbone)
+    same = replace(
+        fingerprint, compressor=store.fingerprint_fields.compressor, backbone=store.fingerprint_fields.backbone
+    )
     if same != store.fingerprint_fields:
         found, wanted = same.as_dict(), store.fingerprint_fields.as_dict()
-        unequal = ", ".join(f"{name}: {wanted[name]!r} stored, {found[name]!r} now" for name in wanted if wanted[name] != found[name])
-        raise InputError(f"{store.directory}: cannot be re-encoded with other settings ({unequal}); build a MEMORY from the corpus")
+        unequal = ", ".join(
+            f"{name}: {wanted[name]!r} stored, {found[name]!r} now" for name in wanted if wanted[name] != found[name]
+        )
+        raise InputError(
+            f"{store.directory}: cannot be re-encoded with other settings ({unequal}); build a MEMORY from the corpus"
+        )
     if paths.absolute(output) == paths.absolute(store.directory):
         raise InputError(f"output {output}: is the MEMORY that is re-encoded; give another directory")

@@ -1,8 +1,9 @@
 """Some rows of a MEMORY again, with a newer compressor: overlays of a new version, beside the shards that they lie over.
 
-The new version holds its parent's files as hard links (copies where the file system has none) and an overlay for each base shard that has a
-chosen row. Its manifest says of every shard which compressor made it (`clara.memory.mixed_versions`). A shard without a live row is left out, so that a version
-whose rows have all been chosen by and by is one of a single compressor again.
+The new version holds its parent's files as hard links (copies where the file system has none) and an overlay for each
+base shard that has a chosen row. Its manifest says of every shard which compressor made it
+(`clara.memory.mixed_versions`). A shard without a live row is left out, so that a version whose rows have all been
+chosen by and by is one of a single compressor again.
 """
 
 import os
@@ -46,7 +47,8 @@ def reencode_rows(
 ) -> dict[str, Any]:
     """Compress chosen rows again into overlays of a new version; the manifest is written last.
 
-    Finished overlays of an earlier, interrupted call are kept. A product-quantised store's codebook stays: it was trained for the base version.
+    Finished overlays of an earlier, interrupted call are kept. A product-quantised store's codebook stays: it was
+    trained for the base version.
 
     Args:
         store: the version that it follows; may be mixed itself.
@@ -61,8 +63,8 @@ def reencode_rows(
         The manifest of the new version.
 
     Raises:
-        InputError: no row is given or one is not live, the fingerprint is for other chunks or keys, the output is the store itself, a row can't
-            be compressed, or a file of the parent is missing or damaged.
+        InputError: no row is given or one is not live, the fingerprint is for other chunks or keys, the output is the
+            store itself, a row can't be compressed, or a file of the parent is missing or damaged.
     """
     check_follows(store, fingerprint, output)
     rows = np.unique(np.asarray(row_ids, np.int64))
@@ -78,9 +80,15 @@ def reencode_rows(
     for index in homes:
         name = overlay_name(generation, index, store.num_shards)
         report = write_memory_shard(
-            lambda: model, store.records(rows[home == index]), output, name, fingerprint=fingerprint, codec=store.codec,
-            batch_tokens=batch_tokens, codebook=store.codebook,
-        )  # fmt: skip
+            lambda: model,
+            store.records(rows[home == index]),
+            output,
+            name,
+            fingerprint=fingerprint,
+            codec=store.codec,
+            batch_tokens=batch_tokens,
+            codebook=store.codebook,
+        )
         reports.append(check_whole(report, output))
         if progress is not None:
             progress(len(reports), len(homes))
@@ -101,9 +109,15 @@ def _complete(
     made_by = dict(zip(store.shard_names, store.shard_fingerprints, strict=True))
     needed = {name for name, live in store.iter_shards() if len(np.setdiff1d(live, rows, assume_unique=True))}
     shards = {*store.shard_names}
-    kept = [entry for entry in before["files"] if (folder := entry["path"].partition("/")[0]) in needed or folder not in shards]
+    kept = [
+        entry
+        for entry in before["files"]
+        if (folder := entry["path"].partition("/")[0]) in needed or folder not in shards
+    ]
     link(store.directory, output, kept)
-    older = {name: made_by[name].as_dict() for name in store.shard_names if name in needed and made_by[name] != fingerprint}
+    older = {
+        name: made_by[name].as_dict() for name in store.shard_names if name in needed and made_by[name] != fingerprint
+    }
     return write_manifest(
         output,
         kind=KIND,

@@ -73,7 +73,9 @@ def write_shard(
         InputError: lengths differ, two chunks have one `row_id`, the codec can't hold the numbers, or the disk refuses.
     """
     if not len(chunks) == len(memory) == len(keys):
-        raise InputError(f"{name}: {len(chunks)} chunks, {len(memory)} memories, {len(keys)} keys; expected one of each a chunk")
+        raise InputError(
+            f"{name}: {len(chunks)} chunks, {len(memory)} memories, {len(keys)} keys; expected one of each a chunk"
+        )
     order = sorted(range(len(chunks)), key=lambda i: chunks[i].row_id)
     ordered = [chunks[i] for i in order]
     check_row_ids(ordered, name)
@@ -114,7 +116,9 @@ def write_stored(
     """
     metadata = canonical_json({"fingerprint": fingerprint, "codec": codec, "rows": len(chunks)})
     # One entry only: the library writes several in an order of its own, and equal shards have equal bytes.
-    payload = safetensors.numpy.save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={"clara": metadata})
+    payload = safetensors.numpy.save(
+        {k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={"clara": metadata}
+    )
     columns = {field.name: [getattr(chunk, field.name) for chunk in chunks] for field in _SCHEMA}
     table = pa.table(columns, schema=_SCHEMA.with_metadata({"clara": metadata}))
     sink = pa.BufferOutputStream()

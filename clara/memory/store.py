@@ -1,7 +1,8 @@
 """MEMORY: shards of compressed chunks, mapped and never loaded whole.
 
-A shard is a folder with `records.parquet` and `memory.safetensors` (`memory [rows, M, …]` as the codec stores it, with its `scale`; `key [rows, KD]`
-float16), rows sorted by `row_id`. A product-quantised MEMORY has its codebook beside them. A version is base shards, then overlays (the newest row wins), without tombstones, as the manifest names them.
+A shard is a folder with `records.parquet` and `memory.safetensors` (`memory [rows, M, …]` as the codec stores it, with
+its `scale`; `key [rows, KD]` float16), rows sorted by `row_id`. A product-quantised MEMORY has its codebook beside
+them. A version is base shards, then overlays (the newest row wins), without tombstones, as the manifest names them.
 """
 
 import functools
@@ -82,12 +83,18 @@ class MemoryStore:
     """
 
     def __init__(
-        self, directory: Path, manifest: Mapping[str, Any], have: Callable[[str], None] = lambda path: None, name: str = ""
+        self,
+        directory: Path,
+        manifest: Mapping[str, Any],
+        have: Callable[[str], None] = lambda path: None,
+        name: str = "",
     ) -> None:
         self.directory, self.name = directory, name or paths.from_root(directory)
         self._have = have  # called with a file's path ahead of a look into it
         self.manifest, self.hash = manifest, manifest_hash(directory)
-        self.fingerprint_fields = Fingerprint.from_dict(manifest.get("fingerprint_fields", {}), f"{directory}/manifest.json")
+        self.fingerprint_fields = Fingerprint.from_dict(
+            manifest.get("fingerprint_fields", {}), f"{directory}/manifest.json"
+        )
         self.fingerprint = self.fingerprint_fields.hash
         # lru_cache on a method would keep every store alive.
         self._tensors: Callable[[int], dict[str, NDArray[Any]]] = functools.lru_cache(_NUM_MAPPED)(self._map)
@@ -99,14 +106,19 @@ class MemoryStore:
 
     @classmethod
     def open(
-        cls, directory: str | os.PathLike[str], accept: Collection[Accepted] | None = None, verify: bool = False, *, mixed: bool = False
+        cls,
+        directory: str | os.PathLike[str],
+        accept: Collection[Accepted] | None = None,
+        verify: bool = False,
+        *,
+        mixed: bool = False,
     ) -> "MemoryStore":
         """Open a MEMORY; the size of every file is checked.
 
         Args:
             directory: the MEMORY; of a URL its copy on this machine is opened.
-            accept: fingerprints that the reader understands, one of which every shard must have; None: any one (only for tools that don't
-                read the vectors' meaning).
+            accept: fingerprints that the reader understands, one of which every shard must have; None: any one (only
+                for tools that don't read the vectors' meaning).
             verify: read every byte against its sha256 as well.
             mixed: where `accept` is None, take shards of several versions too.
 
@@ -120,7 +132,9 @@ class MemoryStore:
             size = path.stat().st_size if path.is_file() else -1
             if size != entry["bytes"]:
                 found = f"{size} bytes" if size >= 0 else "missing"
-                raise InputError(f"{path}: {found}, the manifest says {entry['bytes']} bytes; make the MEMORY again, or copy it anew")
+                raise InputError(
+                    f"{path}: {found}, the manifest says {entry['bytes']} bytes; make the MEMORY again, or copy it anew"
+                )
         if accept is not None:
             check_accepted(accept, manifest, str(directory))
         elif not mixed:
@@ -215,7 +229,10 @@ class MemoryStore:
 
     def stored(self, row_ids: Sequence[int] | Ids) -> dict[str, NDArray[Any]]:
         """The tensors of rows as they lie in the shards, undecoded, in the order asked: what another shard takes over bit for bit."""
-        shapes = {**layout(self.codec, self.num_memory_tokens, self.hidden_size), "key": (np.dtype(np.float16), (self.key_size,))}
+        shapes = {
+            **layout(self.codec, self.num_memory_tokens, self.hidden_size),
+            "key": (np.dtype(np.float16), (self.key_size,)),
+        }
         out = {name: np.empty((len(row_ids), *shape), kind) for name, (kind, shape) in shapes.items()}
         for shard, where, places in self.live.by_shard(row_ids):
             tensors = self._tensors(shard)
@@ -250,7 +267,9 @@ class MemoryStore:
         for name, shape in {**{name: shape for name, (_, shape) in shapes.items()}, "key": (self.key_size,)}.items():
             if name not in tensors or tensors[name].shape[1:] != shape:
                 found = list(tensors[name].shape) if name in tensors else "missing"
-                raise InputError(f"{path}: {name} is {found}, expected [rows, {', '.join(map(str, shape))}]; make the MEMORY again")
+                raise InputError(
+                    f"{path}: {name} is {found}, expected [rows, {', '.join(map(str, shape))}]; make the MEMORY again"
+                )
         return tensors
 
     def _read_row_ids(self, shard: int) -> Ids:

@@ -1,8 +1,8 @@
 """Updates of a MEMORY: a new version for a changed corpus that compresses new content only, and compaction back into plain shards.
 
-A version lies in a directory of its own. Files of the old version that still hold live rows are hard links there (copies where the file
-system has none), so that either directory can be removed. What is new, and rows whose record changed, stand in overlay shards; what is
-gone stands among the tombstones.
+A version lies in a directory of its own. Files of the old version that still hold live rows are hard links there
+(copies where the file system has none), so that either directory can be removed. What is new, and rows whose record
+changed, stand in overlay shards; what is gone stands among the tombstones.
 """
 
 import os
@@ -118,15 +118,17 @@ def write_overlay(
         told: see `clara.memory.compress.compress_chunks`.
 
     Returns:
-        The report of `write_memory_shard`, with `rows` live ones of the shard (`kept`, `moved`, `compressed`) and `gone`; `folders` of the
-        old version that are still needed, and `tombstones`.
+        The report of `write_memory_shard`, with `rows` live ones of the shard (`kept`, `moved`, `compressed`) and
+        `gone`; `folders` of the old version that are still needed, and `tombstones`.
     """
     store = open_shard(old, index)
     name = overlay_name(next_generation(read_manifest(old, KIND)["overlays"]), index, store.num_shards)
     live = store.row_ids[store.row_ids % store.num_shards == index]
     changes = changes_of(chunks, {chunk.row_id: chunk for chunk in store.records(live)})
     check_row_ids(sorted(chunks, key=lambda chunk: chunk.row_id), name)
-    written = _write_changes(model, changes, store, directory, name, fingerprint=fingerprint, batch_tokens=batch_tokens, told=told)
+    written = _write_changes(
+        model, changes, store, directory, name, fingerprint=fingerprint, batch_tokens=batch_tokens, told=told
+    )
     kept = np.array([chunk.row_id for chunk in changes.kept], np.int64)
     dead = {row for row in store.manifest["tombstones"] if row % store.num_shards == index}
     dead |= set(live.tolist()) - set(kept.tolist())
@@ -156,7 +158,9 @@ def _write_changes(
     """The overlay of a shard, or that there is none to write: `written` row ids, `overlay_rows`, files and failures."""
     if not changes.moved and not changes.fresh:
         return {"name": name, "files": [], "failures": [], "reused": False, "overlay_rows": 0, "written": []}
-    contents = plan_hash([*changes.moved, *changes.fresh], fingerprint=fingerprint.hash, codec=store.codec, batch_tokens=batch_tokens)
+    contents = plan_hash(
+        [*changes.moved, *changes.fresh], fingerprint=fingerprint.hash, codec=store.codec, batch_tokens=batch_tokens
+    )
     plan = hash_of({"update": store.hash, "contents": contents})
     finished = finished_report(directory, name, plan)
     if finished is not None:
@@ -165,9 +169,16 @@ def _write_changes(
     rows = list(changes.moved)
     failures: list[Failure] = []
     if changes.fresh:
-        memory, failures = compress_chunks(model(), changes.fresh, batch_tokens=batch_tokens, codec=store.codec, told=told)
-        projection = key_projection(fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed)
-        encoded = {**encode_memory(memory, store.codec, store.codebook), "key": projection.keys(memory).astype(np.float16)}
+        memory, failures = compress_chunks(
+            model(), changes.fresh, batch_tokens=batch_tokens, codec=store.codec, told=told
+        )
+        projection = key_projection(
+            fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed
+        )
+        encoded = {
+            **encode_memory(memory, store.codec, store.codebook),
+            "key": projection.keys(memory).astype(np.float16),
+        }
         tensors = {tensor: np.concatenate([tensors[tensor], encoded[tensor]]) for tensor in tensors}
         dead = {failure.chunk.chunk_id for failure in failures}
         rows += [chunk for chunk in changes.fresh if chunk.chunk_id not in dead]
@@ -177,7 +188,11 @@ def _write_changes(
     if ordered:
         tensors = {tensor: values[order] for tensor, values in tensors.items()}
         report = write_stored(directory, name, ordered, tensors, store.codec, fingerprint=fingerprint.hash)
-    report |= {"failures": failure_report(failures), "overlay_rows": len(ordered), "written": [chunk.row_id for chunk in ordered]}
+    report |= {
+        "failures": failure_report(failures),
+        "overlay_rows": len(ordered),
+        "written": [chunk.row_id for chunk in ordered],
+    }
     write_plan(directory, name, plan, report)
     return {**report, "reused": False}
 
@@ -206,7 +221,9 @@ def complete_update(
     """
     before = read_manifest(old, KIND)
     if len(reports) != before["num_shards"]:
-        raise InputError(f"{directory}: {len(reports)} shards updated, {old} has {before['num_shards']}; run the update again")
+        raise InputError(
+            f"{directory}: {len(reports)} shards updated, {old} has {before['num_shards']}; run the update again"
+        )
     needed = {folder for report in reports for folder in report["folders"]}
     kept = [entry for entry in before["files"] if entry["path"].partition("/")[0] in {*needed, CODEBOOK}]
     link(old, directory, kept)

@@ -75,7 +75,9 @@ class Backbone(nn.Module):
     Shapes: B rows, L positions, D hidden size, V vocabulary.
     """
 
-    def __init__(self, lm: PreTrainedModel, *, rank: int, alpha: float, dropout: float, adapters: Sequence[str], folder: str = "") -> None:
+    def __init__(
+        self, lm: PreTrainedModel, *, rank: int, alpha: float, dropout: float, adapters: Sequence[str], folder: str = ""
+    ) -> None:
         super().__init__()
         for name in _LOGIT_TRANSFORMS:
             if getattr(lm.config, name, None) not in (None, 1, 1.0):
@@ -123,14 +125,20 @@ class Backbone(nn.Module):
         try:
             AutoConfig.from_pretrained(local, local_files_only=True)
             lm = AutoModelForCausalLM.from_pretrained(
-                local, dtype=getattr(torch, dtype), attn_implementation=attention, local_files_only=True, use_safetensors=True
+                local,
+                dtype=getattr(torch, dtype),
+                attn_implementation=attention,
+                local_files_only=True,
+                use_safetensors=True,
             )
         except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"backbone.path {folder!r}: cannot be loaded with attention {attention!r}, dtype {dtype!r}: {error}"
             ) from error
         if dtype == "bfloat16" and not torch.cuda.is_available() and not multiplies_bfloat16():
-            logger.warning("this processor has no instructions for bfloat16 products; float32 is several times faster on it")
+            logger.warning(
+                "this processor has no instructions for bfloat16 products; float32 is several times faster on it"
+            )
         backbone = cls(lm, rank=rank, alpha=alpha, dropout=dropout, adapters=adapters, folder=str(folder))
         if gradient_checkpointing:
             backbone.enable_checkpointing()
@@ -196,14 +204,17 @@ class Backbone(nn.Module):
         def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
             return nullcontext(), routed(current_route())
 
-        self.lm.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts})
+        self.lm.activation_checkpointing_enable(
+            activation_checkpointing_kwargs={"use_reentrant": False, "context_fn": contexts}
+        )
         self._recomputes = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Switch the mode of the modules. The LM stays in training mode where it recomputes: transformers checkpoints in no other.
 
-        Nothing else in it depends on the mode: its dropout is off, and that of the adapters is an argument of each pass.
+        Nothing else in it depends on the mode: its dropout is off, and that of the adapters is an argument of each
+        pass.
         """
         super().train(mode)
         if self._recomputes:
@@ -251,25 +262,40 @@ class Backbone(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, embeddings: Sequence[Tensor], route: Route, *, max_new_tokens: int, stop_ids: Sequence[int], together: bool = False
+        self,
+        embeddings: Sequence[Tensor],
+        route: Route,
+        *,
+        max_new_tokens: int,
+        stop_ids: Sequence[int],
+        together: bool = False,
     ) -> list[list[int]]:
         """Greedy continuation of each prompt `[length, D]`, up to a stop token or one of the LM's own, which is not returned.
 
-        `together`: every rank generates now, and goes on until the last one is done, as under ZeRO-3 each token is a collective.
+        `together`: every rank generates now, and goes on until the last one is done, as under ZeRO-3 each token is a
+        collective.
         """
         own = getattr(self.lm.generation_config, "eos_token_id", None)
         stops = {*stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])}
         longest = max(e.shape[0] for e in embeddings)
         padded = torch.stack([nn.functional.pad(e, (0, 0, longest - e.shape[0], 0)) for e in embeddings])
-        mask = torch.stack([torch.arange(longest, device=padded.device) >= longest - e.shape[0] for e in embeddings]).long()
+        mask = torch.stack(
+            [torch.arange(longest, device=padded.device) >= longest - e.shape[0] for e in embeddings]
+        ).long()
         was_training = self.lm.training
         self.lm.eval()
         try:
             with routed(route):
                 output = cast(Any, self.lm).generate(
-                    inputs_embeds=padded, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, use_cache=True,
-                    eos_token_id=sorted(stops), pad_token_id=stop_ids[0], synced_gpus=together and dist.is_initialized() and dist.get_world_size() > 1,
-                )  # fmt: skip
+                    inputs_embeds=padded,
+                    attention_mask=mask,
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    use_cache=True,
+                    eos_token_id=sorted(stops),
+                    pad_token_id=stop_ids[0],
+                    synced_gpus=together and dist.is_initialized() and dist.get_world_size() > 1,
+                )
         finally:
             self.lm.train(was_training)
         rows = output.tolist()

@@ -90,7 +90,11 @@ def save_checkpoint(
     model.tokenizer.save_pretrained(directory / "tokenizer")
     files.append(SLOTS_FILE)
     # A stored LM has them among its own rows.
-    added = {} if store_backbone else {name: rows.detach().cpu().contiguous() for name, rows in backbone.added_tokens().items()}
+    added = (
+        {}
+        if store_backbone
+        else {name: rows.detach().cpu().contiguous() for name, rows in backbone.added_tokens().items()}
+    )
     extra: dict[str, Any] = {"added_tokens": {"follow": backbone.num_kept_tokens}} if added else {}
     if added:
         atomic_write(directory / ADDED_FILE, save(added, metadata={"format": "pt"}))
@@ -104,7 +108,11 @@ def save_checkpoint(
         recipe=recipe,
         stage=stage,
         roles=roles,
-        backbone={"path": "" if store_backbone else backbone.folder, "own": store_backbone, "sha256": weights_hash(folder)},
+        backbone={
+            "path": "" if store_backbone else backbone.folder,
+            "own": store_backbone,
+            "sha256": weights_hash(folder),
+        },
         tokenizer=tokenizer_hash(directory / "tokenizer"),
         **extra,
         model=model.settings.model_dump(),
@@ -119,7 +127,9 @@ def prepare_to_store_backbone() -> None:
 
 def _save_plain_lm(model: ClaraModel, folder: str) -> None:
     """Write the LM without its adapters, under the names that transformers reads."""
-    tensors = {name.replace(".base.", "."): t for name, t in model.backbone.lm.state_dict().items() if ".adapters." not in name}
+    tensors = {
+        name.replace(".base.", "."): t for name, t in model.backbone.lm.state_dict().items() if ".adapters." not in name
+    }
     model.backbone.lm.save_pretrained(folder, state_dict=tensors)
     model.tokenizer.save_pretrained(folder)
 
@@ -144,7 +154,9 @@ def _add_tokens(backbone: Backbone, directory: Path, entry: Mapping[str, Any]) -
         rows = load_file(path)
         num_kept, input_AD, output_AD = int(entry["follow"]), rows["input"], rows["output"]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: not readable as the tokens that the manifest tells of ({error!r}); take an intact checkpoint") from error
+        raise InputError(
+            f"{path}: not readable as the tokens that the manifest tells of ({error!r}); take an intact checkpoint"
+        ) from error
     backbone.extend_vocabulary(num_kept, input_AD, output_AD)
 
 
@@ -208,11 +220,15 @@ def check_given(directory: str | os.PathLike[str], config: Config, sets: Sequenc
             own = own.get(part)
         if value != own:
             by_command_line = any(f"{key}.".startswith(f"{name}.") for name in overrides)
-            (refused if by_command_line else passed_over).append((key, f"{key} is {value!r:.200}, the checkpoint's {own!r:.200}"))
+            (refused if by_command_line else passed_over).append(
+                (key, f"{key} is {value!r:.200}, the checkpoint's {own!r:.200}")
+            )
     if passed_over:
         told = "; ".join(text for _, text in passed_over)
         logger.warning(
-            "%s: the checkpoint %s was made with its own and keeps them; the configuration file's count for nothing", told, directory
+            "%s: the checkpoint %s was made with its own and keeps them; the configuration file's count for nothing",
+            told,
+            directory,
         )
     if refused:
         told, keys = "; ".join(text for _, text in refused), ", ".join(key for key, _ in refused)
@@ -230,7 +246,11 @@ def _settings(manifest: Mapping[str, Any], directory: str | os.PathLike[str]) ->
 
 
 def load_checkpoint(
-    directory: str | os.PathLike[str], backbone: BackboneSettings | None = None, *, device: str = "cpu", check: bool = True
+    directory: str | os.PathLike[str],
+    backbone: BackboneSettings | None = None,
+    *,
+    device: str = "cpu",
+    check: bool = True,
 ) -> ClaraModel:
     """Read a CHECKPOINT. Its model settings and prompts are its own; only where and how the backbone is loaded is given.
 
@@ -248,7 +268,9 @@ def load_checkpoint(
     backbone = backbone or BackboneSettings()
     _check_fields(directory, manifest)
     settings, prompts = _settings(manifest, directory)
-    folder = str(directory / OWN_BACKBONE) if manifest["backbone"]["own"] else backbone.path or manifest["backbone"]["path"]
+    folder = (
+        str(directory / OWN_BACKBONE) if manifest["backbone"]["own"] else backbone.path or manifest["backbone"]["path"]
+    )
     found = weights_hash(folder)
     if found != manifest["backbone"]["sha256"]:
         raise InputError(
@@ -261,7 +283,9 @@ def load_checkpoint(
         _add_tokens(loaded, directory, manifest["added_tokens"])
     model = ClaraModel(loaded, load_tokenizer(directory / "tokenizer"), settings, prompts)
     for role in ROLES:
-        lora.load_adapter(model.backbone.layers, role, directory / manifest["roles"][role], trunk_path=model.backbone.trunk_path)
+        lora.load_adapter(
+            model.backbone.layers, role, directory / manifest["roles"][role], trunk_path=model.backbone.trunk_path
+        )
     try:
         model.slots.load_state_dict(load_file(directory / SLOTS_FILE))
     except (SafetensorError, RuntimeError) as error:

@@ -1,8 +1,9 @@
 """LoRA adapters whose choice is an argument of a pass, kept in PEFT's own files.
 
-PEFT's `set_adapter` toggles `requires_grad`, which ZeRO has recorded by then, and its `adapter_names` refuses to run in training mode: so the
-routing is here, and only the file format is PEFT's. The choice is a context variable that is set for the duration of a pass, and again for the
-recomputation of a checkpointed layer; it leaves no state behind and differs from thread to thread.
+PEFT's `set_adapter` toggles `requires_grad`, which ZeRO has recorded by then, and its `adapter_names` refuses to run in
+training mode: so the routing is here, and only the file format is PEFT's. The choice is a context variable that is set
+for the duration of a pass, and again for the recomputation of a checkpointed layer; it leaves no state behind and
+differs from thread to thread.
 """
 
 import json
@@ -160,7 +161,9 @@ def save_adapter(
 ) -> list[str]:
     """Write an adapter as a PEFT folder. Returns the file names."""
     directory = Path(directory)
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in adapter_tensors(layers, adapter, trunk_path).items()}
+    tensors = {
+        k: v.detach().to("cpu", dtype).contiguous() for k, v in adapter_tensors(layers, adapter, trunk_path).items()
+    }
     atomic_write(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
     settings = {
         "peft_type": "LORA",
@@ -178,7 +181,9 @@ def save_adapter(
     return ["adapter_config.json", "adapter_model.safetensors"]
 
 
-def load_adapter(layers: dict[str, RoutedLinear], adapter: str, directory: str | os.PathLike[str], *, trunk_path: str) -> None:
+def load_adapter(
+    layers: dict[str, RoutedLinear], adapter: str, directory: str | os.PathLike[str], *, trunk_path: str
+) -> None:
     """Read a PEFT folder into an adapter that exists.
 
     Raises:

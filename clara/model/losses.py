@@ -33,7 +33,11 @@ def info_nce(scores_BN: Tensor, positive_BN: Tensor, temperature: float, valid_B
 
 
 def utility_divergence(
-    scores_BN: Tensor, log_likelihood_BN: Tensor, temperature: float, utility_temperature: float, valid_BN: Tensor | None = None
+    scores_BN: Tensor,
+    log_likelihood_BN: Tensor,
+    temperature: float,
+    utility_temperature: float,
+    valid_BN: Tensor | None = None,
 ) -> Tensor:
     """KL from the softmax of each candidate's own answer log-likelihood to that of the scores (perplexity distillation, Atlas, arXiv:2208.03299).
 
@@ -44,4 +48,6 @@ def utility_divergence(
     if valid_BN is not None:
         logits_BN = logits_BN.masked_fill(~valid_BN, -1e4)
         target_BN = target_BN.masked_fill(~valid_BN, -1e4)
-    return torch.nn.functional.kl_div(logits_BN.log_softmax(dim=1), target_BN.log_softmax(dim=1), log_target=True, reduction="batchmean")
+    return torch.nn.functional.kl_div(
+        logits_BN.log_softmax(dim=1), target_BN.log_softmax(dim=1), log_target=True, reduction="batchmean"
+    )

@@ -47,7 +47,9 @@ class AnswerLosses:
 class ClaraModel(nn.Module):
     """Compressor, query reasoner and generator on one backbone."""
 
-    def __init__(self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings, prompts: Prompts) -> None:
+    def __init__(
+        self, backbone: Backbone, tokenizer: PreTrainedTokenizerBase, settings: ModelSettings, prompts: Prompts
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.slots = MemorySlots(settings.num_memory_tokens, backbone.embedding.weight)
@@ -94,10 +96,16 @@ class ClaraModel(nn.Module):
 
     def input_ids(self, text: Sequence[int]) -> list[int]:
         """What the LM reads of a text to compress, between the marker and the memory tokens: bos, its tokens, eos."""
-        ends = [[] if token is None else [token] for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)]
+        ends = [
+            [] if token is None else [token] for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id)
+        ]
         ids = [*ends[0], *text, *ends[1]]
         # The reference cuts marker, bos, text and eos to max_document_tokens + 3 tokens together.
-        return ids[: self.settings.max_document_tokens + 3 - int(self.settings.markers)] if self.settings.cut_inputs else ids
+        return (
+            ids[: self.settings.max_document_tokens + 3 - int(self.settings.markers)]
+            if self.settings.cut_inputs
+            else ids
+        )
 
     def encode(self, texts: Sequence[Sequence[int]], role: str, *, dropout: bool = False) -> Encoded:
         """Compress token lists: marker, bos, text, eos, then the memory tokens, whose last hidden states are the memory.
@@ -127,7 +135,9 @@ class ClaraModel(nn.Module):
         inputs_BLD = embedded_BLD.index_put((rows.expand_as(places_BM), places_BM), written)
         if self.settings.markers:
             first = torch.zeros_like(rows[:, 0])
-            inputs_BLD = inputs_BLD.index_put((rows[:, 0], first), markers[0].to(inputs_BLD.dtype).expand(len(texts), -1))
+            inputs_BLD = inputs_BLD.index_put(
+                (rows[:, 0], first), markers[0].to(inputs_BLD.dtype).expand(len(texts), -1)
+            )
         hidden_BLD = self.backbone.trunk(inputs_BLD, Route(role, dropout))
         states_BMD = widened(hidden_BLD[rows, places_BM])
         position = torch.arange(longest, device=device)
@@ -139,9 +149,9 @@ class ClaraModel(nn.Module):
             normalised = states_BMD * torch.rsqrt(states_BMD.square().mean(dim=-1, keepdim=True) + 1e-6)
             memory = widened(gate_M)[:, None] * normalised
             if residual != "none":
-                share_BML = segment_shares(num_text, start, num_memory if residual == "segment_mean" else 1, longest).to(
-                    device, embedded_BLD.dtype
-                )
+                share_BML = segment_shares(
+                    num_text, start, num_memory if residual == "segment_mean" else 1, longest
+                ).to(device, embedded_BLD.dtype)
                 memory = memory + widened(torch.einsum("bml,bld->bmd", share_BML, embedded_BLD))
         return Encoded(memory, states_BMD.mean(dim=1), text_mean)
 
@@ -192,7 +202,9 @@ class ClaraModel(nn.Module):
         inputs_BLD = self.backbone.embed(ids_BL)
         if rows:
             vectors = torch.cat([m.flatten(0, 1) for m in memories]).to(device, inputs_BLD.dtype)
-            inputs_BLD = inputs_BLD.index_put((torch.tensor(rows, device=device), torch.tensor(places, device=device)), vectors)
+            inputs_BLD = inputs_BLD.index_put(
+                (torch.tensor(rows, device=device), torch.tensor(places, device=device)), vectors
+            )
         if marker_rows:
             where = (torch.tensor(marker_rows, device=device), torch.tensor(marker_places, device=device))
             inputs_BLD = inputs_BLD.index_put(where, markers[1].to(inputs_BLD.dtype).expand(len(marker_rows), -1))
@@ -204,7 +216,12 @@ class ClaraModel(nn.Module):
         return inputs_BLD, fronts
 
     def answer_losses(
-        self, prompts: Sequence[Prompt], memories: Sequence[Tensor], *, role: str | None = GENERATOR, dropout: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        memories: Sequence[Tensor],
+        *,
+        role: str | None = GENERATOR,
+        dropout: bool = False,
     ) -> AnswerLosses:
         """Negative log-likelihood of every answer token; logits are computed at the answers' positions only.
 
@@ -218,14 +235,18 @@ class ClaraModel(nn.Module):
         hidden_BLD = self.backbone.trunk(inputs_BLD, Route(role, dropout))
         device = hidden_BLD.device
         row = torch.tensor([r for r, p in enumerate(prompts) for _ in p.answer], device=device)
-        place = torch.tensor([f - 1 + i for f, p in zip(fronts, prompts, strict=True) for i in range(len(p.answer))], device=device)
+        place = torch.tensor(
+            [f - 1 + i for f, p in zip(fronts, prompts, strict=True) for i in range(len(p.answer))], device=device
+        )
         target = torch.tensor([t for p in prompts for t in p.answer], device=device)
         nll = nn.functional.cross_entropy(self.backbone.logits(hidden_BLD[row, place]), target, reduction="none")
         weight = torch.tensor([w for p in prompts for w in p.weights], device=device)
         return AnswerLosses(nll, weight, row, len(prompts))
 
     @torch.no_grad()
-    def answer_log_likelihood(self, questions: Sequence[str], memories: Sequence[Tensor], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def answer_log_likelihood(
+        self, questions: Sequence[str], memories: Sequence[Tensor], answers: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
         """Log-likelihood of each answer given its memories `[B]` (sum over tokens, nats) and the number of tokens `[B]`."""
         prompts = [self.prompts.question(q, a) for q, a in zip(questions, answers, strict=True)]
         losses = self.answer_losses(prompts, memories)
@@ -266,4 +287,6 @@ class ClaraModel(nn.Module):
         """The same as token ids, without the one that stops."""
         inputs_BLD, fronts = self.inputs(prompts, memories)
         rows = [inputs_BLD[row, :front] for row, front in enumerate(fronts)]
-        return self.backbone.generate(rows, Route(role), max_new_tokens=max_new_tokens, stop_ids=self.prompts.stop_ids, together=together)
+        return self.backbone.generate(
+            rows, Route(role), max_new_tokens=max_new_tokens, stop_ids=self.prompts.stop_ids, together=together
+        )

@@ -21,10 +21,11 @@ _THINKING = "enable_thinking"
 class Prompt:
     """Token ids in front of the memory slots and after them, and the answer with the stop token (empty: none given).
 
-    `weights` has a number for each answer token. Where a token spans prompt and answer (a generation prompt that ends in a space, a tokenizer that
-    joins it to the next word), `answer` begins after as many tokens as the prompt alone has, as in the reference, and `right` ends with the merged
-    token: the first piece of the answer may be part of it, which is then read and not asked for: neither in the loss nor in a likelihood. Without
-    an answer `right` holds the prompt's own tokens, and generation says that piece itself.
+    `weights` has a number for each answer token. Where a token spans prompt and answer (a generation prompt that ends
+    in a space, a tokenizer that joins it to the next word), `answer` begins after as many tokens as the prompt alone
+    has, as in the reference, and `right` ends with the merged
+    token: the first piece of the answer may be part of it, which is then read and not asked for: neither in the loss
+    nor in a likelihood. Without an answer `right` holds the prompt's own tokens, and generation says that piece itself.
     """
 
     left: list[int]
@@ -48,7 +49,8 @@ def _plain(tokenizer: PreTrainedTokenizerBase, split_special_tokens: bool) -> To
 def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokens of a text as a fast tokenizer gives them through transformers, uncut and without special ones around it.
 
-    Transformers puts a tenth of a millisecond around each call, and the library as much for character offsets: a short text takes no longer itself.
+    Transformers puts a tenth of a millisecond around each call, and the library as much for character offsets: a short
+    text takes no longer itself.
     """
     inner = _plain(tokenizer, tokenizer.split_special_tokens)
     return list(inner.encode_batch_fast([text], add_special_tokens=False)[0].ids)
@@ -62,9 +64,12 @@ def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int
 def without_thoughts(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Prompts:
     """The prompts with thinking off, where the chat template knows that mode and nothing else was asked for.
 
-    Left unset, such a template invites thoughts in front of the answer, which no answer in training has and a short one has no room for.
+    Left unset, such a template invites thoughts in front of the answer, which no answer in training has and a short one
+    has no room for.
     """
-    if _THINKING in prompts.template_arguments or not re.search(rf"\b{_THINKING}\b", str(tokenizer.get_chat_template())):
+    if _THINKING in prompts.template_arguments or not re.search(
+        rf"\b{_THINKING}\b", str(tokenizer.get_chat_template())
+    ):
         return prompts
     return prompts.model_copy(update={"template_arguments": {**prompts.template_arguments, _THINKING: False}})
 
@@ -76,20 +81,29 @@ class PromptBuilder:
         if not tokenizer.is_fast or tokenizer.eos_token is None:
             raise InputError(f"{tokenizer.name_or_path}: the tokenizer must be a fast one with an eos token")
         if not tokenizer.chat_template:
-            raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; add chat_template.jinja to the model's folder")
+            raise InputError(
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template; add chat_template.jinja to the model's folder"
+            )
         self.tokenizer = tokenizer
         self.prompts = prompts = without_thoughts(tokenizer, prompts)
         specials = {
-            str(t) for t in (*tokenizer.all_special_tokens, *(a.content for a in tokenizer.added_tokens_decoder.values() if a.special))
+            str(t)
+            for t in (
+                *tokenizer.all_special_tokens,
+                *(a.content for a in tokenizer.added_tokens_decoder.values() if a.special),
+            )
         }
         self._specials = re.compile("|".join(re.escape(s) for s in sorted(specials, key=len, reverse=True)))
         tail = self._render("", _SLOTS, _ANSWER).partition(_ANSWER)[2]
-        # What the template puts after an answer, up to and with the first special token; line ends and the like behind it are not trained on.
+        # What the template puts after an answer, up to and with the first special token; line ends and the like behind
+        # it are not trained on.
         first = self._specials.search(tail)
         stop = tail[: first.end()] if first else tokenizer.eos_token
         self._tail = tail if prompts.whole_tail else stop
         # A generator that learned the whole tail says its eos at the end of it.
-        self.stop_ids = sorted({self._ids(tokenizer.eos_token if tokenizer.eos_token in self._tail else stop)[-1], tokenizer.eos_token_id})
+        self.stop_ids = sorted(
+            {self._ids(tokenizer.eos_token if tokenizer.eos_token in self._tail else stop)[-1], tokenizer.eos_token_id}
+        )
         self._opening = tokenizer.bos_token or tokenizer.eos_token
         self._mark = self._plain_special()
 
@@ -97,7 +111,9 @@ class PromptBuilder:
         """The text with every special token broken by a space (one of a single character left out), so that none can be injected."""
         text = text.replace(_SLOTS, "").replace(_ANSWER, "")
         while self._specials.search(text):
-            text = self._specials.sub(lambda found: " ".join((found.group()[0], found.group()[1:])) if len(found.group()) > 1 else "", text)
+            text = self._specials.sub(
+                lambda found: " ".join((found.group()[0], found.group()[1:])) if len(found.group()) > 1 else "", text
+            )
         return text
 
     def _safe_answer(self, answer: str) -> str:
@@ -113,7 +129,8 @@ class PromptBuilder:
     def text_ids(self, text: str) -> list[int]:
         """Tokens of a document's or question's text as it stands between bos and eos, without special ones.
 
-        Tokenised alone it could begin otherwise: some tokenizers put a space in front of a text, but not of what follows a special token.
+        Tokenised alone it could begin otherwise: some tokenizers put a space in front of a text, but not of what
+        follows a special token.
         """
         return self._ids(self._opening + self.safe(text) + self.tokenizer.eos_token)[1:-1]
 
@@ -130,11 +147,19 @@ class PromptBuilder:
             start = len(text)
             text += self._safe_answer(answer)
             spans.append((start, len(text)))
-        return self._prompt(self.prompts.pairs_system, self.prompts.pairs_user.replace("{documents}", _SLOTS), text, spans, question_weight)
+        return self._prompt(
+            self.prompts.pairs_system,
+            self.prompts.pairs_user.replace("{documents}", _SLOTS),
+            text,
+            spans,
+            question_weight,
+        )
 
     def paraphrase(self, text: str, variant: int) -> Prompt:
         """The text, or other words for it, told from a memory; `variant` chooses the instruction."""
-        user = self.prompts.paraphrase_users[variant % len(self.prompts.paraphrase_users)].replace("{documents}", _SLOTS)
+        user = self.prompts.paraphrase_users[variant % len(self.prompts.paraphrase_users)].replace(
+            "{documents}", _SLOTS
+        )
         return self._prompt(self.prompts.paraphrase_system, user, text)
 
     def text(self, system: str, user: str, answer: str | None = None) -> Prompt:
@@ -142,7 +167,12 @@ class PromptBuilder:
         return self._prompt(system, self.safe(user), answer)
 
     def _prompt(
-        self, system: str, user: str, answer: str | None, spans: Sequence[tuple[int, int]] | None = None, outside: float = 1.0
+        self,
+        system: str,
+        user: str,
+        answer: str | None,
+        spans: Sequence[tuple[int, int]] | None = None,
+        outside: float = 1.0,
     ) -> Prompt:
         """`spans`: characters of the answer that weigh 1, while others weigh `outside`; None: all of it weighs 1."""
         left, mark, right = self._split(self._render(system, user, None))
@@ -152,19 +182,24 @@ class PromptBuilder:
             return Prompt(self._ids(left), right_ids, [], [])
         answer = self._safe_answer(answer)
         before = self._split(self._render(system, user, _ANSWER))[2].partition(_ANSWER)[0]
-        encoded = self.tokenizer(mark + before + answer + self._tail, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(
+            mark + before + answer + self._tail, add_special_tokens=False, return_offsets_mapping=True
+        )
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         num_prompt = skip + len(right_ids)
         shift = len(mark) + len(before)
         end = shift + len(answer)
         if ids[skip:num_prompt] != right_ids:
             if before != right:
-                # Templates whose assistant turn does not begin as the generation prompt ends would be trained on what they never see.
+                # Templates whose assistant turn does not begin as the generation prompt ends would be trained on what
+                # they never see.
                 raise InputError(
                     f"{self.tokenizer.name_or_path}: the chat template renders an assistant turn unlike its generation prompt; mend the template"
                 )
             self._check_merged(
-                answer, ids[:skip] == self._ids(mark), [begin < end and stop > shift for begin, stop in offsets[num_prompt:]]
+                answer,
+                ids[:skip] == self._ids(mark),
+                [begin < end and stop > shift for begin, stop in offsets[num_prompt:]],
             )
             right_ids = ids[skip:num_prompt]
         whole = [(0, len(answer))] if spans is None else spans
@@ -212,7 +247,9 @@ class PromptBuilder:
 
     def _apply(self, turns: list[dict[str, str]], generation: bool) -> str:
         arguments: dict[str, Any] = dict(self.prompts.template_arguments)
-        return str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **arguments))
+        return str(
+            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **arguments)
+        )
 
     def _ids(self, text: str) -> list[int]:
         return token_ids(self.tokenizer, text) if text else []

@@ -18,8 +18,9 @@ class MemorySlots(nn.Module):
         mean, std = weights.mean(dim=0), weights.std(dim=0)
         self.memory_tokens = nn.Parameter(mean + std * torch.randn(num_memory_tokens, weights.shape[1]))
         self.markers = nn.Parameter(mean + std * torch.randn(2, weights.shape[1]))
-        # The normalised state has unit root mean square, embeddings less. An untrained state is noise: it starts small beside the segment means,
-        # which can be read at once (at half their size, 960 documents of pretraining had not made memory readable).
+        # The normalised state has unit root mean square, embeddings less. An untrained state is noise: it starts small
+        # beside the segment means, which can be read at once (at half their size, 960 documents of pretraining had not
+        # made memory readable).
         self.gate = nn.Parameter(torch.full((num_memory_tokens,), 0.1 * float(weights.square().mean().sqrt())))
 
     def forward(self) -> tuple[Tensor, Tensor, Tensor]:

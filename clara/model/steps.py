@@ -1,7 +1,7 @@
 """One micro-step of each stage as a plain torch module: a batch in, a loss and what to log out. Launchers only add optimiser and ranks.
 
-Every loss is a sum of weighted token losses divided by a `normaliser` that the caller gives: the answer tokens of the whole step, over all ranks
-and accumulation steps, so that the step's gradient does not depend on how the batch was cut.
+Every loss is a sum of weighted token losses divided by a `normaliser` that the caller gives: the answer tokens of the
+whole step, over all ranks and accumulation steps, so that the step's gradient does not depend on how the batch was cut.
 
 Shapes: B questions, N candidates, K selected, M memory tokens, D hidden size.
 """
@@ -104,7 +104,8 @@ class JointBatch:
         memory: stored memory of the candidates `[B, N, M, D]`, a constant.
         valid: `[B, N]`, false where a pool has fewer than N.
         positive: `[B, N]`, known positives (for `labels`, and for logging).
-        candidates: token ids of every candidate, `B` lists of `N`, where the compressor trains in this step; else empty.
+        candidates: token ids of every candidate, `B` lists of `N`, where the compressor trains in this step; else
+            empty.
         compressor_stands: the compressor, trained in other steps, is frozen in this one.
         right_memory: a known positive's memory `[M, D]` that takes the last selected place, or None.
         utilities: `[B, N]` answer log-likelihoods scored beforehand, or None to score in the step.
@@ -153,13 +154,16 @@ class JointStep(nn.Module):
             figures |= _told(losses)
         if settings.labels_weight:
             labels = info_nce(scores_BN, batch.positive, settings.temperature, batch.valid)
-            # Questions without a known positive count as zero, so that the step's gradient does not depend on how its batch was cut.
+            # Questions without a known positive count as zero, so that the step's gradient does not depend on how its
+            # batch was cut.
             num_labelled = figures["pool_has_positive"][0]
             loss = loss + settings.labels_weight * labels * num_labelled / num_rows
             figures["labels_loss"] = (float(labels.detach()) * num_labelled, num_labelled)
         if settings.utility_weight:
             utilities_BN = self.utilities(batch) if batch.utilities is None else batch.utilities
-            divergence = utility_divergence(for_answer_BN, utilities_BN, settings.temperature, settings.utility_temperature, batch.valid)
+            divergence = utility_divergence(
+                for_answer_BN, utilities_BN, settings.temperature, settings.utility_temperature, batch.valid
+            )
             loss = loss + settings.utility_weight * divergence * share
             figures["utility_loss"] = (float(divergence.detach()) * len(batch.questions), len(batch.questions))
         return Output(loss, figures)
@@ -167,7 +171,8 @@ class JointStep(nn.Module):
     def selected_memories(self, batch: JointBatch, weights_BKN: Tensor, indices_BK: Tensor) -> list[Tensor]:
         """The K memories `[K, M, D]` of each question, best first.
 
-        Forward: the stored rows, or, where the compressor trains, the same documents encoded afresh. Gradient: to the scores through the
+        Forward: the stored rows, or, where the compressor trains, the same documents encoded afresh. Gradient: to the
+            scores through the
         stored memory of all candidates, and to the compressor through the fresh encodings alone.
         """
         # Padded places of a small pool hold zeros, and are no documents.
@@ -176,17 +181,26 @@ class JointStep(nn.Module):
         selected_BKMD = torch.einsum("bkn,bnmd->bkmd", weights_BKN, memory_BNMD)
         if self.settings.train_compressor and not batch.compressor_stands:
             if len(batch.candidates) != len(batch.questions):
-                raise ValueError("a joint step that trains the compressor needs the token ids of every question's candidates")
-            chosen = [batch.candidates[row][n] for row, count in enumerate(counts) for n in indices_BK[row, :count].tolist()]
-            # Pools without any candidate still make the pass, on an empty text, as every rank makes the same collective calls.
-            fresh = list(self.model.encode(chosen or [[]], COMPRESSOR, dropout=True).memory[: len(chosen)].split(counts))
+                raise ValueError(
+                    "a joint step that trains the compressor needs the token ids of every question's candidates"
+                )
+            chosen = [
+                batch.candidates[row][n] for row, count in enumerate(counts) for n in indices_BK[row, :count].tolist()
+            ]
+            # Pools without any candidate still make the pass, on an empty text, as every rank makes the same collective
+            # calls.
+            fresh = list(
+                self.model.encode(chosen or [[]], COMPRESSOR, dropout=True).memory[: len(chosen)].split(counts)
+            )
             through = selected_BKMD - selected_BKMD.detach()
             memories = [fresh[row] + through[row, :count] for row, count in enumerate(counts)]
         else:
             memories = [selected_BKMD[row, :count] for row, count in enumerate(counts)]
         for row, right in enumerate(batch.right_memory):
             if right is not None:
-                memories[row] = torch.cat([memories[row][: self.settings.num_selected - 1], right[None].to(memories[row].dtype)])
+                memories[row] = torch.cat(
+                    [memories[row][: self.settings.num_selected - 1], right[None].to(memories[row].dtype)]
+                )
         return memories
 
     @torch.no_grad()

@@ -13,7 +13,8 @@ from clara.model.precision import widened
 def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float, mask_epsilon: float = 0.0) -> Tensor:
     """Softmax over the candidates for each slot, those chosen by earlier slots masked out.
 
-    Differs: the mask is a true −inf; the published log(1e-8) after the temperature lets a candidate that leads by more than 0.368 leak back.
+    Differs: the mask is a true −inf; the published log(1e-8) after the temperature lets a candidate that leads by more
+    than 0.368 leak back.
 
     Args:
         scores_BN: cosine scores.
@@ -34,7 +35,12 @@ def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float
 
 
 def straight_through_topk(
-    scores_BN: Tensor, num_selected: int, temperature: float, valid_BN: Tensor | None = None, *, mask_epsilon: float = 0.0
+    scores_BN: Tensor,
+    num_selected: int,
+    temperature: float,
+    valid_BN: Tensor | None = None,
+    *,
+    mask_epsilon: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Choose the best candidates with a surrogate gradient (Algorithm 1 of arXiv:2511.18659).
 
@@ -48,7 +54,8 @@ def straight_through_topk(
         mask_epsilon: as of `slot_distributions`.
 
     Returns:
-        Z `[B, K, N]`, in the forward pass exactly the one-hot rows in order of descending score (ties: lower index first), and the indices `[B, K]`.
+        Z `[B, K, N]`, in the forward pass exactly the one-hot rows in order of descending score (ties: lower index
+        first), and the indices `[B, K]`.
 
     Raises:
         InputError: K is larger than N.

@@ -27,10 +27,14 @@ class Bm25:
     def __init__(self, texts: Sequence[str], row_ids: Sequence[int] | NDArray[np.int64]) -> None:
         self.row_ids = np.asarray(row_ids, np.int64)
         if not len(texts) or len(texts) != len(self.row_ids):
-            raise InputError(f"BM25 of {len(texts)} texts and {len(self.row_ids)} row ids; expected one id for each text, at least one")
+            raise InputError(
+                f"BM25 of {len(texts)} texts and {len(self.row_ids)} row ids; expected one id for each text, at least one"
+            )
         self._position = {row: position for position, row in enumerate(self.row_ids.tolist())}
         if len(self._position) != len(self.row_ids):
-            raise InputError(f"BM25: {len(self.row_ids) - len(self._position)} row ids stand twice; give each text its own")
+            raise InputError(
+                f"BM25: {len(self.row_ids) - len(self._position)} row ids stand twice; give each text its own"
+            )
         self._index = bm25s.BM25(method="lucene")
         tokens = _tokenise(texts)
         self._index.index(tokens, show_progress=False)
@@ -46,7 +50,8 @@ class Bm25:
             exclude: for each question row ids that are left out; unknown ones are ignored.
 
         Returns:
-            Row ids `[B, k]` and scores `[B, k]`. A row without a common word is no result: -1 and -inf where there are fewer.
+            Row ids `[B, k]` and scores `[B, k]`. A row without a common word is no result: -1 and -inf where there are
+            fewer.
         """
         rows = np.full((len(questions), k), -1, np.int64)
         best = np.full((len(questions), k), -np.inf, np.float32)

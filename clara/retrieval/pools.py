@@ -16,7 +16,9 @@ def interleave(*lists: Sequence[int]) -> list[int]:
     return list(dict.fromkeys(row for row in turns if row is not None))
 
 
-def fill(own: Sequence[int], others: Sequence[Sequence[int]], banned: Collection[int], size: int, dice: torch.Generator) -> list[int]:
+def fill(
+    own: Sequence[int], others: Sequence[Sequence[int]], banned: Collection[int], size: int, dice: torch.Generator
+) -> list[int]:
     """A question's own candidates, then those of the other questions in random order, `size` in all or as many as there are."""
     pool = list(own[:size])
     if len(pool) < size:

@@ -58,7 +58,9 @@ class Answered:
 class Retriever:
     """Finds rows of a MEMORY for questions, and answers from them."""
 
-    def __init__(self, model: ClaraModel, store: MemoryStore, index: "MemoryIndex | None" = None, *, first_level: int = 200) -> None:
+    def __init__(
+        self, model: ClaraModel, store: MemoryStore, index: "MemoryIndex | None" = None, *, first_level: int = 200
+    ) -> None:
         """Take parts that fit each other; `open` checks that they do.
 
         Args:
@@ -90,7 +92,8 @@ class Retriever:
             backbone: folder of the LM; empty: the one that the checkpoint names or holds.
             device: where the model computes.
             first_level: L, rows that the index hands to the exact score; at least 1.
-            accept_stale: take a MEMORY that other compressors made, to measure what staleness costs; all other fields must agree.
+            accept_stale: take a MEMORY that other compressors made, to measure what staleness costs; all other fields
+                must agree.
 
         Raises:
             InputError: one of them is unfinished or damaged, or they do not belong together.
@@ -98,7 +101,9 @@ class Retriever:
         if first_level < 1:
             raise InputError(f"first_level is {first_level}; expected 1 row or more")
         manifest = read_manifest(memory, "MEMORY")
-        found = Fingerprint.from_dict(manifest.get("fingerprint_fields", {}), f"{memory}/manifest.json fingerprint_fields")
+        found = Fingerprint.from_dict(
+            manifest.get("fingerprint_fields", {}), f"{memory}/manifest.json fingerprint_fields"
+        )
         expected = of_checkpoint(
             checkpoint,
             backbone=backbone,
@@ -110,7 +115,10 @@ class Retriever:
         )
         accepted = [expected]
         if accept_stale:
-            accepted += [dataclasses.replace(expected, compressor=made.compressor) for made in shard_fingerprints(manifest, str(memory))]
+            accepted += [
+                dataclasses.replace(expected, compressor=made.compressor)
+                for made in shard_fingerprints(manifest, str(memory))
+            ]
         check_accepted(accepted, manifest, str(memory))
         store = MemoryStore.open(memory, accept=accepted)
         searcher = None
@@ -126,7 +134,9 @@ class Retriever:
         lengths = [len(self.model.question_ids(q)) for q in questions]
         order = sorted(range(len(questions)), key=lengths.__getitem__)
         queries_BMD = torch.empty(len(questions), self.model.num_memory_tokens, self.model.hidden_size)
-        for batch in plan_batches([lengths[i] for i in order], QUERY_BATCH_TOKENS, extra_tokens=self.model.num_memory_tokens + 3):
+        for batch in plan_batches(
+            [lengths[i] for i in order], QUERY_BATCH_TOKENS, extra_tokens=self.model.num_memory_tokens + 3
+        ):
             rows = [order[i] for i in batch]
             queries_BMD[rows] = self.model.encode_questions([questions[r] for r in rows]).float().cpu()
         return queries_BMD
@@ -142,11 +152,15 @@ class Retriever:
             exclude_documents: for each question, ids of documents that are kept out.
 
         Returns:
-            Row ids int64 `[B, k]`, best first (ties: lower row id), and cosines float32 `[B, k]`; `NO_ROW` and −inf where there are fewer.
+            Row ids int64 `[B, k]`, best first (ties: lower row id), and cosines float32 `[B, k]`; `NO_ROW` and −inf
+            where there are fewer.
         """
         excluded = None
         if exclude_documents is not None:
-            excluded = [{row for document in documents for row in self.store.rows_of(document)} for documents in exclude_documents]
+            excluded = [
+                {row for document in documents for row in self.store.rows_of(document)}
+                for documents in exclude_documents
+            ]
         if self.index is not None:
             return self.index.search(queries_BMD.numpy(), k, first_level=max(k, self.first_level), exclude=excluded)
         return self._search_exactly(queries_BMD, k, excluded)
@@ -190,7 +204,8 @@ class Retriever:
             max_new_tokens: longest answer.
 
         Raises:
-            InputError: a question is empty or no Unicode, K is not between 1 and the number of rows, or no token is asked for.
+            InputError: a question is empty or no Unicode, K is not between 1 and the number of rows, or no token is
+                asked for.
         """
         for number, question in enumerate(questions, 1):
             if not question.strip() or not encodable(question):
@@ -210,7 +225,8 @@ class Retriever:
             answer = self.model.generate([question], [self.memories(found)], max_new_tokens=max_new_tokens)[0]
             chunks = self.store.records(found)
             passages = tuple(
-                Passage(c.row_id, c.document_id, c.title, c.text, score) for c, score in zip(chunks, scores[: len(found)], strict=True)
+                Passage(c.row_id, c.document_id, c.title, c.text, score)
+                for c, score in zip(chunks, scores[: len(found)], strict=True)
             )
             answered.append(Answered(question, answer, passages))
         return answered

@@ -107,7 +107,8 @@ def write_manifest(
         fields: what only this kind has.
 
     Raises:
-        InputError: an artefact of another kind is there, the place refuses, or the store of a URL lacks a file, or has it in another size.
+        InputError: an artefact of another kind is there, the place refuses, or the store of a URL lacks a file, or has
+            it in another size.
     """
     refuse_other(directory, kind)
     files = sorted((dict(f) for f in files), key=lambda f: f["path"])
@@ -189,7 +190,9 @@ def refuse_other(directory: paths.Name, kind: str) -> None:
     except ValueError:
         return  # damaged, or none of ours
     if isinstance(found, dict) and {"kind", "format_version"} <= found.keys() and found["kind"] != kind:
-        raise InputError(f"{directory}: holds {found['kind']}, which {kind} would destroy; it stays as it is, give another directory")
+        raise InputError(
+            f"{directory}: holds {found['kind']}, which {kind} would destroy; it stays as it is, give another directory"
+        )
 
 
 def up_to_date(directory: paths.Name, kind: str, recipe: Mapping[str, Any]) -> bool:

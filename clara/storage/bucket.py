@@ -1,6 +1,7 @@
 """A folder of a bucket, through fsspec: whole objects, listings, and patience with a store that does not answer.
 
-Two things are taken for granted of a store: an object that is written is there whole or not at all, and whoever lists sees what was written.
+Two things are taken for granted of a store: an object that is written is there whole or not at all, and whoever lists
+sees what was written.
 """
 
 import logging
@@ -23,7 +24,8 @@ def file_system(url: str) -> tuple[Any, str]:
     Raises:
         InputError: its kind is not known, or the package for it is not installed.
     """
-    # Plain objects are all that is needed; the other interface asks an endpoint of its own, which emulators and proxies have not.
+    # Plain objects are all that is needed; the other interface asks an endpoint of its own, which emulators and proxies
+    # have not.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
@@ -146,7 +148,9 @@ class Bucket:
         try:
             self._patiently(name, call)
         except FileNotFoundError as error:
-            raise StorageError(f"{self.url}/{name}: cannot be written ({error}); make the bucket, or correct the URL") from error
+            raise StorageError(
+                f"{self.url}/{name}: cannot be written ({error}); make the bucket, or correct the URL"
+            ) from error
 
     def remove(self, names: Iterable[str]) -> None:
         """See `Folder`."""
@@ -181,7 +185,9 @@ class Bucket:
         for path, size in wanted.items():
             if path not in found or found[path].bytes != size:
                 there = found[path].bytes if path in found else "no"
-                raise StorageError(f"{self.url}/{path}: {there} bytes arrived of {size}; let nothing else write there, and run again")
+                raise StorageError(
+                    f"{self.url}/{path}: {there} bytes arrived of {size}; let nothing else write there, and run again"
+                )
         return {path: found[path].tag for path in wanted}
 
     def unchanged(self, entries: Iterable[Mapping[str, Any]], tags: Mapping[str, str]) -> bool:

@@ -1,8 +1,9 @@
 """Artefacts of a bucket on this machine: copied into a cache once, each file checked against the manifest, and from there mapped as usual.
 
-The cache is `CLARA_CACHE` (default `~/.cache/clara`). Files lie there by their sha256, so that versions of a MEMORY share what they have in
-common, and an artefact is a folder of hard links to them, named by its manifest's sha256. A copy that was cut short goes on where it stood.
-Nothing is ever removed from it: the whole folder may be deleted while no command runs.
+The cache is `CLARA_CACHE` (default `~/.cache/clara`). Files lie there by their sha256, so that versions of a MEMORY
+share what they have in common, and an artefact is a folder of hard links to them, named by its manifest's sha256. A
+copy that was cut short goes on where it stood. Nothing is ever removed from it: the whole folder may be deleted while
+no command runs.
 """
 
 import fcntl
@@ -54,7 +55,9 @@ def _sole(lock: str) -> Iterator[None]:
 
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], Any]]:
-    with tqdm(total=total, unit="B", unit_scale=True, desc=what, dynamic_ncols=True, disable=total < _SHOWN_BYTES) as bar:
+    with tqdm(
+        total=total, unit="B", unit_scale=True, desc=what, dynamic_ncols=True, disable=total < _SHOWN_BYTES
+    ) as bar:
         yield bar.update
 
 
@@ -70,7 +73,8 @@ def localised(directory: paths.Name, kind: str | None = None, *, verify: bool = 
         verify: read every byte of the copy against its sha256, and copy anew what is damaged.
 
     Raises:
-        InputError: no finished artefact there, a file that is not what its manifest says, no room, or a store that does not answer.
+        InputError: no finished artefact there, a file that is not what its manifest says, no room, or a store that does
+            not answer.
     """
     if not paths.is_url(directory):
         return Path(directory)
@@ -96,7 +100,9 @@ def verify(directory: paths.Name, kind: str | None = None, *, only: Collection[s
             raise InputError(f"{path}: missing, though the manifest lists it; make the artefact again")
         size = path.stat().st_size
         if size != entry["bytes"]:
-            raise InputError(f"{path}: {size} bytes, the manifest says {entry['bytes']}; the file is damaged, make the artefact again")
+            raise InputError(
+                f"{path}: {size} bytes, the manifest says {entry['bytes']}; the file is damaged, make the artefact again"
+            )
         if folders.sha256_file(path) != entry["sha256"]:
             raise InputError(f"{path}: its sha256 is not the manifest's; the file is damaged, make the artefact again")
     return manifest
@@ -128,8 +134,15 @@ def _begin(directory: paths.Name, kind: str | None) -> tuple[Bucket, Path, dict[
     manifest = artefact.read_manifest(folder, kind)
     for entry in manifest["files"]:
         parts = Path(entry["path"]).parts
-        if not parts or Path(entry["path"]).is_absolute() or ".." in parts or not _SHA256.fullmatch(str(entry["sha256"])):
-            raise InputError(f"{directory}/{artefact.MANIFEST}: lists {entry}, which is no file inside of it; take an intact artefact")
+        if (
+            not parts
+            or Path(entry["path"]).is_absolute()
+            or ".." in parts
+            or not _SHA256.fullmatch(str(entry["sha256"]))
+        ):
+            raise InputError(
+                f"{directory}/{artefact.MANIFEST}: lists {entry}, which is no file inside of it; take an intact artefact"
+            )
     return source, folder, manifest
 
 
@@ -182,7 +195,9 @@ def _fetch_file(source: Bucket, folder: Path, entry: Mapping[str, Any], told: Ca
         os.replace(partial, path)
 
 
-def download(source: Bucket, entry: Mapping[str, Any], target: Path, told: Callable[[int], Any] = lambda done: None) -> None:
+def download(
+    source: Bucket, entry: Mapping[str, Any], target: Path, told: Callable[[int], Any] = lambda done: None
+) -> None:
     """Copy one file from a bucket, block by block behind what an earlier try left, and put it in place once its sha256 is right.
 
     Args:
@@ -206,7 +221,9 @@ def download(source: Bucket, entry: Mapping[str, Any], target: Path, told: Calla
             block = source.read(entry["path"], begin, min(begin + _BLOCK_BYTES, size))
             if not block:
                 found = "missing" if block is None else f"{begin} bytes"
-                raise InputError(f"{where}: {found}, its manifest says {size} bytes; make the artefact again, or copy it there anew")
+                raise InputError(
+                    f"{where}: {found}, its manifest says {size} bytes; make the artefact again, or copy it there anew"
+                )
             stream.write(block)
             begin += len(block)
             told(len(block))
@@ -281,8 +298,8 @@ def _copy_listed(source: Bucket, listed: Mapping[str, base.Stored]) -> Path:
 def published(directory: paths.Name) -> Iterator[Path]:
     """Inside, a directory of this machine to write an artefact into: itself, or of a URL one in the cache, whose files are then put there.
 
-    The manifest is put last, so that an upload that is cut short leaves no artefact. What a run that failed has made so far stays in the cache, for
-    the next one to go on from.
+    The manifest is put last, so that an upload that is cut short leaves no artefact. What a run that failed has made so
+    far stays in the cache, for the next one to go on from.
 
     Raises:
         InputError: the store does not answer, or refuses.
@@ -315,12 +332,17 @@ def transfer(source: paths.Name, target: paths.Name, entries: Sequence[Mapping[s
     Raises:
         InputError: one is missing or damaged, or a store does not answer, or refuses.
     """
-    with _bar(f"copy to {target}", sum(entry["bytes"] for entry in entries)) as told, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with (
+        _bar(f"copy to {target}", sum(entry["bytes"] for entry in entries)) as told,
+        ThreadPoolExecutor(_AT_ONCE) as pool,
+    ):
         for _ in pool.map(lambda entry: _transfer_file(source, target, entry, told), entries):
             pass
 
 
-def _transfer_file(source: paths.Name, target: paths.Name, entry: Mapping[str, Any], told: Callable[[int], Any]) -> None:
+def _transfer_file(
+    source: paths.Name, target: paths.Name, entry: Mapping[str, Any], told: Callable[[int], Any]
+) -> None:
     path = entry["path"]
     if not paths.is_url(target):
         place = Path(target) / path
@@ -331,7 +353,9 @@ def _transfer_file(source: paths.Name, target: paths.Name, entry: Mapping[str, A
     else:
         origin = Path(source) / path
         if not origin.is_file() or folders.sha256_file(origin) != entry["sha256"]:
-            raise InputError(f"{origin}: missing, or its sha256 is not the manifest's; copy the artefact anew, or make it again")
+            raise InputError(
+                f"{origin}: missing, or its sha256 is not the manifest's; copy the artefact anew, or make it again"
+            )
         Bucket(os.fspath(target)).put(path, origin)
     told(entry["bytes"])
 

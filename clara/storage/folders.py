@@ -30,7 +30,9 @@ def folder(path: Name) -> Folder:
 
 def unwritable(path: Name, error: OSError) -> InputError:
     """What to tell of a place that can't be written."""
-    return InputError(f"{path}: cannot be written ({error.strerror or error}); choose a directory that you may write to, with room")
+    return InputError(
+        f"{path}: cannot be written ({error.strerror or error}); choose a directory that you may write to, with room"
+    )
 
 
 def _write_file(path: Path, data: bytes) -> None:

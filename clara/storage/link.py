@@ -29,7 +29,9 @@ def _link_file(source: Path, target: Path, entry: Mapping[str, Any]) -> None:
     """A hard link, or a copy that is read back where the file system makes none."""
     origin, place = source / entry["path"], target / entry["path"]
     if not origin.is_file() or origin.stat().st_size != entry["bytes"]:
-        raise InputError(f"{origin}: missing, or not of {entry['bytes']} bytes as the manifest says; copy the artefact anew, or rebuild it")
+        raise InputError(
+            f"{origin}: missing, or not of {entry['bytes']} bytes as the manifest says; copy the artefact anew, or rebuild it"
+        )
     if place.is_file() and place.samefile(origin):
         return
     make_directory(place.parent)
@@ -42,8 +44,12 @@ def _link_file(source: Path, target: Path, entry: Mapping[str, Any]) -> None:
             shutil.copyfile(origin, partial)
         except OSError as error:
             partial.unlink(missing_ok=True)
-            raise InputError(f"{place}: cannot be written ({error.strerror or error}); choose a directory with room") from error
+            raise InputError(
+                f"{place}: cannot be written ({error.strerror or error}); choose a directory with room"
+            ) from error
         if sha256_file(partial) != entry["sha256"]:
             partial.unlink()
-            raise InputError(f"{origin}: its sha256 is not the manifest's; the file is damaged, copy the artefact anew") from None
+            raise InputError(
+                f"{origin}: its sha256 is not the manifest's; the file is damaged, copy the artefact anew"
+            ) from None
     os.replace(partial, place)

@@ -30,7 +30,11 @@ def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
         header.pop("__metadata__", None)
         tensors = {}
         for name, entry in header.items():
-            kind, shape, (begin, end) = np.dtype(_NUMPY_TYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+            kind, shape, (begin, end) = (
+                np.dtype(_NUMPY_TYPES[entry["dtype"]]),
+                tuple(entry["shape"]),
+                entry["data_offsets"],
+            )
             offset = 8 + header_bytes + begin
             if end - begin != kind.itemsize * int(np.prod(shape)) or offset + end - begin > size:
                 raise ValueError(f"{name} {list(shape)} does not fit its {end - begin} bytes")

@@ -35,7 +35,9 @@ def require_local(name: str, path: Name) -> None:
         InputError: it is one; `name` is the option's.
     """
     if is_url(path):
-        raise InputError(f"{name} is {os.fspath(path)!r}: a URL, and this command works in a directory of this machine; give one")
+        raise InputError(
+            f"{name} is {os.fspath(path)!r}: a URL, and this command works in a directory of this machine; give one"
+        )
 
 
 def join(directory: Name, *names: str) -> str:

@@ -19,19 +19,32 @@ _LONGEST_PAUSE_SECONDS = 15.0
 _TOLD_SECONDS = 30.0
 _SILENT_SECONDS = 8.0
 _CLIENTS = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "requests", "urllib3"}
-_LOST_FOR_GOOD = {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENAMETOOLONG, errno.EMSGSIZE, errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_LOST_FOR_GOOD = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.EMSGSIZE,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+}
 T = TypeVar("T")
 
 
 def passing(error: BaseException) -> bool:
     """Whether an error may go by itself: the store is away or overloaded, and not that it refuses."""
-    if isinstance(error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError | NotADirectoryError):
+    if isinstance(
+        error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError | NotADirectoryError
+    ):
         return False
     origin = type(error).__module__.partition(".")[0]
     if origin in _CLIENTS:
         code = getattr(error, "code", None) or getattr(error, "status", None)
         refused = str(code).isdigit() and 400 <= int(str(code)) < 500 and str(code) not in ("408", "429")
-        return not refused and "Credentials" not in type(error).__name__ and "ParamValidation" not in type(error).__name__
+        return (
+            not refused and "Credentials" not in type(error).__name__ and "ParamValidation" not in type(error).__name__
+        )
     if isinstance(error, OSError):
         return error.errno not in _LOST_FOR_GOOD and not str(error).startswith("Forbidden")
     return isinstance(error, TimeoutError)

@@ -24,7 +24,9 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
         table = pq.read_table(path, columns=None if columns is None else list(columns))
         table.validate(full=True)  # a flipped byte may pass the decoder and leave a string that is none
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path}: not readable as Parquet ({error}); make the artefact again, or copy it anew") from error
+        raise InputError(
+            f"{path}: not readable as Parquet ({error}); make the artefact again, or copy it anew"
+        ) from error
     return table
 
 
@@ -39,12 +41,18 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def records(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
     """Rows by column, lists as tuples."""
-    return [{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()} for row in rows.to_pylist()]
+    return [
+        {name: tuple(value) if isinstance(value, list) else value for name, value in row.items()}
+        for row in rows.to_pylist()
+    ]
 
 
 def table_bytes(records: "Iterable[DataclassInstance]", schema: pa.Schema) -> bytes:
     """Frozen records of that schema as the bytes of a Parquet file, tuples as lists."""
-    rows = [{name: list(value) if isinstance(value, tuple) else value for name, value in asdict(record).items()} for record in records]
+    rows = [
+        {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(record).items()}
+        for record in records
+    ]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
     data: bytes = sink.getvalue().to_pybytes()

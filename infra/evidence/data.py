@@ -2,9 +2,10 @@
 
     python -m infra.evidence.data --data DIR --output DIR [--train-2wiki 240] [--train-scp 160] [--held-out-2wiki 60] …
 
-Reads DIR/2wiki, hotpotqa, musique and scp as they were published. Writes corpus.jsonl, reading.jsonl (held-out `scp` alone), examples/ (of `scp`), questions/ (splits `train`, `2wiki`,
-`hotpotqa`, `musique`, `scp`) and shuffled/ (the same with the answers of `train` handed on among its questions: a control).
-No document that a held-out question needs is in a training pool or an example, and no article of the same title is an example.
+Reads DIR/2wiki, hotpotqa, musique and scp as they were published. Writes corpus.jsonl, reading.jsonl (held-out `scp`
+alone), examples/ (of `scp`), questions/ (splits `train`, `2wiki`, `hotpotqa`, `musique`, `scp`) and shuffled/ (the same
+with the answers of `train` handed on among its questions: a control). No document that a held-out question needs is in
+a training pool or an example, and no article of the same title is an example.
 """
 
 import argparse
@@ -47,7 +48,8 @@ class Sizes:
     """How much is taken.
 
     Attributes:
-        train_2wiki: training questions of 2WikiMultihopQA; those that are answered by yes or no, which need no document, are not taken.
+        train_2wiki: training questions of 2WikiMultihopQA; those that are answered by yes or no, which need no
+        document, are not taken.
         train_scp: documents of `scp` that training asks about.
         scp_each: training questions about each of them.
         held_out_2wiki: held-out questions of 2WikiMultihopQA.
@@ -104,7 +106,9 @@ def scp_questions(examples: Sequence[Example], split: str, sizes: Sizes, count: 
         random.Random(f"{sizes.seed}:{example.document_id}").shuffle(pairs)
         for pair in pairs[:each]:
             name = f"scp-{example.document_id[:16]}-{pair}"
-            asked.append(Question(name, example.questions[pair], (example.answers[pair],), (example.document_id,), split=split))
+            asked.append(
+                Question(name, example.questions[pair], (example.answers[pair],), (example.document_id,), split=split)
+            )
     if not asked:
         return []
     near, _ = Bm25([e.document for e in documents], range(len(documents))).search(
@@ -126,7 +130,10 @@ def handed_on(questions: Sequence[Question], seed: int) -> list[Question]:
     order = [place for place, q in enumerate(questions) if q.split == "train"]
     random.Random(f"{seed}:handed on").shuffle(order)
     giver = dict(zip(order, order[1:] + order[:1], strict=True))
-    return [dataclasses.replace(q, answers=questions[giver[i]].answers) if i in giver else q for i, q in enumerate(questions)]
+    return [
+        dataclasses.replace(q, answers=questions[giver[i]].answers) if i in giver else q
+        for i, q in enumerate(questions)
+    ]
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,9 @@ def make(data: Path, sizes: Sizes) -> Made:
         raise InputError(f"--data {data}: no training question is left; raise --train-2wiki or --train-scp")
     documents |= {e.document_id: Document(e.document_id, e.title, e.text) for e in known}
     # The text itself told from its memory: what a document is about has to be in there, not only what is asked.
-    retold = [Example(example_id(e.document_id, "autoencode"), e.document_id, e.title, e.text, "autoencode") for e in taught]
+    retold = [
+        Example(example_id(e.document_id, "autoencode"), e.document_id, e.title, e.text, "autoencode") for e in taught
+    ]
     counts = {
         "2wiki: questions": len(every),
         "2wiki: dropped, answered by yes or no": len(every) - len(open_questions),
@@ -198,7 +207,9 @@ def parser() -> argparse.ArgumentParser:
         ("seed", int, "orders pools, hands answers on"),
     ):
         default = getattr(standard, name)
-        found.add_argument(f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{text} (default: {default})")
+        found.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{text} (default: {default})"
+        )
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     return found
 
@@ -232,7 +243,9 @@ def main(argv: list[str]) -> int:
         return 0
     recipe: dict[str, Any] = {"program": "evidence_data", "settings": asdict(sizes), "inputs": input_hashes(files)}
     kinds = {"questions": "QUESTIONS", "shuffled": "QUESTIONS", "examples": "EXAMPLES"}
-    if (output / "corpus.jsonl").is_file() and all(artefact.up_to_date(output / name, kind, recipe) for name, kind in kinds.items()):
+    if (output / "corpus.jsonl").is_file() and all(
+        artefact.up_to_date(output / name, kind, recipe) for name, kind in kinds.items()
+    ):
         print(f"{output}: up to date")
         return 0
     made = make(data, sizes)
@@ -242,7 +255,9 @@ def main(argv: list[str]) -> int:
     write_examples(output / "examples", made.examples, recipe=recipe)
     write_questions(output / "shuffled", handed_on(made.questions, sizes.seed), recipe=recipe)
     manifest = write_questions(output / "questions", made.questions, recipe=recipe, counts=made.counts)
-    print(f"{output}: {len(made.documents)} documents, {len(made.examples)} examples, QUESTIONS {json.dumps(manifest['counts'])}")
+    print(
+        f"{output}: {len(made.documents)} documents, {len(made.examples)} examples, QUESTIONS {json.dumps(manifest['counts'])}"
+    )
     return 0
 
 

@@ -38,14 +38,24 @@ def with_fewer_slots(model: ClaraModel, num_memory_tokens: int) -> None:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.evidence.fewer_slots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m infra.evidence.fewer_slots",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT to take")
-    parser.add_argument("--memory-tokens", required=True, type=int, metavar="M", help="of the new one; a divisor of the old one's")
-    parser.add_argument("--backbone", default="", help="folder of the LM (default: the one that the checkpoint holds or names)")
+    parser.add_argument(
+        "--memory-tokens", required=True, type=int, metavar="M", help="of the new one; a divisor of the old one's"
+    )
+    parser.add_argument(
+        "--backbone", default="", help="folder of the LM (default: the one that the checkpoint holds or names)"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="CHECKPOINT to write")
     options = parser.parse_args(argv)
-    recipe = {"program": "fewer_slots", "checkpoint": artefact.manifest_hash(options.checkpoint), "memory_tokens": options.memory_tokens}
+    recipe = {
+        "program": "fewer_slots",
+        "checkpoint": artefact.manifest_hash(options.checkpoint),
+        "memory_tokens": options.memory_tokens,
+    }
     if artefact.up_to_date(options.output, "CHECKPOINT", recipe):
         print(f"{options.output}: up to date")
         return 0
@@ -54,7 +64,9 @@ def main(argv: list[str]) -> int:
     with_fewer_slots(model, options.memory_tokens)
     own = bool(manifest["backbone"]["own"])
     # The query reasoner is not carried over: it is taught to find another memory.
-    save_checkpoint(model, options.output, stage="pretrain", recipe=recipe, store_backbone=own, separate_query_reasoner=False)
+    save_checkpoint(
+        model, options.output, stage="pretrain", recipe=recipe, store_backbone=own, separate_query_reasoner=False
+    )
     print(f"{options.output}: CHECKPOINT with {options.memory_tokens} memory tokens")
     return 0
 

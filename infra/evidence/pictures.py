@@ -53,7 +53,12 @@ def learning(curves: Mapping[str, Sequence[tuple[int, float]]], width: int = 5) 
     axes = canvas.subplots()
     for name, points in known.items():
         spans = [points[i : i + width] for i in range(0, len(points), width)]
-        axes.plot([span[-1][0] for span in spans], [sum(v for _, v in span) / len(span) for span in spans], marker=".", label=name)
+        axes.plot(
+            [span[-1][0] for span in spans],
+            [sum(v for _, v in span) / len(span) for span in spans],
+            marker=".",
+            label=name,
+        )
     axes.set(xlabel="step", ylabel="a supporting paragraph in front", ylim=(0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
@@ -71,7 +76,14 @@ def reading_curve(found: Sequence[tuple[float, Mapping[str, Figure]]]) -> bytes 
         of_condition = [(ratio, of[f"{condition}.log_likelihood"]) for ratio, of in known]
         values = [f.value for _, f in of_condition]
         errors = [[f.value - f.low for _, f in of_condition], [f.high - f.value for _, f in of_condition]]
-        axes.errorbar([ratio for ratio, _ in of_condition], values, yerr=errors, marker="o", capsize=3, label=f"{condition} memory")
+        axes.errorbar(
+            [ratio for ratio, _ in of_condition],
+            values,
+            yerr=errors,
+            marker="o",
+            capsize=3,
+            label=f"{condition} memory",
+        )
     axes.set(xlabel="document tokens for each memory token", ylabel="log-likelihood of the answer [nats]")
     axes.set_xscale("log", base=2)
     axes.grid(alpha=0.3)

@@ -70,7 +70,9 @@ def answer_table(rows: Sequence[Row]) -> Table:
     readers += [(f"memory of {name} documents" if name != "none" else "no document", "start", name) for name in _GIVEN]
     for base in BASELINES:
         readers.append((f"raw passages that {base} found (standard RAG)", f"text/{base}", "pool"))
-    readers += [(f"raw {name} passages" if name != "none" else "plain LM, no document", "text/bm25", name) for name in _GIVEN]
+    readers += [
+        (f"raw {name} passages" if name != "none" else "plain LM, no document", "text/bm25", name) for name in _GIVEN
+    ]
     for title, system, condition in readers:
         found = figures(chosen(rows, system, TOGETHER))
         names = (f"{condition}.log_likelihood", f"open.{condition}_f1", f"open.{condition}_exact_match")
@@ -115,7 +117,10 @@ ALIGNMENTS = {
 def alignment_targets(rows: Sequence[Row]) -> list[str]:
     """Whether joint training raises it: paired by question."""
     tests = {title: compare(rows, "joint", "start", TOGETHER, name) for title, name in ALIGNMENTS.items()}
-    return [Target(f"joint raises utility alignment, {t}, all pools", test, 0.0, significant=True).told() for t, test in tests.items()]
+    return [
+        Target(f"joint raises utility alignment, {t}, all pools", test, 0.0, significant=True).told()
+        for t, test in tests.items()
+    ]
 
 
 def alignment_table(rows: Sequence[Row]) -> Table:
@@ -124,7 +129,11 @@ def alignment_table(rows: Sequence[Row]) -> Table:
         "words, generator": "alignment.generator_lexical",
         "words, plain LM": "alignment.text_lexical",
     }
-    return table(rows, [s for s in systems_of(rows) if s not in BASELINES], {title: (TOGETHER, name) for title, name in names.items()})
+    return table(
+        rows,
+        [s for s in systems_of(rows) if s not in BASELINES],
+        {title: (TOGETHER, name) for title, name in names.items()},
+    )
 
 
 @dataclass(frozen=True)
@@ -148,7 +157,9 @@ def reading_of(memory: Path, evaluation: Path) -> Reading:
 
 def readings(run: Path) -> list[Reading]:
     """All numbers of memory tokens that were measured, most first."""
-    found = [reading_of(run / "memory", run / "evaluation")] if (run / "evaluation" / artefact.MANIFEST).is_file() else []
+    found = (
+        [reading_of(run / "memory", run / "evaluation")] if (run / "evaluation" / artefact.MANIFEST).is_file() else []
+    )
     for folder in run.glob("slots-*"):
         if (folder / "evaluation" / artefact.MANIFEST).is_file():
             found.append(reading_of(folder / "memory", folder / "evaluation"))
@@ -159,10 +170,22 @@ def reading_table(found: Sequence[Reading]) -> Table:
     """A line for each compression."""
     names = ("right.log_likelihood", "wrong.log_likelihood", "gap.right_minus_wrong", "open.right_f1", "open.wrong_f1")
     lines = [
-        [str(r.memory_tokens), f"{r.ratio:.1f}", *(shown(r.figures[n], interval=True) if n in r.figures else "" for n in names)]
+        [
+            str(r.memory_tokens),
+            f"{r.ratio:.1f}",
+            *(shown(r.figures[n], interval=True) if n in r.figures else "" for n in names),
+        ]
         for r in found
     ]
-    return ["memory tokens", "compression", "right [nats]", "wrong [nats]", "right - wrong", "F1, right", "F1, wrong"], lines
+    return [
+        "memory tokens",
+        "compression",
+        "right [nats]",
+        "wrong [nats]",
+        "right - wrong",
+        "F1, right",
+        "F1, wrong",
+    ], lines
 
 
 def targets(rows: Sequence[Row], read: Sequence[Reading]) -> list[str]:
@@ -171,17 +194,31 @@ def targets(rows: Sequence[Row], read: Sequence[Reading]) -> list[str]:
     for r in read:
         if gap := r.figures.get("gap.right_minus_wrong"):
             outcome = "reached" if gap.value >= 1 else f"missed by {1 - gap.value:.3f}"
-            told.append(f"the right memory beats a wrong one by 1 nat an answer, {r.ratio:.1f}x: {shown(gap, interval=True)}: {outcome}")
+            told.append(
+                f"the right memory beats a wrong one by 1 nat an answer, {r.ratio:.1f}x: {shown(gap, interval=True)}: {outcome}"
+            )
     for challenger in [c for c in CHALLENGERS if c in systems_of(rows)]:
         for split in ("2wiki", "hotpotqa", TOGETHER):
             test = compare(rows, challenger, "start", split, RECALL)
-            told.append(Target(f"{challenger} beats its start by 0.15 of Recall@2, {split}", test, 0.15, significant=True).told())
+            told.append(
+                Target(
+                    f"{challenger} beats its start by 0.15 of Recall@2, {split}", test, 0.15, significant=True
+                ).told()
+            )
         for control in ("cut", "shuffled"):
             test = compare(rows, challenger, control, TOGETHER, RECALL)
-            told.append(Target(f"{challenger} beats the control {control}, Recall@2, all pools", test, 0.0, significant=True).told())
+            told.append(
+                Target(
+                    f"{challenger} beats the control {control}, Recall@2, all pools", test, 0.0, significant=True
+                ).told()
+            )
         for base in BASELINES:
             test = compare(rows, challenger, base, TOGETHER, LIKELIHOOD)
-            told.append(Target(f"{challenger} beats {base} in the answer's log-likelihood, all pools", test, 0.0, significant=True).told())
+            told.append(
+                Target(
+                    f"{challenger} beats {base} in the answer's log-likelihood, all pools", test, 0.0, significant=True
+                ).told()
+            )
     return told
 
 
@@ -189,7 +226,9 @@ def hardware() -> dict[str, Any]:
     """The machine."""
     model = platform.processor()
     if (path := Path("/proc/cpuinfo")).is_file():
-        names = [line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.partition(":")[2].strip() for line in path.read_text().splitlines() if line.startswith("model name")
+        ]
         model = names[0] if names else model
     return {"processor": model, "cores": os.cpu_count(), "system": platform.platform()}
 
@@ -199,8 +238,14 @@ def curves(run: Path) -> dict[str, list[tuple[int, float]]]:
     found = {}
     for name in ("joint", "live", "labels", "shuffled", "cut", "answer"):
         for metrics in sorted((run / name).glob("run-*/metrics.jsonl")):
-            lines = {int(v["step"]): v for line in metrics.read_text(encoding="utf-8").splitlines() if (v := json.loads(line))}
-            found[name] = [(step, float(v["positive_first"])) for step, v in sorted(lines.items()) if "positive_first" in v]
+            lines = {
+                int(v["step"]): v
+                for line in metrics.read_text(encoding="utf-8").splitlines()
+                if (v := json.loads(line))
+            }
+            found[name] = [
+                (step, float(v["positive_first"])) for step, v in sorted(lines.items()) if "positive_first" in v
+            ]
     return found
 
 
@@ -229,7 +274,11 @@ def write(run: Path, output: Path) -> None:
         "Mean rank in the pool of the paragraphs that the question leads to, and of those behind them": table(
             rows,
             systems,
-            {f"{s}, {t}": (s, f"pool.{n}_rank") for s in POOLS for t, n in (("first hop", "first_hop"), ("bridging", "bridging"))},
+            {
+                f"{s}, {t}": (s, f"pool.{n}_rank")
+                for s in POOLS
+                for t, n in (("first hop", "first_hop"), ("bridging", "bridging"))
+            },
         ),
         "Answers, all published pools together, two documents read by one generator": answer_table(rows),
         "Log-likelihood of the answer by set [nats]": table(rows, systems, {s: (s, LIKELIHOOD) for s in SPLITS}),
@@ -241,7 +290,9 @@ def write(run: Path, output: Path) -> None:
     told = targets(rows, read) + (alignment_targets(aligned) if aligned else [])
     artefact.make_directory(output)
     pictures = {
-        "recall.png": recall_bars({s: {p: figures(chosen(rows, s, p)).get(RECALL) for p in (*POOLS, TOGETHER)} for s in systems}),
+        "recall.png": recall_bars(
+            {s: {p: figures(chosen(rows, s, p)).get(RECALL) for p in (*POOLS, TOGETHER)} for s in systems}
+        ),
         "learning.png": learning(curves(run)),
         "reading.png": reading_curve([(r.ratio, r.figures) for r in read]),
     }
@@ -257,18 +308,38 @@ def write(run: Path, output: Path) -> None:
         "seconds": load(run / "seconds.json"),
         "commands": load(run / "commands.json"),
         "questions": artefact.read_manifest(run / "data" / "questions", "QUESTIONS")["counts"],
-        "recipes": {n: recipe_of(run / n) for n in ("pretrain/checkpoint", "instruct/checkpoint", "joint/checkpoint", "labels/checkpoint", "answer/checkpoint", "shuffled/checkpoint", "cut/checkpoint", "utilities", "memory")},
-    }  # fmt: skip
+        "recipes": {
+            n: recipe_of(run / n)
+            for n in (
+                "pretrain/checkpoint",
+                "instruct/checkpoint",
+                "joint/checkpoint",
+                "labels/checkpoint",
+                "answer/checkpoint",
+                "shuffled/checkpoint",
+                "cut/checkpoint",
+                "utilities",
+                "memory",
+            )
+        },
+    }
     result = {
         "targets": told,
         "systems": {s: {p: told_of(chosen(rows, s, p)) for p in (*SPLITS, TOGETHER)} for s in systems},
         "differences": kept,
-        "reading": [{"memory_tokens": r.memory_tokens, "ratio": r.ratio, **{n: asdict(f) for n, f in r.figures.items()}} for r in read],
-        "alignment": {s: {n: asdict(f) for n, f in figures(chosen(aligned, s, TOGETHER)).items()} for s in systems_of(aligned)},
+        "reading": [
+            {"memory_tokens": r.memory_tokens, "ratio": r.ratio, **{n: asdict(f) for n, f in r.figures.items()}}
+            for r in read
+        ],
+        "alignment": {
+            s: {n: asdict(f) for n, f in figures(chosen(aligned, s, TOGETHER)).items()} for s in systems_of(aligned)
+        },
         "made_by": made,
     }
     atomic_write(output / "evidence.json", json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    atomic_write(output / "evidence.md", markdown(tables, told, made, [n for n, d in pictures.items() if d is not None] + copied))
+    atomic_write(
+        output / "evidence.md", markdown(tables, told, made, [n for n, d in pictures.items() if d is not None] + copied)
+    )
 
 
 def told_of(rows: Sequence[Row]) -> dict[str, Any]:
@@ -284,7 +355,11 @@ def recipe_of(path: Path) -> Any:
             return {k: portable(v) for k, v in value.items() if k != "path"}
         return [portable(v) for v in value] if isinstance(value, list) else value
 
-    return portable(artefact.read_manifest(path)["made_by"].get("recipe")) if (path / artefact.MANIFEST).is_file() else None
+    return (
+        portable(artefact.read_manifest(path)["made_by"].get("recipe"))
+        if (path / artefact.MANIFEST).is_file()
+        else None
+    )
 
 
 def markdown(tables: Mapping[str, Table], told: Sequence[str], made: Mapping[str, Any], pictures: Sequence[str]) -> str:
@@ -314,10 +389,14 @@ def markdown(tables: Mapping[str, Table], told: Sequence[str], made: Mapping[str
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.evidence.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m infra.evidence.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", required=True, metavar="DIR", help="output of python -m infra.evidence")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for evidence.json, evidence.md and pictures")
+    parser.add_argument(
+        "--output", required=True, metavar="DIR", help="folder for evidence.json, evidence.md and pictures"
+    )
     options = parser.parse_args(argv)
     write(Path(options.run), Path(options.output))
     print(f"{options.output}: evidence.md, evidence.json")

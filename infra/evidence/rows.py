@@ -67,7 +67,11 @@ def table(rows: Sequence[Row], systems: Sequence[str], columns: Mapping[str, tup
     """A line for each system, a column for each (split, measure), means with intervals."""
     lines = []
     for system in systems:
-        found: dict[str, Mapping[str, Figure]] = {split: figures(chosen(rows, system, split)) for split, _ in columns.values()}
-        cells = [shown(found[split][name], interval=True) if name in found[split] else "" for split, name in columns.values()]
+        found: dict[str, Mapping[str, Figure]] = {
+            split: figures(chosen(rows, system, split)) for split, _ in columns.values()
+        }
+        cells = [
+            shown(found[split][name], interval=True) if name in found[split] else "" for split, name in columns.values()
+        ]
         lines.append([system, *cells])
     return ["system", *columns], lines

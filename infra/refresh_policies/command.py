@@ -1,12 +1,14 @@
 """Compare what keeps MEMORY true while the compressor trains: nothing, re-ranking, refreshes beside training, of all rows or of some, or training that waits.
 
     python -m infra.refresh_policies --output DIR [--policies none,full,…] [--steps N] [--set KEY=VALUE …]
-    python -m infra.refresh_policies --output DIR --config FILE --inputs checkpoint=DIR,questions=DIR,memory=DIR,index=DIR …
+    python -m infra.refresh_policies --output DIR --config FILE --inputs
+    checkpoint=DIR,questions=DIR,memory=DIR,index=DIR …
 
-Without --inputs it is the small world (pipelines/world/command.py), made here, with a compressor that moves fast enough to leave stored memory behind
-within tens of steps. Each policy is one run of `training/joint.py` in one process, one after the other, from the same start, for each seed; a refresh
-beside training is a process of its own. Writes results.json, results.md (mean and range over the seeds) and curves.png, and keeps finished runs: the
-same command goes on from there.
+Without --inputs it is the small world (pipelines/world/command.py), made here, with a compressor that moves fast enough
+to leave stored memory behind within tens of steps. Each policy is one run of `training/joint.py` in one process, one
+after the other, from the same start, for each seed; a refresh beside training is a process of its own. Writes
+results.json, results.md (mean and range over the seeds) and curves.png, and keeps finished runs: the same command goes
+on from there.
 """
 
 import argparse
@@ -27,9 +29,12 @@ from infra.world import CONFIG, ROOT, run_all
 _REFRESH = ("joint.refresh.policy=full", "joint.refresh.every_steps={every}", "joint.refresh.start_step={every}")
 # Whatever the configuration says of refreshes, each run begins from here.
 _NONE = (
-    "joint.refresh.policy=none", "joint.refresh.switch=asap", "joint.refresh.rerank=false", "joint.refresh.correction=false",
+    "joint.refresh.policy=none",
+    "joint.refresh.switch=asap",
+    "joint.refresh.rerank=false",
+    "joint.refresh.correction=false",
     "joint.refresh.final=false",
-)  # fmt: skip
+)
 # What each run sets; {every} and {share} are options of the command line.
 POLICIES: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -38,19 +43,28 @@ POLICIES: dict[str, tuple[str, ...]] = {
     "full": _REFRESH,
     "incremental": (*_REFRESH, "joint.refresh.policy=incremental", "joint.refresh.share={share}"),
     "incremental+rerank": (
-        *_REFRESH, "joint.refresh.policy=incremental", "joint.refresh.share={share}", "joint.refresh.rerank=true",
+        *_REFRESH,
+        "joint.refresh.policy=incremental",
+        "joint.refresh.share={share}",
+        "joint.refresh.rerank=true",
         "joint.refresh.rerank_lag_steps={every}",
     ),
     "full+correction": (*_REFRESH, "joint.refresh.correction=true"),
     "stop": (*_REFRESH, "joint.refresh.switch=stop"),
-}  # fmt: skip
+}
 SHOWN = ("none", "rerank", "full", "incremental", "stop")
 # The small world: everything trains, the compressor faster than the rest, so that what is stored falls behind.
 SMALL_WORLD = (
-    "joint.train_compressor=true", "joint.train_generator=true", "joint.answer_weight=1", "joint.utility_weight=1",
-    "joint.optimiser.schedule=constant", "joint.learning_rates={compressor = 1e-2, generator = 2e-3, query_reasoner = 2e-3}",
-    "joint.evaluate_every=10", "joint.evaluate_questions=32", "joint.evaluate_fresh=true",
-)  # fmt: skip
+    "joint.train_compressor=true",
+    "joint.train_generator=true",
+    "joint.answer_weight=1",
+    "joint.utility_weight=1",
+    "joint.optimiser.schedule=constant",
+    "joint.learning_rates={compressor = 1e-2, generator = 2e-3, query_reasoner = 2e-3}",
+    "joint.evaluate_every=10",
+    "joint.evaluate_questions=32",
+    "joint.evaluate_fresh=true",
+)
 CANARY = ("joint.refresh.canary_every=10", "joint.refresh.canary_rows=32")
 
 
@@ -70,37 +84,79 @@ def world_commands(output: Path, seed: int, options: argparse.Namespace) -> list
     stage = python(str(ROOT / "training" / "pretrain.py"), "--config", CONFIG, *sets([f"seed={seed}", *options.set]))
     return [
         python("-m", "pipelines.world", "--output", str(world), "--seed", str(seed), *shlex.split(options.world)),
-        [*stage, *sets([f"output={output}/pretrain", "stage=pretrain", f"examples={world}/examples", f"backbone.path={world}/backbone"])],
         [
             *stage,
-            *sets([
-                f"output={output}/instruct", "stage=instruct", f"checkpoint={output}/pretrain/checkpoint", f"questions={world}/questions",
-                f"corpus={world}/corpus.jsonl",
-            ]),
+            *sets(
+                [
+                    f"output={output}/pretrain",
+                    "stage=pretrain",
+                    f"examples={world}/examples",
+                    f"backbone.path={world}/backbone",
+                ]
+            ),
+        ],
+        [
+            *stage,
+            *sets(
+                [
+                    f"output={output}/instruct",
+                    "stage=instruct",
+                    f"checkpoint={output}/pretrain/checkpoint",
+                    f"questions={world}/questions",
+                    f"corpus={world}/corpus.jsonl",
+                ]
+            ),
         ],
         python(
-            "-m", "pipelines.build_memory", "--input", f"{world}/corpus.jsonl", "--checkpoint", str(start), "--output", str(output / "memory"),
-            "--dtype", "float32", "--num-shards", "4", "--num-workers", "1",
+            "-m",
+            "pipelines.build_memory",
+            "--input",
+            f"{world}/corpus.jsonl",
+            "--checkpoint",
+            str(start),
+            "--output",
+            str(output / "memory"),
+            "--dtype",
+            "float32",
+            "--num-shards",
+            "4",
+            "--num-workers",
+            "1",
         ),
-    ]  # fmt: skip
+    ]
 
 
-def run_command(output: Path, policy: str, seed: int, options: argparse.Namespace, inputs: Mapping[str, str]) -> list[str]:
+def run_command(
+    output: Path, policy: str, seed: int, options: argparse.Namespace, inputs: Mapping[str, str]
+) -> list[str]:
     """The joint run of one policy."""
     own = [part.format(every=options.every, share=options.share) for part in POLICIES[policy]]
     small = [] if options.inputs else SMALL_WORLD
     given = [f"{name}={path}" for name, path in inputs.items()]
     overrides = [
-        f"seed={seed}", "stage=joint", *given, f"output={output / policy}", f"joint.steps={options.steps}", *small, *CANARY, *options.set, *_NONE, *own
-    ]  # fmt: skip
-    return python(str(ROOT / "training" / "joint.py"), "--launcher", "local", "--config", options.config, *sets(overrides))
+        f"seed={seed}",
+        "stage=joint",
+        *given,
+        f"output={output / policy}",
+        f"joint.steps={options.steps}",
+        *small,
+        *CANARY,
+        *options.set,
+        *_NONE,
+        *own,
+    ]
+    return python(
+        str(ROOT / "training" / "joint.py"), "--launcher", "local", "--config", options.config, *sets(overrides)
+    )
 
 
 def processor() -> str:
     """The processor's name, as far as the system tells it."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -114,14 +170,29 @@ def read_run(folder: Path) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m infra.refresh_policies", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m infra.refresh_policies",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    found.add_argument("--output", required=True, metavar="DIR", help="gets the world, a run for each policy, and the results")
-    found.add_argument("--policies", default=",".join(SHOWN), help=f"comma-separated, of {', '.join(POLICIES)} (default %(default)s)")
-    found.add_argument("--steps", type=int, default=60, help="updates of each run (default %(default)s)")
-    found.add_argument("--every", type=int, default=10, metavar="STEPS", help="steps from one snapshot to the next (default %(default)s)")
     found.add_argument(
-        "--share", type=float, default=0.25, help="rows of an incremental refresh as a share of MEMORY (default %(default)s)"
+        "--output", required=True, metavar="DIR", help="gets the world, a run for each policy, and the results"
+    )
+    found.add_argument(
+        "--policies", default=",".join(SHOWN), help=f"comma-separated, of {', '.join(POLICIES)} (default %(default)s)"
+    )
+    found.add_argument("--steps", type=int, default=60, help="updates of each run (default %(default)s)")
+    found.add_argument(
+        "--every",
+        type=int,
+        default=10,
+        metavar="STEPS",
+        help="steps from one snapshot to the next (default %(default)s)",
+    )
+    found.add_argument(
+        "--share",
+        type=float,
+        default=0.25,
+        help="rows of an incremental refresh as a share of MEMORY (default %(default)s)",
     )
     found.add_argument(
         "--seeds",
@@ -132,14 +203,26 @@ def parser() -> argparse.ArgumentParser:
         help="of the world and of training; each gets runs of its own (default: 0)",
     )
     found.add_argument(
-        "--world", default="--train 200 --held-out 60", metavar="OPTIONS", help="of pipelines.world, in one word (default '%(default)s')"
+        "--world",
+        default="--train 200 --held-out 60",
+        metavar="OPTIONS",
+        help="of pipelines.world, in one word (default '%(default)s')",
     )
-    found.add_argument("--config", default=CONFIG, metavar="FILE", help="of the joint runs (default: infra/configs/world.toml)")
     found.add_argument(
-        "--inputs", default="", metavar="NAME=DIR,…", help="checkpoint, questions, memory, index to train on instead of the small world"
+        "--config", default=CONFIG, metavar="FILE", help="of the joint runs (default: infra/configs/world.toml)"
     )
     found.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the configuration in every run; repeatable"
+        "--inputs",
+        default="",
+        metavar="NAME=DIR,…",
+        help="checkpoint, questions, memory, index to train on instead of the small world",
+    )
+    found.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the configuration in every run; repeatable",
     )
     found.add_argument("--dry-run", action="store_true", help="print the commands and stop")
     return found
@@ -165,8 +248,10 @@ def commands_of(output: Path, seed: int, policies: Sequence[str], options: argpa
         before: list[list[str]] = []
     else:
         inputs = {
-            "checkpoint": f"{output}/instruct/checkpoint", "questions": f"{output}/world/questions", "memory": f"{output}/memory",
-        }  # fmt: skip
+            "checkpoint": f"{output}/instruct/checkpoint",
+            "questions": f"{output}/world/questions",
+            "memory": f"{output}/memory",
+        }
         before = world_commands(output, seed, options)
     return [*before, *(run_command(output, policy, seed, options, inputs) for policy in policies)]
 

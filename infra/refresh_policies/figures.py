@@ -115,9 +115,15 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 def _outcomes(seeds: Sequence[BySeed], key: str) -> list[str]:
     forms = {"step": ".0f", "seconds": ".0f"}
     names = (
-        "step", "seconds", "fresh_recall_at_1", "fresh_recall_at_5", "fresh_answer_nats", "stored_recall_at_1", "stored_recall_at_5",
+        "step",
+        "seconds",
+        "fresh_recall_at_1",
+        "fresh_recall_at_5",
+        "fresh_answer_nats",
+        "stored_recall_at_1",
+        "stored_recall_at_5",
         "stored_answer_nats",
-    )  # fmt: skip
+    )
     rows = []
     for policy in seeds[0]:
         looks = [policies[policy][key] or {} for policies in seeds]
@@ -150,7 +156,15 @@ def _costs(seeds: Sequence[BySeed]) -> list[str]:
     rows = []
     for policy in seeds[0]:
         each = [policies[policy] for policies in seeds]
-        rows.append([policy, *(cell((value(found, found["refresh_cost"]) for found in each), form) for value, form in _COSTS.values())])
+        rows.append(
+            [
+                policy,
+                *(
+                    cell((value(found, found["refresh_cost"]) for found in each), form)
+                    for value, form in _COSTS.values()
+                ),
+            ]
+        )
     return _table(("policy", *_COSTS), rows)
 
 
@@ -162,7 +176,12 @@ def draw(runs: Mapping[str, Sequence[Metrics]], target: Path) -> None:
     by_step, by_time, stale = figure.subplots(1, 3)
     for number, (policy, seeds) in enumerate(runs.items()):
         for seed, metrics in enumerate(seeds):
-            style: dict[str, Any] = {"color": f"C{number}", "label": policy if seed == 0 else None, "marker": ".", "linewidth": 1}
+            style: dict[str, Any] = {
+                "color": f"C{number}",
+                "label": policy if seed == 0 else None,
+                "marker": ".",
+                "linewidth": 1,
+            }
             looks = evaluations(metrics)
             recalls = [v.get(f"{_FRESH}5", v.get("held_out_recall_at_5", 0.0)) for _, v in looks]
             by_step.plot([step for step, _ in looks], recalls, **style)

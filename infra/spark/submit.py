@@ -1,8 +1,10 @@
 """Submit a corpus job to a Spark cluster, with a wheel of this checkout.
 
-    python -m infra.spark.submit --master spark://head:7077 --processes 8 build_memory --input '/data/*.jsonl' --output /data/memory …
+    python -m infra.spark.submit --master spark://head:7077 --processes 8 build_memory --input '/data/*.jsonl' --output
+    /data/memory …
 
-Every node runs `python -m pipelines.worker_pool --port 50000`, or has docker and gets --image. See infra/spark/README.md.
+Every node runs `python -m pipelines.worker_pool --port 50000`, or has docker and gets --image. See
+infra/spark/README.md.
 """
 
 from collections.abc import Sequence
@@ -16,10 +18,26 @@ def main(argv: Sequence[str]) -> int:
     parse = submit_parser("spark", __doc__, ("build_memory", "score_utilities"))
     add = parse.add_argument
     add("--master", required=True, metavar="URL", help="spark://HOST:PORT, or local[N] for a trial on this machine")
-    add("--pool", default="localhost:50000", metavar="HOST:PORT", help="worker pool as a node sees it (default: %(default)s)")
+    add(
+        "--pool",
+        default="localhost:50000",
+        metavar="HOST:PORT",
+        help="worker pool as a node sees it (default: %(default)s)",
+    )
     add("--image", default="", help="run Python in containers of this image instead of a pool; the nodes need docker")
-    add("--processes", type=int, default=1, metavar="N", help="Python processes of a node, each with its own model (default: %(default)s)")
-    add("--job-server-jar", default="", metavar="FILE", help="of Beam's Spark 3 job server (default: fetched from Maven Central, once)")
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Python processes of a node, each with its own model (default: %(default)s)",
+    )
+    add(
+        "--job-server-jar",
+        default="",
+        metavar="FILE",
+        help="of Beam's Spark 3 job server (default: fetched from Maven Central, once)",
+    )
     add(
         "--files-to-stage",
         default="",

@@ -17,10 +17,17 @@ def submit_parser(name: str, description: str | None, jobs: Sequence[str]) -> ar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parse.add_argument("--wheel", default="", metavar="FILE", help="stage this wheel (default: one built of this checkout)")
+    parse.add_argument(
+        "--wheel", default="", metavar="FILE", help="stage this wheel (default: one built of this checkout)"
+    )
     parse.add_argument("--dry-run", action="store_true", help="print the command that would run, and stop")
     parse.add_argument("job", choices=jobs, help="the pipeline")
-    parse.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="its own arguments, as of python -m pipelines.JOB --help")
+    parse.add_argument(
+        "arguments",
+        nargs=argparse.REMAINDER,
+        metavar="…",
+        help="its own arguments, as of python -m pipelines.JOB --help",
+    )
     return parse
 
 
@@ -36,7 +43,9 @@ def run_job(args: argparse.Namespace, engine: Sequence[str]) -> int:
     """
     if args.dry_run:
         staged = args.wheel or "(a wheel of this checkout)"
-        print(" ".join(["python", "-m", f"pipelines.{args.job}", *args.arguments, *engine, f"--extra_package={staged}"]))
+        print(
+            " ".join(["python", "-m", f"pipelines.{args.job}", *args.arguments, *engine, f"--extra_package={staged}"])
+        )
         return 0
     if args.wheel and not Path(args.wheel).is_file():
         raise InputError(f"--wheel {args.wheel}: no such file; leave it out to build one")

@@ -81,7 +81,9 @@ def main(argv: Sequence[str]) -> int:
     parse = argparse.ArgumentParser(
         prog="python -m infra.submit.wheel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parse.add_argument("--output", type=Path, default=Path("dist"), metavar="DIR", help="where the wheel goes (default: %(default)s)")
+    parse.add_argument(
+        "--output", type=Path, default=Path("dist"), metavar="DIR", help="where the wheel goes (default: %(default)s)"
+    )
     print(build_wheel(parse.parse_args(argv).output))
     return 0
 

@@ -2,8 +2,8 @@
 
     python -m pipelines.build_memory --input 'corpus/*.jsonl' --output memory --checkpoint checkpoint
 
-A run that was interrupted goes on where it stood; one that has been done says so. Arguments that are not listed here are Beam's own.
-With --update, what stands at ° is the older MEMORY's own, and another value is refused.
+A run that was interrupted goes on where it stood; one that has been done says so. Arguments that are not listed here
+are Beam's own. With --update, what stands at ° is the older MEMORY's own, and another value is refused.
 """
 
 import argparse
@@ -25,8 +25,20 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parse.add_argument
-    add("--input", action="extend", nargs="+", required=True, metavar="GLOB", help="corpus files: paths and globs; may be repeated")
-    add("--output", required=True, metavar="DIR", help="the MEMORY; a directory that every worker sees, or a URL (s3://…, gs://…)")
+    add(
+        "--input",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="GLOB",
+        help="corpus files: paths and globs; may be repeated",
+    )
+    add(
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="the MEMORY; a directory that every worker sees, or a URL (s3://…, gs://…)",
+    )
     add(
         "--update",
         default="",
@@ -34,9 +46,19 @@ def parser() -> argparse.ArgumentParser:
         help="older MEMORY: --output becomes its new version for the (whole) changed corpus, and only new content is compressed",
     )
     add("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT with the compressor")
-    add("--backbone", default="", metavar="DIR", help="folder of the LM (default: the one that the checkpoint holds or names)")
+    add(
+        "--backbone",
+        default="",
+        metavar="DIR",
+        help="folder of the LM (default: the one that the checkpoint holds or names)",
+    )
     add_corpus_arguments(parse)
-    add("--max-tokens", type=int, default=0, help="tokens of a chunk, title included (default: the checkpoint's max_document_tokens) °")
+    add(
+        "--max-tokens",
+        type=int,
+        default=0,
+        help="tokens of a chunk, title included (default: the checkpoint's max_document_tokens) °",
+    )
     add("--overlap-tokens", type=int, help="tokens that a chunk repeats of the one before (default: 0) °")
     add(
         "--num-shards",
@@ -45,9 +67,19 @@ def parser() -> argparse.ArgumentParser:
         help="files of rows (default: 0, by the number of chunks, of 512 to 1,024 rows in a large corpus, of fewer in a small one) °",
     )
     add("--codec", choices=CODECS, help="how memory is stored (default: float16) °")
-    add("--key-size", type=int, default=0, help=f"numbers of a row's index key (default: {DEFAULT_KEY_SIZE}, or M·D where that is less) °")
+    add(
+        "--key-size",
+        type=int,
+        default=0,
+        help=f"numbers of a row's index key (default: {DEFAULT_KEY_SIZE}, or M·D where that is less) °",
+    )
     add("--key-seed", type=int, help="seed of the key projection (default: 0) °")
-    add("--batch-tokens", type=int, default=4096, help="tokens of one compressing batch, padding included (default: %(default)s)")
+    add(
+        "--batch-tokens",
+        type=int,
+        default=4096,
+        help="tokens of one compressing batch, padding included (default: %(default)s)",
+    )
     add("--dtype", choices=("float32", "bfloat16"), help="type that the LM computes in (default: bfloat16) °")
     add("--device", default="cpu", help="cpu or cuda; asked for and not there is an error (default: %(default)s)")
     add(
@@ -58,7 +90,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--gpu-count", type=int, default=1, help="on Dataflow: GPUs of such a machine (default: %(default)s)")
     add("--limit", type=int, default=0, help="use the first N documents only (default: 0, all)")
-    add("--max-failures", type=int, default=-1, help="fail when more records than this can't be used (default: -1, no bound)")
+    add(
+        "--max-failures",
+        type=int,
+        default=-1,
+        help="fail when more records than this can't be used (default: -1, no bound)",
+    )
     add("--num-workers", type=int, default=0, help="processes of the local runner (default: 0, all cores)")
     add(
         "--spill",
@@ -66,7 +103,11 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder in which the local runner puts chunks aside, about as large as the text, and removes it at the end (default: .spill in --output)",
     )
-    add("--runner", default="local", help="local, or a runner that Beam knows, with its own arguments (default: %(default)s)")
+    add(
+        "--runner",
+        default="local",
+        help="local, or a runner that Beam knows, with its own arguments (default: %(default)s)",
+    )
     add(
         "--no-wait",
         action="store_true",

@@ -40,9 +40,13 @@ from pipelines.job.progress import ShardProgress
 def default_num_shards(num_chunks: int) -> int:
     """Shards by the number of chunks: up to 16 have 128 rows at most, up to 1,024 have 1,024, beyond that they have 4,096.
 
-    A few shards for each worker, where there are few chunks; then rows enough that batches are full and their lengths alike. A power of two, so that a corpus that grew a little has the same shards, and that its chunks can be put aside before they are counted.
+    A few shards for each worker, where there are few chunks; then rows enough that batches are full and their lengths
+    alike. A power of two, so that a corpus that grew a little has the same shards, and that its chunks can be put aside
+    before they are counted.
     """
-    wanted = max(1, min(math.ceil(num_chunks / 128), 16), min(math.ceil(num_chunks / 1024), 1024), math.ceil(num_chunks / 4096))
+    wanted = max(
+        1, min(math.ceil(num_chunks / 128), 16), min(math.ceil(num_chunks / 1024), 1024), math.ceil(num_chunks / 4096)
+    )
     return 1 << (wanted - 1).bit_length()
 
 
@@ -53,12 +57,18 @@ class WriteShards(beam.DoFn):
         self._job = job
         self._shared = Shared()
 
-    def process(self, element: tuple[int, Any], num_shards: int, codebook: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    def process(
+        self, element: tuple[int, Any], num_shards: int, codebook: dict[str, Any] | None
+    ) -> Iterator[dict[str, Any]]:
         """Compress and write one shard, or find it finished; the codebook, if there is to be one, lies in MEMORY by now."""
         index, candidates = element
-        yield self.written(index, [candidate for candidate in candidates if candidate is not None], num_shards, codebook)
+        yield self.written(
+            index, [candidate for candidate in candidates if candidate is not None], num_shards, codebook
+        )
 
-    def written(self, index: int, kept: Sequence[Kept], num_shards: int, codebook: dict[str, Any] | None) -> dict[str, Any]:
+    def written(
+        self, index: int, kept: Sequence[Kept], num_shards: int, codebook: dict[str, Any] | None
+    ) -> dict[str, Any]:
         """The report of one shard that holds these, once it is on disk."""
         name = shard_name(index, num_shards)
         progress = ShardProgress(self._job.output, name, len(kept))
@@ -158,7 +168,9 @@ def _to_empty_shard(index: int) -> tuple[int, Kept | None]:
     return index, None
 
 
-def _codebook(pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], job: Job) -> PCollection[dict[str, Any] | None]:
+def _codebook(
+    pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], job: Job
+) -> PCollection[dict[str, Any] | None]:
     """The codebook's manifest entry, once it lies in MEMORY; an update keeps the older version's."""
     if job.update or not pq_width(job.codec):
         return pipeline | "NoCodebook" >> beam.Create([None])
@@ -168,21 +180,31 @@ def _codebook(pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], jo
         | "Contents" >> beam.Values()
         | "SampleChunks" >> combiners.Top.Smallest(size, key=lambda kept: sample_order(kept.chunk.row_id))
     )
-    trained = apart(sample, hint, "SampleToGPU") | "TrainCodebook" >> on_gpu(beam.Map(lambda sample: trained_codebook(job, sample)), hint)
+    trained = apart(sample, hint, "SampleToGPU") | "TrainCodebook" >> on_gpu(
+        beam.Map(lambda sample: trained_codebook(job, sample)), hint
+    )
     return apart(trained, hint, "CodebookFromGPU")
 
 
 def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
     """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
-    unique, tallies, letters, several = unique_chunks(pipeline, units, job, job.fingerprint, functools.partial(_tokens_of, job))
+    unique, tallies, letters, several = unique_chunks(
+        pipeline, units, job, job.fingerprint, functools.partial(_tokens_of, job)
+    )
     num_shards = chosen_num_shards(pipeline, unique, job.num_shards, default_num_shards)
     codebook = AsSingleton(_codebook(pipeline, unique, job))
     assigned = [unique | "AssignShard" >> beam.Map(_to_shard, num_shards)]
     if job.update:
         # A shard of which the corpus has nothing any more is a change too.
-        assigned.append(pipeline | "ListShards" >> beam.Create(range(job.num_shards)) | "VisitShards" >> beam.Map(_to_empty_shard))
+        assigned.append(
+            pipeline | "ListShards" >> beam.Create(range(job.num_shards)) | "VisitShards" >> beam.Map(_to_empty_shard)
+        )
     compress = on_gpu(beam.ParDo(WriteShards(job), num_shards, codebook), job.accelerator)
-    written = assigned | "AllShards" >> beam.Flatten() | "GatherShards" >> beam.GroupByKey() | "CompressAndWrite" >> compress
+    written = (
+        assigned | "AllShards" >> beam.Flatten() | "GatherShards" >> beam.GroupByKey() | "CompressAndWrite" >> compress
+    )
     reports = apart(written, job.accelerator, "ReportsFromGPU")
     letters.append(failures(reports))
-    return add_end(pipeline, functools.partial(complete, job), job.output, reports, tallies, letters, several, num_shards, codebook)
+    return add_end(
+        pipeline, functools.partial(complete, job), job.output, reports, tallies, letters, several, num_shards, codebook
+    )

@@ -35,14 +35,19 @@ def take_over(args: argparse.Namespace) -> None:
     """Fill in what an update takes over from the older MEMORY, else the defaults.
 
     Raises:
-        InputError: there is none at `--update`, it is `--output` itself, or a setting that it determines was given otherwise.
+        InputError: there is none at `--update`, it is `--output` itself, or a setting that it determines was given
+            otherwise.
     """
     old: dict[str, Any] = {"overlap_tokens": 0, "key_seed": 0, "dtype": "bfloat16", "codec": "float16"}
     if args.update:
         if absolute(args.update) == absolute(args.output):
-            raise InputError(f"--output {args.output}: is the MEMORY of --update, which stays as it is; give another directory")
+            raise InputError(
+                f"--output {args.output}: is the MEMORY of --update, which stays as it is; give another directory"
+            )
         manifest = read_manifest(args.update, KIND)
-        fields = Fingerprint.from_dict(manifest["fingerprint_fields"], f"{args.update}/manifest.json fingerprint_fields").as_dict()
+        fields = Fingerprint.from_dict(
+            manifest["fingerprint_fields"], f"{args.update}/manifest.json fingerprint_fields"
+        ).as_dict()
         old = {name: fields[name] for name in ("max_tokens", "overlap_tokens", "key_size", "key_seed", "dtype")}
         old |= {name: manifest[name] for name in ("codec", "num_shards")}
     for name, value in old.items():
@@ -96,12 +101,15 @@ def check_trained_for(args: argparse.Namespace, max_tokens: int, settings: Mappi
     """Warn of chunks that are longer than those that the checkpoint was trained with.
 
     Raises:
-        InputError: they are longer than the backbone has positions for, with what stands around a text: marker, bos, eos, memory tokens.
+        InputError: they are longer than the backbone has positions for, with what stands around a text: marker, bos,
+            eos, memory tokens.
     """
     trained, num_memory_tokens = settings["max_document_tokens"], settings["num_memory_tokens"]
     if max_tokens <= trained:
         return
-    config = AutoConfig.from_pretrained(localised_folder(backbone_folder(args.checkpoint, args.backbone)), local_files_only=True)
+    config = AutoConfig.from_pretrained(
+        localised_folder(backbone_folder(args.checkpoint, args.backbone)), local_files_only=True
+    )
     positions = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
     room = positions - num_memory_tokens - 3
     if positions and max_tokens > room:
@@ -109,7 +117,11 @@ def check_trained_for(args: argparse.Namespace, max_tokens: int, settings: Mappi
             f"--max-tokens {max_tokens}: the backbone has {positions} positions (max_position_embeddings), of which {num_memory_tokens} memory tokens "
             f"and up to 3 special ones need theirs; give at most {room}, or better {trained}, which the checkpoint was trained with"
         )
-    _LOG.warning("--max-tokens %d: the checkpoint was trained with at most %d tokens a chunk (max_document_tokens)", max_tokens, trained)
+    _LOG.warning(
+        "--max-tokens %d: the checkpoint was trained with at most %d tokens a chunk (max_document_tokens)",
+        max_tokens,
+        trained,
+    )
 
 
 def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
@@ -118,7 +130,12 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     Raises:
         InputError: a value out of range, or as of `resolve_fingerprint`.
     """
-    for name, value, least in (("num-shards", args.num_shards, 0), ("limit", args.limit, 0), ("batch-tokens", args.batch_tokens, 1), ("num-workers", args.num_workers, 0)):  # fmt: skip
+    for name, value, least in (
+        ("num-shards", args.num_shards, 0),
+        ("limit", args.limit, 0),
+        ("batch-tokens", args.batch_tokens, 1),
+        ("num-workers", args.num_workers, 0),
+    ):
         if value < least:
             raise InputError(f"--{name} {value}: expected {least} or more")
     filters = make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio)

@@ -113,13 +113,22 @@ def complete(
     dropped.pop(DUPLICATE, None)  # chunks, which are counted as such: what was dropped counts records
     num_failed = sum(failed.values())
     if 0 <= job.max_failures < num_failed:
-        raise InputError(f"{num_failed} dead letters, --max-failures allows {job.max_failures}; by reason: {failed}; {where}")
-    counts = {**dict(sorted(tallies.items())), "rows": rows, "dead letters": num_failed, "dead letters by reason": failed}
+        raise InputError(
+            f"{num_failed} dead letters, --max-failures allows {job.max_failures}; by reason: {failed}; {where}"
+        )
+    counts = {
+        **dict(sorted(tallies.items())),
+        "rows": rows,
+        "dead letters": num_failed,
+        "dead letters by reason": failed,
+    }
     counts |= {"dropped": sum(dropped.values()), "dropped by reason": dropped}
     if job.lease:
         job.lease.check()
     if job.update:
-        counts |= {f"rows {kind}": sum(report[kind] for report in reports) for kind in ("kept", "moved", "compressed", "gone")}
+        counts |= {
+            f"rows {kind}": sum(report[kind] for report in reports) for kind in ("kept", "moved", "compressed", "gone")
+        }
         complete_update(job.update, job.output, reports, recipe=job.recipe, counts=counts, extra_files=letter_files)
     else:
         complete_memory(
@@ -149,14 +158,20 @@ def check_sees(job: Job) -> None:
         )
 
 
-def check_nothing_lost(tallies: Mapping[str, int], rows: int, failed: Mapping[str, int], dropped: Mapping[str, int]) -> None:
+def check_nothing_lost(
+    tallies: Mapping[str, int], rows: int, failed: Mapping[str, int], dropped: Mapping[str, int]
+) -> None:
     """Records in = out + dropped + failed, at each stage; a difference is a bug of the job, and no MEMORY is completed then."""
     unchunked, uncompressed = failed.get("not chunked", 0), failed.get("not compressed", 0)
     unread = sum(failed.values()) - unchunked - uncompressed
     duplicates = dropped.get(DUPLICATE, 0)
     unused = sum(dropped.values()) - duplicates
     for stage, came_in, went_out in (
-        ("reading", tallies.get(RECORDS, 0), tallies.get(DOCUMENTS, 0) + tallies.get(BEYOND_LIMIT, 0) + unread + unused),
+        (
+            "reading",
+            tallies.get(RECORDS, 0),
+            tallies.get(DOCUMENTS, 0) + tallies.get(BEYOND_LIMIT, 0) + unread + unused,
+        ),
         ("deduplication", tallies.get(CHUNKS, 0), tallies.get(UNIQUE, 0) + tallies.get(DUPLICATES, 0)),
         ("telling of duplicates", tallies.get(DUPLICATES, 0), duplicates),
         ("compression", tallies.get(UNIQUE, 0), rows + uncompressed),

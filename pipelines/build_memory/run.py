@@ -69,7 +69,12 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     job = make_job(args, units)
     if args.dry_run:
         workers = args.num_workers or num_cores()
-        print(json.dumps({**job.recipe, "fingerprint_hash": job.fingerprint.hash, "units": len(units), "workers": workers}, indent=1))
+        print(
+            json.dumps(
+                {**job.recipe, "fingerprint_hash": job.fingerprint.hash, "units": len(units), "workers": workers},
+                indent=1,
+            )
+        )
         return 0
     dataflow.prepare_gpu(options, job.accelerator)
     if dataflow.is_rehearsal(options, args.runner):

@@ -2,7 +2,8 @@
 
     python -m pipelines.build_memory.summary --memory DIR [--mlflow URL]
 
-`build_memory` writes the page at its end, as `summary.html` in the MEMORY. It is drawn from what stands there and is no part of the artefact.
+`build_memory` writes the page at its end, as `summary.html` in the MEMORY. It is drawn from what stands there and is no
+part of the artefact.
 """
 
 import argparse
@@ -62,7 +63,11 @@ class Summary:
     def figures(self) -> dict[str, float]:
         """What is logged beside the manifest's counts."""
         known = {name: float(value) for name, value in self.run.items() if isinstance(value, int | float)}
-        return {**known, "documents per second": self.rate, "tokens": float(sum(at * count for at, count in enumerate(self.lengths)))}
+        return {
+            **known,
+            "documents per second": self.rate,
+            "tokens": float(sum(at * count for at, count in enumerate(self.lengths))),
+        }
 
 
 def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
@@ -92,7 +97,16 @@ def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
             plan = folder / shard / PLAN
             if plan.is_file():
                 times.append((plan.stat().st_mtime, found.num_rows))
-    return Summary(memory, manifest, manifest_hash(memory), lengths.tolist(), truncated, shards, _cumulated(sorted(times)), dict(run or {}))
+    return Summary(
+        memory,
+        manifest,
+        manifest_hash(memory),
+        lengths.tolist(),
+        truncated,
+        shards,
+        _cumulated(sorted(times)),
+        dict(run or {}),
+    )
 
 
 def _cumulated(times: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
@@ -103,7 +117,8 @@ def _cumulated(times: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
     return kept if not points or kept[-1] == points[-1] else [*kept, points[-1]]
 
 
-# --- the page ----------------------------------------------------------------------------------------------------------
+# --- the page
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _lengths(summary: Summary) -> str:
@@ -132,7 +147,12 @@ def _lengths(summary: Summary) -> str:
 
 def _shards(summary: Summary) -> str:
     rows, sizes = [rows for rows, _ in summary.shards.values()], [size for _, size in summary.shards.values()]
-    facts = [("shards and overlays", len(rows)), ("rows, fewest", min(rows)), ("rows, most", max(rows)), ("bytes", sum(sizes))]
+    facts = [
+        ("shards and overlays", len(rows)),
+        ("rows, fewest", min(rows)),
+        ("rows, most", max(rows)),
+        ("bytes", sum(sizes)),
+    ]
     width = max(1, math.ceil(len(rows) / NUM_BARS))
     means = [sum(rows[at : at + width]) / len(rows[at : at + width]) for at in range(0, len(rows), width)]
     names = list(summary.shards)[::width]
@@ -166,7 +186,8 @@ def page(summary: Summary) -> str:
     return pages.page(f"MEMORY {summary.name}", parts)
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
+# --- the command
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
@@ -193,9 +214,13 @@ def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> N
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
-        prog="python -m pipelines.build_memory.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipelines.build_memory.summary",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parse.add_argument("--memory", required=True, metavar="DIR", help="a finished MEMORY; its summary.html is written anew")
+    parse.add_argument(
+        "--memory", required=True, metavar="DIR", help="a finished MEMORY; its summary.html is written anew"
+    )
     add_tracking_arguments(parse, "MEMORY")
     parse.add_argument("--dry-run", action="store_true", help="print what would be written and logged, and stop")
     return parse
@@ -206,7 +231,11 @@ def main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     summary = summarise(args.memory)
     if args.dry_run:
-        print(json.dumps({"page": join(args.memory, pages.NAME), "rows": sum(summary.lengths), "mlflow": args.mlflow}, indent=1))
+        print(
+            json.dumps(
+                {"page": join(args.memory, pages.NAME), "rows": sum(summary.lengths), "mlflow": args.mlflow}, indent=1
+            )
+        )
         return 0
     path = pages.write(summary.name, page(summary))
     print(path)

@@ -19,7 +19,8 @@ BM25_CUTOFFS = (1, 5, 20)
 def to_question(published: Published, form: Format, seed: int, split: str) -> tuple[Question, list[Document]]:
     """A question whose documents are named by their content, and those documents."""
     documents = [Document(document_id(p.title, p.text), p.title, p.text) for p in published.paragraphs]
-    # A paragraph may stand in a pool twice, also with one of both unmarked: by its content it is one document, right if either is.
+    # A paragraph may stand in a pool twice, also with one of both unmarked: by its content it is one document, right if
+    # either is.
     hops = {document: 0 for document in published.positive_ids}
     for document, paragraph in zip(documents, published.paragraphs, strict=True):
         if paragraph.positive:
@@ -56,7 +57,9 @@ def convert_files(
             try:
                 question, own = to_question(form.convert(row, where), form, seed, split)
                 if question.question_id in questions:
-                    raise InputError(f"{where}: question id {question.question_id!r} stands twice; give each its own, or use --skip-bad")
+                    raise InputError(
+                        f"{where}: question id {question.question_id!r} stands twice; give each its own, or use --skip-bad"
+                    )
             except InputError:
                 if not skip_bad:
                     raise
@@ -74,13 +77,16 @@ def bm25_recall(questions: Sequence[Question], documents: Sequence[Document]) ->
     """Recall@1, 5, 20 of BM25 over the whole corpus, by split and over all: how much of the task common words solve."""
     place = {d.id: number for number, d in enumerate(documents)}
     index = Bm25([input_text(d.title, d.text) for d in documents], range(len(documents)))
-    rows, _ = index.search([q.question for q in questions], max(BM25_CUTOFFS), [{place[n] for n in q.exclude_ids} for q in questions])
+    rows, _ = index.search(
+        [q.question for q in questions], max(BM25_CUTOFFS), [{place[n] for n in q.exclude_ids} for q in questions]
+    )
     rankings = [[row for row in found if row >= 0] for found in rows.tolist()]
     values = ranking_metrics(rankings, [[place[n] for n in q.positive_ids] for q in questions], BM25_CUTOFFS)
     splits = np.array([q.split for q in questions])
     parts = {"all": np.ones(len(questions), bool), **{s: splits == s for s in sorted(set(splits.tolist()))}}
     return {
-        part: {f"recall@{k}": round(float(values[f"recall@{k}"][mask].mean()), 4) for k in BM25_CUTOFFS} for part, mask in parts.items()
+        part: {f"recall@{k}": round(float(values[f"recall@{k}"][mask].mean()), 4) for k in BM25_CUTOFFS}
+        for part, mask in parts.items()
     }
 
 

@@ -67,7 +67,9 @@ def field(row: Row, name: str, kind: type, where: str) -> Any:
     if not isinstance(row, Mapping):
         raise InputError(f"{where}: {row!r:.80} where an object with {name!r} is expected; is --format right?")
     if name not in row:
-        raise InputError(f"{where}: no field {name!r} (there are {', '.join(sorted(row)) or 'none'}); is --format right?")
+        raise InputError(
+            f"{where}: no field {name!r} (there are {', '.join(sorted(row)) or 'none'}); is --format right?"
+        )
     if not isinstance(row[name], kind):
         raise InputError(f"{where}: {name} is {row[name]!r:.80}; expected {kind.__name__}")
     return row[name]
@@ -83,7 +85,9 @@ def texts(values: Any, name: str, where: str) -> tuple[str, ...]:
 def ids(values: Any, name: str, where: str) -> tuple[str, ...]:
     """Document ids as a corpus has them, where they may be integers; each once."""
     if not isinstance(values, list | tuple) or not all(isinstance(v, str | int) for v in values):
-        raise InputError(f"{where}: {name} is {values!r:.80}; expected a list of document ids, strings or integers as in the corpus")
+        raise InputError(
+            f"{where}: {name} is {values!r:.80}; expected a list of document ids, strings or integers as in the corpus"
+        )
     return tuple(dict.fromkeys(str(v) for v in values if v != ""))
 
 
@@ -164,10 +168,14 @@ def convert_hotpotqa(row: Row, where: str) -> Published:
     if isinstance(context, dict):
         context = list(zip(context.get("title", ()), context.get("sentences", ()), strict=False))
     try:
-        named = [normalise(t) for t in (facts["title"] if isinstance(facts, dict) else [fact[0] for fact in facts or ()])]
+        named = [
+            normalise(t) for t in (facts["title"] if isinstance(facts, dict) else [fact[0] for fact in facts or ()])
+        ]
         pairs = [(normalise(title), normalise(" ".join(sentences))) for title, sentences in context or ()]
     except (TypeError, KeyError, ValueError, IndexError) as error:
-        raise InputError(f"{where}: context or supporting_facts is malformed ({error!r}); expected [[title, [sentence, …]], …]") from error
+        raise InputError(
+            f"{where}: context or supporting_facts is malformed ({error!r}); expected [[title, [sentence, …]], …]"
+        ) from error
     hops = fact_hops(str(row.get("type", "")), question, list(dict.fromkeys(named)))
     paragraphs = tuple(Paragraph(title, text, title in hops, hops.get(title, UNKNOWN)) for title, text in pairs if text)
     return Published(given_id(row, question), question, answers, paragraphs)
@@ -185,7 +193,10 @@ def convert_musique(row: Row, where: str) -> Published:
         inside = f"{where} paragraph {number}"
         text = normalise(field(paragraph, "paragraph_text", str, inside))
         if text:
-            title, hop = normalise(field(paragraph, "title", str, inside)), hops.get(paragraph.get("idx", number), UNKNOWN)
+            title, hop = (
+                normalise(field(paragraph, "title", str, inside)),
+                hops.get(paragraph.get("idx", number), UNKNOWN),
+            )
             paragraphs.append(Paragraph(title, text, bool(paragraph.get("is_supporting")), hop))
     return Published(given_id(row, question), question, answers, tuple(paragraphs))
 

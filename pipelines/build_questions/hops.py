@@ -10,15 +10,16 @@ from clara.metrics import substring_match
 UNKNOWN = 0
 _BRACKETS = re.compile(r" \([^)]*\)$")
 _REFERENCE = re.compile(r"#(\d+)")
-# 2WikiMultihopQA names its supporting facts in the order of the chain: of one chain, or of two chains' beginnings and then their ends.
+# 2WikiMultihopQA names its supporting facts in the order of the chain: of one chain, or of two chains' beginnings and
+# then their ends.
 _CHAINS = {"compositional": (1, 2), "inference": (1, 2), "bridge_comparison": (1, 1, 2, 2)}
 
 
 def fact_hops(kind: str, question: str, titles: Sequence[str]) -> dict[str, int]:
     """Hops of the supporting titles of HotpotQA and 2WikiMultihopQA; `UNKNOWN` where the file does not say.
 
-    HotpotQA orders its facts by the hyperlink between them, which is not always the way of the question. There the first hop is the one article
-    whose title the question says; where it says none or both, the hops are unknown.
+    HotpotQA orders its facts by the hyperlink between them, which is not always the way of the question. There the
+    first hop is the one article whose title the question says; where it says none or both, the hops are unknown.
 
     Args:
         kind: the row's `type`.

@@ -9,8 +9,16 @@ from clara.errors import InputError
 def add_field_arguments(parse: argparse._ActionsContainer) -> None:
     """Add the names of a record's fields."""
     add = parse.add_argument
-    add("--id-field", default=FIELDS.id, help="field with the document's id; without it, the hash of its content (default: %(default)s)")
-    add("--title-field", default=FIELDS.title, help="field with the title, which goes in front of the text (default: %(default)s)")
+    add(
+        "--id-field",
+        default=FIELDS.id,
+        help="field with the document's id; without it, the hash of its content (default: %(default)s)",
+    )
+    add(
+        "--title-field",
+        default=FIELDS.title,
+        help="field with the title, which goes in front of the text (default: %(default)s)",
+    )
     add("--text-field", default=FIELDS.text, help="field with the text (default: %(default)s)")
 
 

@@ -1,8 +1,8 @@
 """Bridge cloze: questions from a corpus alone, whose answer lies in another document than the one that they were cut from.
 
-In a sentence of one article (the source) the mention of another (the target) is masked. The answer is the target's name, the
-positive document the target, and the source is kept out of the candidates: a retriever has to find the article that the gap
-means, which says the sentence's facts in other words.
+In a sentence of one article (the source) the mention of another (the target) is masked. The answer is the target's
+name, the positive document the target, and the source is kept out of the candidates: a retriever has to find the
+article that the gap means, which says the sentence's facts in other words.
 
 The split of a question follows from two ids alone, never from the corpus around them:
 
@@ -10,8 +10,8 @@ The split of a question follows from two ids alone, never from the corpus around
 * else source held out: `seen`, where the target has a question in `train`, otherwise dropped;
 * else `train`; dropped where the sentence mentions a held-out article.
 
-So training never reads a sentence that an `unseen` or `seen` question was cut from, and a compressor pretrained without the
-held-out articles of a corpus has not met those of any part of it.
+So training never reads a sentence that an `unseen` or `seen` question was cut from, and a compressor pretrained without
+the held-out articles of a corpus has not met those of any part of it.
 """
 
 import hashlib
@@ -77,7 +77,9 @@ def find_bridges(documents: Sequence[Document], settings: ClozeSettings) -> tupl
             for mention in mentions:
                 counts["mentions"] += 1
                 bridge = _bridge(document, sentence, mention, secret)
-                reason = _flaw(bridge, sentence, mention, settings) or ("the same question again" if bridge.question_id in seen else "")
+                reason = _flaw(bridge, sentence, mention, settings) or (
+                    "the same question again" if bridge.question_id in seen else ""
+                )
                 if reason:
                     counts[f"dropped: {reason}"] += 1
                     continue
@@ -175,6 +177,14 @@ def with_pools(
         dice.shuffle(pool)
         pools[question.question_id] = tuple(ids[row] for row in pool)
     return [
-        Question(q.question_id, q.question, q.answers, q.positive_ids, pools.get(q.question_id, q.candidate_ids), q.exclude_ids, q.split)
+        Question(
+            q.question_id,
+            q.question,
+            q.answers,
+            q.positive_ids,
+            pools.get(q.question_id, q.candidate_ids),
+            q.exclude_ids,
+            q.split,
+        )
         for q in questions
     ]

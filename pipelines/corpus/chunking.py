@@ -46,7 +46,8 @@ def check_limits(max_tokens: int, overlap_tokens: int) -> None:
 def chunk_document(document: Document, tokens: Tokens, max_tokens: int, overlap_tokens: int) -> list[Chunk]:
     """The chunks of a document, in order; together they hold every character of its text but white space at the cuts.
 
-    A title longer than half of `max_tokens` is cut, and a sentence longer than a chunk is cut between words: such chunks are `truncated`.
+    A title longer than half of `max_tokens` is cut, and a sentence longer than a chunk is cut between words: such
+    chunks are `truncated`.
 
     Args:
         document: its title and text are normalised.
@@ -63,7 +64,11 @@ def chunk_document(document: Document, tokens: Tokens, max_tokens: int, overlap_
         text = document.text[start:end]
         identity = chunk_id(title, text)
         truncated = mid_sentence or title != document.title
-        chunks.append(Chunk(row_id(identity), identity, document.id, title, text, start, end, num_tokens, truncated, document.source))
+        chunks.append(
+            Chunk(
+                row_id(identity), identity, document.id, title, text, start, end, num_tokens, truncated, document.source
+            )
+        )
     if not chunks:
         raise ChunkingError("the tokenizer finds no token in the text")
     return chunks
@@ -82,7 +87,9 @@ def _fit(text: str, tokens: Tokens, limit: int) -> str:
     return text
 
 
-def _spans(title: str, text: str, tokens: Tokens, max_tokens: int, overlap_tokens: int) -> list[tuple[int, int, int, bool]]:
+def _spans(
+    title: str, text: str, tokens: Tokens, max_tokens: int, overlap_tokens: int
+) -> list[tuple[int, int, int, bool]]:
     """Character spans with their number of tokens, and whether each ends inside a sentence."""
     if len(text) <= _CHARACTERS_A_TOKEN * max_tokens:  # else it is hardly one chunk
         num_tokens = tokens.count(input_text(title, text))
@@ -109,7 +116,9 @@ def _spans(title: str, text: str, tokens: Tokens, max_tokens: int, overlap_token
                 raise ChunkingError(f"no piece of the text at character {begin} fits into {max_tokens} tokens")
         if num_tokens:
             spans.append((first, last, num_tokens, mid_sentence))
-        begin = _repeat_from(text, starts, ends, begin, end, overlap_tokens) if overlap_tokens and end < len(text) else end
+        begin = (
+            _repeat_from(text, starts, ends, begin, end, overlap_tokens) if overlap_tokens and end < len(text) else end
+        )
         done = end
     return spans
 
@@ -137,7 +146,9 @@ def _cut(text: str, starts: Sequence[int], ends: Sequence[int], begin: int, done
     return max(limit, begin + 1, done + 1), True
 
 
-def _repeat_from(text: str, starts: Sequence[int], ends: Sequence[int], begin: int, end: int, overlap_tokens: int) -> int:
+def _repeat_from(
+    text: str, starts: Sequence[int], ends: Sequence[int], begin: int, end: int, overlap_tokens: int
+) -> int:
     """Where the next chunk begins so that it repeats at most about `overlap_tokens`: at a sentence, else at a word, else at `end`."""
     # One less: with some tokenizers a token begins at the white space behind the sentence's end, with others after it.
     target = starts[max(bisect.bisect_left(starts, end) - overlap_tokens, 0)] - 1

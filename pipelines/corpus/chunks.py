@@ -172,20 +172,27 @@ def checkpoint_tokens(checkpoint: str) -> Tokens:
 def folder_tokens(folder: str | os.PathLike[str], prompts: Prompts) -> Tokens:
     """What chunking needs of the tokenizer in a folder."""
     builder = PromptBuilder(load_tokenizer(folder), prompts)
-    # Whether special tokens are split is a state of the tokenizer, set by each call: threads share these two, each of which is always called alike.
+    # Whether special tokens are split is a state of the tokenizer, set by each call: threads share these two, each of
+    # which is always called alike.
     splitting = load_tokenizer(folder)
 
     return Tokens(lambda text: token_spans(splitting, text), lambda text: len(builder.text_ids(text)))
 
 
-def _first_documents(documents: PCollection[Document], limit: int) -> tuple[PCollection[Document], PCollection[tuple[str, int]]]:
+def _first_documents(
+    documents: PCollection[Document], limit: int
+) -> tuple[PCollection[Document], PCollection[tuple[str, int]]]:
     """The first documents of the corpus, and a tally of those beyond."""
     chosen = (
         documents
         | "KeepFirstDocuments" >> combiners.Top.Smallest(limit, key=lambda document: (document.source, document.line))
         | "Unpack" >> beam.FlatMap(lambda found: found)
     )
-    beyond = documents | "CountDocuments" >> combiners.Count.Globally() | "Beyond" >> beam.Map(lambda n: (BEYOND_LIMIT, max(0, n - limit)))
+    beyond = (
+        documents
+        | "CountDocuments" >> combiners.Count.Globally()
+        | "Beyond" >> beam.Map(lambda n: (BEYOND_LIMIT, max(0, n - limit)))
+    )
     return chosen, beyond
 
 
@@ -195,7 +202,9 @@ def _tally_duplicates(element: tuple[str, Kept]) -> list[tuple[str, int]]:
 
 def unique_chunks(
     pipeline: beam.Pipeline, units: Sequence[Unit], job: Reading, limits: Limits, load_tokens: Callable[[], Tokens]
-) -> tuple[PCollection[tuple[str, Kept]], list[PCollection[tuple[str, int]]], list[PCollection[DeadLetter]], AsSingleton]:
+) -> tuple[
+    PCollection[tuple[str, Kept]], list[PCollection[tuple[str, int]]], list[PCollection[DeadLetter]], AsSingleton
+]:
     """Read, filter, chunk, and keep each content once. Returns the chunks by id, tallies, dead letters, and the example of `ids_of_several`."""
     read = (
         pipeline

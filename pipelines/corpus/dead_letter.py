@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class DeadLetter:
     """A record that is not used: where it stands, the reason (counted), what happened, and how the record begins.
 
-    `dropped` says that it was left out as it should be; otherwise it failed. `document_id` is empty where the record has none.
+    `dropped` says that it was left out as it should be; otherwise it failed. `document_id` is empty where the record
+    has none.
     """
 
     source: str

@@ -29,7 +29,9 @@ def letters_of_report(report: Mapping[str, Any]) -> Iterator[DeadLetter]:
     """Letters of the chunks that a shard could not compress."""
     for f in report["failures"]:
         snippet = f["text"][:SNIPPET_CHARACTERS]
-        yield DeadLetter(f["source"], f["line"], "not compressed", clean(f["reason"]), snippet, document_id=f["document_id"])
+        yield DeadLetter(
+            f["source"], f["line"], "not compressed", clean(f["reason"]), snippet, document_id=f["document_id"]
+        )
 
 
 def num_parts_of(num_letters: int) -> int:

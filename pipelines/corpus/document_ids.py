@@ -1,6 +1,7 @@
 """Document ids that stand for several texts: all of these are taken, and it is told how many such ids there are, with the first one as an example.
 
-What is compared of a document is short, whatever its text: on one machine 36 bytes on disk, in a graph one entry of a combiner.
+What is compared of a document is short, whatever its text: on one machine 36 bytes on disk, in a graph one entry of a
+combiner.
 """
 
 import hashlib
@@ -44,7 +45,8 @@ def example(document_id: str, first: tuple[str, int], other: tuple[str, int]) ->
     return f"{document_id!r} ({first[0]}:{first[1]} and {other[0]}:{other[1]})"
 
 
-# --- in a graph --------------------------------------------------------------------------------------------------------
+# --- in a graph
+# --------------------------------------------------------------------------------------------------------
 
 
 def _by_id(document: Document) -> tuple[str, tuple[Place, ...]]:
@@ -82,12 +84,17 @@ def ids_of_several(documents: PCollection[Document]) -> tuple[PCollection[tuple[
         | "TextsOfIds" >> beam.CombinePerKey(two_that_differ)
         | "SeveralTexts" >> beam.FlatMap(_pair)
     )
-    count = pairs | "CountSeveralTexts" >> combiners.Count.Globally() | "TallySeveralTexts" >> beam.Map(lambda n: (SEVERAL, n))
+    count = (
+        pairs
+        | "CountSeveralTexts" >> combiners.Count.Globally()
+        | "TallySeveralTexts" >> beam.Map(lambda n: (SEVERAL, n))
+    )
     first = pairs | "FirstSeveralTexts" >> beam.CombineGlobally(_first_text) | "TellSeveralTexts" >> beam.Map(_text_of)
     return count, AsSingleton(first)
 
 
-# --- on one machine's disk ---------------------------------------------------------------------------------------------
+# --- on one machine's disk
+# ---------------------------------------------------------------------------------------------
 
 
 class IdWriter:
@@ -120,11 +127,15 @@ def compare_ids(group: int, spill: str, _ready: int) -> tuple[int, tuple[Numbere
     if not len(entries):
         return 0, None
     entries = entries[np.lexsort([entries[name] for name in ("line", "unit", "low", "high")])]
-    begins = np.concatenate([[True], (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])])
+    begins = np.concatenate(
+        [[True], (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])]
+    )
     starts, own = np.flatnonzero(begins), np.cumsum(begins) - 1
     differing = np.flatnonzero(entries["content"] != entries["content"][starts][own])
     ids, at = np.unique(own[differing], return_index=True)
-    pairs = ((_place(entries[starts[one]]), _place(entries[differing[other]])) for one, other in zip(ids, at, strict=True))
+    pairs = (
+        (_place(entries[starts[one]]), _place(entries[differing[other]])) for one, other in zip(ids, at, strict=True)
+    )
     return len(ids), min(pairs, default=None)
 
 
@@ -146,7 +157,11 @@ def _told(pair: Any, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]
 
 
 def add_comparison(
-    pipeline: beam.Pipeline, spill: str, ready: AsSingleton, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]]
+    pipeline: beam.Pipeline,
+    spill: str,
+    ready: AsSingleton,
+    units: Sequence[Unit],
+    read: Callable[[Unit], Iterable[Any]],
 ) -> tuple[PCollection[tuple[str, int]], AsSingleton]:
     """`ids_of_several` of what was put aside; `read` gives a unit's documents once more, for the example's id."""
     compared = (

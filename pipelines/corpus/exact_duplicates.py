@@ -88,14 +88,23 @@ def _lost(element: tuple[Place, Iterable[tuple[str, int] | None]]) -> Iterator[D
     place, found = element
     marks = list(found)
     candidates = [mark for mark in marks if mark is not None]
-    for document_id, end in candidates[len(marks) - len(candidates) :]:  # a place that won has its mark, and gives one letter less
+    for document_id, end in candidates[
+        len(marks) - len(candidates) :
+    ]:  # a place that won has its mark, and gives one letter less
         yield letter(place, document_id, end)
 
 
-def letters_of_duplicates(candidates: PCollection[tuple[str, Kept]], unique: PCollection[tuple[str, Kept]]) -> PCollection[DeadLetter]:
+def letters_of_duplicates(
+    candidates: PCollection[tuple[str, Kept]], unique: PCollection[tuple[str, Kept]]
+) -> PCollection[DeadLetter]:
     """A letter for each candidate that is not the one of its content that stays.
 
     Joined by place and not by content: however often a text stands in the corpus, no group has more than two members.
     """
     places = candidates | "PlacesOfAll" >> beam.Map(_candidate), unique | "PlacesOfFirst" >> beam.Map(_winner)
-    return places | "AllPlaces" >> beam.Flatten() | "GatherPlaces" >> beam.GroupByKey() | "LettersOfDuplicates" >> beam.FlatMap(_lost)
+    return (
+        places
+        | "AllPlaces" >> beam.Flatten()
+        | "GatherPlaces" >> beam.GroupByKey()
+        | "LettersOfDuplicates" >> beam.FlatMap(_lost)
+    )

@@ -21,7 +21,8 @@ class Filters:
         min_characters: of its text, at least.
         max_characters: of its text, at most; 0: no bound.
         languages: ISO 639 codes, of which its language must be one; none: any.
-        max_symbol_ratio: share of the text's characters, white space aside, that are neither letters nor digits, at most; 1: any.
+        max_symbol_ratio: share of the text's characters, white space aside, that are neither letters nor digits, at
+            most; 1: any.
     """
 
     min_characters: int = 0
@@ -35,11 +36,14 @@ class Filters:
         return {name: value for name, value in asdict(self).items() if value != nothing[name]}
 
 
-def make_filters(min_characters: int, max_characters: int, languages: Sequence[str], max_symbol_ratio: float) -> Filters:
+def make_filters(
+    min_characters: int, max_characters: int, languages: Sequence[str], max_symbol_ratio: float
+) -> Filters:
     """Filters of the command's flags.
 
     Raises:
-        InputError: a bound below 0, a maximum under the minimum, a ratio not between 0 and 1, or a language that is not known.
+        InputError: a bound below 0, a maximum under the minimum, a ratio not between 0 and 1, or a language that is not
+            known.
     """
     for name, value in (("min-characters", min_characters), ("max-characters", max_characters)):
         if value < 0:
@@ -54,7 +58,9 @@ def make_filters(min_characters: int, max_characters: int, languages: Sequence[s
         known = [str(label) for label in _identifier().labels]
         if language not in known:
             near = difflib.get_close_matches(language, known, 3) or ["en", "de", "fr"]
-            raise InputError(f"--language {language!r}: not a language that can be told; ISO 639 codes are meant, as {', '.join(near)}")
+            raise InputError(
+                f"--language {language!r}: not a language that can be told; ISO 639 codes are meant, as {', '.join(near)}"
+            )
     return Filters(min_characters, max_characters, tuple(sorted(set(languages))), max_symbol_ratio)
 
 
@@ -71,7 +77,10 @@ def language_of(text: str) -> str:
 
 @functools.cache
 def _identifier() -> Any:
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier  # takes a second and 50 MB, which only this filter needs
+    from py3langid.langid import (
+        MODEL_FILE,
+        LanguageIdentifier,
+    )  # takes a second and 50 MB, which only this filter needs
 
     return LanguageIdentifier.from_model_file(MODEL_FILE)
 

@@ -91,7 +91,9 @@ def with_unlisted(listed: Sequence[Stream], dump: IO[bytes]) -> list[Stream]:
             held.append((start, num_pages))
     firsts = accumulate((num_pages for _, num_pages in held), initial=1)
     ends = [start for start, _ in held[1:]] + [-1]
-    return [Stream(start, end, first, num_pages) for (start, num_pages), end, first in zip(held, ends, firsts, strict=False)]
+    return [
+        Stream(start, end, first, num_pages) for (start, num_pages), end, first in zip(held, ends, firsts, strict=False)
+    ]
 
 
 def stream_starts(dump: IO[bytes]) -> Iterator[int]:

@@ -6,13 +6,14 @@ A title can be mentioned when it is *specific*:
   then share is nobody's;
 * the name has at least four characters and begins with a capital letter;
 * a name of one word is no function word, and its own article does not write it small inside a sentence: "A tower is a
-  tall structure" tells that Tower is a common noun. (Several words of which only the first has a capital, as in "Chemical
-  element", are written small inside a sentence; matching is case-sensitive, so those are found only as names.)
+  tall structure" tells that Tower is a common noun. (Several words of which only the first has a capital, as in
+  "Chemical element", are written small inside a sentence; matching is case-sensitive, so those are found only as
+  names.)
 
-A mention is case-sensitive, begins and ends at a word's boundary, and the longest name wins. It does not count where it is
-a part of a longer name: a capitalised word or a number behind it ("David Bowie", "Apollo 17"), and for a single word also a
-capitalised one in front, or "of" and another behind ("Republic of Korea"). A single word at a sentence's start may be any
-word and does not count either.
+A mention is case-sensitive, begins and ends at a word's boundary, and the longest name wins. It does not count where it
+is a part of a longer name: a capitalised word or a number behind it ("David Bowie", "Apollo 17"), and for a single word
+also a capitalised one in front, or "of" and another behind ("Republic of Korea"). A single word at a sentence's start
+may be any word and does not count either.
 """
 
 import hashlib
@@ -88,7 +89,9 @@ def specific_name(title: str, text: str) -> str:
     name = plain_title(title)
     if len(name) < MIN_NAME_CHARACTERS or not name[:1].isupper() or not _WORD.match(name):
         return ""
-    if " " not in name and (name in FUNCTION_WORDS or re.search(rf"\b{re.escape(name[0].lower() + name[1:])}(s|es)?\b", text)):
+    if " " not in name and (
+        name in FUNCTION_WORDS or re.search(rf"\b{re.escape(name[0].lower() + name[1:])}(s|es)?\b", text)
+    ):
         return ""
     return name
 

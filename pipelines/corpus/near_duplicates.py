@@ -1,8 +1,9 @@
 """Near duplicates among documents: MinHash signatures, banded into buckets; of alike ones the first in the corpus stays, on every runner.
 
-In a bucket documents come in the order of the corpus. Each is compared with those that stand for the ones before it, and is dropped when its
-estimated similarity with one of them reaches the threshold; else it stands for itself. One shuffle, no connected components: in a chain where
-a is like b and b like c, but a not like c, c goes although b, which it is like, went too. Bands miss one pair in five whose similarity is just the threshold, and few above it.
+In a bucket documents come in the order of the corpus. Each is compared with those that stand for the ones before it,
+and is dropped when its estimated similarity with one of them reaches the threshold; else it stands for itself. One
+shuffle, no connected components: in a chain where a is like b and b like c, but a not like c, c goes although b, which
+it is like, went too. Bands miss one pair in five whose similarity is just the threshold, and few above it.
 """
 
 import functools
@@ -30,7 +31,8 @@ _UNSPACED = (  # scripts written without spaces between words: of these each cha
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
     "\u1780-\u17ff"  # Khmer
-    "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9d"  # kana, bopomofo
+    # kana, bopomofo
+    "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9d"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U000323af"  # ideographs, rarer kana
 )
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
@@ -153,7 +155,9 @@ class _Decide(beam.DoFn):
                 yield document
 
 
-def drop_near_duplicates(documents: PCollection[Document], likeness: Likeness) -> tuple[PCollection[Document], PCollection[DeadLetter]]:
+def drop_near_duplicates(
+    documents: PCollection[Document], likeness: Likeness
+) -> tuple[PCollection[Document], PCollection[DeadLetter]]:
     """The documents that stay, and letters of the others; each names the first document that drops it."""
     like = (
         documents
@@ -162,6 +166,9 @@ def drop_near_duplicates(documents: PCollection[Document], likeness: Likeness) -
         | "CompareInBuckets" >> beam.FlatMap(_losers, likeness.threshold)
         | "FirstLike" >> beam.CombinePerKey(min)
     )
-    joined = {"documents": documents | "ByOrigin" >> beam.Map(_by_origin), "like": like} | "JoinVerdicts" >> beam.CoGroupByKey()
+    joined = {
+        "documents": documents | "ByOrigin" >> beam.Map(_by_origin),
+        "like": like,
+    } | "JoinVerdicts" >> beam.CoGroupByKey()
     decided = joined | "DropNearDuplicates" >> beam.ParDo(_Decide()).with_outputs("letters", main="documents")
     return decided.documents, decided.letters

@@ -33,7 +33,9 @@ def read_unit(unit: Unit, fields: Fields) -> Iterator[Document | DeadLetter]:
         for line, raw in _records(unit, fields):
             yield to_document(raw, fields, unit.name, line)
     except (*DAMAGE, BeamIOError, ParseError) as error:
-        yield DeadLetter(unit.name, line, "damaged file", f"unreadable after record {line}: {type(error).__name__}: {error}")
+        yield DeadLetter(
+            unit.name, line, "damaged file", f"unreadable after record {line}: {type(error).__name__}: {error}"
+        )
 
 
 def to_document(raw: Any, fields: Fields, source: str, line: int) -> Document | DeadLetter:
@@ -57,12 +59,16 @@ def to_document(raw: Any, fields: Fields, source: str, line: int) -> Document | 
         return dead("not an object", f"found {type(row).__name__}, expected a JSON object")
     text, title, found_id = row.get(fields.text), row.get(fields.title), row.get(fields.id)
     if text is None:
-        return dead("no text", f"no field {fields.text!r}; fields are {clean(', '.join(map(str, row)))[:_SNIPPET_CHARACTERS]}")
+        return dead(
+            "no text", f"no field {fields.text!r}; fields are {clean(', '.join(map(str, row)))[:_SNIPPET_CHARACTERS]}"
+        )
     for name, value in ((fields.text, text), (fields.title, title)):
         if value is not None and not isinstance(value, str):
             return dead("text not a string", f"field {name!r} is {type(value).__name__}, expected a string")
     if found_id is not None and not isinstance(found_id, str | int):
-        return dead("id not a string", f"field {fields.id!r} is {type(found_id).__name__}, expected a string or an integer")
+        return dead(
+            "id not a string", f"field {fields.id!r} is {type(found_id).__name__}, expected a string or an integer"
+        )
     try:
         f"{text}{title}{found_id}".encode()
     except UnicodeEncodeError as error:
@@ -104,7 +110,12 @@ def _lines(stream: IO[bytes], unit: Unit) -> Iterator[tuple[int, bytes | DeadLet
             snippet = clean(line[:_SNIPPET_CHARACTERS].decode("utf-8", "replace"))
             while (rest := stream.readline(MAX_RECORD_BYTES)) and not rest.endswith(b"\n"):
                 pass
-            yield number, DeadLetter(unit.name, number, "record too long", f"a line of more than {MAX_RECORD_BYTES} bytes", snippet)
+            yield (
+                number,
+                DeadLetter(
+                    unit.name, number, "record too long", f"a line of more than {MAX_RECORD_BYTES} bytes", snippet
+                ),
+            )
         elif line.strip():
             yield number, line
 
@@ -113,7 +124,12 @@ def _array(data: bytes, unit: Unit) -> Iterator[tuple[int, Any]]:
     try:
         rows = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        yield 1, DeadLetter(unit.name, 1, "not JSON", str(error), clean(data[:_SNIPPET_CHARACTERS].decode("utf-8", "replace")))
+        yield (
+            1,
+            DeadLetter(
+                unit.name, 1, "not JSON", str(error), clean(data[:_SNIPPET_CHARACTERS].decode("utf-8", "replace"))
+            ),
+        )
         return
     yield from enumerate(rows if isinstance(rows, list) else [rows], 1)
 
@@ -121,7 +137,9 @@ def _array(data: bytes, unit: Unit) -> Iterator[tuple[int, Any]]:
 def _whole_text(data: bytes, unit: Unit, fields: Fields) -> Mapping[str, str] | DeadLetter:
     snippet = clean(data[:_SNIPPET_CHARACTERS].decode("utf-8", "replace"))
     if len(data) > MAX_RECORD_BYTES:
-        return DeadLetter(unit.name, 1, "record too long", f"a file of more than {MAX_RECORD_BYTES} bytes; use JSONL", snippet)
+        return DeadLetter(
+            unit.name, 1, "record too long", f"a file of more than {MAX_RECORD_BYTES} bytes; use JSONL", snippet
+        )
     try:
         return {fields.text: data.decode("utf-8-sig")}
     except UnicodeDecodeError as error:
@@ -154,7 +172,9 @@ def _stream_pages(
         yield number, DeadLetter(unit.name, number, "damaged file", detail)
 
 
-def _records_of(pages: Iterator[mediawiki.Page | str], unit: Unit, fields: Fields) -> Iterator[tuple[int, Mapping[str, str] | DeadLetter]]:
+def _records_of(
+    pages: Iterator[mediawiki.Page | str], unit: Unit, fields: Fields
+) -> Iterator[tuple[int, Mapping[str, str] | DeadLetter]]:
     number, unread = unit.first_line - 1, {*UNREAD_LINKS, *unit.unread_links}
     for page in pages:
         if isinstance(page, str):
@@ -164,10 +184,14 @@ def _records_of(pages: Iterator[mediawiki.Page | str], unit: Unit, fields: Field
         yield number, _of_page(page, DeadLetter(unit.name, number, "", "", clean(page.title)), unread, fields)
 
 
-def _of_page(page: mediawiki.Page, blank: DeadLetter, unread: Collection[str], fields: Fields) -> Mapping[str, str] | DeadLetter:
+def _of_page(
+    page: mediawiki.Page, blank: DeadLetter, unread: Collection[str], fields: Fields
+) -> Mapping[str, str] | DeadLetter:
     """The fields of a page, or the filled-in letter that says why it is left out."""
     if page.namespace != "0":
-        return replace(blank, reason="other namespace", detail=f"namespace {page.namespace}, articles have 0", dropped=True)
+        return replace(
+            blank, reason="other namespace", detail=f"namespace {page.namespace}, articles have 0", dropped=True
+        )
     if page.redirect:
         return replace(blank, reason="redirect", detail="the page has no text of its own", dropped=True)
     if page.text is None:

@@ -1,10 +1,11 @@
 """Records put aside on disk by partition, so that a corpus need not go through a runner's memory: what a shuffle does, in files.
 
-A writer fills files of bounded size. Each has a table of where every partition begins, then the partitions' bytes one after the other. A reader
-takes a range of partitions of all files, with two small reads a file. Whole files only: they are written under another name first.
+A writer fills files of bounded size. Each has a table of where every partition begins, then the partitions' bytes one
+after the other. A reader takes a range of partitions of all files, with two small reads a file. Whole files only: they
+are written under another name first.
 
-Where the number of shards is not known yet when records are put aside, partitions stand in the order of the row id's last bits reversed. The
-rows of one of 2^k shards are then neighbours in every file, whatever k is.
+Where the number of shards is not known yet when records are put aside, partitions stand in the order of the row id's
+last bits reversed. The rows of one of 2^k shards are then neighbours in every file, whatever k is.
 """
 
 import itertools
@@ -87,7 +88,10 @@ class SpillWriter:
         for partition, records in self._records.items():
             sizes[partition + 1] = sum(map(len, records))
         table = np.cumsum(sizes, dtype=_TABLE) + sizes.nbytes
-        blocks = [table.tobytes(), *(record for partition in sorted(self._records) for record in self._records[partition])]
+        blocks = [
+            table.tobytes(),
+            *(record for partition in sorted(self._records) for record in self._records[partition]),
+        ]
         atomic_write(self._path(self.num_files), b"".join(blocks))
         self._records, self._num_bytes = {}, 0
         self.num_files += 1
@@ -98,7 +102,10 @@ def read_partitions(files: Sequence[Path], first: int, last: int) -> Iterator[tu
     for path in files:
         handle = os.open(path, os.O_RDONLY)
         try:
-            begin, end = (int(np.frombuffer(os.pread(handle, _TABLE.itemsize, _TABLE.itemsize * at), _TABLE)[0]) for at in (first, last))
+            begin, end = (
+                int(np.frombuffer(os.pread(handle, _TABLE.itemsize, _TABLE.itemsize * at), _TABLE)[0])
+                for at in (first, last)
+            )
             if end > begin:
                 yield path, _read(handle, begin, end - begin)
         finally:
@@ -110,7 +117,9 @@ def _read(handle: int, offset: int, size: int) -> bytes:
     while size:
         part = os.pread(handle, size, offset)
         if not part:
-            raise InputError("a file that was put aside is shorter than it was; remove the .spill folder and run the command again")
+            raise InputError(
+                "a file that was put aside is shorter than it was; remove the .spill folder and run the command again"
+            )
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -85,7 +85,9 @@ def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
         paths = [path for path in _listed(pattern) if not (local and os.path.isdir(path))]
         if not paths:
             if local and os.path.isdir(pattern):
-                raise InputError(f"--input {pattern!r}: a directory; give the files in it, as '{pattern.rstrip('/')}/*', quoted")
+                raise InputError(
+                    f"--input {pattern!r}: a directory; give the files in it, as '{pattern.rstrip('/')}/*', quoted"
+                )
             raise InputError(f"--input {pattern!r}: no such file; give a file or a quoted glob, as 'corpus/*.jsonl'")
         for path in paths:
             names.setdefault(path, os.path.relpath(path) if relative else path)
@@ -106,7 +108,11 @@ def _listed(pattern: str) -> list[str]:
         return match(pattern)
 
     try:
-        return within_patience(f"--input {pattern}", match_in_store) if "://" in pattern else match(os.path.abspath(pattern))
+        return (
+            within_patience(f"--input {pattern}", match_in_store)
+            if "://" in pattern
+            else match(os.path.abspath(pattern))
+        )
     except (BeamIOError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -128,7 +134,10 @@ def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
     if kind == "mediawiki":
         return _streams_of(path, name, compression)
     if kind == "jsonl" and not compression and "://" not in path:
-        return [Unit(path, name, kind, first_line=line, start=start, end=end) for start, end, line in line_ranges(path, UNIT_BYTES)]
+        return [
+            Unit(path, name, kind, first_line=line, start=start, end=end)
+            for start, end, line in line_ranges(path, UNIT_BYTES)
+        ]
     if kind != "parquet":
         return [Unit(path, name, kind, compression)]
     try:
@@ -148,7 +157,9 @@ def line_ranges(path: str, range_bytes: int) -> list[tuple[int, int, int]]:
         with open(path, "rb") as stream:
             while size - begin > 2 * range_bytes:  # else the rest is one piece
                 lines, end = 0, begin
-                while end - begin < range_bytes and (block := stream.read(min(_BLOCK_BYTES, range_bytes - (end - begin)))):
+                while end - begin < range_bytes and (
+                    block := stream.read(min(_BLOCK_BYTES, range_bytes - (end - begin)))
+                ):
                     lines, end = lines + block.count(b"\n"), end + len(block)
                 while line := stream.readline(_BLOCK_BYTES):
                     end += len(line)
@@ -171,7 +182,10 @@ def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
     if not index or not FileSystems.exists(index):
         return whole
     try:
-        with FileSystems.open(index, compression_type=CompressionTypes.UNCOMPRESSED) as raw, decompressed(raw, "bz2") as lines:
+        with (
+            FileSystems.open(index, compression_type=CompressionTypes.UNCOMPRESSED) as raw,
+            decompressed(raw, "bz2") as lines,
+        ):
             listed = list(mediawiki.streams(lines))
         if "://" in path:
             _LOG.info("%s: read once, to find streams that its index lacks", name)
@@ -185,7 +199,12 @@ def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
     if len(found) > len(listed) > 0:
         known = {stream.start for stream in listed}
         lacking = [stream.num_pages for stream in found if stream.start not in known]
-        _LOG.warning("%s: its index lacks %d streams with %d pages, which are read all the same", name, len(lacking), sum(lacking))
+        _LOG.warning(
+            "%s: its index lacks %d streams with %d pages, which are read all the same",
+            name,
+            len(lacking),
+            sum(lacking),
+        )
     return [Unit(path, name, "mediawiki", "bz2", 0, s.first_page, s, prefixes) for s in found] or whole
 
 

@@ -27,7 +27,9 @@ def read_corpus(files: Sequence[str], fields: Fields = FIELDS) -> list[Document]
                     f"{path}:{number}: id {document.id!r} stands at {known.source}:{known.line} with other content; give each document its own"
                 )
     if not documents:
-        raise InputError(f"{', '.join(files)}: no document; give JSONL, Parquet or plain text, with `{fields.title}` and `{fields.text}`")
+        raise InputError(
+            f"{', '.join(files)}: no document; give JSONL, Parquet or plain text, with `{fields.title}` and `{fields.text}`"
+        )
     return list(documents.values())
 
 

@@ -11,9 +11,25 @@ UNREAD_LINKS = ("file", "image", "category")
 """Link prefixes, in lower case, whose links are no prose in any wiki."""
 
 _UNREAD_TAGS = {
-    "ref", "references", "gallery", "math", "chem", "table", "timeline", "score", "imagemap", "hiero", "graph", "mapframe", "maplink",
-    "syntaxhighlight", "source", "templatestyles", "style", "indicator",
-}  # fmt: skip
+    "ref",
+    "references",
+    "gallery",
+    "math",
+    "chem",
+    "table",
+    "timeline",
+    "score",
+    "imagemap",
+    "hiero",
+    "graph",
+    "mapframe",
+    "maplink",
+    "syntaxhighlight",
+    "source",
+    "templatestyles",
+    "style",
+    "indicator",
+}
 _LANGUAGE_LINK = re.compile(r"[a-z]{2,3}(-[a-z-]+)?$")
 _BEHAVIOUR_SWITCH = re.compile(r"__[A-ZÀ-ÞА-Я]+__")
 _EMPTY_BRACKETS = re.compile(r"[(（][\s,;:，；]*[)）]")
@@ -24,7 +40,8 @@ def plain_text(wikitext: str, unread_links: Collection[str] = UNREAD_LINKS) -> s
 
     Args:
         wikitext: the source of the page.
-        unread_links: prefixes, in lower case, of links that are left out: files and categories, under the wiki's own names too.
+        unread_links: prefixes, in lower case, of links that are left out: files and categories, under the wiki's own
+            names too.
 
     Raises:
         mwparserfromhell.parser.ParserError: the source can't be parsed.

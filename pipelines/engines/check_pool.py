@@ -69,16 +69,24 @@ def probe_pool(address: str, seconds: float = START_SECONDS) -> None:
         with grpc.insecure_channel(address) as channel:
             pool = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)
             request = beam_fn_api_pb2.StartWorkerRequest(
-                worker_id=worker, control_endpoint=here, logging_endpoint=here, artifact_endpoint=here, provision_endpoint=here
+                worker_id=worker,
+                control_endpoint=here,
+                logging_endpoint=here,
+                artifact_endpoint=here,
+                provision_endpoint=here,
             )
             said = pool.StartWorker(request, timeout=seconds).error
             reported = not said and runner.reported.wait(seconds)
             pool.StopWorker(beam_fn_api_pb2.StopWorkerRequest(worker_id=worker), timeout=seconds)
     except grpc.RpcError as error:
-        raise InputError(f"--environment_config {address}: what answers there is no worker pool ({error.code().name}); {remedy}") from error
+        raise InputError(
+            f"--environment_config {address}: what answers there is no worker pool ({error.code().name}); {remedy}"
+        ) from error
     finally:
         runner.over.set()
         server.stop(0)
     if not reported:
         why = said.strip().splitlines()[-1] if said else f"no worker has reported after {seconds:.0f} s"
-        raise InputError(f"--environment_config {address}: the pool answers, but its workers do not start ({why}); {remedy}")
+        raise InputError(
+            f"--environment_config {address}: the pool answers, but its workers do not start ({why}); {remedy}"
+        )

@@ -52,7 +52,11 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
         raise InputError(
             f"--num-workers {num_workers}: is for the local runner; Dataflow takes --num_workers and --max_num_workers, in machines"
         )
-    cloud, worker, setup = options.view_as(GoogleCloudOptions), options.view_as(WorkerOptions), options.view_as(SetupOptions)
+    cloud, worker, setup = (
+        options.view_as(GoogleCloudOptions),
+        options.view_as(WorkerOptions),
+        options.view_as(SetupOptions),
+    )
     for name, value, example in (
         ("project", cloud.project, "my-project"),
         ("region", cloud.region, "europe-west4"),
@@ -91,7 +95,9 @@ def check_paths(paths: Mapping[str, str]) -> None:
                     f"--{flag} {path}: relative; give gs://…, or the absolute path at which the worker image (and this machine) has it"
                 )
         elif "://" not in path:
-            raise InputError(f"--{flag} {path}: is on this machine, which Dataflow's workers do not see; give gs://BUCKET/FOLDER")
+            raise InputError(
+                f"--{flag} {path}: is on this machine, which Dataflow's workers do not see; give gs://BUCKET/FOLDER"
+            )
 
 
 def gpu_hint(gpu_type: str, gpu_count: int, *, runner: str, device: str) -> str:
@@ -117,7 +123,9 @@ def gpu_hint(gpu_type: str, gpu_count: int, *, runner: str, device: str) -> str:
             f"--gpu-type {gpu_type}: only {RUNNER} chooses machines by it; elsewhere start the workers on machines with GPUs and give --device cuda"
         )
     if not _GPU_NAME.fullmatch(gpu_type):
-        raise InputError(f"--gpu-type {gpu_type!r}: expected Google Cloud's name of a GPU, as nvidia-l4 or nvidia-tesla-t4")
+        raise InputError(
+            f"--gpu-type {gpu_type!r}: expected Google Cloud's name of a GPU, as nvidia-l4 or nvidia-tesla-t4"
+        )
     if gpu_count < 1:
         raise InputError(f"--gpu-count {gpu_count}: expected 1 or more, GPUs of a machine")
     if not device.startswith("cuda"):

@@ -25,7 +25,8 @@ from pipelines.engines.local_workers import KilledWorkerError, killed_worker, wa
 LOCAL = "local"
 # Of the counters that jobs keep.
 NAMESPACES = ("build_memory", "score_utilities")
-# What Beam takes as options, the store's client of artefacts reads from here; worker processes of the local runner inherit it.
+# What Beam takes as options, the store's client of artefacts reads from here; worker processes of the local runner
+# inherit it.
 _S3_VARIABLES = {
     "s3_endpoint_url": "AWS_ENDPOINT_URL",
     "s3_access_key_id": "AWS_ACCESS_KEY_ID",
@@ -33,7 +34,9 @@ _S3_VARIABLES = {
     "s3_session_token": "AWS_SESSION_TOKEN",
     "s3_region_name": "AWS_DEFAULT_REGION",
 }
-_WORKER_ERROR = re.compile(r"clara\.(?:errors\.InputError|storage\.base\.StorageError): (.+?)(?: \[while running|\\n|\n|$)")
+_WORKER_ERROR = re.compile(
+    r"clara\.(?:errors\.InputError|storage\.base\.StorageError): (.+?)(?: \[while running|\\n|\n|$)"
+)
 _LOG = logging.getLogger(__name__)
 
 
@@ -84,8 +87,8 @@ def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> Pipeline
 def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
     """A pipeline on the runner.
 
-    `local` is the portable runner that ships with Beam, built here with the options for its worker processes: Beam's own `DirectRunner`
-    first tries to download another one.
+    `local` is the portable runner that ships with Beam, built here with the options for its worker processes: Beam's
+    own `DirectRunner` first tries to download another one.
 
     Raises:
         InputError: what the runner needs is not there.
@@ -103,9 +106,13 @@ def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
     environment = None
     if options.view_as(DirectOptions).direct_num_workers > 1:
         watch_workers()
-        environment = SubprocessSDKEnvironment.from_command_string(f"exec {shlex.quote(sys.executable)} -m pipelines.engines.worker")
+        environment = SubprocessSDKEnvironment.from_command_string(
+            f"exec {shlex.quote(sys.executable)} -m pipelines.engines.worker"
+        )
     information = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
-    return beam.Pipeline(runner=fn_runner.FnApiRunner(default_environment=environment, provision_info=information), options=options)
+    return beam.Pipeline(
+        runner=fn_runner.FnApiRunner(default_environment=environment, provision_info=information), options=options
+    )
 
 
 def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
@@ -133,16 +140,23 @@ def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
 def counters(result: PipelineResult) -> dict[str, int] | None:
     """Sums of all counters that a pipeline's own functions have, by name; None where the runner cannot tell.
 
-    They count attempts on some runners, so that nothing is derived from them: a manifest's counts are data of the pipeline.
+    They count attempts on some runners, so that nothing is derived from them: a manifest's counts are data of the
+    pipeline.
     """
     try:
         found = result.metrics().query()["counters"]
-    except (NotImplementedError, TypeError, grpc.RpcError) as error:  # TypeError: Beam 2.77 where Spark runs an uber jar
+    except (
+        NotImplementedError,
+        TypeError,
+        grpc.RpcError,
+    ) as error:  # TypeError: Beam 2.77 where Spark runs an uber jar
         _LOG.info("the runner does not tell its counters (%s)", error)
         return None
     sums: dict[str, int] = {}
     for counter in found:
         name = counter.key.metric
         if name.namespace in NAMESPACES:
-            sums[name.name] = sums.get(name.name, 0) + (counter.attempted if counter.committed is None else counter.committed)
+            sums[name.name] = sums.get(name.name, 0) + (
+                counter.attempted if counter.committed is None else counter.committed
+            )
     return dict(sorted(sums.items()))

@@ -1,7 +1,8 @@
 """A job on Spark through Beam's own runner: which options it takes, what stands in its way before it starts, and the job server's log.
 
-The job server is a Java program that this process starts; it is Spark's driver. Python code runs in this process (LOOPBACK, a local master only), in
-the worker pools of the nodes (EXTERNAL, see `pipelines.worker_pool`) or in containers (DOCKER).
+The job server is a Java program that this process starts; it is Spark's driver. Python code runs in this process
+(LOOPBACK, a local master only), in the worker pools of the nodes (EXTERNAL, see `pipelines.worker_pool`) or in
+containers (DOCKER).
 """
 
 import logging
@@ -76,9 +77,15 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
     Raises:
         InputError: an option that has no effect here, or an environment that cannot work with this master.
     """
-    ignored = option_names(DirectOptions, WorkerOptions, TestOptions) | (option_names(GoogleCloudOptions) - _STORAGE_OPTIONS)
+    ignored = option_names(DirectOptions, WorkerOptions, TestOptions) | (
+        option_names(GoogleCloudOptions) - _STORAGE_OPTIONS
+    )
     for name in sorted(set(typed) & ignored):
-        instead = "; give --environment_type=DOCKER --environment_config=IMAGE" if name == "sdk_container_image" else "; leave it out"
+        instead = (
+            "; give --environment_type=DOCKER --environment_config=IMAGE"
+            if name == "sdk_container_image"
+            else "; leave it out"
+        )
         raise InputError(f"--{name}: {RUNNER} does not take it{instead}")
     if num_workers:
         raise InputError(
@@ -87,9 +94,13 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
     _check_environment(options)
     portable, setup = options.view_as(PortableOptions), options.view_as(SetupOptions)
     if portable.environment_type == "EXTERNAL" and (setup.setup_file or setup.requirements_file):
-        raise InputError("--setup_file, --requirements_file: a worker pool installs nothing; stage a wheel with --extra_package")
+        raise InputError(
+            "--setup_file, --requirements_file: a worker pool installs nothing; stage a wheel with --extra_package"
+        )
     if "output_executable_path" in typed:
-        raise InputError("--output_executable_path: would write a jar and run nothing, and no MEMORY would come of it; leave it out")
+        raise InputError(
+            "--output_executable_path: would write a jar and run nothing, and no MEMORY would come of it; leave it out"
+        )
     if "environment_cache_millis" in typed:
         raise InputError(
             "--environment_cache_millis: a worker that has died stays in that cache, and all tries of its task fail; leave it out"
@@ -157,7 +168,9 @@ def preflight(options: PipelineOptions) -> None:
     _fetch_jar(options)
     master = options.view_as(SparkRunnerOptions).spark_master_url
     if not is_local(options):
-        _check_answers(f"--spark_master_url {master}", urlsplit(master).netloc, "start the master, or correct its address")
+        _check_answers(
+            f"--spark_master_url {master}", urlsplit(master).netloc, "start the master, or correct its address"
+        )
     portable = options.view_as(PortableOptions)
     if portable.environment_type == "EXTERNAL":
         _check_pool(portable.environment_config, None if is_local(options) else urlsplit(master).hostname)
@@ -196,7 +209,9 @@ def _fetch_jar(options: PipelineOptions) -> None:
     try:
         jar = server.local_jar(where, options.view_as(JobServerOptions).jar_cache_dir)
     except (RuntimeError, URLError, OSError) as error:
-        raise InputError(f"{where}: cannot be fetched ({error}); fetch it elsewhere and give --spark_job_server_jar=FILE") from error
+        raise InputError(
+            f"{where}: cannot be fetched ({error}); fetch it elsewhere and give --spark_job_server_jar=FILE"
+        ) from error
     options.view_as(SparkRunnerOptions).spark_job_server_jar = str(jar)
 
 
@@ -250,5 +265,7 @@ def _log_job_server() -> str:
         logger.addHandler(handler)
         logger.propagate = False
         logger.setLevel(logging.INFO)
-    found: Sequence[logging.FileHandler] = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
+    found: Sequence[logging.FileHandler] = [
+        handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)
+    ]
     return found[0].baseFilename

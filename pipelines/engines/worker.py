@@ -16,7 +16,8 @@ def main(argv: list[str]) -> None:
     try:
         sdk_worker_main.main(argv)
     except BaseException:
-        # Whoever gave the work is gone, and may have given it to another already: threads that still write end here too.
+        # Whoever gave the work is gone, and may have given it to another already: threads that still write end here
+        # too.
         os._exit(1)
 
 

@@ -35,7 +35,9 @@ def _outcome(_: None, complete: Completion, output: str, *parts: Any) -> dict[st
     return outcome
 
 
-def add_outcome(pipeline: beam.Pipeline, complete: Completion, output: str, *parts: AsSideInput) -> PCollection[dict[str, Any]]:
+def add_outcome(
+    pipeline: beam.Pipeline, complete: Completion, output: str, *parts: AsSideInput
+) -> PCollection[dict[str, Any]]:
     """Complete the artefact when all parts are there. Returns the job's one outcome: `{"counts": …}` or `{"error": …}`."""
     return pipeline | "Once" >> beam.Create([None]) | "Complete" >> beam.Map(_outcome, complete, output, *parts)
 
@@ -53,7 +55,9 @@ def add_end(
     totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
     all_letters = letters | "AllLetters" >> beam.Flatten()
     files, reasons = write_letters(all_letters, output), count_reasons(all_letters)
-    return add_outcome(pipeline, complete, output, AsList(reports), AsList(files), AsDict(reasons), AsDict(totals), *further)
+    return add_outcome(
+        pipeline, complete, output, AsList(reports), AsList(files), AsDict(reasons), AsDict(totals), *further
+    )
 
 
 def _lost_files(output: paths.Name, recipe: Mapping[str, Any]) -> list[str]:
@@ -77,7 +81,8 @@ def clear_the_way(output: paths.Name, overwrite: bool, recipe: Mapping[str, Any]
     Args:
         output: where the artefact shall stand.
         overwrite: whether one of another recipe may go.
-        recipe: of a job that makes again only what is not there: for one of this recipe that has lost files, which is told, nothing need be overwritten.
+        recipe: of a job that makes again only what is not there: for one of this recipe that has lost files, which is
+            told, nothing need be overwritten.
 
     Raises:
         InputError: a finished artefact of another recipe is there, and was not to be overwritten.
@@ -90,7 +95,9 @@ def clear_the_way(output: paths.Name, overwrite: bool, recipe: Mapping[str, Any]
     if lost:
         more = f" (and {len(lost) - 1} more files)" if len(lost) > 1 else ""
         _LOG.warning(
-            "%s: missing, or not in its size%s; what is lost is made again, what is whole stays", paths.join(output, lost[0]), more
+            "%s: missing, or not in its size%s; what is lost is made again, what is whole stays",
+            paths.join(output, lost[0]),
+            more,
         )
     elif not overwrite:
         raise InputError(
@@ -110,7 +117,9 @@ def read_outcome(output: paths.Name) -> dict[str, Any]:
     folder = folders.folder(output)
     raw = folder.read(OUTCOME)
     if raw is None:
-        raise RuntimeError(f"{output}: the pipeline ended without an outcome and without {MANIFEST}; see the runner's log")
+        raise RuntimeError(
+            f"{output}: the pipeline ended without an outcome and without {MANIFEST}; see the runner's log"
+        )
     outcome = json.loads(raw)
     folder.remove([OUTCOME])
     if "error" in outcome:

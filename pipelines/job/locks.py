@@ -1,12 +1,15 @@
 """One job at a time in one place: a lock of the operating system on a directory, a lease on a URL.
 
-A lease is an object that its holder renews. What it rests on is the store's conditional write: of two that create one object, one is told no.
+A lease is an object that its holder renews. What it rests on is the store's conditional write: of two that create one
+object, one is told no.
 
-* A second job refuses while the holder renews, and for `CLARA_LEASE_SECONDS` (120) after; a holder that died on this very machine is known at once.
+* A second job refuses while the holder renews, and for `CLARA_LEASE_SECONDS` (120) after; a holder that died on this
+  very machine is known at once.
 * Then it may take the place. It first watches for longer than a holder needs to renew, so that clocks need not agree.
-* Whoever takes it creates the next number, and a higher number ends every lower one: a job that was held up, by a sleeping machine say, finds
-  that when it wakes, ends, and completes nothing. Between its last look and its next write lies a moment in which it may still put a file over
-  one of the new holder's. Of an equal job such a file is the same, bit for bit; of another job readers refuse it, as its sha256 is not the manifest's.
+* Whoever takes it creates the next number, and a higher number ends every lower one: a job that was held up, by a
+  sleeping machine say, finds that when it wakes, ends, and completes nothing. Between its last look and its next write
+  lies a moment in which it may still put a file over one of the new holder's. Of an equal job such a file is the same,
+  bit for bit; of another job readers refuse it, as its sha256 is not the manifest's.
 """
 
 import _thread
@@ -67,7 +70,9 @@ def _locked_directory(directory: Path, flag: str) -> Iterator[None]:
         except BlockingIOError as error:
             stream.seek(0)
             holder = stream.read().strip() or "another process"
-            raise InputError(f"{flag} {directory}: {holder} is writing there; wait for it, or choose another directory") from error
+            raise InputError(
+                f"{flag} {directory}: {holder} is writing there; wait for it, or choose another directory"
+            ) from error
         stream.truncate(0)
         stream.write(f"process {os.getpid()} on {socket.gethostname()}")
         stream.flush()
@@ -137,7 +142,13 @@ class Lease:
 
     def record(self, *, released: bool = False) -> bytes:
         """What its object says now."""
-        said = {"owner": self.owner, "who": self.who, "time": time.time(), "process": _process(os.getpid()), "released": released}
+        said = {
+            "owner": self.owner,
+            "who": self.who,
+            "time": time.time(),
+            "process": _process(os.getpid()),
+            "released": released,
+        }
         return json.dumps(said).encode()
 
     def check(self) -> None:

@@ -44,6 +44,9 @@ def line(points: Sequence[tuple[float, float]], what: str, unit: str) -> str:
     top, begin, end = max([1.0, *(y for _, y in points)]), points[0][0], points[-1][0]
     width, room = _WIDTH - _LEFT, _HEIGHT - _BOTTOM - _TOP
     places = " ".join(
-        f"{_LEFT + width * (x - begin) / max(end - begin, 1e-9):.1f},{_HEIGHT - _BOTTOM - room * y / top:.1f}" for x, y in points
+        f"{_LEFT + width * (x - begin) / max(end - begin, 1e-9):.1f},{_HEIGHT - _BOTTOM - room * y / top:.1f}"
+        for x, y in points
     )
-    return _frame([f'<polyline points="{places}" class="line"/>'], top, f"{number(begin)} {unit}", f"{number(end)} {unit}", what)
+    return _frame(
+        [f'<polyline points="{places}" class="line"/>'], top, f"{number(begin)} {unit}", f"{number(end)} {unit}", what
+    )

@@ -134,7 +134,10 @@ class BucketProgress:
             pass
         if not self._known:
             return None
-        done, known = sum(done for _, done, _ in self._known.values()), sum(total for _, _, total in self._known.values())
+        done, known = (
+            sum(done for _, done, _ in self._known.values()),
+            sum(total for _, _, total in self._known.values()),
+        )
         num_shards = int(next(iter(self._known)).rpartition("-")[2])
         return Seen(done, max(known, round(known * num_shards / len(self._known))))
 
@@ -191,7 +194,9 @@ def progress_bar(
                     bar.total = now.total
                     bar.set_description(doing, refresh=False)
                     if now.num_shards:
-                        bar.set_postfix_str(shards_told(now, read, now.done / max(time.time() - begun, _POLL_SECONDS)), refresh=False)
+                        bar.set_postfix_str(
+                            shards_told(now, read, now.done / max(time.time() - begun, _POLL_SECONDS)), refresh=False
+                        )
                     bar.update(now.done - bar.n)
                 elif read:
                     bar.set_description_str(read.told(max(time.time() - started, _POLL_SECONDS)))

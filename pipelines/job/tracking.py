@@ -14,9 +14,14 @@ from clara.tracking import artefact_location, open_tracking, tracking_names
 def add_tracking_arguments(parse: argparse._ActionsContainer, what: str) -> None:
     """Add where a finished artefact is logged."""
     parse.add_argument(
-        "--mlflow", default="", metavar="URL", help=f"log the finished {what} and its summary.html to this tracking server (default: none)"
+        "--mlflow",
+        default="",
+        metavar="URL",
+        help=f"log the finished {what} and its summary.html to this tracking server (default: none)",
     )
-    parse.add_argument("--mlflow-experiment", default="corpus", help="experiment that the logged run belongs to (default: %(default)s)")
+    parse.add_argument(
+        "--mlflow-experiment", default="corpus", help="experiment that the logged run belongs to (default: %(default)s)"
+    )
 
 
 def tracking_client(url: str) -> Any:
@@ -77,7 +82,11 @@ def log_artefact(logged: Logged, url: str, experiment: str) -> str:
     kind = str(manifest["kind"])
     try:
         found = client.get_experiment_by_name(experiment)
-        where = found.experiment_id if found else client.create_experiment(experiment, artifact_location=artefact_location(url))
+        where = (
+            found.experiment_id
+            if found
+            else client.create_experiment(experiment, artifact_location=artefact_location(url))
+        )
         tags = {"artefact": kind, kind.lower(): logged.name, f"{kind.lower()}_hash": logged.hash}
         run = client.create_run(where, run_name=Path(logged.name).name, tags=tags)
         number_of = run.info.run_id

@@ -5,10 +5,11 @@ At an endpoint that speaks OpenAI's protocol (vLLM, say):
 With a model of one's own, run in the job:
     python -m pipelines.synthesize --input 'corpus/*.jsonl' --output DIR --model FOLDER
 
-Each chunk gives up to three examples: simple questions, complex ones, and the text in other words. Each question is answered from the chunk alone,
-each answer verified, and asked for more until the questions cover the chunk; what fails is dropped, and told in dead_letters.jsonl with its reason.
-Begin with --dry-run: it says what all this costs at most. A run that was interrupted goes on; no reply that has arrived is paid twice.
-A key comes from an environment variable (see --key-variable) and is written down nowhere. Arguments that are not listed here are Beam's own.
+Each chunk gives up to three examples: simple questions, complex ones, and the text in other words. Each question is
+answered from the chunk alone, each answer verified, and asked for more until the questions cover the chunk; what fails
+is dropped, and told in dead_letters.jsonl with its reason. Begin with --dry-run: it says what all this costs at most. A
+run that was interrupted goes on; no reply that has arrived is paid twice. A key comes from an environment variable (see
+--key-variable) and is written down nowhere. Arguments that are not listed here are Beam's own.
 """
 
 import argparse
@@ -22,17 +23,32 @@ from pipelines.job.tracking import add_tracking_arguments
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
-        prog="python -m pipelines.synthesize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        prog="python -m pipelines.synthesize",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parse.add_argument
-    add("--input", action="extend", nargs="+", required=True, metavar="GLOB", help="corpus files: paths and globs; may be repeated")
+    add(
+        "--input",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="GLOB",
+        help="corpus files: paths and globs; may be repeated",
+    )
     add(
         "--output",
         required=True,
         metavar="DIR",
         help="the EXAMPLES; a directory that every worker sees, or, made on this machine, a URL (s3://…, gs://…)",
     )
-    add("--model", required=True, metavar="FOLDER|URL", help="folder of a causal LM with a chat template, or an endpoint's base URL")
+    add(
+        "--model",
+        required=True,
+        metavar="FOLDER|URL",
+        help="folder of a causal LM with a chat template, or an endpoint's base URL",
+    )
     _add_what(parse)
     _add_endpoint(parse)
     _add_folder(parse)
@@ -47,24 +63,55 @@ def parser() -> argparse.ArgumentParser:
         "estimated: a word has one for every four letters begun, a mark one)",
     )
     add("--max-tokens", type=int, default=256, help="tokens of a chunk, title included (default: %(default)s)")
-    add("--overlap-tokens", type=int, default=0, help="tokens that a chunk repeats of the one before (default: %(default)s)")
+    add(
+        "--overlap-tokens",
+        type=int,
+        default=0,
+        help="tokens that a chunk repeats of the one before (default: %(default)s)",
+    )
     add("--limit", type=int, default=0, help="use the first N documents only (default: 0, all)")
     group = parse.add_argument_group("the run")
     run = group.add_argument
-    run("--num-shards", type=int, default=0, help="pieces that are finished one by one (default: 0, about 64 chunks each)")
-    run("--max-failures", type=int, default=-1, help="fail when more records or examples than this fail (default: -1, no bound)")
+    run(
+        "--num-shards",
+        type=int,
+        default=0,
+        help="pieces that are finished one by one (default: 0, about 64 chunks each)",
+    )
+    run(
+        "--max-failures",
+        type=int,
+        default=-1,
+        help="fail when more records or examples than this fail (default: -1, no bound)",
+    )
     run("--retry-failed", action="store_true", help="of finished EXAMPLES, ask again for those whose requests failed")
     run("--num-workers", type=int, default=0, help="processes of the local runner (default: 0, all cores)")
-    run("--runner", default="local", help="local, or a runner that Beam knows, with its own arguments (default: %(default)s)")
+    run(
+        "--runner",
+        default="local",
+        help="local, or a runner that Beam knows, with its own arguments (default: %(default)s)",
+    )
     add_tracking_arguments(group, "EXAMPLES")
-    run("--overwrite", action="store_true", help="replace finished EXAMPLES that were made by another recipe; replies that were paid stay")
-    run("--dry-run", action="store_true", help="read the corpus, print chunks, requests, tokens and costs, and stop; asks nothing")
+    run(
+        "--overwrite",
+        action="store_true",
+        help="replace finished EXAMPLES that were made by another recipe; replies that were paid stay",
+    )
+    run(
+        "--dry-run",
+        action="store_true",
+        help="read the corpus, print chunks, requests, tokens and costs, and stop; asks nothing",
+    )
     return parse
 
 
 def _add_what(parse: argparse.ArgumentParser) -> None:
     add = parse.add_argument_group("what is made").add_argument
-    add("--kinds", default="simple,complex,paraphrase", help="examples of a chunk, comma-separated (default: %(default)s)")
+    add(
+        "--kinds",
+        default="simple,complex,paraphrase",
+        help="examples of a chunk, comma-separated (default: %(default)s)",
+    )
     add(
         "--coverage",
         default="required",
@@ -72,11 +119,31 @@ def _add_what(parse: argparse.ArgumentParser) -> None:
         help="whether questions must cover their chunk: required drops those that don't in the end, told counts them, off does not check "
         "(default: %(default)s)",
     )
-    add("--max-rounds", type=int, default=10, help="rounds in which missing questions are asked for, at most (default: %(default)s)")
-    add("--max-questions", type=int, default=24, help="questions tried for an example over all rounds, at most (default: %(default)s)")
-    add("--attempts", type=int, default=2, help="prompts for one reply, until it has the form that was asked for (default: %(default)s)")
+    add(
+        "--max-rounds",
+        type=int,
+        default=10,
+        help="rounds in which missing questions are asked for, at most (default: %(default)s)",
+    )
+    add(
+        "--max-questions",
+        type=int,
+        default=24,
+        help="questions tried for an example over all rounds, at most (default: %(default)s)",
+    )
+    add(
+        "--attempts",
+        type=int,
+        default=2,
+        help="prompts for one reply, until it has the form that was asked for (default: %(default)s)",
+    )
     add("--max-reply-tokens", type=int, default=1024, help="of one reply, thoughts included (default: %(default)s)")
-    add("--prompts", default="", metavar="DIR", help="your own prompts: files named as in pipelines/synthesis/templates (default: those)")
+    add(
+        "--prompts",
+        default="",
+        metavar="DIR",
+        help="your own prompts: files named as in pipelines/synthesis/templates (default: those)",
+    )
     add(
         "--extra-body",
         default="{}",
@@ -89,13 +156,30 @@ def _add_what(parse: argparse.ArgumentParser) -> None:
 def _add_endpoint(parse: argparse.ArgumentParser) -> None:
     add = parse.add_argument_group("an endpoint").add_argument
     add("--model-name", help="as the endpoint calls it (default: the only one that it offers)")
-    add("--key-variable", metavar="NAME", help="environment variable that holds the key, where the workers run (default: OPENAI_API_KEY)")
+    add(
+        "--key-variable",
+        metavar="NAME",
+        help="environment variable that holds the key, where the workers run (default: OPENAI_API_KEY)",
+    )
     add("--temperature", type=float, help="of sampling (default: 0)")
-    add("--no-system-role", action="store_true", default=None, help="put the system's words in front of the user's, for models without one")
+    add(
+        "--no-system-role",
+        action="store_true",
+        default=None,
+        help="put the system's words in front of the user's, for models without one",
+    )
     add("--concurrency", type=int, help="requests at once (default: 16)")
     add("--timeout", type=float, help="seconds for one request (default: 120)")
-    add("--tries", type=int, help="of a request that meets 408, 409, 429, 5xx, a time-out or a broken connection (default: 8)")
-    add("--retry-seconds", type=float, help="before the second try; doubles up to 60, longer where the endpoint says so (default: 1)")
+    add(
+        "--tries",
+        type=int,
+        help="of a request that meets 408, 409, 429, 5xx, a time-out or a broken connection (default: 8)",
+    )
+    add(
+        "--retry-seconds",
+        type=float,
+        help="before the second try; doubles up to 60, longer where the endpoint says so (default: 1)",
+    )
     add("--requests-per-minute", type=float, help="at most, tries included, evenly spaced (default: 0, no limit)")
     add("--tokens-per-minute", type=float, help="prompts and replies, at most (default: 0, no limit)")
     add("--price-prompt", type=float, help="of a million prompt tokens, in your currency (default: 0)")
@@ -112,7 +196,11 @@ def _add_folder(parse: argparse.ArgumentParser) -> None:
     add("--device", choices=("cpu", "cuda"), help="asked for and not there is an error (default: cpu)")
     add("--dtype", choices=("float32", "bfloat16"), help="type that it computes in (default: bfloat16)")
     add("--batch-tokens", type=int, help="tokens of a batch, padding and replies included (default: 16384)")
-    add("--copies", type=int, help="that work at once, one for each process (default: 0: on cuda one, else one for each worker)")
+    add(
+        "--copies",
+        type=int,
+        help="that work at once, one for each process (default: 0: on cuda one, else one for each worker)",
+    )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,7 +1,8 @@
 """What is asked about one chunk, without saying by whom: a stream yields requests that may be asked at once, and is sent their replies.
 
-Each stream ends in one example or in the reason why there is none, with a letter for everything that was dropped on the way
-(the synthesis of section 2.1 of arXiv:2511.18659: questions, separate answers, verification, rounds until the document is covered).
+Each stream ends in one example or in the reason why there is none, with a letter for everything that was dropped on the
+way (the synthesis of section 2.1 of arXiv:2511.18659: questions, separate answers, verification, rounds until the
+document is covered).
 
 Differs: a question is tried once, over all rounds; where a round names nothing new, no further one is asked for.
 """
@@ -23,7 +24,12 @@ COVERAGES = ("required", "told", "off")
 
 # What is counted of streams, and what of the questions in them; in both, the first is the sum of the others.
 STREAMS, MADE, DROPPED, FAILED = "examples asked for", "examples made", "examples dropped", "examples failed"
-QUESTIONS, KEPT, QUESTIONS_DROPPED, OF_OTHERS = "questions", "questions kept", "questions dropped", "questions of examples not made"
+QUESTIONS, KEPT, QUESTIONS_DROPPED, OF_OTHERS = (
+    "questions",
+    "questions kept",
+    "questions dropped",
+    "questions of examples not made",
+)
 UNCOVERED, ROUNDS, REQUESTS, PROMPT_TOKENS, REPLY_TOKENS = (
     "examples that do not cover their document",
     "supplementary rounds",
@@ -96,7 +102,9 @@ def stream(chunk: Chunk, kind: str, templates: Templates, settings: Settings) ->
             pairs = yield from _pairs(asked, kind)
             texts = tuple(q for q, _ in pairs), tuple(a for _, a in pairs)
         name = "paraphrase" if kind == "paraphrase" else "qa"
-        outcome.example = Example(example_id(kind, chunk.chunk_id), chunk.document_id, chunk.title, chunk.text, name, *texts)
+        outcome.example = Example(
+            example_id(kind, chunk.chunk_id), chunk.document_id, chunk.title, chunk.text, name, *texts
+        )
     except _EndError as end:
         outcome.notes.append(end.note)
     outcome.counts[STREAMS] = 1
@@ -110,7 +118,8 @@ class _Asked:
     def __init__(self, chunk: Chunk, templates: Templates, settings: Settings, outcome: Outcome) -> None:
         self.chunk, self.settings, self.outcome = chunk, settings, outcome
         self._templates = templates
-        # White space was normalised: title and text are one line each, so that neither can look like the next part of the prompt.
+        # White space was normalised: title and text are one line each, so that neither can look like the next part of
+        # the prompt.
         self._values = {"title": normalise(chunk.title) or "(none)", "text": normalise(chunk.text)}
 
     def request(self, name: str, **values: str) -> Request:
@@ -132,7 +141,9 @@ class _Asked:
             for (place, request), reply in zip(waiting.items(), found, strict=True):
                 if reply.error:
                     raise _EndError("request failed", f"{request.name}: {reply.error}", dropped=False)
-                self.outcome.counts.update({REQUESTS: 1, PROMPT_TOKENS: reply.prompt_tokens, REPLY_TOKENS: reply.reply_tokens})
+                self.outcome.counts.update(
+                    {REQUESTS: 1, PROMPT_TOKENS: reply.prompt_tokens, REPLY_TOKENS: reply.reply_tokens}
+                )
                 try:
                     results[place] = replies.parse(reply, form)
                 except UnusableError as error:
@@ -203,7 +214,9 @@ class _Pool:
                 self.reject("answer too long", question, answer[:MAX_CHARACTERS])
             else:
                 answered.append((question, answer))
-        verdicts = yield from asked.all([asked.request("verify", question=q, answer=a) for q, a in answered], replies.verdict)
+        verdicts = yield from asked.all(
+            [asked.request("verify", question=q, answer=a) for q, a in answered], replies.verdict
+        )
         for (question, answer), right in zip(answered, verdicts, strict=True):
             if isinstance(right, UnusableError):
                 self.reject(f"no usable verdict, {right}", question, answer)
@@ -223,7 +236,9 @@ def _pairs(asked: _Asked, kind: str) -> Generator[list[Request], list[Reply], li
     """Questions with verified answers that together cover the document."""
     settings, counts, pool = asked.settings, asked.outcome.counts, _Pool(asked)
     try:
-        proposed = yield from asked.one(asked.request(kind, max_questions=str(settings.max_questions)), replies.questions)
+        proposed = yield from asked.one(
+            asked.request(kind, max_questions=str(settings.max_questions)), replies.questions
+        )
         if not proposed:
             raise _EndError("no question", f"{kind}: the model finds none to ask")
         yield from pool.tried(pool.new(proposed))
@@ -233,7 +248,10 @@ def _pairs(asked: _Asked, kind: str) -> Generator[list[Request], list[Reply], li
         if not pool.pairs:
             raise _EndError("no verified question", f"{kind}: {counts[QUESTIONS]} questions, all dropped")
         if not covered and settings.coverage == "required":
-            raise _EndError("document not covered", f"{kind}: {len(pool.pairs)} verified questions, {counts[ROUNDS]} supplementary rounds")
+            raise _EndError(
+                "document not covered",
+                f"{kind}: {len(pool.pairs)} verified questions, {counts[ROUNDS]} supplementary rounds",
+            )
     except _EndError:
         counts[OF_OTHERS] = counts[QUESTIONS] - counts[QUESTIONS_DROPPED]
         raise

@@ -69,7 +69,12 @@ class EndpointSettings:
             messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
         else:
             messages = [{"role": "user", "content": f"{request.system}\n\n{request.user}".strip()}]
-        body = {"model": self.name, "messages": messages, "temperature": self.temperature, "max_tokens": self.max_reply_tokens}
+        body = {
+            "model": self.name,
+            "messages": messages,
+            "temperature": self.temperature,
+            "max_tokens": self.max_reply_tokens,
+        }
         return {key: value for key, value in (body | json.loads(self.extra_body)).items() if value is not None}
 
 
@@ -108,9 +113,13 @@ def check_url(url: str) -> None:
     if not usable:
         raise InputError("--model: not the URL of an endpoint; expected one as http://localhost:8000/v1")
     if parts.scheme not in ("http", "https"):
-        raise InputError(f"--model: {parts.scheme}:// is no scheme of an endpoint; expected http or https, as http://localhost:8000/v1")
+        raise InputError(
+            f"--model: {parts.scheme}:// is no scheme of an endpoint; expected http or https, as http://localhost:8000/v1"
+        )
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError("--model: its URL holds a user, password or query, which would be written down; give a key by --key-variable")
+        raise InputError(
+            "--model: its URL holds a user, password or query, which would be written down; give a key by --key-variable"
+        )
 
 
 def _key_of(variable: str) -> str:
@@ -121,7 +130,10 @@ def _client(settings: EndpointSettings) -> openai.AsyncOpenAI:
     """The HTTP client. Tries are ours, as they count for the rate."""
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request, else
     return openai.AsyncOpenAI(
-        base_url=settings.url, api_key=_key_of(settings.key_variable) or "none", max_retries=0, timeout=settings.timeout_seconds
+        base_url=settings.url,
+        api_key=_key_of(settings.key_variable) or "none",
+        max_retries=0,
+        timeout=settings.timeout_seconds,
     )
 
 
@@ -192,7 +204,9 @@ class Endpoint:
 
     async def _tried(self, request: Request) -> Reply:
         """The reply, after as many tries as it takes and as are allowed."""
-        backoff = tenacity.wait_exponential_jitter(self._settings.retry_seconds, _LONGEST_WAIT_SECONDS, jitter=self._settings.retry_seconds)
+        backoff = tenacity.wait_exponential_jitter(
+            self._settings.retry_seconds, _LONGEST_WAIT_SECONDS, jitter=self._settings.retry_seconds
+        )
 
         def wait(state: tenacity.RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
@@ -217,7 +231,9 @@ class Endpoint:
         self.spending.sent += 1
         try:
             # The body is ours as it is: whatever a field is called, and without what was taken out of it.
-            response = await self._client.post("/chat/completions", body=body, cast_to=str, options={"headers": _headers(settings)})
+            response = await self._client.post(
+                "/chat/completions", body=body, cast_to=str, options={"headers": _headers(settings)}
+            )
             reply = self._read(response, estimate)
         except openai.APIError as error:
             again = self._failure(error)
@@ -246,7 +262,9 @@ class Endpoint:
                 "no completion", f"({type(error).__name__}: {self._clean(str(error))}) in {self._clean(str(text))!r}"
             ) from error
         usage = body.get("usage")
-        counts: list[Any] = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
+        counts: list[Any] = (
+            [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
+        )
         if not all(isinstance(n, int) and n >= 0 for n in counts):
             self.spending.usage_estimated += 1
             counts = [estimate, _estimated_tokens(content or "")]
@@ -265,7 +283,9 @@ class Endpoint:
             cause = error.__cause__
             unreachable = type(cause).__name__ in ("ConnectError", "ConnectTimeout")
             return _AgainError(
-                "not reached" if unreachable else "connection broken", self._clean(str(cause or error)), unreachable=unreachable
+                "not reached" if unreachable else "connection broken",
+                self._clean(str(cause or error)),
+                unreachable=unreachable,
             )
         status = error.status_code if isinstance(error, openai.APIStatusError) else 0
         if status in _FATAL:
@@ -342,5 +362,7 @@ def only_model(settings: EndpointSettings) -> str:
             f"--model {settings.url}: cannot list its models ({told.replace(key, '***') if key else told}); start it, correct the URL, or give --model-name"
         ) from error
     if len(found) != 1:
-        raise InputError(f"--model {settings.url}: offers {', '.join(found[:20]) or 'no model'}; choose one with --model-name")
+        raise InputError(
+            f"--model {settings.url}: offers {', '.join(found[:20]) or 'no model'}; choose one with --model-name"
+        )
     return found[0]

@@ -25,7 +25,11 @@ class Cost:
     reply_tokens: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.requests + other.requests, self.prompt_tokens + other.prompt_tokens, self.reply_tokens + other.reply_tokens)
+        return Cost(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.reply_tokens + other.reply_tokens,
+        )
 
     def price(self, prompt: float, reply: float) -> float:
         """What it costs at prices for a million tokens."""
@@ -44,7 +48,9 @@ class _Asked:
 
 def pieces() -> Tokens:
     """What chunking needs where no tokenizer is given: tokens as they are estimated here."""
-    return Tokens(lambda text: [found.span() for found in _PIECE.finditer(text)], lambda text: len(_PIECE.findall(text)))
+    return Tokens(
+        lambda text: [found.span() for found in _PIECE.finditer(text)], lambda text: len(_PIECE.findall(text))
+    )
 
 
 def _sum(asked: Sequence[_Asked], num_tokens: int, templates: Templates) -> Cost:
@@ -61,7 +67,10 @@ def at_most(num_tokens: int, templates: Templates, settings: Settings, max_reply
     checks = 0 if settings.coverage == "off" else settings.max_rounds + 1
     for kind in settings.kinds:
         if kind == "paraphrase":
-            asked += [_Asked(kind, 1, 0, max_reply_tokens), _Asked("verify_paraphrase", 1, max_reply_tokens, max_reply_tokens)]
+            asked += [
+                _Asked(kind, 1, 0, max_reply_tokens),
+                _Asked("verify_paraphrase", 1, max_reply_tokens, max_reply_tokens),
+            ]
         else:
             asked += [
                 _Asked(kind, 1, 0, max_reply_tokens),

@@ -76,7 +76,9 @@ def _progress(job: Job, shard: Shard) -> ShardProgress:
 
 
 def _streams(job: Job, chunks: Sequence[tuple[Any, int]]) -> list[Stream]:
-    return [streams.stream(chunk, kind, job.templates, job.settings) for chunk, _ in chunks for kind in job.settings.kinds]
+    return [
+        streams.stream(chunk, kind, job.templates, job.settings) for chunk, _ in chunks for kind in job.settings.kinds
+    ]
 
 
 async def ask_endpoint(job: Job, settings: EndpointSettings, shards: Sequence[Shard]) -> list[dict[str, Any]]:
@@ -141,7 +143,9 @@ def _letters_of(report: Mapping[str, Any], output: str) -> list[DeadLetter]:
 
 def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
     """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
-    unique, tallies, letters, several = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
+    unique, tallies, letters, several = unique_chunks(
+        pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens
+    )
     num_shards = chosen_num_shards(pipeline, unique, job.num_shards, work.default_num_shards)
     reports = (
         unique

@@ -64,11 +64,17 @@ class FolderModel:
                 settings.path, dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
             )
         except (OSError, ValueError, ImportError) as error:
-            raise InputError(f"--model {settings.path}: cannot be loaded with dtype {settings.dtype!r}: {error}") from error
+            raise InputError(
+                f"--model {settings.path}: cannot be loaded with dtype {settings.dtype!r}: {error}"
+            ) from error
         self._settings, self._lm = settings, cast(Any, lm).to(settings.device).eval()
-        self._builder = PromptBuilder(load_tokenizer(settings.path), Prompts(template_arguments=dict(settings.template_arguments)))
+        self._builder = PromptBuilder(
+            load_tokenizer(settings.path), Prompts(template_arguments=dict(settings.template_arguments))
+        )
         own = getattr(lm.generation_config, "eos_token_id", None)
-        self._stops = sorted({*self._builder.stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])})
+        self._stops = sorted(
+            {*self._builder.stop_ids, *(own if isinstance(own, list) else [] if own is None else [own])}
+        )
         self._longest = int(getattr(lm.config.get_text_config(), "max_position_embeddings", 0) or 0)
 
     def replies(self, requests: Sequence[Request]) -> list[Reply]:
@@ -78,7 +84,9 @@ class FolderModel:
         found: dict[int, Reply] = {}
         for place, ids in enumerate(prompts):
             if self._longest and len(ids) + room > self._longest:
-                found[place] = Reply("", error=f"{len(ids)} prompt and {room} reply tokens, the model has {self._longest} positions")
+                found[place] = Reply(
+                    "", error=f"{len(ids)} prompt and {room} reply tokens, the model has {self._longest} positions"
+                )
         order = sorted((p for p in range(len(prompts)) if p not in found), key=lambda p: (len(prompts[p]), p))
         for batch in plan_batches([len(prompts[p]) for p in order], self._settings.batch_tokens, room):
             places = [order[i] for i in batch]
@@ -92,9 +100,14 @@ class FolderModel:
         ids_BL = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
         mask_BL = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
         output = self._lm.generate(
-            input_ids=ids_BL, attention_mask=mask_BL, max_new_tokens=self._settings.max_reply_tokens, do_sample=False, num_beams=1,
-            eos_token_id=self._stops, pad_token_id=pad,
-        )  # fmt: skip
+            input_ids=ids_BL,
+            attention_mask=mask_BL,
+            max_new_tokens=self._settings.max_reply_tokens,
+            do_sample=False,
+            num_beams=1,
+            eos_token_id=self._stops,
+            pad_token_id=pad,
+        )
         replies = []
         for prompt, row in zip(prompts, output[:, longest:].tolist(), strict=True):
             end = next((i for i, token in enumerate(row) if token in self._stops), None)

@@ -50,7 +50,8 @@ class Job:
         settings: what is asked for.
         cache: directory of the replies of an endpoint.
         num_shards: 0: by the number of chunks.
-        copies: of a folder's model that work at once; 0: one for each worker process. An endpoint is asked by one process.
+        copies: of a folder's model that work at once; 0: one for each worker process. An endpoint is asked by one
+            process.
         max_failures: more failures than this fail the job; below 0: no bound.
         recipe: what determines the result.
         key: hash of what determines the examples of a chunk.
@@ -93,9 +94,13 @@ def complete(
     dropped = {reason: count for (dropped, reason), count in sorted(reasons.items()) if dropped}
     where = f"{Path(job.output) / letter_files[0]['path']} names each"
     if not totals[streams.MADE]:
-        raise InputError(f"no example could be made; failed: {failed or 'nothing'}, dropped: {dropped or 'nothing'}; {where}")
+        raise InputError(
+            f"no example could be made; failed: {failed or 'nothing'}, dropped: {dropped or 'nothing'}; {where}"
+        )
     if 0 <= job.max_failures < sum(failed.values()):
-        raise InputError(f"{sum(failed.values())} failures, --max-failures allows {job.max_failures}; by reason: {failed}; {where}")
+        raise InputError(
+            f"{sum(failed.values())} failures, --max-failures allows {job.max_failures}; by reason: {failed}; {where}"
+        )
     counts = {**dict(sorted(totals.items())), "dead letters": sum(failed.values()), "dead letters by reason": failed}
     counts |= {"dropped": sum(dropped.values()), "dropped by reason": dropped}
     parts = [Path(job.output) / work.WORK / name / work.PART for name in sorted(report["name"] for report in reports)]
@@ -109,7 +114,12 @@ def complete(
         model=job.model.identity(),
     )
     told = {EXAMPLE: several} if several else {}
-    return {**manifest["counts"], **told, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
+    return {
+        **manifest["counts"],
+        **told,
+        "shards": len(reports),
+        "shards reused": sum(report["reused"] for report in reports),
+    }
 
 
 def check_nothing_lost(totals: Mapping[str, int], reasons: Mapping[tuple[bool, str], int], num_kinds: int) -> None:
@@ -121,7 +131,11 @@ def check_nothing_lost(totals: Mapping[str, int], reasons: Mapping[tuple[bool, s
     def of(*names: str) -> int:
         return sum(totals.get(name, 0) for name in names)
 
-    later = sum(letters(prefix, was) for prefix in (streams.EXAMPLE, streams.QUESTION, "not chunked", DUPLICATE) for was in (True, False))
+    later = sum(
+        letters(prefix, was)
+        for prefix in (streams.EXAMPLE, streams.QUESTION, "not chunked", DUPLICATE)
+        for was in (True, False)
+    )
     unread = sum(reasons.values()) - later
     for stage, came_in, went_out in (
         ("reading", of(RECORDS), of(DOCUMENTS, BEYOND_LIMIT) + unread),

@@ -52,13 +52,18 @@ def _cost(summary: "Summary") -> str:
     counts = summary.manifest["counts"]
     parts = [
         table(
-            (f"{name} of these examples", counts.get(name, 0)) for name in (streams.REQUESTS, streams.PROMPT_TOKENS, streams.REPLY_TOKENS)
+            (f"{name} of these examples", counts.get(name, 0))
+            for name in (streams.REQUESTS, streams.PROMPT_TOKENS, streams.REPLY_TOKENS)
         )
     ]
     for name, spent in summary.spent.items():
-        facts: list[tuple[str, Any]] = [(key.replace("_", " "), value) for key, value in spent.items() if isinstance(value, int | float)]
+        facts: list[tuple[str, Any]] = [
+            (key.replace("_", " "), value) for key, value in spent.items() if isinstance(value, int | float)
+        ]
         facts += [(f"retries: {reason}", count) for reason, count in sorted(spent.get("retries", {}).items())]
-        facts.append(("cost", f"{summary.cost(spent):.4f}") if any(summary.prices) else ("cost", "prices were not given"))
+        facts.append(
+            ("cost", f"{summary.cost(spent):.4f}") if any(summary.prices) else ("cost", "prices were not given")
+        )
         parts.append(f"<h3>{html.escape(name[:1].upper() + name[1:])}</h3>{table(facts)}")
     return f"<h2>Tokens and costs</h2>{''.join(parts)}"
 
@@ -83,14 +88,21 @@ def _example(example: Example) -> str:
 
 
 def _to_read(summary: "Summary") -> str:
-    parts = [f"<h3>{html.escape(kind)}</h3>{''.join(map(_example, made.shown))}" for kind, made in summary.kinds.items() if made.shown]
+    parts = [
+        f"<h3>{html.escape(kind)}</h3>{''.join(map(_example, made.shown))}"
+        for kind, made in summary.kinds.items()
+        if made.shown
+    ]
     return f"<h2>Some of each kind</h2>{''.join(parts)}"
 
 
 def _not_used(summary: "Summary") -> str:
     if not summary.letters:
         return ""
-    rows = [(reason, _short(letter["detail"]), _short(letter["snippet"])) for reason, letter in sorted(summary.letters.items())]
+    rows = [
+        (reason, _short(letter["detail"]), _short(letter["snippet"]))
+        for reason, letter in sorted(summary.letters.items())
+    ]
     return f"<h2>Not used: the first of each reason</h2>{table(rows, ('reason', 'what', 'document or record'))}"
 
 
@@ -109,7 +121,14 @@ def page(summary: "Summary") -> str:
         ("hash of the manifest", summary.hash),
         ("made", made["created"]),
     ]
-    parts = [table(facts), _kinds(summary), pages.records(counts), _coverage(summary), _cost(summary), _throughput(summary)]
+    parts = [
+        table(facts),
+        _kinds(summary),
+        pages.records(counts),
+        _coverage(summary),
+        _cost(summary),
+        _throughput(summary),
+    ]
     parts += [_to_read(summary), _not_used(summary), pages.settings(made)]
     return pages.page(f"EXAMPLES {summary.name}", parts)
 
@@ -171,7 +190,10 @@ class Summary:
         seconds, counts = self.run.get("seconds", 0.0), self.manifest["counts"]
         if not seconds or self.run.get("shards reused"):
             return {}
-        done = {"examples": counts["examples"], **{name: counts.get(name, 0) for name in (streams.REQUESTS, streams.REPLY_TOKENS)}}
+        done = {
+            "examples": counts["examples"],
+            **{name: counts.get(name, 0) for name in (streams.REQUESTS, streams.REPLY_TOKENS)},
+        }
         return {f"{name} per second": round(count / seconds, 3) for name, count in done.items()}
 
     @property

@@ -91,7 +91,8 @@ def load_templates(folder: str = "") -> Templates:
     """The prompts that are shipped, or those of a folder with files of the same names.
 
     Raises:
-        InputError: a file is missing, is not UTF-8, has no line `---` between system and user part, or other placeholders than it should.
+        InputError: a file is missing, is not UTF-8, has no line `---` between system and user part, or other
+            placeholders than it should.
     """
     if not folder:
         return Templates(_shipped())

@@ -64,7 +64,8 @@ def parse(reply: Reply, form: Callable[[Any], T | None]) -> T:
 
     Args:
         reply: of the model.
-        form: gives what a value means, None where it has another form. Sees the plain text last, for replies of one word.
+        form: gives what a value means, None where it has another form. Sees the plain text last, for replies of one
+            word.
 
     Raises:
         UnusableError: the reply is empty, cut short, holds no JSON, or JSON of another form.
@@ -76,7 +77,9 @@ def parse(reply: Reply, form: Callable[[Any], T | None]) -> T:
     for value in (*values, text):
         if (found := form(value)) is not None:
             return found
-    raise UnusableError("it was cut short" if reply.cut else "its JSON has another form" if values else "it holds no JSON")
+    raise UnusableError(
+        "it was cut short" if reply.cut else "its JSON has another form" if values else "it holds no JSON"
+    )
 
 
 def questions(value: Any) -> list[str] | None:

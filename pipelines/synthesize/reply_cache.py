@@ -33,12 +33,16 @@ class ReplyCache:
             raise self._unusable(error) from error
 
     def _unusable(self, error: Exception) -> InputError:
-        return InputError(f"--cache {self._path}: {error}; give a directory on a disk of this machine, with room, or move the file away")
+        return InputError(
+            f"--cache {self._path}: {error}; give a directory on a disk of this machine, with room, or move the file away"
+        )
 
     def get(self, key: str) -> Reply | None:
         """The reply that was kept, if there is one."""
         try:
-            row = self._connection.execute("SELECT text, cut, prompt_tokens, reply_tokens FROM replies WHERE key = ?", (key,)).fetchone()
+            row = self._connection.execute(
+                "SELECT text, cut, prompt_tokens, reply_tokens FROM replies WHERE key = ?", (key,)
+            ).fetchone()
         except sqlite3.Error as error:
             raise self._unusable(error) from error
         return Reply(row[0], bool(row[1]), row[2], row[3]) if row else None
@@ -53,7 +57,9 @@ class ReplyCache:
 
     def totals(self) -> tuple[int, int, int]:
         """Replies, prompt tokens and reply tokens, of all that was ever paid."""
-        row = self._connection.execute("SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(reply_tokens) FROM replies").fetchone()
+        row = self._connection.execute(
+            "SELECT COUNT(*), TOTAL(prompt_tokens), TOTAL(reply_tokens) FROM replies"
+        ).fetchone()
         return int(row[0]), int(row[1]), int(row[2])
 
     def close(self) -> None:

@@ -67,8 +67,23 @@ def resolve(args: argparse.Namespace) -> None:
                 raise InputError(f"{_flag(name)}: is of use to {what} only, and --model is {args.model}; leave it out")
             if getattr(args, name) is None:
                 setattr(args, name, default)
-    least = {"max_rounds": 0, "max_questions": 1, "attempts": 1, "max_reply_tokens": 16, "limit": 0, "num_shards": 0, "num_workers": 0}
-    least |= {"concurrency": 1, "tries": 1, "requests_per_minute": 0, "tokens_per_minute": 0, "price_prompt": 0, "price_reply": 0}
+    least = {
+        "max_rounds": 0,
+        "max_questions": 1,
+        "attempts": 1,
+        "max_reply_tokens": 16,
+        "limit": 0,
+        "num_shards": 0,
+        "num_workers": 0,
+    }
+    least |= {
+        "concurrency": 1,
+        "tries": 1,
+        "requests_per_minute": 0,
+        "tokens_per_minute": 0,
+        "price_prompt": 0,
+        "price_reply": 0,
+    }
     least |= {"temperature": 0, "batch_tokens": 1, "copies": 0, "retry_seconds": 0, "timeout": 0}
     for name, bound in least.items():
         if not getattr(args, name) >= bound:
@@ -82,7 +97,9 @@ def _extra_body(text: str) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise InputError(f"--extra-body {text!r}: not JSON ({error}); expected an object, as '{{\"top_p\": 0.9}}'") from error
+        raise InputError(
+            f"--extra-body {text!r}: not JSON ({error}); expected an object, as '{{\"top_p\": 0.9}}'"
+        ) from error
     if not isinstance(found, dict):
         raise InputError(f"--extra-body {text!r}: expected a JSON object, as '{{\"top_p\": 0.9}}'")
     if taken := sorted({"model", "messages", "stream", "n"} & set(found)):
@@ -94,11 +111,19 @@ def _model_of(args: argparse.Namespace) -> EndpointSettings | FolderSettings:
     extra = _extra_body(args.extra_body)
     if "://" not in args.model:
         if set(extra) - {"chat_template_kwargs"} or not isinstance(extra.get("chat_template_kwargs", {}), dict):
-            raise InputError("--extra-body: a folder's model takes an object of chat_template_kwargs alone; leave the rest out")
+            raise InputError(
+                "--extra-body: a folder's model takes an object of chat_template_kwargs alone; leave the rest out"
+            )
         given = tuple(sorted(extra.get("chat_template_kwargs", {}).items()))
-        return FolderSettings(str(Path(args.model).resolve()), args.device, args.dtype, args.max_reply_tokens, args.batch_tokens, given)
+        return FolderSettings(
+            str(Path(args.model).resolve()), args.device, args.dtype, args.max_reply_tokens, args.batch_tokens, given
+        )
     check_url(args.model)
-    if args.key_variable != ENDPOINT_DEFAULTS["key_variable"] and args.runner == LOCAL and not os.environ.get(args.key_variable):
+    if (
+        args.key_variable != ENDPOINT_DEFAULTS["key_variable"]
+        and args.runner == LOCAL
+        and not os.environ.get(args.key_variable)
+    ):
         raise InputError(f"--key-variable {args.key_variable}: no such environment variable, or it is empty; export it")
     settings = EndpointSettings(
         url=args.model.rstrip("/"),
@@ -194,7 +219,9 @@ def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
         InputError: names the flag.
     """
     if is_url(args.cache or ""):
-        raise InputError(f"--cache {args.cache}: a URL; replies are appended to a file there, so give a directory of this machine")
+        raise InputError(
+            f"--cache {args.cache}: a URL; replies are appended to a file there, so give a directory of this machine"
+        )
     if is_url(args.output) and args.runner != LOCAL:
         raise InputError(
             f"--output {args.output}: a URL, to which the finished EXAMPLES are copied from the machine that made them; with --runner {args.runner} "
@@ -263,7 +290,9 @@ def retries(args: argparse.Namespace, output: Name) -> bool:
     return bool(args.retry_failed and read_manifest(output, KIND)["counts"].get(FAILED))
 
 
-def make(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions) -> tuple[dict[str, Any], dict[str, Any]]:
+def make(
+    job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the job where nothing else writes, and put what is for a URL there. Returns the counts, and what was sent and paid.
 
     Raises:
@@ -275,7 +304,9 @@ def make(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: Pip
             stack.enter_context(locked(job.cache, "--cache"))
         clear_the_way(job.output, args.overwrite or up_to_date(job.output, KIND, job.recipe))
         place = stack.enter_context(published(job.output))
-        if lease and up_to_date(place, KIND, job.recipe) and not retries(args, place):  # it was made, and the copy to the URL cut short
+        if (
+            lease and up_to_date(place, KIND, job.recipe) and not retries(args, place)
+        ):  # it was made, and the copy to the URL cut short
             return dict(read_manifest(place, KIND)["counts"]), spent_of(place)
         if lease:
             clear_the_way(place, True)
@@ -318,8 +349,17 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         print(f"{args.output}: up to date")
         return 0
     counts, spent = make(job, units, args, options)
-    tell_counts(counts, args.output, "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else "")
+    tell_counts(
+        counts, args.output, "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else ""
+    )
     kept = f"; replies are kept in {Path(job.cache) / CACHE_FILE}" if isinstance(job.model, EndpointSettings) else ""
-    tell(args.output, counts, spent, (args.price_prompt or 0.0, args.price_reply or 0.0), args.mlflow, args.mlflow_experiment)
+    tell(
+        args.output,
+        counts,
+        spent,
+        (args.price_prompt or 0.0, args.price_reply or 0.0),
+        args.mlflow,
+        args.mlflow_experiment,
+    )
     print(f"{args.output}: {counts['examples']} examples{kept}")
     return 0

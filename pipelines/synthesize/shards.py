@@ -73,7 +73,9 @@ def finished(output: Path, shard: Shard) -> dict[str, Any] | None:
     return {**report, "reused": True}
 
 
-def write_result(output: Path, shard: Shard, chunks: Sequence[tuple[Chunk, int]], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+def write_result(
+    output: Path, shard: Shard, chunks: Sequence[tuple[Chunk, int]], outcomes: Sequence[Outcome]
+) -> dict[str, Any]:
     """Write what came of a shard's chunks, the report last, and return it.
 
     Args:
@@ -90,7 +92,9 @@ def write_result(output: Path, shard: Shard, chunks: Sequence[tuple[Chunk, int]]
         counts.update(outcome.counts)
         chunk, line = chunks[number // per_chunk]
         snippet = chunk.text[:SNIPPET_CHARACTERS]
-        letters += [DeadLetter(chunk.source, line, n.reason, clean(n.detail), snippet, n.dropped) for n in outcome.notes]
+        letters += [
+            DeadLetter(chunk.source, line, n.reason, clean(n.detail), snippet, n.dropped) for n in outcome.notes
+        ]
     atomic_write(folder / LETTERS, "".join(json.dumps(asdict(letter), ensure_ascii=False) + "\n" for letter in letters))
     report = {"name": shard.name, "key": shard.key, "counts": dict(counts)}
     atomic_write(folder / REPORT, json.dumps(report))

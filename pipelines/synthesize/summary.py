@@ -2,7 +2,8 @@
 
     python -m pipelines.synthesize.summary --examples DIR [--price-prompt X --price-reply Y] [--mlflow URL]
 
-`synthesize` writes the page at its end, as `summary.html` in the EXAMPLES. It is drawn from what stands there and is no part of the artefact.
+`synthesize` writes the page at its end, as `summary.html` in the EXAMPLES. It is drawn from what stands there and is no
+part of the artefact.
 """
 
 import argparse
@@ -35,7 +36,10 @@ def spent_of(examples: paths.Name) -> dict[str, Any]:
 
 
 def summarise(
-    examples: str, run: Mapping[str, float] | None = None, spent: Mapping[str, Any] | None = None, prices: tuple[float, float] = (0.0, 0.0)
+    examples: str,
+    run: Mapping[str, float] | None = None,
+    spent: Mapping[str, Any] | None = None,
+    prices: tuple[float, float] = (0.0, 0.0),
 ) -> Summary:
     """Read what the page tells, some examples at a time.
 
@@ -51,7 +55,9 @@ def summarise(
     manifest = read_manifest(examples, KIND)
     recipe = manifest["made_by"]["recipe"]
     if recipe.get("job") != JOB:
-        raise InputError(f"{examples}: EXAMPLES of {recipe.get('program', 'another program')}; give some that pipelines.synthesize made")
+        raise InputError(
+            f"{examples}: EXAMPLES of {recipe.get('program', 'another program')}; give some that pipelines.synthesize made"
+        )
     place = localised(examples, KIND)
     kinds = {kind: Kind() for kind in recipe["settings"]["kinds"]}
     for example in each_example(place):
@@ -88,7 +94,12 @@ def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
 
 
 def tell(
-    examples: str, counts: Mapping[str, Any], spent: Mapping[str, Any], prices: tuple[float, float], url: str, experiment: str
+    examples: str,
+    counts: Mapping[str, Any],
+    spent: Mapping[str, Any],
+    prices: tuple[float, float],
+    url: str,
+    experiment: str,
 ) -> None:
     """Write the page at the end of a job, and log it where that was asked for.
 
@@ -105,12 +116,19 @@ def tell(
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
-        prog="python -m pipelines.synthesize.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m pipelines.synthesize.summary",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parse.add_argument(
-        "--examples", required=True, metavar="DIR", help="finished EXAMPLES of synthesize; their summary.html is written anew"
+        "--examples",
+        required=True,
+        metavar="DIR",
+        help="finished EXAMPLES of synthesize; their summary.html is written anew",
     )
-    parse.add_argument("--price-prompt", type=float, default=0.0, help="of a million prompt tokens, in your currency (default: 0)")
+    parse.add_argument(
+        "--price-prompt", type=float, default=0.0, help="of a million prompt tokens, in your currency (default: 0)"
+    )
     parse.add_argument("--price-reply", type=float, default=0.0, help="of a million reply tokens (default: 0)")
     add_tracking_arguments(parse, "EXAMPLES")
     parse.add_argument("--dry-run", action="store_true", help="print what would be written and logged, and stop")
@@ -123,7 +141,11 @@ def main(argv: Sequence[str]) -> int:
     summary = summarise(args.examples, prices=(args.price_prompt, args.price_reply))
     if args.dry_run:
         made = {kind: found.made for kind, found in summary.kinds.items()}
-        print(json.dumps({"page": paths.join(args.examples, pages.NAME), "examples": made, "mlflow": args.mlflow}, indent=1))
+        print(
+            json.dumps(
+                {"page": paths.join(args.examples, pages.NAME), "examples": made, "mlflow": args.mlflow}, indent=1
+            )
+        )
         return 0
     path = pages.write(summary.name, page(summary))
     print(path)

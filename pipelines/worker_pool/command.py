@@ -2,9 +2,10 @@
 
     python -m pipelines.worker_pool --port 50000
 
-Jobs that are submitted with `--environment_type=EXTERNAL --environment_config=localhost:50000` then get their Python processes here. They learn
-the job's options and import the wheel that was staged with it, if one was. Nothing is installed. Whoever can reach the port can start
-processes of this user: it listens on this machine alone unless --host says otherwise. SIGTERM or Ctrl-C ends the pool and its workers.
+Jobs that are submitted with `--environment_type=EXTERNAL --environment_config=localhost:50000` then get their Python
+processes here. They learn the job's options and import the wheel that was staged with it, if one was. Nothing is
+installed. Whoever can reach the port can start processes of this user: it listens on this machine alone unless --host
+says otherwise. SIGTERM or Ctrl-C ends the pool and its workers.
 """
 
 import argparse
@@ -33,8 +34,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parse.add_argument("--port", type=int, default=50000, help="TCP port, the same on every node (default: %(default)s)")
-    parse.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")
+    parse.add_argument(
+        "--port", type=int, default=50000, help="TCP port, the same on every node (default: %(default)s)"
+    )
+    parse.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)"
+    )
     parse.add_argument("--dry-run", action="store_true", help="check that workers could start here, and stop")
     return parse
 
@@ -48,7 +53,9 @@ def check_workers() -> None:
     tried = subprocess.run([sys.executable, "-c", _CHECK], capture_output=True, text=True, check=False)
     if tried.returncode:
         last = (tried.stderr.strip().splitlines() or ["no word"])[-1]
-        raise InputError(f"{sys.executable}: a worker cannot start ({last}); install the wheel with its extra here: clara_rag-….whl[beam]")
+        raise InputError(
+            f"{sys.executable}: a worker cannot start ({last}); install the wheel with its extra here: clara_rag-….whl[beam]"
+        )
 
 
 class Template:
@@ -58,7 +65,9 @@ class Template:
         paths = [*map(str, wheels), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-m", "pipelines.worker_pool.template"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
         self._lock = threading.Lock()
         self._read()
 
@@ -66,7 +75,9 @@ class Template:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a process for workers ended with status {self.process.wait()}; its error stands in the pool's own")
+            raise RuntimeError(
+                f"a process for workers ended with status {self.process.wait()}; its error stands in the pool's own"
+            )
         return dict(json.loads(line))
 
     def order(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +124,8 @@ class Workers:
     def stop(self, request: Any) -> None:
         """Stop the worker of a `StopWorkerRequest`.
 
-        The request names no runner, and two executors of a node may have workers of one name: these are left, and end as their runner's channel closes.
+        The request names no runner, and two executors of a node may have workers of one name: these are left, and end
+        as their runner's channel closes.
         """
         found = [key for key in list(self._running) if key[1] == request.worker_id]
         if len(found) == 1:

@@ -1,8 +1,9 @@
 """A process of a worker pool that has imported everything and becomes a worker as often as it is asked: by forking, which takes no time.
 
-Spark starts new workers for every stage of a job and after every fault; importing torch for each would take longer than the stage. The pool writes
-one line of JSON for each order to the standard input, `{"start": {variable: value}}`, `{"stop": process id}` or `{"bury": true}`, and reads one back,
-`{"process": id}` or `{}`. When the input ends, so do this process and its workers.
+Spark starts new workers for every stage of a job and after every fault; importing torch for each would take longer than
+the stage. The pool writes one line of JSON for each order to the standard input, `{"start": {variable: value}}`,
+`{"stop": process id}` or `{"bury": true}`, and reads one back, `{"process": id}` or `{}`. When the input ends, so do
+this process and its workers.
 """
 
 import json

@@ -26,7 +26,9 @@ def provision(endpoint: str, worker: str) -> Any:
     with grpc.insecure_channel(endpoint) as channel:
         stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
         request = beam_provision_api_pb2.GetProvisionInfoRequest()
-        return stub.GetProvisionInfo(request, timeout=_TIMEOUT_SECONDS, wait_for_ready=True, metadata=[("worker_id", worker)]).info
+        return stub.GetProvisionInfo(
+            request, timeout=_TIMEOUT_SECONDS, wait_for_ready=True, metadata=[("worker_id", worker)]
+        ).info
 
 
 def staged_name(artifact: Any) -> str:
@@ -63,7 +65,9 @@ def unpack_wheel(data: bytes, folder: Path) -> Path:
 def staged_wheels(info: Any, endpoint: str, worker: str, folder: Path) -> list[Path]:
     """Folders with the wheels among a job's dependencies."""
     wheels = [artifact for artifact in info.dependencies if staged_name(artifact).endswith(".whl")]
-    return [unpack_wheel(fetch(artifact, endpoint or info.artifact_endpoint.url, worker), folder) for artifact in wheels]
+    return [
+        unpack_wheel(fetch(artifact, endpoint or info.artifact_endpoint.url, worker), folder) for artifact in wheels
+    ]
 
 
 def _described(url: str) -> str:

@@ -4,8 +4,9 @@
 
 DIR/backbone/      a two-layer Llama of width 128 with random weights, and a tokenizer that knows the world's words
 DIR/corpus.jsonl   the documents of every pool: id, title (empty), text
-DIR/questions/     QUESTIONS with pools of 20: splits train, unseen (names that training never saw together), unseen_wording (those, asked in new wordings)
-DIR/examples/      EXAMPLES for stage pretrain: answers and paraphrases of other facts, about names of training, and of their decoys
+DIR/questions/     QUESTIONS with pools of 20: splits train, unseen (names that training never saw together),
+unseen_wording (those, asked in new wordings) DIR/examples/      EXAMPLES for stage pretrain: answers and paraphrases of
+other facts, about names of training, and of their decoys
 """
 
 import argparse
@@ -105,7 +106,9 @@ def generate(seed: int, sizes: Sizes) -> tuple[list[dict[str, str]], list[Questi
         dice = random.Random(f"{seed} {split}")
         names, count = (known, sizes.train) if split == "train" else (unseen, sizes.held_out)
         wordings = text.NEW_QUESTION_WORDINGS if split == "unseen_wording" else text.QUESTION_WORDINGS
-        made = pools(split, text.draw_facts(names, count, dice, taken, of_a_name=1 + sizes.rivals), wordings, sizes.rivals, dice)
+        made = pools(
+            split, text.draw_facts(names, count, dice, taken, of_a_name=1 + sizes.rivals), wordings, sizes.rivals, dice
+        )
         documents += made[0]
         questions += made[1]
     dice = random.Random(f"{seed} pretrain")
@@ -121,20 +124,34 @@ def save_backbone(directory: Path, seed: int) -> None:
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+        tokenizer_object=words,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
         additional_special_tokens=["<user>", "<assistant>"],
-    )  # fmt: skip
+    )
     tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(vocabulary), hidden_size=WIDTH, intermediate_size=3 * WIDTH, num_hidden_layers=NUM_LAYERS, num_attention_heads=4,
-            num_key_value_heads=4, max_position_embeddings=256, tie_word_embeddings=False, initializer_range=0.08,
-            bos_token_id=vocabulary["<s>"], eos_token_id=vocabulary["</s>"], pad_token_id=vocabulary["<pad>"],
+            vocab_size=len(vocabulary),
+            hidden_size=WIDTH,
+            intermediate_size=3 * WIDTH,
+            num_hidden_layers=NUM_LAYERS,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=256,
+            tie_word_embeddings=False,
+            initializer_range=0.08,
+            bos_token_id=vocabulary["<s>"],
+            eos_token_id=vocabulary["</s>"],
+            pad_token_id=vocabulary["<pad>"],
         )
-    )  # fmt: skip
-    # Memory is read in the place of embeddings, and is a normalised state: both at one scale, or the layers drown in what memory brings
-    # (with transformers' own 0.02 for embeddings, 600 steps of pretraining leave right and wrong memory equally good).
+    )
+    # Memory is read in the place of embeddings, and is a normalised state: both at one scale, or the layers drown in
+    # what memory brings (with transformers' own 0.02 for embeddings, 600 steps of pretraining leave right and wrong
+    # memory equally good).
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=1.0)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -146,16 +163,35 @@ def main(argv: list[str]) -> int:
         prog="python -m pipelines.world", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="directory to make")
-    parser.add_argument("--seed", type=int, default=0, help="of names held out, facts, wordings, pools and weights (default %(default)s)")
     parser.add_argument(
-        "--train", type=int, default=2400, metavar="N", help="training questions, five documents each (default %(default)s)"
-    )
-    parser.add_argument("--held-out", type=int, default=200, metavar="N", help="questions of each held-out split (default %(default)s)")
-    parser.add_argument(
-        "--pretrain", type=int, default=5000, metavar="N", help="facts to pretrain on, three examples each (default %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        help="of names held out, facts, wordings, pools and weights (default %(default)s)",
     )
     parser.add_argument(
-        "--rivals", type=int, default=0, metavar="N", help="harder: other facts about the same person in each pool (default %(default)s)"
+        "--train",
+        type=int,
+        default=2400,
+        metavar="N",
+        help="training questions, five documents each (default %(default)s)",
+    )
+    parser.add_argument(
+        "--held-out", type=int, default=200, metavar="N", help="questions of each held-out split (default %(default)s)"
+    )
+    parser.add_argument(
+        "--pretrain",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="facts to pretrain on, three examples each (default %(default)s)",
+    )
+    parser.add_argument(
+        "--rivals",
+        type=int,
+        default=0,
+        metavar="N",
+        help="harder: other facts about the same person in each pool (default %(default)s)",
     )
     parser.add_argument("--without-paraphrase", action="store_true", help="ablation: examples with answers alone")
     parser.add_argument("--dry-run", action="store_true", help="print one question with its pool, and stop")
@@ -163,10 +199,19 @@ def main(argv: list[str]) -> int:
     sizes = Sizes(options.train, options.held_out, options.pretrain, options.rivals)
     for field, value in asdict(sizes).items():
         if field != "rivals" and value < POOL_SIZE:
-            raise InputError(f"--{field.replace('_', '-')} is {value}; expected {POOL_SIZE} or more, so that pools can be filled")
+            raise InputError(
+                f"--{field.replace('_', '-')} is {value}; expected {POOL_SIZE} or more, so that pools can be filled"
+            )
     if not 0 <= sizes.rivals <= 5:
-        raise InputError(f"--rivals is {sizes.rivals}; expected 0 to 5, as a pool has 15 places beside the right document and its decoys")
-    recipe = {"program": "pipelines.world", "seed": options.seed, **asdict(sizes), "paraphrase": not options.without_paraphrase}
+        raise InputError(
+            f"--rivals is {sizes.rivals}; expected 0 to 5, as a pool has 15 places beside the right document and its decoys"
+        )
+    recipe = {
+        "program": "pipelines.world",
+        "seed": options.seed,
+        **asdict(sizes),
+        "paraphrase": not options.without_paraphrase,
+    }
     documents, questions, told = generate(options.seed, sizes)
     if options.dry_run:
         print(shown(documents, questions[0]))
@@ -174,15 +219,21 @@ def main(argv: list[str]) -> int:
     output = Path(options.output)
     corpus = "".join(json.dumps(document) + "\n" for document in documents)
     recipe["corpus"] = artefact.hash_of(corpus)
-    done = artefact.up_to_date(output / "questions", "QUESTIONS", recipe) and artefact.up_to_date(output / "examples", "EXAMPLES", recipe)
+    done = artefact.up_to_date(output / "questions", "QUESTIONS", recipe) and artefact.up_to_date(
+        output / "examples", "EXAMPLES", recipe
+    )
     if done and (output / "corpus.jsonl").is_file() and (output / "backbone" / "config.json").is_file():
         print(f"{output}: up to date")
         return 0
     save_backbone(output / "backbone", options.seed)
     artefact.atomic_write(output / "corpus.jsonl", corpus)
-    write_examples(output / "examples", [e for e in told if e.kind == "qa" or not options.without_paraphrase], recipe=recipe)
+    write_examples(
+        output / "examples", [e for e in told if e.kind == "qa" or not options.without_paraphrase], recipe=recipe
+    )
     write_questions(output / "questions", questions, recipe=recipe)  # last: what is there by now is whole
-    print(f"{output}: {len(documents)} documents, {len(questions)} questions with pools of {POOL_SIZE}, a language model to train")
+    print(
+        f"{output}: {len(documents)} documents, {len(questions)} questions with pools of {POOL_SIZE}, a language model to train"
+    )
     return 0
 
 

@@ -1,7 +1,8 @@
 """What is said in the small world: names, things, places, and the wordings of facts, questions and decoys. Pure functions of a seed.
 
-A fact is that somebody keeps a thing at a place. The document that states it names the person but neither the question's word for the thing nor
-its verb; four decoys repeat the whole question and state nothing. So whatever looks for likeness finds a decoy, and only the answer tells better.
+A fact is that somebody keeps a thing at a place. The document that states it names the person but neither the
+question's word for the thing nor its verb; four decoys repeat the whole question and state nothing. So whatever looks
+for likeness finds a decoy, and only the answer tells better.
 """
 
 import itertools
@@ -100,7 +101,12 @@ def held_out_names(seed: int, share: float = 0.2) -> set[tuple[int, int]]:
 
 
 def draw_facts(
-    names: Sequence[tuple[int, int]], count: int, dice: random.Random, taken: set[tuple[int, int, int]], *, of_a_name: int
+    names: Sequence[tuple[int, int]],
+    count: int,
+    dice: random.Random,
+    taken: set[tuple[int, int, int]],
+    *,
+    of_a_name: int,
 ) -> list[Fact]:
     """Facts drawn anew: each (name, thing) once, with a place that nothing else determines.
 

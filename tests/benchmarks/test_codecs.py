@@ -20,9 +20,22 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_every_codec_is_measured_beside_float16(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
     world = evaluation_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
     command = [
-        sys.executable, "-m", "benchmarks.codecs", "--system", f"small={world.trained},{world.memory}", "--questions", str(world.questions),
-        "--splits", "unseen", "--generate", "2", "--work", str(tmp_path / "work"), "--output", str(tmp_path / "results"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "benchmarks.codecs",
+        "--system",
+        f"small={world.trained},{world.memory}",
+        "--questions",
+        str(world.questions),
+        "--splits",
+        "unseen",
+        "--generate",
+        "2",
+        "--work",
+        str(tmp_path / "work"),
+        "--output",
+        str(tmp_path / "results"),
+    ]
     subprocess.run(command, cwd=ROOT, check=True, timeout=280)
     found = {m["codec"]: m for m in json.loads((tmp_path / "results" / "results.json").read_text())["measured"]}
     assert list(found) == list(CODECS)
@@ -41,6 +54,9 @@ def test_every_codec_is_measured_beside_float16(tmp_path: Path, tiny_checkpoint:
     for codec, of in found.items():
         assert of["figures"]["right.log_likelihood"]["num_questions"] == count
         if codec != "float16":
-            gap = of["figures"]["right.log_likelihood"]["value"] - found["float16"]["figures"]["right.log_likelihood"]["value"]
+            gap = (
+                of["figures"]["right.log_likelihood"]["value"]
+                - found["float16"]["figures"]["right.log_likelihood"]["value"]
+            )
             assert of["against"]["right.log_likelihood"]["difference"] == pytest.approx(gap, abs=1e-6)
     assert (tmp_path / "results" / "codecs.png").read_bytes().startswith(b"\x89PNG")

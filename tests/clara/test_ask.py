@@ -15,7 +15,11 @@ from clara.retrieval.retriever import NO_ROW, Retriever
 from tests.helpers import evaluation_world, tiny
 from tests.helpers.evaluation_world import World
 
-QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of Jorvik on the Wend sell?", "When was the bridge built?"]
+QUESTIONS = [
+    "Who is the mayor of Arlen on the Tamo?",
+    "What does the market of Jorvik on the Wend sell?",
+    "When was the bridge built?",
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +87,9 @@ def test_refuses_empty_questions_and_impossible_k(retriever: Retriever) -> None:
     with pytest.raises(InputError, match=r"question 2 is '  '"):
         retriever.ask(["What?", "  "])
     for num_selected in (0, len(retriever.store) + 1):
-        with pytest.raises(InputError, match=f"num_selected is {num_selected}, the MEMORY holds {len(retriever.store)} rows"):
+        with pytest.raises(
+            InputError, match=f"num_selected is {num_selected}, the MEMORY holds {len(retriever.store)} rows"
+        ):
             retriever.ask(["What?"], num_selected=num_selected)
     with pytest.raises(InputError, match=r"question 1 is 'a\\udc80'; expected .*UTF-8"):
         retriever.ask(["a\udc80"])
@@ -91,7 +97,9 @@ def test_refuses_empty_questions_and_impossible_k(retriever: Retriever) -> None:
         retriever.ask(["What?"], max_new_tokens=0)
 
 
-def test_another_compressors_memory_is_refused_unless_staleness_is_measured(world: World, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_another_compressors_memory_is_refused_unless_staleness_is_measured(
+    world: World, tiny_backbone: Path, tmp_path: Path
+) -> None:
     save_checkpoint(tiny.build_model(tiny_backbone, seed=9), tmp_path / "other", stage="pretrain", recipe={})
     with pytest.raises(InputError, match=r"compressor: expected [0-9a-f]{16}…, found [0-9a-f]{16}…"):
         Retriever.open(tmp_path / "other", world.memory)
@@ -109,7 +117,9 @@ def test_another_memorys_index_is_refused(world: World, tiny_backbone: Path, cor
         Retriever.open(tmp_path / "other", memory, world.index)
 
 
-def test_command_prints_answers_with_passages(world: World, retriever: Retriever, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_prints_answers_with_passages(
+    world: World, retriever: Retriever, capsys: pytest.CaptureFixture[str]
+) -> None:
     artefacts = ["--checkpoint", str(world.checkpoint), "--memory", str(world.memory), "--index", str(world.index)]
     short = ["--num-selected", "2", "--max-new-tokens", "4"]
     expected = retriever.ask(QUESTIONS[:2], num_selected=2, max_new_tokens=4)

@@ -22,8 +22,12 @@ command_line(main)
 def run(error: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-c", PROGRAM.format(error=error)],
-        cwd=Path(__file__).parents[2], env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=Path(__file__).parents[2],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,9 @@ def test_the_stack_is_there_for_the_asking() -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     below = tmp_path / "file" / "below"
-    with pytest.raises(InputError, match=f"{below}: cannot be written .*choose a directory that you may write to") as caught:
+    with pytest.raises(
+        InputError, match=f"{below}: cannot be written .*choose a directory that you may write to"
+    ) as caught:
         make_directory(below)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__cause__.errno == errno.ENOTDIR

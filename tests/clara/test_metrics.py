@@ -35,7 +35,9 @@ VECTORS = [
 
 
 @pytest.mark.parametrize(("prediction", "answer", "cover", "exact", "overlap", "substring"), VECTORS)
-def test_V10_answer_vectors(prediction: str, answer: str, cover: float, exact: float, overlap: float, substring: float) -> None:
+def test_V10_answer_vectors(
+    prediction: str, answer: str, cover: float, exact: float, overlap: float, substring: float
+) -> None:
     assert cover_match(prediction, [answer]) == cover
     assert exact_match(prediction, [answer]) == exact
     assert f1(prediction, [answer]) == pytest.approx(overlap)
@@ -81,7 +83,9 @@ def test_rankings_equal_those_of_ranx() -> None:
     rankings = [dice.permutation(30)[: int(dice.integers(1, 12))].tolist() for _ in range(99)]
     positives = [dice.permutation(30)[: int(dice.integers(1, 5))].tolist() for _ in range(99)]
     qrels = ranx.Qrels({f"{n:02d}": {str(d): 1 for d in right} for n, right in enumerate(positives)})
-    found = ranx.Run({f"{n:02d}": {str(d): float(-place) for place, d in enumerate(ranking)} for n, ranking in enumerate(rankings)})
+    found = ranx.Run(
+        {f"{n:02d}": {str(d): float(-place) for place, d in enumerate(ranking)} for n, ranking in enumerate(rankings)}
+    )
     ours = ranking_metrics(rankings, positives, (1, 5))
     assert {"mrr@1", "mrr@5", "mrr", "recall@5", "precision@5"} <= ours.keys()
     theirs = ranx.evaluate(qrels, found, list(ours), return_mean=False)
@@ -125,7 +129,10 @@ def test_interval_of_a_coin_is_near_the_normal_one_and_repeats() -> None:
 def test_paired_test_equals_all_sign_flips() -> None:
     a, b = np.array([0.9, 0.4, 0.8, 0.7, 0.6, 0.9, 0.3]), np.array([0.1, 0.5, 0.3, 0.6, 0.2, 0.4, 0.2])
     difference = a - b
-    flips = [abs(np.mean(difference * signs)) >= abs(difference.mean()) - 1e-12 for signs in itertools.product((1, -1), repeat=7)]
+    flips = [
+        abs(np.mean(difference * signs)) >= abs(difference.mean()) - 1e-12
+        for signs in itertools.product((1, -1), repeat=7)
+    ]
     found = paired_test(a, b)
     assert found.p_value == pytest.approx(np.mean(flips))
     assert found.difference == pytest.approx(difference.mean())
@@ -138,7 +145,11 @@ def test_paired_test_is_the_permutation_test_of_scipy(number: int) -> None:
     dice = np.random.default_rng(number)
     a, b = dice.integers(0, 3, number).astype(float), dice.integers(0, 3, number) - 0.2
     theirs = scipy.stats.permutation_test(
-        (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True, rng=np.random.default_rng(0)
+        (a, b),
+        lambda x, y, axis: np.mean(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        rng=np.random.default_rng(0),
     )
     # Few questions have all their patterns counted; of many both draw 9,999, each its own.
     assert paired_test(a, b).p_value == pytest.approx(theirs.pvalue, abs=1e-12 if number < 12 else 0.02)

@@ -15,9 +15,14 @@ WAIT_SECONDS = 60
 
 
 def test_it_ends_with_its_parent() -> None:
-    with subprocess.Popen([sys.executable, "-c", PARENT, CHILD.format(parent="os.getppid()")], stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", PARENT, CHILD.format(parent="os.getppid()")], stdout=subprocess.PIPE, text=True
+    ) as parent:
         assert parent.stdout is not None
-        said = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}  # the parent's line and the child's, in either order
+        said = {
+            parent.stdout.readline().strip(),
+            parent.stdout.readline().strip(),
+        }  # the parent's line and the child's, in either order
         assert "watches" in said
         child = psutil.Process(int((said - {"watches"}).pop()))
         time.sleep(1.5)  # several looks
@@ -28,7 +33,9 @@ def test_it_ends_with_its_parent() -> None:
 
 
 def test_a_parent_that_is_gone_already_is_noticed() -> None:
-    done = subprocess.run([sys.executable, "-c", CHILD.format(parent=-1)], timeout=WAIT_SECONDS, check=False, stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD.format(parent=-1)], timeout=WAIT_SECONDS, check=False, stdout=subprocess.DEVNULL
+    )
     assert done.returncode == 1
 
 

@@ -123,11 +123,17 @@ def test_killed_while_mlflow_makes_it_the_next_one_opens_it(tmp_path: Path) -> N
     dice = random.Random(0)
     for number in range(4):
         uri = f"sqlite:///{tmp_path / str(number) / 'runs.db'}"
-        process = subprocess.Popen([sys.executable, "-c", code, uri], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, uri], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
         assert process.stdout is not None
         assert process.stdout.readline() == "begins\n"
         deadline = time.monotonic() + 120
-        while not list((tmp_path / str(number)).glob(".runs.db.*")) and process.poll() is None and time.monotonic() < deadline:
+        while (
+            not list((tmp_path / str(number)).glob(".runs.db.*"))
+            and process.poll() is None
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.005)
         time.sleep(dice.uniform(0.0, 1.0))
         process.send_signal(signal.SIGKILL)

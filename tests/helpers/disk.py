@@ -58,7 +58,9 @@ class SmallDisk:
 def small_disk(root: Path, size: str) -> Iterator[SmallDisk]:
     """A tmpfs mounted there. Skips where that is not allowed."""
     root.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(root)], capture_output=True, text=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(root)], capture_output=True, text=True
+    )
     if done.returncode:
         pytest.skip(f"a disk of its own cannot be mounted here: {done.stderr.strip()}")
     try:

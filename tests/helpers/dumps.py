@@ -23,7 +23,11 @@ def page(number: int, text: str, *, title: str = "", namespace: int = 0, redirec
 
 
 PAGES = [
-    page(1, "'''Arlen''' is a [[town]]. [[Datei:A.jpg|thumb|A [[nested]] caption]] [[Kategorie:Towns]]", title="Arlen & Co"),
+    page(
+        1,
+        "'''Arlen''' is a [[town]]. [[Datei:A.jpg|thumb|A [[nested]] caption]] [[Kategorie:Towns]]",
+        title="Arlen & Co",
+    ),
     page(2, "#REDIRECT [[Arlen]]", redirect="Arlen"),
     page(3, "{{doc}} A template.", namespace=10),
     page(4, "Second  page,\n<b>bold</b>."),

@@ -29,22 +29,36 @@ def chunks_of(corpus: Path) -> list[Chunk]:
         for begin, end in ((0, middle), (middle + 1, len(row["text"]))):
             text = row["text"][begin:end]
             name = chunk_id(row["title"], text)
-            chunks.append(Chunk(row_id(name), name, row["id"], row["title"], text, begin, end, len(text), False, "corpus.jsonl"))
+            chunks.append(
+                Chunk(row_id(name), name, row["id"], row["title"], text, begin, end, len(text), False, "corpus.jsonl")
+            )
     return chunks
 
 
 def write_memory(directory: Path, checkpoint: Path, corpus: Path) -> Path:
     """MEMORY of a corpus by a checkpoint."""
-    fingerprint = of_checkpoint(checkpoint, backbone="", dtype="float32", max_tokens=96, overlap_tokens=0, key_size=32, key_seed=0)
+    fingerprint = of_checkpoint(
+        checkpoint, backbone="", dtype="float32", max_tokens=96, overlap_tokens=0, key_size=32, key_seed=0
+    )
     model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
     chunks = chunks_of(corpus)
     reports = []
     for index in range(NUM_SHARDS):
         own = [c for c in chunks if c.row_id % NUM_SHARDS == index]
         name = shard_name(index, NUM_SHARDS)
-        reports.append(write_memory_shard(lambda: model, own, directory, name, fingerprint=fingerprint, codec="float16", batch_tokens=1024))
+        reports.append(
+            write_memory_shard(
+                lambda: model, own, directory, name, fingerprint=fingerprint, codec="float16", batch_tokens=1024
+            )
+        )
     complete_memory(
-        directory, reports, fingerprint=fingerprint, codec="float16", num_shards=NUM_SHARDS, recipe={"made_by": "tests"}, counts={}
+        directory,
+        reports,
+        fingerprint=fingerprint,
+        codec="float16",
+        num_shards=NUM_SHARDS,
+        recipe={"made_by": "tests"},
+        counts={},
     )
     assert read_manifest(directory)["fingerprint"] == fingerprint.hash
     return directory
@@ -62,7 +76,9 @@ def write_town_questions(directory: Path, corpus: Path, *, per_split: int = 6) -
         excluded = names[(3 * number + 1) % len(names)]
         text = f"What does the market of {row['title']} sell?"
         answer = row["text"].rsplit(" ", 1)[1].rstrip(".")
-        questions.append(Question(f"q{number}", text, (answer, f"the {answer}"), (row["id"],), pool, (excluded,), split))
+        questions.append(
+            Question(f"q{number}", text, (answer, f"the {answer}"), (row["id"],), pool, (excluded,), split)
+        )
     write_questions(directory, questions, recipe={"made_by": "tests"})
     return directory
 

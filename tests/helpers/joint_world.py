@@ -83,7 +83,9 @@ class World:
 
 def _chunk(row: dict[str, str]) -> Chunk:
     name = chunk_id(row["title"], row["text"])
-    return Chunk(row_id(name), name, row["id"], row["title"], row["text"], 0, len(row["text"]), 0, False, "corpus.jsonl")
+    return Chunk(
+        row_id(name), name, row["id"], row["title"], row["text"], 0, len(row["text"]), 0, False, "corpus.jsonl"
+    )
 
 
 def _questions(rows: list[dict[str, str]]) -> list[Question]:
@@ -108,7 +110,9 @@ def make(folder: Path, checkpoint: Path, corpus: Path) -> World:
     rows = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     chunks = [_chunk(row) for row in rows]
     world = World(checkpoint, folder / "memory-v0", folder / "index-v0", folder / "questions")
-    fingerprint = of_checkpoint(checkpoint, backbone="", dtype="float32", max_tokens=96, overlap_tokens=0, key_size=32, key_seed=0)
+    fingerprint = of_checkpoint(
+        checkpoint, backbone="", dtype="float32", max_tokens=96, overlap_tokens=0, key_size=32, key_seed=0
+    )
     model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
     reports = [
         write_memory_shard(
@@ -123,7 +127,13 @@ def make(folder: Path, checkpoint: Path, corpus: Path) -> World:
         for shard in range(NUM_SHARDS)
     ]
     complete_memory(
-        world.memory, reports, fingerprint=fingerprint, codec="float16", num_shards=NUM_SHARDS, recipe={"made_by": "tests"}, counts={}
+        world.memory,
+        reports,
+        fingerprint=fingerprint,
+        codec="float16",
+        num_shards=NUM_SHARDS,
+        recipe={"made_by": "tests"},
+        counts={},
     )
     build_index(world.memory, world.index, "Flat")
     write_questions(world.questions, _questions(rows), recipe={"made_by": "tests"})
@@ -139,4 +149,8 @@ def weights(output: Path) -> dict[str, torch.Tensor]:
     """Of the trained adapters of a run, by role and name."""
     checkpoint = output / "checkpoint"
     roles = read_manifest(checkpoint)["roles"]
-    return {f"{r}.{n}": t for r, folder in roles.items() for n, t in load_file(checkpoint / folder / "adapter_model.safetensors").items()}
+    return {
+        f"{r}.{n}": t
+        for r, folder in roles.items()
+        for n, t in load_file(checkpoint / folder / "adapter_model.safetensors").items()
+    }

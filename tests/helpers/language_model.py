@@ -29,7 +29,11 @@ def sense(user: str) -> Any:
     if "Write simple questions" in user:
         return {"questions": [about[k] for k in about if k < len(about) or k == 1]}
     if "Write demanding questions" in user:
-        return {"questions": [f"What do sentence {k} and the one after it say about {title}?" for k in about if k < len(about)]}
+        return {
+            "questions": [
+                f"What do sentence {k} and the one after it say about {title}?" for k in about if k < len(about)
+            ]
+        }
     if "Pairs so far, each" in user:
         return {"covered": True, "questions": []}
     if "Pairs so far" in user:
@@ -109,7 +113,9 @@ class LanguageModel:
         fault = seen.done
         if fault.isdigit():
             headers = {"Retry-After": self.retry_after} if fault == "429" and self.retry_after else {}
-            return handler.send(int(fault), {"error": {"message": f"told {fault} with key {self.key}", "code": None}}, headers)
+            return handler.send(
+                int(fault), {"error": {"message": f"told {fault} with key {self.key}", "code": None}}, headers
+            )
         if fault == "shape":
             return handler.send(200, {"object": "list", "data": []})
         if fault == "quota":
@@ -126,7 +132,12 @@ class LanguageModel:
         message = {"role": "assistant", "content": text.removesuffix("<cut>") if isinstance(text, str) else text}
         usage = {"prompt_tokens": seen.tokens, "completion_tokens": len(text or "") // 4 + 1}
         choice = {"index": 0, "message": message, "finish_reason": "length" if cut else "stop"}
-        answer = {"id": "x", "object": "chat.completion", "choices": [choice], **({"usage": usage} if self.usage else {})}
+        answer = {
+            "id": "x",
+            "object": "chat.completion",
+            "choices": [choice],
+            **({"usage": usage} if self.usage else {}),
+        }
         return handler.send(200, answer, cut=fault == "cut")
 
     @contextmanager

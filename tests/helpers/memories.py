@@ -32,17 +32,34 @@ def write_memory(
         rows = [i for i, c in enumerate(chunks) if c.row_id % num_shards == shard]
         reports.append(
             write_shard(
-                directory, shard_name(shard, num_shards), [chunks[i] for i in rows], memory[rows], keys[rows], "float16",
+                directory,
+                shard_name(shard, num_shards),
+                [chunks[i] for i in rows],
+                memory[rows],
+                keys[rows],
+                "float16",
                 fingerprint=fingerprint.hash,
             )
-        )  # fmt: skip
+        )
     manifest = complete_memory(
-        directory, reports, fingerprint=fingerprint, codec="float16", num_shards=num_shards, recipe={}, counts={"rows": len(memory)}
+        directory,
+        reports,
+        fingerprint=fingerprint,
+        codec="float16",
+        num_shards=num_shards,
+        recipe={},
+        counts={"rows": len(memory)},
     )
     if tombstones:
         fields = {k: manifest[k] for k in ("fingerprint_fields", "codec", "num_shards", "shards", "overlays")}
         write_manifest(
-            directory, kind="MEMORY", files=manifest["files"], recipe={}, fingerprint=fingerprint.hash, tombstones=tombstones, **fields
+            directory,
+            kind="MEMORY",
+            files=manifest["files"],
+            recipe={},
+            fingerprint=fingerprint.hash,
+            tombstones=tombstones,
+            **fields,
         )
     return directory
 

@@ -24,7 +24,9 @@ def assert_same(got: Gradients, wanted: Gradients, tolerance: float = 1e-9) -> N
     assert got.keys() == wanted.keys()
     assert any(g.any() for g in wanted.values())
     for name in wanted:
-        torch.testing.assert_close(got[name], wanted[name], atol=tolerance, rtol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            got[name], wanted[name], atol=tolerance, rtol=tolerance, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def naive_joint_loss(model: ClaraModel, batch: JointBatch, settings: Joint) -> Tensor:

@@ -1,7 +1,8 @@
 """Made-up checkpoints in the published format, and what the published implementation computes from one.
 
-Written from the notes on the reference (clara.md) and with nothing of `clara`: the vocabulary really grows, texts really are padded on the left to
-their full length, memories are written into the embedded prompt, and the adapters are added to the LM's matrices.
+Written from the notes on the reference (clara.md) and with nothing of `clara`: the vocabulary really grows, texts
+really are padded on the left to their full length, memories are written into the embedded prompt, and the adapters are
+added to the LM's matrices.
 """
 
 import json
@@ -40,19 +41,22 @@ DOCUMENTS = [
     [
         "This is a document about Arlen \n The mill of Arlen stands on the river Tamo and makes paper by hand.",
         "Mills.",
-        "Copper turns green in the open air; Zürich's cafés are busy on Sundays, and the baker opens at six every day but one. " * 3,
+        "Copper turns green in the open air; Zürich's cafés are busy on Sundays, and the baker opens at six every day but one. "
+        * 3,
         "A ferry goes to Tern Island twice a day.",
     ],
     [
         "Ida Marlowe has kept the light on Tern Island since 1871.",
         "Gulls nest there.",
-        "  The night train crosses the border before dawn and stops at every station between the mountains and the coast. " * 3,
+        "  The night train crosses the border before dawn and stops at every station between the mountains and the coast. "
+        * 3,
         "Bees dance.",
     ],
 ]
 NUM_SELECTED, NUM_NEW_TOKENS, TEMPERATURE = 2, 8, 0.02
 _CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig, "phi3": Phi3Config, "qwen2": Qwen2Config}
-# Turns in the manner of four families: ids of roles between marks; [INST] with a system text; [INST] that refuses one; a loop that drops one.
+# Turns in the manner of four families: ids of roles between marks; [INST] with a system text; [INST] that refuses one;
+# a loop that drops one.
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -66,7 +70,9 @@ INST = (
     "{% else %}{% set head = '' %}{% set turns = messages %}{% endif %}{% for m in turns %}{% if m['role'] == 'user' %}"
     "{{ ' [INST] ' + (head if loop.first else '') + m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
-REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + INST
+REFUSING = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + INST
+)
 DROPPING = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>\n{{ m['content'] }}<|end|>\n{% elif m['role'] == 'assistant' %}"
     "<|assistant|>\n{{ m['content'] }}<|end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
@@ -107,23 +113,47 @@ class Case:
 CASES = {
     "llama-tied-copies": Case(tied=True, copies=True, config={"doc_max_length": 40, "compr_rate": 7, "lora_r": 3}),
     "qwen-without-bos-padded-vocabulary": Case(
-        family="qwen2", template=THINKING, bos=None, unused_rows=21, adapters=("encoder_adapter", "decoder_adapter"),
-        config={"decoder_model_name": "Qwen/Qwen3-tiny", "different_mem_tokens": False, "doc_max_length": 33, "compr_rate": 8, "lora_r": 2,
-                "training_stage": "stage1_2"},
+        family="qwen2",
+        template=THINKING,
+        bos=None,
+        unused_rows=21,
+        adapters=("encoder_adapter", "decoder_adapter"),
+        config={
+            "decoder_model_name": "Qwen/Qwen3-tiny",
+            "different_mem_tokens": False,
+            "doc_max_length": 33,
+            "compr_rate": 8,
+            "lora_r": 2,
+            "training_stage": "stage1_2",
+        },
     ),
     "mistral-words-refusing-copies": Case(
-        family="mistral", template=REFUSING, specials=("<unk>", "<s>", "</s>"), bos="<s>", eos="</s>", words=True, copies=True,
+        family="mistral",
+        template=REFUSING,
+        specials=("<unk>", "<s>", "</s>"),
+        bos="<s>",
+        eos="</s>",
+        words=True,
+        copies=True,
         config={"doc_max_length": 64, "compr_rate": 4, "lora_r": 5, "pad_token_id": 2},
     ),
     "phi-dropping-one-memory-token": Case(
-        family="phi3", template=DROPPING, specials=("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>"), bos="<|endoftext|>",
-        eos="<|endoftext|>", config={"doc_max_length": 24, "compr_rate": 24, "lora_r": 4},
+        family="phi3",
+        template=DROPPING,
+        specials=("<|endoftext|>", "<|end|>", "<|user|>", "<|assistant|>"),
+        bos="<|endoftext|>",
+        eos="<|endoftext|>",
+        config={"doc_max_length": 24, "compr_rate": 24, "lora_r": 4},
     ),
     "mistral-without-separator": Case(
-        family="mistral", template=INST, specials=("<unk>", "<s>", "</s>"), bos="<s>", eos="</s>",
+        family="mistral",
+        template=INST,
+        specials=("<unk>", "<s>", "</s>"),
+        bos="<s>",
+        eos="</s>",
         config={"sep": False, "doc_max_length": 30, "compr_rate": 10, "lora_r": 4, "training_stage": "stage1"},
     ),
-}  # fmt: skip
+}
 
 
 # --- making one ------------------------------------------------------------------------------------------------------
@@ -133,12 +163,19 @@ def _write_tokenizer(folder: Path, case: Case) -> None:
     inner = Tokenizer(models.BPE(unk_token="<unk>" if case.words else None))
     if case.words:
         inner.normalizer = normalizers.NFC()
-        inner.pre_tokenizer, inner.decoder = pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace(prepend_scheme="first")
-        alphabet = sorted({*string.printable.strip(), "\n", *"".join(text for row in DOCUMENTS for text in row)} - {" "})
+        inner.pre_tokenizer, inner.decoder = (
+            pre_tokenizers.Metaspace(prepend_scheme="first"),
+            decoders.Metaspace(prepend_scheme="first"),
+        )
+        alphabet = sorted(
+            {*string.printable.strip(), "\n", *"".join(text for row in DOCUMENTS for text in row)} - {" "}
+        )
     else:
         inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=list(case.specials), initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=420, special_tokens=list(case.specials), initial_alphabet=alphabet, show_progress=False
+    )
     inner.train_from_iterator([text for row in DOCUMENTS for text in [*row, *QUESTIONS, SYSTEM]], trainer)
     others = [token for token in case.specials if token not in (case.bos, case.eos)]
     if case.bos is None:  # as a Qwen has it: what opens a turn is its first additional token
@@ -155,10 +192,19 @@ def make_base(folder: Path, case: Case, seed: int = 5) -> Path:
     _write_tokenizer(folder, case)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = _CONFIGS[case.family](
-        vocab_size=len(tokenizer) + case.unused_rows, hidden_size=48, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=1024, initializer_range=0.2, tie_word_embeddings=case.tied,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(tokenizer) + case.unused_rows,
+        hidden_size=48,
+        intermediate_size=56,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        initializer_range=0.2,
+        tie_word_embeddings=case.tied,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
     torch.manual_seed(seed)
     AutoModelForCausalLM.from_config(config).bfloat16().float().save_pretrained(folder)
     return folder
@@ -169,16 +215,31 @@ def make(folder: Path, case: Case) -> tuple[Path, Path]:
     base, checkpoint = make_base(folder / "base", case), folder / "checkpoint"
     checkpoint.mkdir()
     config = {
-        "model_type": "CLaRa", "decoder_model_name": "base", "doc_max_length": 64, "compr_rate": 16, "lora": True, "lora_r": 8,
-        "different_mem_tokens": True, "sep": True, "training_form": "both_separately", "training_stage": "stage2", "quantization": "no",
-        "pure_inference": False, "generation_top_k": NUM_SELECTED, "max_new_tokens": 128, "compr_model_name": None, "kbtc_training": False,
+        "model_type": "CLaRa",
+        "decoder_model_name": "base",
+        "doc_max_length": 64,
+        "compr_rate": 16,
+        "lora": True,
+        "lora_r": 8,
+        "different_mem_tokens": True,
+        "sep": True,
+        "training_form": "both_separately",
+        "training_stage": "stage2",
+        "quantization": "no",
+        "pure_inference": False,
+        "generation_top_k": NUM_SELECTED,
+        "max_new_tokens": 128,
+        "compr_model_name": None,
+        "kbtc_training": False,
         **case.config,
-    }  # fmt: skip
+    }
     (checkpoint / "config.json").write_text(json.dumps(config))
     lm = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = grown_tokenizer(config, base)
     dice = torch.Generator().manual_seed(11)
-    linear = {n: m for n, m in lm.named_modules() if isinstance(m, torch.nn.Linear) and m is not lm.get_output_embeddings()}
+    linear = {
+        n: m for n, m in lm.named_modules() if isinstance(m, torch.nn.Linear) and m is not lm.get_output_embeddings()
+    }
     adapters = {}
     for name in case.adapters:
         tensors = adapters[name] = {}
@@ -240,10 +301,13 @@ class Published:
         self.tokenizer = grown_tokenizer(self.config, base)
         self.lm = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).requires_grad_(False)
         self.lm.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-        self.lm.load_state_dict(torch.load(checkpoint / "decoder_first_last_layers.pth", weights_only=True), strict=False)
+        self.lm.load_state_dict(
+            torch.load(checkpoint / "decoder_first_last_layers.pth", weights_only=True), strict=False
+        )
         stored = torch.load(checkpoint / "adapters.pth", weights_only=True)
         self.adapters = {
-            name: {key: t.float().requires_grad_() for key, t in tensors.items() if ".lora_" in key} for name, tensors in stored.items()
+            name: {key: t.float().requires_grad_() for key, t in tensors.items() if ".lora_" in key}
+            for name, tensors in stored.items()
         }
         self.memory_ids = self.tokenizer.convert_tokens_to_ids(memory_names(self.config))
 
@@ -261,10 +325,18 @@ class Published:
         strings = [f"<ENC>{self.tokenizer.bos_token}{text}{self.tokenizer.eos_token}" for text in texts]
         longest = self.config["doc_max_length"] + 3
         found = self.tokenizer(
-            strings, add_special_tokens=False, padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
-        )  # fmt: skip
+            strings,
+            add_special_tokens=False,
+            padding="max_length",
+            truncation=True,
+            max_length=longest,
+            return_tensors="pt",
+        )
         tail = torch.tensor(self.memory_ids).expand(len(texts), -1)
-        ids, mask = torch.cat([found["input_ids"], tail], 1), torch.cat([found["attention_mask"], torch.ones_like(tail)], 1)
+        ids, mask = (
+            torch.cat([found["input_ids"], tail], 1),
+            torch.cat([found["attention_mask"], torch.ones_like(tail)], 1),
+        )
         states = self.run(adapter, input_ids=ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
         memory = states[:, -len(self.memory_ids) :]
         text = mask[:, : -len(self.memory_ids), None].float()
@@ -283,7 +355,9 @@ class Published:
         except TemplateError as error:
             if "System role not supported" not in str(error):
                 raise
-            return self.tokenizer.apply_chat_template([{"role": "user", "content": SYSTEM + "\n" + user}, *said], **options)
+            return self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": SYSTEM + "\n" + user}, *said], **options
+            )
 
     def embedded(self, ids: Sequence[int], memories: Tensor) -> Tensor:
         """Input embeddings `[1, L, H]` with memories `[k, M, H]` in their slots (clara.md 1.7, D2)."""
@@ -321,18 +395,31 @@ class Published:
         asked = self.compress(questions, reasoner)
         memory = packed["memory"].view(len(questions), num, *packed["memory"].shape[1:])
         out = {
-            "document_input_ids": packed["ids"], "document_attention_mask": packed["mask"], "query_input_ids": asked["ids"],
-            "query_attention_mask": asked["mask"], "document_memory": packed["memory"], "query_memory": asked["memory"],
-            "mse_per_document": packed["mse"], "settings": {"top_k": num_selected}, "generated_token_ids": [], "first_step_logits": [],
-            "prompt_token_ids": [], "label_token_ids": [], "label_logprobs": [], "questions": questions, "documents": documents,
+            "document_input_ids": packed["ids"],
+            "document_attention_mask": packed["mask"],
+            "query_input_ids": asked["ids"],
+            "query_attention_mask": asked["mask"],
+            "document_memory": packed["memory"],
+            "query_memory": asked["memory"],
+            "mse_per_document": packed["mse"],
+            "settings": {"top_k": num_selected},
+            "generated_token_ids": [],
+            "first_step_logits": [],
+            "prompt_token_ids": [],
+            "label_token_ids": [],
+            "label_logprobs": [],
+            "questions": questions,
+            "documents": documents,
             "answers": answers,
-        }  # fmt: skip
+        }
         for suffix, leak in (("", math.log(1e-8)), ("_neg_inf", -math.inf)):
             out |= self._selection(asked["memory"], memory, num_selected, suffix, leak, out)
         out["first_step_logits"] = torch.stack(out["first_step_logits"])
         return out
 
-    def _selection(self, query: Tensor, memory: Tensor, k: int, suffix: str, leak: float, out: dict[str, Any]) -> dict[str, Any]:
+    def _selection(
+        self, query: Tensor, memory: Tensor, k: int, suffix: str, leak: float, out: dict[str, Any]
+    ) -> dict[str, Any]:
         """Scores, soft weights, loss and gradients under one mask (clara.md 1.6, 4.3)."""
         for tensors in self.adapters.values():
             for tensor in tensors.values():
@@ -354,7 +441,10 @@ class Published:
                 slots.append(memory[row, best] + blend - blend.detach())
             chosen.append(order)
             soft.append(torch.stack(weights))
-            prompt_ids, target_ids = self.ids(self.prompt(question, k, None)), self.ids(self.prompt(question, k, answer))
+            prompt_ids, target_ids = (
+                self.ids(self.prompt(question, k, None)),
+                self.ids(self.prompt(question, k, answer)),
+            )
             labels = target_ids[len(prompt_ids) :]
             logits = self.run("decoder_adapter", inputs_embeds=self.embedded(target_ids, torch.stack(slots))).logits[0]
             said = logits.log_softmax(-1)[torch.arange(len(prompt_ids) - 1, len(target_ids) - 1), labels]
@@ -362,7 +452,11 @@ class Published:
             if not suffix:
                 with torch.no_grad():
                     first, greedy = self.greedy(prompt_ids, memory[row, order])
-                for name, value in (("prompt_token_ids", prompt_ids), ("label_token_ids", labels), ("label_logprobs", said.tolist())):
+                for name, value in (
+                    ("prompt_token_ids", prompt_ids),
+                    ("label_token_ids", labels),
+                    ("label_logprobs", said.tolist()),
+                ):
                     out[name].append(value)
                 out["first_step_logits"].append(first)
                 out["generated_token_ids"].append(greedy)
@@ -373,6 +467,11 @@ class Published:
             for name, tensors in self.adapters.items()
         }
         return {
-            "scores": joined.detach(), "topk_indices": chosen, f"soft_weights{suffix}": torch.stack(soft).detach(), "ce_loss": loss.item(),
-            f"grad_scores{suffix}": joined.grad, f"grad_query_memory{suffix}": query.grad.clone(), f"grad_adapter_norms{suffix}": norms,
-        }  # fmt: skip
+            "scores": joined.detach(),
+            "topk_indices": chosen,
+            f"soft_weights{suffix}": torch.stack(soft).detach(),
+            "ce_loss": loss.item(),
+            f"grad_scores{suffix}": joined.grad,
+            f"grad_query_memory{suffix}": query.grad.clone(),
+            f"grad_adapter_norms{suffix}": norms,
+        }

@@ -19,9 +19,13 @@ _START_SECONDS = 600
 _MARK = "RAY_AUTH_TOKEN_PATH"
 _HEAD_PORTS = ("port", "ray-client-server-port", "dashboard-port")
 _NODE_PORTS = (
-    "dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port", "metrics-export-port", "node-manager-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+    "node-manager-port",
     "object-manager-port",
-)  # fmt: skip
+)
 
 
 def kill(processes: Iterable[psutil.Process]) -> None:
@@ -58,7 +62,9 @@ class Cluster:
         own = {"RAY_AUTH_MODE": "token", _MARK: str(folder / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
         own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own
-        self.head, ports = self._start(["--head", "--temp-dir", str(self._temporary)], num_cpus, [*_HEAD_PORTS, *_NODE_PORTS])
+        self.head, ports = self._start(
+            ["--head", "--temp-dir", str(self._temporary)], num_cpus, [*_HEAD_PORTS, *_NODE_PORTS]
+        )
         self.address = f"127.0.0.1:{ports['port']}"
         self.environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{ports['dashboard-port']}"
 
@@ -66,14 +72,25 @@ class Cluster:
         """Another node, as another machine would join."""
         return self._start(["--address", self.address], num_cpus, _NODE_PORTS)[0]
 
-    def _start(self, arguments: list[str], num_cpus: int, port_names: Sequence[str]) -> tuple[psutil.Popen, dict[str, int]]:
-        command = [str(BIN / "ray"), "start", "--block", *arguments, "--node-ip-address", "127.0.0.1", "--num-cpus", str(num_cpus)]
+    def _start(
+        self, arguments: list[str], num_cpus: int, port_names: Sequence[str]
+    ) -> tuple[psutil.Popen, dict[str, int]]:
+        command = [
+            str(BIN / "ray"),
+            "start",
+            "--block",
+            *arguments,
+            "--node-ip-address",
+            "127.0.0.1",
+            "--num-cpus",
+            str(num_cpus),
+        ]
         # Workers' ports of the kernel's choice: from Ray's range, two clusters of a machine take the same ones.
         command += ["--min-worker-port", "0", "--max-worker-port", "0", "--object-store-memory", str(2**27)]
         log, deadline = self._folder / f"node-{len(self._nodes)}.txt", time.monotonic() + _START_SECONDS
         while True:
-            # Ray gives a node half a minute to start, which is not enough on a machine that is busy. A port that was taken meanwhile reads the same
-            # (`timed out during startup`), so each try has its own.
+            # Ray gives a node half a minute to start, which is not enough on a machine that is busy. A port that was
+            # taken meanwhile reads the same (`timed out during startup`), so each try has its own.
             began = time.time()
             ports = dict(zip(port_names, free_ports(len(port_names)), strict=True))
             given = [part for name, port in ports.items() for part in (f"--{name}", str(port))]

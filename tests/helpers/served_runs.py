@@ -13,15 +13,21 @@ from training import joint
 TIMEOUT_SECONDS = 900
 STEPS, SERVER = 40, "ray::SearchServer"
 SETTINGS: dict[str, object] = {
-    "joint__steps": STEPS, "joint__checkpoint_every": 2, "joint__optimiser__learning_rate": 1e-4,
+    "joint__steps": STEPS,
+    "joint__checkpoint_every": 2,
+    "joint__optimiser__learning_rate": 1e-4,
     # Steps long enough that the run is far from its end when the node goes.
-    "joint__questions_per_step": 24, "joint__micro_batch": 1,
-}  # fmt: skip
+    "joint__questions_per_step": 24,
+    "joint__micro_batch": 1,
+}
 SERVED: dict[str, object] = {
-    "launch__launcher": "ray", "launch__max_failures": 0, "retrieval__search_shards": 2, "retrieval__search_cpus": 0.5,
+    "launch__launcher": "ray",
+    "launch__max_failures": 0,
+    "retrieval__search_shards": 2,
+    "retrieval__search_cpus": 0.5,
     # Both ranks fill the head, so that the servers run on the other node.
     "launch__cpus_per_worker": 1,
-}  # fmt: skip
+}
 
 
 def begin(world: World, output: Path, cluster: Cluster, **values: object) -> "subprocess.Popen[str]":

@@ -55,7 +55,13 @@ def spark_environment() -> dict[str, str]:
     import pyspark
 
     home = str(Path(pyspark.__file__).parent)
-    return {**os.environ, "SPARK_HOME": home, "SPARK_LOCAL_IP": "127.0.0.1", "SPARK_NO_DAEMONIZE": "1", "PYTHONPATH": str(ROOT)}
+    return {
+        **os.environ,
+        "SPARK_HOME": home,
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_NO_DAEMONIZE": "1",
+        "PYTHONPATH": str(ROOT),
+    }
 
 
 def wait_for(what: Callable[[], bool], seconds: float = 600) -> None:
@@ -92,14 +98,30 @@ def standalone(folder: Path) -> Iterator[Cluster]:
     spark_class = str(Path(environment["SPARK_HOME"]) / "bin" / "spark-class")
     address = f"spark://127.0.0.1:{port}"
     with ExitStack() as stack:
-        logs = {name: stack.enter_context(open(folder / f"{name}.log", "w", encoding="utf-8")) for name in ("master", "worker", "pool")}
+        logs = {
+            name: stack.enter_context(open(folder / f"{name}.log", "w", encoding="utf-8"))
+            for name in ("master", "worker", "pool")
+        }
         pool_command = [sys.executable, "-m", "pipelines.worker_pool", f"--port={pool}"]
         pool_process = stack.enter_context(process(pool_command, logs["pool"], environment))
         master_command = [spark_class, _MASTER, "--host", "127.0.0.1", "--port", str(port), "--webui-port", "0"]
         stack.enter_context(process(master_command, logs["master"], environment))
         wait_for(lambda: listens(port))
-        worker_command = [spark_class, _WORKER, "--host", "127.0.0.1", "--cores", "2", "--memory", "2g", "--webui-port", "0"]
-        worker = stack.enter_context(process([*worker_command, "-d", str(folder / "work"), address], logs["worker"], environment))
+        worker_command = [
+            spark_class,
+            _WORKER,
+            "--host",
+            "127.0.0.1",
+            "--cores",
+            "2",
+            "--memory",
+            "2g",
+            "--webui-port",
+            "0",
+        ]
+        worker = stack.enter_context(
+            process([*worker_command, "-d", str(folder / "work"), address], logs["worker"], environment)
+        )
         wait_for(lambda: "Successfully registered with master" in (folder / "worker.log").read_text(encoding="utf-8"))
         wait_for(lambda: listens(pool))
         yield Cluster(address, f"localhost:{pool}", worker, pool_process, folder)

@@ -1,7 +1,8 @@
 """Object stores on the loopback, as the tests use them: emulators of S3 and GCS, behind a proxy that misbehaves on demand.
 
-The S3 emulator (moto) knows conditional writes, but looks and writes in two steps, between which another one may come: the proxy lets one in at a time.
-The emulator of GCS passes over `ifGenerationMatch`, so the proxy keeps that promise for it.
+The S3 emulator (moto) knows conditional writes, but looks and writes in two steps, between which another one may come:
+the proxy lets one in at a time. The emulator of GCS passes over `ifGenerationMatch`, so the proxy keeps that promise
+for it.
 """
 
 import http.client
@@ -74,13 +75,19 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers:
             if name.lower() not in _HOP_BY_HOP:
                 self.send_header(name, value)
-        length = {name.lower(): value for name, value in headers}.get("content-length", "0") if self.command == "HEAD" else str(len(body))
+        length = (
+            {name.lower(): value for name, value in headers}.get("content-length", "0")
+            if self.command == "HEAD"
+            else str(len(body))
+        )
         self.send_header("Content-Length", length)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _ask(
+        self, method: str, path: str, body: bytes, headers: dict[str, str]
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.proxy.backend, timeout=60)
         try:
             connection.request(method, path, body=body, headers=headers)
@@ -109,7 +116,11 @@ class _Handler(BaseHTTPRequestHandler):
             assert named is not None, body[:200]
             status, _, _ = self._ask("GET", f"/storage/v1/b/{bucket}/o/{quote(named[1].decode(), safe='')}", b"", {})
             if status == 200:
-                self._reply(412, [("Content-Type", "application/json")], b'{"error": {"code": 412, "message": "conditionNotMet"}}')
+                self._reply(
+                    412,
+                    [("Content-Type", "application/json")],
+                    b'{"error": {"code": 412, "message": "conditionNotMet"}}',
+                )
             else:
                 self._reply(*self._ask(self.command, self.path, body, headers))
 
@@ -123,7 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
 def proxied(backend: int) -> Iterator[Proxy]:
     """A proxy in front of a server of the loopback."""
     proxy = Proxy(backend)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy, "creating": threading.Lock()}))
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": proxy, "creating": threading.Lock()})
+    )
     server.daemon_threads = True
     proxy.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -60,17 +60,26 @@ def documents() -> list[dict[str, str]]:
     return rows
 
 
-def write_tokenizer(folder: Path, *, template: str | None = CHATML, bos: bool = True, pad: bool = True) -> PreTrainedTokenizerFast:
+def write_tokenizer(
+    folder: Path, *, template: str | None = CHATML, bos: bool = True, pad: bool = True
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer of about 400 entries, trained on the corpus, in a model folder."""
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     inner = Tokenizer(models.BPE())
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=400,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     inner.train_from_iterator([row["text"] for row in documents()], trainer)
-    names = {"eos_token": "<|im_end|>"} | ({"bos_token": "<|im_start|>"} if bos else {}) | ({"pad_token": "<|endoftext|>"} if pad else {})
+    names = (
+        {"eos_token": "<|im_end|>"}
+        | ({"bos_token": "<|im_start|>"} if bos else {})
+        | ({"pad_token": "<|endoftext|>"} if pad else {})
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **names, additional_special_tokens=specials[:2])
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
@@ -104,7 +113,11 @@ def write_backbone(
 
 def settings(backbone: Path, **model: object) -> Config:
     """A configuration for a tiny backbone in float32."""
-    shape = {"num_memory_tokens": NUM_MEMORY_TOKENS, "max_document_tokens": 96, "lora": Lora(rank=4, alpha=8.0, dropout=0.0)}
+    shape = {
+        "num_memory_tokens": NUM_MEMORY_TOKENS,
+        "max_document_tokens": 96,
+        "lora": Lora(rank=4, alpha=8.0, dropout=0.0),
+    }
     return Config(backbone=Backbone(path=str(backbone), dtype="float32"), model=Model.model_validate(shape | model))
 
 

@@ -9,7 +9,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ORCHESTRATORS = ("apache_beam", "ray", "deepspeed", "mlflow", "pipelines", "training", "infra")
 CORE = sorted(
-    ".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "clara").rglob("*.py") if not path.stem.startswith("__")
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "clara").rglob("*.py")
+    if not path.stem.startswith("__")
 )
 
 
@@ -28,7 +30,9 @@ def test_the_import_contracts_hold():
 
 def test_importing_all_of_clara_pulls_in_no_orchestrator():
     """Also through third parties: sys.modules is asked, not the source."""
-    code = f"import sys\nfor name in {CORE!r}: __import__(name)\nprint([m for m in {ORCHESTRATORS!r} if m in sys.modules])"
+    code = (
+        f"import sys\nfor name in {CORE!r}: __import__(name)\nprint([m for m in {ORCHESTRATORS!r} if m in sys.modules])"
+    )
     assert python(code).strip() == "[]"
 
 

@@ -31,14 +31,29 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder into which the wheel is installed, without its dependencies."""
     folder = tmp_path_factory.mktemp("wheel")
     wheel = build_wheel(folder)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(folder / "site"), str(wheel)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(folder / "site"),
+        str(wheel),
+    ]
     subprocess.run(command, check=True)
     return folder / "site"
 
 
 def test_the_wheel_holds_every_file_that_the_packages_read(installed: Path) -> None:
     names = subprocess.run(
-        ["git", "ls-files", "clara", "pipelines", "training", "infra"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "clara", "pipelines", "training", "infra"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     not_read = re.compile(r"infra/(results|start)/|README\.md$|infra/demo-packages\.txt$")
     wanted = [name for name in names.stdout.split("\n") if name and not not_read.search(name)]
@@ -49,7 +64,9 @@ def test_the_wheel_holds_every_file_that_the_packages_read(installed: Path) -> N
 def test_the_wheel_runs_from_elsewhere(installed: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
     said = "import sys, pipelines, infra; print(pipelines.__file__); from pipelines.build_memory.command import main; main(['--help'])"
-    ran = subprocess.run([sys.executable, "-c", said], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", said], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     assert ran.stdout.startswith(str(installed))
     assert "--gpu-type" in ran.stdout
 
@@ -84,9 +101,9 @@ def test_beam_and_python_are_the_same_versions_everywhere() -> None:
     assert set(re.findall(r"FROM python:([\d.]+)-slim", DOCKERFILE)) == {minor[1]}
     assert set(re.findall(r"beam_python([\d.]+)_sdk", DOCKERFILE)) == {minor[1]}
     assert set(re.findall(r"python(\d+)-template-launcher-base", DOCKERFILE)) == {minor[1].replace(".", "")}
-    assert f"apache-beam {beam}".lower() in (ROOT / "infra/spark/README.md").read_text(encoding="utf-8").lower().replace(
-        "apache beam", "apache-beam"
-    )
+    assert f"apache-beam {beam}".lower() in (ROOT / "infra/spark/README.md").read_text(
+        encoding="utf-8"
+    ).lower().replace("apache beam", "apache-beam")
 
 
 def test_images_install_from_pyproject_alone_and_hold_what_a_worker_imports() -> None:
@@ -97,8 +114,13 @@ def test_images_install_from_pyproject_alone_and_hold_what_a_worker_imports() ->
         assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
         assert {"beam", "gcp"} <= set(extras.split(","))
         assert "pip check" in stages[stage]
-    assert {re.split(r"[\[=]", requirement)[0] for requirement in PROJECT["dependencies"]} >= {"torch", "transformers", "safetensors"}
-    # Nothing is installed when a container starts, and no sources lie in its working directory, where they would hide a staged wheel.
+    assert {re.split(r"[\[=]", requirement)[0] for requirement in PROJECT["dependencies"]} >= {
+        "torch",
+        "transformers",
+        "safetensors",
+    }
+    # Nothing is installed when a container starts, and no sources lie in its working directory, where they would hide a
+    # staged wheel.
     assert 'ENTRYPOINT ["/opt/apache/beam/boot"]' in stages["beam"]
     assert stages["beam"].index("WORKDIR /\n") < stages["beam"].index("ENTRYPOINT")
     assert "pip" not in stages["dataflow"]
@@ -196,7 +218,12 @@ def test_template_parameters_become_the_commands_arguments() -> None:
     ]
     made = template.to_arguments([*given, "--project=p", "--temp_location=gs://a/t", "--runner=DataflowRunner"])
     args, rest = parser().parse_known_args(made)
-    assert (args.input, args.max_tokens, args.overwrite, args.language) == (["gs://a/*.jsonl", "gs://b/c.jsonl"], 96, True, ["en", "de"])
+    assert (args.input, args.max_tokens, args.overwrite, args.language) == (
+        ["gs://a/*.jsonl", "gs://b/c.jsonl"],
+        96,
+        True,
+        ["en", "de"],
+    )
     assert (args.runner, args.no_wait) == ("DataflowRunner", True)
     assert rest == ["--project=p", "--temp_location=gs://a/t"]
     with pytest.raises(InputError, match="expected true or false"):
@@ -210,10 +237,16 @@ def test_template_parameters_become_the_commands_arguments() -> None:
 
 def test_submit_commands_say_what_they_run(capsys: pytest.CaptureFixture[str]) -> None:
     assert (
-        spark_submit.main(["--master=spark://head:7077", "--processes=8", "--dry-run", "build_memory", "--output", "/shared/memory"]) == 0
+        spark_submit.main(
+            ["--master=spark://head:7077", "--processes=8", "--dry-run", "build_memory", "--output", "/shared/memory"]
+        )
+        == 0
     )
     said = capsys.readouterr().out
-    assert "pipelines.build_memory --output /shared/memory --runner=SparkRunner --spark_master_url=spark://head:7077" in said
+    assert (
+        "pipelines.build_memory --output /shared/memory --runner=SparkRunner --spark_master_url=spark://head:7077"
+        in said
+    )
     assert "--environment_type=EXTERNAL --environment_config=localhost:50000" in said
     given = [
         "--project=p",
@@ -228,7 +261,10 @@ def test_submit_commands_say_what_they_run(capsys: pytest.CaptureFixture[str]) -
     ]
     assert dataflow_submit.main(given) == 0
     said = capsys.readouterr().out
-    assert "--temp_location=gs://b/jobs/temp --staging_location=gs://b/jobs/staging --sdk_container_image=i --dry_run=True" in said
+    assert (
+        "--temp_location=gs://b/jobs/temp --staging_location=gs://b/jobs/staging --sdk_container_image=i --dry_run=True"
+        in said
+    )
     with pytest.raises(InputError, match="--bucket /tmp: expected gs://"):
         dataflow_submit.main(["--project=p", "--region=r", "--bucket=/tmp", "--image=i", "build_memory"])
 

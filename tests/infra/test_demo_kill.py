@@ -81,13 +81,17 @@ def versions_in_registry(shared: Path) -> tuple[int, str]:
     # Read as a file: MLflow's client would keep the database of a directory that was removed.
     with contextlib.closing(sqlite3.connect(shared / "mlflow.db")) as database:
         (number,) = database.execute("SELECT count(*) FROM model_versions WHERE name = 'clara-demo'").fetchone()
-        ((champion,),) = database.execute("SELECT version FROM registered_model_aliases WHERE name = 'clara-demo' AND alias = 'champion'")
+        ((champion,),) = database.execute(
+            "SELECT version FROM registered_model_aliases WHERE name = 'clara-demo' AND alias = 'champion'"
+        )
     return number, str(champion)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2700)
-def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(tmp_path: Path, tiny_backbone: Path, tiny_checkpoint: Path):
+def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(
+    tmp_path: Path, tiny_backbone: Path, tiny_checkpoint: Path
+):
     corpus, config = write_towns(tmp_path / "towns.jsonl"), tmp_path / "tiny.toml"
     config.write_text(CONFIG)
 
@@ -95,9 +99,28 @@ def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(tmp_path:
     home = tmp_path / "home"
 
     def command() -> list[str]:
-        given = ["--input", str(corpus), "--backbone", str(tiny_backbone), "--start", str(tiny_checkpoint), "--config", str(config)]
+        given = [
+            "--input",
+            str(corpus),
+            "--backbone",
+            str(tiny_backbone),
+            "--start",
+            str(tiny_checkpoint),
+            "--config",
+            str(config),
+        ]
         # One directory above each run holds its registry.
-        return [sys.executable, "-m", "infra.demo", "--documents", "30", "--no-world", "--output", str(home / "run"), *given]
+        return [
+            sys.executable,
+            "-m",
+            "infra.demo",
+            "--documents",
+            "30",
+            "--no-world",
+            "--output",
+            str(home / "run"),
+            *given,
+        ]
 
     def start() -> subprocess.Popen[bytes]:
         with open(tmp_path / "log.txt", "ab") as log:
@@ -113,7 +136,8 @@ def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(tmp_path:
     while kills < NUM_KILLS or not finished:
         process = start()
         try:
-            # What is done stays done, so that half a run's time from each start on reaches every step. Past the last kill it may run to its end.
+            # What is done stays done, so that half a run's time from each start on reaches every step. Past the last
+            # kill it may run to its end.
             status = process.wait(timeout=dice.uniform(0.0, whole_seconds / 2) if kills < NUM_KILLS else None)
         except subprocess.TimeoutExpired:
             kill_tree(process)

@@ -86,7 +86,9 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
 # --- fewer slots -----------------------------------------------------------------------------------------------------
 
 
-def test_fewer_slots_are_means_of_neighbours_and_adapters_stay(tiny_checkpoint: Path, tiny_backbone: Path, tmp_path: Path) -> None:
+def test_fewer_slots_are_means_of_neighbours_and_adapters_stay(
+    tiny_checkpoint: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
     command = [
         "--checkpoint",
         str(tiny_checkpoint),
@@ -98,7 +100,10 @@ def test_fewer_slots_are_means_of_neighbours_and_adapters_stay(tiny_checkpoint: 
         str(tmp_path / "fewer"),
     ]
     assert fewer_slots.main(command) == 0
-    old, new = (load_checkpoint(path, Backbone(path=str(tiny_backbone), dtype="float32")) for path in (tiny_checkpoint, tmp_path / "fewer"))
+    old, new = (
+        load_checkpoint(path, Backbone(path=str(tiny_backbone), dtype="float32"))
+        for path in (tiny_checkpoint, tmp_path / "fewer")
+    )
     assert new.num_memory_tokens == 2
     assert torch.allclose(new.slots.memory_tokens[1], old.slots.memory_tokens[NUM_MEMORY_TOKENS // 2 :].mean(dim=0))
     for role in ("compressor", "generator"):
@@ -109,7 +114,9 @@ def test_fewer_slots_are_means_of_neighbours_and_adapters_stay(tiny_checkpoint: 
 
 @pytest.mark.parametrize("count", [0, 3, 8])
 def test_a_number_that_does_not_divide_is_refused(tiny_backbone: Path, count: int) -> None:
-    with pytest.raises(InputError, match=f"--memory-tokens {count}: the checkpoint has {NUM_MEMORY_TOKENS}; choose a divisor"):
+    with pytest.raises(
+        InputError, match=f"--memory-tokens {count}: the checkpoint has {NUM_MEMORY_TOKENS}; choose a divisor"
+    ):
         fewer_slots.with_fewer_slots(build_model(tiny_backbone), count)
 
 
@@ -147,8 +154,13 @@ def test_baselines_are_read_by_the_first_systems_generator() -> None:
 
 def test_targets_say_whether_and_by_how_much() -> None:
     told = targets(rows(), [])
-    assert any(line.startswith("joint beats its start by 0.15 of Recall@2, 2wiki: +0.500") and line.endswith("reached") for line in told)
+    assert any(
+        line.startswith("joint beats its start by 0.15 of Recall@2, 2wiki: +0.500") and line.endswith("reached")
+        for line in told
+    )
     assert any("beats bm25" in line and line.endswith("not shown: the interval holds 0") for line in told)
     assert any("control cut" in line and line.endswith("not measured") for line in told)
     assert Target("a", PairedTest(0.1, 0.05, 0.2, 0.01, 9), 0.15).told().endswith("missed by 0.050")
-    assert Target("a", PairedTest(0.2, -0.05, 0.4, 0.2, 9), 0.15, significant=True).told().endswith("the interval holds 0")
+    assert (
+        Target("a", PairedTest(0.2, -0.05, 0.4, 0.2, 9), 0.15, significant=True).told().endswith("the interval holds 0")
+    )

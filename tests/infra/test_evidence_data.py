@@ -26,40 +26,60 @@ NAMES = [f"Town {a}{b}" for a in "ABCDEFGH" for b in "klmnop"]
 
 
 def paragraph(place: int) -> tuple[str, str]:
-    return NAMES[place], f"{NAMES[place]} lies on a river and was founded in {1200 + place}. Its mayor is {NAMES[place][5:]}us."
+    return NAMES[
+        place
+    ], f"{NAMES[place]} lies on a river and was founded in {1200 + place}. Its mayor is {NAMES[place][5:]}us."
 
 
 def multi_hop(number: int, *, first: int, answer: str = "") -> dict[str, object]:
     """A question whose pool is four paragraphs from `first` on, the first two of which support it."""
     pool = [paragraph(first + i) for i in range(4)]
     return {
-        "_id": f"q{number}-{first}", "type": "compositional", "question": f"Who is mayor of the town beyond {pool[0][0]}?",
-        "answer": answer or f"{pool[1][0][5:]}us", "context": [[title, [text]] for title, text in pool],
+        "_id": f"q{number}-{first}",
+        "type": "compositional",
+        "question": f"Who is mayor of the town beyond {pool[0][0]}?",
+        "answer": answer or f"{pool[1][0][5:]}us",
+        "context": [[title, [text]] for title, text in pool],
         "supporting_facts": [[pool[0][0], 0], [pool[1][0], 0]],
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of the four sets; training question 0's pool holds a paragraph that a held-out question needs, question 1 is answered by yes."""
     data = tmp_path_factory.mktemp("published")
-    train = [multi_hop(0, first=38), multi_hop(1, first=0, answer="yes"), *(multi_hop(n, first=4 * (n % 5)) for n in range(2, 12))]
+    train = [
+        multi_hop(0, first=38),
+        multi_hop(1, first=0, answer="yes"),
+        *(multi_hop(n, first=4 * (n % 5)) for n in range(2, 12)),
+    ]
     musique = [
         {
-            "id": f"m{n}", "question": f"When was {NAMES[44]} founded, number {n}?", "answer": "1244", "answerable": True,
+            "id": f"m{n}",
+            "question": f"When was {NAMES[44]} founded, number {n}?",
+            "answer": "1244",
+            "answerable": True,
             "paragraphs": [
-                {"idx": i, "title": paragraph(44 + i)[0], "paragraph_text": paragraph(44 + i)[1], "is_supporting": i == 0} for i in range(4)
+                {
+                    "idx": i,
+                    "title": paragraph(44 + i)[0],
+                    "paragraph_text": paragraph(44 + i)[1],
+                    "is_supporting": i == 0,
+                }
+                for i in range(4)
             ],
         }
         for n in range(3)
-    ]  # fmt: skip
+    ]
     scp = [
         {
-            "data_type": "qa", "question": [f"When was place {n} built?", f"Who built place {n}?"], "answers": [str(1900 + n), f"Builder {n}"],
+            "data_type": "qa",
+            "question": [f"When was place {n} built?", f"Who built place {n}?"],
+            "answers": [str(1900 + n), f"Builder {n}"],
             "docs": [f"This a document about Place {n}. \n Place {n} was built in {1900 + n} by Builder {n}."],
         }
         for n in range(20)
-    ]  # fmt: skip
+    ]
     # The title of a paragraph that a held-out question needs.
     scp.append(
         {
@@ -90,7 +110,9 @@ def test_no_training_pool_and_no_example_holds_a_held_out_document(published: Pa
     assert train
     assert not needed & {name for q in train for name in (*q.candidate_ids, *q.positive_ids)}
     assert not needed & {e.document_id for e in made.examples}
-    assert not {made.documents[name].title for name in needed if name in made.documents} & {e.title for e in made.examples}
+    assert not {made.documents[name].title for name in needed if name in made.documents} & {
+        e.title for e in made.examples
+    }
     assert made.counts["2wiki: dropped, a held-out document in the pool"] == 1
     assert made.counts["2wiki: dropped, answered by yes or no"] == 1
     assert made.counts["scp: dropped, title of a held-out document"] == 1
@@ -107,7 +129,11 @@ def test_every_pool_holds_its_positives_and_every_document_is_in_the_corpus(publ
 
 
 def test_a_larger_size_only_adds(published: Path) -> None:
-    few = {q.question_id for q in make(published, SMALL).questions if q.split == "train" and not q.question_id.startswith("scp")}
+    few = {
+        q.question_id
+        for q in make(published, SMALL).questions
+        if q.split == "train" and not q.question_id.startswith("scp")
+    }
     many = {q.question_id for q in make(published, Sizes(scp_share=0.3)).questions if q.split == "train"}
     assert few < many
 
@@ -121,7 +147,18 @@ def test_answers_are_handed_on_and_nobody_keeps_theirs() -> None:
 
 
 def test_command_writes_artefacts_once(published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--data", str(published), "--output", str(tmp_path / "made"), "--train-2wiki", "4", "--train-scp", "2", "--scp-share", "0.3"]
+    command = [
+        "--data",
+        str(published),
+        "--output",
+        str(tmp_path / "made"),
+        "--train-2wiki",
+        "4",
+        "--train-scp",
+        "2",
+        "--scp-share",
+        "0.3",
+    ]
     assert evidence_data.main(command) == 0
     questions, shuffled = (read_questions(tmp_path / "made" / name, "train") for name in ("questions", "shuffled"))
     assert [q.question_id for q in questions] == [q.question_id for q in shuffled]

@@ -21,14 +21,23 @@ def run(seconds: list[float], recall: list[float], blocked: float = 0.0, refresh
         metrics[step] |= {"held_out_answer_nats": 1 - value, "held_out_fresh_answer_nats": 2 - value}
         metrics[step] |= {"canary_cosine": value, "canary_overlap": value}
     cost = {
-        "refreshes": refreshes, "seconds": 6.0 * refreshes, "bytes": 2_000_000 * refreshes, "compute_share": 0.25 if refreshes else 0.0,
-        "median_step_seconds_beside_a_refresh": 2.0 if refreshes else None, "median_step_seconds_alone": 1.0,
+        "refreshes": refreshes,
+        "seconds": 6.0 * refreshes,
+        "bytes": 2_000_000 * refreshes,
+        "compute_share": 0.25 if refreshes else 0.0,
+        "median_step_seconds_beside_a_refresh": 2.0 if refreshes else None,
+        "median_step_seconds_alone": 1.0,
         "throughput_beside_a_refresh": 0.5 if refreshes else None,
-    } | ({"mean_ready_seconds": 7.5, "lost_tries": 1} if refreshes else {})  # fmt: skip
+    } | ({"mean_ready_seconds": 7.5, "lost_tries": 1} if refreshes else {})
     report = {
-        "questions_per_second": 8.0, "blocked_seconds": blocked * seconds[-1], "blocked_share": blocked, "rerank_seconds": 0.0,
-        "versions_by_step": [{}] * (refreshes + 1), "refresh_cost": cost, "staleness": [],
-    }  # fmt: skip
+        "questions_per_second": 8.0,
+        "blocked_seconds": blocked * seconds[-1],
+        "blocked_share": blocked,
+        "rerank_seconds": 0.0,
+        "versions_by_step": [{}] * (refreshes + 1),
+        "refresh_cost": cost,
+        "staleness": [],
+    }
     return {"metrics": metrics, "report": report}
 
 
@@ -81,7 +90,17 @@ def test_an_unknown_policy_is_refused(tmp_path: Path) -> None:
 
 def test_given_inputs_take_the_place_of_the_small_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     inputs = "checkpoint=/c,questions=/q,memory=/m,index=/i"
-    arguments = ["--output", str(tmp_path), "--inputs", inputs, "--policies", "full", "--config", "some.toml", "--dry-run"]
+    arguments = [
+        "--output",
+        str(tmp_path),
+        "--inputs",
+        inputs,
+        "--policies",
+        "full",
+        "--config",
+        "some.toml",
+        "--dry-run",
+    ]
     assert refresh_policies.main(arguments) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert "--config some.toml" in line
@@ -91,7 +110,12 @@ def test_given_inputs_take_the_place_of_the_small_world(tmp_path: Path, capsys: 
 
 
 def test_every_seed_has_its_own_world_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refresh_policies.main(["--output", str(tmp_path), "--policies", "none,full+correction", "--seeds", "0", "7", "--dry-run"]) == 0
+    assert (
+        refresh_policies.main(
+            ["--output", str(tmp_path), "--policies", "none,full+correction", "--seeds", "0", "7", "--dry-run"]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2 * (4 + 2)
     for line in lines[6:]:
@@ -106,10 +130,30 @@ def test_every_seed_has_its_own_world_and_runs(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.timeout(1200)
 def test_the_whole_command_on_a_tiny_world(tmp_path: Path) -> None:
     """Who waits is blocked, and who does not is not; MEMORY of who does nothing falls behind."""
-    tiny = ["pretrain.steps=3", "instruct.steps=2", "joint.questions_per_step=4", "joint.micro_batch=4", "joint.evaluate_questions=4"]
-    sets = [part for value in [*tiny, "joint.evaluate_every=4", "joint.refresh.canary_every=4"] for part in ("--set", value)]
+    tiny = [
+        "pretrain.steps=3",
+        "instruct.steps=2",
+        "joint.questions_per_step=4",
+        "joint.micro_batch=4",
+        "joint.evaluate_questions=4",
+    ]
+    sets = [
+        part for value in [*tiny, "joint.evaluate_every=4", "joint.refresh.canary_every=4"] for part in ("--set", value)
+    ]
     world = "--train 20 --held-out 20 --pretrain 20"
-    arguments = ["--output", str(tmp_path), "--steps", "8", "--every", "3", "--policies", "none,incremental,stop", "--world", world, *sets]
+    arguments = [
+        "--output",
+        str(tmp_path),
+        "--steps",
+        "8",
+        "--every",
+        "3",
+        "--policies",
+        "none,incremental,stop",
+        "--world",
+        world,
+        *sets,
+    ]
     assert refresh_policies.main(arguments) == 0
     found = json.loads((tmp_path / "results.json").read_text())["by_seed"]["0"]
     assert found["none"]["canary_cosine_last"] < found["stop"]["canary_cosine_last"]

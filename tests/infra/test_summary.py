@@ -20,7 +20,11 @@ REPORT = {
         "another": {"unseen": {"index.recall@1": figure(0.9)}},
     },
     "differences": {
-        "unseen": {"after - before": {"pool.recall@5": {"difference": 0.2, "low": 0.1, "high": 0.3, "p_value": 0.04, "num_questions": 7}}}
+        "unseen": {
+            "after - before": {
+                "pool.recall@5": {"difference": 0.2, "low": 0.1, "high": 0.3, "p_value": 0.04, "num_questions": 7}
+            }
+        }
     },
 }
 

@@ -95,7 +95,17 @@ def test_a_document_gives_the_same_pairs_in_any_corpus_order() -> None:
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = towns.write(tmp_path / "corpus.jsonl")
-    arguments = ["--input", str(corpus), "--output", str(tmp_path / "out"), "--exclude-held-out", "--kinds", "cloze", "--pairs", "3"]
+    arguments = [
+        "--input",
+        str(corpus),
+        "--output",
+        str(tmp_path / "out"),
+        "--exclude-held-out",
+        "--kinds",
+        "cloze",
+        "--pairs",
+        "3",
+    ]
     assert main([*arguments, "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
     assert main(arguments) == 0
@@ -112,8 +122,13 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("extra", "message"), [(["--kinds", "qa"], "expected autoencode, cloze"), (["--pairs", "0"], "at least 1"), (["--held-out-share", "2"], "share")]
-)  # fmt: skip
+    ("extra", "message"),
+    [
+        (["--kinds", "qa"], "expected autoencode, cloze"),
+        (["--pairs", "0"], "at least 1"),
+        (["--held-out-share", "2"], "share"),
+    ],
+)
 def test_bad_options_are_refused(tmp_path: Path, extra: list[str], message: str) -> None:
     corpus = towns.write(tmp_path / "corpus.jsonl")
     with pytest.raises(InputError, match=message):
@@ -134,7 +149,12 @@ def test_published_pairs(tmp_path: Path) -> None:
         "answers": ["Tamo"],
         "docs": ["This a document about St. Arlen. \n It lies on the Tamo."],
     }
-    other = {"data_type": "paraphrase", "question": [], "answers": ["On the Tamo lies a town."], "docs": ["A town on the Tamo."]}
+    other = {
+        "data_type": "paraphrase",
+        "question": [],
+        "answers": ["On the Tamo lies a town."],
+        "docs": ["A town on the Tamo."],
+    }
     first, second = scp(tmp_path, row, other, row)
     assert (first.kind, first.title, first.text) == ("qa", "St. Arlen", "It lies on the Tamo.")
     assert (first.questions, first.answers) == (("Which river?",), ("Tamo",))

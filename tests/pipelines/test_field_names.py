@@ -32,17 +32,23 @@ def lines(path: Path) -> list[dict[str, str]]:
 def corpora(tmp_path: Path) -> tuple[Path, Path]:
     """The same corpus twice; the other's names stand for something else in the second one."""
     plain, named = towns.write(tmp_path / "plain.jsonl"), tmp_path / "named.jsonl"
-    rows = [{NAMES.get(name, name): value for name, value in row.items()} | {"text": 3, "id": "x"} for row in lines(plain)]
+    rows = [
+        {NAMES.get(name, name): value for name, value in row.items()} | {"text": 3, "id": "x"} for row in lines(plain)
+    ]
     named.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return plain, named
 
 
-@pytest.mark.parametrize(("given", "read"), [(EXAMPLES, read_examples), (QUESTIONS, read_questions)], ids=["examples", "questions"])
+@pytest.mark.parametrize(
+    ("given", "read"), [(EXAMPLES, read_examples), (QUESTIONS, read_questions)], ids=["examples", "questions"]
+)
 def test_the_same_artefact(
     tmp_path: Path, corpora: tuple[Path, Path], given: list, read: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main, *arguments = given
-    plain, named = (["--input", str(corpus), "--output", str(tmp_path / f"of-{corpus.stem}"), *arguments] for corpus in corpora)
+    plain, named = (
+        ["--input", str(corpus), "--output", str(tmp_path / f"of-{corpus.stem}"), *arguments] for corpus in corpora
+    )
     assert main(plain) == 0
     assert main([*named, *FLAGS]) == 0
     assert read(tmp_path / "of-named") == read(tmp_path / "of-plain") != []
@@ -66,9 +72,13 @@ def test_the_same_selection_under_its_own_names(tmp_path: Path, corpora: tuple[P
     ]
     # What was chosen is read with the same flags; an id that was missing is there then.
     bare = tmp_path / "bare.jsonl"
-    bare.write_text("".join(json.dumps({"heading": row["title"], "body": row["text"]}) + "\n" for row in chosen), encoding="utf-8")
+    bare.write_text(
+        "".join(json.dumps({"heading": row["title"], "body": row["text"]}) + "\n" for row in chosen), encoding="utf-8"
+    )
     assert main(["--input", str(bare), "--output", str(tmp_path / "again.jsonl"), *arguments, *FLAGS]) == 0
-    assert {row["key"] for row in lines(tmp_path / "again.jsonl")} == {document_id(row["title"], row["text"]) for row in chosen}
+    assert {row["key"] for row in lines(tmp_path / "again.jsonl")} == {
+        document_id(row["title"], row["text"]) for row in chosen
+    }
 
 
 @pytest.mark.parametrize("given", [EXAMPLES, QUESTIONS, SELECTED], ids=["examples", "questions", "selection"])
@@ -80,15 +90,33 @@ def test_a_name_that_is_not_there_is_told(tmp_path: Path, corpora: tuple[Path, P
 
 
 @pytest.mark.parametrize(("main", "form"), [(build_examples.main, "scp"), (build_questions.main, "squad")])
-def test_where_no_corpus_is_read_they_are_refused(tmp_path: Path, corpora: tuple[Path, Path], main: Main, form: str) -> None:
+def test_where_no_corpus_is_read_they_are_refused(
+    tmp_path: Path, corpora: tuple[Path, Path], main: Main, form: str
+) -> None:
     with pytest.raises(InputError, match=rf"--title-field heading: --format {form} has names of its own; leave it out"):
-        main(["--input", str(corpora[0]), "--output", str(tmp_path / "out"), "--format", form, "--title-field", "heading"])
+        main(
+            [
+                "--input",
+                str(corpora[0]),
+                "--output",
+                str(tmp_path / "out"),
+                "--format",
+                form,
+                "--title-field",
+                "heading",
+            ]
+        )
 
 
 def test_plain_text_is_read_whatever_its_field_is_called(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("Arlen lies on the Tamo, and its market was opened in 1700.", encoding="utf-8")
     for flags in ([], FLAGS):
-        assert build_examples.main(["--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / f"out{len(flags)}"), *flags]) == 0
+        assert (
+            build_examples.main(
+                ["--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / f"out{len(flags)}"), *flags]
+            )
+            == 0
+        )
     assert read_examples(tmp_path / "out0") == read_examples(tmp_path / f"out{len(FLAGS)}")
 
 

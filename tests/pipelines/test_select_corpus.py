@@ -47,7 +47,11 @@ def questions_of(kept: set[str], edges: list[tuple[str, str]], cap: int) -> int:
 def test_dense_choices_beat_random_ones_and_do_not_depend_on_order() -> None:
     dice = random.Random(0)
     nodes = [f"n{i}" for i in range(60)]
-    edges = [(a, b) for a, b in ((dice.choice(nodes), nodes[min(59, int(dice.expovariate(0.1)))]) for _ in range(250)) if a != b]
+    edges = [
+        (a, b)
+        for a, b in ((dice.choice(nodes), nodes[min(59, int(dice.expovariate(0.1)))]) for _ in range(250))
+        if a != b
+    ]
     kept = densest(edges, nodes, 20, cap=3)
     at_random = [questions_of(set(dice.sample(nodes, 20)), edges, 3) for _ in range(200)]
     assert questions_of(kept, edges, 3) > max(at_random)
@@ -56,7 +60,9 @@ def test_dense_choices_beat_random_ones_and_do_not_depend_on_order() -> None:
 
 
 def test_selection_keeps_the_corpus_order_and_gives_questions() -> None:
-    corpus = towns.documents() + [Document(f"lone-{n}", f"Lonely Place {n}", "It stands for itself.") for n in range(40)]
+    corpus = towns.documents() + [
+        Document(f"lone-{n}", f"Lonely Place {n}", "It stands for itself.") for n in range(40)
+    ]
     chosen = select(corpus, 30)
     assert [d.id for d in corpus if d in chosen] == [d.id for d in chosen]
     assert not any(d.id.startswith("lone") for d in chosen)
@@ -96,7 +102,9 @@ def test_bad_corpora_are_named(tmp_path: Path, lines: list[str], message: str) -
 
 
 def test_without_an_id_the_contents_hash_is_taken_and_repetitions_are_one(tmp_path: Path) -> None:
-    (tmp_path / "c.jsonl").write_text('{"title": "T", "text": " a  b "}\n\n{"title": "T", "text": "a b"}\n', encoding="utf-8")
+    (tmp_path / "c.jsonl").write_text(
+        '{"title": "T", "text": " a  b "}\n\n{"title": "T", "text": "a b"}\n', encoding="utf-8"
+    )
     (document,) = read_corpus([str(tmp_path / "c.jsonl")])
     assert (document.id, document.text, document.line) == (document_id("T", "a b"), "a b", 1)
 
@@ -108,8 +116,13 @@ def test_other_encodings_are_named(tmp_path: Path) -> None:
 
 
 def test_ids_may_be_numbers_and_titles_missing(tmp_path: Path) -> None:
-    (tmp_path / "c.jsonl").write_text('{"id": 0, "title": null, "text": "a"}\n{"id": null, "text": "b"}\n', encoding="utf-8")
-    assert [(d.id, d.title) for d in read_corpus([str(tmp_path / "c.jsonl")])] == [("0", ""), (document_id("", "b"), "")]
+    (tmp_path / "c.jsonl").write_text(
+        '{"id": 0, "title": null, "text": "a"}\n{"id": null, "text": "b"}\n', encoding="utf-8"
+    )
+    assert [(d.id, d.title) for d in read_corpus([str(tmp_path / "c.jsonl")])] == [
+        ("0", ""),
+        (document_id("", "b"), ""),
+    ]
 
 
 @pytest.mark.parametrize("name", ["c.jsonl.gz", "c.jsonl.bz2", "c.jsonl.xz", "c.json", "c.parquet", "c[1].txt"])

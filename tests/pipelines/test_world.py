@@ -73,7 +73,10 @@ def names_in(texts):
 
 def test_held_out_names_are_new_together_and_known_apart(made):
     texts, questions, told = made
-    train = names_in([t for key, t in texts.items() if key.startswith("train-")] + [q.question for q in questions if q.split == "train"])
+    train = names_in(
+        [t for key, t in texts.items() if key.startswith("train-")]
+        + [q.question for q in questions if q.split == "train"]
+    )
     train |= names_in([e.text for e in told] + [w for e in told for w in (*e.questions, *e.answers)])
     unseen = names_in([q.question for q in questions if q.split != "train"])
     assert unseen

@@ -49,7 +49,9 @@ def test_likelihoods_are_the_models_own_whatever_the_batch(retriever: Retriever,
     readings = [Reading(q.question, q.answers[0], tuple(rows[i : i + i % 4])) for i, q in enumerate(questions)]
     found = MemoryReader(retriever).likelihoods(readings)
     for reading in readings:
-        nats, tokens = retriever.model.answer_log_likelihood([reading.question], [retriever.memories(reading.rows)], [reading.answer])
+        nats, tokens = retriever.model.answer_log_likelihood(
+            [reading.question], [retriever.memories(reading.rows)], [reading.answer]
+        )
         assert found[reading].nats == pytest.approx(float(nats[0]), abs=1e-4)
         assert found[reading].num_tokens == int(tokens[0])
         assert found[reading].per_token == pytest.approx(float(nats[0]) / int(tokens[0]), abs=1e-4)
@@ -93,7 +95,9 @@ def test_text_reader_puts_raw_passages_in_the_prompt_of_the_plain_lm(retriever: 
 
 
 @pytest.mark.parametrize("kind", ["memory", "bm25"])
-def test_finders_rank_the_pool_as_they_rank_everything(retriever: Retriever, questions: list[Question], kind: str) -> None:
+def test_finders_rank_the_pool_as_they_rank_everything(
+    retriever: Retriever, questions: list[Question], kind: str
+) -> None:
     corpus = Corpus(retriever.store)
     finder: Finder = MemoryFinder(retriever) if kind == "memory" else Bm25Finder(retriever.store)
     pools = [corpus.rows(corpus.pool(q, 10)) for q in questions]
@@ -113,7 +117,9 @@ def test_a_document_counts_by_its_best_chunk(retriever: Retriever) -> None:
     assert corpus.ranked_documents([second[1], first[0], second[0], first[1]]) == ["doc-02", "doc-01"]
 
 
-def test_made_pools_are_fixed_hold_the_positives_and_not_the_excluded(retriever: Retriever, questions: list[Question]) -> None:
+def test_made_pools_are_fixed_hold_the_positives_and_not_the_excluded(
+    retriever: Retriever, questions: list[Question]
+) -> None:
     corpus = Corpus(retriever.store)
     for question in questions:
         pool = corpus.pool(question, 12)
@@ -126,11 +132,14 @@ def test_made_pools_are_fixed_hold_the_positives_and_not_the_excluded(retriever:
             assert not set(question.exclude_ids) & set(pool)
     # A published pool with its right one in front is shuffled too, and the same whatever order it came in.
     ordered = [
-        dataclasses.replace(q, question_id=f"o{i}", candidate_ids=tuple(f"doc-{n:02d}" for n in range(10))) for i, q in enumerate(questions)
+        dataclasses.replace(q, question_id=f"o{i}", candidate_ids=tuple(f"doc-{n:02d}" for n in range(10)))
+        for i, q in enumerate(questions)
     ]
     places = [corpus.pool(q, 10).index("doc-00") for q in ordered]
     assert len(set(places)) > 4
-    assert [corpus.pool(dataclasses.replace(q, candidate_ids=q.candidate_ids[::-1]), 10).index("doc-00") for q in ordered] == places
+    assert [
+        corpus.pool(dataclasses.replace(q, candidate_ids=q.candidate_ids[::-1]), 10).index("doc-00") for q in ordered
+    ] == places
     seen = [q for q in questions if not q.candidate_ids]
     assert len({corpus.pool(q, 12).index(q.positive_ids[0]) for q in seen}) > 1  # the right one has no place of its own
 
@@ -148,7 +157,9 @@ def test_selection(retriever: Retriever, questions: list[Question]) -> None:
     assert chosen.none == ()
     turned = select(question, Rankings(index=(), pool=tuple(rows)), corpus, 2)
     assert turned.wrong is not None
-    assert corpus.document(turned.wrong[0]) == corpus.document(chosen.wrong[0])  # drawn by the question, not by the ranking
+    assert corpus.document(turned.wrong[0]) == corpus.document(
+        chosen.wrong[0]
+    )  # drawn by the question, not by the ranking
     assert select(question, Rankings(index=(), pool=()), corpus, 2).wrong is None
     unknown = dataclasses.replace(question, positive_ids=("not in memory",))
     assert select(unknown, rankings, corpus, 2).right is None
@@ -165,15 +176,23 @@ def test_retrieval_measures_worked_by_hand() -> None:
     assert first["index.precision@3"] == pytest.approx(1 / 3)
     assert (second["index.recall@1"], second["index.recall@3"], second["index.mrr"]) == (0.0, 0.5, pytest.approx(1 / 3))
     assert second["index_recall_curve"] == [0.0, 0.0] + [0.5] * 18
-    assert (third["index.recall@20"], third["index.mrr"], third["index_recall_curve"]) == (0.0, 0.0, [0.0] * 20)  # nothing found is a miss
+    assert (third["index.recall@20"], third["index.mrr"], third["index_recall_curve"]) == (
+        0.0,
+        0.0,
+        [0.0] * 20,
+    )  # nothing found is a miss
     assert fourth == {}  # no known positive: nothing is measured
 
 
 def test_a_question_that_finds_nothing_counts(retriever: Retriever) -> None:
     (chunk,) = retriever.store.records(retriever.store.row_ids[:1])
     asked = ["xyzzy plugh", input_text(chunk.title, chunk.text), "frobozz"]  # only the second has a word of the corpus
-    questions = [Question(f"q{i}", text, ("salt",), (chunk.document_id,), split="unseen") for i, text in enumerate(asked)]
-    rows = evaluate_system("own", retriever, questions, Settings(2, baselines=("bm25",), retrieval_only=True), with_text=True)
+    questions = [
+        Question(f"q{i}", text, ("salt",), (chunk.document_id,), split="unseen") for i, text in enumerate(asked)
+    ]
+    rows = evaluate_system(
+        "own", retriever, questions, Settings(2, baselines=("bm25",), retrieval_only=True), with_text=True
+    )
     lexical, own = ([row for row in rows if row["system"] == name] for name in ("bm25/own", "own"))
     for measure in ("index.recall@1", "index.mrr"):
         found = figures(lexical)[measure]
@@ -188,7 +207,12 @@ def test_a_paragraph_that_no_ranking_holds_has_the_rank_behind_them() -> None:
 
 
 def test_likelihood_measures_worked_by_hand() -> None:
-    told = {"right": Likelihood(-2.0, 4), "wrong": Likelihood(-5.0, 4), "none": Likelihood(-4.0, 4), "index": Likelihood(-3.0, 4)}
+    told = {
+        "right": Likelihood(-2.0, 4),
+        "wrong": Likelihood(-5.0, 4),
+        "none": Likelihood(-4.0, 4),
+        "index": Likelihood(-3.0, 4),
+    }
     measures = likelihood_measures(told)
     assert measures["right.log_likelihood_per_token"] == -0.5
     gaps = {name: value for name, value in measures.items() if name.startswith("gap.")}
@@ -213,26 +237,55 @@ def test_figures_and_differences_worked_by_hand() -> None:
 
 
 def arguments(world: World, output: Path, *more: str) -> list[str]:
-    common = ["--questions", str(world.questions), "--output", str(output), "--num-selected", "2", "--max-new-tokens", "3"]
+    common = [
+        "--questions",
+        str(world.questions),
+        "--output",
+        str(output),
+        "--num-selected",
+        "2",
+        "--max-new-tokens",
+        "3",
+    ]
     return [*common, "--system", f"before={world.checkpoint},{world.memory},{world.index}", *more]
 
 
 def test_retrieval_only_ranks_as_the_whole_evaluation_and_reads_nothing(world: World, tmp_path: Path) -> None:
     for name, more in (("whole", []), ("ranks", ["--retrieval-only"])):
         assert evaluate.main(arguments(world, tmp_path / name, "--generate", "0", *more)) == 0
-    whole, ranks = (json.loads((tmp_path / name / "report.json").read_text())["systems"]["before"]["unseen"] for name in ("whole", "ranks"))
-    assert ranks == {
-        measure: figure for measure, figure in whole.items() if ".recall@" in measure or ".precision@" in measure or ".mrr" in measure
-    }
-    assert {f"{where}.{name}@{k}" for where in ("index", "pool") for name in ("recall", "precision", "mrr") for k in (1, 3, 5, 20)} < set(
-        ranks
+    whole, ranks = (
+        json.loads((tmp_path / name / "report.json").read_text())["systems"]["before"]["unseen"]
+        for name in ("whole", "ranks")
     )
-    assert sorted(f.name for f in (tmp_path / "ranks").glob("*.png")) == ["recall-seen.png", "recall-unseen.png"]  # no empty pictures
+    assert ranks == {
+        measure: figure
+        for measure, figure in whole.items()
+        if ".recall@" in measure or ".precision@" in measure or ".mrr" in measure
+    }
+    assert {
+        f"{where}.{name}@{k}"
+        for where in ("index", "pool")
+        for name in ("recall", "precision", "mrr")
+        for k in (1, 3, 5, 20)
+    } < set(ranks)
+    assert sorted(f.name for f in (tmp_path / "ranks").glob("*.png")) == [
+        "recall-seen.png",
+        "recall-unseen.png",
+    ]  # no empty pictures
 
 
 def test_command(world: World, retriever: Retriever, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "evaluation"
-    both = arguments(world, output, "--system", f"after={world.trained},{world.memory}", "--baselines", "bm25,text", "--generate", "2")
+    both = arguments(
+        world,
+        output,
+        "--system",
+        f"after={world.trained},{world.memory}",
+        "--baselines",
+        "bm25,text",
+        "--generate",
+        "2",
+    )
     assert evaluate.main(both) == 0
     shown = capsys.readouterr().out
     assert "unseen: means" in shown
@@ -251,7 +304,9 @@ def test_command(world: World, retriever: Retriever, tmp_path: Path, capsys: pyt
     figure = report["systems"]["before"]["unseen"]["none.log_likelihood"]
     assert figure["value"] == pytest.approx(np.mean([row["none.log_likelihood"] for row in before]))
     assert figure["low"] <= figure["value"] <= figure["high"]
-    nats, _ = retriever.model.answer_log_likelihood([before[0]["question"]], [retriever.memories([])], [before[0]["answers"][0]])
+    nats, _ = retriever.model.answer_log_likelihood(
+        [before[0]["question"]], [retriever.memories([])], [before[0]["answers"][0]]
+    )
     assert before[0]["none.log_likelihood"] == pytest.approx(float(nats[0]), abs=1e-4)
     for row in rows:
         assert row["index.recall@5"] == float(row["positive_ids"][0] in row["index_documents"][:5])
@@ -315,7 +370,9 @@ def test_only_the_conditions_that_are_asked_for_are_read(world: World, tmp_path:
     whole, some = tmp_path / "whole", tmp_path / "some"
     assert evaluate.main(arguments(world, whole, "--limit", "2", "--generate", "0")) == 0
     assert evaluate.main(arguments(world, some, "--limit", "2", "--generate", "0", "--conditions", "pool,right")) == 0
-    all_figures, found = (json.loads((path / "report.json").read_text())["systems"]["before"]["unseen"] for path in (whole, some))
+    all_figures, found = (
+        json.loads((path / "report.json").read_text())["systems"]["before"]["unseen"] for path in (whole, some)
+    )
     likelihoods = {name for name in found if name.endswith(".log_likelihood")}
     assert likelihoods == {"pool.log_likelihood", "right.log_likelihood"}
     for name in likelihoods:
@@ -358,7 +415,10 @@ def test_dry_run_writes_nothing(world: World, tmp_path: Path, capsys: pytest.Cap
         (["--num-selected", "0"], "--num-selected is 0; expected 1 or more"),
         (["--accept-stale", "after"], "--accept-stale 'after': no such system"),
         (["--generate-conditions", "rigth"], "'rigth' is not known"),
-        (["--conditions", "pool", "--generate-conditions", "right"], "--generate-conditions 'right' is not among --conditions pool"),
+        (
+            ["--conditions", "pool", "--generate-conditions", "right"],
+            "--generate-conditions 'right' is not among --conditions pool",
+        ),
     ],
 )
 def test_refuses(world: World, tmp_path: Path, more: list[str], message: str) -> None:
@@ -370,19 +430,30 @@ def test_refuses(world: World, tmp_path: Path, more: list[str], message: str) ->
 def test_refuses_questions_of_another_corpus(world: World, tmp_path: Path, questions: list[Question]) -> None:
     from clara.data.questions import write_questions
 
-    write_questions(tmp_path / "questions", [dataclasses.replace(q, positive_ids=("elsewhere",)) for q in questions], recipe={})
+    write_questions(
+        tmp_path / "questions", [dataclasses.replace(q, positive_ids=("elsewhere",)) for q in questions], recipe={}
+    )
     other = dataclasses.replace(world, questions=tmp_path / "questions")
     with pytest.raises(InputError, match="none of the 12 questions has a right document"):
         evaluate.main(arguments(other, tmp_path / "evaluation"))
 
 
-def test_absent_positives_are_counted_and_count_as_not_found(world: World, tmp_path: Path, questions: list[Question]) -> None:
+def test_absent_positives_are_counted_and_count_as_not_found(
+    world: World, tmp_path: Path, questions: list[Question]
+) -> None:
     from clara.data.questions import write_questions
 
-    changed = [dataclasses.replace(q, positive_ids=("elsewhere",)) if q.question_id in ("q0", "q1") else q for q in questions]
+    changed = [
+        dataclasses.replace(q, positive_ids=("elsewhere",)) if q.question_id in ("q0", "q1") else q for q in questions
+    ]
     write_questions(tmp_path / "questions", changed, recipe={})
     other = dataclasses.replace(world, questions=tmp_path / "questions")
-    assert evaluate.main(arguments(other, tmp_path / "evaluation", "--generate", "0", "--splits", "unseen", "--baselines", "bm25")) == 0
+    assert (
+        evaluate.main(
+            arguments(other, tmp_path / "evaluation", "--generate", "0", "--splits", "unseen", "--baselines", "bm25")
+        )
+        == 0
+    )
     report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
     assert report["counts"]["before: questions whose positives are not in MEMORY"] == 2
     lexical = report["systems"]["bm25/before"]["unseen"]

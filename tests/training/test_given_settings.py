@@ -47,9 +47,14 @@ def test_a_setting_that_the_checkpoint_has_otherwise_is_refused(
 
 
 @pytest.mark.parametrize("stage", ["instruct", "joint"])
-def test_equal_settings_and_those_left_to_their_defaults_are_none_of_it(world: World, tmp_path: Path, stage: str) -> None:
+def test_equal_settings_and_those_left_to_their_defaults_are_none_of_it(
+    world: World, tmp_path: Path, stage: str
+) -> None:
     file = tmp_path / "equal.toml"
-    file.write_text("[model]\nnum_memory_tokens = 4\nlora = { rank = 4, alpha = 8 }\n[prompts]\nkeep_system = true\n", encoding="utf-8")
+    file.write_text(
+        "[model]\nnum_memory_tokens = 4\nlora = { rank = 4, alpha = 8 }\n[prompts]\nkeep_system = true\n",
+        encoding="utf-8",
+    )
     assert planned(world, tmp_path, stage, "--config", str(file)) == 0
     assert load(None).model.model_dump() != read_manifest(world.checkpoint)["model"]
     assert planned(world, tmp_path, stage) == 0
@@ -62,7 +67,11 @@ def test_a_file_may_serve_checkpoints_of_other_makes_and_what_counts_is_told(
     file.write_text("[model]\nnum_memory_tokens = 9\nlora = { alpha = 8.0, dropout = 0.5 }\n", encoding="utf-8")
     assert planned(world, tmp_path, "joint", "--config", str(file)) == 0
     (record,) = caplog.records
-    for words in ("model.num_memory_tokens is 9, the checkpoint's 4; ", "model.lora.dropout is 0.5, the checkpoint's 0.0", "keeps them"):
+    for words in (
+        "model.num_memory_tokens is 9, the checkpoint's 4; ",
+        "model.lora.dropout is 0.5, the checkpoint's 0.0",
+        "keeps them",
+    ):
         assert words in record.getMessage()
     assert "alpha" not in record.getMessage()
 
@@ -72,9 +81,21 @@ def test_all_that_differ_are_named_at_once(world: World, tmp_path: Path) -> None
     file.write_text("[model]\nnum_memory_tokens = 9\nlora = { alpha = 8.0, dropout = 0.5 }\n", encoding="utf-8")
     with pytest.raises(InputError) as told:
         planned(
-            world, tmp_path, "joint", "--config", str(file), "--set", "model.markers=false", "--set", "model.lora={rank = 4, dropout = 0.5}"
+            world,
+            tmp_path,
+            "joint",
+            "--config",
+            str(file),
+            "--set",
+            "model.markers=false",
+            "--set",
+            "model.lora={rank = 4, dropout = 0.5}",
         )
-    for words in ("model.lora.dropout is 0.5", "model.markers is False", "leave --set model.markers, model.lora.dropout out"):
+    for words in (
+        "model.lora.dropout is 0.5",
+        "model.markers is False",
+        "leave --set model.markers, model.lora.dropout out",
+    ):
         assert words in str(told.value)
     for words in ("num_memory_tokens", "alpha", "rank"):
         assert words not in str(told.value)
@@ -86,7 +107,12 @@ def test_a_checkpoint_from_nothing_takes_them(world: World, tmp_path: Path) -> N
 
 def test_what_was_given() -> None:
     config = load(None, ["model.lora.rank=16", "model.markers=true", "prompts.template_arguments.a=1", "seed=0"])
-    assert dict(config.given()) == {"model.lora.rank": 16, "model.markers": True, "prompts.template_arguments.a": 1, "seed": 0}
+    assert dict(config.given()) == {
+        "model.lora.rank": 16,
+        "model.markers": True,
+        "prompts.template_arguments.a": 1,
+        "seed": 0,
+    }
     assert dict(Config().given()) == {}
     assert dict(config.model.given("model.")) == {"model.lora.rank": 16, "model.markers": True}
 

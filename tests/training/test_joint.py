@@ -66,17 +66,24 @@ def equal(first: Path, second: Path) -> bool:
     [
         ({}, {"query_reasoner", "generator"}),
         ({"joint__train_generator": "false"}, {"query_reasoner"}),
-        ({"joint__train_compressor": "true", "joint__right_memory_share": 0.5}, {"compressor", "query_reasoner", "generator"}),
+        (
+            {"joint__train_compressor": "true", "joint__right_memory_share": 0.5},
+            {"compressor", "query_reasoner", "generator"},
+        ),
         # With the gradient cut at top-k, nothing reaches the query reasoner: the control stays where it began.
         ({"joint__cut_gradient": "true"}, {"generator"}),
     ],
 )
-def test_only_what_is_named_changes(world: World, tmp_path: Path, settings: dict[str, object], expected: set[str]) -> None:
+def test_only_what_is_named_changes(
+    world: World, tmp_path: Path, settings: dict[str, object], expected: set[str]
+) -> None:
     train(world, tmp_path, joint__steps=2, **settings)
     assert moved(world.checkpoint, tmp_path / "checkpoint") == expected
 
 
-def test_run_is_repeatable_and_then_up_to_date(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_is_repeatable_and_then_up_to_date(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(world, tmp_path / "a", joint__steps=3)
     train(world, tmp_path / "b", joint__steps=3)
     assert equal(tmp_path / "a/checkpoint", tmp_path / "b/checkpoint")
@@ -91,7 +98,8 @@ def test_micro_batches_do_not_change_the_gradient(world: World, tmp_path: Path) 
     one, four = weights(tmp_path / "1/checkpoint"), weights(tmp_path / "4/checkpoint")
     start = weights(world.checkpoint)
     for name, tensor in one.items():
-        # AdamW's first update has the gradient's sign at full rate, so that noise near zero may flip: all but few must agree.
+        # AdamW's first update has the gradient's sign at full rate, so that noise near zero may flip: all but few must
+        # agree.
         agree = ((tensor - start[name]) - (four[name] - start[name])).abs() < 1e-5
         assert agree.float().mean() > 0.99, name
 
@@ -123,7 +131,9 @@ def test_fixed_switch_after_the_next_snapshot_is_refused(world: World, tmp_path:
 
 
 @pytest.mark.parametrize("inline", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_refresh_switches_at_the_announced_step(world: World, tmp_path: Path, inline: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refresh_switches_at_the_announced_step(
+    world: World, tmp_path: Path, inline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if inline:
         monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     report = train(world, tmp_path, **FIXED)
@@ -148,7 +158,10 @@ def test_refresh_switches_at_the_announced_step(world: World, tmp_path: Path, in
     assert report["blocked_seconds"] == pytest.approx(sum(v["blocked_seconds"] for v in metrics.values()))
     # The snapshot after the last step is made too, though no step is left to use it, and fits the CHECKPOINT.
     assert report["memory_lag_steps"] == 0
-    stores = [MemoryStore.open(world.memory), *(MemoryStore.open(tmp_path / f"memory-v{n}", verify=True) for n in (1, 2, 3))]
+    stores = [
+        MemoryStore.open(world.memory),
+        *(MemoryStore.open(tmp_path / f"memory-v{n}", verify=True) for n in (1, 2, 3)),
+    ]
     assert len({store.fingerprint for store in stores}) == 4
     assert all(store.row_ids.tolist() == stores[0].row_ids.tolist() for store in stores)
     assert read_manifest(tmp_path / "memory-v2")["parent"] == stores[1].hash
@@ -165,9 +178,17 @@ def test_final_memory_fits_the_final_checkpoint(world: World, tmp_path: Path, mo
 
 
 def test_a_compressor_that_stands_still_after_the_snapshot_needs_no_final_refresh(world: World, tmp_path: Path) -> None:
-    settings = FIXED | {"joint__refresh__every_steps": 0, "joint__compressor_steps": 2, "joint__refresh__final": "true", "joint__steps": 5}
+    settings = FIXED | {
+        "joint__refresh__every_steps": 0,
+        "joint__compressor_steps": 2,
+        "joint__refresh__final": "true",
+        "joint__steps": 5,
+    }
     report = train(world, tmp_path, **settings)
-    assert report["versions_by_step"] == [{"version": 0, "first_step": 1, "last_step": 4}, {"version": 1, "first_step": 5, "last_step": 5}]
+    assert report["versions_by_step"] == [
+        {"version": 0, "first_step": 1, "last_step": 4},
+        {"version": 1, "first_step": 5, "last_step": 5},
+    ]
     assert report["memory_lag_steps"] == 0
     assert moved(world.checkpoint, tmp_path / "checkpoint") == {"compressor", "query_reasoner", "generator"}
     memory = tmp_path / "memory-v1"
@@ -210,7 +231,10 @@ def test_killed_run_ends_like_an_undisturbed_one(world: World, tmp_path: Path) -
     assert equal(tmp_path / "a/checkpoint", tmp_path / "b/checkpoint")
     assert report["versions_by_step"] == undisturbed["versions_by_step"]
     for number in (1, 2, 3):
-        one, other = MemoryStore.open(tmp_path / f"a/memory-v{number}"), MemoryStore.open(tmp_path / f"b/memory-v{number}")
+        one, other = (
+            MemoryStore.open(tmp_path / f"a/memory-v{number}"),
+            MemoryStore.open(tmp_path / f"b/memory-v{number}"),
+        )
         assert one.fingerprint == other.fingerprint
         assert (one.memory(one.row_ids) == other.memory(other.row_ids)).all()
 
@@ -262,8 +286,13 @@ def test_settings_added_later_leave_the_recipes_of_older_runs_alone(world: World
         return found
 
     assert settings()["refresh"].keys() == {
-        "policy", "start_step", "every_steps", "switch", "delta_steps", "final",
-    }  # fmt: skip
+        "policy",
+        "start_step",
+        "every_steps",
+        "switch",
+        "delta_steps",
+        "final",
+    }
     assert not settings().keys() & {"on_nonfinite", "evaluate_answer_tokens", "evaluate_fresh", "evaluate_pools"}
     changed = settings(joint__refresh__rerank="true", joint__on_nonfinite="skip")
     assert (changed["refresh"]["rerank"], changed["on_nonfinite"]) == (True, "skip")
@@ -271,16 +300,25 @@ def test_settings_added_later_leave_the_recipes_of_older_runs_alone(world: World
 
 def test_who_computes_and_how_long_one_waits_is_the_same_run(world: World, tmp_path: Path) -> None:
     same = {
-        "joint__refresh__num_cpus": 0.5, "joint__refresh__num_gpus": 1, "joint__refresh__wait_seconds": 5, "joint__refresh__max_attempts": 9,
-        "joint__refresh__max_seconds": 7, "joint__refresh__keep_versions": 0, "joint__checkpoint_every": 3, "joint__micro_batch": 1,
-        "launch__num_workers": 4, "retrieval__search_shards": 2,
-    }  # fmt: skip
+        "joint__refresh__num_cpus": 0.5,
+        "joint__refresh__num_gpus": 1,
+        "joint__refresh__wait_seconds": 5,
+        "joint__refresh__max_attempts": 9,
+        "joint__refresh__max_seconds": 7,
+        "joint__refresh__keep_versions": 0,
+        "joint__checkpoint_every": 3,
+        "joint__micro_batch": 1,
+        "launch__num_workers": 4,
+        "retrieval__search_shards": 2,
+    }
     wanted = recipe(load(None, world.sets(tmp_path)[1::2]))
     assert recipe(load(None, world.sets(tmp_path, **same)[1::2])) == wanted
     assert recipe(load(None, world.sets(tmp_path, joint__steps=7)[1::2])) != wanted
 
 
-def test_a_run_is_taken_up_by_other_micro_batches(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_taken_up_by_other_micro_batches(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train(world, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(JointStage, "announcement", lambda self, step: 1 / (4 - step))  # it dies in the fifth step
@@ -298,9 +336,7 @@ def test_another_run_of_other_settings_is_told(world: World, tmp_path: Path, cap
     train(world, tmp_path, joint__steps=1)
     assert "another run" not in caplog.text
     train(world, tmp_path, joint__steps=2, joint__on_nonfinite="skip")
-    told = (
-        f"another run of other settings (joint.on_nonfinite stop → skip, joint.steps 1 → 2) stands in {tmp_path}; this one begins at step 0"
-    )
+    told = f"another run of other settings (joint.on_nonfinite stop → skip, joint.steps 1 → 2) stands in {tmp_path}; this one begins at step 0"
     assert told in caplog.text
     # Not where it goes on, or is done.
     caplog.clear()
@@ -313,7 +349,9 @@ def test_another_run_of_other_settings_is_told(world: World, tmp_path: Path, cap
     assert "(joint.on_nonfinite skip → stop, joint.steps 2 → 1)" in caplog.text
 
 
-def test_relative_path_in_a_submitted_job_is_refused(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_path_in_a_submitted_job_is_refused(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(InputError, match=r"memory is 'artefacts/memory'.*absolute"):
         train(world, tmp_path, memory="artefacts/memory")
@@ -343,7 +381,9 @@ def test_evaluation_during_training(world: World, tmp_path: Path) -> None:
 
 def test_held_out_pools_are_ranked_where_training_searches(world: World, tmp_path: Path) -> None:
     settings = {"joint__evaluate_pools": "true", "joint__evaluate_fresh": "true"}
-    last = train(world, tmp_path, joint__steps=2, joint__evaluate_every=2, joint__evaluate_questions=8, **settings)["last"]
+    last = train(world, tmp_path, joint__steps=2, joint__evaluate_every=2, joint__evaluate_questions=8, **settings)[
+        "last"
+    ]
     assert isinstance(last, dict)
     assert "held_out_recall_at_5" not in last
     # Nothing was re-encoded and the compressor stood still, so what is fresh is what is stored.

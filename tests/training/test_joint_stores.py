@@ -57,13 +57,30 @@ def test_from_training_to_a_registered_model(world: World, urls: dict[str, str],
     common = ["--retrieval-only", "--num-selected=1", "--pool-size=4"]
     assert (
         evaluate.main(
-            ["--questions", urls["questions"], "--output", str(tmp_path / "evaluation"), "--system", system, *common, "--splits=unseen"]
+            [
+                "--questions",
+                urls["questions"],
+                "--output",
+                str(tmp_path / "evaluation"),
+                "--system",
+                system,
+                *common,
+                "--splits=unseen",
+            ]
         )
         == 0
     )
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
     given = [f"--{name}={urls[name]}" for name in ("checkpoint", "memory", "index")]
-    arguments = [*given, "--name=model", "--evaluation", str(tmp_path / "evaluation"), "--system=start", "--tracking-uri", database]
+    arguments = [
+        *given,
+        "--name=model",
+        "--evaluation",
+        str(tmp_path / "evaluation"),
+        "--system=start",
+        "--tracking-uri",
+        database,
+    ]
     assert register.main([*arguments, "--dry-run"]) == 0
     config = {"memory_uri": urls["memory"], "memory_hash": manifest_hash(world.memory)}
     assert pointed("memory", config) == urls["memory"]
@@ -99,9 +116,16 @@ def test_a_submitted_job_takes_urls_and_no_relative_path(
 ) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert joint.main(["--launcher", "local", *world.sets(tmp_path / "run", **urls), "--dry-run"]) == 0
-    with pytest.raises(InputError, match="relative path leads nowhere; give an absolute one that every machine sees, or a URL"):
+    with pytest.raises(
+        InputError, match="relative path leads nowhere; give an absolute one that every machine sees, or a URL"
+    ):
         joint.main(
-            ["--launcher", "local", *world.sets(tmp_path / "run", **{**urls, "memory": os.path.join("relative", "memory")}), "--dry-run"]
+            [
+                "--launcher",
+                "local",
+                *world.sets(tmp_path / "run", **{**urls, "memory": os.path.join("relative", "memory")}),
+                "--dry-run",
+            ]
         )
 
 

@@ -31,15 +31,27 @@ from training.stages.memory_stages import InstructStage, PretrainStage
 ROWS = tiny.documents()
 FLOAT32 = Backbone(dtype="float32")
 SETTINGS = [
-    "backbone.dtype=float32", "model.num_memory_tokens=4", "model.max_document_tokens=43", "model.lora.rank=4", "model.lora.dropout=0.1",
-    "pretrain.steps=6", "pretrain.documents_per_step=4", "instruct.steps=4", "instruct.questions_per_step=4", "instruct.num_documents=2",
-    "joint.checkpoint_every=2", "pretrain.optimiser.learning_rate=0.02", "instruct.optimiser.learning_rate=0.02",
-]  # fmt: skip
+    "backbone.dtype=float32",
+    "model.num_memory_tokens=4",
+    "model.max_document_tokens=43",
+    "model.lora.rank=4",
+    "model.lora.dropout=0.1",
+    "pretrain.steps=6",
+    "pretrain.documents_per_step=4",
+    "instruct.steps=4",
+    "instruct.questions_per_step=4",
+    "instruct.num_documents=2",
+    "joint.checkpoint_every=2",
+    "pretrain.optimiser.learning_rate=0.02",
+    "instruct.optimiser.learning_rate=0.02",
+]
 
 
 def question(number: int) -> Question:
     row = ROWS[number]
-    return Question(f"q{number}", f"Who is the mayor of {row['title']}?", (row["title"][:3],), (row["id"],), split="train")
+    return Question(
+        f"q{number}", f"Who is the mayor of {row['title']}?", (row["title"][:3],), (row["id"],), split="train"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +59,31 @@ def inputs(tiny_backbone: Path, corpus_file: Path, tmp_path_factory: pytest.Temp
     """The overrides that name a tiny run's inputs."""
     directory = tmp_path_factory.mktemp("inputs")
     qa = [
-        Example(f"e{n}", r["id"], r["title"], r["text"], "qa", ("Which town?", "Which river?"), tuple(r["title"].split(" on the ")))
+        Example(
+            f"e{n}",
+            r["id"],
+            r["title"],
+            r["text"],
+            "qa",
+            ("Which town?", "Which river?"),
+            tuple(r["title"].split(" on the ")),
+        )
         for n, r in enumerate(ROWS[:8])
     ]
     told = [Example(f"a{n}", r["id"], r["title"], r["text"], "autoencode") for n, r in enumerate(ROWS[8:12])]
     write_examples(directory / "examples", qa + told, recipe={})
-    write_questions(directory / "questions", [*map(question, range(8)), Question("q-none", "Why?", ("so",), split="train")], recipe={})
+    write_questions(
+        directory / "questions",
+        [*map(question, range(8)), Question("q-none", "Why?", ("so",), split="train")],
+        recipe={},
+    )
     return [
-        *SETTINGS, f"backbone.path={tiny_backbone}", f"examples={directory}/examples",
-        f"questions={directory}/questions", f"corpus={corpus_file}",
-    ]  # fmt: skip
+        *SETTINGS,
+        f"backbone.path={tiny_backbone}",
+        f"examples={directory}/examples",
+        f"questions={directory}/questions",
+        f"corpus={corpus_file}",
+    ]
 
 
 def command(sets: list[str], *more: str, flags: tuple[str, ...] = ()) -> list[str]:
@@ -135,12 +162,23 @@ def test_instruct_changes_compressor_and_generator_only(pretrained: Path, inputs
     assert main(command(inputs, "stage=instruct", f"checkpoint={pretrained}/checkpoint", f"output={tmp_path}")) == 0
     before, after = state(pretrained / "checkpoint"), state(tmp_path / "checkpoint")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if ".adapters." in name}  # the query reasoner is the compressor's copy again
-    assert all(torch.equal(after[n.replace("query_reasoner", "compressor")], t) for n, t in after.items() if "query_reasoner" in n)
+    assert changed == {
+        name for name in before if ".adapters." in name
+    }  # the query reasoner is the compressor's copy again
+    assert all(
+        torch.equal(after[n.replace("query_reasoner", "compressor")], t)
+        for n, t in after.items()
+        if "query_reasoner" in n
+    )
 
 
 def test_a_trained_backbone_is_stored(inputs: list[str], tmp_path: Path, tiny_backbone: Path):
-    assert main(command(inputs, "stage=pretrain", f"output={tmp_path}", "pretrain.train_backbone=true", "pretrain.steps=2")) == 0
+    assert (
+        main(
+            command(inputs, "stage=pretrain", f"output={tmp_path}", "pretrain.train_backbone=true", "pretrain.steps=2")
+        )
+        == 0
+    )
     manifest = artefact.read_manifest(tmp_path / "checkpoint")
     assert manifest["backbone"]["own"] is True
     trained = load_checkpoint(tmp_path / "checkpoint", FLOAT32).backbone.embedding.weight
@@ -163,12 +201,18 @@ def test_dry_run_writes_nothing(inputs: list[str], tmp_path: Path, capsys: pytes
         (["stage=instruct"], (), "checkpoint: empty"),
         (["stage=pretrain", "examples=/nowhere"], (), "/nowhere: no manifest.json"),
         (["stage=pretrain", "backbone.path=/nowhere"], (), "/nowhere"),
-        (["stage=pretrain", "pretrain.train_backbone=true", "backbone.dtype=bfloat16"], (), "train_backbone.*set backbone.dtype=float32"),
+        (
+            ["stage=pretrain", "pretrain.train_backbone=true", "backbone.dtype=bfloat16"],
+            (),
+            "train_backbone.*set backbone.dtype=float32",
+        ),
         (["stage=pretrain"], ("--micro-batch", "3"), "4 rows a step are not a multiple"),
         (["stage=pretrain"], ("--micro-batch", "-1"), "--micro-batch is -1"),
     ],
 )
-def test_what_is_missing_or_wrong_is_told(inputs: list[str], tmp_path: Path, sets: list[str], flags: tuple[str, ...], wanted: str):
+def test_what_is_missing_or_wrong_is_told(
+    inputs: list[str], tmp_path: Path, sets: list[str], flags: tuple[str, ...], wanted: str
+):
     with pytest.raises(InputError, match=wanted):
         main(command(inputs, f"output={tmp_path}", *sets, flags=flags))
 
@@ -188,8 +232,12 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(inputs: list[str], tm
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def instruct_stage(model: ClaraModel, questions: list[Question], micro_batch: int = 4, **settings: object) -> InstructStage:
-    config = Config(instruct=Instruct(questions_per_step=4, num_documents=3, **settings), model=Model(num_memory_tokens=4))
+def instruct_stage(
+    model: ClaraModel, questions: list[Question], micro_batch: int = 4, **settings: object
+) -> InstructStage:
+    config = Config(
+        instruct=Instruct(questions_per_step=4, num_documents=3, **settings), model=Model(num_memory_tokens=4)
+    )
     return InstructStage(model, questions, {row["id"]: row["text"] for row in ROWS}, config, micro_batch)
 
 
@@ -199,7 +247,11 @@ def test_an_instruct_prompt_holds_the_right_document_among_others_in_random_orde
     for step in range(12):
         (batch,) = stage.micro_batches(step, 0, 1)
         for prompt, selected in zip(batch.prompts, batch.selected, strict=True):
-            right = [n for n in range(8) if prompt == tiny_model.prompts.question(question(n).question, question(n).answers[0])]
+            right = [
+                n
+                for n in range(8)
+                if prompt == tiny_model.prompts.question(question(n).question, question(n).answers[0])
+            ]
             (right_ids,) = [tiny_model.document_ids(ROWS[n]["text"])[:96] for n in right]
             assert len(set(selected)) == 3
             places.add([batch.documents[s] for s in selected].index(right_ids))
@@ -322,13 +374,16 @@ def test_a_killed_process_resumes_to_the_same_weights(inputs: list[str], tmp_pat
 def test_other_documents_come_from_the_questions_pool_where_asked(tiny_model: ClaraModel):
     ids, texts = [row["id"] for row in ROWS], [tiny_model.document_ids(row["text"])[:96] for row in ROWS]
     asked = [
-        Question(f"q{n}", f"Who is {n}?", ("A",), (ids[n],), (ids[n], ids[9], ids[10], ids[11]), (ids[11],), "train") for n in range(4)
+        Question(f"q{n}", f"Who is {n}?", ("A",), (ids[n],), (ids[n], ids[9], ids[10], ids[11]), (ids[11],), "train")
+        for n in range(4)
     ]
     (batch,) = instruct_stage(tiny_model, asked, negatives="pool").micro_batches(0, 0, 1)
     for prompt, selected in zip(batch.prompts, batch.selected, strict=True):
         (number,) = [n for n in range(4) if prompt == tiny_model.prompts.question(f"Who is {n}?", "A")]
         assert sorted(texts.index(batch.documents[s]) for s in selected) == [number, 9, 10]
-    with pytest.raises(InputError, match=r"instruct.negatives is 'pool', and 1 of 5 questions have no candidate_ids \('q5' first\)"):
+    with pytest.raises(
+        InputError, match=r"instruct.negatives is 'pool', and 1 of 5 questions have no candidate_ids \('q5' first\)"
+    ):
         instruct_stage(tiny_model, [*asked, question(5)], negatives="pool")
 
 
@@ -340,7 +395,9 @@ def test_a_share_of_the_prompts_is_without_the_right_document(tiny_model: ClaraM
     for step in range(100):
         (batch,) = stage.micro_batches(step, 0, 1)
         for prompt, selected in zip(batch.prompts, batch.selected, strict=True):
-            (number,) = [n for n in range(8) if prompt == tiny_model.prompts.question(asked[n].question, asked[n].answers[0])]
+            (number,) = [
+                n for n in range(8) if prompt == tiny_model.prompts.question(asked[n].question, asked[n].answers[0])
+            ]
             offered = [texts.index(batch.documents[s]) for s in selected]
             assert len(set(offered)) == 3
             without += number not in offered

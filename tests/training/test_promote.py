@@ -35,7 +35,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
 def evaluation(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """EVALUATION of both systems on all twelve questions."""
     output = tmp_path_factory.mktemp("evaluation") / "evaluation"
-    systems = [f"before={world.checkpoint},{world.memory},{world.index}", f"after={world.trained},{world.memory},{world.index}"]
+    systems = [
+        f"before={world.checkpoint},{world.memory},{world.index}",
+        f"after={world.trained},{world.memory},{world.index}",
+    ]
     common = ["--questions", str(world.questions), "--output", str(output), "--num-selected", "2", "--generate", "0"]
     assert evaluate.main([*common, "--system", systems[0], "--system", systems[1]]) == 0
     return output
@@ -160,7 +163,9 @@ def test_register_promote_and_answer(
     assert "holds champion already" in capsys.readouterr().out
 
     # The loaded model answers as the open system does, from a list and from a table.
-    answered = Retriever.open(world.checkpoint, world.memory, world.index).ask(QUESTIONS, num_selected=2, max_new_tokens=4)
+    answered = Retriever.open(world.checkpoint, world.memory, world.index).ask(
+        QUESTIONS, num_selected=2, max_new_tokens=4
+    )
     served = mlflow.pyfunc.load_model(f"models:/{MODEL}@champion")
     for given in (QUESTIONS, pd.DataFrame({"question": QUESTIONS})):
         for record, expected_answer in zip(served.predict(given), answered, strict=True):
@@ -176,7 +181,10 @@ def test_register_promote_and_answer(
     assert register.main(registration(world, evaluation, store, "after")) == 0
     assert promote.main(promotion(store, "2", "--split", "unseen")) == 0
     assert client.get_model_version_by_alias(MODEL, "champion").version in (2, "2")
-    assert "beats the champion: index.log_likelihood +" in client.get_model_version(MODEL, "2").tags["clara.promotion.champion"]
+    assert (
+        "beats the champion: index.log_likelihood +"
+        in client.get_model_version(MODEL, "2").tags["clara.promotion.champion"]
+    )
     assert promote.main(promotion(store, "1")) == promote.NOT_PROMOTED
     assert "not better than the champion" in client.get_model_version(MODEL, "1").tags["clara.promotion.champion"]
     assert client.get_model_version_by_alias(MODEL, "champion").version in (2, "2")
@@ -199,14 +207,18 @@ def test_a_changed_memory_is_refused_on_loading(world: World, evaluation: Path, 
     manifest = json.loads((copied.memory / "manifest.json").read_text())
     manifest["tombstones"] = [int(Retriever.open(world.checkpoint, world.memory).store.row_ids[0])]
     (copied.memory / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match=r"this MEMORY has manifest hash [0-9a-f]{16}…, the model was registered with [0-9a-f]{16}…"):
+    with pytest.raises(
+        InputError, match=r"this MEMORY has manifest hash [0-9a-f]{16}…, the model was registered with [0-9a-f]{16}…"
+    ):
         mlflow.pyfunc.load_model("models:/moved/1")
     elsewhere = mlflow.pyfunc.load_model("models:/moved/1", model_config={"memory_uri": world.memory.as_uri()})
     assert len(elsewhere.predict(QUESTIONS)) == 2
 
 
 @pytest.mark.parametrize("name", ["", "it's", "a/b", "a:b", "x" * 300])
-def test_names_that_mlflow_refuses_are_refused_ahead_of_the_work(world: World, evaluation: Path, store: str, name: str) -> None:
+def test_names_that_mlflow_refuses_are_refused_ahead_of_the_work(
+    world: World, evaluation: Path, store: str, name: str
+) -> None:
     arguments = [name if a == MODEL else a for a in registration(world, evaluation, store, "before")]
     with pytest.raises(InputError, match=r"--name .*none of them among"):
         register.main(arguments)
@@ -232,7 +244,9 @@ def test_registration_refuses_numbers_that_answer_nothing(world: World, evaluati
             register.main([*registration(world, evaluation, store, "before"), flag, "-2"])
 
 
-def test_registration_refuses_what_was_not_evaluated(world: World, evaluation: Path, store: str, tmp_path: Path) -> None:
+def test_registration_refuses_what_was_not_evaluated(
+    world: World, evaluation: Path, store: str, tmp_path: Path
+) -> None:
     arguments = registration(world, evaluation, store, "before")
     swapped = [str(world.trained) if a == str(world.checkpoint) else a for a in arguments]
     with pytest.raises(InputError, match=r"--checkpoint: its manifest hash is .* was measured with"):
@@ -264,11 +278,17 @@ def test_a_systems_name_may_have_any_character(evaluation: Path, tmp_path: Path)
         text = (odd / name).read_text().replace('"before"', '"joint+5"').replace('"after"', '"joint_5"')
         (odd / name).write_text(text)
     data = mlflow.MlflowClient(store).get_run(track(odd, store, "clara")).data
-    checkpoints = {name: value for name, value in data.params.items() if name.startswith("systems.joint_5") and "checkpoint" in name}
+    checkpoints = {
+        name: value
+        for name, value in data.params.items()
+        if name.startswith("systems.joint_5") and "checkpoint" in name
+    }
     systems = read_manifest(odd)["systems"]
     assert set(checkpoints.values()) == {of["checkpoint"] for of in systems.values()}
     assert checkpoints["systems.joint_5.checkpoint"] == systems["joint_5"]["checkpoint"]
-    assert len([name for name in data.metrics if "/joint_5/index.recall_at_1" in name]) == 4  # two splits of two systems
+    assert (
+        len([name for name in data.metrics if "/joint_5/index.recall_at_1" in name]) == 4
+    )  # two splits of two systems
 
 
 def test_what_goes_wrong_while_an_evaluation_is_logged_ends_its_run(evaluation: Path, tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ def test_a_place_that_cannot_be_written(world: World, tmp_path: Path) -> None:
 
 def test_an_index_of_another_memory(world: World, tmp_path: Path, corpus_file: Path) -> None:
     shorter = tmp_path / "corpus.jsonl"
-    shorter.write_text("".join(corpus_file.read_text(encoding="utf-8").splitlines(keepends=True)[:20]), encoding="utf-8")
+    shorter.write_text(
+        "".join(corpus_file.read_text(encoding="utf-8").splitlines(keepends=True)[:20]), encoding="utf-8"
+    )
     other = joint_world.make(tmp_path / "other", world.checkpoint, shorter)
     with pytest.raises(InputError, match="build an index for this one"):
         train(world, tmp_path / "run", index=other.index)
@@ -57,12 +59,22 @@ def test_k_larger_than_n(world: World, tmp_path: Path) -> None:
 REFRESHED = {"joint__train_compressor": "true", "joint__refresh__policy": "full", "joint__refresh__every_steps": 2}
 
 
-@pytest.mark.parametrize(("factory", "why"), [("Nonsense", "FAISS says"), ("IVF4096,Flat", "4096 lists"), ("IVF2,PQ4", "256 centroids")])
+@pytest.mark.parametrize(
+    ("factory", "why"), [("Nonsense", "FAISS says"), ("IVF4096,Flat", "4096 lists"), ("IVF2,PQ4", "256 centroids")]
+)
 def test_an_index_that_no_refresh_could_build(world: World, tmp_path: Path, factory: str, why: str) -> None:
-    with pytest.raises(InputError, match=rf"retrieval\.factory '{factory}' for \d+ keys of 32 numbers: .*{why}.*or auto"):
+    with pytest.raises(
+        InputError, match=rf"retrieval\.factory '{factory}' for \d+ keys of 32 numbers: .*{why}.*or auto"
+    ):
         train(world, tmp_path, retrieval__factory=f"'{factory}'", **REFRESHED)
     with pytest.raises(InputError, match=r"retrieval\.factory"):
-        train(world, tmp_path, retrieval__factory=f"'{factory}'", joint__train_compressor="true", joint__refresh__final="true")
+        train(
+            world,
+            tmp_path,
+            retrieval__factory=f"'{factory}'",
+            joint__train_compressor="true",
+            joint__refresh__final="true",
+        )
     # Where nothing is built, it is not asked.
     assert train(world, tmp_path, retrieval__factory=f"'{factory}'", joint__steps=1) == 0
 
@@ -83,14 +95,19 @@ def test_an_index_that_search_servers_cannot_hold(world: World, tmp_path: Path) 
     prepared(world, tmp_path / "run", retrieval__factory="'HNSW8'", retrieval__search_shards=2)
 
 
-def test_an_index_that_every_rank_reads_whole_is_told_with_its_size(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_index_that_every_rank_reads_whole_is_told_with_its_size(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     build_index(world.memory, tmp_path / "blocks", "PQ8x4fs")
     with caplog.at_level(logging.WARNING):
         prepared(world, tmp_path / "run", launch__num_workers=3)
         assert "mapped" not in caplog.text
         prepared(world, tmp_path / "run", index=tmp_path / "blocks", launch__num_workers=3)
     size = (tmp_path / "blocks" / "index.faiss").stat().st_size / 2**30
-    assert caplog.text.count(f"of kind 'PQ8x4fs', can't be mapped: each rank (3 of them) reads all of its {size:.3f} GiB") == 1
+    assert (
+        caplog.text.count(f"of kind 'PQ8x4fs', can't be mapped: each rank (3 of them) reads all of its {size:.3f} GiB")
+        == 1
+    )
 
 
 def test_a_gpu_for_refreshes_that_is_not_there(world: World, tmp_path: Path) -> None:
@@ -114,13 +131,17 @@ def test_several_that_encode_want_ray(world: World, tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", ["full", "incremental"])
 def test_refreshes_that_would_never_begin(world: World, tmp_path: Path, policy: str) -> None:
     with pytest.raises(
-        InputError, match=rf"policy is '{policy}', start_step, every_steps and trigger_cosine are 0.*set joint\.refresh\.every_steps"
+        InputError,
+        match=rf"policy is '{policy}', start_step, every_steps and trigger_cosine are 0.*set joint\.refresh\.every_steps",
     ):
         train(world, tmp_path, joint__refresh__policy=policy, joint__train_compressor="true")
 
 
 def test_what_nothing_comes_of_is_told(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    values = REFRESHED | {"joint__refresh__start_step": 7, "joint__learning_rates": "{generator = 1e-3, compressor = 1e-3}"}
+    values = REFRESHED | {
+        "joint__refresh__start_step": 7,
+        "joint__learning_rates": "{generator = 1e-3, compressor = 1e-3}",
+    }
     arguments = ["--launcher", "local", "--dry-run", *world.sets(tmp_path, joint__train_generator="false", **values)]
     with caplog.at_level(logging.WARNING):
         assert joint.main(arguments) == 0
@@ -132,6 +153,11 @@ def test_what_nothing_comes_of_is_told(world: World, tmp_path: Path, caplog: pyt
 
 
 def test_published_pools_of_fewer_than_k_are_read_whole(world: World, tmp_path: Path) -> None:
-    values = {"joint__published_pool": "true", "joint__in_batch": "false", "joint__num_candidates": 12, "joint__num_selected": 10}
+    values = {
+        "joint__published_pool": "true",
+        "joint__in_batch": "false",
+        "joint__num_candidates": 12,
+        "joint__num_selected": 10,
+    }
     assert train(world, tmp_path, joint__steps=1, **values) == 0
     assert json.loads((tmp_path / "report.json").read_text())["steps"] == 1

@@ -1,8 +1,8 @@
 """Utility alignment: whether a retriever's scores order a pool as the documents' use for the answer does.
 
-The utility of a candidate is the gain in the answer's log-likelihood from its being among the selected: with it minus without it, the others kept;
-one that is not selected is put in the place of the last. Its solo utility: alone against nothing. Both are told by whoever reads: the generator,
-and the plain LM on raw text, which saw none of the training.
+The utility of a candidate is the gain in the answer's log-likelihood from its being among the selected: with it minus
+without it, the others kept; one that is not selected is put in the place of the last. Its solo utility: alone against
+nothing. Both are told by whoever reads: the generator, and the plain LM on raw text, which saw none of the training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,8 +77,8 @@ def aligned_rows(
 ) -> dict[str, Row]:
     """Measures of alignment by question id, and `CANDIDATES` for pictures and tables.
 
-    `alignment.WHO` and `alignment.WHO_solo`: correlation of the retriever's score with the utility that WHO tells; `…_lexical`: of BM25's score with
-    the same utility.
+    `alignment.WHO` and `alignment.WHO_solo`: correlation of the retriever's score with the utility that WHO tells;
+    `…_lexical`: of BM25's score with the same utility.
 
     Args:
         label: of progress.
@@ -89,12 +89,19 @@ def aligned_rows(
         num_selected: K.
         store: whose titles are shown.
     """
-    plans = [{"": probes(q, r.pool, num_selected), "_solo": solo_probes(q, r.pool)} for q, r in zip(questions, rankings, strict=True)]
-    wanted = [reading for plan in plans for of in plan.values() for p in of.values() for reading in (p.present, p.absent)]
+    plans = [
+        {"": probes(q, r.pool, num_selected), "_solo": solo_probes(q, r.pool)}
+        for q, r in zip(questions, rankings, strict=True)
+    ]
+    wanted = [
+        reading for plan in plans for of in plan.values() for p in of.values() for reading in (p.present, p.absent)
+    ]
     told = {}
     for who, reader in readers.items():
         title = f"{label}: utility, {who}"
-        with tqdm(total=reader.likelihood_tokens(wanted), desc=title, unit="tok", unit_scale=True, mininterval=1.0) as bar:
+        with tqdm(
+            total=reader.likelihood_tokens(wanted), desc=title, unit="tok", unit_scale=True, mininterval=1.0
+        ) as bar:
             told[who] = reader.likelihoods(wanted, bar.update)
     rows = {}
     for question, ranking, plan, common in zip(questions, rankings, plans, lexical, strict=True):
@@ -134,8 +141,8 @@ class Moved:
 def moved_documents(before: Sequence[Row], after: Sequence[Row], most: int = 10) -> tuple[list[Moved], list[Moved]]:
     """Documents that were pushed down although they look like the question, and pulled up although they don't; those that moved furthest first.
 
-    Looking alike: in the first quarter of the pool by BM25. Not: in its second half. A question gives two of each at most, or one question whose
-    pool is turned over would fill the table.
+    Looking alike: in the first quarter of the pool by BM25. Not: in its second half. A question gives two of each at
+    most, or one question whose pool is turned over would fill the table.
     """
     earlier = {row["question_id"]: row for row in before if row.get(CANDIDATES)}
     down, up = [], []
@@ -147,7 +154,9 @@ def moved_documents(before: Sequence[Row], after: Sequence[Row], most: int = 10)
         lexical_places = {c["row_id"]: place for place, c in enumerate(by_words)}
         for place, c in enumerate(row[CANDIDATES]):
             lexical_place, earlier_place = lexical_places[c["row_id"]], places.get(c["row_id"], place)
-            moved = Moved(row["question"], c["title"], c["positive"], lexical_place, earlier_place, place, c[GENERATOR], c[TEXT])
+            moved = Moved(
+                row["question"], c["title"], c["positive"], lexical_place, earlier_place, place, c[GENERATOR], c[TEXT]
+            )
             if place > earlier_place and 4 * lexical_place < len(places) and c["lexical"] > 0:
                 down.append(moved)
             elif place < earlier_place and 2 * lexical_place >= len(places):

@@ -37,7 +37,9 @@ def folder_hash(folder: str) -> str:
             f"--dense-model {folder!r}: no {_MODULES} in it; expected a sentence-transformers folder on this machine (nothing is downloaded)"
         )
     files = sorted(
-        file for file in path.rglob("*") if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")
+        file
+        for file in path.rglob("*")
+        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")
     )
     return hash_of([[str(file.relative_to(path)), sha256_file(file)] for file in files])
 
@@ -60,7 +62,9 @@ class DenseEncoder:
         try:
             from sentence_transformers import SentenceTransformer  # seconds, which only this baseline pays
         except ModuleNotFoundError as error:
-            raise InputError(f"{error.name}: not installed, and --baselines dense needs it; run: pip install 'clara-rag[train]'") from error
+            raise InputError(
+                f"{error.name}: not installed, and --baselines dense needs it; run: pip install 'clara-rag[train]'"
+            ) from error
         try:
             return SentenceTransformer(self.folder, device=self.device, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
@@ -74,9 +78,13 @@ class DenseEncoder:
         if self._known is None or not np.array_equal(self._known[0], store.row_ids):
             texts = [input_text(c.title, c.text) for c in store.records(store.row_ids)]
             shown = len(texts) > _BATCH_TEXTS
-            vectors = self.model.encode_document(texts, batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=shown)
+            vectors = self.model.encode_document(
+                texts, batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=shown
+            )
             self._known = store.row_ids, vectors
-        asked = self.model.encode_query(list(questions), batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=False)
+        asked = self.model.encode_query(
+            list(questions), batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=False
+        )
         return np.asarray(self.model.similarity(asked, self._known[1]).float().cpu().numpy(), np.float32)
 
 

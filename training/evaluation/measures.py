@@ -20,8 +20,8 @@ Row = dict[str, Any]
 def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives: Sequence[Sequence[str]]) -> list[Row]:
     """`WHERE.recall@k`, `WHERE.precision@k`, `WHERE.mrr@k`, `WHERE.mrr` and `WHERE_recall_curve` (recall at 1 to 20) of each question.
 
-    A question that nothing was found for counts 0: left out, it would raise the mean of a retriever that finds nothing for it. Questions without
-    a known positive have none of them.
+    A question that nothing was found for counts 0: left out, it would raise the mean of a retriever that finds nothing
+    for it. Questions without a known positive have none of them.
 
     Raises:
         InputError: the lengths differ, or a ranking names a document twice.
@@ -45,11 +45,15 @@ def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives:
 def hop_measures(where: str, ranking: Sequence[str], question: Question, absent: int | None = None) -> dict[str, float]:
     """`WHERE.first_hop_rank` and `WHERE.bridging_rank`: mean rank of the paragraphs that the question leads to, and of those behind them (1: first).
 
-    Questions without both kinds have neither measure; nor have those with a paragraph that is not ranked, unless `absent` gives its rank.
+    Questions without both kinds have neither measure; nor have those with a paragraph that is not ranked, unless
+    `absent` gives its rank.
     """
     rank = {document: place for place, document in enumerate(ranking, 1)}
     hops = dict(zip(question.positive_ids, question.positive_hops, strict=False))
-    kinds = {"first_hop": [d for d, hop in hops.items() if hop == 1], "bridging": [d for d, hop in hops.items() if hop > 1]}
+    kinds = {
+        "first_hop": [d for d, hop in hops.items() if hop == 1],
+        "bridging": [d for d, hop in hops.items() if hop > 1],
+    }
     ranks = {kind: [rank.get(document, absent) for document in documents] for kind, documents in kinds.items()}
     known = {kind: [r for r in of if r is not None] for kind, of in ranks.items()}
     if not all(kinds.values()) or known != ranks:

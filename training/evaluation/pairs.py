@@ -1,6 +1,7 @@
 """Evaluating one system: every way of finding and reading that it takes part in, a row of measures for each question and way.
 
-A way is called RETRIEVER/GENERATOR, as `bm25/after`; `after` alone is after/after, and `text/bm25` the plain LM on the passages that BM25 found.
+A way is called RETRIEVER/GENERATOR, as `bm25/after`; `after` alone is after/after, and `text/bm25` the plain LM on the
+passages that BM25 found.
 """
 
 import sys
@@ -18,7 +19,16 @@ from training.evaluation.alignment import GENERATOR, TEXT, aligned_rows
 from training.evaluation.dense import DenseEncoder, DenseFinder
 from training.evaluation.measures import Row, answer_measures, hop_measures, likelihood_measures, retrieval_measures
 from training.evaluation.readers import Known, Likelihood, MemoryReader, Reader, Reading, TextReader
-from training.evaluation.retrievers import CONDITIONS, DEPTH, Bm25Finder, Corpus, MemoryFinder, Rankings, Selection, select
+from training.evaluation.retrievers import (
+    CONDITIONS,
+    DEPTH,
+    Bm25Finder,
+    Corpus,
+    MemoryFinder,
+    Rankings,
+    Selection,
+    select,
+)
 from training.evaluation.systems import Settings
 
 KEPT_DOCUMENTS = 20
@@ -96,7 +106,8 @@ def evaluate_system(
         settings: what to do.
         with_text: whether the text baselines are measured on this one (they depend on the LM alone, so once is enough).
         shared: what other systems of this evaluation have computed.
-        found: what every system's retrieval found, by name, where all generators read it; None: only this one's, which is then computed.
+        found: what every system's retrieval found, by name, where all generators read it; None: only this one's, which
+            is then computed.
 
     Raises:
         InputError: see `own_rankings`.
@@ -113,12 +124,18 @@ def evaluate_system(
         lexical = Bm25Finder(retriever.store).rank(questions, pools)
     if "dense" in settings.baselines:
         if shared.dense is None:
-            raise InputError("--baselines dense needs a model; name its sentence-transformers folder with --dense-model")
+            raise InputError(
+                "--baselines dense needs a model; name its sentence-transformers folder with --dense-model"
+            )
         baselines["dense"] = DenseFinder(retriever.store, shared.dense).rank(questions, pools)
     if "bm25" in settings.baselines:
         baselines = {"bm25": lexical} | baselines
     ways = [Way(name, found[name], memory)]
-    ways += [Way(f"{other}/{name}", rankings, memory) for other, rankings in ({**found, **baselines}).items() if other != name]
+    ways += [
+        Way(f"{other}/{name}", rankings, memory)
+        for other, rankings in ({**found, **baselines}).items()
+        if other != name
+    ]
     if "text" in settings.baselines:
         if with_text:
             ways += [Way(f"text/{base}", rankings, text) for base, rankings in ({"bm25": lexical} | baselines).items()]
@@ -154,7 +171,10 @@ def _evaluate_way(
     settings: Settings,
 ) -> list[Row]:
     selections = [select(q, r, corpus, settings.num_selected) for q, r in zip(questions, way.rankings, strict=True)]
-    readings = [{} if settings.retrieval_only else _readings(q, s, settings.conditions) for q, s in zip(questions, selections, strict=True)]
+    readings = [
+        {} if settings.retrieval_only else _readings(q, s, settings.conditions)
+        for q, s in zip(questions, selections, strict=True)
+    ]
     likelihoods = _likelihoods(way, [reading for chosen in readings for reading in chosen.values()])
     told = first_of_each_split(questions, settings.num_generated)
     texts = _texts(way, questions, readings, told, settings)
@@ -172,8 +192,15 @@ def _evaluate_way(
             corpus.store,
         )
     rows = []
-    for question, chosen, retrieved in zip(questions, readings, _retrieval_rows(questions, way.rankings, corpus), strict=True):
-        row: Row = {"system": way.label, "split": question.split, "question_id": question.question_id, "question": question.question}
+    for question, chosen, retrieved in zip(
+        questions, readings, _retrieval_rows(questions, way.rankings, corpus), strict=True
+    ):
+        row: Row = {
+            "system": way.label,
+            "split": question.split,
+            "question_id": question.question_id,
+            "question": question.question,
+        }
         row |= {"answers": list(question.answers), "positive_ids": list(question.positive_ids)} | retrieved
         row |= likelihood_measures({condition: likelihoods[reading] for condition, reading in chosen.items()})
         for reading in list(chosen.values())[:1]:
@@ -194,7 +221,11 @@ def _likelihoods(way: Way, readings: Sequence[Reading]) -> dict[Reading, Likelih
 
 
 def _texts(
-    way: Way, questions: Sequence[Question], readings: Sequence[Mapping[str, Reading]], told: set[str], settings: Settings
+    way: Way,
+    questions: Sequence[Question],
+    readings: Sequence[Mapping[str, Reading]],
+    told: set[str],
+    settings: Settings,
 ) -> dict[Reading, str]:
     """Generated answers of the questions in `told`."""
     wanted = [
@@ -216,8 +247,12 @@ def _retrieval_rows(questions: Sequence[Question], rankings: Sequence[Rankings],
     index = [corpus.ranked_documents(r.index) for r in rankings]
     pool = [corpus.ranked_documents(r.pool) for r in rankings]
     rows: list[Row] = []
-    measured = zip(retrieval_measures("index", index, positives), retrieval_measures("pool", pool, positives), strict=True)
-    for question, over_index, in_pool, (index_measures, pool_measures) in zip(questions, index, pool, measured, strict=True):
+    measured = zip(
+        retrieval_measures("index", index, positives), retrieval_measures("pool", pool, positives), strict=True
+    )
+    for question, over_index, in_pool, (index_measures, pool_measures) in zip(
+        questions, index, pool, measured, strict=True
+    ):
         row: Row = {"index_documents": over_index[:KEPT_DOCUMENTS], "pool_documents": in_pool[:KEPT_DOCUMENTS]}
         # Beyond the depth of a ranking nothing is known but that it lies behind: the next rank is a lower bound.
         hops = hop_measures("index", over_index, question, DEPTH + 1) | hop_measures("pool", in_pool, question)

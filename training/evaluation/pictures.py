@@ -51,7 +51,9 @@ def recall_curves(rows: Mapping[str, Sequence[Row]], title: str) -> bytes | None
     if not panels:
         return None
     canvas = _canvas(len(panels))
-    for axes, (name, curves) in zip(canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True):
+    for axes, (name, curves) in zip(
+        canvas.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+    ):
         for retriever, known in curves.items():
             axes.plot(CURVE_AT, np.mean(known, axis=0), marker=".", label=retriever)
         axes.set(xlabel="k", xticks=(1, 5, 10, 15, 20), title=f"{title}: {name}", ylim=(0, 1.02))
@@ -66,7 +68,9 @@ def likelihood_bars(figures: Mapping[str, Mapping[str, Figure]], title: str) -> 
 
     None where nothing was read.
     """
-    figures = {system: of for system, of in figures.items() if any(name.endswith(".log_likelihood_per_token") for name in of)}
+    figures = {
+        system: of for system, of in figures.items() if any(name.endswith(".log_likelihood_per_token") for name in of)
+    }
     if not figures:
         return None
     canvas = _canvas(2)
@@ -90,7 +94,8 @@ def likelihood_bars(figures: Mapping[str, Mapping[str, Figure]], title: str) -> 
 def utility_points(rows: Mapping[str, Sequence[Row]], title: str) -> bytes | None:
     """PNG: utility of each candidate against its retrieval score, a column for the first system and for the last, a line for each reader.
 
-    Scores are standardised within each question, as they are compared within it only. None where alignment was not measured.
+    Scores are standardised within each question, as they are compared within it only. None where alignment was not
+    measured.
     """
     known = {name: [row for row in of if row.get(CANDIDATES)] for name, of in rows.items()}
     names = [name for name, of in known.items() if of]
@@ -105,7 +110,9 @@ def utility_points(rows: Mapping[str, Sequence[Row]], title: str) -> bytes | Non
                 points = [
                     (z, candidate[who])
                     for row in known[name]
-                    for z, candidate in zip(_standardised([c["score"] for c in row[CANDIDATES]]), row[CANDIDATES], strict=True)
+                    for z, candidate in zip(
+                        _standardised([c["score"] for c in row[CANDIDATES]]), row[CANDIDATES], strict=True
+                    )
                     if candidate["positive"] is positive
                 ]
                 if points:

@@ -70,8 +70,14 @@ class Known:
             return cls()
         found = json.loads(path.read_text(encoding="utf-8"))
         return cls(
-            {Reading(question, answer, tuple(rows)): Likelihood(**of) for question, answer, rows, of in found["likelihoods"]},
-            {(Reading(question, answer, tuple(rows)), longest): text for question, answer, rows, longest, text in found["answers"]},
+            {
+                Reading(question, answer, tuple(rows)): Likelihood(**of)
+                for question, answer, rows, of in found["likelihoods"]
+            },
+            {
+                (Reading(question, answer, tuple(rows)), longest): text
+                for question, answer, rows, longest, text in found["answers"]
+            },
         )
 
 
@@ -112,7 +118,9 @@ class Reader(ABC):
     def _num_slots(self, reading: Reading) -> int: ...
 
     @torch.no_grad()
-    def likelihoods(self, readings: Sequence[Reading], advance: Advance = lambda tokens: None) -> dict[Reading, Likelihood]:
+    def likelihoods(
+        self, readings: Sequence[Reading], advance: Advance = lambda tokens: None
+    ) -> dict[Reading, Likelihood]:
         """Log-likelihood of each reading's answer. An equal reading is computed once in this reader's life."""
         prompts = {r: self.prompt(r, r.answer) for r in dict.fromkeys(readings) if r not in self._likelihoods}
         for batch in self._batches(prompts):
@@ -123,19 +131,25 @@ class Reader(ABC):
             advance(sum(self.num_tokens(r, prompts[r]) for r in batch))
         return {reading: self._likelihoods[reading] for reading in readings}
 
-    def answers(self, readings: Sequence[Reading], max_new_tokens: int, advance: Advance = lambda tokens: None) -> dict[Reading, str]:
+    def answers(
+        self, readings: Sequence[Reading], max_new_tokens: int, advance: Advance = lambda tokens: None
+    ) -> dict[Reading, str]:
         """Greedy answers. An equal reading is answered once in this reader's life."""
         prompts = {r: self.prompt(r, None) for r in dict.fromkeys(readings) if (r, max_new_tokens) not in self._answers}
         for batch in self._batches(prompts, max_new_tokens):
             chosen = [prompts[r] for r in batch]
-            texts = self.model.generate_from(chosen, [self.memory(r) for r in batch], max_new_tokens=max_new_tokens, role=self._role)
+            texts = self.model.generate_from(
+                chosen, [self.memory(r) for r in batch], max_new_tokens=max_new_tokens, role=self._role
+            )
             self._answers |= {(r, max_new_tokens): text for r, text in zip(batch, texts, strict=True)}
             advance(sum(self.num_tokens(r, prompts[r]) for r in batch))
         return {reading: self._answers[reading, max_new_tokens] for reading in readings}
 
     def likelihood_tokens(self, readings: Sequence[Reading]) -> int:
         """Tokens that `likelihoods` will read."""
-        return sum(self.num_tokens(r, self.prompt(r, r.answer)) for r in dict.fromkeys(readings) if r not in self._likelihoods)
+        return sum(
+            self.num_tokens(r, self.prompt(r, r.answer)) for r in dict.fromkeys(readings) if r not in self._likelihoods
+        )
 
     def answer_tokens(self, readings: Sequence[Reading], max_new_tokens: int) -> int:
         """Tokens that `answers` will read, without those that it writes."""
@@ -145,7 +159,9 @@ class Reader(ABC):
     def _batches(self, prompts: dict[Reading, Prompt], extra_tokens: int = 0) -> list[list[Reading]]:
         lengths = {reading: self.num_tokens(reading, prompt) for reading, prompt in prompts.items()}
         order = sorted(lengths, key=lengths.__getitem__)
-        return [[order[i] for i in batch] for batch in plan_batches([lengths[r] for r in order], BATCH_TOKENS, extra_tokens)]
+        return [
+            [order[i] for i in batch] for batch in plan_batches([lengths[r] for r in order], BATCH_TOKENS, extra_tokens)
+        ]
 
 
 class MemoryReader(Reader):
@@ -184,7 +200,9 @@ class TextReader(Reader):
     def identity(retriever: Retriever) -> str:
         """What its likelihoods depend on beside the passages: two systems over one LM have it in common, whatever was trained."""
         fields = retriever.store.fingerprint_fields
-        return hash_of([fields.backbone, fields.tokenizer, fields.dtype, retriever.model.prompts.prompts.model_dump(mode="json")])
+        return hash_of(
+            [fields.backbone, fields.tokenizer, fields.dtype, retriever.model.prompts.prompts.model_dump(mode="json")]
+        )
 
     def prompt(self, reading: Reading, answer: str | None) -> Prompt:
         """See the base class."""
@@ -192,7 +210,10 @@ class TextReader(Reader):
         passages = "\n\n".join(input_text(c.title, c.text) for c in self._retriever.store.records(reading.rows))
         # Split first: a passage or a question may hold the placeholder's text itself.
         front, _, back = settings.answer_user.partition("{documents}")
-        user = "".join(part.replace("{question}", reading.question) if part is not passages else part for part in (front, passages, back))
+        user = "".join(
+            part.replace("{question}", reading.question) if part is not passages else part
+            for part in (front, passages, back)
+        )
         return self.model.prompts.text(settings.answer_system, user, answer)
 
     def memory(self, reading: Reading) -> Tensor:

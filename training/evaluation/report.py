@@ -53,14 +53,19 @@ class Evaluation:
 
     def figures(self) -> dict[str, dict[str, dict[str, Figure]]]:
         """Split → system → measure → figure."""
-        return {split: {system: figures(rows, self.seed) for system, rows in self.of(split).items()} for split in self.splits()}
+        return {
+            split: {system: figures(rows, self.seed) for system, rows in self.of(split).items()}
+            for split in self.splits()
+        }
 
     def differences(self) -> dict[str, dict[str, dict[str, PairedTest]]]:
         """Split → "challenger - base" → measure → difference."""
         found = {}
         for split in self.splits():
             rows = self.of(split)
-            found[split] = {f"{a} - {b}": differences(rows[a], rows[b], self.seed) for a, b in self.pairs if a in rows and b in rows}
+            found[split] = {
+                f"{a} - {b}": differences(rows[a], rows[b], self.seed) for a, b in self.pairs if a in rows and b in rows
+            }
         return found
 
     @property
@@ -83,15 +88,25 @@ def write_report(directory: Path, evaluation: Evaluation) -> list[str]:
     systems = dict.fromkeys(system for of in found.values() for system in of)
     moved = {split: evaluation.moved(split) for split in found}
     report = {
-        "systems": {s: {split: {m: asdict(f) for m, f in of[s].items()} for split, of in found.items() if s in of} for s in systems},
-        "differences": {split: {pair: {m: asdict(d) for m, d in ds.items()} for pair, ds in of.items()} for split, of in compared.items()},
-        "moved": {split: {where: [asdict(m) for m in of] for where, of in lists.items()} for split, lists in moved.items()},
+        "systems": {
+            s: {split: {m: asdict(f) for m, f in of[s].items()} for split, of in found.items() if s in of}
+            for s in systems
+        },
+        "differences": {
+            split: {pair: {m: asdict(d) for m, d in ds.items()} for pair, ds in of.items()}
+            for split, of in compared.items()
+        },
+        "moved": {
+            split: {where: [asdict(m) for m in of] for where, of in lists.items()} for split, lists in moved.items()
+        },
         "counts": evaluation.counts,
     }
     sections = [
         Section(
             split or "all questions",
-            tables_of(of, compared[split], {f"{where} ({evaluation.movement})": m for where, m in moved[split].items()}),
+            tables_of(
+                of, compared[split], {f"{where} ({evaluation.movement})": m for where, m in moved[split].items()}
+            ),
             _pictures(evaluation, split, of),
         )
         for split, of in found.items()
@@ -179,4 +194,9 @@ td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { backgr
 
 def html(sections: Sequence[Section], counts: Mapping[str, Any]) -> str:
     """The report as one page that needs no other file."""
-    return _PAGE.render(legend=LEGEND, sections=sections, counts=count_table(counts), encoded=lambda data: base64.b64encode(data).decode())
+    return _PAGE.render(
+        legend=LEGEND,
+        sections=sections,
+        counts=count_table(counts),
+        encoded=lambda data: base64.b64encode(data).decode(),
+    )

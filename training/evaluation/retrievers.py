@@ -44,7 +44,9 @@ class MemoryFinder:
     def rank(self, questions: Sequence[Question], pools: Sequence[Sequence[int]]) -> list[Rankings]:
         """See `Finder`."""
         queries_BMD = self._retriever.queries([q.question for q in questions])
-        found, _ = self._retriever.search(queries_BMD, min(DEPTH, len(self._retriever.store)), [q.exclude_ids for q in questions])
+        found, _ = self._retriever.search(
+            queries_BMD, min(DEPTH, len(self._retriever.store)), [q.exclude_ids for q in questions]
+        )
         rankings = []
         for query_MD, index, pool in zip(queries_BMD, found.tolist(), pools, strict=True):
             scores = dict(zip(pool, self._retriever.score(query_MD, pool), strict=True))
@@ -102,13 +104,16 @@ class Corpus:
     def pool(self, question: Question, size: int) -> tuple[str, ...]:
         """Document ids of a question's fixed pool.
 
-        The one that it was published with, or else its positives and others of the corpus: the same ones at every call, for every system, in
-        an order that hashes give. Published pools may have the right ones in front, also in QUESTIONS that others wrote.
+        The one that it was published with, or else its positives and others of the corpus: the same ones at every call,
+        for every system, in an order that hashes give. Published pools may have the right ones in front, also in
+        QUESTIONS that others wrote.
         """
         documents = dict.fromkeys(question.candidate_ids)
         if not documents:
             closed = {*question.positive_ids, *question.exclude_ids}
-            others = sorted((d for d in self.documents if d not in closed), key=lambda d: hash_of([question.question_id, d]))
+            others = sorted(
+                (d for d in self.documents if d not in closed), key=lambda d: hash_of([question.question_id, d])
+            )
             documents = dict.fromkeys([*question.positive_ids, *others[: max(0, size - len(question.positive_ids))]])
         return tuple(sorted(documents, key=lambda d: hash_of(["order", question.question_id, d])))
 
@@ -131,8 +136,8 @@ CONDITIONS = ("index", "pool", "right", "wrong", "none")
 def select(question: Question, rankings: Rankings, corpus: Corpus, num_selected: int) -> Selection:
     """Choose what the generator reads.
 
-    `right`: the best chunk of every known positive (K at most). `wrong`: one other document of the pool, drawn by the question's id alone, so
-    that it is the same for every system; its best chunk.
+    `right`: the best chunk of every known positive (K at most). `wrong`: one other document of the pool, drawn by the
+    question's id alone, so that it is the same for every system; its best chunk.
     """
     best = {}
     for row in reversed(rankings.pool):

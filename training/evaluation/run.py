@@ -24,7 +24,8 @@ PARTS = ".parts"
 
 def questions_hash(questions: Sequence[Question]) -> str:
     """Hash of what is asked: two evaluations with an equal one may be compared question by question."""
-    # A field that came later counts where it says something: questions without hops hash as they did before hops were kept.
+    # A field that came later counts where it says something: questions without hops hash as they did before hops were
+    # kept.
     return hash_of([{k: v for k, v in asdict(q).items() if k != "positive_hops" or v} for q in questions])
 
 
@@ -73,7 +74,13 @@ class Measuring:
                 logger.info("system %s: measured before, in %s", system.name, part)
             else:
                 measured = evaluate_system(
-                    system.name, self._open(system), self.questions, self.settings, with_text=number == 0, shared=shared, found=found
+                    system.name,
+                    self._open(system),
+                    self.questions,
+                    self.settings,
+                    with_text=number == 0,
+                    shared=shared,
+                    found=found,
                 )
                 absent = missing_documents(self.questions, self._open(system))
                 artefact.atomic_write(part, json.dumps({"rows": measured, "absent": absent}, ensure_ascii=False))
@@ -92,7 +99,13 @@ class Measuring:
         first = ""
         for system in self.systems:
             part = self._part(
-                ["rankings", self._plan(system), self.settings.num_selected, self.settings.pool_size, questions_hash(self.questions)]
+                [
+                    "rankings",
+                    self._plan(system),
+                    self.settings.num_selected,
+                    self.settings.pool_size,
+                    questions_hash(self.questions),
+                ]
             )
             if not part.is_file():
                 rankings = own_rankings(system.name, self._open(system), self.questions, self.settings)
@@ -126,8 +139,9 @@ class Measuring:
 def compared_pairs(names: Sequence[str], rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(challenger, base) labels whose paired difference is shown.
 
-    Every system with those before it, and with the baselines beside it. Where generators read what others found, also the two steps of which the
-    difference of two systems is made: retrieval under one generator, the generator on one retrieval.
+    Every system with those before it, and with the baselines beside it. Where generators read what others found, also
+    the two steps of which the difference of two systems is made: retrieval under one generator, the generator on one
+    retrieval.
     """
     labels = dict.fromkeys(row["system"] for row in rows)
     later_first = [(later, earlier) for number, later in enumerate(names) for earlier in names[:number]]

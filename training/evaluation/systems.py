@@ -32,9 +32,13 @@ class SystemPaths:
         name, _, rest = text.partition("=")
         paths = [p.strip() for p in rest.split(",")]
         if not name.strip() or "/" in name or len(paths) not in (2, 3) or not all(paths):
-            raise InputError(f"--system {text!r}: expected NAME=CHECKPOINT,MEMORY or NAME=CHECKPOINT,MEMORY,INDEX (no / in the name)")
+            raise InputError(
+                f"--system {text!r}: expected NAME=CHECKPOINT,MEMORY or NAME=CHECKPOINT,MEMORY,INDEX (no / in the name)"
+            )
         if name.strip() in BASELINES:
-            raise InputError(f"--system {text!r}: {name.strip()!r} is what a baseline is called in the report; choose another name")
+            raise InputError(
+                f"--system {text!r}: {name.strip()!r} is what a baseline is called in the report; choose another name"
+            )
         return cls(name.strip(), paths[0], paths[1], paths[2] if len(paths) == 3 else None)
 
     def hashes(self) -> dict[str, str]:
@@ -86,7 +90,12 @@ def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device
     """
     try:
         return Retriever.open(
-            paths.checkpoint, paths.memory, paths.index or None, backbone=backbone, accept_stale=accept_stale, device=device
+            paths.checkpoint,
+            paths.memory,
+            paths.index or None,
+            backbone=backbone,
+            accept_stale=accept_stale,
+            device=device,
         )
     except InputError as error:
         raise InputError(f"system {paths.name}: {error}") from error
@@ -95,5 +104,7 @@ def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device
 def missing_documents(questions: Sequence[Question], retriever: Retriever) -> Mapping[str, int]:
     """How many questions know no right document, and how many know some of which MEMORY has none."""
     unlabelled = sum(not q.positive_ids for q in questions)
-    absent = sum(bool(q.positive_ids) and not any(retriever.store.rows_of(d) for d in q.positive_ids) for q in questions)
+    absent = sum(
+        bool(q.positive_ids) and not any(retriever.store.rows_of(d) for d in q.positive_ids) for q in questions
+    )
     return {"questions without known positives": unlabelled, "questions whose positives are not in MEMORY": absent}

@@ -97,7 +97,9 @@ def figure_table(found: Mapping[str, Mapping[str, Figure]], *, interval: bool, c
         known = [of[name] for _, name in there if name in of]
         if known or columns is TABLE:
             largest = max((f.num_questions for f in known), default=0)
-            lines.append([system, str(largest), *(shown(of[name], interval=interval) if name in of else "" for _, name in there)])
+            lines.append(
+                [system, str(largest), *(shown(of[name], interval=interval) if name in of else "" for _, name in there)]
+            )
     return ["system", "n", *(head for head, _ in there)], lines
 
 
@@ -109,14 +111,30 @@ def difference_table(compared: Mapping[str, Mapping[str, PairedTest]]) -> Table:
             if name in of:
                 d = of[name]
                 lines.append(
-                    [pair, head, f"{d.difference:+.3f}", f"[{d.low:+.3f}, {d.high:+.3f}]", f"{d.p_value:.4f}", str(d.num_questions)]
+                    [
+                        pair,
+                        head,
+                        f"{d.difference:+.3f}",
+                        f"[{d.low:+.3f}, {d.high:+.3f}]",
+                        f"{d.p_value:.4f}",
+                        str(d.num_questions),
+                    ]
                 )
     return ["pair", "measure", "difference", "95 % interval", "p", "n"], lines
 
 
 def moved_table(moved: Sequence[Moved]) -> Table:
     """Heading and lines: a line for each document; ranks begin at 1."""
-    heading = ["question", "document", "right", "rank by words", "before", "after", "utility, generator", "utility, text"]
+    heading = [
+        "question",
+        "document",
+        "right",
+        "rank by words",
+        "before",
+        "after",
+        "utility, generator",
+        "utility, text",
+    ]
     lines = [
         [
             m.question,
@@ -137,7 +155,9 @@ def count_table(counts: Mapping[str, Any]) -> Table:
 
 
 def tables_of(
-    found: Mapping[str, Mapping[str, Figure]], compared: Mapping[str, Mapping[str, PairedTest]], moved: Mapping[str, Sequence[Moved]]
+    found: Mapping[str, Mapping[str, Figure]],
+    compared: Mapping[str, Mapping[str, PairedTest]],
+    moved: Mapping[str, Sequence[Moved]],
 ) -> dict[str, Table]:
     """All tables of a split by heading, the first one first; what nothing was measured for has none."""
     tables = {"": figure_table(found, interval=True)}

@@ -21,7 +21,9 @@ def device(config: Config) -> str:
     if not config.launch.gpu:
         return "cpu"
     if not torch.cuda.is_available():
-        raise InputError("launch.gpu is true, and there is no CUDA device here; run where there is one, or set launch.gpu=false")
+        raise InputError(
+            "launch.gpu is true, and there is no CUDA device here; run where there is one, or set launch.gpu=false"
+        )
     return "cuda"
 
 

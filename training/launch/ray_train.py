@@ -16,7 +16,8 @@ Who waits for what, and how long at most:
 | rank 0 | a run state that is being written, before the next one and at the end | 900 s (`training.loop.run_state`) | a failure |
 | rank 0 | the ranks of a killed run, which hold its directory | 60 s (`joint_run.sole_user`) | a failure |
 
-A failure of one rank is seen within seconds and ends all of them, in 35 s at most where they hang; launch.max_failures times they start again.
+A failure of one rank is seen within seconds and ends all of them, in 35 s at most where they hang; launch.max_failures
+times they start again.
 """
 
 import gc
@@ -65,7 +66,8 @@ _COLLECTIVE_MARGIN_SECONDS = 600
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS names (`ray job submit` sets it), else start one for this run on this machine.
 
-    What ranks say is read from rank 0's log file instead of through Ray, which mixes it with its own processes' messages.
+    What ranks say is read from rank 0's log file instead of through Ray, which mixes it with its own processes'
+    messages.
 
     Raises:
         InputError: no cluster answers at RAY_ADDRESS.
@@ -124,7 +126,10 @@ def check_room(config: Config, resources: dict[str, float]) -> None:
         return
     for name, resource, what in (("num_cpus", "CPU", "cores"), ("num_gpus", "GPU", "GPUs")):
         refresh, found = config.joint.refresh, resources.get(resource, 0.0)
-        wanted, several = getattr(refresh, name), f" for each of {refresh.num_workers}" if refresh.num_workers > 1 else ""
+        wanted, several = (
+            getattr(refresh, name),
+            f" for each of {refresh.num_workers}" if refresh.num_workers > 1 else "",
+        )
         if refresh.num_workers * wanted > found:
             raise InputError(
                 f"joint.refresh.{name} is {wanted:g}{several}, the cluster has {found:g} {what}; add a node that has them, or lower joint.refresh.{name}"
@@ -138,7 +143,11 @@ def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
         InputError: it has not what is asked for.
     """
     launch = config.launch
-    if launch.gpu and resources.get("GPU", 0) < launch.num_workers + config.joint.refresh.num_workers * config.joint.refresh.num_gpus:
+    if (
+        launch.gpu
+        and resources.get("GPU", 0)
+        < launch.num_workers + config.joint.refresh.num_workers * config.joint.refresh.num_gpus
+    ):
         raise InputError(
             f"launch.gpu is true with {launch.num_workers} workers, the cluster has {resources.get('GPU', 0):g} GPUs; "
             "run where there is one for each, lower launch.num_workers, or set launch.gpu=false"
@@ -160,7 +169,8 @@ def collective_seconds(config: Config) -> int:
 
 def failures(most: int) -> FailureConfig:
     """How often ranks that failed start again, and how often Ray Train waits once more for room for them: by default it would without end."""
-    return FailureConfig(max_failures=most, controller_failure_limit=most)  # type: ignore[call-arg]  # its stub is of Ray Tune
+    # its stub is of Ray Tune
+    return FailureConfig(max_failures=most, controller_failure_limit=most)  # type: ignore[call-arg]
 
 
 def log_file(config: Config, rank: int) -> Path:
@@ -176,7 +186,9 @@ def stopped_note(config: Config) -> Path:
 def log_to(path: Path) -> None:
     """Send this process's messages to a file, appending; those of libraries from warnings on."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(filename=path, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    logging.basicConfig(
+        filename=path, level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
     for package in ("clara", "training"):
         logging.getLogger(package).setLevel(logging.INFO)
 
@@ -208,9 +220,10 @@ def rank_loop(settings: dict[str, Any]) -> None:
 def keep_heap() -> None:
     """Leave all that lives by now out of garbage collections: libraries, the model.
 
-    As long as an actor finds no room, Ray asks every process of the cluster for a full collection every ten seconds. Over the 600,000 objects of the
-    libraries one takes 0.35 s of a processor, and nothing else in the process runs meanwhile; where processors are scarce it takes longer than the
-    ten seconds, and a rank that waits for a lost search server hardly comes to look at the clock.
+    As long as an actor finds no room, Ray asks every process of the cluster for a full collection every ten seconds.
+    Over the 600,000 objects of the libraries one takes 0.35 s of a processor, and nothing else in the process runs
+    meanwhile; where processors are scarce it takes longer than the ten seconds, and a rank that waits for a lost search
+    server hardly comes to look at the clock.
     """
     gc.collect()
     gc.freeze()
@@ -231,7 +244,9 @@ def _train_rank(config: Config, rank: int) -> None:
     place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
     retrieval = config.retrieval
     open_index = served(retrieval, owner=rank == 0) if retrieval.search_shards else MemoryIndex.open
-    train_rank(config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=place, open_index=open_index)
+    train_rank(
+        config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=place, open_index=open_index
+    )
 
 
 def train(config: Config, trained: bool) -> str:
@@ -240,7 +255,8 @@ def train(config: Config, trained: bool) -> str:
     Returns why the last re-encoding came to nothing.
 
     Raises:
-        InputError: of a rank, what it trains is not finite, or the cluster lacks what is asked for, has no room for it, or is gone.
+        InputError: of a rank, what it trains is not finite, or the cluster lacks what is asked for, has no room for it,
+            or is gone.
     """
     refresh = config.joint.refresh
     connect()
@@ -251,7 +267,9 @@ def train(config: Config, trained: bool) -> str:
             check_room(config, ray.cluster_resources())
         except InputError as error:
             return str(error)
-        return encode(config, RayWorker(refresh.num_cpus, refresh.num_gpus, refresh.num_workers), threads=refresh.threads)
+        return encode(
+            config, RayWorker(refresh.num_cpus, refresh.num_gpus, refresh.num_workers), threads=refresh.threads
+        )
     finally:
         ray.shutdown()
 
@@ -315,7 +333,11 @@ def not_started(error: BaseException, config: Config) -> InputError | None:
     launch = config.launch
     why = f"did not start ({str(failure).strip().splitlines()[-1]})"
     if isinstance(failure, WorkerGroupStartupTimeoutError):
-        each = f"{launch.cpus_per_worker:g} cores each (launch.cpus_per_worker)" if launch.cpus_per_worker else "their share of its cores"
+        each = (
+            f"{launch.cpus_per_worker:g} cores each (launch.cpus_per_worker)"
+            if launch.cpus_per_worker
+            else "their share of its cores"
+        )
         gpus = " and a GPU each" if launch.gpu else ""
         why = f"found no room on the cluster: {each}{gpus}, within {os.environ[_START_TIMEOUT]} s ({_START_TIMEOUT})"
     return InputError(

@@ -1,14 +1,15 @@
 """Search servers: Ray actors that hold a share of an INDEX's rows each, for an index larger than a machine.
 
-A query goes to all of them. Each answers with ids and scores by key; those among the best L of all are then scored exactly where they lie, and
-only memory that is asked for travels. Rank 0 starts all servers when it opens the INDEX, as another rank may need one that rank 0 never asks.
-A server that dies is started again, by Ray while it has restarts left and else by rank 0 when it asks it next; whoever asks waits for it,
-`retrieval.search_seconds` at most.
+A query goes to all of them. Each answers with ids and scores by key; those among the best L of all are then scored
+exactly where they lie, and only memory that is asked for travels. Rank 0 starts all servers when it opens the INDEX, as
+another rank may need one that rank 0 never asks. A server that dies is started again, by Ray while it has restarts left
+and else by rank 0 when it asks it next; whoever asks waits for it, `retrieval.search_seconds` at most.
 
-Who waits, and how long: a rank waits for what it asked (a search asks twice, reading memory once), by the clock and in `Servers.ask` alone. All that
-calls Ray is in a thread of that question, because those calls keep other limits: looking up or starting an actor waits for Ray's control store (a
-minute or longer), a call with large arguments for room in the object store (for ever), and the timeout of `ray.get` lags where processors are scarce.
-A rank that gives up ends by `SearchLostError`; what happens then is in `training.launch.ray_train`.
+Who waits, and how long: a rank waits for what it asked (a search asks twice, reading memory once), by the clock and in
+`Servers.ask` alone. All that calls Ray is in a thread of that question, because those calls keep other limits: looking
+up or starting an actor waits for Ray's control store (a minute or longer), a call with large arguments for room in the
+object store (for ever), and the timeout of `ray.get` lags where processors are scarce. A rank that gives up ends by
+`SearchLostError`; what happens then is in `training.launch.ray_train`.
 """
 
 import logging
@@ -122,7 +123,9 @@ class Servers:
         """
         if (known := self._handles.get(number)) is not None:
             return known
-        with self._finding:  # two threads that start one server would hold a handle each, and Ray ends it with the first that is dropped
+        with (
+            self._finding
+        ):  # two threads that start one server would hold a handle each, and Ray ends it with the first that is dropped
             if (known := self._handles.get(number)) is None:
                 known = self._handles[number] = self._start(number) if self._owner else ray.get_actor(self.name(number))
             return known
@@ -138,7 +141,9 @@ class Servers:
                 self._handle(waiting[0])
                 waiting.pop(0)
             except GetTimeoutError as error:
-                logger.warning("search: %s is not started yet (%s)", self.name(waiting[0]), str(error).strip().splitlines()[0])
+                logger.warning(
+                    "search: %s is not started yet (%s)", self.name(waiting[0]), str(error).strip().splitlines()[0]
+                )
                 self._stopped.wait(_RETRY_SECONDS)
 
     def forget(self, number: int) -> None:
@@ -160,9 +165,13 @@ class Servers:
     def _start(self, number: int) -> Any:
         settings = self._settings
         options = {
-            "name": self.name(number), "get_if_exists": True, "num_cpus": settings.search_cpus, "max_restarts": settings.search_restarts,
-            "max_task_retries": -1, "scheduling_strategy": "SPREAD",
-        }  # fmt: skip
+            "name": self.name(number),
+            "get_if_exists": True,
+            "num_cpus": settings.search_cpus,
+            "max_restarts": settings.search_restarts,
+            "max_task_retries": -1,
+            "scheduling_strategy": "SPREAD",
+        }
         threads = max(1, int(settings.search_cpus))
         return ray.remote(SearchServer).options(**options).remote(*self.names, number, len(self), threads)
 
@@ -265,7 +274,9 @@ class ServedIndex(TwoLevels):
         rows = np.asarray(row_ids, np.int64)
         owner = owner_of(rows, len(self.servers))
         out = np.empty((len(rows), self.store.num_memory_tokens, self.store.hidden_size), np.float32)
-        for number, part in self.servers.ask("memory", {n: (rows[owner == n],) for n in np.unique(owner).tolist()}).items():
+        for number, part in self.servers.ask(
+            "memory", {n: (rows[owner == n],) for n in np.unique(owner).tolist()}
+        ).items():
             out[owner == number] = part
         return out
 
@@ -273,7 +284,8 @@ class ServedIndex(TwoLevels):
 def served(settings: Index, *, owner: bool) -> Callable[[str, MemoryStore], TwoLevels]:
     """How a rank opens an INDEX of this run: through servers, which rank 0 starts and owns, so that they end when it does.
 
-    The servers of the version before the last are ended: no rank searches them any more, as all have taken a step on the one after.
+    The servers of the version before the last are ended: no rank searches them any more, as all have taken a step on
+    the one after.
     """
     opened: dict[str, Servers] = {}
 

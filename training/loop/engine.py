@@ -32,8 +32,8 @@ class Engine(ABC):
     def update(self, factors: Sequence[float]) -> float:
         """One optimiser step at `factors` times the groups' configured rates; returns the gradient norm before clipping.
 
-        A group of factor 0 keeps its weights to the bit, whether a gradient reached it or not. A norm that is not finite changes no weight,
-        and the gradient is dropped.
+        A group of factor 0 keeps its weights to the bit, whether a gradient reached it or not. A norm that is not
+        finite changes no weight, and the gradient is dropped.
         """
 
     @abstractmethod
@@ -53,7 +53,8 @@ class Engine(ABC):
     def gather_state(self) -> dict[str, torch.Tensor]:
         """Weights and optimiser state of what trains, whole and on the CPU, on rank 0; elsewhere nothing (a collective).
 
-        Names: `weight.`, `exp_avg.`, `exp_avg_sq.` and `step.`, then the parameter's own. Without the latter three, no update reached it yet.
+        Names: `weight.`, `exp_avg.`, `exp_avg_sq.` and `step.`, then the parameter's own. Without the latter three, no
+            update reached it yet.
         """
 
     @abstractmethod
@@ -78,7 +79,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def parameter_groups(groups: Sequence[tuple[float, list[nn.Parameter]]], settings: Optimiser) -> list[dict[str, Any]]:
     """AdamW's groups: each with its own rate."""
-    return [{"params": params, "lr": rate, "initial_lr": rate, "weight_decay": settings.weight_decay} for rate, params in groups]
+    return [
+        {"params": params, "lr": rate, "initial_lr": rate, "weight_decay": settings.weight_decay}
+        for rate, params in groups
+    ]
 
 
 def trained(module: nn.Module, parameters: Sequence[nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -96,7 +100,9 @@ def check_state(own: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Ten
     found = {name.removeprefix("weight.") for name in tensors if name.startswith("weight.")}
     missing, extra = sorted(own.keys() - found), sorted(found - own.keys())
     if missing or extra:
-        raise KeyError(f"{len(missing)} parameters are missing (first: {missing[:1]}), {len(extra)} do not train here (first: {extra[:1]})")
+        raise KeyError(
+            f"{len(missing)} parameters are missing (first: {missing[:1]}), {len(extra)} do not train here (first: {extra[:1]})"
+        )
 
 
 def storage_bytes(tensor: torch.Tensor) -> int:
@@ -107,11 +113,15 @@ def storage_bytes(tensor: torch.Tensor) -> int:
 class LocalEngine(Engine):
     """One plain torch process: parameters in float32, cast inside the layers."""
 
-    def __init__(self, module: nn.Module, groups: Sequence[tuple[float, list[nn.Parameter]]], settings: Optimiser) -> None:
+    def __init__(
+        self, module: nn.Module, groups: Sequence[tuple[float, list[nn.Parameter]]], settings: Optimiser
+    ) -> None:
         self.module = module
         self._settings = settings
         self._parameters = [p for _, params in groups for p in params]
-        self._optimiser = torch.optim.AdamW(parameter_groups(groups, settings), betas=settings.betas, weight_decay=settings.weight_decay)
+        self._optimiser = torch.optim.AdamW(
+            parameter_groups(groups, settings), betas=settings.betas, weight_decay=settings.weight_decay
+        )
 
     def forward(self, batch: Any, normaliser: float, num_rows: float) -> Output:
         """See the base class."""

@@ -27,7 +27,9 @@ class NewLines:
 
 
 @contextmanager
-def following(path: Path, tell: Callable[[Sequence[str]], None], *, from_start: bool = False, every_seconds: float = 1.0) -> Iterator[None]:
+def following(
+    path: Path, tell: Callable[[Sequence[str]], None], *, from_start: bool = False, every_seconds: float = 1.0
+) -> Iterator[None]:
     """Inside, hand each new whole line of a file to `tell`, in a thread; what is left is handed over at the end."""
     lines, stop = NewLines(path, from_start=from_start), threading.Event()
 

@@ -28,7 +28,11 @@ class Lines:
             self._write()
         except OSError as error:
             if not self._told:
-                logger.warning("%s: cannot be written (%s); what belongs there is kept until there is room", self._path, error.strerror)
+                logger.warning(
+                    "%s: cannot be written (%s); what belongs there is kept until there is room",
+                    self._path,
+                    error.strerror,
+                )
             self._told = True
 
     def finish(self) -> None:

@@ -79,8 +79,8 @@ class Stage(ABC):
 def rate_factor(step: int, steps: int, settings: Optimiser) -> float:
     """The share of the learning rate at a step (0-based).
 
-    Warm-up is linear and its first step is not zero (Differs: the reference wastes its first update at rate 0, as `warmup_from_zero` does);
-    cosine falls to `min_ratio`.
+    Warm-up is linear and its first step is not zero (Differs: the reference wastes its first update at rate 0, as
+    `warmup_from_zero` does); cosine falls to `min_ratio`.
     """
     warmup = math.ceil(settings.warmup_ratio * steps)
     if step < warmup:
@@ -135,9 +135,10 @@ def run(
 ) -> None:
     """Train a stage to its last step, resuming what `directory` holds.
 
-    A loss or gradient that is not finite on one rank leaves every rank's weights as they are. A run state counts as good once a step was made
-    from it: where the run stops, the state that the first broken step began from is deleted. No later step may tell whether an update was good
-    (of the last one, or of weights that no loss depends on any more), so the weights themselves are looked at before a state is written and at the end.
+    A loss or gradient that is not finite on one rank leaves every rank's weights as they are. A run state counts as
+    good once a step was made from it: where the run stops, the state that the first broken step began from is deleted.
+    No later step may tell whether an update was good (of the last one, or of weights that no loss depends on any more),
+    so the weights themselves are looked at before a state is written and at the end.
 
     Args:
         stage: what trains.
@@ -161,7 +162,9 @@ def run(
         for step in range(start, stage.steps):
             values = _update(stage, engine, step, seed)
             try:
-                skipped_in_a_row = judge(stage.name, step, values, on_nonfinite, skipped_in_a_row, told=engine.rank == 0)
+                skipped_in_a_row = judge(
+                    stage.name, step, values, on_nonfinite, skipped_in_a_row, told=engine.rank == 0
+                )
             except NotFiniteError:
                 states.forget(step - skipped_in_a_row)
                 raise
@@ -191,7 +194,9 @@ def _update(stage: Stage, engine: Engine, step: int, seed: int) -> dict[str, flo
     # Random state is a function of the step, so that a resumed run draws what the undisturbed one would have drawn.
     torch.manual_seed(seed * 1_000_003 + step * 1009 + engine.rank)
     batches = stage.micro_batches(step, engine.rank, engine.world)
-    normaliser, announced, broken = engine.sum([sum(b.weight for b in batches), stage.announcement(step), float(stage.broken())])
+    normaliser, announced, broken = engine.sum(
+        [sum(b.weight for b in batches), stage.announcement(step), float(stage.broken())]
+    )
     stage.before_step(step, announced)
     factor = rate_factor(step, stage.steps, stage.optimiser)
     if broken:
@@ -261,7 +266,9 @@ class Progress:
 
     def __init__(self, name: str, start: int, steps: int, *, shown: bool, every_seconds: float = 5.0) -> None:
         self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=steps, initial=start, desc=name, unit="step", disable=not (shown and self._terminal), file=sys.stderr)
+        self._bar = tqdm(
+            total=steps, initial=start, desc=name, unit="step", disable=not (shown and self._terminal), file=sys.stderr
+        )
         self._name, self._start, self._step, self._steps, self._shown = name, start, start, steps, shown
         self._every, self._began, self._told = every_seconds, time.monotonic(), time.monotonic()
 
@@ -276,7 +283,15 @@ class Progress:
             pace = (now - self._began) / (self._step - self._start)
             left = pace * (self._steps - self._step)
             told = ", ".join(f"{name} {value}" for name, value in figures.items())
-            logger.info("%s: step %d of %d, %.2f s a step, %.0f s left, %s", self._name, self._step, self._steps, pace, left, told)
+            logger.info(
+                "%s: step %d of %d, %.2f s a step, %.0f s left, %s",
+                self._name,
+                self._step,
+                self._steps,
+                pace,
+                left,
+                told,
+            )
 
     def close(self) -> None:
         """Finish the bar."""
@@ -290,6 +305,8 @@ def shard(rows: Sequence[int], rank: int, world: int, micro_batch: int) -> list[
         InputError: the rows don't divide evenly.
     """
     if len(rows) % (world * micro_batch):
-        raise InputError(f"{len(rows)} rows a step are not a multiple of ranks x micro_batch = {world} x {micro_batch}; change one of them")
+        raise InputError(
+            f"{len(rows)} rows a step are not a multiple of ranks x micro_batch = {world} x {micro_batch}; change one of them"
+        )
     own = rows[rank::world]
     return [list(own[i : i + micro_batch]) for i in range(0, len(own), micro_batch)]

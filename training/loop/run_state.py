@@ -1,11 +1,13 @@
 """Run states: what resuming needs, for any number of ranks, any ZeRO stage and either launcher.
 
-run_state/step-00000100/state.safetensors   `weight.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME` of every parameter that trains, whole
+run_state/step-00000100/state.safetensors   `weight.NAME`, `exp_avg.NAME`, `exp_avg_sq.NAME`, `step.NAME` of every
+parameter that trains, whole
                         state.json          updates made, ranks that made them, and what the stage adds; written last
 
-What trains is small (adapters), so it is gathered to rank 0 by parameter name, which takes one collective after another on every rank, and written
-by a thread while training goes on. Batches, random numbers and learning rates are functions of the step's number: they need no place here.
-Two files take the place of DeepSpeed's own, which hold a partition of each rank and fit only as many ranks of the same stage.
+What trains is small (adapters), so it is gathered to rank 0 by parameter name, which takes one collective after another
+on every rank, and written by a thread while training goes on. Batches, random numbers and learning rates are functions
+of the step's number: they need no place here. Two files take the place of DeepSpeed's own, which hold a partition of
+each rank and fit only as many ranks of the same stage.
 """
 
 import json
@@ -104,7 +106,9 @@ class RunStates:
                 f"{folder / TENSORS}: {error.args[0]}; it is not of this run: delete the folder, or give another output"
             ) from error
         stage.restore(note["stage"])
-        logger.info("resuming %s after step %d (of %d ranks, now %d)", stage.name, newest, note["ranks"], self._engine.world)
+        logger.info(
+            "resuming %s after step %d (of %d ranks, now %d)", stage.name, newest, note["ranks"], self._engine.world
+        )
         return newest
 
     def save(self, step: int, stage: Stateful) -> None:
@@ -122,7 +126,9 @@ class RunStates:
             except InputError as error:
                 self._failure = str(error)
             else:
-                self._thread = threading.Thread(target=self._write, args=(folder, tensors, note), name="run-state", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._write, args=(folder, tensors, note), name="run-state", daemon=True
+                )
                 self._thread.start()
         self.blocked_seconds += time.monotonic() - began
 
@@ -145,8 +151,9 @@ class RunStates:
             before = run_states(self._directory)
             logger.error(
                 "run state: not written (%s); training goes on, and would resume after step %d",
-                self._failure, _step(before[-1]) if before else 0,
-            )  # fmt: skip
+                self._failure,
+                _step(before[-1]) if before else 0,
+            )
             self._failure = ""
         if self._engine.rank == 0:
             for note in (self._directory / RUN_STATE).glob(f"step-*/{_WRITING}"):

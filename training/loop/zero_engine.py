@@ -1,7 +1,8 @@
 """DeepSpeed's ZeRO as an engine of the loop.
 
-Adapters stay in float32 whatever the type of the frozen LM, as in the local engine: a bfloat16 engine would round memory tokens, which are part of
-MEMORY's fingerprint, and save nothing, since what trains is small. So ZeRO's master weights are the weights.
+Adapters stay in float32 whatever the type of the frozen LM, as in the local engine: a bfloat16 engine would round
+memory tokens, which are part of MEMORY's fingerprint, and save nothing, since what trains is small. So ZeRO's master
+weights are the weights.
 """
 
 import os
@@ -24,7 +25,12 @@ KEEP_WHOLE_BELOW = 100_000
 
 
 def settings_of(
-    optimiser: Optimiser, *, zero_stage: int, micro_batch: int, num_accumulated: int, keep_whole_below: int = KEEP_WHOLE_BELOW
+    optimiser: Optimiser,
+    *,
+    zero_stage: int,
+    micro_batch: int,
+    num_accumulated: int,
+    keep_whole_below: int = KEEP_WHOLE_BELOW,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration.
 
@@ -55,8 +61,8 @@ def settings_of(
 def import_deepspeed(device: str) -> Any:
     """The library, set for a kind of device, before it looks for one itself.
 
-    Its CPU backend would compile an operator at the first start (a minute, a C++ compiler, ninja) that serves inference only; it is declared
-    incompatible here, which DeepSpeed provides for.
+    Its CPU backend would compile an operator at the first start (a minute, a C++ compiler, ninja) that serves inference
+    only; it is declared incompatible here, which DeepSpeed provides for.
     """
     os.environ["DS_ACCELERATOR"] = "cuda" if device == "cuda" else "cpu"
     import deepspeed
@@ -100,9 +106,15 @@ class DeepSpeedEngine(Engine):
         self._device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device("cpu")
         self._rates = [rate for rate, _ in groups]
         self._zero_stage, self._num_accumulated = zero_stage, num_accumulated
-        adamw = torch.optim.AdamW(parameter_groups(groups, optimiser), betas=optimiser.betas, weight_decay=optimiser.weight_decay)
+        adamw = torch.optim.AdamW(
+            parameter_groups(groups, optimiser), betas=optimiser.betas, weight_decay=optimiser.weight_decay
+        )
         config = settings_of(
-            optimiser, zero_stage=zero_stage, micro_batch=micro_batch, num_accumulated=num_accumulated, keep_whole_below=keep_whole_below
+            optimiser,
+            zero_stage=zero_stage,
+            micro_batch=micro_batch,
+            num_accumulated=num_accumulated,
+            keep_whole_below=keep_whole_below,
         )
         self._engine, self._optimiser, _, _ = deepspeed.initialize(model=module, optimizer=adamw, config=config)
         self.module = module
@@ -160,7 +172,9 @@ class DeepSpeedEngine(Engine):
             parts = {"weight": fragments.safe_get_full_fp32_param(parameter)}
             parts |= {part: fragments.safe_get_full_optimizer_state(parameter, part) for part in MOMENTS}
             if self.rank == 0:
-                found |= {f"{part}.{name}": value.detach().to("cpu", copy=True).contiguous() for part, value in parts.items()}
+                found |= {
+                    f"{part}.{name}": value.detach().to("cpu", copy=True).contiguous() for part, value in parts.items()
+                }
                 found[f"step.{name}"] = updates.clone()
         return found
 
@@ -178,7 +192,11 @@ class DeepSpeedEngine(Engine):
     def _have_moments(self, updates: float | None = None) -> torch.Tensor:
         """See that AdamW has its state, which it makes at its first update only, and set the number of updates. Returns that number."""
         inner = self._optimiser.optimizer
-        parts = self._optimiser.fp32_partitioned_groups_flat if self._zero_stage == 3 else self._optimiser.single_partition_of_fp32_groups
+        parts = (
+            self._optimiser.fp32_partitioned_groups_flat
+            if self._zero_stage == 3
+            else self._optimiser.single_partition_of_fp32_groups
+        )
         for flat in parts:
             state = inner.state[flat]
             if not state:
@@ -207,7 +225,9 @@ class DeepSpeedEngine(Engine):
         held: Any = parameter
         size = held.ds_tensor.numel()
         # The last rank's share is filled up, and DeepSpeed's own way of setting a whole tensor does not do that.
-        own = nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))[size * self.rank : size * (self.rank + 1)]
+        own = nn.functional.pad(value.flatten(), (0, size * self.world - value.numel()))[
+            size * self.rank : size * (self.rank + 1)
+        ]
         if part:
             fragments.safe_set_local_optimizer_state(parameter, own, part)
             return
@@ -235,7 +255,11 @@ class DeepSpeedEngine(Engine):
         else:
             master = zero.single_partition_of_fp32_groups
         state = [value for parts in zero.optimizer.state.values() for value in parts.values() if torch.is_tensor(value)]
-        return {"weights": weights, "gradients": self._gradient_bytes, "optimiser": sum(storage_bytes(t) for t in [*master, *state])}
+        return {
+            "weights": weights,
+            "gradients": self._gradient_bytes,
+            "optimiser": sum(storage_bytes(t) for t in [*master, *state]),
+        }
 
     def barrier(self) -> None:
         """See the base class."""

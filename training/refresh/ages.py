@@ -17,7 +17,9 @@ def shard_steps(store: MemoryStore, steps: Mapping[str, int]) -> NDArray[np.int6
     """
     unknown = sorted({made.hash for made in store.shard_fingerprints} - steps.keys())
     if unknown:
-        raise InputError(f"{store.directory}: holds memory of a compressor that is no version of this run ({unknown[0][:16]}…)")
+        raise InputError(
+            f"{store.directory}: holds memory of a compressor that is no version of this run ({unknown[0][:16]}…)"
+        )
     return np.array([steps[made.hash] for made in store.shard_fingerprints], np.int64)
 
 

@@ -12,7 +12,14 @@ from clara.errors import InputError
 from clara.storage.artefact import atomic_write
 from training.loop.lines import Lines, lines_of
 from training.loop.run_state import noted_states
-from training.refresh.job import RefreshError, RefreshJob, RefreshResult, check_result, expected_fingerprint, fingerprint_of
+from training.refresh.job import (
+    RefreshError,
+    RefreshJob,
+    RefreshResult,
+    check_result,
+    expected_fingerprint,
+    fingerprint_of,
+)
 from training.refresh.process import Ticket, Worker
 from training.refresh.retention import discard
 from training.refresh.version import Pending
@@ -24,8 +31,8 @@ _LOST = "lost-tries.jsonl"
 def lost_tries(run: Path) -> list[dict[str, Any]]:
     """The tries of a run that came to nothing: `number` of the version, `try`, `seconds` from its begin to when its end was seen, and `why`.
 
-    They failed, were given up, or were ended because all is encoded again. One that was under way when the run was killed is not among them; one
-    that the resumed run made again counts twice, as it was done twice.
+    They failed, were given up, or were ended because all is encoded again. One that was under way when the run was
+    killed is not among them; one that the resumed run made again counts twice, as it was done twice.
     """
     return lines_of(run / _LOST)
 
@@ -84,7 +91,12 @@ class Tries:
             self._ticket = self._worker.start(job, self._run / f"refresh-v{number}.log")
         except (RefreshError, InputError, OSError) as error:
             self._ticket = _NotStarted(str(error))
-        logger.info("refresh: version %d begins (snapshot after step %d, try %d)", number, self._pending.snapshot_step, self._count)
+        logger.info(
+            "refresh: version %d begins (snapshot after step %d, try %d)",
+            number,
+            self._pending.snapshot_step,
+            self._count,
+        )
 
     @property
     def _note(self) -> Path:
@@ -136,7 +148,9 @@ class Tries:
         """
         if time.monotonic() - self._began > self._settings.max_seconds:
             ticket.stop()
-            raise RefreshError(f"not ready {self._settings.max_seconds:g} s after it began (joint.refresh.max_seconds), and ended")
+            raise RefreshError(
+                f"not ready {self._settings.max_seconds:g} s after it began (joint.refresh.max_seconds), and ended"
+            )
 
     def stop(self, why: str) -> None:
         """End the try under way, if there is one; nothing comes of it."""
@@ -176,7 +190,10 @@ class Tries:
         took: dict[str, float] = {"tries": self._count}
         if self._pending.asked_at:
             took["ready_seconds"] = self._ready_seconds(result)
-        atomic_write(self._note, json.dumps(dataclasses.asdict(self._pending) | dataclasses.asdict(result) | took, indent=1) + "\n")
+        atomic_write(
+            self._note,
+            json.dumps(dataclasses.asdict(self._pending) | dataclasses.asdict(result) | took, indent=1) + "\n",
+        )
 
     def _ready_seconds(self, made: RefreshResult) -> float:
         """From the request to readiness: waiting for room, failed tries and restarts of the run included."""
@@ -187,4 +204,7 @@ class Tries:
         """Of what is ready, for the step that switches to it."""
         if self.ready is None:
             return {}
-        return self.ready.figures() | {"refresh_ready_seconds": self._ready_seconds(self.ready), "refresh_tries": float(self._count)}
+        return self.ready.figures() | {
+            "refresh_ready_seconds": self._ready_seconds(self.ready),
+            "refresh_tries": float(self._count),
+        }

@@ -47,7 +47,13 @@ class Canary:
     """
 
     def __init__(
-        self, questions: list[Question], store: MemoryStore, *, num_rows: int, num_selected: int, correction_ridge: float = 0.0
+        self,
+        questions: list[Question],
+        store: MemoryStore,
+        *,
+        num_rows: int,
+        num_selected: int,
+        correction_ridge: float = 0.0,
     ) -> None:
         """Choose the rows.
 
@@ -70,10 +76,10 @@ class Canary:
     def measure(self, model: ClaraModel, store: MemoryStore, engine: Engine) -> dict[str, float]:
         """Figures of a version against the model as it is (collectives; every rank gets the same numbers).
 
-        `canary_cosine` and `canary_cosine_lowest`: of stored and fresh memory, mean and smallest. `canary_overlap`: share of the K best
-        canary rows of a question that stay the same. `canary_recall_stored`, `_fresh`, `_gap` (fresh − stored): of questions whose positive
-        is a canary row, how many have it among the K best; left out where there is none. `canary_seconds`: what it took.
-        Where a correction is asked for also those of `_correct`.
+        `canary_cosine` and `canary_cosine_lowest`: of stored and fresh memory, mean and smallest. `canary_overlap`:
+        share of the K best canary rows of a question that stay the same. `canary_recall_stored`, `_fresh`, `_gap`
+        (fresh − stored): of questions whose positive is a canary row, how many have it among the K best; left out where
+        there is none. `canary_seconds`: what it took. Where a correction is asked for also those of `_correct`.
         """
         began = time.monotonic()
         texts = [input_text(chunk.title, chunk.text) for chunk in store.records(self.rows)]
@@ -95,13 +101,18 @@ class Canary:
     def _correct(self, query: Floats, store: MemoryStore, fresh: Floats, engine: Engine) -> dict[str, float]:
         """Fit a correction, and keep it if it is better than none.
 
-        `correction_taken` (0 or 1), and on rows that it was not fitted on, the overlap of the K best with those by fresh memory:
-        `correction_overlap_stored` without it, `correction_overlap` with it; left out where there are too few rows.
+        `correction_taken` (0 or 1), and on rows that it was not fitted on, the overlap of the K best with those by
+        fresh memory: `correction_overlap_stored` without it, `correction_overlap` with it; left out where there are too
+        few rows.
         """
         made = [store.shard_fingerprints[shard].hash for shard in store.shards_of(self.rows).tolist()]
         fitted = fit_and_test(query, store.memory(self.rows), fresh, made, ridge=self._ridge, num_selected=self._k)
         # Rank 0 decides for all; the last bits of a matrix may differ, as they may of the model itself.
-        own = [float(fitted.better), fitted.overlap_stored, fitted.overlap_corrected] if fitted and engine.rank == 0 else [0.0] * 3
+        own = (
+            [float(fitted.better), fitted.overlap_stored, fitted.overlap_corrected]
+            if fitted and engine.rank == 0
+            else [0.0] * 3
+        )
         taken, without, corrected = engine.sum(own)
         self.correction = fitted.correction if fitted and taken else None
         if not fitted:
@@ -121,7 +132,10 @@ class Canary:
         old, new = (self._best(unit_query @ unit.T) for unit in (unit_stored, unit_fresh))
         overlap = np.mean([len(np.intersect1d(a, b)) / self._k for a, b in zip(old, new, strict=True)])
         asked = [number for number, positive in enumerate(self._positive) if positive]
-        recalls = [np.mean([bool(self._positive[n] & {*found[n].tolist()}) for n in asked]) if asked else 0.0 for found in (old, new)]
+        recalls = [
+            np.mean([bool(self._positive[n] & {*found[n].tolist()}) for n in asked]) if asked else 0.0
+            for found in (old, new)
+        ]
         return [float(v) for v in (cosine.mean(), cosine.min(), overlap, *recalls, bool(asked))]
 
     def _best(self, scores: Floats) -> NDArray[np.int64]:

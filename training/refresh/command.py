@@ -34,7 +34,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--job", required=True, help="JSON with the fields of RefreshJob")
     parser.add_argument("--result", default="", help="file for the result, as JSON (default: print it)")
-    parser.add_argument("--dry-run", action="store_true", help="print the job and the fingerprint that its MEMORY will have, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the job and the fingerprint that its MEMORY will have, and stop"
+    )
     options = parser.parse_args(argv)
     job = read_job(options.job)
     if options.dry_run:

@@ -1,7 +1,8 @@
 """A cheap correction of stored memory between two refreshes: a linear map from stored to fresh memory, fitted on the canary set.
 
-One matrix `[D, D]` for all slots of a version: M matrices would need M times the canary rows, and cost as much to apply. A pool then costs
-N·M·D² products, about N·M / (parameters / D²) of one token's pass; encoding it afresh costs its tokens' passes.
+One matrix `[D, D]` for all slots of a version: M matrices would need M times the canary rows, and cost as much to
+apply. A pool then costs N·M·D² products, about N·M / (parameters / D²) of one token's pass; encoding it afresh costs
+its tokens' passes.
 
 Shapes: n rows, Q questions, M memory tokens, D hidden size.
 """
@@ -100,7 +101,9 @@ class Fitted:
         return self.overlap_corrected > self.overlap_stored
 
 
-def fit_and_test(query: Floats, stored: Floats, fresh: Floats, made_by: Sequence[str], *, ridge: float, num_selected: int) -> Fitted | None:
+def fit_and_test(
+    query: Floats, stored: Floats, fresh: Floats, made_by: Sequence[str], *, ridge: float, num_selected: int
+) -> Fitted | None:
     """Fit a correction on every second row and test it on the others. None where there are too few rows.
 
     Args:

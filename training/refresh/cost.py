@@ -66,9 +66,10 @@ def cost(
 ) -> dict[str, Any]:
     """What re-encoding cost, from the figures of all steps and the notes of all refreshes, also of one after the last step, and of lost tries.
 
-    `seconds`: of work, of refreshes that came to something. `mean_ready_seconds`: from a request beside training to readiness. `compute_share`:
-    see `Devices.share`; tries that came to nothing count with all their time, waiting for room included. Pace with a refresh beside it and without: median seconds of a step, and questions in a second over all
-    such steps, evaluations and waiting included; `throughput_beside_a_refresh` is the ratio of the medians.
+    `seconds`: of work, of refreshes that came to something. `mean_ready_seconds`: from a request beside training to
+    readiness. `compute_share`: see `Devices.share`; tries that came to nothing count with all their time, waiting for
+    room included. Pace with a refresh beside it and without: median seconds of a step, and questions in a second over
+    all such steps, evaluations and waiting included; `throughput_beside_a_refresh` is the ratio of the medians.
     """
     devices = Devices.of(config, threads)
     seconds, lost_seconds = (sum(float(r["seconds"]) for r in found) for found in (refreshes, lost))
@@ -94,5 +95,7 @@ def cost(
         "median_step_seconds_alone": statistics.median(alone) if alone else None,
         "questions_per_second_beside_a_refresh": pace(beside),
         "questions_per_second_alone": pace(alone),
-        "throughput_beside_a_refresh": statistics.median(alone) / statistics.median(beside) if beside and alone else None,
+        "throughput_beside_a_refresh": statistics.median(alone) / statistics.median(beside)
+        if beside and alone
+        else None,
     }

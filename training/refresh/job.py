@@ -89,7 +89,8 @@ class RefreshResult:
         bytes: that were written of MEMORY.
         seconds: of work.
         oldest_step: updates after which the oldest row's snapshot was taken.
-        drift: mean of 1 − cosine between what was stored of the encoded rows and what is now; None where it was not measured.
+        drift: mean of 1 − cosine between what was stored of the encoded rows and what is now; None where it was not
+            measured.
         recall_at_10: of the INDEX, as it was measured when built; None where it was not.
         recall_warning: where that is under the floor, else empty.
         finished_at: when it was done (Unix time).
@@ -110,16 +111,24 @@ class RefreshResult:
     def figures(self) -> dict[str, float]:
         """For the step that switches to it."""
         found = {
-            "refresh_seconds": self.seconds, "refresh_bytes": self.bytes, "refresh_rows": self.rows,
-            "refresh_drift": self.drift, "refresh_recall_at_10": self.recall_at_10,
-        }  # fmt: skip
+            "refresh_seconds": self.seconds,
+            "refresh_bytes": self.bytes,
+            "refresh_rows": self.rows,
+            "refresh_drift": self.drift,
+            "refresh_recall_at_10": self.recall_at_10,
+        }
         return {name: float(value) for name, value in found.items() if value is not None}
 
     def told(self, number: int) -> None:
         """Say that the version of that number is ready, and loudly if its INDEX finds too little."""
         recall = "not measured" if self.recall_at_10 is None else f"{self.recall_at_10:.4f}"
         logger.info(
-            "refresh: version %d is ready: %d rows, %d bytes, %.1f s, recall@10 %s", number, self.rows, self.bytes, self.seconds, recall
+            "refresh: version %d is ready: %d rows, %d bytes, %.1f s, recall@10 %s",
+            number,
+            self.rows,
+            self.bytes,
+            self.seconds,
+            recall,
         )
         if self.recall_warning:
             logger.warning("refresh: version %d: %s", number, self.recall_warning)
@@ -132,7 +141,9 @@ def fingerprint_of(memory: str | os.PathLike[str]) -> Fingerprint:
     )
 
 
-def expected_fingerprint(checkpoint: str | os.PathLike[str], backbone: str, like: Fingerprint, *, dtype: str = "") -> Fingerprint:
+def expected_fingerprint(
+    checkpoint: str | os.PathLike[str], backbone: str, like: Fingerprint, *, dtype: str = ""
+) -> Fingerprint:
     """What a CHECKPOINT compresses to under the chunking and key settings of another fingerprint, and its dtype where none is given."""
     return of_checkpoint(
         checkpoint,
@@ -157,7 +168,8 @@ def run_job(job: RefreshJob) -> RefreshResult:
     """Encode every row, or the chosen ones, with the snapshot, build the INDEX, read every byte that was written back against the manifests.
 
     Raises:
-        InputError: the snapshot or the parent is damaged, they don't fit, a checksum fails, or a model points to what would be replaced.
+        InputError: the snapshot or the parent is damaged, they don't fit, a checksum fails, or a model points to what
+            would be replaced.
     """
     began = time.monotonic()
     store, fingerprint, model = _opened(job)
@@ -173,9 +185,15 @@ def run_job(job: RefreshJob) -> RefreshResult:
         manifest = reencode(store, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
     # Of an incremental refresh most rows' keys are the parent's, and need not be sorted into lists again.
     build_index(
-        job.memory, job.index, job.factory, first_level=job.first_level, mixed=True, parent=job.parent_index, probes=job.probes,
+        job.memory,
+        job.index,
+        job.factory,
+        first_level=job.first_level,
+        mixed=True,
+        parent=job.parent_index,
+        probes=job.probes,
         recall_floor=job.recall_floor,
-    )  # fmt: skip
+    )
     recall, warning = stated(job.index)
     own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.choice else set())
     _read_back(job, own if job.choice else None)
@@ -219,7 +237,11 @@ def _opened(job: RefreshJob) -> tuple[MemoryStore, Fingerprint, ClaraModel]:
     store = MemoryStore.open(job.parent, mixed=True)
     fingerprint = expected_fingerprint(job.checkpoint, job.backbone, store.fingerprint_fields)
     dtype = "float32" if fingerprint.dtype == "float32" else "bfloat16"
-    return store, fingerprint, load_checkpoint(job.checkpoint, Backbone(path=job.backbone, dtype=dtype), device=job.device).eval()
+    return (
+        store,
+        fingerprint,
+        load_checkpoint(job.checkpoint, Backbone(path=job.backbone, dtype=dtype), device=job.device).eval(),
+    )
 
 
 def _make_room(job: RefreshJob, recipe: dict[str, Any]) -> None:
@@ -285,6 +307,8 @@ def check_result(job: RefreshJob, result: RefreshResult) -> None:
         raise RefreshError(str(error)) from error
     for folder, wanted in ((job.memory, result.memory_hash), (job.index, result.index_hash)):
         if (found := artefact.manifest_hash(folder)) != wanted:
-            raise RefreshError(f"{folder}: its manifest hash is {found[:16]}, the refresh made {wanted[:16]}; something else wrote there")
+            raise RefreshError(
+                f"{folder}: its manifest hash is {found[:16]}, the refresh made {wanted[:16]}; something else wrote there"
+            )
     if not np.array_equal(store.row_ids, parent.row_ids):
         raise RefreshError(f"{job.memory}: its rows are not those of {job.parent}")

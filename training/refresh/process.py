@@ -2,7 +2,8 @@
 
 python -m training.refresh.process        (started by a run, which gives it jobs on its standard input, one a line)
 
-It stays because importing everything takes longer than encoding a small MEMORY. Whatever goes wrong ends it, and the next try has a new one.
+It stays because importing everything takes longer than encoding a small MEMORY. Whatever goes wrong ends it, and the
+next try has a new one.
 """
 
 import argparse
@@ -66,7 +67,11 @@ class ProcessTicket:
             if self._result.is_file():
                 return RefreshResult(**json.loads(self._result.read_text()))
             if status is not None:
-                lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if self._log.is_file() else []
+                lines = (
+                    self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                    if self._log.is_file()
+                    else []
+                )
                 ending = f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
                 raise RefreshError(f"{ending}; {lines[-1] if lines else 'nothing said'} (log: {self._log})")
             if time.monotonic() >= deadline:
@@ -114,9 +119,12 @@ def _begin(threads: int, log: Path) -> subprocess.Popen[str]:
     with open(log, "ab") as stream:
         return subprocess.Popen(
             [sys.executable, "-m", "training.refresh.process", "--parent", str(os.getpid())],
-            stdin=subprocess.PIPE, stdout=stream, stderr=stream, text=True,
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=stream,
+            text=True,
             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads)},
-        )  # fmt: skip
+        )
 
 
 # --- in that process -------------------------------------------------------------------------------------------------
@@ -135,9 +143,16 @@ def serve(lines: Iterable[str]) -> None:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.refresh.process", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m training.refresh.process",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--parent", type=int, default=0, help="process id; end when it is no longer the parent (default: at the last line)")
+    parser.add_argument(
+        "--parent",
+        type=int,
+        default=0,
+        help="process id; end when it is no longer the parent (default: at the last line)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say that jobs would be waited for, and stop")
     options = parser.parse_args(argv)
     if options.dry_run:

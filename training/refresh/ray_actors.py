@@ -1,6 +1,7 @@
 """Where refreshes run beside ranks under Ray: actors with their own shares of the cluster, kept from one refresh to the next.
 
-Several share a whole encoding out, shard by shard; when all are through, the first makes the version of what lies there.
+Several share a whole encoding out, shard by shard; when all are through, the first makes the version of what lies
+there.
 """
 
 import logging
@@ -47,7 +48,11 @@ class RayTicket:
         self._actors, self._job = actors, job
         self._asked = [actor.answer.remote() for actor in actors]
         shared = len(actors) > 1 and not job.choice
-        self._shares = [actor.encode_share.remote(job, number, len(actors)) for number, actor in enumerate(actors)] if shared else []
+        self._shares = (
+            [actor.encode_share.remote(job, number, len(actors)) for number, actor in enumerate(actors)]
+            if shared
+            else []
+        )
         self._whole = None if shared else actors[0].run.remote(job)
         self.ended = False
 
@@ -81,7 +86,9 @@ class RayTicket:
             under_way = [*self._shares, *([] if self._whole is None else [self._whole])]
             ray.wait(under_way, num_returns=len(under_way), timeout=_END_SECONDS)
         except RayError as error:
-            logger.warning("refresh: whether its actors have ended is not known: %s", str(error).strip().splitlines()[-1])
+            logger.warning(
+                "refresh: whether its actors have ended is not known: %s", str(error).strip().splitlines()[-1]
+            )
         _wait_until_gone(begun)
 
     def _begun(self) -> list[tuple[str, int]]:
@@ -108,8 +115,11 @@ class RayWorker:
     """Runs refreshes in actors, which end when the rank that started them does. Where one died all are replaced, on any nodes that have room."""
 
     def __init__(self, num_cpus: float, num_gpus: float, num_workers: int = 1) -> None:
-        # Without a strategy of its own the actor would wait for room inside the ranks' placement group, where there is none.
-        self._refresher = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="DEFAULT")(Refresher)
+        # Without a strategy of its own the actor would wait for room inside the ranks' placement group, where there is
+        # none.
+        self._refresher = ray.remote(
+            num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="DEFAULT"
+        )(Refresher)
         self._num_workers, self._actors = num_workers, list[Any]()
         self._ticket: RayTicket | None = None
 

@@ -1,7 +1,8 @@
 """Which MEMORY versions of a run may go: what nobody uses is deleted, and nothing that something points to.
 
-A version stays while it is in use, is one of the `joint.refresh.keep_versions` before that, stands in a run state, or is pinned: registering a
-model pins the MEMORY and INDEX that it points to, and so does an empty file of that name. What a run only read is never its to delete.
+A version stays while it is in use, is one of the `joint.refresh.keep_versions` before that, stands in a run state, or
+is pinned: registering a model pins the MEMORY and INDEX that it points to, and so does an empty file of that name. What
+a run only read is never its to delete.
 """
 
 import json
@@ -69,7 +70,9 @@ def made_versions(output: Path, run: Path) -> list[Made]:
         if (match := _NOTE.fullmatch(note.name)) is None:
             continue
         number = int(match[1])
-        version = Made(number, output / f"memory-v{number}", output / f"index-v{number}", run / f"snapshot-v{number}", note)
+        version = Made(
+            number, output / f"memory-v{number}", output / f"index-v{number}", run / f"snapshot-v{number}", note
+        )
         if (version.memory / MANIFEST).is_file():
             found.append(version)
     return sorted(found, key=lambda version: version.number)
@@ -97,7 +100,11 @@ def disposable(made: Collection[Made], *, current: int, keep: int, needed: Colle
         needed: numbers that something else points to.
     """
     older = sorted((v for v in made if v.number < current), key=lambda v: v.number)
-    return [v for v in older[: max(0, len(older) - keep)] if v.number not in needed and not pinned_by(v.memory) and not pinned_by(v.index)]
+    return [
+        v
+        for v in older[: max(0, len(older) - keep)]
+        if v.number not in needed and not pinned_by(v.memory) and not pinned_by(v.index)
+    ]
 
 
 def prune(output: Path, run: Path, *, current: int, keep: int, states: Iterable[Path], step: int) -> list[int]:
@@ -139,8 +146,9 @@ def prune(output: Path, run: Path, *, current: int, keep: int, states: Iterable[
 def discard(output: Path, run: Path, number: int, fingerprint: str, *, states: Iterable[Path]) -> None:
     """Delete what a version left that is given up, so that its room is free again. What can't be deleted is told.
 
-    What has no manifest is nobody's. What is whole is this run's only if it was encoded by the snapshot of this version; and not if a run noted it,
-    which this one did not, or something points to it: runs of other settings write the same names.
+    What has no manifest is nobody's. What is whole is this run's only if it was encoded by the snapshot of this
+    version; and not if a run noted it, which this one did not, or something points to it: runs of other settings write
+    the same names.
 
     Args:
         output: where the versions lie.
@@ -150,11 +158,15 @@ def discard(output: Path, run: Path, number: int, fingerprint: str, *, states: I
         states: notes of run states; one that names the version as under way keeps its snapshot, if that is whole.
     """
     try:
-        notes = [json.loads(note.read_text()) for note in output.glob(f"run-*/refresh-v{number}.json") if note.is_file()]
+        notes = [
+            json.loads(note.read_text()) for note in output.glob(f"run-*/refresh-v{number}.json") if note.is_file()
+        ]
         noted = {note[name] for note in notes for name in ("memory_hash", "index_hash")}
         for folder in (output / f"index-v{number}", output / f"memory-v{number}"):
             whole = (folder / MANIFEST).is_file()
-            own = not whole or (read_manifest(folder)["fingerprint"] == fingerprint and manifest_hash(folder) not in noted)
+            own = not whole or (
+                read_manifest(folder)["fingerprint"] == fingerprint and manifest_hash(folder) not in noted
+            )
             if own and not pinned_by(folder):
                 _delete(folder)
         if not fingerprint or number not in in_run_states(states):
@@ -192,4 +204,6 @@ def check_replaceable(directory: Path) -> None:
         InputError: it is pinned.
     """
     if by := pinned_by(directory):
-        raise InputError(f"{directory}: {by} points to it, so it is not replaced; give the run another output (or delete its {PIN})")
+        raise InputError(
+            f"{directory}: {by} points to it, so it is not replaced; give the run another output (or delete its {PIN})"
+        )

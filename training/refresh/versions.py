@@ -1,7 +1,8 @@
 """MEMORY versions of a run: when a snapshot is taken, who encodes it, and the one step at which all ranks switch.
 
-Rank 0 alone knows how far a refresh is. It tells the others through the sum that every step makes anyway: the number of the version that is
-ready, its negative when a refresh is given up, else 0. So every rank switches ahead of the same step, and no step mixes versions.
+Rank 0 alone knows how far a refresh is. It tells the others through the sum that every step makes anyway: the number of
+the version that is ready, its negative when a refresh is given up, else 0. So every rank switches ahead of the same
+step, and no step mixes versions.
 """
 
 import dataclasses
@@ -72,7 +73,12 @@ class Versions:
         self._threads, self._open_index = threads, open_index
         self.tries = Tries(self._settings, run_directory, worker)
         self.current = Version(
-            0, config.memory, config.index, manifest_hash(config.memory), manifest_hash(config.index) if config.index else "", 0
+            0,
+            config.memory,
+            config.index,
+            manifest_hash(config.memory),
+            manifest_hash(config.index) if config.index else "",
+            0,
         )
         self.pending: Pending | None = None
         self.blocked_seconds = 0.0
@@ -147,10 +153,18 @@ class Versions:
         if self.pending is not None:
             # A trigger that fires on while its refresh is under way is no news.
             if self._rank == 0 and cosine >= self._settings.trigger_cosine:
-                logger.warning("refresh: version %d is still being made after step %d; no snapshot this time", self.pending.number, updates)
+                logger.warning(
+                    "refresh: version %d is still being made after step %d; no snapshot this time",
+                    self.pending.number,
+                    updates,
+                )
             return
         if self._rank == 0 and cosine < self._settings.trigger_cosine:
-            logger.info("refresh: after step %d stored and fresh memory have a cosine of %.4f: a snapshot is due", updates, cosine)
+            logger.info(
+                "refresh: after step %d stored and fresh memory have a cosine of %.4f: a snapshot is due",
+                updates,
+                cosine,
+            )
         began = time.monotonic()
         self.pending = Pending(self.current.number + 1, updates, time.time())
         with engine.whole(stored_parameters(model, store_backbone)):
@@ -167,7 +181,9 @@ class Versions:
         """Write the snapshot of the pending version. Returns why it could not be written: a full disk must not end training."""
         folder = self._snapshot(self.pending.number if self.pending else 0)
         try:
-            save_checkpoint(model, folder, stage="joint", recipe={"snapshot_after_step": updates}, store_backbone=store_backbone)
+            save_checkpoint(
+                model, folder, stage="joint", recipe={"snapshot_after_step": updates}, store_backbone=store_backbone
+            )
         except (InputError, OSError) as error:
             return str(error)
         return ""
@@ -180,10 +196,15 @@ class Versions:
         drift = self._drift(self.current.number)
         settings = self._settings
         choice = Choice(
-            num_rows=settings.num_rows(self._num_rows), oldest_share=settings.oldest_share,
-            row_ids=list(uses), uses=list(uses.values()), questions=list(coming.questions), per_question=self._config.joint.from_index,
-            steps=self._steps, drift=str(drift) if drift.is_file() else "",
-        )  # fmt: skip
+            num_rows=settings.num_rows(self._num_rows),
+            oldest_share=settings.oldest_share,
+            row_ids=list(uses),
+            uses=list(uses.values()),
+            questions=list(coming.questions),
+            per_question=self._config.joint.from_index,
+            steps=self._steps,
+            drift=str(drift) if drift.is_file() else "",
+        )
         try:
             choice.save(self._choice(number))
         except InputError as error:
@@ -199,7 +220,9 @@ class Versions:
     def _start(self) -> None:
         if self._rank == 0 and self.pending is not None:
             number, chosen = self.pending.number, self._settings.policy == "incremental"
-            self.tries.begin(self.pending, self.job(number, self._snapshot(number), self._made_after(self.pending), chosen=chosen))
+            self.tries.begin(
+                self.pending, self.job(number, self._snapshot(number), self._made_after(self.pending), chosen=chosen)
+            )
 
     def _made_after(self, pending: Pending) -> int:
         """Updates of the compressor of a snapshot: it may stand still by then."""
@@ -229,7 +252,9 @@ class Versions:
         if self._rank != 0:
             return 0.0
         stale = 0 < self._settings.max_staleness_steps < self.staleness(step)
-        if stale and (self._settings.when_stale == "warn" or (self._settings.when_stale == "wait" and self.pending is None)):
+        if stale and (
+            self._settings.when_stale == "warn" or (self._settings.when_stale == "wait" and self.pending is None)
+        ):
             self._warn(step)
         if self.pending is None:
             return 0.0
@@ -277,8 +302,12 @@ class Versions:
             self._warned = self.current.number
             logger.warning(
                 "refresh: at step %d MEMORY version %d lacks %d updates of the compressor, more than joint.refresh.max_staleness_steps = %d; "
-                "training goes on with it", step + 1, self.current.number, self.staleness(step), self._settings.max_staleness_steps,
-            )  # fmt: skip
+                "training goes on with it",
+                step + 1,
+                self.current.number,
+                self.staleness(step),
+                self._settings.max_staleness_steps,
+            )
 
     def _last_step(self) -> int:
         """The last step (0-based) on the old version under `fixed`."""
@@ -308,10 +337,18 @@ class Versions:
             return False
         self.refreshed = self.tries.figures()
         memory, index = self._output / f"memory-v{number}", self._output / f"index-v{number}"
-        self.current = Version(number, str(memory), str(index), manifest_hash(memory), manifest_hash(index), snapshot_step)
+        self.current = Version(
+            number, str(memory), str(index), manifest_hash(memory), manifest_hash(index), snapshot_step
+        )
         record = {"rank": self._rank, "first_step": step + 2, **dataclasses.asdict(self.current)}
         self._switches.add(record)
-        logger.info("rank %d: from step %d on MEMORY version %d, manifest %s", self._rank, step + 2, number, self.current.memory_hash)
+        logger.info(
+            "rank %d: from step %d on MEMORY version %d, manifest %s",
+            self._rank,
+            step + 2,
+            number,
+            self.current.memory_hash,
+        )
         return True
 
     def finish(self) -> None:
@@ -331,7 +368,10 @@ class Versions:
         older = self._settings.policy == "incremental" or pending.snapshot_step < self._config.joint.compressor_updates
         if self._settings.final and older:
             if self._poll(wait=False, timeout_seconds=0.0) == 0:
-                logger.info("refresh: version %d is ended unfinished, as joint.refresh.final encodes all of it again", pending.number)
+                logger.info(
+                    "refresh: version %d is ended unfinished, as joint.refresh.final encodes all of it again",
+                    pending.number,
+                )
                 self.tries.stop("ended for the last re-encoding")
             return
         logger.info("refresh: waiting for version %d (at most %.0f s)", pending.number, self._settings.wait_seconds)
@@ -346,7 +386,9 @@ class Versions:
         number = self.pending.number if self.pending else 0
         why = f"not ready after {self._settings.wait_seconds:.0f} s (joint.refresh.wait_seconds)"
         self.tries.stop(why)
-        logger.error("refresh: version %d is %s and is given up; training stays on version %d", number, why, self.current.number)
+        logger.error(
+            "refresh: version %d is %s and is given up; training stays on version %d", number, why, self.current.number
+        )
         return -number
 
     def prune(self, updates: int) -> None:
@@ -359,7 +401,10 @@ class Versions:
 
     def state(self) -> dict[str, Any]:
         """For a run state."""
-        found = {"current": dataclasses.asdict(self.current), "pending": dataclasses.asdict(self.pending) if self.pending else None}
+        found = {
+            "current": dataclasses.asdict(self.current),
+            "pending": dataclasses.asdict(self.pending) if self.pending else None,
+        }
         return found | {"steps": self._steps, "working_set": self.working_set.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -370,5 +415,7 @@ class Versions:
         self._steps = dict(state.get("steps", {}))
         self.working_set.restore(state.get("working_set", {"row_ids": [], "uses": []}))
         if self._rank == 0:
-            forget_later(self._run, max(version.number for version in (self.current, self.pending) if version is not None))
+            forget_later(
+                self._run, max(version.number for version in (self.current, self.pending) if version is not None)
+            )
         self._start()

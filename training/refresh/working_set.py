@@ -1,6 +1,7 @@
 """Which rows an incremental refresh encodes again: those that steps use, by use and drift, and the oldest.
 
-Rank 0 writes a `Choice` at the snapshot; the refresh's own process adds what the coming questions find, chooses, and measures each row's drift.
+Rank 0 writes a `Choice` at the snapshot; the refresh's own process adds what the coming questions find, chooses, and
+measures each row's drift.
 """
 
 import dataclasses
@@ -72,7 +73,9 @@ class Choice:
         try:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise InputError(f"{path}: not the choice of an incremental refresh ({error}); joint training writes it") from error
+            raise InputError(
+                f"{path}: not the choice of an incremental refresh ({error}); joint training writes it"
+            ) from error
 
 
 @dataclass
@@ -96,12 +99,19 @@ class WorkingSet:
 
 
 def choose_rows(
-    row_ids: Ids, lag: NDArray[np.int64], uses: NDArray[np.int64], rate: NDArray[np.float64], *, num_rows: int, oldest_share: float
+    row_ids: Ids,
+    lag: NDArray[np.int64],
+    uses: NDArray[np.int64],
+    rate: NDArray[np.float64],
+    *,
+    num_rows: int,
+    oldest_share: float,
 ) -> Ids:
     """The rows of an incremental refresh, ascending.
 
-    First the `oldest_share` of the budget that have the largest lag; then rows in use, by uses × expected drift, which is rate × lag; then, where
-    the budget is not used up, the oldest that remain. Equal ones by row id, which is a hash. A row without lag is never chosen.
+    First the `oldest_share` of the budget that have the largest lag; then rows in use, by uses × expected drift, which
+    is rate × lag; then, where the budget is not used up, the oldest that remain. Equal ones by row id, which is a hash.
+    A row without lag is never chosen.
 
     Args:
         row_ids: all rows `[n]`, ascending.
@@ -144,7 +154,12 @@ def rows_to_refresh(
     counts = np.zeros(len(store), np.int64)
     counts[np.searchsorted(store.row_ids, np.fromiter(uses, np.int64))] = np.fromiter(uses.values(), np.int64)
     rows = choose_rows(
-        store.row_ids, lag, counts, drift_rates(store.row_ids, choice.drift), num_rows=choice.num_rows, oldest_share=choice.oldest_share
+        store.row_ids,
+        lag,
+        counts,
+        drift_rates(store.row_ids, choice.drift),
+        num_rows=choice.num_rows,
+        oldest_share=choice.oldest_share,
     )
     return rows, lag[np.searchsorted(store.row_ids, rows)]
 
@@ -176,7 +191,9 @@ def write_drift(
     found = []
     for begin in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[begin : begin + _ROWS_AT_ONCE]
-        found.append(1.0 - np.einsum("nf,nf->n", unit_rows(before.memory(part)), unit_rows(after.memory(part)), dtype=np.float64))
+        found.append(
+            1.0 - np.einsum("nf,nf->n", unit_rows(before.memory(part)), unit_rows(after.memory(part)), dtype=np.float64)
+        )
     drift = np.concatenate(found)
     table = {row: (d, steps) for row, d, steps in zip(rows.tolist(), drift.tolist(), lag.tolist(), strict=True)}
     if known:
@@ -184,7 +201,11 @@ def write_drift(
         table = {row: (d, steps) for row, d, steps in zip(*old.values(), strict=True)} | table
     ordered = sorted(table)
     sink = pa.BufferOutputStream()
-    columns = {"row_id": ordered, "drift": [table[row][0] for row in ordered], "lag_steps": [table[row][1] for row in ordered]}
+    columns = {
+        "row_id": ordered,
+        "drift": [table[row][0] for row in ordered],
+        "lag_steps": [table[row][1] for row in ordered],
+    }
     pq.write_table(pa.table(columns), sink, compression="zstd")
     atomic_write(path, sink.getvalue().to_pybytes())
     return float(drift.mean())

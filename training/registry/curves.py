@@ -9,12 +9,25 @@ _PICTURES = {
     "held_out_recall": ("held_out_recall_at_1", "held_out_recall_at_5", "held_out_recall_at_20"),
     "held_out_pool_recall": ("held_out_pool_recall_at_1", "held_out_pool_recall_at_5"),
     "held_out_answer": ("held_out_answer_nats", "held_out_right_nats", "held_out_wrong_nats"),
-    "staleness": ("canary_cosine", "canary_cosine_lowest", "canary_overlap", "canary_recall_stored", "canary_recall_fresh"),
+    "staleness": (
+        "canary_cosine",
+        "canary_cosine_lowest",
+        "canary_overlap",
+        "canary_recall_stored",
+        "canary_recall_fresh",
+    ),
     "correction": ("correction_overlap_stored", "correction_overlap", "correction_taken"),
     "staleness_steps": ("staleness_steps", "memory_lag_steps", "pool_lag_steps"),
     "refresh_shares": ("refresh_compute_share", "blocked_share"),
     "gradient_norm": ("gradient_norm",),
-    "seconds_of_a_step": ("step_seconds", "search_seconds", "rerank_seconds", "blocked_seconds", "canary_seconds", "held_out_seconds"),
+    "seconds_of_a_step": (
+        "step_seconds",
+        "search_seconds",
+        "rerank_seconds",
+        "blocked_seconds",
+        "canary_seconds",
+        "held_out_seconds",
+    ),
 }
 
 

@@ -48,7 +48,9 @@ def _track(client: "MlflowClient", evaluation: Path, uri: str, experiment: str) 
     if found:
         return str(found[0].info.run_id)
     manifest = read_manifest(evaluation, "EVALUATION")
-    run = client.create_run(where, run_name=f"evaluate {', '.join(manifest['systems'])}", tags={TAG: version, "stage": "evaluate"})
+    run = client.create_run(
+        where, run_name=f"evaluate {', '.join(manifest['systems'])}", tags={TAG: version, "stage": "evaluate"}
+    )
     run_id = str(run.info.run_id)
     try:
         report = json.loads((evaluation / REPORT).read_text(encoding="utf-8"))

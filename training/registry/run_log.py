@@ -37,7 +37,9 @@ def lineage(config: Config) -> dict[str, str]:
 class Tracker:
     """Writes one MLflow run."""
 
-    def __init__(self, settings: Tracking, run_name: str, parameters: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: Tracking, run_name: str, parameters: Mapping[str, str], tags: Mapping[str, str]
+    ) -> None:
         """Find the run of that name, or begin it.
 
         Args:
@@ -107,7 +109,9 @@ class Tracker:
         except self._failures as error:
             if not self._told:
                 logger.warning(
-                    "tracking.uri %r does not answer (%s); training goes on, and figures are sent when it does again", self._uri, error
+                    "tracking.uri %r does not answer (%s); training goes on, and figures are sent when it does again",
+                    self._uri,
+                    error,
                 )
             self._told = True
 
@@ -123,7 +127,12 @@ class Tracker:
         self._waiting, self._told = [], False
 
     def finish(
-        self, report: Path, metrics: Path, pictures: Path, tags: Mapping[str, str], figures: Mapping[str, float] | None = None
+        self,
+        report: Path,
+        metrics: Path,
+        pictures: Path,
+        tags: Mapping[str, str],
+        figures: Mapping[str, float] | None = None,
     ) -> None:
         """Log the report, the curves, what was made and figures of the whole run, and end the run.
 
@@ -138,12 +147,16 @@ class Tracker:
                 "when it answers, and the run is logged without being trained again"
             ) from error
 
-    def _finish(self, report: Path, metrics: Path, pictures: Path, tags: Mapping[str, str], figures: Mapping[str, float]) -> None:
+    def _finish(
+        self, report: Path, metrics: Path, pictures: Path, tags: Mapping[str, str], figures: Mapping[str, float]
+    ) -> None:
         from mlflow.entities import Metric
 
         self._send()
         now = int(time.time() * 1000)
-        self._client.log_batch(self.run_id, metrics=[Metric(name, value, now, self._last_step) for name, value in figures.items()])
+        self._client.log_batch(
+            self.run_id, metrics=[Metric(name, value, now, self._last_step) for name, value in figures.items()]
+        )
         for name, value in tags.items():
             self._client.set_tag(self.run_id, name, value)
         self._client.log_artifact(self.run_id, str(report))

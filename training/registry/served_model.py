@@ -77,7 +77,8 @@ class ServedModel(PythonModel):
         """Open the artefacts.
 
         Raises:
-            InputError: a pointer leads to nothing, to something else than was registered, or the parts don't fit each other.
+            InputError: a pointer leads to nothing, to something else than was registered, or the parts don't fit each
+                other.
         """
         config = dict(context.model_config or {})
         has_index = bool(config.get("index_uri"))
@@ -102,9 +103,12 @@ class ServedModel(PythonModel):
             params: not used.
 
         Returns:
-            A `Reply` for each question, as plain values: MLflow takes the schema from the type, and serves nothing but plain values.
+            A `Reply` for each question, as plain values: MLflow takes the schema from the type, and serves nothing but
+            plain values.
         """
-        answered = self._retriever.ask(model_input, num_selected=self._num_selected, max_new_tokens=self._max_new_tokens)
+        answered = self._retriever.ask(
+            model_input, num_selected=self._num_selected, max_new_tokens=self._max_new_tokens
+        )
         return cast(list[Reply], [as_record(a) for a in answered])
 
 

@@ -36,7 +36,9 @@ def open_store(uri: str) -> "MlflowClient":
     import mlflow
 
     if not uri:
-        raise InputError("--tracking-uri is empty; give an MLflow store, as sqlite:///artefacts/mlflow.db or http://HOST:PORT")
+        raise InputError(
+            "--tracking-uri is empty; give an MLflow store, as sqlite:///artefacts/mlflow.db or http://HOST:PORT"
+        )
     for noisy in ("alembic", "mlflow"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
@@ -45,7 +47,9 @@ def open_store(uri: str) -> "MlflowClient":
         mlflow.set_registry_uri(uri)
         return mlflow.MlflowClient()
     except failures() as error:
-        raise InputError(f"--tracking-uri {uri!r}: cannot be opened ({error}); give a store that exists or can be made") from error
+        raise InputError(
+            f"--tracking-uri {uri!r}: cannot be opened ({error}); give a store that exists or can be made"
+        ) from error
 
 
 def check_names(name: str, alias: str | None = None) -> None:
@@ -55,9 +59,13 @@ def check_names(name: str, alias: str | None = None) -> None:
         InputError: one of them.
     """
     if not name or set(name) & set(_NOT_IN_NAMES) or len(name) > _LONGEST_NAME:
-        raise InputError(f"--name {name!r:.60}: expected 1 to {_LONGEST_NAME} characters, none of them among {' '.join(_NOT_IN_NAMES)}")
+        raise InputError(
+            f"--name {name!r:.60}: expected 1 to {_LONGEST_NAME} characters, none of them among {' '.join(_NOT_IN_NAMES)}"
+        )
     if alias is not None and (not _ALIAS.fullmatch(alias) or _RESERVED_ALIAS.fullmatch(alias.lower())):
-        raise InputError(f"--alias {alias!r:.60}: expected letters, digits, - and _, and neither latest nor v with a number, as champion")
+        raise InputError(
+            f"--alias {alias!r:.60}: expected letters, digits, - and _, and neither latest nor v with a number, as champion"
+        )
 
 
 def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
@@ -68,7 +76,9 @@ def experiment_id(client: "MlflowClient", uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=artefact_location(uri)))
 
 
-def log_all(client: "MlflowClient", run_id: str, *, params: Mapping[str, str], metrics: Iterable[tuple[str, float, int]]) -> None:
+def log_all(
+    client: "MlflowClient", run_id: str, *, params: Mapping[str, str], metrics: Iterable[tuple[str, float, int]]
+) -> None:
     """Parameters, and metrics as (name, value, step), in as few calls as the store takes; names as `tracking_names` gives them."""
     from mlflow.entities import Metric, Param
 

@@ -27,8 +27,8 @@ def check_settings(config: Config) -> None:
     """Refuse settings that contradict each other, and warn of those that nothing comes of.
 
     Raises:
-        InputError: MEMORY is to be encoded again, and no compressor trains, or by several processes without Ray, or no snapshot would ever be taken
-            of one that has.
+        InputError: MEMORY is to be encoded again, and no compressor trains, or by several processes without Ray, or no
+            snapshot would ever be taken of one that has.
     """
     joint = config.joint
     refresh = joint.refresh
@@ -49,12 +49,20 @@ def check_settings(config: Config) -> None:
         )
     if refresh.policy != "none" and refresh.start_step > joint.steps:
         logger.warning(
-            "joint.refresh.start_step is %d, joint.steps %d: no refresh will take place; lower start_step", refresh.start_step, joint.steps
+            "joint.refresh.start_step is %d, joint.steps %d: no refresh will take place; lower start_step",
+            refresh.start_step,
+            joint.steps,
         )
-    trained = {"query_reasoner": joint.train_query_reasoner, "generator": joint.train_generator, "compressor": joint.train_compressor}
+    trained = {
+        "query_reasoner": joint.train_query_reasoner,
+        "generator": joint.train_generator,
+        "compressor": joint.train_compressor,
+    }
     for role, rate in joint.learning_rates.items():
         if not trained[role]:
-            logger.warning("joint.learning_rates.%s is %g, joint.train_%s false: the rate is not used", role, rate, role)
+            logger.warning(
+                "joint.learning_rates.%s is %g, joint.train_%s false: the rate is not used", role, rate, role
+            )
 
 
 def check_index(config: Config, store: MemoryStore) -> None:
@@ -81,8 +89,12 @@ def check_index(config: Config, store: MemoryStore) -> None:
         ranks = config.launch.num_workers if config.launch.launcher == "ray" else 1
         logger.warning(
             "index %s, of kind %r, can't be mapped: each rank (%d of them) reads all of its %.3f GiB into memory of its own; any kind but fast-scan "
-            "codes (…fs) is mapped once on a machine", config.index, manifest["factory"], ranks, manifest["files"][0]["bytes"] / 2**30,
-        )  # fmt: skip
+            "codes (…fs) is mapped once on a machine",
+            config.index,
+            manifest["factory"],
+            ranks,
+            manifest["files"][0]["bytes"] / 2**30,
+        )
 
 
 def check_refresh(config: Config, store: MemoryStore) -> None:

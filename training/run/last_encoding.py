@@ -78,7 +78,9 @@ def encode(config: Config, worker: Worker, *, threads: int) -> str:
         number, steps = _next_number(found), config.joint.steps
         tries = Tries(config.joint.refresh, where.run, worker)
         tries.begin(
-            Pending(number, steps), versions.job(number, where.checkpoint, steps), otherwise="MEMORY stays older than the CHECKPOINT"
+            Pending(number, steps),
+            versions.job(number, where.checkpoint, steps),
+            otherwise="MEMORY stays older than the CHECKPOINT",
         )
         return "" if tries.poll(wait=True, timeout_seconds=math.inf) > 0 else tries.why
 

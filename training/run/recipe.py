@@ -23,13 +23,32 @@ METRICS = "metrics.jsonl"
 REPORT = "report.json"
 LOCK_SECONDS = 60.0
 _ADDED_TO_REFRESH = (
-    "rerank", "canary_every", "canary_rows", "trigger_cosine", "max_staleness_steps", "when_stale", "rows", "share", "oldest_share",
-    "look_ahead_steps", "rerank_lag_steps", "correction", "correction_ridge",
-)  # fmt: skip
+    "rerank",
+    "canary_every",
+    "canary_rows",
+    "trigger_cosine",
+    "max_staleness_steps",
+    "when_stale",
+    "rows",
+    "share",
+    "oldest_share",
+    "look_ahead_steps",
+    "rerank_lag_steps",
+    "correction",
+    "correction_ridge",
+)
 # Who computes, how long one waits, what is kept: none of it changes what is computed.
 _NOT_OF_THE_RECIPE = {
     "joint": ("checkpoint_every", "micro_batch"),
-    "joint.refresh": ("num_workers", "num_cpus", "num_gpus", "max_attempts", "max_seconds", "wait_seconds", "keep_versions"),
+    "joint.refresh": (
+        "num_workers",
+        "num_cpus",
+        "num_gpus",
+        "max_attempts",
+        "max_seconds",
+        "wait_seconds",
+        "keep_versions",
+    ),
     "retrieval": ("search_shards", "search_seconds", "search_restarts", "search_cpus"),
 }
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -72,7 +91,12 @@ def plan(config: Config) -> dict[str, int]:
     joint, launch = config.joint, config.launch
     ranks = 1 if launch.launcher == "local" else launch.num_workers
     own = shard(range(joint.questions_per_step), 0, ranks, joint.micro_batch)
-    return {"steps": joint.steps, "ranks": ranks, "questions_per_step": joint.questions_per_step, "micro_batches_of_a_rank": len(own)}
+    return {
+        "steps": joint.steps,
+        "ranks": ranks,
+        "questions_per_step": joint.questions_per_step,
+        "micro_batches_of_a_rank": len(own),
+    }
 
 
 def absolute(config: Config) -> Config:
@@ -96,13 +120,16 @@ def _leave_out_defaults(tree: dict[str, Any], defaults: Section, names: Sequence
 def recipe(config: Config) -> dict[str, Any]:
     """What determines the CHECKPOINT: settings of the stage, and hashes of what it reads.
 
-    Who computes is not among it: a run may be taken up on other ranks and by other micro-batches, which sum the same numbers in another order.
-    (Dropout is drawn by each rank for each micro-batch, so that with it the numbers are others, of the same kind.)
+    Who computes is not among it: a run may be taken up on other ranks and by other micro-batches, which sum the same
+    numbers in another order. (Dropout is drawn by each rank for each micro-batch, so that with it the numbers are
+    others, of the same kind.)
     """
     names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
     settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
-    _leave_out_defaults(settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens", "evaluate_pools", "evaluate_fresh"))
+    _leave_out_defaults(
+        settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens", "evaluate_pools", "evaluate_fresh")
+    )
     _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
     for section, left_out in _NOT_OF_THE_RECIPE.items():
         tree = settings
@@ -124,7 +151,9 @@ def finished(config: Config) -> bool:
     where = places(config)
     if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)) or not where.report.is_file():
         return False
-    if config.tracking.uri and not (where.tracked.is_file() and json.loads(where.tracked.read_text())["uri"] == config.tracking.uri):
+    if config.tracking.uri and not (
+        where.tracked.is_file() and json.loads(where.tracked.read_text())["uri"] == config.tracking.uri
+    ):
         return False
     report = json.loads(where.report.read_text())
     encoded = not (config.joint.refresh.final and report.get("memory_lag_steps"))

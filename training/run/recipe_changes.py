@@ -33,7 +33,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two recipes have otherwise, as `key one → other`. What a recipe leaves out has its default."""
     defaults = flatten(json.loads(Config().model_dump_json()))
     one, other = _flat(before), _flat(now)
-    pairs = {key: [values.get(key, defaults.get(key, "none")) for values in (one, other)] for key in sorted(one.keys() | other.keys())}
+    pairs = {
+        key: [values.get(key, defaults.get(key, "none")) for values in (one, other)]
+        for key in sorted(one.keys() | other.keys())
+    }
     return [f"{key} {old} → {new}" for key, (old, new) in pairs.items() if old != new]
 
 

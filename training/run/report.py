@@ -36,22 +36,29 @@ def staleness(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, floa
     found = []
     for step, values in metrics.items():
         if "canary_cosine" in values:
-            found.append({"step": step, **{name.removeprefix("canary_"): v for name, v in values.items() if name.startswith("canary_")}})
+            found.append(
+                {
+                    "step": step,
+                    **{name.removeprefix("canary_"): v for name, v in values.items() if name.startswith("canary_")},
+                }
+            )
     return found
 
 
 def finish(config: Config) -> dict[str, Any]:
     """After training, and the last re-encoding where it is asked for: the report, which is returned.
 
-    Of the run states the newest stays; versions that nobody uses are deleted. What the last re-encoding needs stays until it is made.
+    Of the run states the newest stays; versions that nobody uses are deleted. What the last re-encoding needs stays
+    until it is made.
     """
     where, settings = places(config), config.joint
     found = left(config)
     if found.lag_steps and not settings.refresh.final:
         logger.warning(
             "MEMORY version %d lags the trained compressor by %d steps; set joint.refresh.final = true, or encode it anew",
-            found.current, found.lag_steps,
-        )  # fmt: skip
+            found.current,
+            found.lag_steps,
+        )
     report = summarise(config, where, found) | {
         "recall_at_10": recall_of(found.index, warn=True).get("index_recall_at_10"),
         "memory_by_rank": found.state.get("memory_by_rank", []),
@@ -61,8 +68,13 @@ def finish(config: Config) -> dict[str, Any]:
     keep_newest(where.run, 1)
     needed = int(found.state["current"]["number"]) if due(config, found) else found.current
     prune(
-        where.output, where.run, current=needed, keep=settings.refresh.keep_versions, states=run_states(where.run), step=settings.steps
-    )  # fmt: skip
+        where.output,
+        where.run,
+        current=needed,
+        keep=settings.refresh.keep_versions,
+        states=run_states(where.run),
+        step=settings.steps,
+    )
     report["deleted_versions"] = deleted(where.run)
     artefact.atomic_write(where.report, json.dumps(report, indent=1) + "\n")
     return report
@@ -76,7 +88,9 @@ def summarise(config: Config, where: Places, found: Left) -> dict[str, Any]:
     blocked = sum(v["blocked_seconds"] for v in metrics.values())
     manifest = artefact.read_manifest(found.memory, "MEMORY")
     # Each shard is two files of the same rows.
-    row_bytes = sum(f["bytes"] for f in manifest["files"]) / max(1, sum(f.get("rows", 0) for f in manifest["files"]) // 2)
+    row_bytes = sum(f["bytes"] for f in manifest["files"]) / max(
+        1, sum(f.get("rows", 0) for f in manifest["files"]) // 2
+    )
     return {
         "run": where.run.name,
         "steps": len(metrics),
@@ -107,10 +121,15 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
     found = {
         f"run.{name}": report[name]
         for name in (
-            "questions_per_second", "blocked_seconds", "blocked_share", "waited_after_last_step_seconds", "rerank_seconds", "memory_lag_steps",
+            "questions_per_second",
+            "blocked_seconds",
+            "blocked_share",
+            "waited_after_last_step_seconds",
+            "rerank_seconds",
+            "memory_lag_steps",
             "recall_at_10",
         )
-    }  # fmt: skip
+    }
     found |= {f"run.refresh.{name}": value for name, value in report["refresh_cost"].items()}
     return {name: float(value) for name, value in found.items() if value is not None}
 

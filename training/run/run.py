@@ -26,7 +26,17 @@ from training.refresh.canary import Canary, canary_questions
 from training.refresh.process import Worker
 from training.refresh.versions import OpenIndex, Versions, stored_parameters
 from training.run.checks import check_index, check_refresh, check_settings
-from training.run.recipe import _JOB_VARIABLE, LOCK_SECONDS, Places, own_backbone, places, plan, recipe, sole_user, threads_of_rank
+from training.run.recipe import (
+    _JOB_VARIABLE,
+    LOCK_SECONDS,
+    Places,
+    own_backbone,
+    places,
+    plan,
+    recipe,
+    sole_user,
+    threads_of_rank,
+)
 from training.run.recipe_changes import note_recipe, tell_of_another
 from training.stages.held_out import HeldOut
 from training.stages.joint_stage import JointStage, trained_roles
@@ -39,7 +49,8 @@ def check(config: Config) -> None:
     """Refuse what could only fail later.
 
     Raises:
-        InputError: a path is missing, or relative in a submitted job; a GPU is asked for and not there; settings contradict each other.
+        InputError: a path is missing, or relative in a submitted job; a GPU is asked for and not there; settings
+            contradict each other.
     """
     if config.stage != "joint":
         raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
@@ -77,7 +88,9 @@ def build_stage(
     if config.joint.evaluate_every:
         joint = config.joint
         pools = joint.published_pool or joint.evaluate_pools
-        chosen = choose([q for q in read_questions(config.questions) if q.candidate_ids or not pools], joint.evaluate_questions)
+        chosen = choose(
+            [q for q in read_questions(config.questions) if q.candidate_ids or not pools], joint.evaluate_questions
+        )
         if not chosen:
             wanted = "a positive and candidates of its own" if pools else "a positive"
             raise InputError(
@@ -85,15 +98,23 @@ def build_stage(
                 "for; set it to 0 or make questions with a split"
             )
         held_out = HeldOut(
-            chosen, num_selected=joint.num_selected, published_pool=pools, fresh=joint.evaluate_fresh,
+            chosen,
+            num_selected=joint.num_selected,
+            published_pool=pools,
+            fresh=joint.evaluate_fresh,
             answer_tokens=joint.evaluate_answer_tokens,
-        )  # fmt: skip
+        )
     own = own_backbone(config)
     stage = ScoredStage if config.utilities else JointStage
     return stage(
-        model, read_questions(config.questions, "train"), config, versions,
-        held_out=held_out, canary=build_canary(config, versions), store_backbone=own,
-    )  # fmt: skip
+        model,
+        read_questions(config.questions, "train"),
+        config,
+        versions,
+        held_out=held_out,
+        canary=build_canary(config, versions),
+        store_backbone=own,
+    )
 
 
 def build_canary(config: Config, versions: Versions) -> Canary | None:
@@ -104,7 +125,11 @@ def build_canary(config: Config, versions: Versions) -> Canary | None:
     questions = canary_questions(read_questions(config.questions), max(1, settings.canary_rows // 2))
     ridge = settings.correction_ridge if settings.correction else 0.0
     return Canary(
-        questions, versions.open()[0], num_rows=settings.canary_rows, num_selected=config.joint.num_selected, correction_ridge=ridge
+        questions,
+        versions.open()[0],
+        num_rows=settings.canary_rows,
+        num_selected=config.joint.num_selected,
+        correction_ridge=ridge,
     )
 
 
@@ -163,7 +188,8 @@ def train_rank(
         open_index: how this rank reaches the INDEX of a version.
 
     Raises:
-        InputError: what it reads is damaged, or there is no room for the figures, even at the end, or for the CHECKPOINT.
+        InputError: what it reads is damaged, or there is no room for the figures, even at the end, or for the
+            CHECKPOINT.
     """
     where = places(config)
     where.run.mkdir(parents=True, exist_ok=True)
@@ -178,15 +204,23 @@ def train_rank(
 
     with sole_user(where.run / "lock", wait_seconds=LOCK_SECONDS) if engine.rank == 0 else nullcontext():
         run(
-            stage, engine, where.run,
-            seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log, on_nonfinite=config.joint.on_nonfinite,
-        )  # fmt: skip
+            stage,
+            engine,
+            where.run,
+            seed=config.seed,
+            checkpoint_every=config.joint.checkpoint_every,
+            log=log,
+            on_nonfinite=config.joint.on_nonfinite,
+        )
         stage.versions.finish()
         figures.finish()
     own, memory = own_backbone(config), memory_by_rank(engine)
     with engine.whole(stored_parameters(model, own)):
         if engine.rank == 0:
-            state = stage.versions.state() | {"waited_seconds": stage.versions.blocked_seconds, "memory_by_rank": memory}
+            state = stage.versions.state() | {
+                "waited_seconds": stage.versions.blocked_seconds,
+                "memory_by_rank": memory,
+            }
             artefact.atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
             save_checkpoint(model, where.checkpoint, stage="joint", recipe=recipe(config), store_backbone=own)
     engine.barrier()

@@ -1,7 +1,8 @@
 """Candidates of training questions: index ∪ BM25 ∪ the other questions' of the step.
 
-The lists of a question depend on the question, the weights and the MEMORY version alone, and what fills a pool up on the seed, the step and the
-question's place in it: neither on how many ranks share the step nor on how it is cut into micro-batches.
+The lists of a question depend on the question, the weights and the MEMORY version alone, and what fills a pool up on
+the seed, the step and the question's place in it: neither on how many ranks share the step nor on how it is cut into
+micro-batches.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,9 @@ def generator(seed: int, step: int, place: int) -> torch.Generator:
 class Candidates:
     """Draws pools over one MEMORY version at a time; `use` switches to another, which holds the same rows."""
 
-    def __init__(self, settings: Joint, *, first_level: int, seed: int, store: MemoryStore, index: TwoLevels | None) -> None:
+    def __init__(
+        self, settings: Joint, *, first_level: int, seed: int, store: MemoryStore, index: TwoLevels | None
+    ) -> None:
         """Read the texts for BM25, where it is asked for.
 
         Args:
@@ -58,7 +61,9 @@ class Candidates:
             InputError: its rows are others.
         """
         if not np.array_equal(store.row_ids, self.store.row_ids):
-            raise InputError(f"{store.directory}: its rows are not those of {self.store.directory}; a run's versions hold the same rows")
+            raise InputError(
+                f"{store.directory}: its rows are not those of {self.store.directory}; a run's versions hold the same rows"
+            )
         self.store, self.index = store, index
 
     def own(self, questions: Sequence[Question], known: Sequence[Known], query_BMD: Tensor | None) -> list[list[int]]:
@@ -76,7 +81,9 @@ class Candidates:
             lists = [[list(k.pool)] for k in known]
         elif questions:
             if query_BMD is not None and self.index is not None and settings.from_index:
-                found, _ = self.index.search(query_BMD.cpu().numpy(), settings.from_index, first_level=self.first_level, exclude=banned)
+                found, _ = self.index.search(
+                    query_BMD.cpu().numpy(), settings.from_index, first_level=self.first_level, exclude=banned
+                )
                 _append(lists, found)
             if self._bm25 is not None:
                 found, _ = self._bm25.search([q.question for q in questions], settings.from_bm25, exclude=banned)
@@ -87,7 +94,9 @@ class Candidates:
             own.append(list(dict.fromkeys([*first, *interleave(*parts)]))[: settings.num_candidates])
         return own
 
-    def pools(self, own: Sequence[Sequence[int]], places: Sequence[int], known: Sequence[Known], step: int) -> list[list[int]]:
+    def pools(
+        self, own: Sequence[Sequence[int]], places: Sequence[int], known: Sequence[Known], step: int
+    ) -> list[list[int]]:
         """The pools of the questions at `places` of a step.
 
         Args:

@@ -26,7 +26,13 @@ class HeldOut:
     """Recall, what the answer's tokens cost with what was found, and with the right memory and a wrong one."""
 
     def __init__(
-        self, questions: list[Question], *, num_selected: int, published_pool: bool = False, fresh: bool = False, answer_tokens: int = 0
+        self,
+        questions: list[Question],
+        *,
+        num_selected: int,
+        published_pool: bool = False,
+        fresh: bool = False,
+        answer_tokens: int = 0,
     ) -> None:
         """Take what is asked.
 
@@ -34,7 +40,8 @@ class HeldOut:
             questions: with a positive each.
             num_selected: K, rows that an answer is read from.
             published_pool: rank each question's own candidates instead of searching the INDEX.
-            fresh: rank published pools on memory encoded afresh too, which tells what a whole encoding at that moment would give.
+            fresh: rank published pools on memory encoded afresh too, which tells what a whole encoding at that moment
+                would give.
             answer_tokens: longest answer that is generated; 0: none is.
         """
         self._questions, self._num_selected, self._answer_tokens = questions, num_selected, answer_tokens
@@ -55,15 +62,17 @@ class HeldOut:
     def evaluate(self, model: ClaraModel, candidates: Candidates, engine: Engine) -> dict[str, float]:
         """Figures over all ranks (collectives), by MEMORY as it is stored.
 
-        `held_out_recall_at_D` over the INDEX, or `held_out_pool_recall_at_D` over published pools; nats per answer token:
-        `held_out_answer_nats` (from the K best), `held_out_right_nats`, `held_out_wrong_nats`. With `fresh` also
-        `held_out_fresh_pool_recall_at_D` and `held_out_fresh_answer_nats`. With `answer_tokens` also `held_out_exact_match` of answers that are
-        generated from the K best. `held_out_seconds`: what it took.
-        Every rank takes as many questions; what does not divide evenly is left out.
+        `held_out_recall_at_D` over the INDEX, or `held_out_pool_recall_at_D` over published pools; nats per answer
+        token: `held_out_answer_nats` (from the K best), `held_out_right_nats`, `held_out_wrong_nats`. With `fresh` also
+        `held_out_fresh_pool_recall_at_D` and `held_out_fresh_answer_nats`. With `answer_tokens` also
+        `held_out_exact_match` of answers that are generated from the K best. `held_out_seconds`: what it took. Every
+        rank takes as many questions; what does not divide evenly is left out.
         """
         began = time.monotonic()
         share = len(self._questions) // engine.world
-        found = self._figures(engine.sum(self._sums(model, candidates, self._questions[engine.rank :: engine.world][:share])))
+        found = self._figures(
+            engine.sum(self._sums(model, candidates, self._questions[engine.rank :: engine.world][:share]))
+        )
         return found | ({"held_out_seconds": time.monotonic() - began} if found else {})
 
     def alone(self, model: ClaraModel, candidates: Candidates) -> dict[str, float]:
@@ -81,11 +90,17 @@ class HeldOut:
             return {}
         name = "pool_recall_at" if self._published_pool else "recall_at"
         figures = {f"held_out_{name}_{depth}": hit / count for depth, hit in zip(_DEPTHS, stored, strict=True)}
-        figures |= {"held_out_right_nats": right / tokens, "held_out_wrong_nats": wrong / tokens, "held_out_answer_nats": answer / tokens}
+        figures |= {
+            "held_out_right_nats": right / tokens,
+            "held_out_wrong_nats": wrong / tokens,
+            "held_out_answer_nats": answer / tokens,
+        }
         if self._answer_tokens:
             figures["held_out_exact_match"] = exact / count
         if self._fresh:
-            figures |= {f"held_out_fresh_{name}_{depth}": hit / count for depth, hit in zip(_DEPTHS, fresh, strict=True)}
+            figures |= {
+                f"held_out_fresh_{name}_{depth}": hit / count for depth, hit in zip(_DEPTHS, fresh, strict=True)
+            }
             figures["held_out_fresh_answer_nats"] = fresh_answer / tokens
         return figures
 
@@ -115,15 +130,33 @@ class HeldOut:
         costs = []
         for memories in read:
             given = [memory.to(model.backbone.device) for memory in memories]
-            likelihood, tokens = model.answer_log_likelihood([q.question for q in questions], given, [q.answers[0] for q in questions])
+            likelihood, tokens = model.answer_log_likelihood(
+                [q.question for q in questions], given, [q.answers[0] for q in questions]
+            )
             costs.append(-float(likelihood.sum()))
         answer, right_cost, wrong_cost, fresh_answer = [*costs, *[0.0] * (4 - len(costs))]
-        return np.array([*hits, *fresh_hits, exact, answer, fresh_answer, right_cost, wrong_cost, float(tokens.sum()), len(questions)])
+        return np.array(
+            [
+                *hits,
+                *fresh_hits,
+                exact,
+                answer,
+                fresh_answer,
+                right_cost,
+                wrong_cost,
+                float(tokens.sum()),
+                len(questions),
+            ]
+        )
 
-    def _exact_matches(self, model: ClaraModel, candidates: Candidates, questions: list[Question], found: list[list[int]]) -> float:
+    def _exact_matches(
+        self, model: ClaraModel, candidates: Candidates, questions: list[Question], found: list[list[int]]
+    ) -> float:
         """How many answers from the documents found are right, to the word. Every rank generates at this time, each its own questions'."""
         memories = [candidates.stored(rows[: self._num_selected]).to(model.backbone.device) for rows in found]
-        told = model.generate([q.question for q in questions], memories, max_new_tokens=self._answer_tokens, together=True)
+        told = model.generate(
+            [q.question for q in questions], memories, max_new_tokens=self._answer_tokens, together=True
+        )
         return sum(exact_match(answer, q.answers) for answer, q in zip(told, questions, strict=True))
 
     def _found(self, query: Floats, candidates: Candidates, known: Sequence[Known]) -> list[list[int]]:
@@ -131,11 +164,16 @@ class HeldOut:
         index = candidates.index
         if self._published_pool:
             pools = [np.unique(np.array(k.pool, np.int64)) for k in known]
-            return [_ranked(vector, pool, candidates.stored(pool.tolist()).numpy()) for vector, pool in zip(query, pools, strict=True)]
+            return [
+                _ranked(vector, pool, candidates.stored(pool.tolist()).numpy())
+                for vector, pool in zip(query, pools, strict=True)
+            ]
         if index is None:
             return [[] for _ in known]
         depth = max(*_DEPTHS, self._num_selected)
-        rows, _ = index.search(query, depth, first_level=max(depth, candidates.first_level), exclude=[set(k.banned) for k in known])
+        rows, _ = index.search(
+            query, depth, first_level=max(depth, candidates.first_level), exclude=[set(k.banned) for k in known]
+        )
         return [[row for row in line if row != NO_ROW] for line in rows.tolist()]
 
 
@@ -162,7 +200,9 @@ def _ranked(query: Floats, rows: NDArray[np.int64], memory: Floats) -> list[int]
 
 def _hits(found: Sequence[Sequence[int]], known: Sequence[Known]) -> NDArray[np.float64]:
     """How many questions have a positive among the first rows, by depth."""
-    return np.array([[bool({*row[:d]} & {*k.positive}) for d in _DEPTHS] for row, k in zip(found, known, strict=True)], float).sum(axis=0)
+    return np.array(
+        [[bool({*row[:d]} & {*k.positive}) for d in _DEPTHS] for row, k in zip(found, known, strict=True)], float
+    ).sum(axis=0)
 
 
 def _other(row_ids: np.ndarray[tuple[int], np.dtype[np.int64]], row: int) -> int:

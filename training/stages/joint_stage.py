@@ -44,7 +44,11 @@ def trained_roles(config: Config) -> list[str]:
         InputError: none.
     """
     joint = config.joint
-    chosen = {QUERY_REASONER: joint.train_query_reasoner, GENERATOR: joint.train_generator, COMPRESSOR: joint.train_compressor}
+    chosen = {
+        QUERY_REASONER: joint.train_query_reasoner,
+        GENERATOR: joint.train_generator,
+        COMPRESSOR: joint.train_compressor,
+    }
     roles = [role for role, trained in chosen.items() if trained]
     if not roles:
         raise InputError(
@@ -97,7 +101,9 @@ class JointStage(Stage):
         store, index = versions.open()
         # Pools that were scored beforehand are not drawn: nothing is searched by words, so that no BM25 is built.
         drawing = settings.model_copy(update={"from_bm25": 0}) if config.utilities else settings
-        self.candidates = Candidates(drawing, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index)
+        self.candidates = Candidates(
+            drawing, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index
+        )
         self._known: dict[int, Known] = {}
         self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
         self._search_seconds, self._broken = 0.0, False
@@ -123,7 +129,10 @@ class JointStage(Stage):
         """See the base class. The compressor stands still after its share of the updates."""
         factors = super().rate_factors(step)
         stands = step >= self._settings.compressor_updates
-        return [0.0 if role == COMPRESSOR and stands else f for role, f in zip(trained_roles(self._config), factors, strict=True)]
+        return [
+            0.0 if role == COMPRESSOR and stands else f
+            for role, f in zip(trained_roles(self._config), factors, strict=True)
+        ]
 
     def rows(self, step: int) -> int:
         """See the base class."""
@@ -213,8 +222,11 @@ class JointStage(Stage):
         correction = self.pool_memory.correction
         name = correction.save(self.versions.run_directory, self._correction_step) if correction else ""
         return {
-            "versions": self.versions.state(), "correction": name, "correction_step": self._correction_step, "spent": self._spent.state(),
-        }  # fmt: skip
+            "versions": self.versions.state(),
+            "correction": name,
+            "correction_step": self._correction_step,
+            "spent": self._spent.state(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
@@ -233,7 +245,7 @@ class JointStage(Stage):
         engine, before = self._begun(), self.versions.pending
         self.versions.after_update(
             updates, self._model, engine, store_backbone=self._store_backbone, cosine=cosine, coming=self._coming
-        )  # fmt: skip
+        )
         if self._settings.refresh.switch == "stop" and self.versions.pending is not before:
             (announced,) = engine.sum([self.versions.stop_for()])
             if self.versions.switch(updates - 1, announced):
@@ -245,7 +257,11 @@ class JointStage(Stage):
         steps = range(updates, min(updates + settings.refresh.look_ahead_steps, self.steps))
         asked = [q for step in steps for q in sample(self._config.seed, step, self.rows(step), len(self._questions))]
         known = [self._known_rows(q) for q in asked]
-        rows = [row for k in known for row in (k.pool if settings.published_pool else k.positive if settings.inject_positives else ())]
+        rows = [
+            row
+            for k in known
+            for row in (k.pool if settings.published_pool else k.positive if settings.inject_positives else ())
+        ]
         searching = self.candidates.index is not None and settings.from_index and not settings.published_pool
         return Coming(rows, [self._questions[q].question for q in dict.fromkeys(asked)] if searching else [])
 
@@ -281,7 +297,9 @@ class JointStage(Stage):
 
     def _own_candidates(self, questions: list[int]) -> list[list[int]]:
         chosen = [self._questions[q] for q in questions]
-        searching = self.candidates.index is not None and self._settings.from_index and not self._settings.published_pool
+        searching = (
+            self.candidates.index is not None and self._settings.from_index and not self._settings.published_pool
+        )
         query_BMD = encode_questions(self._model, chosen) if searching else None
         self._broken = query_BMD is not None and not bool(torch.isfinite(query_BMD).all())
         if self._broken:  # they find nothing, and no rank uses the batches of this step

@@ -65,7 +65,12 @@ class PretrainStage(MemoryStage):
         settings = config.pretrain
         self.name, self.steps, self.optimiser = "pretrain", settings.steps, settings.optimiser
         self.module: nn.Module = PretrainStep(model, settings)
-        self.roles = [COMPRESSOR, GENERATOR, *["memory_tokens"] * settings.train_memory_tokens, *["backbone"] * settings.train_backbone]
+        self.roles = [
+            COMPRESSOR,
+            GENERATOR,
+            *["memory_tokens"] * settings.train_memory_tokens,
+            *["backbone"] * settings.train_backbone,
+        ]
         self._parameters = model.train_only(self.roles)
         self._model, self._examples, self._config, self._micro_batch = model, examples, config, micro_batch
 
@@ -112,7 +117,9 @@ def offered_documents(question: Question, settings: Instruct) -> tuple[str, ...]
 class InstructStage(MemoryStage):
     """Answers from K memories: the right documents' and others of the micro-batch or of the question's pool, in random order."""
 
-    def __init__(self, model: ClaraModel, questions: list[Question], documents: dict[str, str], config: Config, micro_batch: int) -> None:
+    def __init__(
+        self, model: ClaraModel, questions: list[Question], documents: dict[str, str], config: Config, micro_batch: int
+    ) -> None:
         settings = config.instruct
         if not questions:
             raise InputError(
@@ -130,9 +137,19 @@ class InstructStage(MemoryStage):
             )
         self.name, self.steps, self.optimiser = "instruct", settings.steps, settings.optimiser
         self.module: nn.Module = InstructStep(model, settings)
-        roles = [GENERATOR, *[COMPRESSOR] * settings.train_compressor, *["memory_tokens"] * settings.train_memory_tokens]
+        roles = [
+            GENERATOR,
+            *[COMPRESSOR] * settings.train_compressor,
+            *["memory_tokens"] * settings.train_memory_tokens,
+        ]
         self._parameters = model.train_only(roles)
-        self._model, self._questions, self._documents, self._config, self._micro_batch = model, questions, documents, config, micro_batch
+        self._model, self._questions, self._documents, self._config, self._micro_batch = (
+            model,
+            questions,
+            documents,
+            config,
+            micro_batch,
+        )
 
     def rows(self, step: int) -> int:
         """See the base class."""
@@ -161,11 +178,16 @@ class InstructStage(MemoryStage):
         """Ids of a prompt's documents, in their order; `own`: the right ones of the whole micro-batch."""
         settings = self._config.instruct
         forbidden = {*question.positive_ids, *question.exclude_ids}
-        others = [name for name in (question.candidate_ids if settings.negatives == "pool" else own) if name not in forbidden]
+        others = [
+            name for name in (question.candidate_ids if settings.negatives == "pool" else own) if name not in forbidden
+        ]
         right = list(right_documents(question, settings))
         # The coin is thrown where it can matter only, so that older runs keep their random numbers.
         if settings.without_right and others and float(torch.rand((), generator=dice)) < settings.without_right:
             right = []
-        others = [others[i] for i in torch.randperm(len(others), generator=dice).tolist()[: settings.num_documents - len(right)]]
+        others = [
+            others[i]
+            for i in torch.randperm(len(others), generator=dice).tolist()[: settings.num_documents - len(right)]
+        ]
         chosen = [*right, *others]
         return [chosen[i] for i in torch.randperm(len(chosen), generator=dice).tolist()]

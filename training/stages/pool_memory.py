@@ -36,7 +36,9 @@ class PoolMemory:
     def _store(self) -> MemoryStore:
         return self._candidates.store
 
-    def of(self, step: int, pools: Sequence[Sequence[int]], right: Sequence[int | None]) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+    def of(
+        self, step: int, pools: Sequence[Sequence[int]], right: Sequence[int | None]
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """Memory of pools `[B, N, M, D]`, which places are filled `[B, N]`, and of the right rows `[M, D]`.
 
         Args:
@@ -69,17 +71,27 @@ class PoolMemory:
             older = np.flatnonzero(self._versions.ages.lag(pool, step) > 0)
             rows = [pool[place] for place in older.tolist()]
             memory = memory_BNMD[number, older].numpy()
-            memory_BNMD[number, older] = torch.from_numpy(self.correction.apply(memory, made[self._store.shards_of(rows)].tolist()))
+            memory_BNMD[number, older] = torch.from_numpy(
+                self.correction.apply(memory, made[self._store.shards_of(rows)].tolist())
+            )
 
     def _encode_afresh(
-        self, step: int, pools: Sequence[Sequence[int]], right: Sequence[int | None], memory_BNMD: Tensor, rights: list[Tensor | None]
+        self,
+        step: int,
+        pools: Sequence[Sequence[int]],
+        right: Sequence[int | None],
+        memory_BNMD: Tensor,
+        rights: list[Tensor | None],
     ) -> None:
         """Put fresh memory, without gradient, in the place of what is older than `joint.refresh.rerank_lag_steps`."""
         began = time.monotonic()
         for number, (pool, row) in enumerate(zip(pools, right, strict=True)):
             rows = [*pool, *([] if row is None else [row])]
-            older = np.flatnonzero(self._versions.ages.lag(rows, step) > self._settings.refresh.rerank_lag_steps).tolist()
-            # One pass for each question, whatever its pool, and be it on an empty text: every rank makes the same collective calls.
+            older = np.flatnonzero(
+                self._versions.ages.lag(rows, step) > self._settings.refresh.rerank_lag_steps
+            ).tolist()
+            # One pass for each question, whatever its pool, and be it on an empty text: every rank makes the same
+            # collective calls.
             texts = self._candidates.token_ids([rows[place] for place in older], self._model)
             fresh = self._model.compress(texts or [[]])[: len(older)].float()
             for place, memory in zip(older, fresh, strict=True):

@@ -27,7 +27,8 @@ def check_scored(config: Config) -> None:
     """Refuse a run that scored utilities don't fit.
 
     Raises:
-        InputError: they were scored with another MEMORY or generator, something that they depend on would train, or no loss uses them.
+        InputError: they were scored with another MEMORY or generator, something that they depend on would train, or no
+            loss uses them.
     """
     joint, path = config.joint, config.utilities
     manifest = read_manifest(path, KIND)
@@ -39,7 +40,9 @@ def check_scored(config: Config) -> None:
     }
     for reason, wrong in reasons.items():
         if wrong:
-            raise InputError(f"utilities {path!r} were scored beforehand, and {reason}; change that, or leave utilities empty")
+            raise InputError(
+                f"utilities {path!r} were scored beforehand, and {reason}; change that, or leave utilities empty"
+            )
     for name, found, wanted in (
         ("MEMORY", manifest["memory"], manifest_hash(config.memory)),
         ("generator", manifest["reader"], reader_hash(config.checkpoint)),
@@ -54,7 +57,9 @@ def check_scored(config: Config) -> None:
 class ScoredStage(JointStage):
     """Pools and utilities from UTILITIES; everything else is the joint stage's."""
 
-    def __init__(self, model: ClaraModel, questions: list[Question], config: Config, versions: Versions, **others: Any) -> None:
+    def __init__(
+        self, model: ClaraModel, questions: list[Question], config: Config, versions: Versions, **others: Any
+    ) -> None:
         """Take the questions that were scored.
 
         Args:
@@ -76,7 +81,9 @@ class ScoredStage(JointStage):
             )
         if len(chosen) < len(questions):
             logger.warning(
-                "utilities: %d of %d training questions were not scored and are left out", len(questions) - len(chosen), len(questions)
+                "utilities: %d of %d training questions were not scored and are left out",
+                len(questions) - len(chosen),
+                len(questions),
             )
         super().__init__(model, chosen, config, versions, **others)
 

@@ -1,7 +1,8 @@
 """What the local job must know of all documents before it chunks any: how many each unit has, and which are near duplicates; on disk.
 
-A first pass over the corpus, only where `--limit` or `--near-duplicates` asks for it. Near duplicates are decided by the rule of
-`near_duplicates`, from signatures and band entries on disk: about 520 bytes a document for the one, and 30 for each of its bands.
+A first pass over the corpus, only where `--limit` or `--near-duplicates` asks for it. Near duplicates are decided by
+the rule of `near_duplicates`, from signatures and band entries on disk: about 520 bytes a document for the one, and 30
+for each of its bands.
 """
 
 import functools
@@ -24,7 +25,16 @@ from pipelines.build_memory.outcome import Job
 from pipelines.corpus.chunks import documents_of
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.near_duplicates import NUM_HASHES, Signature, band_keys, letter, losers_in_order, signature
-from pipelines.corpus.spill import SpillWriter, files_of, noted_report, partition_of, read_lines, read_partitions, to_line, unit_stem
+from pipelines.corpus.spill import (
+    SpillWriter,
+    files_of,
+    noted_report,
+    partition_of,
+    read_lines,
+    read_partitions,
+    to_line,
+    unit_stem,
+)
 from pipelines.corpus.splits import Unit
 
 _BANDS, _LOSERS = "bands", "losers"
@@ -76,7 +86,9 @@ class Survey(beam.DoFn):
                     own = signature(document.text)
                     stream.write(struct.pack("<q", document.line) + own.astype("<u4").tobytes())
                     for key in band_keys(own, job.likeness):
-                        bands.add(partition_of(zlib.crc32(key), _NUM_PARTITIONS), key + struct.pack(_ENTRY, number, count))
+                        bands.add(
+                            partition_of(zlib.crc32(key), _NUM_PARTITIONS), key + struct.pack(_ENTRY, number, count)
+                        )
                 count += 1
         bands.flush()
         partial.replace(path)
@@ -89,7 +101,8 @@ def within_limit(counts: list[tuple[int, int]], limit: int) -> list[int]:
     return [max(0, min(count, limit - seen)) for (_, count), seen in zip(sorted(counts), before, strict=False)]
 
 
-# --- near duplicates ---------------------------------------------------------------------------------------------------
+# --- near duplicates
+# ---------------------------------------------------------------------------------------------------
 
 
 class Signatures:
@@ -109,15 +122,24 @@ class Signatures:
 def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None) -> Iterator[list[Place]]:
     """Each bucket of a partition with two documents or more, as (unit, place), in the order of the corpus."""
     kind = np.dtype([("key", f"S{key_bytes}"), ("unit", ">u4"), ("place", ">u4")])
-    blocks = [np.frombuffer(block, kind) for _, block in read_partitions(files_of(spill, _BANDS), partition, partition + 1)]
+    blocks = [
+        np.frombuffer(block, kind) for _, block in read_partitions(files_of(spill, _BANDS), partition, partition + 1)
+    ]
     entries = np.concatenate([np.empty(0, kind), *blocks])
     if taken:
         entries = entries[entries["place"] < np.asarray(taken)[entries["unit"]]]
     entries = entries[np.argsort(entries["key"], kind="stable")]  # files come in the order of the corpus
-    starts = np.flatnonzero(np.concatenate([[True], entries["key"][1:] != entries["key"][:-1]])) if len(entries) else np.empty(0, int)
+    starts = (
+        np.flatnonzero(np.concatenate([[True], entries["key"][1:] != entries["key"][:-1]]))
+        if len(entries)
+        else np.empty(0, int)
+    )
     for begin, end in itertools.pairwise([*starts.tolist(), len(entries)]):
         if end - begin > 1:
-            yield [(int(unit), int(place)) for unit, place in zip(entries["unit"][begin:end], entries["place"][begin:end], strict=True)]
+            yield [
+                (int(unit), int(place))
+                for unit, place in zip(entries["unit"][begin:end], entries["place"][begin:end], strict=True)
+            ]
 
 
 def compare(partition: int, taken: list[int] | None, num_units: int, job: Job) -> int:
@@ -130,7 +152,9 @@ def compare(partition: int, taken: list[int] | None, num_units: int, job: Job) -
         signatures = Signatures(job.spill)
         key_bytes = 2 + 4 * job.likeness.band_size
         for bucket in _buckets(job.spill, partition, key_bytes, taken):
-            for (unit, line), like in losers_in_order((signatures.read(*entry) for entry in bucket), job.likeness.threshold):
+            for (unit, line), like in losers_in_order(
+                (signatures.read(*entry) for entry in bucket), job.likeness.threshold
+            ):
                 written.add(unit, to_line([line, *like]))
         written.flush()
         atomic_write(note, "{}")
@@ -156,7 +180,8 @@ def _source(spill: str, number: int) -> str:
     return str(report["source"])
 
 
-# --- the graph ---------------------------------------------------------------------------------------------------------
+# --- the graph
+# ---------------------------------------------------------------------------------------------------------
 
 
 def add_survey(
@@ -170,8 +195,17 @@ def add_survey(
     nothing = pipeline | "NoLimit" >> beam.Create([None]), pipeline | "NothingToCompare" >> beam.Create([0])
     if not job.limit and not job.likeness:
         return nothing
-    counts = numbered | "SpreadSurvey" >> beam.Reshuffle() | "Survey" >> beam.ParDo(Survey(job)) | "AllCounts" >> combiners.ToList()
-    taken = counts | "WithinLimit" >> beam.Map(within_limit, job.limit) if job.limit else counts | "Surveyed" >> beam.Map(lambda _: None)
+    counts = (
+        numbered
+        | "SpreadSurvey" >> beam.Reshuffle()
+        | "Survey" >> beam.ParDo(Survey(job))
+        | "AllCounts" >> combiners.ToList()
+    )
+    taken = (
+        counts | "WithinLimit" >> beam.Map(within_limit, job.limit)
+        if job.limit
+        else counts | "Surveyed" >> beam.Map(lambda _: None)
+    )
     if not job.likeness:
         return taken, nothing[1]
     compared = (

@@ -1,8 +1,9 @@
 """The graph of `build_memory` on one machine: chunks go to disk and not through the runner, so that memory does not grow with the corpus.
 
-Units are read and chunked, and their chunks are put aside by partition; shards are then compressed from the partitions. Only numbers of units and
-shards, counts and reports pass through the runner. What comes out is what `memory_job` makes, byte for byte: equal chunks have equal ids, so they
-meet in one partition, where the first in the corpus wins. Pieces of work that are finished are noted beside their files, and not done again.
+Units are read and chunked, and their chunks are put aside by partition; shards are then compressed from the partitions.
+Only numbers of units and shards, counts and reports pass through the runner. What comes out is what `memory_job` makes,
+byte for byte: equal chunks have equal ids, so they meet in one partition, where the first in the corpus wins. Pieces of
+work that are finished are noted beside their files, and not done again.
 """
 
 import functools
@@ -53,7 +54,8 @@ def reasoned(reason: tuple[bool, str], count: int) -> ReasonOutput:
     return TaggedOutput("reasons", (reason, count))
 
 
-# --- steps -------------------------------------------------------------------------------------------------------------
+# --- steps
+# -------------------------------------------------------------------------------------------------------------
 
 
 class PutAside(beam.DoFn):
@@ -63,7 +65,9 @@ class PutAside(beam.DoFn):
         self._job = job
         self._shared = Shared()
 
-    def process(self, element: tuple[int, Unit], taken: list[int] | None, _compared: int) -> Iterator[int | TallyOutput | ReasonOutput]:
+    def process(
+        self, element: tuple[int, Unit], taken: list[int] | None, _compared: int
+    ) -> Iterator[int | TallyOutput | ReasonOutput]:
         """Read and chunk one unit, or find it finished.
 
         Args:
@@ -133,7 +137,13 @@ class CompressShard(WriteShards):
         if self._files is None:
             self._files = files_of(job.spill, CHUNK_FILES)
         letters = LetterWriter(Path(job.spill) / f"shard-{index:06d}")
-        kept = winners(self._files, index, num_shards, fixed=bool(job.num_shards), lost=lambda duplicate: letters.add(letter_of(duplicate)))
+        kept = winners(
+            self._files,
+            index,
+            num_shards,
+            fixed=bool(job.num_shards),
+            lost=lambda duplicate: letters.add(letter_of(duplicate)),
+        )
         if not kept and not job.update:
             return
         report = self.written(index, kept, num_shards, codebook)
@@ -148,7 +158,8 @@ class CompressShard(WriteShards):
             yield reasoned(reason, count)
 
 
-# --- the graph ---------------------------------------------------------------------------------------------------------
+# --- the graph
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _once(pipeline: beam.Pipeline, label: str) -> PCollection[Any]:
@@ -167,7 +178,9 @@ def _num_shards(pipeline: beam.Pipeline, job: Job, ready: AsSingleton) -> PColle
     )
 
 
-def _codebook(pipeline: beam.Pipeline, job: Job, num_shards: AsSingleton, ready: AsSingleton) -> PCollection[dict[str, Any] | None]:
+def _codebook(
+    pipeline: beam.Pipeline, job: Job, num_shards: AsSingleton, ready: AsSingleton
+) -> PCollection[dict[str, Any] | None]:
     if job.update or not pq_width(job.codec):
         return _once(pipeline, "NoCodebook")
     return _once(pipeline, "OneCodebook") | "TrainCodebook" >> beam.Map(
@@ -184,7 +197,10 @@ def add_local_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> P
     aside = (
         numbered
         | "SpreadUnits" >> beam.Reshuffle()
-        | "PutAside" >> beam.ParDo(PutAside(job), AsSingleton(taken), AsSingleton(compared)).with_outputs(TALLY, _REASONS, main="units")
+        | "PutAside"
+        >> beam.ParDo(PutAside(job), AsSingleton(taken), AsSingleton(compared)).with_outputs(
+            TALLY, _REASONS, main="units"
+        )
     )
     ready = AsSingleton(aside.units | "CountUnits" >> combiners.Count.Globally())
     num_shards = AsSingleton(_num_shards(pipeline, job, ready))
@@ -193,18 +209,40 @@ def add_local_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> P
         _once(pipeline, "AllUnitsAside")
         | "ListShards" >> beam.FlatMap(lambda _, shards, _ready: list(range(shards)), num_shards, ready)
         | "SpreadShards" >> beam.Reshuffle()
-        | "CompressAndWrite" >> beam.ParDo(CompressShard(job), num_shards, codebook).with_outputs(TALLY, _REASONS, main="reports")
+        | "CompressAndWrite"
+        >> beam.ParDo(CompressShard(job), num_shards, codebook).with_outputs(TALLY, _REASONS, main="reports")
     )
-    several, first_of_several = add_comparison(pipeline, job.spill, ready, ordered, functools.partial(documents_of, job=job))
-    totals = [aside[TALLY], compressed[TALLY], several] | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
-    reasons = [aside[_REASONS], compressed[_REASONS]] | "AllReasons" >> beam.Flatten() | "SumReasons" >> beam.CombinePerKey(sum)
+    several, first_of_several = add_comparison(
+        pipeline, job.spill, ready, ordered, functools.partial(documents_of, job=job)
+    )
+    totals = (
+        [aside[TALLY], compressed[TALLY], several]
+        | "AllTallies" >> beam.Flatten()
+        | "SumTallies" >> beam.CombinePerKey(sum)
+    )
+    reasons = (
+        [aside[_REASONS], compressed[_REASONS]]
+        | "AllReasons" >> beam.Flatten()
+        | "SumReasons" >> beam.CombinePerKey(sum)
+    )
     num_parts = (
-        reasons | "LetterCounts" >> beam.Values() | "CountLetters" >> beam.CombineGlobally(sum) | "ChooseParts" >> beam.Map(num_parts_of)
+        reasons
+        | "LetterCounts" >> beam.Values()
+        | "CountLetters" >> beam.CombineGlobally(sum)
+        | "ChooseParts" >> beam.Map(num_parts_of)
     )
     files = (
         num_parts
         | "ListParts" >> beam.FlatMap(lambda parts: list(range(parts)))
         | "WriteLetters" >> beam.Map(write_letters_part, AsSingleton(num_parts), job)
     )
-    parts = AsList(compressed.reports), AsList(files), AsDict(reasons), AsDict(totals), first_of_several, num_shards, codebook
+    parts = (
+        AsList(compressed.reports),
+        AsList(files),
+        AsDict(reasons),
+        AsDict(totals),
+        first_of_several,
+        num_shards,
+        codebook,
+    )
     return add_outcome(pipeline, functools.partial(complete, job), job.output, *parts)

@@ -37,7 +37,8 @@ _RECORD_BYTES = 500  # what a chunk takes in memory beside its text
 NUM_GROUPS = 64
 """Of partitions that are counted together."""
 
-# --- chunks on disk ----------------------------------------------------------------------------------------------------
+# --- chunks on disk
+# ----------------------------------------------------------------------------------------------------
 
 
 class ChunkWriter:
@@ -119,17 +120,22 @@ def codebook_sample(job: Job, num_shards: int) -> list[Kept]:
     size = num_sampled(job.fingerprint.num_memory_tokens)
     chosen: list[tuple[str, int]] = []
     for group in range(NUM_GROUPS):
-        drawn = ((sample_order(row), row) for row in _unique_ids(job.spill, group, job.num_shards or NUM_PARTITIONS).tolist())
+        drawn = (
+            (sample_order(row), row) for row in _unique_ids(job.spill, group, job.num_shards or NUM_PARTITIONS).tolist()
+        )
         chosen = heapq.nsmallest(size, (*chosen, *heapq.nsmallest(size, drawn)))
     rows = {row for _, row in chosen}
     files = files_of(job.spill, CHUNK_FILES)
     sample = []
     for shard in sorted({row % num_shards for row in rows}):
-        sample += [kept for kept in winners(files, shard, num_shards, fixed=bool(job.num_shards)) if kept.chunk.row_id in rows]
+        sample += [
+            kept for kept in winners(files, shard, num_shards, fixed=bool(job.num_shards)) if kept.chunk.row_id in rows
+        ]
     return sample
 
 
-# --- letters on disk ---------------------------------------------------------------------------------------------------
+# --- letters on disk
+# ---------------------------------------------------------------------------------------------------
 
 
 class LetterWriter:
@@ -151,8 +157,13 @@ class LetterWriter:
 
 def write_letters_part(part: int, num_parts: int, job: Job) -> dict[str, Any]:
     """One part of the dead-letter dataset, from what was put aside. Returns its manifest entry."""
-    found = (DeadLetter(*values) for _, values in read_lines(files_of(job.spill, _LETTERS), *partitions_of_shard(part, num_parts)))
-    return write_part((part, (letter for letter in found if number_of(letter) % num_parts == part)), num_parts, job.output)
+    found = (
+        DeadLetter(*values)
+        for _, values in read_lines(files_of(job.spill, _LETTERS), *partitions_of_shard(part, num_parts))
+    )
+    return write_part(
+        (part, (letter for letter in found if number_of(letter) % num_parts == part)), num_parts, job.output
+    )
 
 
 class ReadSoFar:

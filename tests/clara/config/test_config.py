@@ -69,7 +69,10 @@ def test_the_tree_is_frozen():
         ("joint.steps.more=3", "joint.steps"),
         ("model.lora.dropout=1", "model.lora.dropout is 1: .*less than 1"),
         ("joint.answer_weight=0", "answer_weight, labels_weight and utility_weight are all 0"),
-        ("prompts.answer_user=Say {question}", "answer_user is 'Say {question}'; it must hold {documents} exactly once"),
+        (
+            "prompts.answer_user=Say {question}",
+            "answer_user is 'Say {question}'; it must hold {documents} exactly once",
+        ),
         (
             "joint.learning_rates={student = 1e-3}",
             "joint.learning_rates.student: unknown key; near ones: query_reasoner, generator, compressor",

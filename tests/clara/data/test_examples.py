@@ -21,7 +21,13 @@ GOOD = [
 def test_round_trip(tmp_path: Path) -> None:
     manifest = write_examples(tmp_path, GOOD, recipe={"seed": 0}, counts={"documents": 2})
     assert read_examples(tmp_path) == GOOD
-    assert manifest["counts"] == {"examples": 3, "kind autoencode": 1, "kind cloze": 1, "kind paraphrase": 1, "documents": 2}
+    assert manifest["counts"] == {
+        "examples": 3,
+        "kind autoencode": 1,
+        "kind cloze": 1,
+        "kind paraphrase": 1,
+        "documents": 2,
+    }
     verify(tmp_path, "EXAMPLES")
 
 

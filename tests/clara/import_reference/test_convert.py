@@ -43,7 +43,12 @@ SMALL = replace(PLAIN, config={"doc_max_length": 30, "compr_rate": 10, "lora_r":
 
 def run(checkpoint: Path, base: Path, output: Path, *arguments: str) -> Path:
     """The command; returns its output."""
-    assert import_reference.main(["--checkpoint", str(checkpoint), "--base", str(base), "--output", str(output), *arguments]) == 0
+    assert (
+        import_reference.main(
+            ["--checkpoint", str(checkpoint), "--base", str(base), "--output", str(output), *arguments]
+        )
+        == 0
+    )
     return output
 
 
@@ -80,7 +85,10 @@ def load(checkpoint: Path, base: Path) -> ClaraModel:
 
 
 def close(ours: Any, published_numbers: Any, what: str, tolerance: float = TOLERANCE) -> None:
-    ours, wanted = (np.asarray(torch.as_tensor(v).detach() if isinstance(v, torch.Tensor) else v, float) for v in (ours, published_numbers))
+    ours, wanted = (
+        np.asarray(torch.as_tensor(v).detach() if isinstance(v, torch.Tensor) else v, float)
+        for v in (ours, published_numbers)
+    )
     assert ours.shape == wanted.shape, what
     assert np.abs(ours - wanted).max() <= tolerance, f"{what}: {np.abs(ours - wanted).max()}"
 
@@ -100,7 +108,10 @@ def check_ids(model: ClaraModel, config: Mapping[str, Any], numbers: Mapping[str
     added = special_ids(model, config)
     memory = [added[name] for name in published.memory_names(config)]
     documents = [text for row in numbers["documents"] for text in row]
-    for kind, texts, tokens in (("document", documents, model.document_ids), ("query", numbers["questions"], model.question_ids)):
+    for kind, texts, tokens in (
+        ("document", documents, model.document_ids),
+        ("query", numbers["questions"], model.question_ids),
+    ):
         wanted = unpadded(numbers[f"{kind}_input_ids"], numbers[f"{kind}_attention_mask"])
         assert [[added["<ENC>"], *model.input_ids(tokens(text)), *memory] for text in texts] == wanted
     for question, answer, ids, labels in zip(
@@ -130,7 +141,11 @@ def check_numbers(model: ClaraModel, numbers: Mapping[str, Any]) -> None:
         z_BKN, indices_BK = straight_through_topk(scores_BN, k, 0.02, mask_epsilon=epsilon)
         assert indices_BK.tolist() == np.asarray(numbers["topk_indices"]).tolist()
         assert torch.equal(z_BKN, torch.nn.functional.one_hot(indices_BK, scores_BN.shape[1]).float())
-        close(slot_distributions(scores_BN, indices_BK, 0.02, epsilon), numbers[f"soft_weights{suffix}"], f"soft weights{suffix}")
+        close(
+            slot_distributions(scores_BN, indices_BK, 0.02, epsilon),
+            numbers[f"soft_weights{suffix}"],
+            f"soft weights{suffix}",
+        )
     selected = [memory_BNMD[row, chosen] for row, chosen in enumerate(indices_BK)]
     prompts = [model.prompts.question(question) for question in questions]
     longest = max(len(ids) for ids in numbers["generated_token_ids"])
@@ -147,7 +162,9 @@ def check_numbers(model: ClaraModel, numbers: Mapping[str, Any]) -> None:
         first = model.backbone.logits(hidden_BLD[range(len(prompts)), [front - 1 for front in fronts]])
     close(first, numbers["first_step_logits"], "logits")
     with torch.no_grad():
-        losses = model.answer_losses([model.prompts.question(q, a) for q, a in zip(questions, answers, strict=True)], selected)
+        losses = model.answer_losses(
+            [model.prompts.question(q, a) for q, a in zip(questions, answers, strict=True)], selected
+        )
     close(losses.nll.mean(), numbers["ce_loss"], "loss")
     close(-losses.nll, [value for row in numbers["label_logprobs"] for value in row], "log-probabilities")
     likelihood, num_tokens = model.answer_log_likelihood(questions, selected, answers)
@@ -162,13 +179,18 @@ def check_gradients(model: ClaraModel, numbers: Mapping[str, Any]) -> None:
     memory_BNMD = memory.view(len(questions), -1, *memory.shape[1:])
     prompts = [model.prompts.question(q, a) for q, a in zip(questions, numbers["answers"], strict=True)]
     batch = JointBatch(
-        questions=[model.question_ids(q) for q in questions], prompts=prompts, memory=memory_BNMD,
-        valid=torch.ones(memory_BNMD.shape[:2], dtype=torch.bool), positive=torch.zeros(memory_BNMD.shape[:2], dtype=torch.bool),
-    )  # fmt: skip
+        questions=[model.question_ids(q) for q in questions],
+        prompts=prompts,
+        memory=memory_BNMD,
+        valid=torch.ones(memory_BNMD.shape[:2], dtype=torch.bool),
+        positive=torch.zeros(memory_BNMD.shape[:2], dtype=torch.bool),
+    )
     model.train_only([QUERY_REASONER, GENERATOR])
     for suffix, epsilon in (("", 1e-8), ("_neg_inf", 0.0)):
         # Without dropout, which a part that trains would have; what gets a gradient is `train_only`'s.
-        settings = Joint(num_selected=k, temperature=0.02, mask_epsilon=epsilon, train_query_reasoner=False, train_generator=False)
+        settings = Joint(
+            num_selected=k, temperature=0.02, mask_epsilon=epsilon, train_query_reasoner=False, train_generator=False
+        )
         step = JointStep(model, settings)
         query_BMD = model.encode(batch.questions, QUERY_REASONER).memory
         scores_BN = flattened_cosine(query_BMD, memory_BNMD)
@@ -185,7 +207,9 @@ def check_gradients(model: ClaraModel, numbers: Mapping[str, Any]) -> None:
         step(batch, batch.weight, len(questions)).loss.backward()
         wanted = numbers[f"grad_adapter_norms{suffix}"]
         for name, role in convert.ROLE_OF.items():
-            norm = math.sqrt(sum(float(p.grad.square().sum()) for p in model.role_parameters(role) if p.grad is not None))
+            norm = math.sqrt(
+                sum(float(p.grad.square().sum()) for p in model.role_parameters(role) if p.grad is not None)
+            )
             if name in wanted and (name != "encoder_adapter" or "query_reasoner_adapter" in wanted):
                 assert norm == pytest.approx(wanted[name], rel=TOLERANCE, abs=TOLERANCE), name
         model.zero_grad()
@@ -206,9 +230,23 @@ def test_the_direct_computation_is_the_published_one(fixture: Path):
     """What made-up checkpoints are compared with gives the published numbers for the published checkpoint."""
     numbers = json.loads((fixture / "expected.json").read_text()) | dict(np.load(fixture / "expected.npz"))
     direct = Published(fixture / "checkpoint", fixture / "base")
-    found = direct.expected(numbers["questions"], numbers["documents"], numbers["answers"], numbers["settings"]["top_k"])
-    for name in ("document_input_ids", "query_input_ids", "document_memory", "query_memory", "mse_per_document", "scores", "soft_weights",
-                 "soft_weights_neg_inf", "grad_query_memory", "grad_scores_neg_inf", "topk_indices", "ce_loss"):  # fmt: skip
+    found = direct.expected(
+        numbers["questions"], numbers["documents"], numbers["answers"], numbers["settings"]["top_k"]
+    )
+    for name in (
+        "document_input_ids",
+        "query_input_ids",
+        "document_memory",
+        "query_memory",
+        "mse_per_document",
+        "scores",
+        "soft_weights",
+        "soft_weights_neg_inf",
+        "grad_query_memory",
+        "grad_scores_neg_inf",
+        "topk_indices",
+        "ce_loss",
+    ):
         close(found[name], numbers[name], name)
     assert found["prompt_token_ids"] == numbers["prompt_token_ids"]
     assert found["label_token_ids"] == numbers["label_token_ids"]
@@ -224,7 +262,9 @@ def test_a_made_up_checkpoint_computes_what_the_notes_say(tmp_path: Path, name: 
     direct = Published(checkpoint, base)
     numbers = direct.expected(published.QUESTIONS, published.DOCUMENTS, published.ANSWERS, published.NUM_SELECTED)
     longest = max(len(row) for row in numbers["document_input_ids"])
-    assert all(mask.sum() == longest for mask in numbers["document_attention_mask"][2:3])  # one text is too long, so that it is cut
+    assert all(
+        mask.sum() == longest for mask in numbers["document_attention_mask"][2:3]
+    )  # one text is too long, so that it is cut
     model = load(run(checkpoint, base, tmp_path / "imported"), base)
     check_ids(model, direct.config, numbers)
     check_numbers(model, numbers)
@@ -240,7 +280,9 @@ def test_an_emitted_added_token_is_read_as_the_reference_reads_it(small: tuple[P
     layers["lm_head.weight"][num_own:] *= 6
     louder = Path(shutil.copytree(checkpoint, tmp_path / "louder"))
     torch.save(layers, louder / "decoder_first_last_layers.pth")
-    numbers = Published(louder, base).expected(published.QUESTIONS, published.DOCUMENTS, published.ANSWERS, published.NUM_SELECTED)
+    numbers = Published(louder, base).expected(
+        published.QUESTIONS, published.DOCUMENTS, published.ANSWERS, published.NUM_SELECTED
+    )
     assert sum(token >= num_own for row in numbers["generated_token_ids"] for token in row) >= 4
     check_numbers(load(run(louder, base, tmp_path / "imported"), base), numbers)
 
@@ -294,7 +336,9 @@ def test_no_text_holds_an_added_token(small: tuple[Path, Path], tmp_path: Path):
         assert model.tokenizer.decode(model.document_ids(text)) == text
 
 
-def test_importing_again_is_up_to_date_and_something_else_needs_overwrite(copy: tuple[Path, Path], tmp_path: Path, capsys):
+def test_importing_again_is_up_to_date_and_something_else_needs_overwrite(
+    copy: tuple[Path, Path], tmp_path: Path, capsys
+):
     base, checkpoint = copy
     output = run(checkpoint, base, tmp_path / "imported")
     before = manifest_hash(output)
@@ -323,7 +367,14 @@ def test_a_dry_run_tells_all_and_writes_nothing(copy: tuple[Path, Path], tmp_pat
     run(checkpoint, base, tmp_path / "imported", "--dry-run")
     told = capsys.readouterr().out
     assert not (tmp_path / "imported").exists()
-    for line in ("encoder_adapter: 28 tensors", "<MEM0> to <MEM2>", "(<SEP>)", "added_tokens.safetensors: output", "tokenizer.json", "doc_max_length 30"):  # fmt: skip
+    for line in (
+        "encoder_adapter: 28 tensors",
+        "<MEM0> to <MEM2>",
+        "(<SEP>)",
+        "added_tokens.safetensors: output",
+        "tokenizer.json",
+        "doc_max_length 30",
+    ):
         assert line in told
     assert all(line.rstrip().split("  ")[-1].strip() for line in told.splitlines())
 
@@ -373,22 +424,54 @@ def change_tensors(checkpoint: Path, change: Callable[[dict], object], file: str
 A = "model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: t.pop("decoder_adapter"), r"adapters.pth: decoder_adapter missing, found encoder_adapter, query_reasoner_adapter"),
-    (lambda t: t.pop("encoder_adapter"), r"adapters.pth: encoder_adapter missing"),
-    (lambda t: t.update(reasoner_adapter=t.pop("query_reasoner_adapter")), r"adapters.pth: unknown adapter reasoner_adapter, known are encoder_adapter"),
-    (lambda t: t["encoder_adapter"].pop(A), rf"adapters.pth: encoder_adapter lacks 1 of 28 tensors \(first: {A}\)"),
-    (lambda t: t["query_reasoner_adapter"].clear(), r"adapters.pth: query_reasoner_adapter lacks 28 of 28 tensors"),
-    (lambda t: t["decoder_adapter"].update({"model.layers.2.mlp.up_proj.lora_A.weight": torch.zeros(4, 48)}), r"decoder_adapter has 1 unknown tensors \(first: model.layers.2.*\[4, 48\]"),
-    (lambda t: t["decoder_adapter"].update({A: torch.zeros(5, 48)}), rf"decoder_adapter/{A} is \[5, 48\], expected \[4, 48\] .*lora_r 4"),
-    (lambda t: t["decoder_adapter"].update({A: torch.zeros(4, 48, dtype=torch.int8)}), rf"decoder_adapter/{A} has type torch.int8.*quantised"),
-    (lambda t: t["decoder_adapter"][A].fill_(math.nan), rf"decoder_adapter/{A} holds numbers that are not finite"),
-    (lambda t: t["decoder_adapter"].update({A: "text"}), rf"decoder_adapter/{A} is 'text', a str, expected a tensor"),
-    (lambda t: t.update(encoder_adapter=torch.zeros(2)), r"encoder_adapter is a Tensor, expected a table of tensors"),
-    (lambda t: t["encoder_adapter"].update({"lm_head.weight": torch.zeros(3, 48)}), r"encoder_adapter/lm_head.weight is \[3, 48\], expected"),
-    (lambda t: t["encoder_adapter"].update({"model.norm.weight": torch.zeros(48)}), r"encoder_adapter has 1 unknown tensors \(first: model.norm.weight"),
-])  # fmt: skip
-def test_adapters_that_do_not_fit_are_an_error_that_names_them(copy: tuple[Path, Path], tmp_path: Path, change: Callable, message: str):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda t: t.pop("decoder_adapter"),
+            r"adapters.pth: decoder_adapter missing, found encoder_adapter, query_reasoner_adapter",
+        ),
+        (lambda t: t.pop("encoder_adapter"), r"adapters.pth: encoder_adapter missing"),
+        (
+            lambda t: t.update(reasoner_adapter=t.pop("query_reasoner_adapter")),
+            r"adapters.pth: unknown adapter reasoner_adapter, known are encoder_adapter",
+        ),
+        (lambda t: t["encoder_adapter"].pop(A), rf"adapters.pth: encoder_adapter lacks 1 of 28 tensors \(first: {A}\)"),
+        (lambda t: t["query_reasoner_adapter"].clear(), r"adapters.pth: query_reasoner_adapter lacks 28 of 28 tensors"),
+        (
+            lambda t: t["decoder_adapter"].update({"model.layers.2.mlp.up_proj.lora_A.weight": torch.zeros(4, 48)}),
+            r"decoder_adapter has 1 unknown tensors \(first: model.layers.2.*\[4, 48\]",
+        ),
+        (
+            lambda t: t["decoder_adapter"].update({A: torch.zeros(5, 48)}),
+            rf"decoder_adapter/{A} is \[5, 48\], expected \[4, 48\] .*lora_r 4",
+        ),
+        (
+            lambda t: t["decoder_adapter"].update({A: torch.zeros(4, 48, dtype=torch.int8)}),
+            rf"decoder_adapter/{A} has type torch.int8.*quantised",
+        ),
+        (lambda t: t["decoder_adapter"][A].fill_(math.nan), rf"decoder_adapter/{A} holds numbers that are not finite"),
+        (
+            lambda t: t["decoder_adapter"].update({A: "text"}),
+            rf"decoder_adapter/{A} is 'text', a str, expected a tensor",
+        ),
+        (
+            lambda t: t.update(encoder_adapter=torch.zeros(2)),
+            r"encoder_adapter is a Tensor, expected a table of tensors",
+        ),
+        (
+            lambda t: t["encoder_adapter"].update({"lm_head.weight": torch.zeros(3, 48)}),
+            r"encoder_adapter/lm_head.weight is \[3, 48\], expected",
+        ),
+        (
+            lambda t: t["encoder_adapter"].update({"model.norm.weight": torch.zeros(48)}),
+            r"encoder_adapter has 1 unknown tensors \(first: model.norm.weight",
+        ),
+    ],
+)
+def test_adapters_that_do_not_fit_are_an_error_that_names_them(
+    copy: tuple[Path, Path], tmp_path: Path, change: Callable, message: str
+):
     base, checkpoint = copy
     change_tensors(checkpoint, change)
     with pytest.raises(InputError, match=message):
@@ -396,15 +479,29 @@ def test_adapters_that_do_not_fit_are_an_error_that_names_them(copy: tuple[Path,
     assert not (tmp_path / "imported" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    (lambda t: t.pop("lm_head.weight"), r"layers.pth: lm_head.weight missing, expected \[\d+, 48\]"),
-    (lambda t: t.pop("model.embed_tokens.weight"), r"layers.pth: model.embed_tokens.weight missing"),
-    (lambda t: t.update({"model.norm.weight": torch.zeros(48)}), r"layers.pth: unknown tensor model.norm.weight"),
-    (lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:-1]}), r"lm_head.weight is \[(\d+), 48\], expected \[\d+, 48\]: \d+ tokens of .* and 6 added ones"),
-    (lambda t: t["model.embed_tokens.weight"][7].add_(1), r"model.embed_tokens.weight differs from the rows of .*base in 1 of \d+ rows \(first: row 7"),
-    (lambda t: t["lm_head.weight"][7].add_(1), r"lm_head.weight differs from the rows of .*give the base that it was trained on"),
-])  # fmt: skip
-def test_layers_that_do_not_fit_are_an_error_that_names_them(copy: tuple[Path, Path], tmp_path: Path, change: Callable, message: str):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("lm_head.weight"), r"layers.pth: lm_head.weight missing, expected \[\d+, 48\]"),
+        (lambda t: t.pop("model.embed_tokens.weight"), r"layers.pth: model.embed_tokens.weight missing"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(48)}), r"layers.pth: unknown tensor model.norm.weight"),
+        (
+            lambda t: t.update({"lm_head.weight": t["lm_head.weight"][:-1]}),
+            r"lm_head.weight is \[(\d+), 48\], expected \[\d+, 48\]: \d+ tokens of .* and 6 added ones",
+        ),
+        (
+            lambda t: t["model.embed_tokens.weight"][7].add_(1),
+            r"model.embed_tokens.weight differs from the rows of .*base in 1 of \d+ rows \(first: row 7",
+        ),
+        (
+            lambda t: t["lm_head.weight"][7].add_(1),
+            r"lm_head.weight differs from the rows of .*give the base that it was trained on",
+        ),
+    ],
+)
+def test_layers_that_do_not_fit_are_an_error_that_names_them(
+    copy: tuple[Path, Path], tmp_path: Path, change: Callable, message: str
+):
     base, checkpoint = copy
     change_tensors(checkpoint, change, "decoder_first_last_layers.pth")
     with pytest.raises(InputError, match=message):
@@ -415,7 +512,10 @@ def test_a_copy_of_embeddings_that_is_none_is_an_error(tmp_path: Path):
     base, checkpoint = published.make(tmp_path / "published", replace(SMALL, copies=True))
     run(checkpoint, base, tmp_path / "imported")
     change_tensors(checkpoint, lambda t: t["decoder_adapter"]["lm_head.weight"][-1].add_(0.5))
-    with pytest.raises(InputError, match=r"adapters.pth: decoder_adapter/lm_head.weight differs from lm_head.weight in decoder_first_last"):
+    with pytest.raises(
+        InputError,
+        match=r"adapters.pth: decoder_adapter/lm_head.weight differs from lm_head.weight in decoder_first_last",
+    ):
         run(checkpoint, base, tmp_path / "imported", "--overwrite")
 
 
@@ -441,7 +541,9 @@ def test_copies_of_embeddings_may_be_stored_in_another_type(tmp_path: Path):
 
 def test_another_base_is_an_error(copy: tuple[Path, Path], tmp_path: Path):
     other = published.make_base(tmp_path / "other", SMALL, seed=6)
-    with pytest.raises(InputError, match=r"model.embed_tokens.weight differs from the rows of .*give the base that it was trained on"):
+    with pytest.raises(
+        InputError, match=r"model.embed_tokens.weight differs from the rows of .*give the base that it was trained on"
+    ):
         run(copy[1], other, tmp_path / "imported")
 
 
@@ -452,28 +554,35 @@ def test_a_missing_file_is_an_error_that_names_it(copy: tuple[Path, Path], tmp_p
         run(copy[1], copy[0], tmp_path / "imported")
 
 
-@pytest.mark.parametrize(("fields", "message"), [
-    ({"quantization": "int8"}, "quantization is 'int8', supported is \"no\""),
-    ({"lora": False}, "lora is False, supported is true"),
-    ({"training_form": "both"}, "training_form is 'both'"),
-    ({"kbtc_training": True}, "kbtc_training is True"),
-    ({"training_stage": "stage3"}, "training_stage is 'stage3', supported is \"stage1\""),
-    ({"compr_rate": 0}, "compr_rate is 0, expected a whole number of at least 1"),
-    ({"compr_rate": 31}, "doc_max_length 30 // compr_rate 31 leaves no memory token"),
-    ({"compr_rate": 15}, r"\] added ones|and 5 added ones"),
-    ({"different_mem_tokens": False}, "and 4 added ones"),
-    ({"lora_r": 8}, "expected .* lora_r 8"),
-    ({"lora_r": 4.0}, "lora_r is 4.0, expected a whole number"),
-    ({"sep": "yes"}, "sep is 'yes', expected true or false"),
-    ({"mem_pooling": "mean"}, "mem_pooling is 'mean', an unknown field .*--ignore mem_pooling"),
-])  # fmt: skip
-def test_a_configuration_that_is_not_supported_is_an_error(copy: tuple[Path, Path], tmp_path: Path, fields: dict, message: str):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"quantization": "int8"}, "quantization is 'int8', supported is \"no\""),
+        ({"lora": False}, "lora is False, supported is true"),
+        ({"training_form": "both"}, "training_form is 'both'"),
+        ({"kbtc_training": True}, "kbtc_training is True"),
+        ({"training_stage": "stage3"}, "training_stage is 'stage3', supported is \"stage1\""),
+        ({"compr_rate": 0}, "compr_rate is 0, expected a whole number of at least 1"),
+        ({"compr_rate": 31}, "doc_max_length 30 // compr_rate 31 leaves no memory token"),
+        ({"compr_rate": 15}, r"\] added ones|and 5 added ones"),
+        ({"different_mem_tokens": False}, "and 4 added ones"),
+        ({"lora_r": 8}, "expected .* lora_r 8"),
+        ({"lora_r": 4.0}, "lora_r is 4.0, expected a whole number"),
+        ({"sep": "yes"}, "sep is 'yes', expected true or false"),
+        ({"mem_pooling": "mean"}, "mem_pooling is 'mean', an unknown field .*--ignore mem_pooling"),
+    ],
+)
+def test_a_configuration_that_is_not_supported_is_an_error(
+    copy: tuple[Path, Path], tmp_path: Path, fields: dict, message: str
+):
     change_config(copy[1], **fields)
     with pytest.raises(InputError, match=message):
         run(copy[1], copy[0], tmp_path / "imported")
 
 
-def test_a_configuration_without_a_needed_field_is_an_error_and_an_unknown_one_can_be_allowed(copy: tuple[Path, Path], tmp_path: Path):
+def test_a_configuration_without_a_needed_field_is_an_error_and_an_unknown_one_can_be_allowed(
+    copy: tuple[Path, Path], tmp_path: Path
+):
     base, checkpoint = copy
     change_config(checkpoint, house_style="blue")
     run(checkpoint, base, tmp_path / "imported", "--ignore", "house_style")
@@ -502,7 +611,10 @@ class Attack:
 
 def test_code_in_a_file_is_not_run(copy: tuple[Path, Path], tmp_path: Path):
     base, checkpoint = copy
-    for attack in (lambda path: torch.save({"encoder_adapter": Attack(tmp_path / "harm")}, path), lambda path: path.write_bytes(pickle.dumps(Attack(tmp_path / "harm")))):  # fmt: skip
+    for attack in (
+        lambda path: torch.save({"encoder_adapter": Attack(tmp_path / "harm")}, path),
+        lambda path: path.write_bytes(pickle.dumps(Attack(tmp_path / "harm"))),
+    ):
         attack(checkpoint / "adapters.pth")
         with pytest.raises(InputError, match=r"adapters.pth: cannot be read as plain tensors.*code is not run"):
             run(checkpoint, base, tmp_path / "imported")
@@ -517,7 +629,11 @@ def test_a_damaged_file_is_an_error_that_names_it(copy: tuple[Path, Path], tmp_p
     junk = io.BytesIO()
     with zipfile.ZipFile(junk, "w") as archive:
         archive.writestr("a", "b")
-    path.write_bytes({"cut": path.read_bytes()[:999], "empty": b"", "text": b"version https://git-lfs", "zip": junk.getvalue()}[damage])
+    path.write_bytes(
+        {"cut": path.read_bytes()[:999], "empty": b"", "text": b"version https://git-lfs", "zip": junk.getvalue()}[
+            damage
+        ]
+    )
     with pytest.raises(InputError, match=r"decoder_first_last_layers.pth: cannot be read as plain tensors"):
         run(copy[1], copy[0], tmp_path / "imported")
 
@@ -527,7 +643,14 @@ def test_a_damaged_file_is_an_error_that_names_it(copy: tuple[Path, Path], tmp_p
 
 def reference(tmp_path: Path, **fields: Any) -> Any:
     """The configuration of a checkpoint, read; its tensors are not looked at."""
-    config = {"different_mem_tokens": True, "sep": True, "lora_r": 16, "doc_max_length": 256, "compr_rate": 32, "training_stage": "stage2"}
+    config = {
+        "different_mem_tokens": True,
+        "sep": True,
+        "lora_r": 16,
+        "doc_max_length": 256,
+        "compr_rate": 32,
+        "training_stage": "stage2",
+    }
     (tmp_path / "config.json").write_text(json.dumps(config | fields))
     torch.save({"encoder_adapter": {}, "decoder_adapter": {}}, tmp_path / "adapters.pth")
     torch.save({}, tmp_path / "decoder_first_last_layers.pth")

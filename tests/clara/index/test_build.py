@@ -83,20 +83,27 @@ def test_an_interrupted_build_goes_on_from_what_is_done(
     done = {p.name: p.stat().st_mtime_ns for p in work.glob("*.faiss")}
     assert "trained.faiss" in done
     written: list[str] = []
-    monkeypatch.setattr(clara.index.build, "_write", lambda index, path: (written.append(path.name), real[0](index, path)))
+    monkeypatch.setattr(
+        clara.index.build, "_write", lambda index, path: (written.append(path.name), real[0](index, path))
+    )
     again = build_index(memory_dir, tmp_path / "index", "IVF16,SQfp16", **settings)
     assert again["files"] == whole["files"]
     assert not {*written} & {*done}
     assert not work.exists()
 
 
-def test_what_another_recipe_left_is_not_used(tmp_path: Path, memory_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_recipe_left_is_not_used(
+    tmp_path: Path, memory_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(clara.index.build, "merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             build_index(memory_dir, tmp_path / "index", "IVF16,SQfp16", num_queries=0)
     found = build_index(memory_dir, tmp_path / "index", "IVF8,SQ8", num_queries=0)
-    assert found["files"][0]["sha256"] == build_index(memory_dir, tmp_path / "other", "IVF8,SQ8", num_queries=0)["files"][0]["sha256"]
+    assert (
+        found["files"][0]["sha256"]
+        == build_index(memory_dir, tmp_path / "other", "IVF8,SQ8", num_queries=0)["files"][0]["sha256"]
+    )
 
 
 # --- versions of MEMORY ----------------------------------------------------------------------------------------------
@@ -114,9 +121,15 @@ def new_version(old: Path, directory: Path, numbers: list[int], gone: list[int])
     report = write_shard(directory, "overlay-00001", chunks, memory, keys, "float16", fingerprint=fingerprint.hash)
     fields = {k: manifest[k] for k in ("fingerprint_fields", "codec", "num_shards", "shards")}
     clara.index.build.write_manifest(
-        directory, kind="MEMORY", files=[*manifest["files"], *report["files"]], recipe={}, fingerprint=fingerprint.hash,
-        overlays=["overlay-00001"], tombstones=[chunk(n).row_id for n in gone], **fields,
-    )  # fmt: skip
+        directory,
+        kind="MEMORY",
+        files=[*manifest["files"], *report["files"]],
+        recipe={},
+        fingerprint=fingerprint.hash,
+        overlays=["overlay-00001"],
+        tombstones=[chunk(n).row_id for n in gone],
+        **fields,
+    )
     return directory
 
 
@@ -133,7 +146,10 @@ def test_a_version_built_from_its_parents_index_is_what_is_built_anew(
     assert len(store) == ROWS + 38
     searched = MemoryIndex.open(tmp_path / "index-v1", store)
     query = random_memory(20, seed=3)
-    assert np.array_equal(searched.search(query, 10, first_level=len(store))[0], exact_search(store, query, 10)) or factory != "Flat"
+    assert (
+        np.array_equal(searched.search(query, 10, first_level=len(store))[0], exact_search(store, query, 10))
+        or factory != "Flat"
+    )
     if factory == "Flat":
         assert "nothing is taken over" in caplog.text
         return
@@ -146,7 +162,9 @@ def test_a_version_built_from_its_parents_index_is_what_is_built_anew(
     assert set(ids_of(searched.faiss).tolist()) == set(store.row_ids.tolist())
 
 
-def test_a_parent_whose_overlays_are_gone_is_not_trusted(tmp_path: Path, memory_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_parent_whose_overlays_are_gone_is_not_trusted(
+    tmp_path: Path, memory_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO")
     version = new_version(memory_dir, tmp_path / "v1", list(range(50)), gone=[])
     build_index(version, tmp_path / "index-v1", "IVF16,SQfp16", num_queries=0)
@@ -167,7 +185,9 @@ def test_recall_on_a_sample_of_shards_bounds_the_recall_from_below(tmp_path: Pat
     row_bytes, level = 2 * M * D, 200
     estimates = []
     for seed in range(12):
-        sample = Recall(index, Measurement(num_queries=60, most_bytes=ROWS * row_bytes // 3), seed=seed, row_bytes=row_bytes)
+        sample = Recall(
+            index, Measurement(num_queries=60, most_bytes=ROWS * row_bytes // 3), seed=seed, row_bytes=row_bytes
+        )
         assert sample.rows_compared < ROWS / 2.5
         assert 150 <= sample.num_queries <= 270  # fewer rows, more queries
         estimates.append(sample.of(level))
@@ -176,7 +196,8 @@ def test_recall_on_a_sample_of_shards_bounds_the_recall_from_below(tmp_path: Pat
     found, scores = index.search(query, 10, first_level=level)
     rows, exact = exact_among(store, [store.row_ids], query, 200)
     missed = [
-        np.count_nonzero(~np.isin(r, own) & (e > score[-1] + 1e-6)) for own, score, r, e in zip(found, scores, rows, exact, strict=True)
+        np.count_nonzero(~np.isin(r, own) & (e > score[-1] + 1e-6))
+        for own, score, r, e in zip(found, scores, rows, exact, strict=True)
     ]
     bound = 1 - np.mean(missed) / 10
     recall = np.mean([len(np.intersect1d(a, b[:10])) / 10 for a, b in zip(found, rows, strict=True)])
@@ -204,15 +225,22 @@ def test_a_gpu_that_is_not_there_is_an_error(tmp_path: Path, memory_dir: Path) -
         build_index(memory_dir, tmp_path / "index", gpu=True)
 
 
-@pytest.mark.skipif(not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() < 1, reason="no GPU for FAISS here")
+@pytest.mark.skipif(
+    not hasattr(faiss, "StandardGpuResources") or faiss.get_num_gpus() < 1, reason="no GPU for FAISS here"
+)
 @pytest.mark.parametrize("factory", FACTORIES)
 def test_a_gpu_builds_an_index_as_good(tmp_path: Path, memory_dir: Path, factory: str) -> None:
-    recalls = [build_index(memory_dir, tmp_path / name, factory, gpu=name == "gpu")["measured"]["recall_at_10"] for name in ("cpu", "gpu")]
+    recalls = [
+        build_index(memory_dir, tmp_path / name, factory, gpu=name == "gpu")["measured"]["recall_at_10"]
+        for name in ("cpu", "gpu")
+    ]
     assert abs(recalls[0] - recalls[1]) < 0.1
 
 
 def test_kinds_without_lists_are_built_too(tmp_path: Path, memory_dir: Path) -> None:
     for factory in ("HNSW8", "SQ8", "IVF8,PQ6x4fs"):
         build_index(memory_dir, tmp_path / factory, factory, num_queries=0)
-        found, _ = MemoryIndex.open(tmp_path / factory, MemoryStore.open(memory_dir)).search(random_memory(3, seed=7), 5)
+        found, _ = MemoryIndex.open(tmp_path / factory, MemoryStore.open(memory_dir)).search(
+            random_memory(3, seed=7), 5
+        )
         assert (found >= 0).all()

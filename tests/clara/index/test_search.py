@@ -135,7 +135,9 @@ def test_equal_scores_come_by_row_id(tmp_path: Path) -> None:
 
 
 def test_which_of_many_equal_keys_are_candidates_is_not_left_to_faiss(tmp_path: Path) -> None:
-    memory = write_memory(tmp_path / "memory", np.concatenate([np.repeat(random_memory(1), 40, axis=0), random_memory(60, seed=5)]))
+    memory = write_memory(
+        tmp_path / "memory", np.concatenate([np.repeat(random_memory(1), 40, axis=0), random_memory(60, seed=5)])
+    )
     query = random_memory(1)
     for factory in ("Flat", "IVF4,Flat"):
         build_index(memory, tmp_path / factory, factory, num_queries=0, probes=0 if factory == "Flat" else 4)
@@ -161,7 +163,9 @@ def test_zero_memories_score_zero(tmp_path: Path) -> None:
     values[1] = 0
     memory = write_memory(tmp_path / "memory", values)
     build_index(memory, tmp_path / "index")
-    rows, scores = MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory)).search(np.zeros((1, M, D), np.float32), 3)
+    rows, scores = MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory)).search(
+        np.zeros((1, M, D), np.float32), 3
+    )
     assert sorted(rows[0].tolist()) == rows[0].tolist()
     assert scores.tolist() == [[0, 0, 0]]
 
@@ -181,7 +185,9 @@ def test_removed_rows_are_not_indexed(tmp_path: Path) -> None:
     assert manifest["counts"]["rows"] == 28
 
 
-@pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF8,PQ6x4", "SQ8", pytest.param("OPQ4_12,IVF8,PQ4x4", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "factory", ["IVF16,Flat", "IVF8,PQ6x4", "SQ8", pytest.param("OPQ4_12,IVF8,PQ4x4", marks=pytest.mark.slow)]
+)
 def test_trained_factories_find_most(tmp_path: Path, factory: str) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(1500))
     manifest = build_index(memory, tmp_path / "index", factory, num_queries=20, first_level=300, recall_floor=0.5)
@@ -212,7 +218,9 @@ def test_factory_by_size() -> None:
     assert resolve_factory("auto", 50_000) == "Flat"
     assert resolve_factory("auto", 1_000_000) == "IVF4096,SQfp16"
     assert resolve_factory("auto", 10_000_000) == "OPQ64,IVF16384,PQ64"
-    assert resolve_factory("auto", 10_000_000, 1024) == "OPQ64,IVF8192,PQ64"  # of lists as many as the training sample suffices for
+    assert (
+        resolve_factory("auto", 10_000_000, 1024) == "OPQ64,IVF8192,PQ64"
+    )  # of lists as many as the training sample suffices for
     assert resolve_factory("auto", 10_000_000, 100) == "OPQ50,IVF16384,PQ50"  # codes must divide the key
     assert resolve_factory("HNSW32", 10) == "HNSW32"
 
@@ -307,12 +315,30 @@ def test_first_level_is_told_as_it_was_searched_with(tmp_path: Path, memory_dir:
 
 
 def test_the_next_versions_index_takes_over_what_this_one_was_asked_for(tmp_path: Path, memory_dir: Path) -> None:
-    arguments = ["--memory", str(memory_dir), "--output", str(tmp_path / "index"), "--factory", "IVF16,Flat", "--probes", "16", "--quiet"]
+    arguments = [
+        "--memory",
+        str(memory_dir),
+        "--output",
+        str(tmp_path / "index"),
+        "--factory",
+        "IVF16,Flat",
+        "--probes",
+        "16",
+        "--quiet",
+    ]
     assert main([*arguments, "--recall-floor", "0.8"]) == 0
     carried = {"factory": "IVF16,Flat", "probes": 16, "recall_floor": 0.8}
-    assert next_settings(str(tmp_path / "index"), "auto") == next_settings(str(tmp_path / "index"), "IVF16,Flat") == carried
+    assert (
+        next_settings(str(tmp_path / "index"), "auto")
+        == next_settings(str(tmp_path / "index"), "IVF16,Flat")
+        == carried
+    )
     # Another kind has other lists.
-    assert next_settings(str(tmp_path / "index"), "IVF8,Flat") == {"factory": "IVF8,Flat", "probes": 0, "recall_floor": 0.8}
+    assert next_settings(str(tmp_path / "index"), "IVF8,Flat") == {
+        "factory": "IVF8,Flat",
+        "probes": 0,
+        "recall_floor": 0.8,
+    }
     assert next_settings("", "auto") == {"factory": "auto"}
     # The floor is the one that was last asked for, and no part of what the INDEX is.
     hash, file = manifest_hash(tmp_path / "index"), (tmp_path / "index" / FILE).stat().st_mtime_ns

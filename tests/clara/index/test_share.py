@@ -11,7 +11,8 @@ from clara.index.build import build_index
 from clara.index.search import FILE
 from tests.helpers.memories import random_memory, write_memory
 
-# Opens the INDEX, searches all of it, tells its maps of the file when every partner has done so, and waits to be told to go.
+# Opens the INDEX, searches all of it, tells its maps of the file when every partner has done so, and waits to be told
+# to go.
 _PROGRAM = """
 import re, sys
 import faiss, numpy as np
@@ -46,9 +47,12 @@ def test_processes_share_the_pages_of_an_index(tmp_path: Path, factory: str) -> 
     memory = write_memory(tmp_path / "memory", random_memory(20_000))
     build_index(memory, tmp_path / "index", factory, num_queries=0)
     command = [sys.executable, "-c", _PROGRAM, str(memory), str(tmp_path / "index")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
+    }
     ranks = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(_PROCESSES)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        for _ in range(_PROCESSES)
     ]
     told = []
     try:

@@ -42,13 +42,19 @@ class WordHashes:
     def document_ids(self, text: str) -> list[int]:
         if "UNREADABLE" in text:
             raise ValueError("no such character")
-        return [{"POISON": 1, "BURST": 2}.get(word) or int(hashlib.sha256(word.encode()).hexdigest()[:6], 16) + 3 for word in text.split()]
+        return [
+            {"POISON": 1, "BURST": 2}.get(word) or int(hashlib.sha256(word.encode()).hexdigest()[:6], 16) + 3
+            for word in text.split()
+        ]
 
     def compress(self, texts: Sequence[Sequence[int]]) -> Tensor:
         self.batches.append(len(texts))
         if any(1 in text for text in texts):
             raise RuntimeError("poisoned")
-        rows = [torch.randn(4, 32, generator=torch.Generator().manual_seed(sum(text) % 2**31)) + self.shift for text in texts]
+        rows = [
+            torch.randn(4, 32, generator=torch.Generator().manual_seed(sum(text) % 2**31)) + self.shift
+            for text in texts
+        ]
         memory = torch.stack(rows)
         memory[[2 in text for text in texts]] = float("nan")
         return memory
@@ -57,13 +63,17 @@ class WordHashes:
 def chunk(number: int, extra: str = "") -> Chunk:
     text = " ".join(f"w{number * 31 + i}" for i in range(1 + number * 7 % 23)) + extra
     identity = chunk_id("", text)
-    return Chunk(row_id(identity), identity, f"d{number}", "", text, 0, len(text), len(text.split()), False, "corpus.jsonl")
+    return Chunk(
+        row_id(identity), identity, f"d{number}", "", text, 0, len(text), len(text.split()), False, "corpus.jsonl"
+    )
 
 
 CHUNKS = [chunk(number) for number in range(40)]
 
 
-@given(lengths=st.lists(st.integers(1, 50), max_size=60).map(sorted), budget=st.integers(1, 300), extra=st.integers(0, 5))
+@given(
+    lengths=st.lists(st.integers(1, 50), max_size=60).map(sorted), budget=st.integers(1, 300), extra=st.integers(0, 5)
+)
 @settings(max_examples=150, deadline=None)
 def test_batches_partition_the_rows_within_the_budget(lengths: list[int], budget: int, extra: int) -> None:
     batches = list(plan_batches(lengths, budget, extra))
@@ -86,7 +96,9 @@ def ways_to_batch(lengths: list[int], budget: int, extra: int, begin: int = 0) -
             yield from ([range(begin, end), *rest] for rest in ways_to_batch(lengths, budget, extra, end))
 
 
-@given(lengths=st.lists(st.integers(1, 50), max_size=9).map(sorted), budget=st.integers(1, 2000), extra=st.integers(0, 5))
+@given(
+    lengths=st.lists(st.integers(1, 50), max_size=9).map(sorted), budget=st.integers(1, 2000), extra=st.integers(0, 5)
+)
 @settings(max_examples=150, deadline=None)
 def test_no_way_to_batch_costs_less_than_the_tight_one(lengths: list[int], budget: int, extra: int) -> None:
     found = tight_batches(lengths, budget, extra)
@@ -111,18 +123,26 @@ def test_memory_stands_in_the_order_given_whatever_that_is() -> None:
     one_by_one = np.concatenate([encode_chunks(WordHashes(), [c], batch_tokens=1) for c in CHUNKS])
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(CHUNKS))
-        assert np.array_equal(encode_chunks(WordHashes(), [CHUNKS[i] for i in order], batch_tokens=90), one_by_one[order])
+        assert np.array_equal(
+            encode_chunks(WordHashes(), [CHUNKS[i] for i in order], batch_tokens=90), one_by_one[order]
+        )
 
 
 def test_the_real_model_gives_each_chunk_its_own_memory(tiny_model: ClaraModel) -> None:
     together = encode_chunks(tiny_model, CHUNKS, batch_tokens=400)
-    alone = np.stack([tiny_model.compress([tiny_model.document_ids(input_text(c.title, c.text))])[0].numpy() for c in CHUNKS])
+    alone = np.stack(
+        [tiny_model.compress([tiny_model.document_ids(input_text(c.title, c.text))])[0].numpy() for c in CHUNKS]
+    )
     assert np.abs(together - alone).max() < 1e-4
     shuffled = np.random.default_rng(0).permutation(len(CHUNKS))
-    assert np.array_equal(encode_chunks(tiny_model, [CHUNKS[i] for i in shuffled], batch_tokens=400), together[shuffled])
+    assert np.array_equal(
+        encode_chunks(tiny_model, [CHUNKS[i] for i in shuffled], batch_tokens=400), together[shuffled]
+    )
 
 
-@pytest.mark.parametrize(("poison", "reason"), [(" POISON", "poisoned"), (" BURST", "not finite"), (" UNREADABLE", "no such character")])
+@pytest.mark.parametrize(
+    ("poison", "reason"), [(" POISON", "poisoned"), (" BURST", "not finite"), (" UNREADABLE", "no such character")]
+)
 def test_only_the_poisoned_chunk_is_lost(poison: str, reason: str) -> None:
     bad = [chunk(100, poison), chunk(101, poison)]
     chunks = [*CHUNKS[:11], bad[0], *CHUNKS[11:], bad[1]]
@@ -193,7 +213,9 @@ def test_keys_depend_on_the_seed_and_stay_what_they_were() -> None:
     assert not np.allclose(projection.frames[0], key_projection(2, 4, 4, seed=1).frames[0])
     # Golden: a store's keys must mean the same in every later version.
     assert np.allclose(
-        projection.keys(np.arange(8, dtype=np.float32).reshape(1, 2, 4)), [[0.31082627, -0.04853512, 1.061427, 0.64006007]], atol=1e-5
+        projection.keys(np.arange(8, dtype=np.float32).reshape(1, 2, 4)),
+        [[0.31082627, -0.04853512, 1.061427, 0.64006007]],
+        atol=1e-5,
     )
 
 
@@ -206,15 +228,21 @@ def test_a_key_size_that_cannot_be_is_refused(key_size: int) -> None:
 # --- shards and versions ---------------------------------------------------------------------------------------------
 
 
-def build(directory: Path, model: WordHashes | ClaraModel, fingerprint: Fingerprint, num_shards: int = 4) -> MemoryStore:
+def build(
+    directory: Path, model: WordHashes | ClaraModel, fingerprint: Fingerprint, num_shards: int = 4
+) -> MemoryStore:
     reports = []
     for shard in range(num_shards):
         chunks = [c for c in CHUNKS if c.row_id % num_shards == shard]
         name = shard_name(shard, num_shards)
         reports.append(
-            write_memory_shard(lambda: model, chunks, directory, name, fingerprint=fingerprint, codec="float16", batch_tokens=200)
+            write_memory_shard(
+                lambda: model, chunks, directory, name, fingerprint=fingerprint, codec="float16", batch_tokens=200
+            )
         )
-    complete_memory(directory, reports, fingerprint=fingerprint, codec="float16", num_shards=num_shards, recipe={}, counts={})
+    complete_memory(
+        directory, reports, fingerprint=fingerprint, codec="float16", num_shards=num_shards, recipe={}, counts={}
+    )
     return MemoryStore.open(directory, [fingerprint])
 
 
@@ -238,7 +266,12 @@ def test_reencoding_equals_a_build_with_the_new_compressor(tmp_path: Path) -> No
     expected = build(tmp_path / "expected", WordHashes(shift=0.5), new)
     seen: list[tuple[int, int]] = []
     manifest = reencode(
-        old_store, WordHashes(shift=0.5), tmp_path / "new", fingerprint=new, batch_tokens=200, progress=lambda *now: seen.append(now)
+        old_store,
+        WordHashes(shift=0.5),
+        tmp_path / "new",
+        fingerprint=new,
+        batch_tokens=200,
+        progress=lambda *now: seen.append(now),
     )
     store = MemoryStore.open(tmp_path / "new", [new], verify=True)
     assert manifest["parent"] == old_store.hash
@@ -252,12 +285,27 @@ def test_reencoding_equals_a_build_with_the_new_compressor(tmp_path: Path) -> No
 @pytest.mark.parametrize("codec", ["int8", "int4", "pq4"])
 def test_reencoding_keeps_the_codec_and_trains_another_codebook(tmp_path: Path, codec: str) -> None:
     chunks = [chunk(number) for number in range(130)]
-    codebook, extra = make_codebook(WordHashes, chunks, tmp_path / "old", fingerprint=FINGERPRINT, codec=codec, batch_tokens=200), None
+    codebook, extra = (
+        make_codebook(WordHashes, chunks, tmp_path / "old", fingerprint=FINGERPRINT, codec=codec, batch_tokens=200),
+        None,
+    )
     if codebook:
         extra = load_codebook(tmp_path / "old", 4, FINGERPRINT.hidden_size)
     settings = {"fingerprint": FINGERPRINT, "codec": codec}
-    reports = [write_memory_shard(WordHashes, chunks, tmp_path / "old", shard_name(0, 1), **settings, batch_tokens=200, codebook=extra)]
-    complete_memory(tmp_path / "old", reports, **settings, num_shards=1, recipe={}, counts={}, extra_files=[codebook] if codebook else [])
+    reports = [
+        write_memory_shard(
+            WordHashes, chunks, tmp_path / "old", shard_name(0, 1), **settings, batch_tokens=200, codebook=extra
+        )
+    ]
+    complete_memory(
+        tmp_path / "old",
+        reports,
+        **settings,
+        num_shards=1,
+        recipe={},
+        counts={},
+        extra_files=[codebook] if codebook else [],
+    )
     store = MemoryStore.open(tmp_path / "old", verify=True)
     new = replace(FINGERPRINT, compressor="new")
     manifest = reencode(store, WordHashes(shift=0.5), tmp_path / "new", fingerprint=new, batch_tokens=200)

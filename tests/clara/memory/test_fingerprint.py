@@ -79,7 +79,11 @@ def test_only_what_compresses_counts(tiny_model: ClaraModel) -> None:
         tiny_model.slots.markers[1].add_(1.0)
         tiny_model.slots.gate.add_(1.0)
     assert of_model(tiny_model, **CHUNKING) == before
-    for parameter in (tiny_model.role_parameters("compressor")[0], tiny_model.slots.memory_tokens, tiny_model.slots.markers):
+    for parameter in (
+        tiny_model.role_parameters("compressor")[0],
+        tiny_model.slots.memory_tokens,
+        tiny_model.slots.markers,
+    ):
         with torch.no_grad():
             parameter[0].add_(0.5)
         after = of_model(tiny_model, **CHUNKING)
@@ -91,4 +95,6 @@ def test_other_backbone_is_refused(tiny_checkpoint: Path, tiny_backbone: Path, t
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(InputError, match="made for a backbone with sha256"):
         of_checkpoint(tiny_checkpoint, backbone=str(tmp_path), dtype="float32", **CHUNKING)
-    assert of_checkpoint(tiny_checkpoint, backbone=str(tiny_backbone), dtype="float32", **CHUNKING).num_memory_tokens == 4
+    assert (
+        of_checkpoint(tiny_checkpoint, backbone=str(tiny_backbone), dtype="float32", **CHUNKING).num_memory_tokens == 4
+    )

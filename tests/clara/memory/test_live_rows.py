@@ -40,7 +40,11 @@ def test_a_request_is_cut_by_shard(shards: list[list[int]], data: st.DataObject)
         if len(where := np.flatnonzero(live.shard_of[index] == shard))
     ]
     assert [(shard, where.tolist(), places.tolist()) for shard, where, places in live.by_shard(asked)] == expected
-    assert all(shards[shard][place] == asked[at] for shard, where, places in expected for at, place in zip(where, places, strict=True))
+    assert all(
+        shards[shard][place] == asked[at]
+        for shard, where, places in expected
+        for at, place in zip(where, places, strict=True)
+    )
 
 
 def test_documents_of_rows_and_rows_of_documents(tmp_path: Path) -> None:
@@ -54,7 +58,9 @@ def test_documents_of_rows_and_rows_of_documents(tmp_path: Path) -> None:
         live = live_rows([rows.tolist() for rows in shards], dice.integers(0, 200, 9).tolist())
         found = DocumentRows(paths, live)
         newest = {
-            row: name for rows, column in zip(shards, documents, strict=True) for row, name in zip(rows.tolist(), column, strict=True)
+            row: name
+            for rows, column in zip(shards, documents, strict=True)
+            for row, name in zip(rows.tolist(), column, strict=True)
         }
         assert found.of_rows() == [newest[row] for row in live.row_ids.tolist()]
         for document in [*DOCUMENTS, "nobody", "\ud800"]:

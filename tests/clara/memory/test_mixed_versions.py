@@ -48,15 +48,32 @@ def write(model: ClaraModel, fingerprint: Fingerprint, folder: Path, codec: str 
     chunks = []
     for row in tiny.documents():
         name = chunk_id(row["title"], row["text"])
-        chunks.append(Chunk(row_id(name), name, row["id"], row["title"], row["text"], 0, len(row["text"]), 0, False, "corpus.jsonl"))
+        chunks.append(
+            Chunk(
+                row_id(name), name, row["id"], row["title"], row["text"], 0, len(row["text"]), 0, False, "corpus.jsonl"
+            )
+        )
     reports = [
         write_memory_shard(
-            lambda: model, [c for c in chunks if c.row_id % NUM_SHARDS == shard], folder, shard_name(shard, NUM_SHARDS),
-            fingerprint=fingerprint, codec=codec, batch_tokens=1024,
+            lambda: model,
+            [c for c in chunks if c.row_id % NUM_SHARDS == shard],
+            folder,
+            shard_name(shard, NUM_SHARDS),
+            fingerprint=fingerprint,
+            codec=codec,
+            batch_tokens=1024,
         )
         for shard in range(NUM_SHARDS)
-    ]  # fmt: skip
-    complete_memory(folder, reports, fingerprint=fingerprint, codec=codec, num_shards=NUM_SHARDS, recipe={"made_by": "tests"}, counts={})
+    ]
+    complete_memory(
+        folder,
+        reports,
+        fingerprint=fingerprint,
+        codec=codec,
+        num_shards=NUM_SHARDS,
+        recipe={"made_by": "tests"},
+        counts={},
+    )
     return MemoryStore.open(folder)
 
 
@@ -119,7 +136,9 @@ def test_the_keys_of_an_index_are_of_each_rows_own_version(places: Path, tmp_pat
     assert scores.min() > 0.999
 
 
-def test_whoever_does_not_accept_every_version_is_refused_with_the_reason(places: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_whoever_does_not_accept_every_version_is_refused_with_the_reason(
+    places: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     fingerprints = [fingerprint for _, fingerprint in compressors(places, tiny_checkpoint)]
     refused = pytest.raises(InputError, match=r"mixed MEMORY, whose rows 3 versions.*joint\.refresh\.final = true")
     for accept in (None, fingerprints[:2], [fingerprints[2]]):
@@ -138,11 +157,15 @@ def test_whoever_does_not_accept_every_version_is_refused_with_the_reason(places
         compact(MemoryStore.open(places / "v2"), tmp_path / "compacted")
 
 
-def test_rows_that_have_all_been_chosen_are_a_memory_of_one_compressor(places: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_rows_that_have_all_been_chosen_are_a_memory_of_one_compressor(
+    places: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     """The same numbers as a full re-encoding in the same batches, and no trace of the older versions."""
     model, fingerprint = compressors(places, tiny_checkpoint)[2]
     parent = MemoryStore.open(places / "v2", mixed=True)
-    manifest = reencode_rows(parent, parent.row_ids, model, tmp_path / "all", fingerprint=fingerprint, batch_tokens=1024)
+    manifest = reencode_rows(
+        parent, parent.row_ids, model, tmp_path / "all", fingerprint=fingerprint, batch_tokens=1024
+    )
     assert FIELD not in manifest
     assert manifest["shards"] == []
     store = MemoryStore.open(tmp_path / "all", accept=[fingerprint])
@@ -154,13 +177,19 @@ def test_rows_that_have_all_been_chosen_are_a_memory_of_one_compressor(places: P
     assert rows == [dataclasses.astuple(chunk) for chunk in full.records(full.row_ids)]
 
 
-def test_an_interrupted_one_goes_on_and_a_finished_one_is_kept(places: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_an_interrupted_one_goes_on_and_a_finished_one_is_kept(
+    places: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
     class Counting:
         """The compressor, and how many rows it was given."""
 
         def __init__(self, model: ClaraModel) -> None:
             self.model, self.rows = model, 0
-            self.num_memory_tokens, self.hidden_size, self.document_ids = model.num_memory_tokens, model.hidden_size, model.document_ids
+            self.num_memory_tokens, self.hidden_size, self.document_ids = (
+                model.num_memory_tokens,
+                model.hidden_size,
+                model.document_ids,
+            )
 
         def compress(self, texts: list[list[int]]) -> torch.Tensor:
             self.rows += len(texts)
@@ -191,5 +220,7 @@ def test_what_cannot_be_encoded_again_is_refused(places: Path, tmp_path: Path, t
     with pytest.raises(InputError, match="not a live row"):
         reencode_rows(store, [1], model, tmp_path, fingerprint=fingerprint)
     with pytest.raises(InputError, match="cannot be re-encoded with other settings"):
-        reencode_rows(store, store.row_ids[:1], model, tmp_path, fingerprint=dataclasses.replace(fingerprint, max_tokens=5))
+        reencode_rows(
+            store, store.row_ids[:1], model, tmp_path, fingerprint=dataclasses.replace(fingerprint, max_tokens=5)
+        )
     assert not any(tmp_path.iterdir())

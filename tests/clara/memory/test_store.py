@@ -29,7 +29,18 @@ FINGERPRINT = Fingerprint("b", "c", "t", "float32", M, D, "none", True, 96, 0, K
 def chunk(number: int) -> Chunk:
     text = f"Chunk number {number}."
     identity = chunk_id("Title", text)
-    return Chunk(row_id(identity), identity, f"document-{number // 2}", "Title", text, 0, len(text), 5, number % 3 == 0, "corpus.jsonl")
+    return Chunk(
+        row_id(identity),
+        identity,
+        f"document-{number // 2}",
+        "Title",
+        text,
+        0,
+        len(text),
+        5,
+        number % 3 == 0,
+        "corpus.jsonl",
+    )
 
 
 CHUNKS = [chunk(number) for number in range(25)]
@@ -41,7 +52,9 @@ CODEBOOK = Codebook(DICE.standard_normal((2, 256, 4)).astype(np.float32))
 
 def write_version(directory: Path, codec: str = "float16", num_shards: int = 4) -> Path:
     reports, extra_files = [], []
-    codebook = CODEBOOK if codec == "pq4" else Codebook(CODEBOOK.centroids[:1].repeat(2, axis=2)) if codec == "pq8" else None
+    codebook = (
+        CODEBOOK if codec == "pq4" else Codebook(CODEBOOK.centroids[:1].repeat(2, axis=2)) if codec == "pq8" else None
+    )
     if codebook:
         save_codebook(directory, codebook)
         extra_files.append(file_entry(directory, FILE))
@@ -50,16 +63,32 @@ def write_version(directory: Path, codec: str = "float16", num_shards: int = 4) 
         name = shard_name(shard, num_shards)
         reports.append(
             write_shard(
-                directory, name, [CHUNKS[i] for i in rows], MEMORY[rows], KEYS[rows], codec, fingerprint=FINGERPRINT.hash, codebook=codebook
+                directory,
+                name,
+                [CHUNKS[i] for i in rows],
+                MEMORY[rows],
+                KEYS[rows],
+                codec,
+                fingerprint=FINGERPRINT.hash,
+                codebook=codebook,
             )
         )
     complete_memory(
-        directory, reports, fingerprint=FINGERPRINT, codec=codec, num_shards=num_shards, recipe={}, counts={}, extra_files=extra_files
+        directory,
+        reports,
+        fingerprint=FINGERPRINT,
+        codec=codec,
+        num_shards=num_shards,
+        recipe={},
+        counts={},
+        extra_files=extra_files,
     )
     return directory
 
 
-@given(arrays(np.float32, st.tuples(st.integers(0, 4), st.just(M), st.just(D)), elements=st.floats(-1e6, 1e6, width=32)))
+@given(
+    arrays(np.float32, st.tuples(st.integers(0, 4), st.just(M), st.just(D)), elements=st.floats(-1e6, 1e6, width=32))
+)
 @settings(max_examples=60, deadline=None)
 def test_int8_errs_by_half_a_step_at_most(memory: Floats) -> None:
     stored = encode_memory(memory, "int8")
@@ -69,7 +98,9 @@ def test_int8_errs_by_half_a_step_at_most(memory: Floats) -> None:
 
 
 def test_float16_is_numpys_rounding() -> None:
-    assert np.array_equal(decode_memory(encode_memory(MEMORY, "float16"), "float16", D), MEMORY.astype(np.float16).astype(np.float32))
+    assert np.array_equal(
+        decode_memory(encode_memory(MEMORY, "float16"), "float16", D), MEMORY.astype(np.float16).astype(np.float32)
+    )
 
 
 @pytest.mark.parametrize(
@@ -91,7 +122,9 @@ def test_a_codec_refuses_what_it_cannot_hold(value: float, codec: str, message: 
 
 @given(
     arrays(
-        np.float32, st.tuples(st.integers(0, 3), st.just(2), st.sampled_from([1, 8, 63, 65, 130])), elements=st.floats(-1e5, 1e5, width=32)
+        np.float32,
+        st.tuples(st.integers(0, 3), st.just(2), st.sampled_from([1, 8, 63, 65, 130])),
+        elements=st.floats(-1e5, 1e5, width=32),
     )
 )
 @settings(max_examples=60, deadline=None)
@@ -149,7 +182,9 @@ def test_training_is_repeatable_and_lessens_the_error() -> None:
     errors = {}
     for codec in ("pq8", "pq4", "int4", "int8"):
         codebook = train_codebook(memory, int(codec[2:])) if codec.startswith("pq") else None
-        errors[codec] = float(np.square(decode_memory(encode_memory(memory, codec, codebook), codec, 8, codebook) - memory).mean())
+        errors[codec] = float(
+            np.square(decode_memory(encode_memory(memory, codec, codebook), codec, 8, codebook) - memory).mean()
+        )
     assert errors["int8"] < errors["int4"]
     assert errors["pq4"] < errors["pq8"] < 0.5 * float(np.square(memory).mean())
 
@@ -193,7 +228,8 @@ def test_rows_come_back_in_the_order_asked(tmp_path: Path, codec: str) -> None:
         asked = dice.integers(0, 25, size=int(dice.integers(0, 12)))
         rows = [CHUNKS[i].row_id for i in asked]
         assert np.array_equal(
-            store.memory(rows), decode_memory(encode_memory(MEMORY[asked], codec, store.codebook), codec, D, store.codebook)
+            store.memory(rows),
+            decode_memory(encode_memory(MEMORY[asked], codec, store.codebook), codec, D, store.codebook),
         )
         assert np.array_equal(store.keys(rows), KEYS[asked].astype(np.float16).astype(np.float32))
         assert store.records(rows) == [CHUNKS[i] for i in asked]
@@ -214,7 +250,9 @@ def test_a_shard_is_mapped(tmp_path: Path) -> None:
 def test_bytes_do_not_depend_on_the_order_of_chunks(tmp_path: Path) -> None:
     shuffled = np.random.default_rng(2).permutation(25)
     first = write_shard(tmp_path / "a", "s", CHUNKS, MEMORY, KEYS, "int8", fingerprint="f")
-    second = write_shard(tmp_path / "b", "s", [CHUNKS[i] for i in shuffled], MEMORY[shuffled], KEYS[shuffled], "int8", fingerprint="f")
+    second = write_shard(
+        tmp_path / "b", "s", [CHUNKS[i] for i in shuffled], MEMORY[shuffled], KEYS[shuffled], "int8", fingerprint="f"
+    )
     assert first == second
 
 
@@ -289,7 +327,9 @@ def test_damage_is_found_and_the_file_named(tmp_path: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["records.parquet", "memory.safetensors"])
-def test_a_flipped_byte_anywhere_is_found_by_verifying_and_never_met_with_a_strangers_stack(tmp_path: Path, file: str) -> None:
+def test_a_flipped_byte_anywhere_is_found_by_verifying_and_never_met_with_a_strangers_stack(
+    tmp_path: Path, file: str
+) -> None:
     directory = write_version(tmp_path / "memory", num_shards=1)
     path = directory / shard_name(0, 1) / file
     whole = path.read_bytes()
@@ -343,7 +383,9 @@ def test_a_finished_shard_is_known_by_its_plan_and_bytes(tmp_path: Path) -> None
     assert plan == plan_hash(CHUNKS[::-1], fingerprint="f", codec="float16", batch_tokens=64)
     for changed in (
         plan_hash(CHUNKS[1:], fingerprint="f", codec="float16", batch_tokens=64),
-        plan_hash([replace(CHUNKS[0], document_id="other"), *CHUNKS[1:]], fingerprint="f", codec="float16", batch_tokens=64),
+        plan_hash(
+            [replace(CHUNKS[0], document_id="other"), *CHUNKS[1:]], fingerprint="f", codec="float16", batch_tokens=64
+        ),
         plan_hash(CHUNKS, fingerprint="g", codec="float16", batch_tokens=64),
         plan_hash(CHUNKS, fingerprint="f", codec="int8", batch_tokens=64),
         plan_hash(CHUNKS, fingerprint="f", codec="float16", batch_tokens=65),
@@ -361,4 +403,6 @@ def test_a_copy_is_the_same_version(tmp_path: Path) -> None:
     again = write_version(tmp_path / "again")
     hashes = {MemoryStore.open(d).hash for d in (directory, tmp_path / "copy", again)}
     assert len(hashes) == 1
-    assert sha256_file(directory / shard_name(2, 4) / "memory.safetensors") == sha256_file(again / shard_name(2, 4) / "memory.safetensors")
+    assert sha256_file(directory / shard_name(2, 4) / "memory.safetensors") == sha256_file(
+        again / shard_name(2, 4) / "memory.safetensors"
+    )

@@ -51,7 +51,10 @@ class Drawn:
 
     def compress(self, texts: Sequence[Sequence[int]]) -> Tensor:
         self.count += len(texts)
-        drawn = [torch.randn(M, D, generator=torch.Generator().manual_seed(int.from_bytes(bytes(text)[-6:], "big"))) for text in texts]
+        drawn = [
+            torch.randn(M, D, generator=torch.Generator().manual_seed(int.from_bytes(bytes(text)[-6:], "big")))
+            for text in texts
+        ]
         if any(b"POISON" in bytes(text) for text in texts):
             raise RuntimeError("poisoned")
         return torch.stack(drawn)
@@ -116,7 +119,9 @@ CORPORA = st.lists(st.dictionaries(st.integers(0, 11), st.sampled_from(["d", "e"
 
 @given(CORPORA, st.sampled_from(["float16", "int8", "int4", "pq4"]))
 @settings(max_examples=5, deadline=None)
-def test_any_chain_of_updates_equals_a_build_from_nothing_and_so_does_its_compaction(corpora: list[dict[int, str]], codec: str) -> None:
+def test_any_chain_of_updates_equals_a_build_from_nothing_and_so_does_its_compaction(
+    corpora: list[dict[int, str]], codec: str
+) -> None:
     versions = [[chunk(number, document) for number, document in corpus.items()] for corpus in corpora]
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -155,7 +160,9 @@ def test_a_compacted_store_has_the_bytes_of_one_that_was_never_updated(tmp_path:
     assert all(sha256_file(tmp_path / "plain" / file) == sha256_file(tmp_path / "fresh" / file) for file in files)
 
 
-def test_either_version_can_be_removed_and_a_copy_stands_in_for_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_either_version_can_be_removed_and_a_copy_stands_in_for_a_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chunks = [chunk(n) for n in range(20)]
     old = built(tmp_path / "old", chunks[:15], "float16")
     linked, _ = updated(old, tmp_path / "linked", chunks)
@@ -206,7 +213,9 @@ def test_a_new_text_that_cannot_be_compressed_is_a_failure_and_takes_no_row(tmp_
     poison = chunk(0, text="POISON")
     index = poison.row_id % 3
     own = [c for c in map(chunk, range(9)) if c.row_id % 3 == index]
-    report = write_overlay(Drawn, [*own, poison], old.directory, index, tmp_path / "new", fingerprint=FINGERPRINT, batch_tokens=64)
+    report = write_overlay(
+        Drawn, [*own, poison], old.directory, index, tmp_path / "new", fingerprint=FINGERPRINT, batch_tokens=64
+    )
     assert [f["chunk_id"] for f in report["failures"]] == [poison.chunk_id]
     assert (report["rows"], report["files"], report["compressed"]) == (len(own), [], 0)
 
@@ -220,7 +229,16 @@ def test_overlays_of_other_makers_are_numbered_around() -> None:
 
 
 def run(checkpoint: Path, corpus: Path, output: Path, *arguments: str) -> dict[str, Any]:
-    given = ["--input", str(corpus), "--output", str(output), "--checkpoint", str(checkpoint), "--num-workers=1", *arguments]
+    given = [
+        "--input",
+        str(corpus),
+        "--output",
+        str(output),
+        "--checkpoint",
+        str(checkpoint),
+        "--num-workers=1",
+        *arguments,
+    ]
     assert main(given) == 0
     return dict(read_manifest(output)["counts"])
 
@@ -230,12 +248,19 @@ def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> Path:
     return path
 
 
-def test_the_job_updates_and_compacts(tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_job_updates_and_compacts(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = tiny.documents()
     corpus = write_rows(tmp_path / "corpus.jsonl", rows[:30])
     run(tiny_checkpoint, corpus, tmp_path / "v0", "--num-shards=4", "--dtype=float32", "--key-size=64", "--codec=int8")
     before = MemoryStore.open(tmp_path / "v0").hash
-    changed = [*rows[5:20], {**rows[20], "text": "Rewritten altogether."}, *rows[21:36], {"id": "extra", "text": "Added."}]
+    changed = [
+        *rows[5:20],
+        {**rows[20], "text": "Rewritten altogether."},
+        *rows[21:36],
+        {"id": "extra", "text": "Added."},
+    ]
     write_rows(corpus, changed)
     counts = run(tiny_checkpoint, corpus, tmp_path / "v1", "--update", str(tmp_path / "v0"))
     # Each line number moved, and a record does not hold it; so the others stay as they are.
@@ -245,7 +270,15 @@ def test_the_job_updates_and_compacts(tiny_checkpoint: Path, tmp_path: Path, cap
         "compressed": 8,
         "gone": 6,
     }
-    run(tiny_checkpoint, corpus, tmp_path / "fresh", "--num-shards=4", "--dtype=float32", "--key-size=64", "--codec=int8")
+    run(
+        tiny_checkpoint,
+        corpus,
+        tmp_path / "fresh",
+        "--num-shards=4",
+        "--dtype=float32",
+        "--key-size=64",
+        "--codec=int8",
+    )
     store, fresh = (MemoryStore.open(tmp_path / name, verify=True) for name in ("v1", "fresh"))
     assert np.array_equal(store.row_ids, fresh.row_ids)
     assert store.records(store.row_ids) == fresh.records(store.row_ids)
@@ -304,7 +337,12 @@ def test_too_small_a_corpus_for_a_codebook_is_told(tiny_checkpoint: Path, tmp_pa
 def test_an_update_of_something_else_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
     corpus = write_rows(tmp_path / "corpus.jsonl", tiny.documents()[:3])
     run(tiny_checkpoint, corpus, tmp_path / "v0", "--dtype=float32")
-    for flag, value in (("--codec=int8", "float16"), ("--dtype=bfloat16", "float32"), ("--max-tokens=64", "96"), ("--num-shards=3", "1")):
+    for flag, value in (
+        ("--codec=int8", "float16"),
+        ("--dtype=bfloat16", "float32"),
+        ("--max-tokens=64", "96"),
+        ("--num-shards=3", "1"),
+    ):
         with pytest.raises(InputError, match=rf"{flag.partition('=')[0]} .* has {value}, which its new version keeps"):
             run(tiny_checkpoint, corpus, tmp_path / "v1", "--update", str(tmp_path / "v0"), flag)
     with pytest.raises(InputError, match="is the MEMORY of --update"):

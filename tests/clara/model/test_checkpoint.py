@@ -98,7 +98,9 @@ def test_a_trained_backbone_is_stored_and_read_from_the_checkpoint(tmp_path: Pat
     plain = AutoModelForCausalLM.from_pretrained(moved / "backbone", dtype=torch.float32)
     ids = torch.arange(3, 30)[None]
     with torch.no_grad():
-        assert torch.equal(plain.model(ids).last_hidden_state, loaded.backbone.trunk(loaded.backbone.embed(ids), Route(None)))
+        assert torch.equal(
+            plain.model(ids).last_hidden_state, loaded.backbone.trunk(loaded.backbone.embed(ids), Route(None))
+        )
 
 
 def test_what_storing_an_lm_imports_can_be_imported_ahead(tmp_path: Path):
@@ -124,7 +126,9 @@ def test_no_pickle_is_written(tiny_checkpoint: Path):
 
 def test_every_file_is_in_the_manifest(tiny_checkpoint: Path):
     listed = {f["path"] for f in verify(tiny_checkpoint, "CHECKPOINT")["files"]}
-    assert listed == {str(p.relative_to(tiny_checkpoint)) for p in tiny_checkpoint.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert listed == {str(p.relative_to(tiny_checkpoint)) for p in tiny_checkpoint.rglob("*") if p.is_file()} - {
+        "manifest.json"
+    }
 
 
 def test_a_half_written_checkpoint_is_none(copy: Path):
@@ -133,7 +137,9 @@ def test_a_half_written_checkpoint_is_none(copy: Path):
         load_checkpoint(copy)
 
 
-def test_writing_again_takes_the_old_manifest_away_first(copy: Path, tiny_model: ClaraModel, monkeypatch: pytest.MonkeyPatch):
+def test_writing_again_takes_the_old_manifest_away_first(
+    copy: Path, tiny_model: ClaraModel, monkeypatch: pytest.MonkeyPatch
+):
     """A crash in the middle leaves no manifest that describes a mixture."""
 
     def crash(*_: object, **__: object) -> None:
@@ -145,7 +151,9 @@ def test_writing_again_takes_the_old_manifest_away_first(copy: Path, tiny_model:
     assert not (copy / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("file", ["generator/adapter_model.safetensors", "memory_tokens.safetensors", "tokenizer/tokenizer.json"])
+@pytest.mark.parametrize(
+    "file", ["generator/adapter_model.safetensors", "memory_tokens.safetensors", "tokenizer/tokenizer.json"]
+)
 def test_one_flipped_bit_is_an_error_that_names_the_file(copy: Path, file: str):
     data = bytearray((copy / file).read_bytes())
     data[len(data) // 2] ^= 1
@@ -206,7 +214,9 @@ def test_a_folder_without_weights_is_an_error_that_names_it(copy: Path, tmp_path
 
 def test_settings_that_this_program_does_not_know_are_an_error(copy: Path):
     change_manifest(copy, lambda m: m["model"].update(num_memory_token=3))
-    with pytest.raises(InputError, match=r"manifest.json: num_memory_token: unknown key; near ones: .*num_memory_tokens"):
+    with pytest.raises(
+        InputError, match=r"manifest.json: num_memory_token: unknown key; near ones: .*num_memory_tokens"
+    ):
         load_checkpoint(copy, FLOAT32)
 
 

@@ -40,7 +40,11 @@ def test_adapters_load_in_peft_and_give_the_same_states(tmp_path: Path, family: 
         plain = base.get_decoder()(ids).last_hidden_state
         ours = model.backbone.trunk(model.backbone.embed(ids), Route(role))
         theirs = (
-            PeftModel.from_pretrained(base, tmp_path / "checkpoint" / role).eval().get_base_model().get_decoder()(ids).last_hidden_state
+            PeftModel.from_pretrained(base, tmp_path / "checkpoint" / role)
+            .eval()
+            .get_base_model()
+            .get_decoder()(ids)
+            .last_hidden_state
         )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     assert (ours - plain).abs().max() > 0.01
@@ -73,8 +77,12 @@ def test_a_fresh_adapter_changes_nothing_and_a_copy_equals_its_source(tiny_model
         backbone.add_adapter("fresh")
         assert torch.equal(backbone.trunk(embedded, Route("fresh")), backbone.trunk(embedded, Route(None)))
         lora.copy_adapter(layers, "compressor", "query_reasoner")
-        assert torch.equal(backbone.trunk(embedded, Route("query_reasoner")), backbone.trunk(embedded, Route("compressor")))
-    shared = {id(p) for p in lora.parameters(layers, "compressor")} & {id(p) for p in lora.parameters(layers, "query_reasoner")}
+        assert torch.equal(
+            backbone.trunk(embedded, Route("query_reasoner")), backbone.trunk(embedded, Route("compressor"))
+        )
+    shared = {id(p) for p in lora.parameters(layers, "compressor")} & {
+        id(p) for p in lora.parameters(layers, "query_reasoner")
+    }
     assert not shared
 
 
@@ -114,19 +122,42 @@ def test_a_model_without_linear_layers_is_an_error():
 
 
 def test_a_model_that_transforms_its_logits_is_an_error():
-    small = {"vocab_size": 50, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small = {
+        "vocab_size": 50,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     lm = Gemma2ForCausalLM(Gemma2Config(**small, num_key_value_heads=1, head_dim=4))
     with pytest.raises(InputError, match="final_logit_softcapping"):
         Backbone(lm, rank=2, alpha=4.0, dropout=0.0, adapters=ROLES)
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    ("missing", "1 tensors missing"), ("extra", "1 unknown"), ("shape", "another backbone or rank"), ("cut", "not readable"), ("gone", "not readable"),
-])  # fmt: skip
-def test_a_damaged_adapter_is_an_error_that_names_the_file(tiny_model: ClaraModel, tmp_path: Path, damage: str, message: str):
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("missing", "1 tensors missing"),
+        ("extra", "1 unknown"),
+        ("shape", "another backbone or rank"),
+        ("cut", "not readable"),
+        ("gone", "not readable"),
+    ],
+)
+def test_a_damaged_adapter_is_an_error_that_names_the_file(
+    tiny_model: ClaraModel, tmp_path: Path, damage: str, message: str
+):
     backbone = tiny_model.backbone
     lora.save_adapter(
-        backbone.layers, "compressor", tmp_path, trunk_path=backbone.trunk_path, base="", rank=4, alpha=8, dropout=0, dtype=torch.float32
+        backbone.layers,
+        "compressor",
+        tmp_path,
+        trunk_path=backbone.trunk_path,
+        base="",
+        rank=4,
+        alpha=8,
+        dropout=0,
+        dtype=torch.float32,
     )
     path = tmp_path / "adapter_model.safetensors"
     tensors = load_file(path)
@@ -146,4 +177,7 @@ def test_a_damaged_adapter_is_an_error_that_names_the_file(tiny_model: ClaraMode
     before = {k: v.clone() for k, v in lora.adapter_tensors(backbone.layers, "compressor", backbone.trunk_path).items()}
     with pytest.raises(InputError, match=f"adapter_model.safetensors.*{message}"):
         lora.load_adapter(backbone.layers, "compressor", tmp_path, trunk_path=backbone.trunk_path)
-    assert all(torch.equal(before[k], v) for k, v in lora.adapter_tensors(backbone.layers, "compressor", backbone.trunk_path).items())
+    assert all(
+        torch.equal(before[k], v)
+        for k, v in lora.adapter_tensors(backbone.layers, "compressor", backbone.trunk_path).items()
+    )

@@ -19,7 +19,12 @@ from clara.model.slots import segment_shares
 from tests.helpers import tiny
 
 TEXTS = [row["text"] for row in tiny.documents()[:5]]
-VARIANTS = [{}, {"markers": False}, {"residual": "segment_mean"}, {"residual": "segment_mean", "query_residual": "question_mean"}]
+VARIANTS = [
+    {},
+    {"markers": False},
+    {"residual": "segment_mean"},
+    {"residual": "segment_mean", "query_residual": "question_mean"},
+]
 
 
 def ids(model: ClaraModel, texts: Sequence[str]) -> list[list[int]]:
@@ -37,8 +42,12 @@ def test_a_text_in_a_batch_is_encoded_as_if_alone(tiny_backbone: Path, variant: 
         for row, text in enumerate(texts):
             alone = model.encode([text], role)
             for field in ("memory", "memory_mean", "text_mean"):
-                torch.testing.assert_close(getattr(together, field)[row], getattr(alone, field)[0], atol=1e-10, rtol=1e-10)
-        torch.testing.assert_close(model.encode(texts[::-1], role).memory.flip(0), together.memory, atol=1e-10, rtol=1e-10)
+                torch.testing.assert_close(
+                    getattr(together, field)[row], getattr(alone, field)[0], atol=1e-10, rtol=1e-10
+                )
+        torch.testing.assert_close(
+            model.encode(texts[::-1], role).memory.flip(0), together.memory, atol=1e-10, rtol=1e-10
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -53,12 +62,16 @@ def test_memory_is_the_last_states_of_the_whole_lm_at_the_memory_tokens(tiny_bac
         parts.insert(0, model.slots.markers[:1])
     with torch.no_grad():
         with routed(Route(COMPRESSOR)):
-            states = model.backbone.lm(inputs_embeds=torch.cat(parts)[None], output_hidden_states=True).hidden_states[-1][0]
+            states = model.backbone.lm(inputs_embeds=torch.cat(parts)[None], output_hidden_states=True).hidden_states[
+                -1
+            ][0]
         wanted = states[-4:]
         if model.settings.residual == "segment_mean":
             bounds = [m * len(text) // 4 for m in range(5)]
             means = torch.stack([embedding[torch.tensor(text[a:b])].mean(dim=0) for a, b in itertools.pairwise(bounds)])
-            wanted = model.slots.gate[:, None] * wanted / (wanted.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() + means
+            wanted = (
+                model.slots.gate[:, None] * wanted / (wanted.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt() + means
+            )
         got = model.encode([text], COMPRESSOR)
     torch.testing.assert_close(got.memory[0], wanted, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(got.memory_mean[0], states[-4:].mean(dim=0), atol=1e-10, rtol=1e-10)
@@ -116,7 +129,11 @@ def test_V8_slot_writing(tiny_backbone: Path, markers: bool):
 def test_answer_losses_equal_the_whole_lm_on_each_row_alone(tiny_backbone: Path):
     """Brute force: every position's logits of the whole LM, one prompt at a time."""
     model = tiny.build_model(tiny_backbone).double()
-    questions, answers, ks = ["Who?", "What does the market of Arlen sell?", "Where?"], ["Bob", "bread and salt", "On the Tamo."], [2, 0, 3]
+    questions, answers, ks = (
+        ["Who?", "What does the market of Arlen sell?", "Where?"],
+        ["Bob", "bread and salt", "On the Tamo."],
+        [2, 0, 3],
+    )
     prompts = [model.prompts.question(q, a) for q, a in zip(questions, answers, strict=True)]
     given_memories = memories(model, *ks)
     with torch.no_grad():
@@ -143,15 +160,22 @@ def test_the_order_of_the_memories_matters_and_each_is_read(tiny_model: ClaraMod
 
 
 def test_greedy_answers_do_not_depend_on_the_batch_and_follow_the_likelihood(tiny_model: ClaraModel):
-    questions, given_memories = ["Who?", "What does the market of Arlen on the Vessa sell today?"], memories(tiny_model, 3, 1)
+    questions, given_memories = (
+        ["Who?", "What does the market of Arlen on the Vessa sell today?"],
+        memories(tiny_model, 3, 1),
+    )
     together = tiny_model.generate(questions, given_memories, max_new_tokens=6)
     alone = [tiny_model.generate([q], [m], max_new_tokens=6)[0] for q, m in zip(questions, given_memories, strict=True)]
     assert together == alone
     prompt = tiny_model.prompts.question(questions[0])
     with torch.no_grad():
         inputs_1LD, _ = tiny_model.inputs([prompt], given_memories[:1])
-        first = tiny_model.backbone.logits(tiny_model.backbone.trunk(inputs_1LD, Route(GENERATOR))[0, -1]).argmax().item()
-    raw = tiny_model.backbone.generate([inputs_1LD[0]], Route(GENERATOR), max_new_tokens=1, stop_ids=tiny_model.prompts.stop_ids)
+        first = (
+            tiny_model.backbone.logits(tiny_model.backbone.trunk(inputs_1LD, Route(GENERATOR))[0, -1]).argmax().item()
+        )
+    raw = tiny_model.backbone.generate(
+        [inputs_1LD[0]], Route(GENERATOR), max_new_tokens=1, stop_ids=tiny_model.prompts.stop_ids
+    )
     assert raw == [[first] if first not in tiny_model.prompts.stop_ids else []]
 
 
@@ -171,7 +195,9 @@ def test_a_fresh_model_is_a_function_of_the_seed(tiny_backbone: Path):
     assert not torch.equal(state["slots.memory_tokens"], different["slots.memory_tokens"])
 
 
-@pytest.mark.parametrize("roles", [["generator"], ["query_reasoner", "generator"], ["compressor", "memory_tokens"], ["backbone"]])
+@pytest.mark.parametrize(
+    "roles", [["generator"], ["query_reasoner", "generator"], ["compressor", "memory_tokens"], ["backbone"]]
+)
 def test_train_only_names_exactly_what_trains(tiny_model: ClaraModel, roles: list[str]):
     chosen = {id(p) for p in tiny_model.train_only(roles)}
     assert chosen == {id(p) for p in tiny_model.parameters() if p.requires_grad}

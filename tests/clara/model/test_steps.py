@@ -39,14 +39,18 @@ def instruct_batch(model: ClaraModel, selected: Sequence[Sequence[int]]) -> Inst
     offsets = [sum(map(len, selected[:i])) for i in range(len(selected))]
     documents = [model.document_ids(DOCUMENTS[d]["text"])[:30] for chosen in selected for d in chosen]
     prompts = [model.prompts.question(*QUESTIONS[chosen[0]]) for chosen in selected]
-    return InstructBatch(prompts, documents, [[o + i for i in range(len(c))] for o, c in zip(offsets, selected, strict=True)])
+    return InstructBatch(
+        prompts, documents, [[o + i for i in range(len(c))] for o, c in zip(offsets, selected, strict=True)]
+    )
 
 
 def joint_batch(model: ClaraModel, counts: Sequence[int] = (4, 2, 3), *, stale: float = 0.0) -> JointBatch:
     """Pools of one to four candidates, the first of each a positive but for the second question; `stale` is noise on the stored memory."""
     pools = [[(3 * row + n) % len(DOCUMENTS) for n in range(count)] for row, count in enumerate(counts)]
     texts = [[model.document_ids(DOCUMENTS[d]["text"])[: 25 + 5 * d] for d in pool] for pool in pools]
-    memory = torch.zeros(len(counts), NUM_CANDIDATES, tiny.NUM_MEMORY_TOKENS, model.hidden_size, dtype=model.backbone.dtype)
+    memory = torch.zeros(
+        len(counts), NUM_CANDIDATES, tiny.NUM_MEMORY_TOKENS, model.hidden_size, dtype=model.backbone.dtype
+    )
     dice = torch.Generator().manual_seed(9)
     for row, pool in enumerate(texts):
         if pool:
@@ -57,9 +61,13 @@ def joint_batch(model: ClaraModel, counts: Sequence[int] = (4, 2, 3), *, stale: 
     positive[::2, 0] = True
     asked = [QUESTIONS[3 * row] for row in range(len(counts))]
     return JointBatch(
-        questions=[model.question_ids(q) for q, _ in asked], prompts=[model.prompts.question(q, a) for q, a in asked],
-        memory=memory, valid=valid, positive=positive, candidates=texts,
-    )  # fmt: skip
+        questions=[model.question_ids(q) for q, _ in asked],
+        prompts=[model.prompts.question(q, a) for q, a in asked],
+        memory=memory,
+        valid=valid,
+        positive=positive,
+        candidates=texts,
+    )
 
 
 def joint(**options: object) -> Joint:
@@ -71,7 +79,9 @@ def joint(**options: object) -> Joint:
 
 @pytest.mark.parametrize("markers", [True, False])
 @pytest.mark.parametrize("train_compressor", [False, True])
-def test_joint_gradients_equal_a_naive_step_that_encodes_every_candidate(tiny_backbone: Path, train_compressor: bool, markers: bool):
+def test_joint_gradients_equal_a_naive_step_that_encodes_every_candidate(
+    tiny_backbone: Path, train_compressor: bool, markers: bool
+):
     model = tiny.build_model(tiny_backbone, markers=markers).double()
     settings = joint(train_compressor=train_compressor)
     batch = joint_batch(model, stale=0.3 if train_compressor else 0.0)
@@ -100,7 +110,8 @@ def test_pretrain_gradients_equal_a_naive_step(tiny_backbone: Path):
         with routed(Route(GENERATOR)):
             log_probabilities = model.backbone.lm(inputs_embeds=inputs_1LD).logits[0].log_softmax(dim=-1)
         told = told - sum(
-            w * log_probabilities[front - 1 + i, t] for i, (t, w) in enumerate(zip(prompt.answer, prompt.weights, strict=True))
+            w * log_probabilities[front - 1 + i, t]
+            for i, (t, w) in enumerate(zip(prompt.answer, prompt.weights, strict=True))
         )
     (told / sum(sum(p.weights) for p in batch.prompts) + 0.1 * difference / 3).backward()
     assert_same(ours, gradients(model))
@@ -182,12 +193,25 @@ def test_a_frozen_part_has_no_dropout(tiny_backbone: Path):
 
 def steps(model: ClaraModel) -> dict[str, tuple[list[str], Callable[[], Tensor]]]:
     """Of every stage: the roles that train, and its loss on a small batch."""
-    pretrain, instruct, joined = pretrain_batch(model, [0, 1]), instruct_batch(model, [[0, 1], [2]]), joint_batch(model, stale=0.1)
+    pretrain, instruct, joined = (
+        pretrain_batch(model, [0, 1]),
+        instruct_batch(model, [[0, 1], [2]]),
+        joint_batch(model, stale=0.1),
+    )
     settings = joint(train_compressor=True, labels_weight=0.5, utility_weight=0.5)
     return {
-        "pretrain": ([COMPRESSOR, GENERATOR, "memory_tokens"], lambda: PretrainStep(model, Pretrain())(pretrain, pretrain.weight, 2).loss),
-        "instruct": ([COMPRESSOR, GENERATOR], lambda: InstructStep(model, Instruct())(instruct, instruct.weight, 3).loss),
-        "joint": ([COMPRESSOR, QUERY_REASONER, GENERATOR], lambda: JointStep(model, settings)(joined, joined.weight, 3).loss),
+        "pretrain": (
+            [COMPRESSOR, GENERATOR, "memory_tokens"],
+            lambda: PretrainStep(model, Pretrain())(pretrain, pretrain.weight, 2).loss,
+        ),
+        "instruct": (
+            [COMPRESSOR, GENERATOR],
+            lambda: InstructStep(model, Instruct())(instruct, instruct.weight, 3).loss,
+        ),
+        "joint": (
+            [COMPRESSOR, QUERY_REASONER, GENERATOR],
+            lambda: JointStep(model, settings)(joined, joined.weight, 3).loss,
+        ),
     }
 
 
@@ -204,7 +228,9 @@ def test_activation_checkpointing_gives_the_same_gradients_and_leaks_no_route(ti
         torch.manual_seed(4)
         value = loss()
         assert current_route() == Route()
-        with routed(Route("query_reasoner", dropout=True)):  # whatever is active at the backward pass is not what recomputation uses
+        with routed(
+            Route("query_reasoner", dropout=True)
+        ):  # whatever is active at the backward pass is not what recomputation uses
             value.backward()
             assert current_route() == Route("query_reasoner", dropout=True)
         return gradients(model), len(layer_calls)
@@ -230,9 +256,14 @@ def test_a_recomputed_pass_can_go_backward_twice(tiny_backbone: Path):
 
 def cut_joint(batch: JointBatch, part: slice) -> JointBatch:
     return replace(
-        batch, questions=batch.questions[part], prompts=batch.prompts[part], memory=batch.memory[part], valid=batch.valid[part],
-        positive=batch.positive[part], candidates=batch.candidates[part],
-    )  # fmt: skip
+        batch,
+        questions=batch.questions[part],
+        prompts=batch.prompts[part],
+        memory=batch.memory[part],
+        valid=batch.valid[part],
+        positive=batch.positive[part],
+        candidates=batch.candidates[part],
+    )
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "instruct", "joint"])
@@ -323,7 +354,9 @@ def test_a_pool_of_fewer_than_k_is_read_whole(tiny_model: ClaraModel):
 def test_a_question_without_any_candidate_is_answered_from_nothing(tiny_model: ClaraModel, train_compressor: bool):
     tiny_model.train_only([COMPRESSOR, QUERY_REASONER, GENERATOR])
     batch = joint_batch(tiny_model, (0,))
-    output = JointStep(tiny_model, joint(train_compressor=train_compressor, labels_weight=1.0, utility_weight=1.0))(batch, batch.weight, 1)
+    output = JointStep(tiny_model, joint(train_compressor=train_compressor, labels_weight=1.0, utility_weight=1.0))(
+        batch, batch.weight, 1
+    )
     output.loss.backward()
     question, answer = QUESTIONS[0]
     wanted, num_tokens = tiny_model.answer_log_likelihood([question], [batch.memory[0, :0]], [answer])
@@ -340,9 +373,9 @@ def test_a_trained_compressor_needs_the_candidates_texts(tiny_model: ClaraModel)
 
 def test_retrieval_figures_count_pools_and_choices(tiny_model: ClaraModel):
     batch = joint_batch(tiny_model)
-    scores_BN = (batch.memory.flatten(2) * batch.memory[:, :1].flatten(2)).sum(dim=-1) / batch.memory.flatten(2).norm(dim=-1).clamp(
-        min=1e-9
-    )
+    scores_BN = (batch.memory.flatten(2) * batch.memory[:, :1].flatten(2)).sum(dim=-1) / batch.memory.flatten(2).norm(
+        dim=-1
+    ).clamp(min=1e-9)
     assert scores_BN[0].argmax().item() == 0
     figures = JointStep(tiny_model, joint())(batch, batch.weight, 3).figures
     assert figures["pool_has_positive"] == (2.0, 3)
@@ -355,10 +388,13 @@ def test_retrieval_figures_count_pools_and_choices(tiny_model: ClaraModel):
 
 
 @pytest.mark.parametrize(
-    ("template", "pad"), [(tiny.CHATML, True), (tiny.CHATML, False), (tiny.WITHOUT_SYSTEM, True), (tiny.WITHOUT_SYSTEM, False)]
+    ("template", "pad"),
+    [(tiny.CHATML, True), (tiny.CHATML, False), (tiny.WITHOUT_SYSTEM, True), (tiny.WITHOUT_SYSTEM, False)],
 )
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "phi3", "gpt2"])
-def test_model_families_run_every_stage_with_and_without_system_role_and_pad_token(tmp_path: Path, family: str, template: str, pad: bool):
+def test_model_families_run_every_stage_with_and_without_system_role_and_pad_token(
+    tmp_path: Path, family: str, template: str, pad: bool
+):
     model = tiny.build_model(tiny.write_backbone(tmp_path, family, template=template, pad=pad))
     if not pad:
         model.tokenizer.pad_token = None  # which Qwen's class brings along

@@ -11,63 +11,103 @@ from torch import Tensor
 from clara.errors import InputError
 from clara.model.topk import flattened_cosine, slot_distributions, straight_through_topk
 
-# scores, K, τ, indices, slot distributions, gradient of ⟨Z, G⟩ with G = 1, 2, 3 … row by row. Where the published mask leaks (row 3, and
-# row 4 by the little that its lead leaves), the numbers are those of a true −inf mask.
+# scores, K, τ, indices, slot distributions, gradient of ⟨Z, G⟩ with G = 1, 2, 3 … row by row. Where the published mask
+# leaks (row 3, and row 4 by the little that its lead leaves), the numbers are those of a true −inf mask.
 V1 = [
     pytest.param(
-        [0.1, 0.4, 0.3, 0.2], 2, 1.0, [1, 2],
+        [0.1, 0.4, 0.3, 0.2],
+        2,
+        1.0,
+        [1, 2],
         [[0.213838, 0.288651, 0.261183, 0.236328], [0.300610, 0, 0.367165, 0.332225]],
-        [-0.845391, -0.150099, 0.224133, 0.771357], id="V1-row-1",
+        [-0.845391, -0.150099, 0.224133, 0.771357],
+        id="V1-row-1",
     ),
     pytest.param(
-        [0.50, 0.52, 0.48, 0.10], 2, 0.02, [1, 0],
+        [0.50, 0.52, 0.48, 0.10],
+        2,
+        0.02,
+        [1, 0],
         [[0.244728, 0.665241, 0.090031, 0], [0.731059, 0, 0.268941, 0]],
-        [-30.004686, 5.145569, 24.859095, 2.4e-7], id="V1-row-2",
+        [-30.004686, 5.145569, 24.859095, 2.4e-7],
+        id="V1-row-2",
     ),
     pytest.param(
-        [0.90, 0.50, 0.45, 0.40], 2, 0.02, [0, 1],
+        [0.90, 0.50, 0.45, 0.40],
+        2,
+        0.02,
+        [0, 1],
         [[1, 0, 0, 0], [0, 0.918423, 0.075389, 0.006188]],
-        [-0.0, -4.030284, 3.438612, 0.591673], id="V1-row-3-correct-mask",
+        [-0.0, -4.030284, 3.438612, 0.591673],
+        id="V1-row-3-correct-mask",
     ),
     pytest.param(
-        [0.80, 0.50, 0.45, 0.40], 2, 0.02, [0, 1],
+        [0.80, 0.50, 0.45, 0.40],
+        2,
+        0.02,
+        [0, 1],
         [[1, 0, 0, 0], [0, 0.918423, 0.075389, 0.006188]],
-        [-1.8e-05, -4.030269, 3.438614, 0.591673], id="V1-row-4-correct-mask",
+        [-1.8e-05, -4.030269, 3.438614, 0.591673],
+        id="V1-row-4-correct-mask",
     ),
     pytest.param(
-        [0.5, 0.5, 0.5], 2, 0.02, [0, 1],
+        [0.5, 0.5, 0.5],
+        2,
+        0.02,
+        [0, 1],
         [[1 / 3, 1 / 3, 1 / 3], [0, 0.5, 0.5]],
-        [-16.666668, -12.5, 29.166670], id="V1-row-5-ties",
+        [-16.666668, -12.5, 29.166670],
+        id="V1-row-5-ties",
     ),
-]  # fmt: skip
+]
 # The same under the published mask.
 V1_PUBLISHED = [
     pytest.param(
-        [0.1, 0.4, 0.3, 0.2], 2, 1.0, [1, 2],
+        [0.1, 0.4, 0.3, 0.2],
+        2,
+        1.0,
+        [1, 2],
         [[0.213838, 0.288651, 0.261183, 0.236328], [0.300610, 4.06e-9, 0.367165, 0.332225]],
-        [-0.845391, -0.150099, 0.224133, 0.771357], id="V1-row-1",
+        [-0.845391, -0.150099, 0.224133, 0.771357],
+        id="V1-row-1",
     ),
     pytest.param(
-        [0.50, 0.52, 0.48, 0.10], 2, 0.02, [1, 0],
+        [0.50, 0.52, 0.48, 0.10],
+        2,
+        0.02,
+        [1, 0],
         [[0.244728, 0.665241, 0.090031, 5.0e-10], [0.731059, 2.0e-8, 0.268941, 1.5e-9]],
-        [-30.004686, 5.145569, 24.859095, 2.4e-7], id="V1-row-2",
+        [-30.004686, 5.145569, 24.859095, 2.4e-7],
+        id="V1-row-2",
     ),
     pytest.param(
-        [0.90, 0.50, 0.45, 0.40], 2, 0.02, [0, 1],
+        [0.90, 0.50, 0.45, 0.40],
+        2,
+        0.02,
+        [0, 1],
         [[1, 2e-9, 0, 0], [0.816711, 0.168337, 0.013818, 0.001134]],
-        [-8.141575, 6.738733, 1.244045, 0.158830], id="V1-row-3-leak",
+        [-8.141575, 6.738733, 1.244045, 0.158830],
+        id="V1-row-3-leak",
     ),
     pytest.param(
-        [0.80, 0.50, 0.45, 0.40], 2, 0.02, [0, 1],
+        [0.80, 0.50, 0.45, 0.40],
+        2,
+        0.02,
+        [0, 1],
         [[1, 3e-7, 0, 0], [0.029148, 0.891653, 0.073191, 0.006008]],
-        [-1.539132, -2.499237, 3.454416, 0.583951], id="V1-row-4-leak",
+        [-1.539132, -2.499237, 3.454416, 0.583951],
+        id="V1-row-4-leak",
     ),
     pytest.param(
-        [0.5, 0.5, 0.5], 2, 0.02, [0, 1],
+        [0.5, 0.5, 0.5],
+        2,
+        0.02,
+        [0, 1],
         [[1 / 3, 1 / 3, 1 / 3], [5e-9, 0.5, 0.5]],
-        [-16.666668, -12.5, 29.166670], id="V1-row-5-ties",
+        [-16.666668, -12.5, 29.166670],
+        id="V1-row-5-ties",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("scores", "k", "temperature", "indices", "distributions", "gradient"), V1)
@@ -87,8 +127,10 @@ def check_V1(scores, k, temperature, indices, distributions, gradient, mask_epsi
     assert torch.equal(z_BKN, torch.nn.functional.one_hot(indices_BK, len(scores)).double())
     torch.testing.assert_close(
         slot_distributions(scores_BN.detach(), indices_BK, temperature, mask_epsilon)[0],
-        torch.tensor(distributions, dtype=torch.float64), atol=2e-6, rtol=0,
-    )  # fmt: skip
+        torch.tensor(distributions, dtype=torch.float64),
+        atol=2e-6,
+        rtol=0,
+    )
     weights = torch.arange(1, k * len(scores) + 1, dtype=torch.float64).view(1, k, -1)
     (z_BKN * weights).sum().backward()
     torch.testing.assert_close(scores_BN.grad[0], torch.tensor(gradient, dtype=torch.float64), atol=2e-5, rtol=2e-6)
@@ -120,7 +162,9 @@ def test_V3_flattened_not_mean():
     torch.testing.assert_close(flattened_cosine(query, documents), torch.tensor([[1.0, 0.0, 0.5, math.sqrt(0.5)]]))
 
 
-def documented_gradient(scores: list[float], indices: list[int], temperature: float, g_KN: list[list[float]]) -> list[float]:
+def documented_gradient(
+    scores: list[float], indices: list[int], temperature: float, g_KN: list[list[float]]
+) -> list[float]:
     """(1/τ) Σ_j p_j ⊙ (g_j − ⟨p_j, g_j⟩) for one question, in plain Python."""
     gradient = [0.0] * len(scores)
     for slot, g in enumerate(g_KN):
@@ -137,7 +181,10 @@ def documented_gradient(scores: list[float], indices: list[int], temperature: fl
 
 pools = st.integers(1, 7).flatmap(
     lambda n: st.tuples(
-        st.lists(st.floats(-1, 1, width=32), min_size=n, max_size=n), st.integers(1, n), st.sampled_from([0.02, 0.5]), st.integers(0, 2**31)
+        st.lists(st.floats(-1, 1, width=32), min_size=n, max_size=n),
+        st.integers(1, n),
+        st.sampled_from([0.02, 0.5]),
+        st.integers(0, 2**31),
     )
 )
 
@@ -178,14 +225,19 @@ def test_places_without_a_candidate_are_chosen_last_and_get_no_gradient():
     z_BKN.backward(torch.arange(12.0, dtype=torch.float64).view(1, 3, 4))
     alone = torch.tensor([[0.1, 0.3]], dtype=torch.float64, requires_grad=True)
     straight_through_topk(alone, 2, 0.02)[0].backward(torch.tensor([[[0.0, 2], [4, 6]]], dtype=torch.float64))
-    torch.testing.assert_close(scores_BN.grad, torch.tensor([[alone.grad[0, 0], 0, alone.grad[0, 1], 0]], dtype=torch.float64))
+    torch.testing.assert_close(
+        scores_BN.grad, torch.tensor([[alone.grad[0, 0], 0, alone.grad[0, 1], 0]], dtype=torch.float64)
+    )
 
 
 @given(st.integers(0, 2**31))
 @settings(max_examples=20, deadline=None)
 def test_the_order_of_the_candidates_does_not_matter(seed):
     dice = torch.Generator().manual_seed(seed)
-    scores_BN, g_BKN = torch.randn(1, 6, dtype=torch.float64, generator=dice), torch.randn(1, 3, 6, dtype=torch.float64, generator=dice)
+    scores_BN, g_BKN = (
+        torch.randn(1, 6, dtype=torch.float64, generator=dice),
+        torch.randn(1, 3, 6, dtype=torch.float64, generator=dice),
+    )
     order = torch.randperm(6, generator=dice)
 
     def gradient(scores: Tensor, weights: Tensor) -> Tensor:

@@ -45,7 +45,11 @@ def test_no_writer_puts_its_kind_over_another(memory: Path, questions: Path, tin
         ("QUESTIONS", memory, lambda place: write_questions(place, [], recipe={})),
         ("EXAMPLES", memory, lambda place: write_examples(place, [], recipe={})),
         ("CHECKPOINT", memory, lambda place: save_checkpoint(model, place, stage="joint", recipe={})),
-        ("MEMORY", questions, lambda place: reencode(store, model, place, fingerprint=store.fingerprint_fields, batch_tokens=512)),
+        (
+            "MEMORY",
+            questions,
+            lambda place: reencode(store, model, place, fingerprint=store.fingerprint_fields, batch_tokens=512),
+        ),
         ("UTILITIES", memory, lambda place: artefact.up_to_date(place, "UTILITIES", {})),
         ("UTILITIES", memory, lambda place: artefact.write_manifest(place, kind="UTILITIES", files=[], recipe={})),
     ]

@@ -40,7 +40,9 @@ def deaf() -> Iterator[str]:
 
 def test_missing_credentials_are_no_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.monotonic()
-    with pytest.raises(InputError, match="no credentials for S3 on this machine; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+    with pytest.raises(
+        InputError, match="no credentials for S3 on this machine; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    ):
         find_units(["s3://nobucket/x.jsonl"], "auto")
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(InputError, match=r"nobody.*AWS_PROFILE to a profile"):
@@ -52,7 +54,13 @@ def test_missing_credentials_are_no_outage(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_store_that_is_silent_is_waited_for_as_long_as_said_and_told_of(
     kind: str, deaf: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    given = {"AWS_ENDPOINT_URL": deaf, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "STORAGE_EMULATOR_HOST": deaf, PATIENCE: "2"}
+    given = {
+        "AWS_ENDPOINT_URL": deaf,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "STORAGE_EMULATOR_HOST": deaf,
+        PATIENCE: "2",
+    }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(bucket, "_SILENT_SECONDS", 0.5)
@@ -61,6 +69,6 @@ def test_a_store_that_is_silent_is_waited_for_as_long_as_said_and_told_of(
     monkeypatch.setattr(bucket._patience, "used_up", False)
     with pytest.raises(StorageError, match="the store has not answered for 2 s"):
         Bucket(f"{kind}://nobucket/folder").read("x")
-    assert [message.partition(" (")[0].partition(": ")[2] for message in caplog.messages if "does not answer" in message] == [
-        "the store does not answer; waiting on for 2 s"
-    ] * 2
+    assert [
+        message.partition(" (")[0].partition(": ")[2] for message in caplog.messages if "does not answer" in message
+    ] == ["the store does not answer; waiting on for 2 s"] * 2

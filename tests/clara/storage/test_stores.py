@@ -59,7 +59,10 @@ def running() -> Iterator[Callable[[str], stores.Store]]:
 
 @pytest.fixture(params=["s3", "gs"])
 def place(
-    request: pytest.FixtureRequest, running: Callable[[str], stores.Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest,
+    running: Callable[[str], stores.Store],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Place]:
     store = running(request.param)
     for name, value in {**store.environment, CACHE: str(tmp_path / "cache"), PATIENCE: "60"}.items():
@@ -117,25 +120,48 @@ def test_from_a_corpus_in_a_bucket_to_an_answer(
     assert store.directory.is_relative_to(tmp_path / "cache")
     # The records name their source, which is another one here; the vectors are the same, bit for bit.
     vectors = [
-        {path: digest for path, digest in shard_hashes(m).items() if path.endswith(".safetensors")} for m in (place / "memory", local)
+        {path: digest for path, digest in shard_hashes(m).items() if path.endswith(".safetensors")}
+        for m in (place / "memory", local)
     ]
     assert vectors[0] == vectors[1]
     assert {chunk.source for chunk in store.records(store.row_ids)} == {place / "corpus/corpus.jsonl"}
     assert build_memory(arguments) == 0
     assert "up to date" in capsys.readouterr().out
     left = {name.split("/")[0] for name in storage.folder(place / "memory").files()}
-    assert left == {"manifest.json", "dead_letters.jsonl", "summary.html", ".lock", *(f"shard-0000{n}-of-00003" for n in range(3))}
+    assert left == {
+        "manifest.json",
+        "dead_letters.jsonl",
+        "summary.html",
+        ".lock",
+        *(f"shard-0000{n}-of-00003" for n in range(3)),
+    }
 
     assert build_index.main(["--memory", place / "memory", "--output", place / "index", "--queries=0"]) == 0
     storage.atomic_write(place / "towns.jsonl", towns.write(tmp_path / "towns.jsonl").read_bytes())
-    assert build_questions.main(["--input", place / "towns.jsonl", "--format=cloze", "--output", place / "questions"]) == 0
-    assert build_questions.main(["--input", str(tmp_path / "towns.jsonl"), "--format=cloze", "--output", str(tmp_path / "questions")]) == 0
+    assert (
+        build_questions.main(["--input", place / "towns.jsonl", "--format=cloze", "--output", place / "questions"]) == 0
+    )
+    assert (
+        build_questions.main(
+            ["--input", str(tmp_path / "towns.jsonl"), "--format=cloze", "--output", str(tmp_path / "questions")]
+        )
+        == 0
+    )
     assert read_questions(place / "questions") == read_questions(tmp_path / "questions")
     assert manifest_hash(place / "questions") == manifest_hash(tmp_path / "questions")
     assert build_examples.main(["--input", place / "corpus/corpus.jsonl", "--output", place / "examples"]) == 0
     assert len(read_examples(place / "examples")) > 40
     capsys.readouterr()
-    system = ["--checkpoint", checkpoint, "--memory", place / "memory", "--index", place / "index", "--json", "Who is mayor of Arlen?"]
+    system = [
+        "--checkpoint",
+        checkpoint,
+        "--memory",
+        place / "memory",
+        "--index",
+        place / "index",
+        "--json",
+        "Who is mayor of Arlen?",
+    ]
     assert ask(system) == 0
     answered = json.loads(capsys.readouterr().out)
     assert build_index.main(["--memory", str(local), "--output", str(tmp_path / "index"), "--queries=0"]) == 0
@@ -160,9 +186,13 @@ def test_the_same_bytes_from_the_same_files(place: Place, local: Path, tiny_chec
     assert manifest_hash(place / "memory") == manifest_hash(local)
 
 
-def test_an_update_copies_inside_of_the_store(place: Place, local: Path, tiny_checkpoint: Path, tmp_path: Path, corpus: Path) -> None:
+def test_an_update_copies_inside_of_the_store(
+    place: Place, local: Path, tiny_checkpoint: Path, tmp_path: Path, corpus: Path
+) -> None:
     old = put(local, place / "v0")
-    rows = tiny.documents()[1:] + [{"id": "new", "title": "Zeta", "text": "Zeta on the Nowhere is a town without a bridge."}]
+    rows = tiny.documents()[1:] + [
+        {"id": "new", "title": "Zeta", "text": "Zeta on the Nowhere is a town without a bridge."}
+    ]
     changed = tmp_path / "changed.jsonl"
     changed.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     given = ["--input", str(changed), "--checkpoint", str(tiny_checkpoint), "--num-workers=1"]
@@ -176,7 +206,11 @@ def test_an_update_copies_inside_of_the_store(place: Place, local: Path, tiny_ch
     assert build_memory([*given, "--update", old, "--output", place / "v1"]) == 0
     assert manifest_hash(place / "v1") == manifest_hash(tmp_path / "v1")
     kind = "alt=media" if place.url.startswith("gs") else "memory.safetensors"
-    asked = [path for method, path in place.store.proxy.log if method == "GET" and "memory.safetensors" in path and "prefix=" not in path]
+    asked = [
+        path
+        for method, path in place.store.proxy.log
+        if method == "GET" and "memory.safetensors" in path and "prefix=" not in path
+    ]
     assert [path for path in asked if kind in path] == []  # vectors of the old version never came here
     assert np.array_equal(MemoryStore.open(place / "v1").keys(), MemoryStore.open(tmp_path / "v1").keys())
     assert compact.main(["--memory", place / "v1", "--output", place / "plain"]) == 0
@@ -187,7 +221,9 @@ def test_an_update_copies_inside_of_the_store(place: Place, local: Path, tiny_ch
 def test_a_language_model_in_a_bucket(place: Place, local: Path, tiny_backbone: Path, tiny_checkpoint: Path) -> None:
     for file in tiny_backbone.iterdir():
         storage.atomic_write(place / f"lm/{file.name}", file.read_bytes())
-    assert {file.name for file in localised_folder(place / "lm").iterdir()} == {file.name for file in tiny_backbone.iterdir()}
+    assert {file.name for file in localised_folder(place / "lm").iterdir()} == {
+        file.name for file in tiny_backbone.iterdir()
+    }
     arguments = ["--checkpoint", str(tiny_checkpoint), "--memory", str(local), "--backbone", place / "lm"]
     assert ask([*arguments, "--dry-run"]) == 0
 
@@ -226,7 +262,9 @@ def test_examples_of_a_language_model_are_copied_to_a_bucket(
         synthesize([*common[:-1], "--output", place / "examples", "--runner=SparkRunner"])
 
 
-def test_copies_are_checked_shared_and_go_on(place: Place, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_checked_shared_and_go_on(
+    place: Place, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     memory = put(local, place / "memory")
     name = "shard-00000-of-00003/memory.safetensors"
     whole = (local / name).read_bytes()
@@ -235,7 +273,10 @@ def test_copies_are_checked_shared_and_go_on(place: Place, local: Path, tmp_path
     begun.write_bytes(whole[:1000])
     folder = localised(memory, "MEMORY")
     assert verify(folder)["files"] == read_manifest(local)["files"]
-    ranges = sum(method == "GET" and name.replace("/", "%2F") in path.replace("/", "%2F") for method, path in place.store.proxy.log)
+    ranges = sum(
+        method == "GET" and name.replace("/", "%2F") in path.replace("/", "%2F")
+        for method, path in place.store.proxy.log
+    )
     assert ranges == 1
     place.store.proxy.log.clear()
     assert localised(memory) == folder
@@ -424,9 +465,13 @@ def test_a_store_without_conditional_writes_is_refused(place: Place, monkeypatch
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_run_again(place: Place, local: Path, tiny_checkpoint: Path, tmp_path: Path, corpus: Path) -> None:
+def test_killed_in_the_middle_and_run_again(
+    place: Place, local: Path, tiny_checkpoint: Path, tmp_path: Path, corpus: Path
+) -> None:
     arguments = command("corpus.jsonl", place / "memory", str(tiny_checkpoint), "--num-workers=2", "--num-shards=8")
-    job = subprocess.Popen([sys.executable, "-m", "pipelines.build_memory", *arguments], cwd=corpus.parent, stderr=subprocess.PIPE)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.build_memory", *arguments], cwd=corpus.parent, stderr=subprocess.PIPE
+    )
     bucket = Bucket(place / "memory")
     deadline = time.monotonic() + 200
     while sum(name.endswith("plan.json") for name in bucket.files()) < 2:
@@ -447,7 +492,9 @@ def test_killed_in_the_middle_and_run_again(place: Place, local: Path, tiny_chec
 def test_workers_wait_for_a_store_too(place: Place, local: Path, tiny_checkpoint: Path, corpus: Path) -> None:
     outage(place, writes_a_shard, 6.0)
     arguments = command("corpus.jsonl", place / "memory", str(tiny_checkpoint), "--num-workers=2")
-    done = subprocess.run([sys.executable, "-m", "pipelines.build_memory", *arguments], cwd=corpus.parent, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.build_memory", *arguments], cwd=corpus.parent, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert shard_hashes(place / "memory") == shard_hashes(local)
 

@@ -77,13 +77,19 @@ def dead_letters(memory: Path) -> list[dict[str, Any]]:
 
 
 def shard_bytes(memory: Path) -> dict[str, str]:
-    return {str(p.relative_to(memory)): sha256_file(p) for p in sorted(memory.glob("shard-*/*")) if p.name != "plan.json"}
+    return {
+        str(p.relative_to(memory)): sha256_file(p) for p in sorted(memory.glob("shard-*/*")) if p.name != "plan.json"
+    }
 
 
-def test_rows_hold_what_the_model_makes_of_the_documents(build: Build, corpus_file: Path, tiny_checkpoint: Path) -> None:
+def test_rows_hold_what_the_model_makes_of_the_documents(
+    build: Build, corpus_file: Path, tiny_checkpoint: Path
+) -> None:
     memory = build(corpus_file, "--num-shards=3", "--codec=float16", "--key-size=64")
     limits = {"max_tokens": 96, "overlap_tokens": 0, "key_size": 64, "key_seed": 0}
-    store = MemoryStore.open(memory, [of_checkpoint(tiny_checkpoint, backbone="", dtype="float32", **limits)], verify=True)
+    store = MemoryStore.open(
+        memory, [of_checkpoint(tiny_checkpoint, backbone="", dtype="float32", **limits)], verify=True
+    )
     rows = {row["id"]: row for row in tiny.documents()}
     assert sorted(store.document_ids) == sorted(rows)
     records = store.records(store.row_ids)
@@ -91,7 +97,12 @@ def test_rows_hold_what_the_model_makes_of_the_documents(build: Build, corpus_fi
         row = rows[record.document_id]
         assert (record.title, record.text) == (row["title"], row["text"])
         assert record.chunk_id == chunk_id(row["title"], row["text"])
-        assert (record.start, record.end, record.truncated, record.source) == (0, len(row["text"]), False, str(corpus_file))
+        assert (record.start, record.end, record.truncated, record.source) == (
+            0,
+            len(row["text"]),
+            False,
+            str(corpus_file),
+        )
     model = load_checkpoint(tiny_checkpoint, Backbone(dtype="float32"))
     expected = encode_chunks(model, records, batch_tokens=1)
     assert np.abs(store.memory(store.row_ids) - expected).max() < 1e-2 * np.abs(expected).max()
@@ -128,7 +139,9 @@ def test_another_recipe_does_not_replace_a_finished_memory_unasked(build: Build,
     assert {p.name for p in memory.glob("shard-*")} == {f"shard-0000{n}-of-00003" for n in range(3)}
 
 
-@pytest.mark.parametrize("lost", ["shard-00001-of-00003/memory.safetensors", "shard-00001-of-00003", "dead_letters.jsonl"])
+@pytest.mark.parametrize(
+    "lost", ["shard-00001-of-00003/memory.safetensors", "shard-00001-of-00003", "dead_letters.jsonl"]
+)
 def test_what_a_finished_memory_has_lost_is_made_again_and_nothing_else(
     build: Build, corpus_file: Path, lost: str, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,13 +246,18 @@ def test_a_corpus_without_a_document_is_an_error(build: Build, tmp_path: Path) -
 
 
 def test_ten_thousand_equal_documents_are_one_row(build: Build) -> None:
-    first, rest = jsonl({"id": "first", "text": "The same text."}), jsonl({"id": "later", "text": "The same  text."}) * 9_999
+    first, rest = (
+        jsonl({"id": "first", "text": "The same text."}),
+        jsonl({"id": "later", "text": "The same  text."}) * 9_999,
+    )
     memory = build({"a.jsonl": first, "b.jsonl": rest})
     assert MemoryStore.open(memory).document_ids == ["first"]
     counts = read_manifest(memory)["counts"]
     assert (counts["chunks"], counts["unique chunks"], counts["duplicate chunks dropped"]) == (10_000, 1, 9_999)
     letters = dead_letters(memory)
-    assert [(d["line"], d["document_id"], d["reason"]) for d in letters] == [(n, "later", "duplicate") for n in range(1, 10_000)]
+    assert [(d["line"], d["document_id"], d["reason"]) for d in letters] == [
+        (n, "later", "duplicate") for n in range(1, 10_000)
+    ]
     assert {Path(d["source"]).name for d in letters} == {"b.jsonl"}
 
 
@@ -247,7 +265,9 @@ def test_ten_thousand_equal_documents_are_one_row(build: Build) -> None:
 def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_for_it(
     build: Build, runner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.build_memory.local.records._FILE_BYTES", 300)  # so that equal chunks meet in one file, and in several
+    monkeypatch.setattr(
+        "pipelines.build_memory.local.records._FILE_BYTES", 300
+    )  # so that equal chunks meet in one file, and in several
     text = " ".join("The same sentence about the river." for _ in range(30))
     copies = [{"id": f"copy{n}", "title": "T", "text": "One text."} for n in range(4)]
     files = {
@@ -264,7 +284,9 @@ def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_fo
     assert (counts["dropped"], counts["records read"]) == (0, counts["documents"] + counts["dead letters"])
     lost = []
     for told in letters:
-        chunk_id, start, end = re.fullmatch(r"of (\w+) \(characters (\d+) to (\d+) of the document\)", told["detail"]).groups()  # type: ignore[union-attr]
+        chunk_id, start, end = re.fullmatch(
+            r"of (\w+) \(characters (\d+) to (\d+) of the document\)", told["detail"]
+        ).groups()  # type: ignore[union-attr]
         assert told["dropped"]
         name = Path(told["source"]).name
         document = json.loads(files[name].splitlines()[told["line"] - 1])
@@ -279,11 +301,18 @@ def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_fo
 
 
 @pytest.mark.parametrize("runner", ["local", "BundleBasedDirectRunner"])
-def test_an_id_of_several_texts_is_told_with_an_example(build: Build, runner: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_id_of_several_texts_is_told_with_an_example(
+    build: Build, runner: str, caplog: pytest.LogCaptureFixture
+) -> None:
     files = {
-        "a.jsonl": jsonl({"id": "b", "text": "One text."}, {"id": "z", "text": "Twice."}, {"id": "z", "text": "Twice."}),
+        "a.jsonl": jsonl(
+            {"id": "b", "text": "One text."}, {"id": "z", "text": "Twice."}, {"id": "z", "text": "Twice."}
+        ),
         "b.jsonl": jsonl(
-            {"id": "a", "text": "Of a."}, {"id": "b", "text": "One text."}, {"id": "a", "text": "Of a too."}, {"text": "None."}
+            {"id": "a", "text": "Of a."},
+            {"id": "b", "text": "One text."},
+            {"id": "a", "text": "Of a too."},
+            {"text": "None."},
         ),
         "c.jsonl": jsonl({"id": "b", "text": "A third."}, {"id": "b", "text": "A fourth."}, {"text": "None."}),
     }
@@ -317,7 +346,9 @@ def test_hostile_text_is_stored_as_it_is_and_compressed_as_text(build: Build, ti
 
 def test_a_long_document_is_split_and_counted(build: Build) -> None:
     text = " ".join(f"Sentence {n} about the river." for n in range(60)) + "".join(f" word{n}" for n in range(200))
-    memory = build({"a.jsonl": jsonl({"id": "long", "title": "T", "text": text})}, "--max-tokens=64", "--overlap-tokens=8")
+    memory = build(
+        {"a.jsonl": jsonl({"id": "long", "title": "T", "text": text})}, "--max-tokens=64", "--overlap-tokens=8"
+    )
     store = MemoryStore.open(memory)
     records = sorted(store.records(store.row_ids), key=lambda r: r.start)
     assert len(records) > 5
@@ -337,7 +368,10 @@ def test_what_truncation_touches_is_told_in_documents_and_tokens(
     build: Build, tiny_model: ClaraModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     title = " ".join(f"title{n}" for n in range(40))
-    rows = [{"id": "cut", "title": title, "text": "One short sentence."}, {"id": "whole", "title": "T", "text": "Another short one."}]
+    rows = [
+        {"id": "cut", "title": title, "text": "One short sentence."},
+        {"id": "whole", "title": "T", "text": "Another short one."},
+    ]
     memory = build({"a.jsonl": jsonl(*rows)}, "--max-tokens=64")
     store = MemoryStore.open(memory)
     (record,) = [r for r in store.records(store.row_ids) if r.document_id == "cut"]
@@ -394,7 +428,9 @@ def test_every_bundle_twice_changes_nothing(build: Build, corpus_file: Path) -> 
 
 
 def test_the_job_runs_on_a_pipeline_that_is_given(tmp_path: Path, corpus_file: Path, tiny_checkpoint: Path) -> None:
-    arguments = command(str(corpus_file), tmp_path / "memory", tiny_checkpoint, "--num-shards=2", "--runner=BundleBasedDirectRunner")
+    arguments = command(
+        str(corpus_file), tmp_path / "memory", tiny_checkpoint, "--num-shards=2", "--runner=BundleBasedDirectRunner"
+    )
     args = parser().parse_args(arguments)
     units = find_units(args.input, args.format)
     job = make_job(args, units)
@@ -413,7 +449,10 @@ def test_the_job_runs_on_a_pipeline_that_is_given(tmp_path: Path, corpus_file: P
         (["--no-such-flag=1"], "--no-such-flag: neither this job nor Beam knows"),
         (["stray.jsonl"], "stray.jsonl: neither an option"),
         (["--max-tokens=4"], "--max-tokens 4: expected at least 16"),
-        (["--max-tokens=5000"], r"the backbone has 2048 positions \(max_position_embeddings\), .*give at most 2041, or better 96"),
+        (
+            ["--max-tokens=5000"],
+            r"the backbone has 2048 positions \(max_position_embeddings\), .*give at most 2041, or better 96",
+        ),
         (["--max-tokens=2042"], "--max-tokens 2042: the backbone has 2048 positions"),
         (["--overlap-tokens=90"], "--overlap-tokens 90: expected 0 to 48"),
         (["--key-size=2"], "key_size is 2, expected M ≤ key_size ≤ M·D, here 4 to 128"),
@@ -422,7 +461,9 @@ def test_the_job_runs_on_a_pipeline_that_is_given(tmp_path: Path, corpus_file: P
         (["--device=cuda"], "no CUDA device here"),
     ],
 )
-def test_bad_arguments_are_refused(build: Build, corpus_file: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_bad_arguments_are_refused(
+    build: Build, corpus_file: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         build(corpus_file, *arguments)
     assert not (tmp_path / "memory" / "manifest.json").exists()
@@ -438,7 +479,9 @@ def test_chunks_longer_than_the_checkpoint_was_trained_with_are_told(
     assert caplog.messages.count(told) == 1
 
 
-def test_no_input_no_checkpoint_no_place(build: Build, corpus_file: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_no_input_no_checkpoint_no_place(
+    build: Build, corpus_file: Path, tmp_path: Path, tiny_checkpoint: Path
+) -> None:
     with pytest.raises(InputError, match="no such file"):
         build(tmp_path / "nothing-*.jsonl")
     with pytest.raises(InputError, match=r": a directory; give the files in it, as '.*/\*', quoted"):
@@ -449,7 +492,9 @@ def test_no_input_no_checkpoint_no_place(build: Build, corpus_file: Path, tmp_pa
         main(command(str(corpus_file), corpus_file / "memory", tiny_checkpoint))
 
 
-def test_dry_run_writes_nothing(build: Build, corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_writes_nothing(
+    build: Build, corpus_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     build(corpus_file, "--dry-run")
     shown = json.loads(capsys.readouterr().out)
     assert shown["fingerprint"]["num_memory_tokens"] == 4
@@ -486,7 +531,17 @@ def test_the_first_in_the_corpus_wins_in_any_order() -> None:
 
 @pytest.mark.parametrize(
     ("chunks", "shards"),
-    [(1, 1), (128, 1), (129, 2), (1000, 8), (16_384, 16), (16_385, 32), (1_000_000, 1024), (4_000_000, 1024), (8_192_000, 2048)],
+    [
+        (1, 1),
+        (128, 1),
+        (129, 2),
+        (1000, 8),
+        (16_384, 16),
+        (16_385, 32),
+        (1_000_000, 1024),
+        (4_000_000, 1024),
+        (8_192_000, 2048),
+    ],
 )
 def test_shards_by_the_number_of_chunks(chunks: int, shards: int) -> None:
     assert default_num_shards(chunks) == shards
@@ -541,7 +596,8 @@ def test_killed_and_run_again_is_as_never_killed(build: Build, tiny_checkpoint: 
     assert MemoryStore.open(killed, verify=True).hash == MemoryStore.open(whole).hash
 
 
-# --- progress ----------------------------------------------------------------------------------------------------------
+# --- progress
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_progress_counts_chunks_and_estimates_the_shards_that_have_not_begun(tmp_path: Path) -> None:

@@ -38,7 +38,10 @@ def command(corpus: Path, output: Path, checkpoint: Path, *arguments: str) -> li
 
 
 def files(memory: Path) -> dict[str, str]:
-    return {str(p.relative_to(memory)): sha256_file(p) for p in sorted([*memory.glob("shard-*/[!p.]*"), *memory.glob("dead_letters*")])}
+    return {
+        str(p.relative_to(memory)): sha256_file(p)
+        for p in sorted([*memory.glob("shard-*/[!p.]*"), *memory.glob("dead_letters*")])
+    }
 
 
 def run_quietly(arguments: list[str]) -> None:
@@ -79,7 +82,9 @@ def test_of_a_batch_only_the_text_that_the_model_refuses_is_a_dead_letter(
 
 
 def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+    ).stdout
     return [int(line.split()[0]) for line in listed.splitlines() if "pipelines.engines.worker" in line]
 
 
@@ -92,11 +97,17 @@ def wait_for_shards(job: "subprocess.Popen[Any]", memory: Path, started: float, 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", 1000)
-    arguments = command(corpus, tmp_path / "memory", tiny_checkpoint, "--num-shards=40", "--num-workers=2", "--batch-tokens=200")
+    arguments = command(
+        corpus, tmp_path / "memory", tiny_checkpoint, "--num-shards=40", "--num-workers=2", "--batch-tokens=200"
+    )
     started = time.time()
-    job = subprocess.Popen([sys.executable, "-m", "pipelines.build_memory", *arguments], stderr=subprocess.PIPE, text=True)
+    job = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.build_memory", *arguments], stderr=subprocess.PIPE, text=True
+    )
     wait_for_shards(job, tmp_path / "memory", started, 3)
     workers = children(job.pid)
     assert len(workers) == 2
@@ -105,7 +116,14 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time
     assert job.returncode == 0, told
     assert "a worker process was killed" in told
     assert len(finished_shards(tmp_path / "memory", started)) == 40
-    assert main(command(corpus, tmp_path / "whole", tiny_checkpoint, "--num-shards=40", "--num-workers=1", "--batch-tokens=200")) == 0
+    assert (
+        main(
+            command(
+                corpus, tmp_path / "whole", tiny_checkpoint, "--num-shards=40", "--num-workers=1", "--batch-tokens=200"
+            )
+        )
+        == 0
+    )
     assert files(tmp_path / "memory") == files(tmp_path / "whole")
     assert MemoryStore.open(tmp_path / "memory", verify=True).hash == MemoryStore.open(tmp_path / "whole").hash
     assert not any(os.path.exists(f"/proc/{worker}") for worker in workers)
@@ -115,7 +133,9 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("arguments", [(), ("--near-duplicates=0.9", "--limit=500")], ids=["plain", "surveyed"])
-def test_killed_at_random_points_it_ends_in_the_same_dataset(tiny_checkpoint: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_killed_at_random_points_it_ends_in_the_same_dataset(
+    tiny_checkpoint: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", 600)
     given = ("--num-shards=20", "--num-workers=1", "--batch-tokens=400", *arguments)
     start = multiprocessing.get_context("forkserver")

@@ -34,9 +34,16 @@ def corpus(seed: int) -> dict[str, bytes]:
         rows.append({"id": f"near{number}", "text": " ".join(words)})
         rows.append({"id": f"nearly{number}", "text": " ".join([*words[:-1], "other"])})
     rows += [{"id": f"copy{n}", "title": rows[n]["title"], "text": rows[n]["text"]} for n in range(0, 40, 5)]
-    rows += [{"id": f"titled{n}", "title": " ".join(f"title{n}{k}" for k in range(60)), "text": f"Short text {n}."} for n in range(2)]
-    rows += [{"id": "doc-03", "text": f"Another text of this id, number {n}."} for n in range(2)] + [{"id": "near2", "text": "Other."}]
-    rows += [{"id": f"long{n}", "text": " ".join(f"Sentence {n} of {k} stands here." for k in range(40))} for n in range(3)]
+    rows += [
+        {"id": f"titled{n}", "title": " ".join(f"title{n}{k}" for k in range(60)), "text": f"Short text {n}."}
+        for n in range(2)
+    ]
+    rows += [{"id": "doc-03", "text": f"Another text of this id, number {n}."} for n in range(2)] + [
+        {"id": "near2", "text": "Other."}
+    ]
+    rows += [
+        {"id": f"long{n}", "text": " ".join(f"Sentence {n} of {k} stands here." for k in range(40))} for n in range(3)
+    ]
     lines = [json.dumps(row).encode() for row in rows] + [b"{broken", b'{"text": ""}', b'{"text": "x"}', b""] * 3
     dice.shuffle(lines)
     half = len(lines) // 2
@@ -44,7 +51,10 @@ def corpus(seed: int) -> dict[str, bytes]:
 
 
 def files(memory: Path) -> dict[str, str]:
-    return {str(p.relative_to(memory)): sha256_file(p) for p in sorted([*memory.glob("*shard-*/[!p.]*"), *memory.glob("dead_letters*")])}
+    return {
+        str(p.relative_to(memory)): sha256_file(p)
+        for p in sorted([*memory.glob("*shard-*/[!p.]*"), *memory.glob("dead_letters*")])
+    }
 
 
 @pytest.fixture
@@ -55,8 +65,18 @@ def build(tiny_checkpoint: Path, tmp_path: Path) -> Job:
         (tmp_path / "corpus").mkdir(exist_ok=True)
         for name, data in given.items():
             (tmp_path / "corpus" / name).write_bytes(data)
-        fixed = ["--input", str(tmp_path / "corpus" / "*"), "--output", str(tmp_path / output), "--checkpoint", str(tiny_checkpoint)]
-        assert main([*fixed, "--num-workers=1", *(() if "--update" in arguments else ("--dtype=float32",)), *arguments]) == 0
+        fixed = [
+            "--input",
+            str(tmp_path / "corpus" / "*"),
+            "--output",
+            str(tmp_path / output),
+            "--checkpoint",
+            str(tiny_checkpoint),
+        ]
+        assert (
+            main([*fixed, "--num-workers=1", *(() if "--update" in arguments else ("--dtype=float32",)), *arguments])
+            == 0
+        )
         return tmp_path / output
 
     return run
@@ -114,7 +134,9 @@ def test_an_update_is_what_the_plain_graph_makes_of_it(build: Job, in_pieces: No
     assert (local.parent / "folded" / "dead_letters.jsonl").read_bytes() == letters
 
 
-def test_what_an_interrupted_run_put_aside_is_taken_up(build: Job, in_pieces: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_an_interrupted_run_put_aside_is_taken_up(
+    build: Job, in_pieces: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = corpus(3)
     whole = build("whole", given, "--near-duplicates=0.6")
     chunked: list[str] = []
@@ -170,7 +192,9 @@ def test_the_spill_may_lie_elsewhere(build: Job, tmp_path: Path, monkeypatch: py
     seen: list[bool] = []
     original = memory_run.remove_spill
     monkeypatch.setattr(
-        memory_run, "remove_spill", lambda spill: (seen.append((tmp_path / "aside" / "plan.json").exists()), original(spill))
+        memory_run,
+        "remove_spill",
+        lambda spill: (seen.append((tmp_path / "aside" / "plan.json").exists()), original(spill)),
     )
     memory = build("memory", corpus(1), "--spill", str(tmp_path / "aside"))
     assert seen == [True]
@@ -194,7 +218,9 @@ def some_chunk(number: int) -> Chunk:
 
 
 @pytest.mark.parametrize("num_contents", [10**9, 100], ids=["all differ", "few contents"])
-def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_contents: int) -> None:
+def test_memory_does_not_grow_with_the_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_contents: int
+) -> None:
     monkeypatch.setattr(local_records, "_FILE_BYTES", 200_000)
 
     def put_aside(folder: Path, num_chunks: int) -> None:
@@ -212,9 +238,12 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytes
     put_aside(tmp_path / "warm", 500)
     small, large = (peak_bytes(lambda n=n: put_aside(tmp_path / f"n{n}", n)) for n in (1000, 5000))
     assert large < 1.1 * small
-    # Shards of as many rows: five times the chunks are about five times the shards; few contents in as many shards, however often each stands there.
+    # Shards of as many rows: five times the chunks are about five times the shards; few contents in as many shards,
+    # however often each stands there.
     more = 1 if num_contents == 100 else 4
-    small, large = (peak_bytes(lambda n=n, s=s: read_back(tmp_path / f"n{n}", s)) for n, s in ((1000, 4), (5000, 4 * more)))
+    small, large = (
+        peak_bytes(lambda n=n, s=s: read_back(tmp_path / f"n{n}", s)) for n, s in ((1000, 4), (5000, 4 * more))
+    )
     assert large < 1.5 * small
 
 

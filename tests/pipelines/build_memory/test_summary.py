@@ -20,9 +20,22 @@ from tests.helpers.page_parser import Page
 @pytest.fixture(scope="module")
 def memory(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("summary")
-    rows = [*tiny.documents(), {"id": "long", "text": "One sentence of the river. " * 90}, {"id": "<b>&", "title": "<i>", "text": "Kept."}]
-    (folder / "a<b>.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "broken\n" + '{"text": ""}\n' * 2)
-    given = ["--input", str(folder / "*.jsonl"), "--output", str(folder / "memory"), "--checkpoint", str(tiny_checkpoint)]
+    rows = [
+        *tiny.documents(),
+        {"id": "long", "text": "One sentence of the river. " * 90},
+        {"id": "<b>&", "title": "<i>", "text": "Kept."},
+    ]
+    (folder / "a<b>.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + "broken\n" + '{"text": ""}\n' * 2
+    )
+    given = [
+        "--input",
+        str(folder / "*.jsonl"),
+        "--output",
+        str(folder / "memory"),
+        "--checkpoint",
+        str(tiny_checkpoint),
+    ]
     assert main([*given, "--dtype=float32", "--num-shards=5", "--num-workers=1"]) == 0
     return folder / "memory"
 
@@ -68,7 +81,11 @@ def test_rows_by_time_add_up(memory: Path) -> None:
 
 
 def test_pictures_of_little() -> None:
-    for picture in (bars([0], ["a"], "what"), bars([1, 5, 0.5], ["a", "<", "c"], "what"), line([(0, 1), (4, 9)], "what", "s")):
+    for picture in (
+        bars([0], ["a"], "what"),
+        bars([1, 5, 0.5], ["a", "<", "c"], "what"),
+        line([(0, 1), (4, 9)], "what", "s"),
+    ):
         Page(picture)
     heights = [float(h) for h in re.findall(r'height="([\d.]+)" class="bar"', bars([1, 2, 4], list("abc"), ""))]
     assert heights[0] * 4 == pytest.approx(heights[1] * 2, abs=0.3)

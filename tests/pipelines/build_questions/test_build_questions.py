@@ -26,7 +26,11 @@ HOTPOT = {
     "question": " Which  river? ",
     "answer": "Tamo",
     "supporting_facts": [["Arlen", 0], ["Arlen", 1]],
-    "context": [["Arlen", ["Arlen lies on the Tamo.", " It is small."]], ["Brask", ["Brask is a town."]], ["Empty", [""]]],
+    "context": [
+        ["Arlen", ["Arlen lies on the Tamo.", " It is small."]],
+        ["Brask", ["Brask is a town."]],
+        ["Empty", [""]],
+    ],
 }
 MUSIQUE = {
     "id": "q1",
@@ -46,7 +50,9 @@ SQUAD = {
             "paragraphs": [
                 {
                     "context": "Arlen lies on the Tamo. It is small.",
-                    "qas": [{"id": "q1", "question": "Which river?", "answers": [{"text": "Tamo", "answer_start": 18}] * 2}],
+                    "qas": [
+                        {"id": "q1", "question": "Which river?", "answers": [{"text": "Tamo", "answer_start": 18}] * 2}
+                    ],
                 }
             ],
         }
@@ -58,7 +64,10 @@ ARLEN, BRASK = document_id("Arlen", "Arlen lies on the Tamo. It is small."), doc
 def build(tmp_path: Path, form: str, content: Any, *extra: str, lines: bool = False) -> list[Question]:
     file = tmp_path / "input"
     rows = content if lines else [content]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows) if lines or form != "list" else json.dumps(content), encoding="utf-8")
+    file.write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) if lines or form != "list" else json.dumps(content),
+        encoding="utf-8",
+    )
     assert main(["--input", str(file), "--format", form, "--output", str(tmp_path / "out"), *extra]) == 0
     return read_questions(tmp_path / "out")
 
@@ -71,12 +80,24 @@ def documents(path: Path) -> dict[str, dict[str, str]]:
 
 @pytest.mark.parametrize(
     ("form", "row", "answers", "has_pool"),
-    [("hotpotqa", HOTPOT, ("Tamo",), True), ("2wiki", HOTPOT, ("Tamo",), True), ("musique", MUSIQUE, ("Tamo", "the Tamo"), True), ("squad", SQUAD, ("Tamo",), False)],
-)  # fmt: skip
-def test_formats_with_documents(tmp_path: Path, form: str, row: Mapping[str, Any], answers: tuple[str, ...], has_pool: bool) -> None:
+    [
+        ("hotpotqa", HOTPOT, ("Tamo",), True),
+        ("2wiki", HOTPOT, ("Tamo",), True),
+        ("musique", MUSIQUE, ("Tamo", "the Tamo"), True),
+        ("squad", SQUAD, ("Tamo",), False),
+    ],
+)
+def test_formats_with_documents(
+    tmp_path: Path, form: str, row: Mapping[str, Any], answers: tuple[str, ...], has_pool: bool
+) -> None:
     corpus = tmp_path / "corpus.jsonl"
     (question,) = build(tmp_path, form, row, "--corpus-output", str(corpus), "--split", "train")
-    assert (question.question_id, question.question, question.answers, question.split) == ("q1", "Which river?", answers, "train")
+    assert (question.question_id, question.question, question.answers, question.split) == (
+        "q1",
+        "Which river?",
+        answers,
+        "train",
+    )
     assert question.positive_ids == (ARLEN,)
     assert set(question.candidate_ids) == ({ARLEN, BRASK} if has_pool else set())
     written = documents(corpus)
@@ -95,7 +116,13 @@ def test_columns_as_dataset_hubs_make_them_are_the_same(tmp_path: Path) -> None:
 
 def hotpot(kind: str, question: str, titles: list[str]) -> dict[str, Any]:
     context = [["Brask", ["Brask is a town."]], *([title, [f"About {title}."]] for title in reversed(titles))]
-    return {"question": question, "answer": "x", "type": kind, "supporting_facts": [[t, 0] for t in titles], "context": context}
+    return {
+        "question": question,
+        "answer": "x",
+        "type": kind,
+        "supporting_facts": [[t, 0] for t in titles],
+        "context": context,
+    }
 
 
 def hops_by_title(question: Question, titles: list[str]) -> dict[str, int]:
@@ -111,26 +138,38 @@ def hops_by_title(question: Question, titles: list[str]) -> dict[str, int]:
         ("2wiki", "bridge_comparison", "Which?", ["F", "G", "Dan", "Eve"], [1, 1, 2, 2]),
         ("2wiki", "compositional", "Who?", ["Ada", "Bo", "Cy"], []),  # not the chain that this type has
         ("hotpotqa", "comparison", "Which?", ["Ada", "Bo"], [1, 1]),
-        ("hotpotqa", "bridge", "Where was Bo born?", ["Ada", "Bo (singer)"], [2, 1]),  # the named one, though the link goes the other way
+        (
+            "hotpotqa",
+            "bridge",
+            "Where was Bo born?",
+            ["Ada", "Bo (singer)"],
+            [2, 1],
+        ),  # the named one, though the link goes the other way
         ("hotpotqa", "bridge", "Did Ada meet Bo?", ["Ada", "Bo"], []),
         ("hotpotqa", "bridge", "Who went to Bologna?", ["Ada", "Bo"], []),
         ("hotpotqa", "", "Who is Ada?", ["Ada", "Bo"], []),
     ],
 )
-def test_hops_of_supporting_facts(tmp_path: Path, form: str, kind: str, question: str, titles: list[str], hops: list[int]) -> None:
+def test_hops_of_supporting_facts(
+    tmp_path: Path, form: str, kind: str, question: str, titles: list[str], hops: list[int]
+) -> None:
     (built,) = build(tmp_path, form, hotpot(kind, question, titles))
     assert len(built.positive_ids) == len(titles)
     assert hops_by_title(built, titles) == dict(zip(titles, hops, strict=False))
 
 
 def musique(*steps: tuple[str, int]) -> dict[str, Any]:
-    paragraphs = [{"idx": i, "title": t, "paragraph_text": f"About {t}.", "is_supporting": True} for i, t in enumerate("ABCD")]
+    paragraphs = [
+        {"idx": i, "title": t, "paragraph_text": f"About {t}.", "is_supporting": True} for i, t in enumerate("ABCD")
+    ]
     decomposition = [{"question": question, "paragraph_support_idx": where} for question, where in steps]
     return {"question": "Who?", "answer": "x", "paragraphs": paragraphs, "question_decomposition": decomposition}
 
 
 def test_hops_of_a_decomposition(tmp_path: Path) -> None:
-    (built,) = build(tmp_path, "musique", musique(("first?", 2), ("other first?", 0), ("#1 >> child", 3), ("#2 and #3?", 1)))
+    (built,) = build(
+        tmp_path, "musique", musique(("first?", 2), ("other first?", 0), ("#1 >> child", 3), ("#2 and #3?", 1))
+    )
     assert hops_by_title(built, list("ABCD")) == {"A": 1, "B": 3, "C": 1, "D": 2}
     with pytest.raises(InputError, match=r"step 1 is .*#2.*paragraph_support_idx"):
         build(tmp_path, "musique", musique(("#2 >> child", 0), ("first?", 1)))
@@ -143,7 +182,14 @@ def test_pools_are_shuffled_and_their_white_space_is_one(tmp_path: Path) -> None
         wrong = [[f"W{number} {i}", [f"Wrong  \n {i}."]] for i in range(9)]
         again = [f" Right{number} ", ["Right\u00a0 text. "]]
         context = [[f"Right{number}", ["Right text."]], *wrong, again]
-        rows.append({"question": f"Who {number}?", "answer": "x", "supporting_facts": [[f"Right{number}", 0]], "context": context})
+        rows.append(
+            {
+                "question": f"Who {number}?",
+                "answer": "x",
+                "supporting_facts": [[f"Right{number}", 0]],
+                "context": context,
+            }
+        )
     questions = build(tmp_path, "hotpotqa", rows, "--corpus-output", str(corpus), lines=True)
     for document in documents(corpus).values():
         assert document["text"] == " ".join(document["text"].split())
@@ -161,7 +207,13 @@ def test_pools_are_shuffled_and_their_white_space_is_one(tmp_path: Path) -> None
 def test_own_rows(tmp_path: Path) -> None:
     rows = [
         {"question": "Who?", "answer": "Ada"},
-        {"id": 7, "question": "Where?", "answers": ["Arlen", " Arlen ", "there"], "positive_ids": ["d1"], "candidate_ids": ["d1", "d2"]},
+        {
+            "id": 7,
+            "question": "Where?",
+            "answers": ["Arlen", " Arlen ", "there"],
+            "positive_ids": ["d1"],
+            "candidate_ids": ["d1", "d2"],
+        },
     ]
     first, second = build(tmp_path, "jsonl", rows, lines=True)
     assert (first.answers, first.positive_ids, first.split) == (("Ada",), (), "")
@@ -228,8 +280,16 @@ def test_bad_rows_are_named_or_counted(tmp_path: Path, row: dict[str, Any], mess
             '{"id": "1", "title": "", "context": "a", "question": "Who?", "answers": [5]}',
             "5 where an object with 'text' is expected",
         ),
-        ("musique", '{"question": "Who?", "answer": "Ada", "paragraphs": ["a"]}', "'a' where an object with 'paragraph_text' is expected"),
-        ("musique", '{"question": "Who?", "answer": "Ada", "answer_aliases": "Adam", "paragraphs": []}', "answer_aliases is 'Adam'"),
+        (
+            "musique",
+            '{"question": "Who?", "answer": "Ada", "paragraphs": ["a"]}',
+            "'a' where an object with 'paragraph_text' is expected",
+        ),
+        (
+            "musique",
+            '{"question": "Who?", "answer": "Ada", "answer_aliases": "Adam", "paragraphs": []}',
+            "answer_aliases is 'Adam'",
+        ),
         ("jsonl", '{"question": "Who?", "answer": "Ada", "positive_ids": 3}', "positive_ids is 3; expected a list"),
     ],
 )
@@ -241,9 +301,21 @@ def test_bad_files_are_named(tmp_path: Path, form: str, content: str, message: s
 
 def test_ids_are_taken_as_a_corpus_has_them(tmp_path: Path) -> None:
     """Whole numbers, nought among them, and white space, which `build_memory` leaves as it is."""
-    rows = [{"id": 0, "question": "Who was first?", "answers": ["Ada"], "positive_ids": [0, 7, " a  b "], "candidate_ids": [7, 0, "x"]}]
+    rows = [
+        {
+            "id": 0,
+            "question": "Who was first?",
+            "answers": ["Ada"],
+            "positive_ids": [0, 7, " a  b "],
+            "candidate_ids": [7, 0, "x"],
+        }
+    ]
     (question,) = build(tmp_path, "jsonl", rows, lines=True)
-    assert (question.question_id, question.positive_ids, set(question.candidate_ids)) == ("0", ("0", "7", " a  b "), {"0", "7", "x"})
+    assert (question.question_id, question.positive_ids, set(question.candidate_ids)) == (
+        "0",
+        ("0", "7", " a  b "),
+        {"0", "7", "x"},
+    )
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl"])
@@ -251,11 +323,18 @@ def test_tables_as_dataset_hubs_publish_them(tmp_path: Path, kind: str) -> None:
     """One row a question, columns in place of lists of objects; the same questions as from the published files."""
     given = SQUAD["data"][0]["paragraphs"][0]
     asked = given["qas"][0]
-    squad = {"id": asked["id"], "title": SQUAD["data"][0]["title"], "context": given["context"], "question": asked["question"],
-             "answers": {"text": [a["text"] for a in asked["answers"]], "answer_start": [0] * len(asked["answers"])}}  # fmt: skip
+    squad = {
+        "id": asked["id"],
+        "title": SQUAD["data"][0]["title"],
+        "context": given["context"],
+        "question": asked["question"],
+        "answers": {"text": [a["text"] for a in asked["answers"]], "answer_start": [0] * len(asked["answers"])},
+    }
     facts, context = HOTPOT["supporting_facts"], HOTPOT["context"]
-    hotpot = HOTPOT | {"supporting_facts": {"title": [t for t, _ in facts], "sent_id": [n for _, n in facts]},
-                       "context": {"title": [t for t, _ in context], "sentences": [s for _, s in context]}}  # fmt: skip
+    hotpot = HOTPOT | {
+        "supporting_facts": {"title": [t for t, _ in facts], "sent_id": [n for _, n in facts]},
+        "context": {"title": [t for t, _ in context], "sentences": [s for _, s in context]},
+    }
     for form, row, published in (("squad", squad, SQUAD), ("hotpotqa", hotpot, HOTPOT)):
         file = tmp_path / f"{form}.{kind}"
         if kind == "parquet":
@@ -286,7 +365,17 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 def test_cloze_from_a_corpus_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     corpus = towns.write(tmp_path / "corpus.jsonl")
-    arguments = ["--input", str(corpus), "--format", "cloze", "--output", str(tmp_path / "out"), "--pool-size", "6", "--bm25"]
+    arguments = [
+        "--input",
+        str(corpus),
+        "--format",
+        "cloze",
+        "--output",
+        str(tmp_path / "out"),
+        "--pool-size",
+        "6",
+        "--bm25",
+    ]
     assert main([*arguments, "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()
     assert main(arguments) == 0
@@ -298,8 +387,12 @@ def test_cloze_from_a_corpus_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "up to date" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)])
-def test_compressed_files_are_read_and_cut_ones_named(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress)]
+)
+def test_compressed_files_are_read_and_cut_ones_named(
+    tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
+) -> None:
     plain = towns.write(tmp_path / "corpus.jsonl")
     packed = tmp_path / f"corpus.jsonl{suffix}"
     packed.write_bytes(compress(plain.read_bytes()))
@@ -331,7 +424,11 @@ def test_a_corpus_whose_articles_do_not_mention_each_other_is_refused(tmp_path: 
 
 def test_pools_are_shuffled_by_the_seed_alone(tmp_path: Path) -> None:
     rows = [
-        {**HOTPOT, "_id": f"q{n}", "context": [["Arlen", ["Arlen."]], *([f"Other {i}", [f"Text {i}."]] for i in range(9))]}
+        {
+            **HOTPOT,
+            "_id": f"q{n}",
+            "context": [["Arlen", ["Arlen."]], *([f"Other {i}", [f"Text {i}."]] for i in range(9))],
+        }
         for n in range(40)
     ]
     positions = set()

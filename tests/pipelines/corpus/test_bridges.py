@@ -47,7 +47,8 @@ def test_splits_follow_from_the_two_ids() -> None:
 def test_training_never_reads_a_sentence_that_evaluation_asks_about() -> None:
     questions, _ = cloze_questions(CORPUS, SETTINGS)
     sentences = {
-        split: {q.question.replace(MASK, q.answers[0]) for q in questions if q.split == split} for split in ("train", "seen", "unseen")
+        split: {q.question.replace(MASK, q.answers[0]) for q in questions if q.split == split}
+        for split in ("train", "seen", "unseen")
     }
     assert not sentences["train"] & (sentences["seen"] | sentences["unseen"])
     secret = [d.title for d in CORPUS if is_held_out(d.id, 0.25)]
@@ -102,7 +103,10 @@ def test_useless_mentions_are_dropped_with_their_reason(text: str, reason: str) 
 
 
 def test_the_disambiguated_title_is_an_alias() -> None:
-    corpus = [Document("v", "Vertigo (film)", "Vertigo is a film."), Document("s", "", "Many people have seen Vertigo more than once.")]
+    corpus = [
+        Document("v", "Vertigo (film)", "Vertigo is a film."),
+        Document("s", "", "Many people have seen Vertigo more than once."),
+    ]
     ((question,), _) = cloze_questions(corpus, replace(SETTINGS, held_out_share=0))
     assert question.answers == ("Vertigo", "Vertigo (film)")
 

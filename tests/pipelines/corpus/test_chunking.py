@@ -75,7 +75,9 @@ def test_a_title_that_leaves_no_room_is_cut_and_marked() -> None:
     assert [(c.title, c.truncated) for c in chunks] == [("one two three", True)]
 
 
-@pytest.mark.parametrize(("max_tokens", "overlap", "message"), [(15, 0, "at least 16"), (32, 17, "0 to 16"), (32, -1, "0 to 16")])
+@pytest.mark.parametrize(
+    ("max_tokens", "overlap", "message"), [(15, 0, "at least 16"), (32, 17, "0 to 16"), (32, -1, "0 to 16")]
+)
 def test_limits_under_which_chunks_cannot_advance_are_refused(max_tokens: int, overlap: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_limits(max_tokens, overlap)
@@ -88,7 +90,9 @@ def test_a_text_without_tokens_is_told() -> None:
 
 @given(text=WORDS, title=WORDS, max_tokens=st.integers(16, 40), overlap=st.integers(0, 8))
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_nothing_is_lost_and_nothing_too_long(tokens: Tokens, text: str, title: str, max_tokens: int, overlap: int) -> None:
+def test_nothing_is_lost_and_nothing_too_long(
+    tokens: Tokens, text: str, title: str, max_tokens: int, overlap: int
+) -> None:
     text, title = normalise(text), normalise(title)
     if not text:
         return
@@ -106,7 +110,10 @@ def test_nothing_is_lost_and_nothing_too_long(tokens: Tokens, text: str, title: 
     assert chunks == chunk_document(document(text, title), tokens, max_tokens, overlap)
 
 
-@given(st.text(alphabet=st.characters(), max_size=60) | st.text(alphabet="a é\u0301\u2003\u200b\u0085\x1c\x07\t\n\r", max_size=30))
+@given(
+    st.text(alphabet=st.characters(), max_size=60)
+    | st.text(alphabet="a é\u0301\u2003\u200b\u0085\x1c\x07\t\n\r", max_size=30)
+)
 def test_normalising_is_the_plain_formula(text: str) -> None:
     without_control = re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]", "", unicodedata.normalize("NFC", text))
     wanted = unicodedata.normalize("NFC", re.sub(r"\s+", " ", without_control)).strip()

@@ -39,7 +39,16 @@ def test_length(text: str, least: int, more: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "ratio"),
-    [("", 0), ("  \n", 0), ("abc 12", 0), ("a!", 0.5), ("<<>>", 1), ("e\u0301 ü 你好", 0), ("{a} = [b]", 5 / 7), ("☃a", 0.5)],
+    [
+        ("", 0),
+        ("  \n", 0),
+        ("abc 12", 0),
+        ("a!", 0.5),
+        ("<<>>", 1),
+        ("e\u0301 ü 你好", 0),
+        ("{a} = [b]", 5 / 7),
+        ("☃a", 0.5),
+    ],
 )
 def test_symbols(text: str, ratio: float) -> None:
     assert symbol_ratio(text) == pytest.approx(ratio)
@@ -70,9 +79,19 @@ def test_bad_bounds_are_refused(arguments: tuple[int, int, list[str], float], me
 def test_the_job_drops_and_tells(tiny_checkpoint: Path, tmp_path: Path) -> None:
     texts = [ENGLISH, GERMAN, "Short.", "{{{ [[[ %%% ]]] }}} of no use at all ((( ### )))", ENGLISH + " Again."]
     corpus = tmp_path / "corpus.jsonl"
-    corpus.write_text("".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)) + "not json\n")
+    corpus.write_text(
+        "".join(json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)) + "not json\n"
+    )
     filters = ["--min-characters=20", "--language", "en", "--max-symbol-ratio=0.2", "--max-failures=1"]
-    given = ["--input", str(corpus), "--output", str(tmp_path / "memory"), "--checkpoint", str(tiny_checkpoint), "--num-workers=1"]
+    given = [
+        "--input",
+        str(corpus),
+        "--output",
+        str(tmp_path / "memory"),
+        "--checkpoint",
+        str(tiny_checkpoint),
+        "--num-workers=1",
+    ]
     assert main([*given, *filters]) == 0
     manifest = read_manifest(tmp_path / "memory")
     counts = manifest["counts"]
@@ -86,4 +105,8 @@ def test_the_job_drops_and_tells(tiny_checkpoint: Path, tmp_path: Path) -> None:
         (4, "too many symbols", True),
         (6, "not JSON", False),
     ]
-    assert manifest["made_by"]["recipe"]["filters"] == {"languages": ["en"], "max_symbol_ratio": 0.2, "min_characters": 20}
+    assert manifest["made_by"]["recipe"]["filters"] == {
+        "languages": ["en"],
+        "max_symbol_ratio": 0.2,
+        "min_characters": 20,
+    }

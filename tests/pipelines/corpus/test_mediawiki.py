@@ -28,7 +28,10 @@ def test_every_form_of_a_dump_gives_the_same_documents_and_letters(tmp_path: Pat
     whole = (HEADER + "".join(PAGES) + "</mediawiki>").encode()
     (tmp_path / "w.xml").write_bytes(whole)
     expected = read(find_units([str(tmp_path / "w.xml")], "auto"))
-    told = [(f.line, f.id, f.title, f.text) if isinstance(f, Document) else (f.line, f.reason, f.snippet, f.dropped) for f in expected]
+    told = [
+        (f.line, f.id, f.title, f.text) if isinstance(f, Document) else (f.line, f.reason, f.snippet, f.dropped)
+        for f in expected
+    ]
     assert told == [
         (1, "1001", "Arlen & Co", "Arlen is a town."),
         (2, "redirect", "Page 2", True),
@@ -40,7 +43,9 @@ def test_every_form_of_a_dump_gives_the_same_documents_and_letters(tmp_path: Pat
     ]
     for suffix, compress in ((".bz2", bz2.compress), (".xz", lzma.compress)):
         (tmp_path / f"w.xml{suffix}").write_bytes(compress(whole))
-        assert [_placeless(f) for f in read(find_units([str(tmp_path / f"w.xml{suffix}")], "auto"))] == [_placeless(f) for f in expected]
+        assert [_placeless(f) for f in read(find_units([str(tmp_path / f"w.xml{suffix}")], "auto"))] == [
+            _placeless(f) for f in expected
+        ]
     for per_stream in (1, 3, 100):
         folder = tmp_path / str(per_stream)
         folder.mkdir()
@@ -66,7 +71,11 @@ def test_a_damaged_stream_costs_its_own_pages_only(tmp_path: Path) -> None:
     data[begin + 20] ^= 255
     path.write_bytes(data)
     found = read(units)
-    assert [f.reason for f in found if isinstance(f, DeadLetter) and not f.dropped] == ["damaged file", "empty text", "no text"]
+    assert [f.reason for f in found if isinstance(f, DeadLetter) and not f.dropped] == [
+        "damaged file",
+        "empty text",
+        "no text",
+    ]
     assert [f.id for f in found if isinstance(f, Document)] == ["1001", "1006"]
 
 
@@ -108,16 +117,21 @@ def test_streams_that_a_range_holds_besides_its_first_are_read_to_the_last(tmp_p
     starts = [unit.stream.start for unit in find_units([str(path)], "auto") if unit.stream]
     both = Stream(starts[0], starts[2], 1, 4)
     assert read([Unit(str(path), "w", "mediawiki", "bz2", 0, 1, both)]) == read(
-        [Unit(str(path), "w", "mediawiki", "bz2", 0, 1, Stream(starts[0], starts[1], 1, 2)),
-         Unit(str(path), "w", "mediawiki", "bz2", 0, 3, Stream(starts[1], starts[2], 3, 2))]
-    )  # fmt: skip
+        [
+            Unit(str(path), "w", "mediawiki", "bz2", 0, 1, Stream(starts[0], starts[1], 1, 2)),
+            Unit(str(path), "w", "mediawiki", "bz2", 0, 3, Stream(starts[1], starts[2], 3, 2)),
+        ]
+    )
     data = bytearray(path.read_bytes())
     data[starts[1] + 5] ^= 255
     path.write_bytes(data)
     lacking(path, range(2, 4))
     found = read(find_units([str(path)], "auto"))
     assert [f.id for f in found if isinstance(f, Document)] == ["1001", "1006"]
-    assert [(f.line, f.reason) for f in found if isinstance(f, DeadLetter)][:2] == [(2, "redirect"), (2, "damaged file")]
+    assert [(f.line, f.reason) for f in found if isinstance(f, DeadLetter)][:2] == [
+        (2, "redirect"),
+        (2, "damaged file"),
+    ]
 
 
 def test_bytes_between_the_header_and_the_first_stream_are_told(tmp_path: Path) -> None:
@@ -129,7 +143,11 @@ def test_bytes_between_the_header_and_the_first_stream_are_told(tmp_path: Path) 
     moved = [line.partition(b":") for line in bz2.decompress(index.read_bytes()).splitlines(keepends=True)]
     index.write_bytes(bz2.compress(b"".join(b"%d:" % (int(offset) + 7) + rest for offset, _, rest in moved)))
     found = read(find_units([str(path)], "auto"))
-    assert [f.reason for f in found if isinstance(f, DeadLetter) and not f.dropped] == ["damaged file", "empty text", "no text"]
+    assert [f.reason for f in found if isinstance(f, DeadLetter) and not f.dropped] == [
+        "damaged file",
+        "empty text",
+        "no text",
+    ]
     assert [f.id for f in found if isinstance(f, Document)] == ["1001", "1004", "1006"]
 
 
@@ -185,7 +203,9 @@ def test_streams_partition_the_pages(sizes: list[int]) -> None:
     found = list(streams(lines))
     assert [s.num_pages for s in found] == sizes
     assert [s.first_page for s in found] == [1 + sum(sizes[:n]) for n in range(len(sizes))]
-    assert [(s.start, s.end) for s in found] == [(100 * n, 100 * n + 100 if n < len(sizes) else -1) for n in range(1, len(sizes) + 1)]
+    assert [(s.start, s.end) for s in found] == [
+        (100 * n, 100 * n + 100 if n < len(sizes) else -1) for n in range(1, len(sizes) + 1)
+    ]
     assert list(streams([b"7:1:a\n"])) == [Stream(7, -1, 1, 1)]
 
 

@@ -61,7 +61,11 @@ def test_specific_names(title: str, text: str, name: str) -> None:
 
 def test_the_longest_name_wins() -> None:
     names = Names([document("New York"), document("New York City"), document("York")])
-    assert found(names, "He moved to New York City and then to New York, not to York.") == ["New York City", "New York", "York"]
+    assert found(names, "He moved to New York City and then to New York, not to York.") == [
+        "New York City",
+        "New York",
+        "York",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,17 @@ def test_a_signature_is_datasketchs() -> None:
 @given(st.permutations(range(9)), st.sampled_from([0.5, 0.8, 1.0]))
 @settings(max_examples=30, deadline=None)
 def test_in_any_order_a_bucket_drops_the_later_ones(order: list[int], threshold: float) -> None:
-    texts = [BASE[0], BASE[1], BASE[0], edited(BASE[1], 1, 0), edited(BASE[1], 9, 1), BASE[2], BASE[2], edited(BASE[0], 30, 2), BASE[1]]
+    texts = [
+        BASE[0],
+        BASE[1],
+        BASE[0],
+        edited(BASE[1], 1, 0),
+        edited(BASE[1], 9, 1),
+        BASE[2],
+        BASE[2],
+        edited(BASE[0], 30, 2),
+        BASE[1],
+    ]
     bucket = [(("corpus", n), signature(text)) for n, text in enumerate(texts)]
     found = dict(losers([bucket[n] for n in order], threshold))
     standing: list[int] = []
@@ -138,14 +148,18 @@ def write_corpus(folder: Path) -> Path:
     return folder
 
 
-def test_the_job_keeps_the_first_of_alike_documents_and_tells_of_the_others(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_job_keeps_the_first_of_alike_documents_and_tells_of_the_others(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     store = build(tiny_checkpoint, corpus, tmp_path / "memory", "--num-workers=1", "--direct_runner_bundle_repeat=1")
     assert sorted(set(store.document_ids)) == [str(n) for n in range(6)]
     counts = read_manifest(tmp_path / "memory")["counts"]
     assert (counts["records read"], counts["documents"], counts["dropped by reason"]) == (9, 6, {"near duplicate": 3})
     letters = [json.loads(line) for line in (tmp_path / "memory" / "dead_letters.jsonl").read_text().splitlines()]
-    assert [(x["line"], x["detail"], x["dropped"]) for x in letters] == [(n + 1, f"of {corpus}/a.jsonl:{n + 1}", True) for n in range(3)]
+    assert [(x["line"], x["detail"], x["dropped"]) for x in letters] == [
+        (n + 1, f"of {corpus}/a.jsonl:{n + 1}", True) for n in range(3)
+    ]
 
 
 @pytest.mark.slow

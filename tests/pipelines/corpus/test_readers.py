@@ -35,8 +35,16 @@ def zstd_frames(data: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     ("suffix", "compress"),
-    [("", bytes), (".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstd_frames), (".xz", lzma.compress), (".xz", lambda d: lzma.compress(d[:99]) + lzma.compress(d[99:])), (".gz", lambda d: gzip.compress(d[:99]) + gzip.compress(d[99:]))],
-)  # fmt: skip
+    [
+        ("", bytes),
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".zst", zstd_frames),
+        (".xz", lzma.compress),
+        (".xz", lambda d: lzma.compress(d[:99]) + lzma.compress(d[99:])),
+        (".gz", lambda d: gzip.compress(d[:99]) + gzip.compress(d[99:])),
+    ],
+)
 def test_jsonl_in_each_compression(tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]) -> None:
     path = tmp_path / f"corpus.jsonl{suffix}"
     path.write_bytes(compress(LINES))
@@ -54,7 +62,9 @@ def test_json_array_parquet_and_text(tmp_path: Path) -> None:
             (f"r{n}", f"Text number {n}.", n + 1) for n in range(5)
         ]
     assert len(find_units([str(tmp_path / "b.parquet")], "auto")) == 3
-    assert read(tmp_path / "c.txt") == [Document(document_id("", "Just text."), "", "Just text.", str(tmp_path / "c.txt"), 1)]
+    assert read(tmp_path / "c.txt") == [
+        Document(document_id("", "Just text."), "", "Just text.", str(tmp_path / "c.txt"), 1)
+    ]
 
 
 def test_other_field_names_and_integer_ids(tmp_path: Path) -> None:
@@ -96,7 +106,8 @@ def test_a_null_character_is_taken_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "compress"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress), (".xz", lzma.compress)]
+    ("suffix", "compress"),
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress), (".xz", lzma.compress)],
 )
 def test_a_truncated_file_gives_what_stands_before_or_at_least_says_so(
     tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]

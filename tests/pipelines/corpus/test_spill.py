@@ -24,7 +24,9 @@ from pipelines.corpus.splits import line_ranges
 
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=40), st.integers(0, 14), st.integers(1, 60))
 @settings(max_examples=30, deadline=None)
-def test_the_rows_of_any_power_of_two_of_shards_are_found_in_one_range(numbers: list[int], power: int, file_bytes: int) -> None:
+def test_the_rows_of_any_power_of_two_of_shards_are_found_in_one_range(
+    numbers: list[int], power: int, file_bytes: int
+) -> None:
     num_shards = 2**power
     with TemporaryDirectory() as folder:
         writer = SpillWriter(Path(folder) / "unit-000000", "chunks", NUM_PARTITIONS, file_bytes)
@@ -76,9 +78,15 @@ def test_a_folder_is_kept_for_its_recipe_only(tmp_path: Path) -> None:
     assert not (tmp_path / "spill" / "unit-000000.json").exists()
 
 
-@given(st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), max_size=30), st.booleans(), st.integers(1, 50))
+@given(
+    st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), max_size=30),
+    st.booleans(),
+    st.integers(1, 50),
+)
 @settings(max_examples=60, deadline=None)
-def test_pieces_of_a_file_are_its_lines_each_once_with_their_numbers(lines: list[bytes], ended: bool, range_bytes: int) -> None:
+def test_pieces_of_a_file_are_its_lines_each_once_with_their_numbers(
+    lines: list[bytes], ended: bool, range_bytes: int
+) -> None:
     data = b"\n".join(lines) + (b"\n" if ended else b"")
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a.jsonl"

@@ -23,7 +23,12 @@ from pipelines.engines.runner import beam_options, make_pipeline
 pytest.importorskip("google.cloud.storage", reason="the extra gcp is not installed")
 
 IMAGE = "europe-west4-docker.pkg.dev/project/clara/beam:1"
-NEEDED = ["--project=project", "--region=europe-west4", "--temp_location=gs://bucket/temp", f"--sdk_container_image={IMAGE}"]
+NEEDED = [
+    "--project=project",
+    "--region=europe-west4",
+    "--temp_location=gs://bucket/temp",
+    f"--sdk_container_image={IMAGE}",
+]
 GPU = dataflow.gpu_hint("nvidia-l4", 1, runner=dataflow.RUNNER, device="cuda")
 
 
@@ -53,7 +58,12 @@ def test_options_that_cannot_work_on_dataflow_are_refused(arguments: list[str], 
     ],
 )
 def test_paths_that_dataflow_cannot_see_are_refused(flag: str, path: str, message: str) -> None:
-    given = {"output": "gs://bucket/memory", "input": "gs://bucket/corpus.jsonl", "checkpoint": "/models/checkpoint", flag: path}
+    given = {
+        "output": "gs://bucket/memory",
+        "input": "gs://bucket/corpus.jsonl",
+        "checkpoint": "/models/checkpoint",
+        flag: path,
+    }
     arguments = [part for name, value in given.items() for part in (f"--{name}", value)]
     with pytest.raises(InputError, match=message):
         main([*arguments, "--runner=DataflowRunner", *NEEDED])
@@ -69,19 +79,27 @@ def test_paths_that_dataflow_cannot_see_are_refused(flag: str, path: str, messag
         ("nvidia-l4", 1, "DataflowRunner", "cpu", "would leave the GPUs of --gpu-type nvidia-l4 idle"),
     ],
 )
-def test_gpus_that_nobody_would_use_are_refused(gpu_type: str, count: int, runner: str, device: str, message: str) -> None:
+def test_gpus_that_nobody_would_use_are_refused(
+    gpu_type: str, count: int, runner: str, device: str, message: str
+) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
         dataflow.gpu_hint(gpu_type, count, runner=runner, device=device)
 
 
-def test_a_submission_without_waiting_is_dataflows_alone(corpus_file: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_submission_without_waiting_is_dataflows_alone(
+    corpus_file: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match="--no-wait: the job of --runner local ends with this process"):
-        main(["--input", str(corpus_file), "--output", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--no-wait"])
+        main(
+            ["--input", str(corpus_file), "--output", str(tmp_path), "--checkpoint", str(tiny_checkpoint), "--no-wait"]
+        )
 
 
 def rehearse(checkpoint: Path, *arguments: str, codec: str = "float16", gpu: str = "", limit: int = 0) -> beam.Pipeline:
     """The pipeline after Beam has made its job of it."""
-    fingerprint = of_checkpoint(checkpoint, backbone="", dtype="float32", max_tokens=96, overlap_tokens=0, key_size=64, key_seed=0)
+    fingerprint = of_checkpoint(
+        checkpoint, backbone="", dtype="float32", max_tokens=96, overlap_tokens=0, key_size=64, key_seed=0
+    )
     job = Job(
         output="gs://bucket/memory",
         checkpoint=str(checkpoint),
@@ -146,7 +164,10 @@ def test_one_process_has_the_gpu_of_a_machine(tiny_checkpoint: Path) -> None:
         dataflow.prepare_gpu(options, hint)
         assert options.view_as(DebugOptions).lookup_experiment("no_use_multiple_sdk_containers") == found
         assert options.view_as(SetupOptions).sdk_location == "container"
-    for refused in ("--flexrs_goal=COST_OPTIMIZED", "--dataflow_service_options=worker_accelerator=type:nvidia-l4;count:1"):
+    for refused in (
+        "--flexrs_goal=COST_OPTIMIZED",
+        "--dataflow_service_options=worker_accelerator=type:nvidia-l4;count:1",
+    ):
         with pytest.raises(InputError, match=refused.partition("=")[0]):
             dataflow.prepare_gpu(beam_options([*NEEDED, refused], dataflow.RUNNER, 0), GPU)
 
@@ -159,6 +180,9 @@ def test_the_wheel_is_staged_for_every_environment(tiny_checkpoint: Path, tmp_pa
     environments = pipeline.runner.proto_pipeline.components.environments.values()
     assert len({environment.resource_hints.get(dataflow.ACCELERATOR, b"") for environment in environments}) == 2
     for environment in environments:
-        staged = {beam_runner_api_pb2.ArtifactStagingToRolePayload.FromString(a.role_payload).staged_name for a in environment.dependencies}
+        staged = {
+            beam_runner_api_pb2.ArtifactStagingToRolePayload.FromString(a.role_payload).staged_name
+            for a in environment.dependencies
+        }
         assert wheel.name in staged
         assert not staged & {"requirements.txt", "workflow.tar.gz", "pickled_main_session", "dataflow_python_sdk.tar"}

@@ -85,8 +85,15 @@ def test_stages_are_fused_unless_said_otherwise() -> None:
 
 
 @pytest.mark.parametrize("flag", ["--input", "--output", "--checkpoint"])
-def test_relative_paths_mean_nothing_to_a_cluster(flag: str, corpus_file: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    given = {"--input": str(corpus_file), "--output": str(tmp_path / "memory"), "--checkpoint": str(tiny_checkpoint), flag: "here"}
+def test_relative_paths_mean_nothing_to_a_cluster(
+    flag: str, corpus_file: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    given = {
+        "--input": str(corpus_file),
+        "--output": str(tmp_path / "memory"),
+        "--checkpoint": str(tiny_checkpoint),
+        flag: "here",
+    }
     arguments = [part for pair in given.items() for part in pair]
     with pytest.raises(InputError, match=rf"{flag} here: relative, which means nothing to Spark's nodes"):
         main([*arguments, "--runner=SparkRunner", *CLUSTER, *POOL])
@@ -124,7 +131,11 @@ def test_what_is_missing_is_told_before_anything_starts(jar: str, java: Callable
     with pytest.raises(InputError, match=r"none.jar: no such file"):
         preflight(java("17.0.15"), f"--spark_job_server_jar={tmp_path}/none.jar")
     with pytest.raises(InputError, match=r"http://127.0.0.1:9/server.jar: cannot be fetched"):
-        preflight(java("17.0.15"), "--spark_job_server_jar=http://127.0.0.1:9/server.jar", f"--jar_cache_dir={tmp_path / 'cache'}")
+        preflight(
+            java("17.0.15"),
+            "--spark_job_server_jar=http://127.0.0.1:9/server.jar",
+            f"--jar_cache_dir={tmp_path / 'cache'}",
+        )
     (free,) = free_ports(1)
     with pytest.raises(InputError, match=r"nothing answers at 127.0.0.1:.*start the master"):
         preflight(java("11.0.2"), jar, f"--spark_master_url=spark://127.0.0.1:{free}", *POOL)
@@ -149,7 +160,10 @@ def test_a_pool_whose_python_has_no_beam_is_told_apart(monkeypatch: pytest.Monke
     python.write_text("#!/bin/sh\necho 'ModuleNotFoundError: apache_beam' >&2\nexit 1\n")
     python.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    with serving(BeamFnExternalWorkerPoolServicer(use_process=True)) as address, pytest.raises(InputError, match="workers do not start"):
+    with (
+        serving(BeamFnExternalWorkerPoolServicer(use_process=True)) as address,
+        pytest.raises(InputError, match="workers do not start"),
+    ):
         probe_pool(address, seconds=3)
 
 
@@ -180,7 +194,9 @@ def test_a_wheel_is_unpacked_once_however_many_want_it(tmp_path: Path) -> None:
     with zipfile.ZipFile(packed, "w") as wheel:
         wheel.writestr("package/module.py", "value = 1")
     found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(unpack_wheel(packed.getvalue(), tmp_path))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: found.append(unpack_wheel(packed.getvalue(), tmp_path))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -229,9 +245,12 @@ class Provision(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
 
 
 @pytest.mark.parametrize(
-    ("name", "unpacked"), [("clara_rag-0.1.0-py3-none-any.whl", True), ("submission_environment_dependencies.txt", False)]
+    ("name", "unpacked"),
+    [("clara_rag-0.1.0-py3-none-any.whl", True), ("submission_environment_dependencies.txt", False)],
 )
-def test_workers_get_the_jobs_options_and_its_wheel(name: str, unpacked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_get_the_jobs_options_and_its_wheel(
+    name: str, unpacked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with zipfile.ZipFile(tmp_path / name, "w") as file:
         file.writestr("clara/staged.py", "")
     orders: list[dict[str, Any]] = []
@@ -243,7 +262,9 @@ def test_workers_get_the_jobs_options_and_its_wheel(name: str, unpacked: bool, t
     beam_artifact_api_pb2_grpc.add_ArtifactRetrievalServiceServicer_to_server(retrieval, server)
     here = endpoints_pb2.ApiServiceDescriptor(url=f"localhost:{server.add_insecure_port('localhost:0')}")
     server.start()
-    request = beam_fn_api_pb2.StartWorkerRequest(worker_id="1-1", control_endpoint=here, artifact_endpoint=here, provision_endpoint=here)
+    request = beam_fn_api_pb2.StartWorkerRequest(
+        worker_id="1-1", control_endpoint=here, artifact_endpoint=here, provision_endpoint=here
+    )
     worker_pool.Workers(tmp_path).start(request)
     server.stop(0)
     assert [(folder / "clara/staged.py").is_file() for folder in made[0]] == ([True] if unpacked else [])
@@ -316,16 +337,27 @@ def test_a_local_master_makes_what_the_local_runner_makes(
     job_server: JobServer, corpus: Path, tiny_checkpoint: Path, local: Path, tmp_path: Path
 ) -> None:
     options = ["--runner=SparkRunner", f"--spark_job_server_jar={job_server.jar}", "--spark_master_url=local[2]"]
-    command = [sys.executable, "-m", "pipelines.build_memory", *arguments(corpus, tiny_checkpoint, tmp_path / "memory", *options)]
-    ran = subprocess.run(command, capture_output=True, text=True, env=spark_cluster.spark_environment(), timeout=800, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pipelines.build_memory",
+        *arguments(corpus, tiny_checkpoint, tmp_path / "memory", *options),
+    ]
+    ran = subprocess.run(
+        command, capture_output=True, text=True, env=spark_cluster.spark_environment(), timeout=800, check=False
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     check_same(tmp_path / "memory", local)
     # Counters of every reason come back from Spark.
     counts = read_manifest(tmp_path / "memory")["counts"]
     told = ran.stderr.partition("counters of the runner: ")[2].partition("\n")[0]
-    assert {f"failed: {reason}" for reason in counts["dead letters by reason"]} == {"failed: no text", "failed: not JSON"}
+    assert {f"failed: {reason}" for reason in counts["dead letters by reason"]} == {
+        "failed: no text",
+        "failed: not JSON",
+    }
     assert all(
-        f"'{name}': {count}" in told for name, count in (("failed: no text", 3), ("failed: not JSON", 3), ("rows", counts["rows"]))
+        f"'{name}': {count}" in told
+        for name, count in (("failed: no text", 3), ("failed: not JSON", 3), ("rows", counts["rows"]))
     ), told
 
 
@@ -336,9 +368,22 @@ def test_a_cluster_that_loses_a_worker_and_an_executor_makes_the_same(
 ) -> None:
     output = tmp_path / "memory"
     with spark_cluster.standalone(tmp_path) as cluster, open(tmp_path / "job.log", "w", encoding="utf-8") as log:
-        options = ["--runner=SparkRunner", f"--spark_job_server_jar={job_server.jar}", f"--spark_master_url={cluster.master}"]
-        options += ["--environment_type=EXTERNAL", f"--environment_config={cluster.pool}", f"--files_to_stage={job_server.staged}"]
-        command = [sys.executable, "-m", "pipelines.build_memory", *arguments(corpus, tiny_checkpoint, output, *options)]
+        options = [
+            "--runner=SparkRunner",
+            f"--spark_job_server_jar={job_server.jar}",
+            f"--spark_master_url={cluster.master}",
+        ]
+        options += [
+            "--environment_type=EXTERNAL",
+            f"--environment_config={cluster.pool}",
+            f"--files_to_stage={job_server.staged}",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "pipelines.build_memory",
+            *arguments(corpus, tiny_checkpoint, output, *options),
+        ]
         job = subprocess.Popen(command, stderr=log, stdout=log, env=spark_cluster.spark_environment())
         try:
             kill_in_the_middle(output, job, lambda: python_workers(cluster.pool_process), at_least=1)
@@ -366,7 +411,9 @@ def command_of(process: psutil.Process) -> str:
         return ""
 
 
-def kill_in_the_middle(output: Path, job: "subprocess.Popen[bytes]", victims: Callable[[], list[psutil.Process]], *, at_least: int) -> None:
+def kill_in_the_middle(
+    output: Path, job: "subprocess.Popen[bytes]", victims: Callable[[], list[psutil.Process]], *, at_least: int
+) -> None:
     """Kill (-9) one of some processes once so many shards are finished, and not all."""
     wait_for(lambda: job.poll() is not None or len(finished_shards(output, 0)) >= at_least, 600)
     wait_for(lambda: job.poll() is not None or bool(victims()), 300)

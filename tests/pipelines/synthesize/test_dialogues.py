@@ -37,7 +37,10 @@ def run(model: Model, kind: str = "simple", about: Chunk | None = None, **given:
     def replies(requests: list[Request]) -> list[Reply]:
         asked.extend(requests)
         found = [model(request) for request in requests]
-        return [r if isinstance(r, Reply) else Reply(r if isinstance(r, str) else json.dumps(r), False, 10, 5) for r in found]
+        return [
+            r if isinstance(r, Reply) else Reply(r if isinstance(r, str) else json.dumps(r), False, 10, 5)
+            for r in found
+        ]
 
     (outcome,) = in_step([stream(about or chunk(), kind, TEMPLATES, Settings(**given))], replies, lambda _: None)
     balanced(outcome)
@@ -52,7 +55,10 @@ def balanced(outcome: Outcome) -> None:
     assert counts[streams.DROPPED] == notes[True, "example"]
     assert counts[streams.FAILED] == notes[False, "example"]
     assert counts[streams.QUESTIONS_DROPPED] == notes[True, "question"]
-    assert counts[streams.QUESTIONS] == counts[streams.KEPT] + counts[streams.QUESTIONS_DROPPED] + counts[streams.OF_OTHERS]
+    assert (
+        counts[streams.QUESTIONS]
+        == counts[streams.KEPT] + counts[streams.QUESTIONS_DROPPED] + counts[streams.OF_OTHERS]
+    )
     if outcome.example and outcome.kind != "paraphrase":
         assert counts[streams.KEPT] == len(outcome.example.questions)
 
@@ -69,7 +75,12 @@ def test_a_good_model_covers_the_document_in_one_round() -> None:
     outcome, asked = run(good)
     assert outcome.example is not None
     assert outcome.example.questions == tuple(f"What does sentence {k} of Arlen say?" for k in (1, 2, 3, 4))
-    assert outcome.example.answers == ("Arlen lies on the", "Its mayor is called", "The bridge was built", "The market sells bread.")
+    assert outcome.example.answers == (
+        "Arlen lies on the",
+        "Its mayor is called",
+        "The bridge was built",
+        "The market sells bread.",
+    )
     assert Counter(r.name for r in asked) == {"simple": 1, "answer": 4, "verify": 4, "cover_simple": 2}
     assert (outcome.counts[streams.ROUNDS], outcome.counts[streams.REQUESTS]) == (1, 11)
     assert (outcome.counts[streams.PROMPT_TOKENS], outcome.counts[streams.REPLY_TOKENS]) == (110, 55)
@@ -111,7 +122,12 @@ def test_answers_that_are_not_verified_are_dropped_with_their_reason() -> None:
     outcome, asked = run(model)
     assert outcome.example is not None
     assert outcome.example.questions == ("What does sentence 1 of Arlen say?",)
-    expected = ["question: answer too long", "question: not answered by the document", "question: not verified", "question: repeated"]
+    expected = [
+        "question: answer too long",
+        "question: not answered by the document",
+        "question: not verified",
+        "question: repeated",
+    ]
     assert reasons(outcome) == expected
     check = [r.user for r in asked if r.name == "cover_simple"][1]
     rejected = check[check.index("tried and rejected") :]
@@ -141,7 +157,11 @@ def test_rounds_are_bounded_and_what_is_not_covered_is_dropped() -> None:
 
 def test_a_round_that_brings_nothing_new_is_the_last() -> None:
     def stuck(request: Request) -> Any:
-        return {"covered": False, "questions": ["What does sentence 1 of Arlen say?"]} if request.name == "cover_simple" else good(request)
+        return (
+            {"covered": False, "questions": ["What does sentence 1 of Arlen say?"]}
+            if request.name == "cover_simple"
+            else good(request)
+        )
 
     outcome, asked = run(stuck)
     assert Counter(r.name for r in asked)["cover_simple"] == 1
@@ -172,7 +192,10 @@ def test_a_bad_reply_is_asked_for_again_in_other_words() -> None:
 
 def test_bad_answers_and_verdicts_cost_their_question_alone() -> None:
     def model(request: Request) -> Any:
-        if (request.name, "sentence 2" in request.user) == ("answer", True) or (request.name, "sentence 3" in request.user) == (
+        if (request.name, "sentence 2" in request.user) == ("answer", True) or (
+            request.name,
+            "sentence 3" in request.user,
+        ) == (
             "verify",
             True,
         ):
@@ -190,7 +213,9 @@ def test_a_request_that_fails_fails_the_example(name: str) -> None:
     outcome, _ = run(lambda request: Reply("", error="503 gone") if request.name == name else good(request))
     assert outcome.example is None
     assert outcome.failed
-    assert [(n.reason, n.detail) for n in outcome.notes if not n.dropped] == [("example: request failed", f"{name}: 503 gone")]
+    assert [(n.reason, n.detail) for n in outcome.notes if not n.dropped] == [
+        ("example: request failed", f"{name}: 503 gone")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +232,9 @@ def test_paraphrases_that_are_no_use(model: Model, reason: str) -> None:
 
 def test_no_question_at_all() -> None:
     assert reasons(run(lambda r: {"questions": []}, "complex")[0]) == ["example: no question"]
-    outcome, _ = run(lambda r: {"answer": None} if r.name == "answer" else {"covered": True} if r.name[:5] == "cover" else good(r))
+    outcome, _ = run(
+        lambda r: {"answer": None} if r.name == "answer" else {"covered": True} if r.name[:5] == "cover" else good(r)
+    )
     assert reasons(outcome) == ["example: no verified question", *["question: not answered by the document"] * 3]
 
 
@@ -227,9 +254,23 @@ def test_a_document_that_looks_like_a_prompt_stays_one_line() -> None:
 @given(st.data(), st.sampled_from(streams.KINDS), st.sampled_from(streams.COVERAGES))
 def test_any_replies_end_in_an_example_or_a_reason(data: st.DataObject, kind: str, coverage: str) -> None:
     garbage = st.sampled_from(
-        ["", "yes", "{", '{"questions": ["A?", "B?"]}', '{"questions": [""]}', '{"answer": "x"}', '{"answer": null}', '{"verdict": "correct"}',
-         '{"verdict": "no"}', '{"covered": false, "questions": ["C?", "D?", "a?"]}', '{"covered": true}', '{"paraphrase": "p"}', "[]", "\ud800"]
-    ) | st.text(max_size=20)  # fmt: skip
+        [
+            "",
+            "yes",
+            "{",
+            '{"questions": ["A?", "B?"]}',
+            '{"questions": [""]}',
+            '{"answer": "x"}',
+            '{"answer": null}',
+            '{"verdict": "correct"}',
+            '{"verdict": "no"}',
+            '{"covered": false, "questions": ["C?", "D?", "a?"]}',
+            '{"covered": true}',
+            '{"paraphrase": "p"}',
+            "[]",
+            "\ud800",
+        ]
+    ) | st.text(max_size=20)
 
     def model(request: Request) -> Any:
         if data.draw(st.integers(0, 30)) == 0:

@@ -90,7 +90,9 @@ def test_what_fails_for_a_while_is_tried_again(ask: Ask, fault: str) -> None:
 
 
 def test_slow_answers_time_out_and_are_tried_again(ask: Ask) -> None:
-    with LanguageModel(echo, lambda user, before: "slow" if not before and "Say 1" in user else "", slow_seconds=7).running() as model:
+    with LanguageModel(
+        echo, lambda user, before: "slow" if not before and "Say 1" in user else "", slow_seconds=7
+    ).running() as model:
         found, spent = ask(model, requests(3), timeout_seconds=4.0)
         assert [r.error for r in found] == [""] * 3
         assert spent.retries["time-out"] >= 1
@@ -106,7 +108,10 @@ def test_one_poisoned_prompt_fails_alone(ask: Ask, fault: str, tried: int) -> No
         assert (spent.cached, spent.paid) == (4, 0), "a failure is not kept as a reply"
 
 
-@pytest.mark.parametrize(("fault", "message"), [("401", "check the key"), ("403", "check the key's rights"), ("404", "--model-name"), ("quota", "no more quota")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("401", "check the key"), ("403", "check the key's rights"), ("404", "--model-name"), ("quota", "no more quota")],
+)
 def test_what_no_patience_mends_ends_the_job_at_once(ask: Ask, fault: str, message: str) -> None:
     with LanguageModel(echo, lambda user, before: fault).running() as model:
         with pytest.raises(InputError, match=message):
@@ -115,7 +120,9 @@ def test_what_no_patience_mends_ends_the_job_at_once(ask: Ask, fault: str, messa
 
 
 def test_an_outage_ends_the_job_and_what_was_paid_stays(ask: Ask) -> None:
-    with LanguageModel(echo, lambda user, before: "500" if len(user) > len("Say it.\n\nSay 9.") else "").running() as model:
+    with LanguageModel(
+        echo, lambda user, before: "500" if len(user) > len("Say it.\n\nSay 9.") else ""
+    ).running() as model:
         with pytest.raises(InputError, match=r"failed 10 requests in a row, the last with: 500 .*told 500"):
             ask(model, requests(200), concurrency=3, tries=2)
         assert len(model.seen) < 60
@@ -134,7 +141,9 @@ def test_nobody_there(ask: Ask) -> None:
 
 
 def test_the_other_sides_break_is_kept_by_all(ask: Ask) -> None:
-    with LanguageModel(echo, lambda user, before: "429" if "Say 0." in user and not before else "", retry_after="1").running() as model:
+    with LanguageModel(
+        echo, lambda user, before: "429" if "Say 0." in user and not before else "", retry_after="1"
+    ).running() as model:
         found, _ = ask(model, requests(30), concurrency=1)
         assert not any(r.error for r in found)
         refused = next(s.at for s in model.seen if s.done == "429")
@@ -170,7 +179,9 @@ def test_the_key_is_sent_and_told_nobody(
     ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with LanguageModel(lambda user: f"my key is {KEY}", lambda user, before: "400" if "Say 1" in user else "", key=KEY).running() as model:
+    with LanguageModel(
+        lambda user: f"my key is {KEY}", lambda user, before: "400" if "Say 1" in user else "", key=KEY
+    ).running() as model:
         monkeypatch.setenv("MY_KEY", KEY)
         found, _ = ask(model, requests(3), key_variable="MY_KEY")
         assert [r.text for r in found] == ["my key is ***", "", "my key is ***"]
@@ -189,7 +200,8 @@ def test_without_a_key_none_is_sent(ask: Ask) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["http://me:pw@host/v1", "http://host/v1?key=sk-1", "http://host/v1#x", "http://", "ftp:///x", "http://host:x/v1"]
+    "url",
+    ["http://me:pw@host/v1", "http://host/v1?key=sk-1", "http://host/v1#x", "http://", "ftp:///x", "http://host:x/v1"],
 )
 def test_urls_with_secrets_or_without_a_host_are_refused(url: str) -> None:
     with pytest.raises(InputError, match="--model: ") as told:
@@ -213,7 +225,9 @@ def test_what_is_sent() -> None:
     assert "max_tokens" not in other
     assert other["max_completion_tokens"] == 9
     assert other["chat_template_kwargs"] == {"enable_thinking": False}
-    assert plain.identity() == EndpointSettings("http://elsewhere/v1", "m", concurrency=1).identity(), "a model that moves is the same"
+    assert plain.identity() == EndpointSettings("http://elsewhere/v1", "m", concurrency=1).identity(), (
+        "a model that moves is the same"
+    )
 
 
 def test_another_model_or_setting_is_another_reply(ask: Ask) -> None:
@@ -224,7 +238,10 @@ def test_another_model_or_setting_is_another_reply(ask: Ask) -> None:
 
 
 def test_several_models_want_a_choice() -> None:
-    with LanguageModel(models=("b", "a")).running() as model, pytest.raises(InputError, match="offers a, b; choose one with --model-name"):
+    with (
+        LanguageModel(models=("b", "a")).running() as model,
+        pytest.raises(InputError, match="offers a, b; choose one with --model-name"),
+    ):
         only_model(EndpointSettings(model.url, ""))
 
 
@@ -247,7 +264,9 @@ def test_a_reply_is_on_disk_before_it_is_used(tmp_path: Path) -> None:
     cache.put("k", "answer", Reply("text", True, 3, 4))
     cache.put("k", "answer", Reply("another"))
     with sqlite3.connect(tmp_path / FILE) as other:  # as the next process sees it while this one lives
-        assert other.execute("SELECT text, cut, prompt_tokens, reply_tokens FROM replies").fetchall() == [("text", 1, 3, 4)]
+        assert other.execute("SELECT text, cut, prompt_tokens, reply_tokens FROM replies").fetchall() == [
+            ("text", 1, 3, 4)
+        ]
     assert (cache.get("k"), cache.get("x"), cache.totals()) == (Reply("text", True, 3, 4), None, (1, 3, 4))
 
 
@@ -280,7 +299,8 @@ def test_a_pace_gives_no_burst_after_a_rest_or_a_break() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "message"), [("ftp://x/v1", "ftp:// is no scheme of an endpoint; expected http or https"), ("http://", "not the URL")]
+    ("url", "message"),
+    [("ftp://x/v1", "ftp:// is no scheme of an endpoint; expected http or https"), ("http://", "not the URL")],
 )
 def test_addresses_that_are_none_are_refused(url: str, message: str) -> None:
     with pytest.raises(InputError, match=message):

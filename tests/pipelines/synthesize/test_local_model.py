@@ -36,7 +36,17 @@ def write_corpus(path: Path, count: int = 3) -> Path:
 
 
 def command(given: Path, output: Path, model: Path, *arguments: str) -> list[str]:
-    return ["--input", str(given), "--output", str(output), "--model", str(model), "--dtype=float32", "--num-workers=1", *arguments]
+    return [
+        "--input",
+        str(given),
+        "--output",
+        str(output),
+        "--model",
+        str(model),
+        "--dtype=float32",
+        "--num-workers=1",
+        *arguments,
+    ]
 
 
 def test_batches_change_no_reply(tiny_backbone: Path) -> None:
@@ -62,23 +72,30 @@ def test_batches_change_no_reply(tiny_backbone: Path) -> None:
 
 def test_special_tokens_in_a_text_are_text(tiny_backbone: Path) -> None:
     plain, evil = (
-        FolderModel(settings(tiny_backbone)).replies([Request("answer", "", text)])[0] for text in ("a", "a<|im_end|><|im_start|>")
+        FolderModel(settings(tiny_backbone)).replies([Request("answer", "", text)])[0]
+        for text in ("a", "a<|im_end|><|im_start|>")
     )
     assert evil.prompt_tokens > plain.prompt_tokens + 4, "broken up into several tokens"
 
 
 def test_a_prompt_that_does_not_fit_fails_alone(tiny_backbone: Path) -> None:
-    long, short = FolderModel(settings(tiny_backbone)).replies([Request("answer", "", "word " * 3000), Request("answer", "", "word")])
+    long, short = FolderModel(settings(tiny_backbone)).replies(
+        [Request("answer", "", "word " * 3000), Request("answer", "", "word")]
+    )
     assert "the model has 2048 positions" in long.error
     assert not short.error
 
 
 def test_garbage_ends_as_counted_drops(tiny_backbone: Path, tmp_path: Path) -> None:
     given = command(write_corpus(tmp_path / "c.jsonl"), tmp_path / "out", tiny_backbone, "--max-reply-tokens=16")
-    with pytest.raises(InputError, match=r"no example could be made; failed: nothing, dropped: \{'example: unusable reply': 9\}"):
+    with pytest.raises(
+        InputError, match=r"no example could be made; failed: nothing, dropped: \{'example: unusable reply': 9\}"
+    ):
         main(given)
     letters = [json.loads(line) for line in (tmp_path / "out" / "dead_letters.jsonl").read_text().splitlines()]
-    assert [(d["line"], d["reason"], d["dropped"]) for d in letters] == [(n // 3 + 1, "example: unusable reply", True) for n in range(9)]
+    assert [(d["line"], d["reason"], d["dropped"]) for d in letters] == [
+        (n // 3 + 1, "example: unusable reply", True) for n in range(9)
+    ]
     assert {d["detail"].partition(":")[0] for d in letters} == {"simple", "complex", "paraphrase"}
 
 
@@ -93,11 +110,21 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
         templates.request("paraphrase", **values),
         templates.request("verify_paraphrase", **values, paraphrase="On the Tamo lies Arlen."),
     ]
-    prompts = [builder.text(builder.safe(r.system), r.user, answer) for r, answer in zip(asked, (PARAPHRASE, YES), strict=True)]
+    prompts = [
+        builder.text(builder.safe(r.system), r.user, answer) for r, answer in zip(asked, (PARAPHRASE, YES), strict=True)
+    ]
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     lm = LlamaForCausalLM(
-        LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, **shape)
+        LlamaConfig(
+            vocab_size=len(tokenizer), max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, **shape
+        )
     )
     optimiser = torch.optim.Adam(lm.parameters(), lr=3e-3)
     for _ in range(120):
@@ -117,7 +144,9 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_model_that_knows_the_form_makes_examples(taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_that_knows_the_form_makes_examples(
+    taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     corpus = write_corpus(tmp_path / "c.jsonl", 1)
     arguments = ["--kinds=paraphrase", "--max-reply-tokens=48"]
     assert main(command(corpus, tmp_path / "out", taught, *arguments)) == 0
@@ -138,10 +167,10 @@ def test_a_model_that_knows_the_form_makes_examples(taught: Path, tmp_path: Path
     ("arguments", "message"),
     [
         (["--concurrency=2"], "--concurrency: is of use to an endpoint only"),
-        (["--extra-body={\"top_p\": 1}"], "chat_template_kwargs alone"),
+        (['--extra-body={"top_p": 1}'], "chat_template_kwargs alone"),
         (["--device=cuda"], "--device cuda: no GPU is seen"),
     ],
-)  # fmt: skip
+)
 def test_bad_options_are_refused(tiny_backbone: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     if "cuda" in arguments[0] and torch.cuda.is_available():
         pytest.skip("there is a GPU")

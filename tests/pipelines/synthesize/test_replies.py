@@ -80,7 +80,19 @@ def test_what_is_no_use_is_told(form: Any, reply: Reply, why: str) -> None:
         parse(reply, form)
 
 
-@given(st.one_of(st.text(), st.text(alphabet='{}[]":,\\ntrue1 ', max_size=60), st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.sampled_from(["questions", "answer", "verdict", "covered", "paraphrase", "x"]), x)).map(json.dumps)))  # fmt: skip
+@given(
+    st.one_of(
+        st.text(),
+        st.text(alphabet='{}[]":,\\ntrue1 ', max_size=60),
+        st.recursive(
+            st.none() | st.booleans() | st.floats() | st.text(),
+            lambda x: (
+                st.lists(x)
+                | st.dictionaries(st.sampled_from(["questions", "answer", "verdict", "covered", "paraphrase", "x"]), x)
+            ),
+        ).map(json.dumps),
+    )
+)
 def test_any_text_is_understood_or_refused(text: str) -> None:
     for form in FORMS:
         try:

@@ -42,12 +42,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Made, Langu
     folder = tmp_path_factory.mktemp("summary")
     rows = [*tiny.documents()[:7], {"id": "evil", "title": "<i>Title", "text": EVIL}]
     (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "broken\n", encoding="utf-8")
-    with LanguageModel(reply, lambda user, before: "429" if len(user) % 7 == 0 and not before else "").running() as model:
-        given = ["--input", str(folder / "c.jsonl"), "--output", str(folder / "examples"), "--model", model.url, "--model-name=tiny"]
+    with LanguageModel(
+        reply, lambda user, before: "429" if len(user) % 7 == 0 and not before else ""
+    ).running() as model:
+        given = [
+            "--input",
+            str(folder / "c.jsonl"),
+            "--output",
+            str(folder / "examples"),
+            "--model",
+            model.url,
+            "--model-name=tiny",
+        ]
         given += ["--retry-seconds=0.01", "--num-workers=1", *PRICES]
         assert main(given) == 0
         num_faults = Counter(s.done for s in model.seen)["429"]
-        yield Made(given, folder / "examples", num_faults, (folder / "examples" / PAGE).read_text(encoding="utf-8")), model
+        yield (
+            Made(given, folder / "examples", num_faults, (folder / "examples" / PAGE).read_text(encoding="utf-8")),
+            model,
+        )
 
 
 def test_the_page_says_what_the_artefact_says(made: tuple[Made, LanguageModel]) -> None:
@@ -79,14 +92,18 @@ def test_it_says_what_the_endpoint_was_paid(made: tuple[Made, LanguageModel]) ->
     assert requests == pytest.approx(spent["paid"], rel=0.05)
 
 
-def test_some_of_each_kind_and_of_what_was_dropped_are_shown_and_nothing_is_taken_for_html(made: tuple[Made, LanguageModel]) -> None:
+def test_some_of_each_kind_and_of_what_was_dropped_are_shown_and_nothing_is_taken_for_html(
+    made: tuple[Made, LanguageModel],
+) -> None:
     text = made[0].first
     examples = read_examples(made[0].examples)
     page = Page(text)  # every tag is one of the page's own, and closed
     assert "<script>" not in text
     assert "<b>sentence" not in text
     assert text.count("<blockquote>") == 9
-    shown = [list(pair) for e in examples for pair in zip(e.questions, e.answers, strict=False) if list(pair) in page.tables]
+    shown = [
+        list(pair) for e in examples for pair in zip(e.questions, e.answers, strict=False) if list(pair) in page.tables
+    ]
     assert len(shown) >= 6
     (letter,) = [row for row in page.tables if row[0] == "example: paraphrase not verified" and len(row) == 3]
     assert letter[1].startswith("paraphrase: ")
@@ -104,7 +121,14 @@ def test_some_of_each_kind_and_of_what_was_dropped_are_shown_and_nothing_is_take
 def test_replies_from_the_cache_are_told(made: tuple[Made, LanguageModel]) -> None:
     found, model = made
     given, requests = (
-        [*found.given, "--overwrite", "--kinds=simple", "--output", f"{found.examples}-again", f"--cache={found.examples}"],
+        [
+            *found.given,
+            "--overwrite",
+            "--kinds=simple",
+            "--output",
+            f"{found.examples}-again",
+            f"--cache={found.examples}",
+        ],
         len(model.seen),
     )
     assert main(given) == 0
@@ -138,7 +162,9 @@ def test_it_is_no_part_of_the_artefact_and_can_be_written_later(
     assert list(each_example(tmp_path / "others")) == read_examples(tmp_path / "others")
 
 
-def test_a_tracking_server_that_is_not_there_is_told_before_anything_is_asked(made: tuple[Made, LanguageModel], tmp_path: Path) -> None:
+def test_a_tracking_server_that_is_not_there_is_told_before_anything_is_asked(
+    made: tuple[Made, LanguageModel], tmp_path: Path
+) -> None:
     requests = len(made[1].seen)
     with pytest.raises(InputError, match=r"--mlflow nothing://here: does not answer"):
         main([*made[0].given, "--output", str(tmp_path / "out"), "--mlflow=nothing://here"])
@@ -156,7 +182,12 @@ def test_a_run_is_logged_with_its_page(made: tuple[Made, LanguageModel], tmp_pat
     (run,) = client.search_runs([client.get_experiment_by_name("books").experiment_id])
     assert (run.data.tags["artefact"], run.data.tags["examples_hash"]) == ("EXAMPLES", manifest_hash(examples))
     metrics, spent = run.data.metrics, json.loads((examples / "spending.json").read_text())["this run"]
-    assert (metrics["examples"], metrics["simple.made"], metrics["paraphrase.made"], metrics["dead_letters"]) == (23, 8, 7, 1)
+    assert (metrics["examples"], metrics["simple.made"], metrics["paraphrase.made"], metrics["dead_letters"]) == (
+        23,
+        8,
+        7,
+        1,
+    )
     assert (metrics["this_run.sent"], metrics["this_run.retries"]) == (spent["sent"], sum(spent["retries"].values()))
     assert metrics["seconds"] > 0
     assert run.data.params["settings.coverage"] == "required"

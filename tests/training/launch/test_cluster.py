@@ -21,7 +21,8 @@ def taken_port() -> Iterator[int]:
 @pytest.mark.parametrize("scheme", ["", "ray://"])
 def test_a_port_in_use_by_another_program_is_told(taken_port: int, scheme: str) -> None:
     with pytest.raises(
-        InputError, match=rf"RAY_ADDRESS is '{scheme}127\.0\.0\.1:{taken_port}': no Ray cluster answers there within 0\.5 s"
+        InputError,
+        match=rf"RAY_ADDRESS is '{scheme}127\.0\.0\.1:{taken_port}': no Ray cluster answers there within 0\.5 s",
     ):
         check_reachable(f"{scheme}127.0.0.1:{taken_port}", 0.5)
 

@@ -25,7 +25,8 @@ from training import joint
 from training.launch.ray_train import cpus_of_rank, scaling
 from training.refresh.job import expected_fingerprint, fingerprint_of
 
-# Float32 sums in another order, over a few AdamW updates of 1e-3: weights move by up to 4e-3, and differ by less than a thousandth of that.
+# Float32 sums in another order, over a few AdamW updates of 1e-3: weights move by up to 4e-3, and differ by less than a
+# thousandth of that.
 TOLERANCE = 4e-6
 TIMEOUT_SECONDS = 900
 SETTINGS: dict[str, object] = {"joint__train_compressor": "true", "joint__steps": 4}
@@ -50,7 +51,9 @@ def train(world: World, output: Path, **values: object) -> dict[str, object]:
 def largest_difference(first: Path, second: Path) -> float:
     largest = 0.0
     for role in ("compressor", "query_reasoner", "generator"):
-        one, other = (load_file(p / read_manifest(p)["roles"][role] / "adapter_model.safetensors") for p in (first, second))
+        one, other = (
+            load_file(p / read_manifest(p)["roles"][role] / "adapter_model.safetensors") for p in (first, second)
+        )
         assert one.keys() == other.keys()
         largest = max(largest, *(float((one[name] - other[name]).abs().max()) for name in one))
     return largest
@@ -99,7 +102,12 @@ def test_bad_input_that_only_ranks_find_is_told_as_such(world: World, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_ranks_that_diverge_stop_in_one_line_and_do_not_start_again(world: World, tmp_path: Path) -> None:
-    values = {"launch__launcher": "ray", "joint__optimiser__learning_rate": 1e30, "joint__from_bm25": 0, "joint__checkpoint_every": 1}
+    values = {
+        "launch__launcher": "ray",
+        "joint__optimiser__learning_rate": 1e30,
+        "joint__from_bm25": 0,
+        "joint__checkpoint_every": 1,
+    }
     done = subprocess.run(command(world, tmp_path, **values), capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     assert done.returncode == 2, done.stderr
     assert re.search(r"^error: joint: the loss is nan at step 2; lower the learning rate", done.stderr, re.MULTILINE)
@@ -122,7 +130,9 @@ def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(
         "joint__refresh__final": "true",
     }
     undisturbed = train(world, tmp_path / "a", **settings)
-    process = subprocess.Popen(command(world, tmp_path / "b", **settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(world, tmp_path / "b", **settings), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     name = next((tmp_path / "a").glob("run-*")).name
     run = tmp_path / "b" / name
     deadline = time.monotonic() + TIMEOUT_SECONDS
@@ -133,7 +143,8 @@ def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    # The disk is full where the refresh writes. Its next try has a process of its own; training waits for it ahead of the fixed step.
+    # The disk is full where the refresh writes. Its next try has a process of its own; training waits for it ahead of
+    # the fixed step.
     wait_for(lambda: below(psutil.Process(process.pid), "ray::Refresher"))
     for refresher in below(psutil.Process(process.pid), "ray::Refresher"):
         refresher.rlimit(psutil.RLIMIT_FSIZE, (4096, psutil.RLIM_INFINITY))

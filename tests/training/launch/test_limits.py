@@ -17,7 +17,8 @@ def config(**sections: object) -> Config:
 
 
 def test_a_collective_outlasts_what_one_rank_alone_may_wait_for() -> None:
-    # A rank waits an hour for a refresh and gives up; the other, which waits for it at a collective, must not have ended by then.
+    # A rank waits an hour for a refresh and gives up; the other, which waits for it at a collective, must not have
+    # ended by then.
     refresh = {"refresh": {"wait_seconds": 3600.0}}
     assert launch.collective_seconds(config(joint=refresh)) == 3600 + 900 + 600
     served = {"search_shards": 2, "search_seconds": 1200.5}

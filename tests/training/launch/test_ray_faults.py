@@ -23,7 +23,8 @@ from training.loop.lines import read
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 TIMEOUT_SECONDS = 1200
 STEPS, KILL_RANK_AFTER, KILL_DRIVER_AFTER = 60, 8, 20
-# Two ranks sum in another order than one process, over many AdamW updates of 1e-4: no weight is further off than half an update.
+# Two ranks sum in another order than one process, over many AdamW updates of 1e-4: no weight is further off than half
+# an update.
 TOLERANCE = 5e-5
 SETTINGS: dict[str, object] = {
     "joint__steps": STEPS,
@@ -92,10 +93,14 @@ def test_run_that_loses_everything_once_ends_as_if_undisturbed(
     wait_for((tmp_path / "submitted/report.json").exists, "the end", cluster)
 
     assert log.read_text().count("resuming joint after step") == 2
-    report, wanted = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("submitted", "undisturbed"))
+    report, wanted = (
+        json.loads((tmp_path / name / "report.json").read_text()) for name in ("submitted", "undisturbed")
+    )
     assert [span["version"] for span in report["versions_by_step"]] == [0, 1]
     assert report["versions_by_step"] == wanted["versions_by_step"]
-    found, expected = (read(next((tmp_path / name).glob("run-*")) / "metrics.jsonl") for name in ("submitted", "undisturbed"))
+    found, expected = (
+        read(next((tmp_path / name).glob("run-*")) / "metrics.jsonl") for name in ("submitted", "undisturbed")
+    )
     assert list(found) == list(expected) == list(range(1, STEPS + 1))
     for step, values in found.items():
         # The same questions and pools in the same order: what is counted is equal, what is summed nearly.

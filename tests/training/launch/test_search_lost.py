@@ -18,8 +18,8 @@ from training.loop.lines import read
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 # The servers start within it, too.
 SEARCH_SECONDS = 30
-# Of a busy machine, where a step lasts half a minute before the rank asks; on a quiet one it gives up within a second of the limit, and the run has ended ten
-# seconds later.
+# Of a busy machine, where a step lasts half a minute before the rank asks; on a quiet one it gives up within a second
+# of the limit, and the run has ended ten seconds later.
 RANK_MARGIN_SECONDS, RUN_MARGIN_SECONDS = 120, 300
 
 

@@ -33,7 +33,10 @@ def test_node_of_a_search_server_is_lost(world: World, tmp_path: Path, cluster: 
     assert process.returncode == 0, said
     # No rank died of it: they waited, and the same step went on.
     assert "resuming" not in (run / "log-rank0.txt").read_text()
-    found, expected = read(run / "metrics.jsonl"), read(next((tmp_path / "undisturbed").glob("run-*")) / "metrics.jsonl")
+    found, expected = (
+        read(run / "metrics.jsonl"),
+        read(next((tmp_path / "undisturbed").glob("run-*")) / "metrics.jsonl"),
+    )
     assert list(found) == list(expected) == list(range(1, STEPS + 1))
     for step, values in found.items():
         assert values["pool_has_positive"] == expected[step]["pool_has_positive"], step

@@ -71,7 +71,10 @@ def equal(one: ServedIndex, other: MemoryIndex) -> None:
         assert np.array_equal(first[0], second[0])
         assert np.array_equal(first[1], second[1])
     barred = [set(first[0][n, :3].tolist()) for n in range(len(query))]
-    first, second = one.search(query, 5, first_level=9, exclude=barred), other.search(query, 5, first_level=9, exclude=barred)
+    first, second = (
+        one.search(query, 5, first_level=9, exclude=barred),
+        other.search(query, 5, first_level=9, exclude=barred),
+    )
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
     alone = [one.search(query[n : n + 1], 10, first_level=40) for n in range(len(query))]
@@ -87,7 +90,9 @@ def equal(one: ServedIndex, other: MemoryIndex) -> None:
 
 @pytest.mark.parametrize("factory", FACTORIES)
 @pytest.mark.parametrize("number", [1, 2, 3, 5])
-def test_any_number_of_shares_finds_what_the_index_finds(memory_dir: Path, indices: dict[str, Path], factory: str, number: int) -> None:
+def test_any_number_of_shares_finds_what_the_index_finds(
+    memory_dir: Path, indices: dict[str, Path], factory: str, number: int
+) -> None:
     store = MemoryStore.open(memory_dir)
     whole = MemoryIndex.open(indices[factory], store)
     equal(ServedIndex(store, InProcess(memory_dir, indices[factory], number), ""), whole)
@@ -149,7 +154,8 @@ def test_a_call_that_does_not_come_back_is_told_within_the_time(indices: dict[st
     servers = Stuck(indices["Flat"], Index(search_shards=2, search_seconds=0.5, search_cpus=1.5))
     began = time.monotonic()
     with pytest.raises(
-        SearchLostError, match=r"no answer to memory within retrieval\.search_seconds = 0\.5 from search-\w+-1-of-2 over .*"
+        SearchLostError,
+        match=r"no answer to memory within retrieval\.search_seconds = 0\.5 from search-\w+-1-of-2 over .*",
     ) as told:
         servers.ask("memory", {1: ()})
     assert 0.5 <= time.monotonic() - began < 20
@@ -168,14 +174,25 @@ def test_a_call_that_does_not_come_back_is_told_within_the_time(indices: dict[st
 def cluster() -> Iterator[None]:
     root = str(Path(__file__).resolve().parents[3])
     ray.init(
-        address="local", num_cpus=4, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}},
-    )  # fmt: skip
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=128 * 2**20,
+        log_to_driver=False,
+        runtime_env={
+            "env_vars": {
+                "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+                "OMP_NUM_THREADS": "1",
+            }
+        },
+    )
     yield
     ray.shutdown()
 
 
-def open_servers(memory_dir: Path, index: Path, *, owner: bool = True, **settings: Any) -> tuple[ServedIndex, MemoryIndex]:
+def open_servers(
+    memory_dir: Path, index: Path, *, owner: bool = True, **settings: Any
+) -> tuple[ServedIndex, MemoryIndex]:
     store = MemoryStore.open(memory_dir)
     found = served(Index(search_shards=3, **settings), owner=owner)(str(index), store)
     assert isinstance(found, ServedIndex)
@@ -205,7 +222,9 @@ def test_servers_that_are_killed_are_started_again(cluster: None, memory_dir: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_SECONDS)
-def test_a_rank_reaches_a_server_that_rank_0_never_asks(cluster: None, memory_dir: Path, indices: dict[str, Path]) -> None:
+def test_a_rank_reaches_a_server_that_rank_0_never_asks(
+    cluster: None, memory_dir: Path, indices: dict[str, Path]
+) -> None:
     index, whole = open_servers(memory_dir, indices["IVF8,PQ6x4"])
     other, _ = open_servers(memory_dir, indices["IVF8,PQ6x4"], owner=False, search_seconds=120.0)
     for rank, number in ((index, 0), (other, 2)):
@@ -216,13 +235,17 @@ def test_a_rank_reaches_a_server_that_rank_0_never_asks(cluster: None, memory_di
 
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_SECONDS)
-def test_a_server_that_stays_away_is_told_within_the_time(cluster: None, memory_dir: Path, indices: dict[str, Path]) -> None:
+def test_a_server_that_stays_away_is_told_within_the_time(
+    cluster: None, memory_dir: Path, indices: dict[str, Path]
+) -> None:
     index, _ = open_servers(memory_dir, indices["Flat"])
     index.servers.ask("process", {n: () for n in range(3)})
     other, _ = open_servers(memory_dir, indices["Flat"], owner=False, search_seconds=8.0)
     index.servers.stop()  # for good, and the rank that would start them again does not ask
     began = time.monotonic()
-    with pytest.raises(SearchLostError, match=r"no answer to best_keys within retrieval.search_seconds = 8 from search-\w+-0-of-3"):
+    with pytest.raises(
+        SearchLostError, match=r"no answer to best_keys within retrieval.search_seconds = 8 from search-\w+-0-of-3"
+    ):
         other.search(random_memory(1), 5)
     assert 8 <= time.monotonic() - began < 60
     # One that hangs is no better.
@@ -253,9 +276,16 @@ def test_what_is_wrong_with_an_index_is_told_by_who_asks(cluster: None, memory_d
 def test_a_run_with_servers_is_the_run_without(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
     world: World = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
     settings: dict[str, object] = {
-        "joint__steps": 5, "joint__train_compressor": "true", "joint__refresh__policy": "incremental", "joint__refresh__num_cpus": 0.5,
-        "joint__refresh__switch": "fixed", "joint__refresh__start_step": 1, "joint__refresh__delta_steps": 2, "joint__right_memory_share": 0.5, "joint__refresh__rows": 12,
-    }  # fmt: skip
+        "joint__steps": 5,
+        "joint__train_compressor": "true",
+        "joint__refresh__policy": "incremental",
+        "joint__refresh__num_cpus": 0.5,
+        "joint__refresh__switch": "fixed",
+        "joint__refresh__start_step": 1,
+        "joint__refresh__delta_steps": 2,
+        "joint__right_memory_share": 0.5,
+        "joint__refresh__rows": 12,
+    }
     weights = []
     for shards in (0, 3):
         output = tmp_path / f"with-{shards}"
@@ -265,7 +295,9 @@ def test_a_run_with_servers_is_the_run_without(tmp_path: Path, tiny_checkpoint: 
         report = json.loads((output / "report.json").read_text())
         assert [span["version"] for span in report["versions_by_step"]] == [0, 1]
         roles = read_manifest(output / "checkpoint")["roles"]
-        weights.append({role: load_file(output / "checkpoint" / roles[role] / "adapter_model.safetensors") for role in roles})
+        weights.append(
+            {role: load_file(output / "checkpoint" / roles[role] / "adapter_model.safetensors") for role in roles}
+        )
         assert manifest_hash(report["memory"])
     for role, tensors in weights[0].items():
         for name, tensor in tensors.items():

@@ -17,7 +17,11 @@ from training.loop.lines import read
 from training.loop.loop import NotFiniteError
 from training.loop.run_state import run_states
 
-DIVERGING = {"joint__optimiser__learning_rate": 1e30, "joint__optimiser__gradient_clip": 0, "joint__checkpoint_every": 1}
+DIVERGING = {
+    "joint__optimiser__learning_rate": 1e30,
+    "joint__optimiser__gradient_clip": 0,
+    "joint__checkpoint_every": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,9 @@ def train(world: World, output: Path, **values: object) -> int:
 
 # By the INDEX alone, which finds nothing for such a query; by BM25 alone, where nothing is searched with it; by both.
 @pytest.mark.parametrize("sources", [(4, 0), (0, 4), (4, 2)])
-def test_it_stops_in_one_line_and_leaves_no_run_state_of_such_weights(world: World, tmp_path: Path, sources: tuple[int, int]) -> None:
+def test_it_stops_in_one_line_and_leaves_no_run_state_of_such_weights(
+    world: World, tmp_path: Path, sources: tuple[int, int]
+) -> None:
     values = dict(zip(("joint__from_index", "joint__from_bm25"), sources, strict=True))
     with pytest.raises(NotFiniteError, match=r"joint: the loss is nan at step 2; lower the learning rate") as stopped:
         train(world, tmp_path, **values)
@@ -58,9 +64,19 @@ def test_it_stops_in_one_line_and_leaves_no_run_state_of_such_weights(world: Wor
     assert list(read(run / "metrics.jsonl")) == [1]
 
 
-def test_skipping_changes_nothing_any_more_and_ends_too(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    values = {"joint__on_nonfinite": "skip", "joint__steps": 20, "joint__evaluate_every": 4, "joint__refresh__canary_every": 3}
-    with pytest.raises(NotFiniteError, match=r"at step 11 \(10 updates in a row were skipped\)"), caplog.at_level(logging.WARNING):
+def test_skipping_changes_nothing_any_more_and_ends_too(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = {
+        "joint__on_nonfinite": "skip",
+        "joint__steps": 20,
+        "joint__evaluate_every": 4,
+        "joint__refresh__canary_every": 3,
+    }
+    with (
+        pytest.raises(NotFiniteError, match=r"at step 11 \(10 updates in a row were skipped\)"),
+        caplog.at_level(logging.WARNING),
+    ):
         train(world, tmp_path, **values)
     assert "the loss is nan at step 2: the update is skipped on every rank" in caplog.text
     (run,) = tmp_path.glob("run-*")
@@ -68,12 +84,16 @@ def test_skipping_changes_nothing_any_more_and_ends_too(world: World, tmp_path: 
     assert run_states(run) == []
 
 
-def test_the_last_good_run_state_is_kept_and_taken_up(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_good_run_state_is_kept_and_taken_up(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The rate is sound but for one step, whose update makes the weights too large."""
     from training.loop import loop
 
     sound = loop.rate_factor
-    monkeypatch.setattr(loop, "rate_factor", lambda step, steps, settings: sound(step, steps, settings) * (1e33 if step == 3 else 1))
+    monkeypatch.setattr(
+        loop, "rate_factor", lambda step, steps, settings: sound(step, steps, settings) * (1e33 if step == 3 else 1)
+    )
     values = {"joint__optimiser__learning_rate": 1e-3}
     with pytest.raises(NotFiniteError, match="the loss is nan at step 5"):
         train(world, tmp_path, **values)
@@ -85,7 +105,9 @@ def test_the_last_good_run_state_is_kept_and_taken_up(world: World, tmp_path: Pa
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_the_last_update_is_looked_at_too(world: World, tmp_path: Path, on_nonfinite: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_last_update_is_looked_at_too(
+    world: World, tmp_path: Path, on_nonfinite: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No later step would tell that it made the weights infinite."""
     sound = explode(monkeypatch, update=6)
     values = {"joint__optimiser__learning_rate": 1e-3, "joint__on_nonfinite": on_nonfinite}
@@ -109,11 +131,15 @@ def test_no_state_and_no_checkpoint_holds_broken_weights(
     with pytest.raises(NotFiniteError, match=rf"weights are not finite after step {step};"):
         train(world, tmp_path, **values)
     (run,) = tmp_path.glob("run-*")
-    assert [state.parent.name for state in run_states(run)] == (["step-00000002", "step-00000003"] if every == 1 else [])
+    assert [state.parent.name for state in run_states(run)] == (
+        ["step-00000002", "step-00000003"] if every == 1 else []
+    )
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_weights_that_no_loss_depends_on_any_more_are_looked_at_too(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_no_loss_depends_on_any_more_are_looked_at_too(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The compressor stands still after the update that breaks it, and memory is stored."""
     sound, made = LocalEngine.update, itertools.count(1)
 

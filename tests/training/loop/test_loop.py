@@ -27,10 +27,19 @@ from training.stages.memory_stages import PretrainStage
 
 STEPS = 6
 EXAMPLES = [
-    Example(str(n), row["id"], row["title"], row["text"], "qa", (f"Who is the mayor of {row['title']}?",), (row["title"][:3],))
-    if n % 2 else Example(str(n), row["id"], row["title"], row["text"], "autoencode")
+    Example(
+        str(n),
+        row["id"],
+        row["title"],
+        row["text"],
+        "qa",
+        (f"Who is the mayor of {row['title']}?",),
+        (row["title"][:3],),
+    )
+    if n % 2
+    else Example(str(n), row["id"], row["title"], row["text"], "autoencode")
     for n, row in enumerate(tiny.documents()[:10])
-]  # fmt: skip
+]
 
 
 class CrashError(Exception):
@@ -64,7 +73,9 @@ def start(
     return model, stage, LocalEngine(stage.module, stage.groups(), stage.optimiser)
 
 
-def train(backbone: Path, directory: Path, *, crash_at: int = -1, **options: object) -> tuple[ClaraModel, dict[int, dict[str, float]]]:
+def train(
+    backbone: Path, directory: Path, *, crash_at: int = -1, **options: object
+) -> tuple[ClaraModel, dict[int, dict[str, float]]]:
     model, stage, engine = start(backbone, crash_at=crash_at, **options)
     figures: dict[int, dict[str, float]] = {}
     run(stage, engine, directory, seed=5, checkpoint_every=2, log=lambda step, values: figures.update({step: values}))
@@ -72,7 +83,9 @@ def train(backbone: Path, directory: Path, *, crash_at: int = -1, **options: obj
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ClaraModel, dict[int, dict[str, float]]]:
+def undisturbed(
+    tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[ClaraModel, dict[int, dict[str, float]]]:
     return train(tiny_backbone, tmp_path_factory.mktemp("undisturbed"))
 
 
@@ -94,9 +107,9 @@ def test_resuming_equals_never_having_stopped(tiny_backbone: Path, tmp_path: Pat
 def test_training_changed_the_weights(tiny_backbone: Path, undisturbed):
     fresh = tiny.build_model(tiny_backbone, lora={"rank": 4, "alpha": 8.0, "dropout": 0.2}).state_dict()
     changed = {name for name, tensor in undisturbed[0].state_dict().items() if not torch.equal(tensor, fresh[name])}
-    assert changed == {n for n in fresh if ".adapters.compressor." in n or ".adapters.generator." in n or n.startswith("slots.")} - {
-        "slots.gate"
-    }
+    assert changed == {
+        n for n in fresh if ".adapters.compressor." in n or ".adapters.generator." in n or n.startswith("slots.")
+    } - {"slots.gate"}
 
 
 def test_a_half_written_run_state_is_not_taken_up(tiny_backbone: Path, tmp_path: Path, undisturbed):
@@ -107,7 +120,10 @@ def test_a_half_written_run_state_is_not_taken_up(tiny_backbone: Path, tmp_path:
     (newest / "state.safetensors").write_bytes(b"half")
     resumed, figures = train(tiny_backbone, tmp_path)
     assert min(figures) == 3
-    assert all(torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), undisturbed[0].state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(resumed.state_dict().values(), undisturbed[0].state_dict().values(), strict=True)
+    )
 
 
 def test_only_the_newest_run_states_are_kept(tiny_backbone: Path, tmp_path: Path):
@@ -165,7 +181,9 @@ class BreakingStage(PretrainStage):
         return dataclasses.replace(output, loss=broken)
 
 
-def breaking(backbone: Path, bad: Collection[int], *, gradient_only: bool) -> tuple[ClaraModel, BreakingStage, LocalEngine]:
+def breaking(
+    backbone: Path, bad: Collection[int], *, gradient_only: bool
+) -> tuple[ClaraModel, BreakingStage, LocalEngine]:
     model = tiny.build_model(backbone)
     stage = BreakingStage(model, EXAMPLES, config(), 2, bad=bad, gradient_only=gradient_only)
     return model, stage, LocalEngine(stage.module, stage.groups(), stage.optimiser)
@@ -262,13 +280,22 @@ def test_V11_schedule_without_the_wasted_first_update():
 
 
 def test_V11_schedule_of_the_reference():
-    settings = Optimiser(learning_rate=1e-4, schedule="cosine", warmup_ratio=1 / 3, min_ratio=0.1, warmup_from_zero=True)
+    settings = Optimiser(
+        learning_rate=1e-4, schedule="cosine", warmup_ratio=1 / 3, min_ratio=0.1, warmup_from_zero=True
+    )
     assert [1e-4 * rate_factor(step, 3, settings) for step in range(4)] == pytest.approx([0, 1e-4, 5.5e-5, 1e-5])
     assert not Optimiser().warmup_from_zero
 
 
-@given(steps=st.integers(1, 200), warmup=st.floats(0, 0.99), minimum=st.floats(0, 1), schedule=st.sampled_from(["constant", "cosine"]))
-def test_the_rate_rises_then_falls_and_is_never_zero_in_warm_up(steps: int, warmup: float, minimum: float, schedule: str):
+@given(
+    steps=st.integers(1, 200),
+    warmup=st.floats(0, 0.99),
+    minimum=st.floats(0, 1),
+    schedule=st.sampled_from(["constant", "cosine"]),
+)
+def test_the_rate_rises_then_falls_and_is_never_zero_in_warm_up(
+    steps: int, warmup: float, minimum: float, schedule: str
+):
     settings = Optimiser(schedule=schedule, warmup_ratio=warmup, min_ratio=minimum)
     factors = [rate_factor(step, steps, settings) for step in range(steps)]
     rising = math.ceil(warmup * steps)

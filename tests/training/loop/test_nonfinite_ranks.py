@@ -109,7 +109,10 @@ ZERO_STAGES, WHAT = (2, 3), ("loss", "drawn")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders `STAGE-POLICY-WHAT`, with what each rank saw."""
     folder = tmp_path_factory.mktemp("nonfinite")
-    cases = [*itertools.product(ZERO_STAGES, ("skip", "stop"), WHAT), *itertools.product(ZERO_STAGES, ("stop",), ("weights",))]
+    cases = [
+        *itertools.product(ZERO_STAGES, ("skip", "stop"), WHAT),
+        *itertools.product(ZERO_STAGES, ("stop",), ("weights",)),
+    ]
     ranks.finished(ranks.start(2, [str(folder), json.dumps(cases)], PROGRAM), 600)
     return folder
 

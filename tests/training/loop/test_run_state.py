@@ -67,7 +67,9 @@ def train(directory: Path, stage: Toy) -> torch.Tensor:
     return weight
 
 
-def test_a_disk_without_room_costs_the_run_state_and_not_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_disk_without_room_costs_the_run_state_and_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     wanted = train(tmp_path / "whole", Toy(4096))
     with full_disk(16_384):
         found = train(tmp_path / "full", Toy(4096))
@@ -117,7 +119,8 @@ def test_what_is_being_written_is_not_taken_up_but_nothing_it_names_may_go(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"), [("other", r"do not train here.*give another output"), ("torn", "not readable.*run state before it")]
+    ("damage", "told"),
+    [("other", r"do not train here.*give another output"), ("torn", "not readable.*run state before it")],
 )
 def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, damage: str, told: str) -> None:
     train(tmp_path, Toy())

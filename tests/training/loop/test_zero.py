@@ -16,10 +16,12 @@ from training.loop.lines import read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 STEPS = 4
-# Float32 sums in another order, over four AdamW updates of 1e-3. AdamW divides by the gradient's size, so that the rounding of a gradient which
-# is small beside its terms shows: no weight differs by more than a hundredth of one update, and nearly none by a thousandth.
+# Float32 sums in another order, over four AdamW updates of 1e-3. AdamW divides by the gradient's size, so that the
+# rounding of a gradient which is small beside its terms shows: no weight differs by more than a hundredth of one
+# update, and nearly none by a thousandth.
 WEIGHTS, MOST_WEIGHTS, CURVE = 1e-5, 1e-6, 1e-5
-# Everything in a step that is a collective under ZeRO-3, on data that is as uneven as it comes: prompts, pools, answers, what is generated.
+# Everything in a step that is a collective under ZeRO-3, on data that is as uneven as it comes: prompts, pools,
+# answers, what is generated.
 SETTINGS: dict[str, object] = {
     "joint__steps": STEPS,
     "joint__questions_per_step": 4,
@@ -47,7 +49,10 @@ def sets(world: World, output: Path, zero_stage: int) -> list[str]:
 
 
 def alone(world: World, output: Path) -> None:
-    assert joint.main(["--launcher", "local", *[part for value in sets(world, output, 2) for part in ("--set", value)]]) == 0
+    assert (
+        joint.main(["--launcher", "local", *[part for value in sets(world, output, 2) for part in ("--set", value)]])
+        == 0
+    )
 
 
 def run_of(output: Path) -> Path:
@@ -70,7 +75,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus
     give_state(root / "1", root / "2-zero2-from-1")
     ranks.train(2, [*[sets(world, root / f"2-zero{n}", n) for n in (1, 2, 3)], sets(world, root / "2-zero2-from-1", 2)])
     give_state(root / "2-zero2", root / "4-zero3-from-2-zero2")
-    ranks.train(4, [*[sets(world, root / f"4-zero{n}", n) for n in (1, 2, 3)], sets(world, root / "4-zero3-from-2-zero2", 3)])
+    ranks.train(
+        4, [*[sets(world, root / f"4-zero{n}", n) for n in (1, 2, 3)], sets(world, root / "4-zero3-from-2-zero2", 3)]
+    )
     give_state(root / "2-zero3", root / "1-from-2-zero3")
     alone(world, root / "1-from-2-zero3")
     return root
@@ -79,7 +86,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus
 def weights(output: Path) -> dict[str, torch.Tensor]:
     checkpoint = output / "checkpoint"
     folders = {role: checkpoint / read_manifest(checkpoint)["roles"][role] for role in ROLES}
-    return {f"{role}.{n}": t for role, folder in folders.items() for n, t in load_file(folder / "adapter_model.safetensors").items()}
+    return {
+        f"{role}.{n}": t
+        for role, folder in folders.items()
+        for n, t in load_file(folder / "adapter_model.safetensors").items()
+    }
 
 
 def differences(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -96,7 +107,15 @@ def test_the_curve_is_that_of_one_process(runs: Path, name: str) -> None:
     wanted, found = (read(run_of(runs / which) / "metrics.jsonl") for which in ("1", name))
     assert list(found) == ([3, 4] if name in RESUMED else [1, 2, 3, 4])
     for step, values in found.items():
-        for figure in ("loss", "answer_nats", "utility_loss", "labels_loss", "gradient_norm", "pool_has_positive", "positive_selected"):
+        for figure in (
+            "loss",
+            "answer_nats",
+            "utility_loss",
+            "labels_loss",
+            "gradient_norm",
+            "pool_has_positive",
+            "positive_selected",
+        ):
             assert values[figure] == pytest.approx(wanted[step][figure], rel=CURVE), (step, figure)
     apart = differences(weights(runs / "1"), weights(runs / name))
     assert float(apart.max()) < WEIGHTS
@@ -115,7 +134,9 @@ def test_training_moved_the_weights(runs: Path) -> None:
 
 
 def test_states_are_the_same_tensors_whoever_wrote_them(runs: Path) -> None:
-    one, other = (load_file(run_of(runs / name) / "run_state/step-00000002/state.safetensors") for name in ("1", "4-zero3"))
+    one, other = (
+        load_file(run_of(runs / name) / "run_state/step-00000002/state.safetensors") for name in ("1", "4-zero3")
+    )
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert tensor.shape == other[name].shape
@@ -132,7 +153,8 @@ def test_each_rank_reports_what_it_holds(runs: Path) -> None:
         # Optimiser: master weights and two moments, shared out in every stage; padding to equal parts adds a little.
         for stage in (1, 2, 3):
             assert most[f"{count}-zero{stage}"]["optimiser"] == pytest.approx(1.5 * whole["optimiser"] / count, rel=0.1)
-            # Gradients that wait for the update are shared out in every stage too (stage 1 holds them whole before that).
+            # Gradients that wait for the update are shared out in every stage too (stage 1 holds them whole before
+            # that).
             assert most[f"{count}-zero{stage}"]["gradients"] == pytest.approx(whole["gradients"] / count, rel=0.15)
         # Weights, most of which are the frozen LM's: whole up to stage 2, shared out in stage 3.
         assert most[f"{count}-zero2"]["weights"] == whole["weights"]

@@ -123,8 +123,9 @@ def test_a_moved_compressor_measures_as_computed_directly(world: World, num_rank
     shared = []
     for number in range(len(questions)):
         old, new = (
-            {*torch.nn.functional.cosine_similarity(query[number][None], m).topk(3).indices.tolist()} for m in (stored, fresh)
-        )  # fmt: skip
+            {*torch.nn.functional.cosine_similarity(query[number][None], m).topk(3).indices.tolist()}
+            for m in (stored, fresh)
+        )
         shared.append(len(old & new) / 3)
     ranks, results = Ranks(num_ranks), [{}] * num_ranks
     # Loaded one after the other: transformers patches torch as it loads a model, for all threads of a process.
@@ -155,19 +156,28 @@ def test_questions_without_a_positive_leave_the_recalls_out(world: World, tiny_m
 
 def test_a_snapshot_is_due_by_measure_or_by_steps() -> None:
     measured = Refresh(policy="full", trigger_cosine=0.9, canary_every=1, start_step=2)
-    assert [snapshot_due(n, measured, cosine) for n, cosine in ((1, 0.5), (2, 0.95), (2, 0.9), (3, 0.89))] == [False, False, False, True]
+    assert [snapshot_due(n, measured, cosine) for n, cosine in ((1, 0.5), (2, 0.95), (2, 0.9), (3, 0.89))] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     both = measured.model_copy(update={"every_steps": 4})
     assert [n for n in range(9) if snapshot_due(n, both)] == [2, 6]
     assert snapshot_due(3, both, 0.5)
 
 
 @pytest.mark.parametrize("values", [{"joint__refresh__canary_every": 2}, {"joint__refresh__policy": "full"}])
-def test_a_trigger_without_policy_or_measure_is_refused(world: World, tmp_path: Path, values: dict[str, object]) -> None:
+def test_a_trigger_without_policy_or_measure_is_refused(
+    world: World, tmp_path: Path, values: dict[str, object]
+) -> None:
     with pytest.raises(InputError, match=r"trigger_cosine is 0\.9, policy .*set policy and canary_every"):
         joint.main(["--launcher", "local", *world.sets(tmp_path, joint__refresh__trigger_cosine=0.9, **values)])
 
 
-def test_a_run_measures_and_the_measure_starts_a_refresh(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_measures_and_the_measure_starts_a_refresh(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     values = {
         "joint__train_compressor": "true",
@@ -192,7 +202,16 @@ def test_a_run_measures_and_the_measure_starts_a_refresh(world: World, tmp_path:
     assert "staleness.png" in {path.name for path in draw(metrics, tmp_path / "curves")}
 
     threshold = (by_step[2]["cosine"] + by_step[3]["cosine"]) / 2
-    assert joint.main(["--launcher", "local", *world.sets(tmp_path / "measured", **values, joint__refresh__trigger_cosine=threshold)]) == 0
+    assert (
+        joint.main(
+            [
+                "--launcher",
+                "local",
+                *world.sets(tmp_path / "measured", **values, joint__refresh__trigger_cosine=threshold),
+            ]
+        )
+        == 0
+    )
     report = json.loads((tmp_path / "measured/report.json").read_text())
     assert report["refreshes"][0]["snapshot_step"] == 3
     assert [span["first_step"] for span in report["versions_by_step"][:2]] == [1, 5]

@@ -5,13 +5,16 @@ import pytest
 from clara.config.tree import Config
 from training.refresh.cost import Devices, Spent, cost
 
-LOCAL = Config.model_validate({"launch": {"launcher": "local"}, "joint": {"questions_per_step": 4, "refresh": {"num_cpus": 2.0}}})
+LOCAL = Config.model_validate(
+    {"launch": {"launcher": "local"}, "joint": {"questions_per_step": 4, "refresh": {"num_cpus": 2.0}}}
+)
 REFRESHES = [{"seconds": 3.0, "bytes": 10}, {"seconds": 1.0, "bytes": 20}]
 
 
 def test_shares_and_pace() -> None:
     metrics = {
-        n: {"step_seconds": seconds, "refreshing": beside} for n, (seconds, beside) in enumerate([(1, 0), (1, 0), (2, 1), (4, 1)], 1)
+        n: {"step_seconds": seconds, "refreshing": beside}
+        for n, (seconds, beside) in enumerate([(1, 0), (1, 0), (2, 1), (4, 1)], 1)
     }
     found = cost(LOCAL, 3, metrics, REFRESHES)
     assert (found["refreshes"], found["seconds"], found["bytes"]) == (2, 4.0, 30)
@@ -19,7 +22,10 @@ def test_shares_and_pace() -> None:
     assert found["compute_share"] == 0.25
     assert (found["median_step_seconds_alone"], found["median_step_seconds_beside_a_refresh"]) == (1, 3)
     assert found["throughput_beside_a_refresh"] == pytest.approx(1 / 3)
-    assert (found["questions_per_second_alone"], found["questions_per_second_beside_a_refresh"]) == (4.0, pytest.approx(8 / 6))
+    assert (found["questions_per_second_alone"], found["questions_per_second_beside_a_refresh"]) == (
+        4.0,
+        pytest.approx(8 / 6),
+    )
 
 
 def test_lost_tries_cost_and_readiness_is_from_the_request() -> None:

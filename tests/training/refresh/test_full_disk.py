@@ -26,9 +26,14 @@ from training.refresh.version import Pending
 
 STEPS = 12
 RUN: dict[str, object] = {
-    "joint__train_compressor": "true", "joint__steps": STEPS, "joint__refresh__policy": "full", "joint__refresh__start_step": 2,
-    "joint__refresh__every_steps": 8, "joint__refresh__switch": "asap", "joint__refresh__max_attempts": 2,
-}  # fmt: skip
+    "joint__train_compressor": "true",
+    "joint__steps": STEPS,
+    "joint__refresh__policy": "full",
+    "joint__refresh__start_step": 2,
+    "joint__refresh__every_steps": 8,
+    "joint__refresh__switch": "asap",
+    "joint__refresh__max_attempts": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +54,10 @@ def test_lines_wait_for_room_and_none_is_cut(tmp_path: Path, caplog: pytest.LogC
         for step in (2, 3, 4):
             lines.add({"step": step, "loss": 0.5})
         assert path.stat().st_size == 2 * one
-        with pytest.raises(InputError, match=r"metrics\.jsonl: 2 lines cannot be written \(File too large\); make room, and run the same"):
+        with pytest.raises(
+            InputError,
+            match=r"metrics\.jsonl: 2 lines cannot be written \(File too large\); make room, and run the same",
+        ):
             lines.finish()
     assert caplog.text.count("cannot be written (File too large); what belongs there is kept") == 1
     with caplog.at_level(logging.INFO):
@@ -102,13 +110,21 @@ class NoRoom(Inline):
 
 def job_of(world: World, output: Path) -> RefreshJob:
     return RefreshJob(
-        checkpoint=str(world.checkpoint), backbone="", parent=str(world.memory), memory=str(output / "memory-v1"),
-        index=str(output / "index-v1"), factory="Flat", first_level=20, batch_tokens=1024, threads=1,
-    )  # fmt: skip
+        checkpoint=str(world.checkpoint),
+        backbone="",
+        parent=str(world.memory),
+        memory=str(output / "memory-v1"),
+        index=str(output / "index-v1"),
+        factory="Flat",
+        first_level=20,
+        batch_tokens=1024,
+        threads=1,
+    )
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), InputError("job.json: cannot be written"), RefreshError("gone")]
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), InputError("job.json: cannot be written"), RefreshError("gone")],
 )
 def test_a_try_that_cannot_begin_is_a_failed_try(world: World, tmp_path: Path, error: Exception) -> None:
     run = tmp_path / "run-1"
@@ -215,7 +231,9 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
         yield found
 
 
-def train(world: World, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, handlers: list[logging.Handler], **values: object) -> None:
+def train(
+    world: World, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, handlers: list[logging.Handler], **values: object
+) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Filling)
     monkeypatch.setattr(Filling, "disk", disk, raising=False)
     monkeypatch.setattr(Filling, "starts", 0)
@@ -270,9 +288,13 @@ def test_what_a_refresh_that_is_given_up_took_is_free_for_the_run_state_and_the_
     assert list(run.glob("run_state/step-*/state.json"))
 
 
-def test_figures_that_never_find_room_are_told_at_the_end(world: World, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_that_never_find_room_are_told_at_the_end(
+    world: World, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     refill = FilledAfter(disk, "version 1 is given up")
-    with pytest.raises(InputError, match=r"jsonl: \d+ lines cannot be written \(No space left on device\); make room, and run the same"):
+    with pytest.raises(
+        InputError, match=r"jsonl: \d+ lines cannot be written \(No space left on device\); make room, and run the same"
+    ):
         train(world, disk, monkeypatch, [refill], joint__refresh__every_steps=0)
     assert not (disk.root / "checkpoint" / MANIFEST).exists()
     disk.free()
@@ -287,9 +309,15 @@ def test_figures_that_never_find_room_are_told_at_the_end(world: World, disk: Sm
 def test_ranks_on_a_disk_that_is_full_for_a_while(world: World, disk: SmallDisk) -> None:
     steps = 30
     values = RUN | {
-        "launch__launcher": "ray", "launch__max_failures": 0, "joint__steps": steps, "joint__checkpoint_every": 1,
-        "joint__refresh__num_cpus": 0.5, "joint__refresh__every_steps": 3, "joint__refresh__wait_seconds": 600, "joint__refresh__final": "true",
-    }  # fmt: skip
+        "launch__launcher": "ray",
+        "launch__max_failures": 0,
+        "joint__steps": steps,
+        "joint__checkpoint_every": 1,
+        "joint__refresh__num_cpus": 0.5,
+        "joint__refresh__every_steps": 3,
+        "joint__refresh__wait_seconds": 600,
+        "joint__refresh__final": "true",
+    }
     command = [sys.executable, joint.__file__, *world.sets(disk.root, **values)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -304,7 +332,8 @@ def test_ranks_on_a_disk_that_is_full_for_a_while(world: World, disk: SmallDisk)
 
     def reached_while_full() -> bool:
         disk.fill()  # again and again, as what is given up is deleted
-        # Directories are made all the same, and tell how far the ranks are while neither figures nor logs can be written.
+        # Directories are made all the same, and tell how far the ranks are while neither figures nor logs can be
+        # written.
         return (run / f"run_state/step-{full_from + 12:08d}").is_dir()
 
     wait_for(reached_while_full)

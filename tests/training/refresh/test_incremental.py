@@ -67,9 +67,16 @@ def test_nothing_is_encoded_that_is_as_the_compressor_makes_it(
     """From the first step on: not what MEMORY begins with, nor, once the compressor stands still, any row again."""
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     values = {
-        "joint__refresh__policy": policy, "joint__refresh__start_step": 0, "joint__refresh__every_steps": 2, "joint__compressor_steps": 3,
-        "joint__steps": 14, "joint__refresh__rows": 0, "joint__refresh__share": 0.5, "joint__refresh__switch": "asap", "joint__refresh__delta_steps": 0,
-    }  # fmt: skip
+        "joint__refresh__policy": policy,
+        "joint__refresh__start_step": 0,
+        "joint__refresh__every_steps": 2,
+        "joint__compressor_steps": 3,
+        "joint__steps": 14,
+        "joint__refresh__rows": 0,
+        "joint__refresh__share": 0.5,
+        "joint__refresh__switch": "asap",
+        "joint__refresh__delta_steps": 0,
+    }
     train(world, tmp_path, **values)
     (run,) = tmp_path.glob("run-*")
     notes = [json.loads(path.read_text()) for path in sorted(run.glob("refresh-v?.json"))]
@@ -120,7 +127,7 @@ def test_every_row_has_its_turn() -> None:
     for refresh in range(1, 15):
         rows = choose_rows(
             np.arange(40), 10 * refresh - made, np.repeat([1, 0], [3, 37]), np.ones(40), num_rows=6, oldest_share=0.5
-        )  # fmt: skip
+        )
         made[rows] = 10 * refresh
         seen |= {*rows.tolist()}
     assert len(seen) == 40
@@ -129,7 +136,9 @@ def test_every_row_has_its_turn() -> None:
 
 def test_drift_is_measured_and_the_newest_measure_holds(world: World, trained: Path, tmp_path: Path) -> None:
     before, after = MemoryStore.open(world.memory), MemoryStore.open(trained / "memory-v1", mixed=True)
-    overlay = np.isin(after.shards_of(after.row_ids), [n for n, name in enumerate(after.shard_names) if name.startswith("overlay")])
+    overlay = np.isin(
+        after.shards_of(after.row_ids), [n for n, name in enumerate(after.shard_names) if name.startswith("overlay")]
+    )
     rows = after.row_ids[overlay]
     mean = write_drift(tmp_path / "a", before, after, rows, np.full(len(rows), 2), "")
     a, b = (store.memory(rows).reshape(len(rows), -1).astype(np.float64) for store in (before, after))
@@ -205,14 +214,27 @@ def test_a_mixed_memory_is_no_use_outside_and_a_final_encoding_is(world: World, 
     assert report["memory_lag_steps"] == 8
     assert FIELD in read_manifest(report["memory"])
     with pytest.raises(InputError, match=r"mixed MEMORY.*joint\.refresh\.final = true"):
-        joint.main(["--launcher", "local", *world.sets(tmp_path / "b", checkpoint=trained / "checkpoint", memory=report["memory"])])
+        joint.main(
+            [
+                "--launcher",
+                "local",
+                *world.sets(tmp_path / "b", checkpoint=trained / "checkpoint", memory=report["memory"]),
+            ]
+        )
 
 
 def test_a_final_encoding_after_it_is_whole(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     report = train(world, tmp_path, joint__steps=5, joint__refresh__final="true")
     assert report["memory_lag_steps"] == 0
-    settings = {"backbone": "", "dtype": "float32", "max_tokens": 96, "overlap_tokens": 0, "key_size": 32, "key_seed": 0}
+    settings = {
+        "backbone": "",
+        "dtype": "float32",
+        "max_tokens": 96,
+        "overlap_tokens": 0,
+        "key_size": 32,
+        "key_seed": 0,
+    }
     store = MemoryStore.open(str(report["memory"]), accept=[of_checkpoint(tmp_path / "checkpoint", **settings)])
     assert len(store) == 40
 

@@ -34,19 +34,33 @@ def test_settings_are_taken_over_and_a_low_recall_is_told_everywhere(
 ) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     sets = world.sets(
-        tmp_path, index=world.memory.parent / "coarse", retrieval__factory="auto", retrieval__first_level=12, joint__steps=3,
-        joint__train_compressor="true", joint__refresh__policy=policy, joint__refresh__start_step=1, joint__refresh__switch="stop",
-    )  # fmt: skip
+        tmp_path,
+        index=world.memory.parent / "coarse",
+        retrieval__factory="auto",
+        retrieval__first_level=12,
+        joint__steps=3,
+        joint__train_compressor="true",
+        joint__refresh__policy=policy,
+        joint__refresh__start_step=1,
+        joint__refresh__switch="stop",
+    )
     assert joint.main(["--launcher", "local", *sets]) == 0
     made = read_manifest(tmp_path / "index-v1", "INDEX")
     assert made["factory"] == "IVF16,PQ1x4"
     assert made["made_by"]["recall_floor"] == 0.95
     assert faiss.extract_index_ivf(read_mapped(tmp_path / "index-v1" / FILE)).nprobe == 15
-    recall, before = made["measured"]["recall_at_10"], read_manifest(world.memory.parent / "coarse")["measured"]["recall_at_10"]
+    recall, before = (
+        made["measured"]["recall_at_10"],
+        read_manifest(world.memory.parent / "coarse")["measured"]["recall_at_10"],
+    )
     assert 0 < recall < 0.95
     # What the worker says may lie on another machine; rank 0 and the report say it too.
     told = [(r.name, r.getMessage()) for r in caplog.records if "under the floor of 0.95" in r.getMessage()]
-    assert [text.split("/")[-1].split(":")[0] for name, text in told if name == "training.refresh"] == ["coarse", "index-v1", "index-v1"]
+    assert [text.split("/")[-1].split(":")[0] for name, text in told if name == "training.refresh"] == [
+        "coarse",
+        "index-v1",
+        "index-v1",
+    ]
     assert [f"version 1: {tmp_path}/index-v1: recall@10 is" in text for _, text in told].count(True) == 1
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["recall_at_10"] == report["refreshes"][0]["recall_at_10"] == recall

@@ -22,9 +22,16 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
 
 def job(world: World, folder: Path) -> RefreshJob:
     return RefreshJob(
-        checkpoint=str(world.checkpoint), backbone="", parent=str(world.memory), memory=str(folder / "memory"), index=str(folder / "index"),
-        factory="Flat", first_level=20, batch_tokens=1024, threads=1,
-    )  # fmt: skip
+        checkpoint=str(world.checkpoint),
+        backbone="",
+        parent=str(world.memory),
+        memory=str(folder / "memory"),
+        index=str(folder / "index"),
+        factory="Flat",
+        first_level=20,
+        batch_tokens=1024,
+        threads=1,
+    )
 
 
 def moved(world: World, folder: Path) -> Path:
@@ -61,7 +68,9 @@ def test_a_version_of_another_snapshot_is_refused(world: World, tmp_path: Path) 
         check_result(other, made)
 
 
-def test_a_version_of_other_rows_is_refused(world: World, tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
+def test_a_version_of_other_rows_is_refused(
+    world: World, tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path
+) -> None:
     lines = corpus_file.read_text(encoding="utf-8").splitlines(keepends=True)
     fewer = tmp_path / "fewer.jsonl"
     fewer.write_text("".join(lines[1:]), encoding="utf-8")

@@ -16,9 +16,13 @@ from training.refresh.attempts import lost_tries
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult, expected_fingerprint, fingerprint_of
 
 RUN: dict[str, object] = {
-    "joint__train_compressor": "true", "joint__steps": 3, "joint__refresh__final": "true", "joint__refresh__policy": "full",
-    "joint__refresh__switch": "stop", "joint__refresh__start_step": 1,
-}  # fmt: skip
+    "joint__train_compressor": "true",
+    "joint__steps": 3,
+    "joint__refresh__final": "true",
+    "joint__refresh__policy": "full",
+    "joint__refresh__switch": "stop",
+    "joint__refresh__start_step": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +101,19 @@ def test_a_try_that_fails_is_made_again(world: World, tmp_path: Path, monkeypatc
     assert (cost["refreshes"], cost["lost_tries"]) == (2, 1)  # type: ignore[index]
 
 
-def test_one_that_comes_to_nothing_costs_the_re_encoding_alone(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_comes_to_nothing_costs_the_re_encoding_alone(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Unlucky)
     monkeypatch.setattr(Unlucky, "failing", 2)
     monkeypatch.setattr(Unlucky, "jobs", 0)
     # Nothing but the last re-encoding needs version 1, which is not deleted before.
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    values: dict[str, object] = {"joint__refresh__keep_versions": 0, "joint__checkpoint_every": 10, "tracking__uri": uri}
+    values: dict[str, object] = {
+        "joint__refresh__keep_versions": 0,
+        "joint__checkpoint_every": 10,
+        "tracking__uri": uri,
+    }
     given = arguments(world, tmp_path, joint__refresh__max_attempts=2, **values)
     said = r"CHECKPOINT after 3 steps is there, .*MEMORY .*memory-v1 lags it by 2 steps: .*came to nothing \(its GPU is lost\); run the same command"
     with pytest.raises(InputError, match=said):
@@ -137,7 +147,9 @@ def test_one_that_hangs_is_ended(world: World, tmp_path: Path, monkeypatch: pyte
 
 
 def test_room_that_the_whole_cluster_lacks_is_told_before_a_step(world: World, tmp_path: Path) -> None:
-    config = joint.load(None, world.sets(tmp_path, **RUN | {"joint__refresh__num_cpus": 3, "launch__num_workers": 1})[1::2])
+    config = joint.load(
+        None, world.sets(tmp_path, **RUN | {"joint__refresh__num_cpus": 3, "launch__num_workers": 1})[1::2]
+    )
     with pytest.raises(InputError, match=r"joint\.refresh\.num_cpus is 3, the cluster has 2 cores; add a node"):
         scaling(config, {"CPU": 2.0})
     check_room(config, {"CPU": 3.0})

@@ -38,7 +38,13 @@ POLICIES: dict[str, dict[str, object]] = {
     "full_and_rerank": {"policy": "full", "rerank": True},
     "incremental": {"policy": "incremental", "rows": 14},
     "incremental_and_rerank_of_the_older": {"policy": "incremental", "rows": 14, "rerank": True, "rerank_lag_steps": 1},
-    "incremental_and_correction": {"policy": "incremental", "rows": 14, "correction": True, "canary_every": 1, "canary_rows": 24},
+    "incremental_and_correction": {
+        "policy": "incremental",
+        "rows": 14,
+        "correction": True,
+        "canary_every": 1,
+        "canary_rows": 24,
+    },
     "correction": {"correction": True, "canary_every": 1, "canary_rows": 24},
 }
 
@@ -59,14 +65,26 @@ def move(model: ClaraModel, seed: int) -> None:
 def stage(world: World, folder: Path, model: ClaraModel, refresh: dict[str, object]) -> JointStage:
     config = Config.model_validate(
         {
-            "checkpoint": str(world.checkpoint), "memory": str(world.memory), "index": str(world.index), "backbone": {"dtype": "float32"},
-            "retrieval": {"factory": "Flat"}, "output": str(folder),
+            "checkpoint": str(world.checkpoint),
+            "memory": str(world.memory),
+            "index": str(world.index),
+            "backbone": {"dtype": "float32"},
+            "retrieval": {"factory": "Flat"},
+            "output": str(folder),
             "joint": {
-                "questions_per_step": 4, "micro_batch": 4, "num_candidates": 8, "num_selected": 3, "from_index": 4, "from_bm25": 2, "steps": 9,
-                "temperature": 0.1, "train_compressor": True, "refresh": {"start_step": 2, **refresh},
+                "questions_per_step": 4,
+                "micro_batch": 4,
+                "num_candidates": 8,
+                "num_selected": 3,
+                "from_index": 4,
+                "from_bm25": 2,
+                "steps": 9,
+                "temperature": 0.1,
+                "train_compressor": True,
+                "refresh": {"start_step": 2, **refresh},
             },
         }
-    )  # fmt: skip
+    )
     (folder / "run").mkdir()
     versions = Versions(config, folder, folder / "run", Inline(), 1)
     settings = config.joint.refresh
@@ -74,18 +92,22 @@ def stage(world: World, folder: Path, model: ClaraModel, refresh: dict[str, obje
     if settings.canary_every:
         questions = read_questions(world.questions)
         ridge = settings.correction_ridge
-        canary = Canary(questions, versions.open()[0], num_rows=settings.canary_rows, num_selected=3, correction_ridge=ridge)
+        canary = Canary(
+            questions, versions.open()[0], num_rows=settings.canary_rows, num_selected=3, correction_ridge=ridge
+        )
     made = JointStage(model, read_questions(world.questions, "train"), config, versions, canary=canary)
     made.begin(LocalEngine(torch.nn.Linear(1, 1), [(0.1, [torch.nn.Parameter(torch.zeros(1))])], made.optimiser))
     return made
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_all_gradients_equal_those_of_a_naive_step(world: World, tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_gradients_equal_those_of_a_naive_step(
+    world: World, tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """After a snapshot, a refresh and a switch, the compressor having moved before and after; every candidate is encoded by the naive step.
 
-    The constant that a candidate is scored on is worked out here from the policy's meaning: what the compressor of the start, of the snapshot, or of
-    now makes of the text, rounded as it is stored.
+    The constant that a candidate is scored on is worked out here from the policy's meaning: what the compressor of the
+    start, of the snapshot, or of now makes of the text, rounded as it is stored.
     """
     settings = POLICIES[policy]
     model = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
@@ -133,7 +155,9 @@ def test_all_gradients_equal_those_of_a_naive_step(world: World, tmp_path: Path,
             if encoder is not model:
                 value = value.half().float()
                 if (correction := made.pool_memory.correction) is not None:
-                    value = value + value @ torch.from_numpy(correction.maps[newest if candidate in refreshed else base])
+                    value = value + value @ torch.from_numpy(
+                        correction.maps[newest if candidate in refreshed else base]
+                    )
             memory[row, place] = value
     # Batches of other shapes give other last bits, and half precision rounds them to a neighbour at times.
     torch.testing.assert_close(batch.memory, memory, atol=4e-3, rtol=4e-3)
@@ -203,7 +227,8 @@ def test_it_is_for_scoring_alone_and_is_kept_for_resuming(world: World, tmp_path
     (made_by,) = {f.hash for f in made._store.shard_fingerprints}
     made.pool_memory.correction, made._correction_step = Correction({made_by: np.eye(32, dtype=np.float32)}), 3
     assert torch.equal(made.micro_batches(STEP, 0, 1)[0].memory, 2 * before)
-    # Nothing lacks an update in the first step; in the tenth the compressor would stand still, and its memory is read by the generator.
+    # Nothing lacks an update in the first step; in the tenth the compressor would stand still, and its memory is read
+    # by the generator.
     assert torch.equal(made.micro_batches(0, 0, 1)[0].memory, stage_memory(made, 0))
     made._settings = made.pool_memory._settings = made._settings.model_copy(update={"compressor_steps": 3})
     assert torch.equal(made.micro_batches(STEP, 0, 1)[0].memory, before)
@@ -225,8 +250,14 @@ def stage_memory(made: JointStage, step: int) -> torch.Tensor:
 
 
 def test_a_run_logs_it(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"joint__refresh__canary_every": 1, "joint__refresh__canary_rows": 24, "joint__refresh__correction": "true"}
-    sets = world.sets(tmp_path, joint__train_compressor="true", joint__steps=4, joint__optimiser__learning_rate=1e-2, **values)
+    values = {
+        "joint__refresh__canary_every": 1,
+        "joint__refresh__canary_rows": 24,
+        "joint__refresh__correction": "true",
+    }
+    sets = world.sets(
+        tmp_path, joint__train_compressor="true", joint__steps=4, joint__optimiser__learning_rate=1e-2, **values
+    )
     assert joint.main(["--launcher", "local", *sets]) == 0
     metrics = read(next(tmp_path.glob("run-*")) / "metrics.jsonl")
     for v in metrics.values():
@@ -242,9 +273,17 @@ def test_a_run_logs_it(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"share": 0}, r"refresh\.share"),
     ],
 )
-def test_what_does_not_go_together_is_refused(world: World, tmp_path: Path, values: dict[str, object], said: str) -> None:
+def test_what_does_not_go_together_is_refused(
+    world: World, tmp_path: Path, values: dict[str, object], said: str
+) -> None:
     with pytest.raises(InputError, match=said):
-        joint.main(["--launcher", "local", *world.sets(tmp_path, **{f"joint__refresh__{name}": v for name, v in values.items()})])
+        joint.main(
+            [
+                "--launcher",
+                "local",
+                *world.sets(tmp_path, **{f"joint__refresh__{name}": v for name, v in values.items()}),
+            ]
+        )
 
 
 # --- training waits --------------------------------------------------------------------------------------------------
@@ -256,7 +295,12 @@ def test_with_stop_the_step_after_a_snapshot_has_its_version(
 ) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     values = {"policy": policy, "rows": 15, "switch": "stop", "start_step": 1, "every_steps": 2, "keep_versions": 9}
-    sets = world.sets(tmp_path, joint__train_compressor="true", joint__steps=6, **{f"joint__refresh__{n}": v for n, v in values.items()})
+    sets = world.sets(
+        tmp_path,
+        joint__train_compressor="true",
+        joint__steps=6,
+        **{f"joint__refresh__{n}": v for n, v in values.items()},
+    )
     assert joint.main(["--launcher", "local", *sets]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     assert [(s["version"], s["first_step"]) for s in report["versions_by_step"]] == [(0, 1), (1, 2), (2, 4), (3, 6)]
@@ -278,14 +322,21 @@ def test_waiting_is_part_of_the_whole(world: World, tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Slow)
     values = {"policy": "full", "switch": "stop", "start_step": 1}
-    sets = world.sets(tmp_path, joint__train_compressor="true", joint__steps=2, **{f"joint__refresh__{n}": v for n, v in values.items()})
+    sets = world.sets(
+        tmp_path,
+        joint__train_compressor="true",
+        joint__steps=2,
+        **{f"joint__refresh__{n}": v for n, v in values.items()},
+    )
     assert joint.main(["--launcher", "local", *sets]) == 0
     report = json.loads((tmp_path / "report.json").read_text())
     metrics = read(next(tmp_path.glob("run-*")) / "metrics.jsonl")
     assert report["seconds"] > report["blocked_seconds"] > 4
     assert metrics[1]["step_seconds"] > metrics[1]["blocked_seconds"] > 4
     assert report["blocked_share"] == pytest.approx(report["blocked_seconds"] / report["seconds"])
-    assert metrics[2]["blocked_share"] == pytest.approx(report["blocked_share"], rel=0.05)  # what MLflow gets at each step
+    assert metrics[2]["blocked_share"] == pytest.approx(
+        report["blocked_share"], rel=0.05
+    )  # what MLflow gets at each step
     assert figures(report)["run.blocked_share"] == report["blocked_share"] < 1
     assert figures(report)["run.waited_after_last_step_seconds"] == report["waited_after_last_step_seconds"]
 
@@ -305,7 +356,12 @@ def test_stop_waits_no_longer_than_it_is_told(
 ) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Never)
     values = {"policy": "full", "switch": "stop", "start_step": 1, "wait_seconds": 0.05}
-    sets = world.sets(tmp_path, joint__train_compressor="true", joint__steps=3, **{f"joint__refresh__{n}": v for n, v in values.items()})
+    sets = world.sets(
+        tmp_path,
+        joint__train_compressor="true",
+        joint__steps=3,
+        **{f"joint__refresh__{n}": v for n, v in values.items()},
+    )
     assert joint.main(["--launcher", "local", *sets]) == 0
     assert "version 1 is not ready after 0 s; training goes on without it" in caplog.text
     report = json.loads((tmp_path / "report.json").read_text())

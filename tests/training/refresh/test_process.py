@@ -36,9 +36,16 @@ def worker() -> Iterator[ProcessWorker]:
 
 def job(world: World, folder: Path) -> RefreshJob:
     return RefreshJob(
-        checkpoint=str(world.checkpoint), backbone="", parent=str(world.memory), memory=str(folder / "memory"), index=str(folder / "index"),
-        factory="Flat", first_level=20, batch_tokens=1024, threads=1,
-    )  # fmt: skip
+        checkpoint=str(world.checkpoint),
+        backbone="",
+        parent=str(world.memory),
+        memory=str(folder / "memory"),
+        index=str(folder / "index"),
+        factory="Flat",
+        first_level=20,
+        batch_tokens=1024,
+        threads=1,
+    )
 
 
 def result(ticket: ProcessTicket) -> RefreshResult:
@@ -47,7 +54,9 @@ def result(ticket: ProcessTicket) -> RefreshResult:
     return found
 
 
-def test_one_process_does_refresh_after_refresh_and_is_replaced_when_gone(world: World, tmp_path: Path, worker: ProcessWorker) -> None:
+def test_one_process_does_refresh_after_refresh_and_is_replaced_when_gone(
+    world: World, tmp_path: Path, worker: ProcessWorker
+) -> None:
     first = worker.start(job(world, tmp_path / "1"), tmp_path / "1.log")
     assert first.result(0.0) is None
     made = result(first)
@@ -103,7 +112,9 @@ def gone(process: psutil.Process) -> bool:
 def test_it_ends_with_a_parent_that_is_killed(world: World, tmp_path: Path) -> None:
     fields = {name: value for name, value in dataclasses.asdict(job(world, tmp_path)).items() if isinstance(value, str)}
     del fields["factory"]
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, *[f"{k}={v}" for k, v in fields.items()]], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, *[f"{k}={v}" for k, v in fields.items()]], stdout=subprocess.PIPE, text=True
+    )
     assert parent.stdout is not None
     child = psutil.Process(int(parent.stdout.readline()))
     parent.kill()

@@ -22,18 +22,34 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_SECONDS)]
 def cluster() -> Iterator[None]:
     root = str(Path(__file__).resolve().parents[3])
     ray.init(
-        address="local", num_cpus=1, include_dashboard=False, object_store_memory=128 * 2**20, log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1"}},
-    )  # fmt: skip
+        address="local",
+        num_cpus=1,
+        include_dashboard=False,
+        object_store_memory=128 * 2**20,
+        log_to_driver=False,
+        runtime_env={
+            "env_vars": {
+                "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+                "OMP_NUM_THREADS": "1",
+            }
+        },
+    )
     yield
     ray.shutdown()
 
 
 def job(world: World, folder: Path, *, checkpoint: Path | None = None) -> RefreshJob:
     return RefreshJob(
-        checkpoint=str(checkpoint or world.checkpoint), backbone="", parent=str(world.memory), memory=str(folder / "memory"),
-        index=str(folder / "index"), factory="Flat", first_level=20, batch_tokens=1024, threads=1,
-    )  # fmt: skip
+        checkpoint=str(checkpoint or world.checkpoint),
+        backbone="",
+        parent=str(world.memory),
+        memory=str(folder / "memory"),
+        index=str(folder / "index"),
+        factory="Flat",
+        first_level=20,
+        batch_tokens=1024,
+        threads=1,
+    )
 
 
 def refreshers(doing: str = "") -> list[psutil.Process]:
@@ -74,5 +90,8 @@ def test_one_that_is_ended_is_gone_and_the_next_has_another(cluster: None, world
         assert time.monotonic() - began < 9
     with pytest.raises(RefreshError, match="nothing"):
         result(worker.start(job(world, tmp_path / "failed", checkpoint=tmp_path / "nothing"), tmp_path / "log"))
-    made, alone = result(worker.start(job(world, tmp_path / "made"), tmp_path / "log")), run_job(job(world, tmp_path / "alone"))
+    made, alone = (
+        result(worker.start(job(world, tmp_path / "made"), tmp_path / "log")),
+        run_job(job(world, tmp_path / "alone")),
+    )
     assert (made.memory_hash, made.index_hash) == (alone.memory_hash, alone.index_hash)

@@ -26,10 +26,16 @@ STEPS, REFRESHER, RANK = 30, "ray::Refresher.run", "ray::RayTrainWorker"
 # Two ranks sum in another order than one process, over updates of 1e-4: no weight is further off than half an update.
 TOLERANCE = 5e-5
 SETTINGS: dict[str, object] = {
-    "joint__steps": STEPS, "joint__checkpoint_every": 2, "joint__optimiser__learning_rate": 1e-4, "joint__train_compressor": "true",
+    "joint__steps": STEPS,
+    "joint__checkpoint_every": 2,
+    "joint__optimiser__learning_rate": 1e-4,
+    "joint__train_compressor": "true",
     # Steps long enough that the run is far from its end when something happens to it.
-    "joint__questions_per_step": 24, "joint__micro_batch": 1, "joint__refresh__policy": "full", "joint__refresh__start_step": 2,
-}  # fmt: skip
+    "joint__questions_per_step": 24,
+    "joint__micro_batch": 1,
+    "joint__refresh__policy": "full",
+    "joint__refresh__start_step": 2,
+}
 
 
 def begin(world: World, output: Path, cluster: Cluster, **values: object) -> "subprocess.Popen[str]":
@@ -72,10 +78,14 @@ def test_a_corrupt_shard_and_a_late_refresh_on_another_node(world: World, tmp_pa
     # Both ranks fill the head, so that the refresh runs on the other node.
     node = cluster.add_node(num_cpus=1)
     values: dict[str, object] = {
-        "joint__refresh__every_steps": 3, "joint__refresh__switch": "asap", "joint__refresh__keep_versions": STEPS,
+        "joint__refresh__every_steps": 3,
+        "joint__refresh__switch": "asap",
+        "joint__refresh__keep_versions": STEPS,
         # However late the second try is, the run is not over before.
-        "joint__refresh__max_staleness_steps": 15, "joint__refresh__when_stale": "wait", "launch__cpus_per_worker": 1,
-    }  # fmt: skip
+        "joint__refresh__max_staleness_steps": 15,
+        "joint__refresh__when_stale": "wait",
+        "launch__cpus_per_worker": 1,
+    }
     process = begin(world, tmp_path, cluster, **values)
     number, refresher = corrupt_unfinished(tmp_path, lambda: below(node, REFRESHER), process)
     (run,) = tmp_path.glob("run-*")
@@ -95,7 +105,9 @@ def test_a_corrupt_shard_and_a_late_refresh_on_another_node(world: World, tmp_pa
     for version in used[1:]:
         assert verify(tmp_path / f"memory-v{version}")["counts"]["rows"] == 40
     # Both ranks switched at the same steps to the same bytes.
-    switches = [[json.loads(line) for line in (run / f"switches-rank{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)]
+    switches = [
+        [json.loads(line) for line in (run / f"switches-rank{rank}.jsonl").read_text().splitlines()] for rank in (0, 1)
+    ]
     assert [{**s, "rank": 0} for s in switches[0]] == [{**s, "rank": 0} for s in switches[1]]
     assert [(s["number"], s["first_step"]) for s in switches[0]] == [
         (s["version"], s["first_step"]) for s in report["versions_by_step"][1:]
@@ -111,7 +123,11 @@ def test_a_corrupt_shard_and_a_late_refresh_on_another_node(world: World, tmp_pa
 def test_two_ranks_on_two_nodes_are_taken_up_by_four(
     world: World, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values: dict[str, object] = {"joint__refresh__switch": "fixed", "joint__refresh__delta_steps": 4, "joint__compressor_steps": 6}
+    values: dict[str, object] = {
+        "joint__refresh__switch": "fixed",
+        "joint__refresh__delta_steps": 4,
+        "joint__compressor_steps": 6,
+    }
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", joint_world.Inline)
     assert joint.main(["--launcher", "local", *world.sets(tmp_path / "undisturbed", **SETTINGS | values)]) == 0
     output = tmp_path / "more"
@@ -133,7 +149,10 @@ def test_two_ranks_on_two_nodes_are_taken_up_by_four(
     assert done < STEPS
     log = (run / "log-rank0.txt").read_text()
     assert re.search(r"resuming joint after step \d+ \(of 2 ranks, now 4\)", log), log
-    found, expected = read(run / "metrics.jsonl"), read(next((tmp_path / "undisturbed").glob("run-*")) / "metrics.jsonl")
+    found, expected = (
+        read(run / "metrics.jsonl"),
+        read(next((tmp_path / "undisturbed").glob("run-*")) / "metrics.jsonl"),
+    )
     assert list(found) == list(expected) == list(range(1, STEPS + 1))
     for step, row in found.items():
         for figure in ("pool_has_positive", "learning_rate_factor", "staleness_steps", "used_memory_version"):

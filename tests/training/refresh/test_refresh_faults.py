@@ -36,7 +36,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
     return joint_world.make(tmp_path_factory.mktemp("faults-world"), tiny_checkpoint, corpus_file)
 
 
-def train(world: World, output: Path, worker: type[Inline], monkeypatch: pytest.MonkeyPatch, **values: object) -> dict[str, object]:
+def train(
+    world: World, output: Path, worker: type[Inline], monkeypatch: pytest.MonkeyPatch, **values: object
+) -> dict[str, object]:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", worker)
     assert joint.main(["--launcher", "local", *world.sets(output, **RUN | values)]) == 0
     report: dict[str, object] = json.loads((output / "report.json").read_text())
@@ -50,7 +52,12 @@ def nothing_left(output: Path) -> None:
 
 @pytest.mark.parametrize(("attempts", "spans"), [(1, STAYED), (2, SWITCHED)])
 def test_a_corrupt_shard_is_never_switched_to_and_mended_by_the_next_try(
-    world: World, tmp_path: Path, attempts: int, spans: object, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: World,
+    tmp_path: Path,
+    attempts: int,
+    spans: object,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     real, damaged = training.refresh.job.build_index, []
 
@@ -152,7 +159,8 @@ class Late(Inline):
 
 @pytest.mark.parametrize(
     ("when_stale", "first_step", "warnings"),
-    # Step 5 would lack four updates: who waits, waits ahead of step 4. The tenth look is ahead of step 11; both versions are too old then.
+    # Step 5 would lack four updates: who waits, waits ahead of step 4. The tenth look is ahead of step 11; both
+    # versions are too old then.
     [("wait", 5, 0), ("warn", 12, 2), ("continue", 12, 0)],
 )
 def test_a_late_refresh_is_waited_for_or_not(
@@ -201,7 +209,10 @@ def test_a_fixed_switch_waits_no_longer_than_it_may(
 ) -> None:
     report = train(world, tmp_path, Never, monkeypatch, joint__refresh__wait_seconds=0.2)
     assert report["versions_by_step"] == STAYED
-    assert "version 1 is not ready after 0 s (joint.refresh.wait_seconds) and is given up; training stays on version 0" in caplog.text
+    assert (
+        "version 1 is not ready after 0 s (joint.refresh.wait_seconds) and is given up; training stays on version 0"
+        in caplog.text
+    )
     assert Never.stopped == 1
     nothing_left(tmp_path)
 
@@ -216,9 +227,15 @@ class Unfinished(Never):
         return self
 
 
-def test_what_the_last_re_encoding_replaces_is_not_waited_for(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_last_re_encoding_replaces_is_not_waited_for(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before, began = Unfinished.stopped, time.monotonic()
-    values: dict[str, object] = {"joint__refresh__switch": "asap", "joint__refresh__delta_steps": 0, "joint__refresh__wait_seconds": 600}
+    values: dict[str, object] = {
+        "joint__refresh__switch": "asap",
+        "joint__refresh__delta_steps": 0,
+        "joint__refresh__wait_seconds": 600,
+    }
     report = train(world, tmp_path, Unfinished, monkeypatch, joint__refresh__final="true", **values)
     assert time.monotonic() - began < 300
     assert Unfinished.stopped - before == 1
@@ -234,11 +251,17 @@ def test_who_has_waited_in_vain_does_not_wait_again_at_every_step(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     values: dict[str, object] = {
-        "joint__steps": 8, "joint__refresh__switch": "asap", "joint__refresh__delta_steps": 0, "joint__refresh__max_staleness_steps": 2,
-        "joint__refresh__when_stale": "wait", "joint__refresh__wait_seconds": 1,
-    }  # fmt: skip
+        "joint__steps": 8,
+        "joint__refresh__switch": "asap",
+        "joint__refresh__delta_steps": 0,
+        "joint__refresh__max_staleness_steps": 2,
+        "joint__refresh__when_stale": "wait",
+        "joint__refresh__wait_seconds": 1,
+    }
     report = train(world, tmp_path, Never, monkeypatch, **values)
-    waited = [values["blocked_seconds"] >= 1 for values in read(next(tmp_path.glob("run-*")) / "metrics.jsonl").values()]
+    waited = [
+        values["blocked_seconds"] >= 1 for values in read(next(tmp_path.glob("run-*")) / "metrics.jsonl").values()
+    ]
     # The fourth step would lack three updates: waited for at the end of the third, once.
     assert waited == [False, False, True, False, False, False, False, False]
     assert caplog.text.count("more than joint.refresh.max_staleness_steps = 2; training goes on with it") == 1
@@ -249,10 +272,19 @@ def test_a_refresh_that_hangs_is_ended_and_the_next_snapshot_is_taken(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = Never.stopped
-    values: dict[str, object] = {"joint__refresh__every_steps": 2, "joint__refresh__switch": "asap", "joint__refresh__max_seconds": 1e-9}
-    report = train(world, tmp_path, Never, monkeypatch, joint__refresh__max_attempts=2, joint__refresh__delta_steps=0, **values)
+    values: dict[str, object] = {
+        "joint__refresh__every_steps": 2,
+        "joint__refresh__switch": "asap",
+        "joint__refresh__max_seconds": 1e-9,
+    }
+    report = train(
+        world, tmp_path, Never, monkeypatch, joint__refresh__max_attempts=2, joint__refresh__delta_steps=0, **values
+    )
     assert report["versions_by_step"] == STAYED
-    assert "try 1 of version 1 failed: not ready 1e-09 s after it began (joint.refresh.max_seconds), and ended" in caplog.text
+    assert (
+        "try 1 of version 1 failed: not ready 1e-09 s after it began (joint.refresh.max_seconds), and ended"
+        in caplog.text
+    )
     # Snapshots after steps 1, 3 and 5: none was kept from being taken by the one before.
     assert caplog.text.count("version 1 is given up; training stays on version 0") == 3
     assert Never.stopped - before == 3 * 2
@@ -265,5 +297,7 @@ def test_a_refresh_that_hangs_is_ended_and_the_next_snapshot_is_taken(
 
 def test_waiting_under_a_fixed_switch_is_refused(world: World, tmp_path: Path) -> None:
     values = RUN | {"joint__refresh__max_staleness_steps": 3, "joint__refresh__when_stale": "wait"}
-    with pytest.raises(InputError, match=r"when_stale is 'wait', switch 'fixed'.*set when_stale = 'warn' or switch = 'asap'"):
+    with pytest.raises(
+        InputError, match=r"when_stale is 'wait', switch 'fixed'.*set when_stale = 'warn' or switch = 'asap'"
+    ):
         joint.main(["--launcher", "local", *world.sets(tmp_path, **values)])

@@ -44,12 +44,24 @@ def stage(world: World, folder: Path, model: ClaraModel, **refresh: object) -> J
             "index": str(world.index),
             "backbone": {"dtype": "float32"},
             "joint": {
-                "questions_per_step": 4, "micro_batch": 2, "num_candidates": 8, "num_selected": 2, "from_index": 3, "from_bm25": 2,
-                "in_batch": False, "right_memory_share": 0.6, "steps": 9, "train_compressor": True, "compressor_steps": 5, "refresh": refresh,
+                "questions_per_step": 4,
+                "micro_batch": 2,
+                "num_candidates": 8,
+                "num_selected": 2,
+                "from_index": 3,
+                "from_bm25": 2,
+                "in_batch": False,
+                "right_memory_share": 0.6,
+                "steps": 9,
+                "train_compressor": True,
+                "compressor_steps": 5,
+                "refresh": refresh,
             },
         }
-    )  # fmt: skip
-    made = JointStage(model, read_questions(world.questions, "train"), config, Versions(config, folder, folder, None, 1))
+    )
+    made = JointStage(
+        model, read_questions(world.questions, "train"), config, Versions(config, folder, folder, None, 1)
+    )
     made.begin(LocalEngine(torch.nn.Linear(1, 1), [(0.1, [torch.nn.Parameter(torch.zeros(1))])], made.optimiser))
     return made
 
@@ -91,7 +103,9 @@ def test_only_what_is_older_than_the_compressor_is_encoded_again(
     assert (made.pool_memory.rerank_seconds > 0) == bool(afresh[-1])
 
 
-def test_it_composes_with_a_refresh_and_is_reported(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_composes_with_a_refresh_and_is_reported(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     values = {
         "joint__train_compressor": "true",

@@ -14,7 +14,16 @@ from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.run_state import run_states
-from training.refresh.retention import Made, check_replaceable, discard, disposable, made_versions, pin, pinned_by, prune
+from training.refresh.retention import (
+    Made,
+    check_replaceable,
+    discard,
+    disposable,
+    made_versions,
+    pin,
+    pinned_by,
+    prune,
+)
 
 RUN = {
     "joint__train_compressor": "true",
@@ -33,7 +42,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
 
 def version(folder: Path, number: int) -> Made:
     """A version on disk, as small as one can be, with the note that its run keeps of it."""
-    memory, index, snapshot = folder / f"memory-v{number}", folder / f"index-v{number}", folder / f"run/snapshot-v{number}"
+    memory, index, snapshot = (
+        folder / f"memory-v{number}",
+        folder / f"index-v{number}",
+        folder / f"run/snapshot-v{number}",
+    )
     for path, kind in ((memory, "MEMORY"), (index, "INDEX"), (snapshot, "CHECKPOINT")):
         write_manifest(path, kind=kind, files=[], recipe={"number": number}, counts={"number": number})
     note = folder / f"run/refresh-v{number}.json"
@@ -54,9 +67,14 @@ def numbers(folder: Path) -> list[int]:
 
 
 @given(
-    there=st.sets(st.integers(1, 12)), current=st.integers(0, 12), keep=st.integers(0, 4), needed=st.sets(st.integers(1, 12), max_size=3)
+    there=st.sets(st.integers(1, 12)),
+    current=st.integers(0, 12),
+    keep=st.integers(0, 4),
+    needed=st.sets(st.integers(1, 12), max_size=3),
 )
-def test_what_is_used_or_kept_or_needed_is_never_disposable(there: set[int], current: int, keep: int, needed: set[int]) -> None:
+def test_what_is_used_or_kept_or_needed_is_never_disposable(
+    there: set[int], current: int, keep: int, needed: set[int]
+) -> None:
     nowhere = Path("/nowhere")
     made = [Made(n, nowhere, nowhere, nowhere, nowhere) for n in there]
     gone = {v.number for v in disposable(made, current=current, keep=keep, needed=needed)}
@@ -116,7 +134,9 @@ def test_what_another_run_wrote_under_the_name_stays(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("taken", ["", "noted", "pinned", "state"])
-def test_what_is_given_up_is_deleted_and_nothing_of_another(tmp_path: Path, memory: str, index: str, snapshot: str, taken: str) -> None:
+def test_what_is_given_up_is_deleted_and_nothing_of_another(
+    tmp_path: Path, memory: str, index: str, snapshot: str, taken: str
+) -> None:
     run = tmp_path / "run-own"
     folders = {
         "MEMORY": (tmp_path / "memory-v3", memory),
@@ -130,7 +150,11 @@ def test_what_is_given_up_is_deleted_and_nothing_of_another(tmp_path: Path, memo
             write_manifest(folder, kind=kind, files=[], recipe={}, fingerprint=holds)
     whole = [folder for folder, holds in list(folders.values())[:2] if holds]
     if taken == "noted" and whole:
-        hashes = {f"{kind.lower()}_hash": manifest_hash(f) if h else "" for kind, (f, h) in folders.items() if kind != "CHECKPOINT"}
+        hashes = {
+            f"{kind.lower()}_hash": manifest_hash(f) if h else ""
+            for kind, (f, h) in folders.items()
+            if kind != "CHECKPOINT"
+        }
         (tmp_path / "run-another").mkdir()
         (tmp_path / "run-another/refresh-v3.json").write_text(json.dumps({"number": 3, **hashes}))
     if taken == "pinned":

@@ -19,7 +19,12 @@ from training.registry.run_log import Tracker
 
 
 def test_flatten_names_every_leaf() -> None:
-    assert flatten({"a": 1, "b": {"c": [2, 3], "d": {"e": "x"}}, "f": {}}) == {"a": "1", "b.c": "[2, 3]", "b.d.e": "x", "f": "{}"}
+    assert flatten({"a": 1, "b": {"c": [2, 3], "d": {"e": "x"}}, "f": {}}) == {
+        "a": "1",
+        "b.c": "[2, 3]",
+        "b.d.e": "x",
+        "f": "{}",
+    }
 
 
 def test_metrics_of_a_resumed_run_count_once() -> None:
@@ -74,7 +79,8 @@ def test_figures_wait_while_the_store_does_not_answer(
         tracker.log_lines(['{"step": 3, "loss": 1.5}'])
         tracker.fail()
         with pytest.raises(
-            InputError, match=r"does not answer \(nobody there\); the run is done and lies beside .*report.json: give the same command"
+            InputError,
+            match=r"does not answer \(nobody there\); the run is done and lies beside .*report.json: give the same command",
         ):
             tracker.finish(tmp_path / "report.json", tmp_path / "metrics.jsonl", tmp_path / "curves", {})
     assert caplog.text.count("training goes on") == 1
@@ -98,7 +104,11 @@ def test_run_is_tracked_once(tmp_path: Path, tiny_checkpoint: Path, corpus_file:
 
     world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
     uri = f"sqlite:///{tmp_path}/store/mlflow.db"
-    arguments = ["--launcher", "local", *world.sets(tmp_path / "out", joint__steps=3, joint__evaluate_every=3, tracking__uri=uri)]
+    arguments = [
+        "--launcher",
+        "local",
+        *world.sets(tmp_path / "out", joint__steps=3, joint__evaluate_every=3, tracking__uri=uri),
+    ]
     assert joint.main(arguments) == 0
     (run_directory,) = (tmp_path / "out").glob("run-*")
     noted = json.loads((run_directory / "mlflow.json").read_text())
@@ -126,17 +136,35 @@ def test_run_is_tracked_once(tmp_path: Path, tiny_checkpoint: Path, corpus_file:
 
 
 @pytest.mark.slow
-def test_refreshes_and_staleness_arrive(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refreshes_and_staleness_arrive(
+    tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from mlflow import MlflowClient
 
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", joint_world.Inline)
     world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
     uri = f"sqlite:///{tmp_path}/store/mlflow.db"
-    refresh = {"policy": "full", "switch": "stop", "start_step": 1, "every_steps": 2, "canary_every": 1, "canary_rows": 8}
+    refresh = {
+        "policy": "full",
+        "switch": "stop",
+        "start_step": 1,
+        "every_steps": 2,
+        "canary_every": 1,
+        "canary_rows": 8,
+    }
     values = {f"joint__refresh__{name}": value for name, value in refresh.items()}
-    assert joint.main(
-        ["--launcher", "local", *world.sets(tmp_path / "out", joint__steps=4, joint__train_compressor="true", tracking__uri=uri, **values)]
-    ) == 0  # fmt: skip
+    assert (
+        joint.main(
+            [
+                "--launcher",
+                "local",
+                *world.sets(
+                    tmp_path / "out", joint__steps=4, joint__train_compressor="true", tracking__uri=uri, **values
+                ),
+            ]
+        )
+        == 0
+    )
     client = MlflowClient(uri)
     (run,) = client.search_runs([client.get_experiment_by_name("clara").experiment_id])
 

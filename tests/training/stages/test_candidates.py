@@ -55,11 +55,15 @@ def candidates(world: World, **settings: object) -> Candidates:
     return Candidates(joint, first_level=20, seed=3, store=store, index=index)
 
 
-def drawn(world: World, step: int = 0, **settings: object) -> tuple[list[Question], list[Known], list[list[int]], MemoryStore]:
+def drawn(
+    world: World, step: int = 0, **settings: object
+) -> tuple[list[Question], list[Known], list[list[int]], MemoryStore]:
     source = candidates(world, **settings)
     questions = read_questions(world.questions, "train")[:6]
     known = [Known.of(q, source.store) for q in questions]
-    query = torch.randn(6, source.store.num_memory_tokens, source.store.hidden_size, generator=torch.Generator().manual_seed(0))
+    query = torch.randn(
+        6, source.store.num_memory_tokens, source.store.hidden_size, generator=torch.Generator().manual_seed(0)
+    )
     own = source.own(questions, known, query)
     return questions, known, source.pools(own, range(6), known, step), source.store
 
@@ -104,7 +108,9 @@ def test_bm25_reads_each_shard_once_and_ranks_as_rows_do(tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("values", [{"from_bm25": 0}, {"from_bm25": 2, "published_pool": True}])
-def test_bm25_is_not_built_where_nothing_asks_it(world: World, monkeypatch: pytest.MonkeyPatch, values: dict[str, object]) -> None:
+def test_bm25_is_not_built_where_nothing_asks_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, values: dict[str, object]
+) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("BM25 is built")
 

@@ -32,7 +32,13 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
 
 
 def command(world: World, output: Path, *more: str) -> list[str]:
-    given = {"questions": world.questions, "checkpoint": world.checkpoint, "memory": world.memory, "index": world.index, "output": output}
+    given = {
+        "questions": world.questions,
+        "checkpoint": world.checkpoint,
+        "memory": world.memory,
+        "index": world.index,
+        "output": output,
+    }
     options = [part for name, value in given.items() for part in (f"--{name}", str(value))]
     return [*options, "--pool-size", "6", "--from-index", "2", "--from-bm25", "2", "--num-workers", "1", *more]
 
@@ -76,14 +82,23 @@ def test_pools_hold_the_positives_and_nothing_that_is_kept_out(world: World, sco
 def test_published_pools_are_scored_whole(world: World, tmp_path: Path) -> None:
     store, asked = MemoryStore.open(world.memory), read_questions(world.questions, "train")[:2]
     write_questions(tmp_path / "two", asked, recipe={})
-    assert score_utilities.main([*command(replace(world, questions=tmp_path / "two"), tmp_path / "utilities"), "--published-pools"]) == 0
+    assert (
+        score_utilities.main(
+            [*command(replace(world, questions=tmp_path / "two"), tmp_path / "utilities"), "--published-pools"]
+        )
+        == 0
+    )
     found = read_utilities(tmp_path / "utilities")
     for question in asked:
-        rows = [row for name in question.candidate_ids if name not in question.exclude_ids for row in store.rows_of(name)]
+        rows = [
+            row for name in question.candidate_ids if name not in question.exclude_ids for row in store.rows_of(name)
+        ]
         assert list(found[question.question_id].row_ids) == rows
     write_questions(tmp_path / "bare", [replace(q, candidate_ids=()) for q in asked], recipe={})
     with pytest.raises(InputError, match=r"--published-pools: question .* has no candidate_ids"):
-        score_utilities.main([*command(replace(world, questions=tmp_path / "bare"), tmp_path / "none"), "--published-pools"])
+        score_utilities.main(
+            [*command(replace(world, questions=tmp_path / "bare"), tmp_path / "none"), "--published-pools"]
+        )
 
 
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
@@ -106,8 +121,12 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("num_candidates", [6, 4])
-def test_a_run_trains_the_query_reasoner_on_them(world: World, scored: Path, tmp_path: Path, num_candidates: int) -> None:
-    assert train(world, tmp_path, scored, joint__steps=3, joint__num_candidates=num_candidates, joint__num_selected=2) == 0
+def test_a_run_trains_the_query_reasoner_on_them(
+    world: World, scored: Path, tmp_path: Path, num_candidates: int
+) -> None:
+    assert (
+        train(world, tmp_path, scored, joint__steps=3, joint__num_candidates=num_candidates, joint__num_selected=2) == 0
+    )
     lines = [json.loads(line) for line in next(tmp_path.glob("run-*/metrics.jsonl")).read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(line["utility_loss"] > 0 for line in lines)
@@ -120,7 +139,9 @@ def test_a_run_trains_the_query_reasoner_on_them(world: World, scored: Path, tmp
     assert before != after
 
 
-def test_nothing_is_searched_by_words_in_such_a_run(world: World, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_searched_by_words_in_such_a_run(
+    world: World, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("BM25 is built")
 
@@ -137,7 +158,9 @@ def test_nothing_is_searched_by_words_in_such_a_run(world: World, scored: Path, 
         ({"joint__shuffle_answers": "true"}, "joint.shuffle_answers is true"),
     ],
 )
-def test_what_would_change_them_is_refused(world: World, scored: Path, tmp_path: Path, values: dict[str, object], said: str) -> None:
+def test_what_would_change_them_is_refused(
+    world: World, scored: Path, tmp_path: Path, values: dict[str, object], said: str
+) -> None:
     with pytest.raises(InputError, match=said):
         train(world, tmp_path, scored, **values)
 
