@@ -10,7 +10,7 @@ FROM python:3.11-slim AS base
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ make && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 ARG TORCH_INDEX=
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY clara clara
 COPY pipelines pipelines
 COPY training training

@@ -52,7 +52,7 @@ def build_wheel(output: Path) -> Path:
         copy, made = Path(folder) / "tree", Path(folder) / "wheels"
         for package in PACKAGES:
             shutil.copytree(root / package, copy / package, ignore=_NOT_COPIED)
-        for file in ("pyproject.toml", "README.md"):
+        for file in ("pyproject.toml", "README.md", "LICENSE"):
             shutil.copy(root / file, copy / file)
         command = [
             sys.executable,
