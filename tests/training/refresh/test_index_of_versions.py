@@ -56,7 +56,7 @@ def test_settings_are_taken_over_and_a_low_recall_is_told_everywhere(
     assert 0 < recall < 0.95
     # What the worker says may lie on another machine; rank 0 and the report say it too.
     told = [(r.name, r.getMessage()) for r in caplog.records if "under the floor of 0.95" in r.getMessage()]
-    assert [text.split("/")[-1].split(":")[0] for name, text in told if name == "training.refresh"] == [
+    assert [text.split("/")[-1].split(":")[0] for name, text in told if name == "training.refresh.job"] == [
         "coarse",
         "index-v1",
         "index-v1",

@@ -71,7 +71,7 @@ def test_a_corrupt_shard_is_never_switched_to_and_mended_by_the_next_try(
             damaged.append(shard)
         return made
 
-    monkeypatch.setattr(training.refresh, "build_index", damage_and_build)
+    monkeypatch.setattr(training.refresh.job, "build_index", damage_and_build)
     report = train(world, tmp_path, Inline, monkeypatch, joint__refresh__max_attempts=attempts)
     assert report["versions_by_step"] == spans
     cost = report["refresh_cost"]
