@@ -22,13 +22,14 @@ from clara.model.checkpoint import OWN_BACKBONE
 from clara.storage.artefact import hash_of, manifest_hash, read_manifest
 from clara.storage.cache import localised
 from clara.storage.paths import Name, absolute, is_url, uri
-from clara.tracking import flatten
+from clara.tracking.names import flatten
+from clara.tracking.run_log import Run, RunLog
 from training.evaluation.report import REPORT
 from training.loop.lines import read
 from training.refresh.retention import pin
 from training.registry.curves import draw
 from training.registry.evaluation_log import metrics_of
-from training.registry.store import check_names, experiment_id, log_all, open_store
+from training.registry.store import check_names, open_run_log, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -149,24 +150,22 @@ def requirements() -> list[str]:
     return [*core, f"mlflow=={importlib.metadata.version('mlflow')}"]
 
 
-def log_run(
-    client: "MlflowClient", run_id: str, registration: Registration, metrics: Path | None, pictures: list[Path]
-) -> None:
-    """Parameters, metrics by step, the evaluation's figures and files, and pictures."""
+def log_run(log: RunLog, registration: Registration, metrics: Path | None, pictures: list[Path]) -> None:
+    """Log parameters, metrics by step, the evaluation's figures and files, and pictures."""
     recipe = read_manifest(registration.checkpoint, "CHECKPOINT")["made_by"]["recipe"]
     report = json.loads((registration.evaluation / REPORT).read_text(encoding="utf-8"))
     own = {name: of for name, of in report["systems"].items() if name == registration.system}
-    points = [(key, value, 0) for key, value in metrics_of({"systems": own})]
     steps = read(metrics) if metrics is not None else {}
-    points += [(key, value, step) for step, values in steps.items() for key, value in values.items()]
-    log_all(client, run_id, params=flatten(recipe), metrics=points)
+    log.parameters(flatten(recipe))
+    log.metrics({0: metrics_of({"systems": own})})
+    log.metrics(steps)
     with tempfile.TemporaryDirectory() as folder:
         for curve in draw(steps, Path(folder)):
-            client.log_artifact(run_id, str(curve), "curves")
+            log.file(curve, "curves")
     for entry in read_manifest(registration.evaluation)["files"]:
-        client.log_artifact(run_id, str(registration.evaluation / entry["path"]), EVALUATION)
+        log.file(registration.evaluation / entry["path"], EVALUATION)
     for picture in pictures:
-        client.log_artifact(run_id, str(picture), "pictures")
+        log.file(picture, "pictures")
 
 
 def register(
@@ -196,13 +195,11 @@ def register(
                 path,
                 error,
             )
-    where = experiment_id(client, uri, experiment)
-    for run in client.search_runs([where], f"tags.`{TAG}` = '{identity}'"):
-        client.delete_run(run.info.run_id)  # of an interrupted registration
-    with mlflow.start_run(
-        experiment_id=where, run_name=f"register {registration.name}", tags={**tags, TAG: identity}
-    ) as run:
-        log_run(client, run.info.run_id, registration, metrics, pictures)
+    log = open_run_log(uri)
+    logged = log.begin(Run(experiment, f"register {registration.name}", {**tags, TAG: identity}, key=TAG))
+    with mlflow.start_run(run_id=log.run_id):
+        if not logged:
+            log_run(log, registration, metrics, pictures)
         model = mlflow.pyfunc.log_model(
             name=registration.name,
             python_model=served_model.code_path(),

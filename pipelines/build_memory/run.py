@@ -27,7 +27,7 @@ from pipelines.engines.runner import beam_options, execute, make_pipeline, num_c
 from pipelines.job.completion import clear_the_way, read_outcome, tell_counts
 from pipelines.job.locks import locked
 from pipelines.job.progress import progress_bar
-from pipelines.job.tracking import tracking_client
+from pipelines.job.tracking import open_run_log
 
 _LOG = logging.getLogger(__name__)
 
@@ -80,8 +80,8 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     if dataflow.is_rehearsal(options, args.runner):
         print(json.dumps(dataflow.graph(submit(job, units, make_pipeline(options, args.runner))), indent=1))
         return 0
-    if args.mlflow:
-        tracking_client(args.mlflow)  # hours before it is needed
+    if args.tracking_uri:
+        open_run_log(args.tracking_uri)  # hours before it is needed
     if up_to_date(job.output, KIND, job.recipe):
         if job.spill and Path(job.spill).exists():  # the job was killed between its manifest and its end
             with locked(job.output):
@@ -102,5 +102,5 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         if job.spill:
             remove_spill(job.spill)
     tell_counts(counts, args.output)
-    tell(args.output, counts, args.mlflow, args.mlflow_experiment)
+    tell(args.output, counts, args.tracking_uri, args.tracking_experiment)
     return 0

@@ -1,6 +1,6 @@
 """One page about a MEMORY: what came in and what became of it, lengths, shards, throughput, settings; and the same for a tracking server.
 
-    python -m pipelines.build_memory.summary --memory DIR [--mlflow URL]
+    python -m pipelines.build_memory.summary --memory DIR [--tracking-uri URI]
 
 `build_memory` writes the page at its end, as `summary.html` in the MEMORY. It is drawn from what stands there and is no
 part of the artefact.
@@ -233,14 +233,19 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         print(
             json.dumps(
-                {"page": join(args.memory, pages.NAME), "rows": sum(summary.lengths), "mlflow": args.mlflow}, indent=1
+                {
+                    "page": join(args.memory, pages.NAME),
+                    "rows": sum(summary.lengths),
+                    "tracking_uri": args.tracking_uri,
+                },
+                indent=1,
             )
         )
         return 0
     path = pages.write(summary.name, page(summary))
     print(path)
-    if args.mlflow:
-        print(f"run {_log(summary, path, args.mlflow, args.mlflow_experiment)}")
+    if args.tracking_uri:
+        print(f"run {_log(summary, path, args.tracking_uri, args.tracking_experiment)}")
     return 0
 
 

@@ -33,7 +33,7 @@ from pipelines.engines.runner import LOCAL, beam_options, execute, make_pipeline
 from pipelines.job.completion import clear_the_way, read_outcome, tell_counts
 from pipelines.job.locks import locked
 from pipelines.job.progress import progress_bar
-from pipelines.job.tracking import tracking_client
+from pipelines.job.tracking import open_run_log
 from pipelines.synthesize.defaults import ENDPOINT_DEFAULTS, FOLDER_DEFAULTS
 from pipelines.synthesize.dialogues import FAILED, KINDS, Settings
 from pipelines.synthesize.endpoint import EndpointSettings, check_url, only_model
@@ -339,8 +339,8 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     if args.dry_run:
         dry_run(job, units, args, options)
         return 0
-    if args.mlflow:
-        tracking_client(args.mlflow)  # hours before it is needed
+    if args.tracking_uri:
+        open_run_log(args.tracking_uri)  # hours before it is needed
     if up_to_date(job.output, KIND, job.recipe) and not retries(args, job.output):
         work = Path(job.output) / WORK
         if not is_url(job.output) and work.exists():  # the job was killed between its manifest and its end
@@ -358,8 +358,8 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         counts,
         spent,
         (args.price_prompt or 0.0, args.price_reply or 0.0),
-        args.mlflow,
-        args.mlflow_experiment,
+        args.tracking_uri,
+        args.tracking_experiment,
     )
     print(f"{args.output}: {counts['examples']} examples{kept}")
     return 0

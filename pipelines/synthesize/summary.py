@@ -1,6 +1,6 @@
 """One page about synthesised EXAMPLES: what was made of each kind, why the rest was dropped, coverage, costs, throughput, and some of them to read.
 
-    python -m pipelines.synthesize.summary --examples DIR [--price-prompt X --price-reply Y] [--mlflow URL]
+    python -m pipelines.synthesize.summary --examples DIR [--price-prompt X --price-reply Y] [--tracking-uri URI]
 
 `synthesize` writes the page at its end, as `summary.html` in the EXAMPLES. It is drawn from what stands there and is no
 part of the artefact.
@@ -143,14 +143,15 @@ def main(argv: Sequence[str]) -> int:
         made = {kind: found.made for kind, found in summary.kinds.items()}
         print(
             json.dumps(
-                {"page": paths.join(args.examples, pages.NAME), "examples": made, "mlflow": args.mlflow}, indent=1
+                {"page": paths.join(args.examples, pages.NAME), "examples": made, "tracking_uri": args.tracking_uri},
+                indent=1,
             )
         )
         return 0
     path = pages.write(summary.name, page(summary))
     print(path)
-    if args.mlflow:
-        print(f"run {_log(summary, path, args.mlflow, args.mlflow_experiment)}")
+    if args.tracking_uri:
+        print(f"run {_log(summary, path, args.tracking_uri, args.tracking_experiment)}")
     return 0
 
 

@@ -262,7 +262,7 @@ def test_registration_refuses_what_was_not_evaluated(
 def test_an_evaluation_is_one_run_however_often_it_is_logged(evaluation: Path, store: str) -> None:
     run_id = track(evaluation, store, "clara")
     assert track(evaluation, store, "clara") == run_id
-    client = mlflow.MlflowClient()
+    client = mlflow.MlflowClient(store)
     report = json.loads((evaluation / "report.json").read_text())
     logged = client.get_run(run_id).data.metrics
     assert logged["unseen/after/gap.right_minus_wrong"] == pytest.approx(

@@ -1,66 +1,51 @@
-"""An EVALUATION as an MLflow run: its figures as metrics, its files as artefacts, what was compared as tags."""
+"""An EVALUATION as a run of a tracking store: figures as metrics, files, and the compared systems as parameters."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clara.errors import InputError
 from clara.storage.artefact import manifest_hash, read_manifest
-from clara.tracking import flatten
+from clara.tracking.names import flatten
+from clara.tracking.run_log import Run, TrackingError, failing
 from training.evaluation.report import REPORT
-from training.registry.store import experiment_id, failures, log_all, open_store
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from training.registry.store import open_run_log
 
 TAG = "clara.evaluation"
 
 
-def metrics_of(report: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every mean of a report as `SPLIT/SYSTEM/MEASURE`."""
-    for system, of in report["systems"].items():
-        for split, measures in of.items():
-            for name, figure in measures.items():
-                yield f"{split or 'all'}/{system}/{name}", figure["value"]
+def metrics_of(report: Mapping[str, Any]) -> dict[str, float]:
+    """Every mean of a report, by `SPLIT/SYSTEM/MEASURE`."""
+    return {
+        f"{split or 'all'}/{system}/{name}": figure["value"]
+        for system, of in report["systems"].items()
+        for split, measures in of.items()
+        for name, figure in measures.items()
+    }
 
 
 def track(evaluation: Path, uri: str, experiment: str) -> str:
-    """Log an evaluation once: a second call finds the run of the same EVALUATION. Returns the run's id.
+    """Log an evaluation once: a later call returns the run of the same EVALUATION. Returns the run's id.
 
     Raises:
         InputError: the store does not answer, or refuses; a run that was begun has failed.
     """
-    client = open_store(uri)
+    manifest, version = read_manifest(evaluation, "EVALUATION"), manifest_hash(evaluation)
+    name = f"evaluate {', '.join(manifest['systems'])}"
+    run = Run(experiment, name, {TAG: version, "stage": "evaluate"}, key=TAG)
     try:
-        return _track(client, evaluation, uri, experiment)
-    except failures() as error:
+        log = open_run_log(uri)
+        if not log.begin(run):
+            with failing(log):
+                log.parameters(flatten(manifest["made_by"]["recipe"]))
+                log.metrics({0: metrics_of(json.loads((evaluation / REPORT).read_text(encoding="utf-8")))})
+                for entry in manifest["files"]:
+                    log.file(evaluation / entry["path"])
+                log.finish()
+    except TrackingError as error:
         raise InputError(
-            f"--tracking-uri {uri!r}: refuses ({error}); the evaluation is done: give the same command again when that is mended, and it is logged "
-            "without being made again"
+            f"--tracking-uri {uri!r}: refuses ({error}); the evaluation is finished: correct the URI or the store and "
+            "run the same command again, and it is logged without being made again"
         ) from error
-
-
-def _track(client: "MlflowClient", evaluation: Path, uri: str, experiment: str) -> str:
-    where, version = experiment_id(client, uri, experiment), manifest_hash(evaluation)
-    found = client.search_runs([where], f"tags.`{TAG}` = '{version}' and attributes.status = 'FINISHED'", max_results=1)
-    if found:
-        return str(found[0].info.run_id)
-    manifest = read_manifest(evaluation, "EVALUATION")
-    run = client.create_run(
-        where, run_name=f"evaluate {', '.join(manifest['systems'])}", tags={TAG: version, "stage": "evaluate"}
-    )
-    run_id = str(run.info.run_id)
-    try:
-        report = json.loads((evaluation / REPORT).read_text(encoding="utf-8"))
-        metrics = ((key, value, 0) for key, value in metrics_of(report))
-        log_all(client, run_id, params=flatten(manifest["made_by"]["recipe"]), metrics=metrics)
-        for entry in manifest["files"]:
-            client.log_artifact(run_id, str(evaluation / entry["path"]))
-        client.set_terminated(run_id)
-    except BaseException:
-        with suppress(*failures()):
-            client.set_terminated(run_id, "FAILED")
-        raise
-    return run_id
+    return log.run_id

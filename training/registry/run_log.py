@@ -1,24 +1,22 @@
-"""MLflow: one run for each training run, found again when it is resumed. Nothing happens where `tracking.uri` is empty."""
+"""A training run in the tracking store: one run each, continued if training resumes. Without `tracking.uri`, none."""
 
 import logging
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from clara.config.tree import Config, Tracking
 from clara.errors import InputError
 from clara.storage import artefact
-from clara.tracking import artefact_location, flatten, open_tracking, tracking_names
+from clara.tracking.names import flatten
+from clara.tracking.run_log import Run, TrackingError, failing
 from training.loop.follow import following
 from training.loop.lines import parse
 from training.registry.curves import draw
-from training.registry.store import failures
+from training.registry.store import open_run_log
 
 logger = logging.getLogger(__name__)
 _RUN_TAG = "clara.run"
-_PARAMETERS_AT_ONCE = 100
-_METRICS_AT_ONCE = 1000
 _EVERY_SECONDS = 10.0
 
 
@@ -35,12 +33,12 @@ def lineage(config: Config) -> dict[str, str]:
 
 
 class Tracker:
-    """Writes one MLflow run."""
+    """Sends what a training run reports to its run log."""
 
     def __init__(
         self, settings: Tracking, run_name: str, parameters: Mapping[str, str], tags: Mapping[str, str]
     ) -> None:
-        """Find the run of that name, or begin it.
+        """Begin the run, or continue the one with that name.
 
         Args:
             settings: URI and experiment.
@@ -51,80 +49,43 @@ class Tracker:
         Raises:
             InputError: the store cannot be reached or written.
         """
-        from mlflow import MlflowClient
-
-        self._failures = failures()
         self._waiting: list[str] = []
-        self._uri, self._told = settings.uri, False
+        self._uri, self._warned = settings.uri, False
         try:
-            self._client = open_tracking(settings.uri, MlflowClient)
-            self.run_id = self._find(settings, run_name, tags)
-            logged = self._client.get_metric_history(self.run_id, "loss")
-        except self._failures as error:
+            self.log = open_run_log(settings.uri)
+            self.log.begin(Run(settings.experiment, run_name, {_RUN_TAG: run_name, **tags}, key=_RUN_TAG))
+            with failing(self.log):
+                self._last_step = self.log.last_step("loss")
+                self.log.parameters(parameters)
+        except TrackingError as error:
             raise InputError(
-                f"tracking.uri {settings.uri!r}: cannot be used ({error}); give sqlite:///PATH or a server's URL, or leave it empty"
+                f"tracking.uri {settings.uri!r}: cannot be used ({error}); give sqlite:///PATH or a server's URL, or "
+                "leave it empty"
             ) from error
-        self._last_step = max((metric.step for metric in logged), default=0)
-        try:
-            self._log_parameters(parameters)
-        except BaseException:
-            self.fail()
-            raise
-
-    def _find(self, settings: Tracking, run_name: str, tags: Mapping[str, str]) -> str:
-        client = self._client
-        experiment = client.get_experiment_by_name(settings.experiment)
-        number = (
-            experiment.experiment_id
-            if experiment is not None
-            else client.create_experiment(settings.experiment, artifact_location=artefact_location(settings.uri))
-        )
-        found = client.search_runs([number], f"tags.`{_RUN_TAG}` = '{run_name}'", max_results=1)
-        if found:
-            run_id: str = found[0].info.run_id
-            client.update_run(run_id, status="RUNNING")
-            return run_id
-        created = client.create_run(number, run_name=run_name, tags={_RUN_TAG: run_name, **tags})
-        return str(created.info.run_id)
-
-    def _log_parameters(self, parameters: Mapping[str, str]) -> None:
-        """Log what is new. MLflow's parameters can't change: what a resumed run has otherwise (threads, paths) is a tag `resumed.NAME`."""
-        from mlflow.entities import Param
-
-        named = tracking_names(parameters)
-        parameters = {named[name]: value for name, value in parameters.items()}
-        known = self._client.get_run(self.run_id).data.params
-        for name, value in parameters.items():
-            if name in known and known[name] != value:
-                self._client.set_tag(self.run_id, f"resumed.{name}", value)
-        items = [Param(name, value) for name, value in parameters.items() if name not in known]
-        for begin in range(0, len(items), _PARAMETERS_AT_ONCE):
-            self._client.log_batch(self.run_id, params=items[begin : begin + _PARAMETERS_AT_ONCE])
+        self.run_id = self.log.run_id
 
     def log_lines(self, lines: Sequence[str]) -> None:
-        """Log lines of a metrics file; steps that the run has already are left out. While the store does not answer, lines wait for the next call."""
+        """Log lines of a metrics file, without the steps that were logged before.
+
+        While the store does not answer, lines wait for the next call.
+        """
         self._waiting += lines
         try:
             self._send()
-        except self._failures as error:
-            if not self._told:
+        except TrackingError as error:
+            if not self._warned:
                 logger.warning(
                     "tracking.uri %r does not answer (%s); training goes on, and figures are sent when it does again",
                     self._uri,
                     error,
                 )
-            self._told = True
+            self._warned = True
 
     def _send(self) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
         steps = {step: values for step, values in parse(self._waiting).items() if step > self._last_step}
-        metrics = [Metric(name, value, now, step) for step, values in steps.items() for name, value in values.items()]
-        for begin in range(0, len(metrics), _METRICS_AT_ONCE):
-            self._client.log_batch(self.run_id, metrics=metrics[begin : begin + _METRICS_AT_ONCE])
+        self.log.metrics(steps)
         self._last_step = max([self._last_step, *steps])
-        self._waiting, self._told = [], False
+        self._waiting, self._warned = [], False
 
     def finish(
         self,
@@ -134,53 +95,37 @@ class Tracker:
         tags: Mapping[str, str],
         figures: Mapping[str, float] | None = None,
     ) -> None:
-        """Log the report, the curves, what was made and figures of the whole run, and end the run.
+        """Log the report, the curves, the outputs as tags and figures of the whole run, and end the run.
 
         Raises:
             InputError: the store does not answer.
         """
         try:
-            self._finish(report, metrics, pictures, tags, figures or {})
-        except self._failures as error:
+            self._send()
+            self.log.metrics({self._last_step: figures or {}})
+            self.log.tags(tags)
+            self.log.file(report)
+            for picture in draw(parse(metrics.read_text(encoding="utf-8").splitlines()), pictures):
+                self.log.file(picture, "curves")
+            self.log.finish()
+        except TrackingError as error:
             raise InputError(
-                f"tracking.uri {self._uri!r} does not answer ({error}); the run is done and lies beside {report}: give the same command again "
-                "when it answers, and the run is logged without being trained again"
+                f"tracking.uri {self._uri!r} does not answer ({error}); the run is done and is stored beside {report}: "
+                "give the same command again when it answers, and the run is logged without being trained again"
             ) from error
 
-    def _finish(
-        self, report: Path, metrics: Path, pictures: Path, tags: Mapping[str, str], figures: Mapping[str, float]
-    ) -> None:
-        from mlflow.entities import Metric
-
-        self._send()
-        now = int(time.time() * 1000)
-        self._client.log_batch(
-            self.run_id, metrics=[Metric(name, value, now, self._last_step) for name, value in figures.items()]
-        )
-        for name, value in tags.items():
-            self._client.set_tag(self.run_id, name, value)
-        self._client.log_artifact(self.run_id, str(report))
-        for picture in draw(parse(metrics.read_text(encoding="utf-8").splitlines()), pictures):
-            self._client.log_artifact(self.run_id, str(picture), "curves")
-        self._client.set_terminated(self.run_id, "FINISHED")
-
     def fail(self) -> None:
-        """End the run as failed, if the store answers; it is taken up again when the command is."""
-        with suppress(*self._failures):
-            self._client.set_terminated(self.run_id, "FAILED")
+        """End the run as failed, if the store answers. The same command continues it."""
+        self.log.fail()
 
 
 @contextmanager
 def tracked(config: Config, run_name: str, metrics: Path) -> Iterator[Tracker | None]:
-    """Inside, the figures that a run appends to its metrics file go to MLflow; None where no tracking is asked for."""
+    """Inside, the figures that a run appends to its metrics file are logged; None without `tracking.uri`."""
     if not config.tracking.uri:
         yield None
         return
     tracker = Tracker(config.tracking, run_name, flatten(config.model_dump()), lineage(config))
-    logger.info("MLflow run %s in %s", tracker.run_id, config.tracking.uri)
-    try:
-        with following(metrics, tracker.log_lines, from_start=True, every_seconds=_EVERY_SECONDS):
-            yield tracker
-    except BaseException:
-        tracker.fail()
-        raise
+    logger.info("run %s in %s", tracker.run_id, config.tracking.uri)
+    with failing(tracker.log), following(metrics, tracker.log_lines, from_start=True, every_seconds=_EVERY_SECONDS):
+        yield tracker

@@ -8,7 +8,7 @@ from typing import Any
 
 from clara.config.tree import Config
 from clara.storage.artefact import MANIFEST, atomic_write
-from clara.tracking import flatten
+from clara.tracking.names import flatten
 from training.loop.run_state import run_states
 
 logger = logging.getLogger(__name__)

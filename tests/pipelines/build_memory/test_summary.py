@@ -96,8 +96,8 @@ def test_a_tracking_server_that_is_not_there_is_told_before_anything_is_done(
     corpus_file: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     given = ["--input", str(corpus_file), "--output", str(tmp_path / "memory"), "--checkpoint", str(tiny_checkpoint)]
-    with pytest.raises(InputError, match=r"--mlflow nothing://here: does not answer"):
-        main([*given, "--mlflow=nothing://here"])
+    with pytest.raises(InputError, match=r"--tracking-uri nothing://here: does not answer"):
+        main([*given, "--tracking-uri=nothing://here"])
     assert not (tmp_path / "memory").exists()
 
 
@@ -107,7 +107,7 @@ def test_a_build_is_logged_with_its_page(corpus_file: Path, tiny_checkpoint: Pat
 
     url = f"sqlite:///{tmp_path}/mlflow.db"
     given = ["--input", str(corpus_file), "--output", str(tmp_path / "memory"), "--checkpoint", str(tiny_checkpoint)]
-    assert main([*given, "--num-workers=1", "--mlflow", url, "--mlflow-experiment=books"]) == 0
+    assert main([*given, "--num-workers=1", "--tracking-uri", url, "--tracking-experiment=books"]) == 0
     client = MlflowClient(tracking_uri=url)
     (run,) = client.search_runs([client.get_experiment_by_name("books").experiment_id])
     store = MemoryStore.open(tmp_path / "memory")

@@ -166,8 +166,8 @@ def test_a_tracking_server_that_is_not_there_is_told_before_anything_is_asked(
     made: tuple[Made, LanguageModel], tmp_path: Path
 ) -> None:
     requests = len(made[1].seen)
-    with pytest.raises(InputError, match=r"--mlflow nothing://here: does not answer"):
-        main([*made[0].given, "--output", str(tmp_path / "out"), "--mlflow=nothing://here"])
+    with pytest.raises(InputError, match=r"--tracking-uri nothing://here: does not answer"):
+        main([*made[0].given, "--output", str(tmp_path / "out"), "--tracking-uri=nothing://here"])
     assert not (tmp_path / "out").exists()
     assert len(made[1].seen) == requests
 
@@ -177,7 +177,7 @@ def test_a_run_is_logged_with_its_page(made: tuple[Made, LanguageModel], tmp_pat
     from mlflow import MlflowClient
 
     url, examples = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "examples"
-    assert main([*made[0].given, "--output", str(examples), "--mlflow", url, "--mlflow-experiment=books"]) == 0
+    assert main([*made[0].given, "--output", str(examples), "--tracking-uri", url, "--tracking-experiment=books"]) == 0
     client = MlflowClient(tracking_uri=url)
     (run,) = client.search_runs([client.get_experiment_by_name("books").experiment_id])
     assert (run.data.tags["artefact"], run.data.tags["examples_hash"]) == ("EXAMPLES", manifest_hash(examples))

@@ -10,7 +10,7 @@ import pytest
 from clara.config.tree import Tracking
 from clara.errors import InputError
 from clara.storage.artefact import manifest_hash, read_manifest
-from clara.tracking import flatten
+from clara.tracking.names import flatten
 from tests.helpers import joint_world
 from training import joint
 from training.loop.follow import NewLines
@@ -80,7 +80,7 @@ def test_figures_wait_while_the_store_does_not_answer(
         tracker.fail()
         with pytest.raises(
             InputError,
-            match=r"does not answer \(nobody there\); the run is done and lies beside .*report.json: give the same command",
+            match=r"does not answer \(nobody there\); the run is done and is stored beside .*report.json: give the same command",
         ):
             tracker.finish(tmp_path / "report.json", tmp_path / "metrics.jsonl", tmp_path / "curves", {})
     assert caplog.text.count("training goes on") == 1

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from clara.tracking import make_database, open_tracking, tracking_names
+from clara.tracking.database import make_database, open_tracking
+from clara.tracking.names import tracking_names
 
 
 def test_names_are_in_characters_that_mlflow_takes_and_stay_apart() -> None:

@@ -1,0 +1,1 @@
+"""Run logging: the interface, its back ends, and the names that they share."""
