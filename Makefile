@@ -1,18 +1,25 @@
-# make demo | make test | make test-slow; everything lands in .venv/ and artefacts/, which git ignores.
+# `make help` lists the targets. Everything is written to .venv/ and artefacts/, which git ignores.
+# Any Python from 3.11 to 3.13: make test PYTHON=python3.13 VENV=.venv-3.13
+SHELL := /bin/bash -o pipefail
 PYTHON ?= python3.11
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 # A plain torch brings several GB of CUDA. On a machine without a GPU name PyTorch's index of CPU wheels here:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 DOCUMENTS ?= 1000
 PRETRAIN ?= 0
+RELEASE_RESULT := infra/results/release/tests.txt
 export TOKENIZERS_PARALLELISM := false
-# Torch's threads sleep where they wait for each other: spinning, two of them on cores that others use too are 20 times slower than one.
+# Torch's threads sleep while they wait: if they spin, two threads on cores shared with other programs are 20 times
+# slower than one.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-slow lint clean
-setup: $(VENV)/ready
+.PHONY: help setup demo lint test test-slow test-release clean
+help:  ## list the targets
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
+
+setup: $(VENV)/ready  ## create .venv with all extras (PYTHON=python3.12, TORCH_INDEX=URL)
 
 $(VENV)/ready: pyproject.toml infra/demo-packages.txt
 	$(PYTHON) -m venv $(VENV)
@@ -21,21 +28,28 @@ $(VENV)/ready: pyproject.toml infra/demo-packages.txt
 	$(BIN)/python -m training.warm_up
 	touch $@
 
-demo: setup
+demo: setup  ## the whole pipeline on the embedded corpus (DOCUMENTS=1000, PRETRAIN=1 to train the start as well)
 	$(BIN)/python -m infra.demo --documents $(DOCUMENTS) $(if $(filter 1,$(PRETRAIN)),--pretrain)
 
-lint: setup
+lint: setup  ## format, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: setup lint
-	$(BIN)/pytest -m "not slow"
+test: setup lint  ## lint, then the fast tests; budget: 5 minutes on two cores
+	$(BIN)/pytest -m "not slow and not release" --numprocesses 2 --dist loadfile
 
-# Clusters start and lose nodes here, by the clock: on a machine that others use too, one that failed runs again once, and the last line counts it (`rerun`).
-test-slow: setup
-	$(BIN)/pytest -m slow --numprocesses 2 --dist loadfile --reruns 1
+# Clusters start and lose nodes under time limits. On a busy machine a failed test runs once more; the last line of
+# pytest counts it as `rerun`.
+test-slow: setup  ## learning, ranks, clusters, faults; budget: 25 minutes on two cores
+	$(BIN)/pytest -m "slow and not release" --numprocesses 2 --dist loadfile --reruns 1
 
-clean:
+# Property-based tests run with 20 times as many examples here. Commit the result with the change it belongs to.
+test-release: setup  ## what takes longer: long fuzzing, many kills; run by hand, result in infra/results/release/
+	mkdir -p $(dir $(RELEASE_RESULT))
+	{ date --utc +%F; git describe --always --dirty; $(BIN)/python --version; uname -srm; nproc; \
+	  CLARA_FUZZ=20 $(BIN)/pytest -m "release or hypothesis" -o timeout=7200 --durations 20; } | tee $(RELEASE_RESULT)
+
+clean:  ## remove artefacts and build folders
 	rm -rf artefacts build

@@ -1,5 +1,6 @@
 """Fixtures that every test may use. Folders are made once and shared: a test that damages one works on a copy."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,19 @@ from clara.config.model import Backbone
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 from tests.helpers import tiny
+from tests.helpers.network import refuse_other_machines
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        refuse_other_machines(patch)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The demo, killed at twenty random points over its steps and run again each time, ends with the artefacts of an undisturbed run."""
+"""The demo, killed at random points over its steps and run again each time, ends with the artefacts of an undisturbed run."""
 
 import contextlib
 import random
@@ -19,7 +19,6 @@ from clara.storage.cache import verify
 from tests.helpers.towns import write as write_towns
 
 ROOT = Path(__file__).resolve().parents[2]
-NUM_KILLS = 20
 CONFIG = """
 [backbone]
 dtype = "float32"
@@ -87,10 +86,12 @@ def versions_in_registry(shared: Path) -> tuple[int, str]:
     return number, str(champion)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(2700)
-def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(
-    tmp_path: Path, tiny_backbone: Path, tiny_checkpoint: Path
+@pytest.mark.parametrize(
+    "num_kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
+)
+def test_killed_at_random_points_the_demo_ends_with_the_same_artefacts(
+    num_kills: int, tmp_path: Path, tiny_backbone: Path, tiny_checkpoint: Path
 ):
     corpus, config = write_towns(tmp_path / "towns.jsonl"), tmp_path / "tiny.toml"
     config.write_text(CONFIG)
@@ -133,12 +134,12 @@ def test_killed_at_twenty_points_the_demo_ends_with_the_same_artefacts(
     shutil.rmtree(home)
     dice = random.Random(int(time.time()))
     kills, finished = 0, 0
-    while kills < NUM_KILLS or not finished:
+    while kills < num_kills or not finished:
         process = start()
         try:
             # What is done stays done, so that half a run's time from each start on reaches every step. Past the last
             # kill it may run to its end.
-            status = process.wait(timeout=dice.uniform(0.0, whole_seconds / 2) if kills < NUM_KILLS else None)
+            status = process.wait(timeout=dice.uniform(0.0, whole_seconds / 2) if kills < num_kills else None)
         except subprocess.TimeoutExpired:
             kill_tree(process)
             kills += 1

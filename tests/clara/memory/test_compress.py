@@ -26,6 +26,7 @@ from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.model.model import ClaraModel
 from clara.processes import torch_threads
+from tests.helpers.fuzz import examples
 
 FINGERPRINT = Fingerprint("b", "c", "t", "float32", 4, 32, "none", True, 96, 0, 64, 0)
 
@@ -74,7 +75,7 @@ CHUNKS = [chunk(number) for number in range(40)]
 @given(
     lengths=st.lists(st.integers(1, 50), max_size=60).map(sorted), budget=st.integers(1, 300), extra=st.integers(0, 5)
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_batches_partition_the_rows_within_the_budget(lengths: list[int], budget: int, extra: int) -> None:
     batches = list(plan_batches(lengths, budget, extra))
     assert [row for batch in batches for row in batch] == list(range(len(lengths)))
@@ -99,7 +100,7 @@ def ways_to_batch(lengths: list[int], budget: int, extra: int, begin: int = 0) -
 @given(
     lengths=st.lists(st.integers(1, 50), max_size=9).map(sorted), budget=st.integers(1, 2000), extra=st.integers(0, 5)
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_no_way_to_batch_costs_less_than_the_tight_one(lengths: list[int], budget: int, extra: int) -> None:
     found = tight_batches(lengths, budget, extra)
     ways = list(ways_to_batch(lengths, budget, extra))

@@ -21,6 +21,7 @@ from clara.memory.shards import finished_report, plan_hash, shard_name, write_pl
 from clara.memory.store import MemoryStore, complete_memory
 from clara.storage.artefact import file_entry, read_manifest, sha256_file, write_manifest
 from clara.storage.mapped import map_tensors
+from tests.helpers.fuzz import examples
 
 M, D, KD = 3, 8, 6
 FINGERPRINT = Fingerprint("b", "c", "t", "float32", M, D, "none", True, 96, 0, KD, 0)
@@ -89,7 +90,7 @@ def write_version(directory: Path, codec: str = "float16", num_shards: int = 4) 
 @given(
     arrays(np.float32, st.tuples(st.integers(0, 4), st.just(M), st.just(D)), elements=st.floats(-1e6, 1e6, width=32))
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_int8_errs_by_half_a_step_at_most(memory: Floats) -> None:
     stored = encode_memory(memory, "int8")
     assert stored["memory"].dtype == np.int8
@@ -127,7 +128,7 @@ def test_a_codec_refuses_what_it_cannot_hold(value: float, codec: str, message: 
         elements=st.floats(-1e5, 1e5, width=32),
     )
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_int4_errs_by_half_a_step_of_its_group_at_most(memory: Floats) -> None:
     stored = encode_memory(memory, "int4")
     size = memory.shape[2]

@@ -33,6 +33,7 @@ from clara.storage.artefact import read_manifest, sha256_file
 from pipelines import compact as compact_command
 from pipelines.build_memory.command import main
 from tests.helpers import tiny
+from tests.helpers.fuzz import examples
 
 M, D = 2, 6
 FINGERPRINT = Fingerprint("b", "c", "t", "float32", M, D, "none", True, 96, 0, M * D, 0)
@@ -118,7 +119,7 @@ CORPORA = st.lists(st.dictionaries(st.integers(0, 11), st.sampled_from(["d", "e"
 
 
 @given(CORPORA, st.sampled_from(["float16", "int8", "int4", "pq4"]))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=examples(5), deadline=None)
 def test_any_chain_of_updates_equals_a_build_from_nothing_and_so_does_its_compaction(
     corpora: list[dict[int, str]], codec: str
 ) -> None:

@@ -17,6 +17,7 @@ from clara.model.lora import Route, routed
 from clara.model.model import ClaraModel
 from clara.model.slots import segment_shares
 from tests.helpers import tiny
+from tests.helpers.fuzz import examples
 
 TEXTS = [row["text"] for row in tiny.documents()[:5]]
 VARIANTS = [
@@ -79,7 +80,7 @@ def test_memory_is_the_last_states_of_the_whole_lm_at_the_memory_tokens(tiny_bac
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=4), st.integers(0, 3), st.integers(1, 9))
-@hypothesis_settings(max_examples=50, deadline=None)
+@hypothesis_settings(max_examples=examples(50), deadline=None)
 def test_segments_are_averages_that_cover_the_text(counts: list[int], start: int, segments: int):
     shares = segment_shares(counts, start, segments, start + max(counts) + 2)
     torch.testing.assert_close(shares.sum(dim=-1), torch.ones(len(counts), segments, dtype=torch.float64))

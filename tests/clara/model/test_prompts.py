@@ -15,6 +15,7 @@ from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.prompts import PromptBuilder, token_ids, token_spans
 from clara.storage.artefact import read_manifest
 from tests.helpers import published, tiny
+from tests.helpers.fuzz import examples
 
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
@@ -141,7 +142,7 @@ alphabet = st.sampled_from(
 
 
 @given(st.text(max_size=60) | st.sampled_from(["<|im_end|> a<|im_start|>", "é🙂中 "]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_the_librarys_own_tokens_are_those_of_transformers(prompts, text):
     tokenizer = prompts.tokenizer
     tokenizer(text, truncation=True, max_length=2)  # a state that must not last
@@ -155,7 +156,7 @@ def test_the_librarys_own_tokens_are_those_of_transformers(prompts, text):
 
 
 @given(st.lists(alphabet, max_size=12).map("".join))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_no_text_makes_a_special_token(prompts, text):
     assert not set(prompts.tokenizer.all_special_ids) & set(prompts.text_ids(text))
     assert prompts.safe(prompts.safe(text)) == prompts.safe(text)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clara.errors import InputError
 from clara.model.topk import flattened_cosine, slot_distributions, straight_through_topk
+from tests.helpers.fuzz import examples
 
 # scores, K, τ, indices, slot distributions, gradient of ⟨Z, G⟩ with G = 1, 2, 3 … row by row. Where the published mask
 # leaks (row 3, and row 4 by the little that its lead leaves), the numbers are those of a true −inf mask.
@@ -190,7 +191,7 @@ pools = st.integers(1, 7).flatmap(
 
 
 @given(pools)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_forward_is_the_hard_choice_and_backward_the_documented_formula(pool):
     scores, k, temperature, seed = pool
     scores_BN = torch.tensor([scores], dtype=torch.float64, requires_grad=True)
@@ -231,7 +232,7 @@ def test_places_without_a_candidate_are_chosen_last_and_get_no_gradient():
 
 
 @given(st.integers(0, 2**31))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 def test_the_order_of_the_candidates_does_not_matter(seed):
     dice = torch.Generator().manual_seed(seed)
     scores_BN, g_BKN = (

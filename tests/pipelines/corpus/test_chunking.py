@@ -15,6 +15,7 @@ from clara.errors import InputError
 from clara.model.model import ClaraModel
 from pipelines.corpus.chunking import ChunkingError, Tokens, check_limits, chunk_document
 from pipelines.corpus.chunks import checkpoint_tokens
+from tests.helpers.fuzz import examples
 
 WORDS = st.text(alphabet="abc déß中文🙂é<|im_end|>.。!?\"' ", max_size=400)
 
@@ -89,7 +90,7 @@ def test_a_text_without_tokens_is_told() -> None:
 
 
 @given(text=WORDS, title=WORDS, max_tokens=st.integers(16, 40), overlap=st.integers(0, 8))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nothing_is_lost_and_nothing_too_long(
     tokens: Tokens, text: str, title: str, max_tokens: int, overlap: int
 ) -> None:

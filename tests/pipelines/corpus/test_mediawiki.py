@@ -18,6 +18,7 @@ from pipelines.corpus.readers import read_unit
 from pipelines.corpus.splits import Unit, find_units
 from pipelines.corpus.wikitext import plain_text
 from tests.helpers.dumps import HEADER, PAGES, multistream
+from tests.helpers.fuzz import examples
 
 
 def read(units: Sequence[Unit]) -> list[Document | DeadLetter]:
@@ -197,7 +198,7 @@ def test_names_of_dumps_and_their_indices() -> None:
 
 
 @given(st.lists(st.integers(1, 4), max_size=12))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_streams_partition_the_pages(sizes: list[int]) -> None:
     lines = [f"{100 * number}:{n}:T\n".encode() for number, size in enumerate(sizes, 1) for n in range(size)]
     found = list(streams(lines))

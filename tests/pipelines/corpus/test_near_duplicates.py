@@ -14,6 +14,7 @@ from clara.memory.store import MemoryStore
 from clara.storage.artefact import read_manifest
 from pipelines.build_memory.command import main
 from pipelines.corpus.near_duplicates import losers, make_likeness, shingles, signature, similarity
+from tests.helpers.fuzz import examples
 
 DICE = random.Random(0)
 WORDS = [f"word{n}" for n in range(400)]
@@ -73,7 +74,7 @@ def test_words_and_characters_in_one_text() -> None:
 
 
 @given(st.integers(0, 5), st.integers(0, 12), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_similarity_estimates_jaccard(number: int, num_edits: int, seed: int) -> None:
     text = edited(BASE[number], num_edits, seed)
     # 128 hashes: a standard deviation of at most 0.045; five of them.
@@ -88,7 +89,7 @@ def test_a_signature_is_datasketchs() -> None:
 
 
 @given(st.permutations(range(9)), st.sampled_from([0.5, 0.8, 1.0]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_in_any_order_a_bucket_drops_the_later_ones(order: list[int], threshold: float) -> None:
     texts = [
         BASE[0],

@@ -20,10 +20,11 @@ from pipelines.corpus.spill import (
     to_line,
 )
 from pipelines.corpus.splits import line_ranges
+from tests.helpers.fuzz import examples
 
 
 @given(st.lists(st.integers(0, 2**63 - 1), max_size=40), st.integers(0, 14), st.integers(1, 60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_the_rows_of_any_power_of_two_of_shards_are_found_in_one_range(
     numbers: list[int], power: int, file_bytes: int
 ) -> None:
@@ -83,7 +84,7 @@ def test_a_folder_is_kept_for_its_recipe_only(tmp_path: Path) -> None:
     st.booleans(),
     st.integers(1, 50),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_pieces_of_a_file_are_its_lines_each_once_with_their_numbers(
     lines: list[bytes], ended: bool, range_bytes: int
 ) -> None:

@@ -18,6 +18,7 @@ from pipelines.synthesize.estimate import Cost, at_most, expected
 from pipelines.synthesize.local_model import in_step
 from pipelines.synthesize.prompts import NAMES, Request, load_templates
 from pipelines.synthesize.replies import Reply
+from tests.helpers.fuzz import examples
 from tests.helpers.language_model import sense
 
 TEMPLATES = load_templates()
@@ -250,7 +251,7 @@ def test_a_document_that_looks_like_a_prompt_stays_one_line() -> None:
     assert "Hacked?" not in outcome.example.questions
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.data(), st.sampled_from(streams.KINDS), st.sampled_from(streams.COVERAGES))
 def test_any_replies_end_in_an_example_or_a_reason(data: st.DataObject, kind: str, coverage: str) -> None:
     garbage = st.sampled_from(

@@ -20,6 +20,7 @@ from clara.errors import InputError
 from clara.model.model import ClaraModel
 from clara.model.steps import Output
 from tests.helpers import tiny
+from tests.helpers.fuzz import examples
 from training.loop.engine import LocalEngine
 from training.loop.loop import Figures, rate_factor, run, sample, shard
 from training.loop.run_state import RUN_STATE
@@ -228,7 +229,7 @@ def test_nothing_but_broken_steps_stops_the_run(tiny_backbone: Path, tmp_path: P
 
 
 @given(seed=st.integers(0, 2**20), size=st.integers(1, 30), count=st.integers(1, 12), steps=st.integers(1, 12))
-@hypothesis_settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=examples(60), deadline=None)
 def test_the_sampler_runs_through_whole_permutations(seed: int, size: int, count: int, steps: int):
     rows = [row for step in range(steps) for row in sample(seed, step, count, size)]
     assert len(rows) == steps * count
@@ -238,7 +239,7 @@ def test_the_sampler_runs_through_whole_permutations(seed: int, size: int, count
 
 
 @given(seed=st.integers(0, 2**20), step=st.integers(0, 50), count=st.integers(1, 8), size=st.integers(1, 40))
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=examples(40), deadline=None)
 def test_a_step_is_a_function_of_its_number_and_leaves_the_random_state(seed: int, step: int, count: int, size: int):
     torch.manual_seed(1)
     state = torch.get_rng_state()
