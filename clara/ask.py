@@ -3,19 +3,22 @@
 python -m clara.ask --checkpoint DIR --memory DIR --index DIR "question" ["question" …]
 """
 
-import argparse
 import dataclasses
 import json
 import textwrap
+from typing import TYPE_CHECKING
 
+from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
-from clara.retrieval.retriever import Answered, Retriever
 from clara.storage.cache import verify
+
+if TYPE_CHECKING:
+    from clara.retrieval.retriever import Answered
 
 SNIPPET_CHARACTERS = 200
 
 
-def shown(answered: Answered, snippet_characters: int = SNIPPET_CHARACTERS) -> str:
+def as_text(answered: "Answered", snippet_characters: int = SNIPPET_CHARACTERS) -> str:
     """A question, its answer and the passages as lines of text."""
     lines = [f"Q: {answered.question}", f"A: {answered.answer or '(nothing)'}"]
     for number, passage in enumerate(answered.passages, 1):
@@ -26,43 +29,19 @@ def shown(answered: Answered, snippet_characters: int = SNIPPET_CHARACTERS) -> s
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m clara.ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command("clara.ask", __doc__)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="what to ask; several are answered in one go")
-    parser.add_argument("--checkpoint", required=True, help="CHECKPOINT directory")
-    parser.add_argument("--memory", required=True, help="MEMORY directory that this checkpoint's compressor made")
-    parser.add_argument("--index", help="INDEX directory over that MEMORY (default: search every row exactly)")
-    parser.add_argument(
-        "--backbone",
-        default="",
-        help="folder of the language model (default: the one that the checkpoint holds or names)",
-    )
-    parser.add_argument(
-        "--num-selected",
-        type=int,
-        default=5,
-        metavar="K",
-        help="passages that an answer is read from (default %(default)s)",
-    )
-    parser.add_argument(
-        "--first-level",
-        type=int,
-        default=200,
-        metavar="L",
-        help="rows that the index hands to the exact score (default %(default)s)",
-    )
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=32, help="longest answer, in tokens (default %(default)s)"
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="read every byte of the MEMORY against its sha256 before (default: sizes only)",
-    )
+    add_setting(parser, "checkpoint", metavar="DIR", required=True)
+    add_setting(parser, "memory", metavar="DIR", required=True)
+    add_setting(parser, "index", metavar="DIR")
+    add_setting(parser, "backbone.path", "--backbone", metavar="DIR")
+    add_setting(parser, "serving.num_selected", metavar="K")
+    add_setting(parser, "retrieval.first_level", metavar="L")
+    add_setting(parser, "serving.max_new_tokens")
+    add_setting(parser, "device")
+    add_setting(parser, "serving.verify")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
     return parser
@@ -73,28 +52,28 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     if not options.questions and not options.dry_run:
         raise InputError("no question given; add at least one, in quotes, at the end of the command")
+    from clara.retrieval.retriever import Retriever  # imports torch, which --help and errors need not wait for
+
     if options.verify:
         verify(options.memory, "MEMORY")
     retriever = Retriever.open(
         options.checkpoint,
         options.memory,
-        options.index,
+        options.index or None,
         backbone=options.backbone,
         device=options.device,
         first_level=options.first_level,
     )
     if options.dry_run:
-        print(
-            f"{options.memory}: {len(retriever.store)} rows, fingerprint {retriever.store.fingerprint[:16]}…, fits {options.checkpoint}"
-        )
+        fingerprint = retriever.store.fingerprint[:16]
+        print(f"{options.memory}: {len(retriever.store)} rows, fingerprint {fingerprint}…, fits {options.checkpoint}")
         return 0
-    for number, answered in enumerate(
-        retriever.ask(options.questions, num_selected=options.num_selected, max_new_tokens=options.max_new_tokens)
-    ):
+    answers = retriever.ask(options.questions, num_selected=options.num_selected, max_new_tokens=options.max_new_tokens)
+    for number, answered in enumerate(answers):
         if options.json:
             print(json.dumps(dataclasses.asdict(answered), ensure_ascii=False))
         else:
-            print(("\n" if number else "") + shown(answered))
+            print(("\n" if number else "") + as_text(answered))
     return 0
 
 

@@ -7,9 +7,10 @@ noise of half its length. No row is held back from the INDEX. Questions that a q
 from the rows, and their recall may be another; python -m training.evaluate measures what is found for questions.
 """
 
-import argparse
 import json
 
+from clara.config.flags import Command, add_setting
+from clara.config.tree import Config
 from clara.errors import InputError, command_line
 from clara.index.build import Build, build, recipe_of
 from clara.index.factory import check_kind
@@ -21,123 +22,62 @@ from clara.storage.artefact import refuse_other
 from pipelines.job.locks import locked
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    found = argparse.ArgumentParser(
-        prog="python -m pipelines.build_index",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    found.add_argument("--memory", required=True, metavar="DIR", help="MEMORY to index")
-    found.add_argument("--output", required=True, metavar="DIR", help="INDEX to write")
-    add = found.add_argument
-    add(
-        "--factory",
-        default="auto",
-        help="FAISS factory string; auto: Flat, IVF with float16 keys or OPQ+IVF+PQ, by the number of rows (default: auto)",
-    )
-    add(
-        "--probes",
-        type=int,
-        default=0,
-        help="inverted lists that a query looks into; 0: a sixteenth of them, 8 at least (default: 0)",
-    )
-    add("--seed", type=int, default=0, help="draws training sample and measured queries (default: 0)")
-    add(
-        "--first-level",
-        type=int,
-        default=200,
-        help="L candidates of the first level, for the measurement, 10 at least (default: 200)",
-    )
-    add(
-        "--queries",
-        type=int,
-        default=64,
-        help="indexed rows that the measurement asks for, disturbed by noise of half their length; it reads the payload once; 0: none (default: 64)",
-    )
-    add(
-        "--measure-gib",
-        type=float,
-        default=32.0,
-        help="GiB of payload that the measurement may read; where there is more, a sample of whole shards "
-        "stands for all and recall is estimated from below (default: 32)",
-    )
-    add(
-        "--recall-floor",
-        type=float,
-        default=0.9,
-        help="recall@10 under this share is warned of, with what would help (default: 0.9)",
-    )
-    add(
-        "--strict-recall",
-        action="store_true",
-        help="refuse a recall under the floor; without it the INDEX is kept with a warning",
-    )
-    add(
-        "--gpu",
-        action="store_true",
-        help="cluster and assign on a CUDA device, with faiss-gpu-cu12 (default: on the CPU)",
-    )
-    add(
-        "--parent",
-        default="",
-        metavar="DIR",
-        help="INDEX of the version before: its training, and the rows whose shard files are the same, are taken over "
-        "(default: none)",
-    )
-    add("--quiet", action="store_true", help="no progress bars")
-    found.add_argument(
-        "--no-verify",
-        action="store_true",
-        help="skip reading every byte of the MEMORY against its sha256 before (default: read it)",
-    )
+    found = Command("pipelines.build_index", __doc__)
+    add_setting(found, "memory", metavar="DIR", required=True)
+    add_setting(found, "output", metavar="DIR", required=True)
+    add_setting(found, "retrieval.factory")
+    add_setting(found, "index_job.probes")
+    add_setting(found, "seed")
+    add_setting(found, "retrieval.first_level", metavar="L")
+    for name in ("queries", "measure_gib", "recall_floor", "strict_recall", "gpu"):
+        add_setting(found, f"index_job.{name}")
+    add_setting(found, "index_job.parent", metavar="DIR")
+    add_setting(found, "index_job.verify", "--no-verify")
+    found.add_argument("--quiet", action="store_true", help="no progress bars")
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     return found
 
 
-def check(options: argparse.Namespace) -> None:
-    """Refuse numbers that mean nothing.
+def check(config: Config) -> None:
+    """Refuse settings that contradict each other.
 
     Raises:
         InputError: which flag, and what was expected.
     """
-    for name, value, least in (
-        ("--first-level", options.first_level, RECALL_AT),
-        ("--queries", options.queries, 0),
-        ("--probes", options.probes, 0),
-        ("--seed", options.seed, 0),
-    ):
-        if value < least:
-            why = f", as recall@{RECALL_AT} is measured" if name == "--first-level" else ""
-            raise InputError(f"{name} {value}; expected at least {least}{why}")
-    if not 0 < options.measure_gib < float("inf"):
+    if config.retrieval.first_level < RECALL_AT:
         raise InputError(
-            f"--measure-gib {options.measure_gib}; expected a number of GiB above 0, or --queries 0 to measure nothing"
+            f"--first-level {config.retrieval.first_level}; expected at least {RECALL_AT}, as recall@{RECALL_AT} is measured"
         )
-    if not 0 <= options.recall_floor <= 1:
-        raise InputError(f"--recall-floor {options.recall_floor}; expected a share from 0 to 1")
-    if options.strict_recall and not options.queries:
+    if config.index_job.strict_recall and not config.index_job.queries:
         raise InputError(
             "--strict-recall with --queries 0: recall is not measured, so nothing can be refused; leave one of them out"
         )
 
 
+def build_of(config: Config, *, progress: bool) -> Build:
+    """How the INDEX is built."""
+    job = config.index_job
+    return Build(
+        factory=config.retrieval.factory,
+        seed=config.seed,
+        probes=job.probes,
+        measurement=Measurement(config.retrieval.first_level, job.queries, most_bytes=int(job.measure_gib * 2**30)),
+        recall_floor=job.recall_floor,
+        strict_recall=job.strict_recall,
+        gpu=job.gpu,
+        verify=job.verify,
+        parent=job.parent,
+        progress=progress,
+    )
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    check(options)
-    how = Build(
-        factory=options.factory,
-        seed=options.seed,
-        probes=options.probes,
-        measurement=Measurement(options.first_level, options.queries, most_bytes=int(options.measure_gib * 2**30)),
-        recall_floor=options.recall_floor,
-        strict_recall=options.strict_recall,
-        gpu=options.gpu,
-        verify=not options.no_verify,
-        parent=options.parent,
-        progress=not options.quiet,
-    )
+    check(options.config)
+    how = build_of(options.config, progress=not options.quiet)
     refuse_other(options.output, KIND)  # before the lock, which is a file there
     if options.dry_run:
         if how.gpu:
@@ -145,15 +85,13 @@ def main(argv: list[str]) -> int:
         store = MemoryStore.open(options.memory)
         recipe = recipe_of(store, how)
         check_kind(store, recipe["factory"], how.probes)
-        print(
-            json.dumps({**recipe, "rows": len(store), "key_size": store.key_size, "output": options.output}, indent=1)
-        )
+        shown = {**recipe, "rows": len(store), "key_size": store.key_size, "output": options.output}
+        print(json.dumps(shown, indent=1))
         return 0
     with locked(options.output):
         manifest = build(options.memory, options.output, how)
-    print(
-        f"{options.output}: INDEX of {manifest['counts']['rows']} rows, {manifest['factory']}, {json.dumps(manifest['measured'])}"
-    )
+    rows, measured = manifest["counts"]["rows"], json.dumps(manifest["measured"])
+    print(f"{options.output}: INDEX of {rows} rows, {manifest['factory']}, {measured}")
     return 0
 
 

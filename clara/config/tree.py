@@ -1,31 +1,42 @@
 """The typed configuration tree: TOML files hold what differs from the defaults, `--set a.b=c` overrides, an unknown key is an error."""
 
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 from pydantic import Field
 
+from clara.config.evaluation import Evaluation, Promotion, Serving
+from clara.config.jobs import (
+    Cloze,
+    CorpusJob,
+    Engine,
+    ExamplesJob,
+    IndexJob,
+    QuestionsJob,
+    Records,
+    Selection,
+    UtilityJob,
+)
 from clara.config.model import Backbone, Model, Prompts
 from clara.config.refresh import YEAR_SECONDS
 from clara.config.section import Section
 from clara.config.stages import Instruct, Joint, Pretrain
 
 
-class Memory(Section):
-    """How MEMORY is encoded again. The corpus job's own settings are arguments of `pipelines.build_memory`."""
+class Retrieval(Section):
+    """The two levels of retrieval: an INDEX proposes candidates, exact scores rank them."""
 
-    batch_tokens: int = Field(4096, ge=1, description="tokens of one compressing batch, padding included")
-
-
-class Index(Section):
-    """The two levels of retrieval."""
-
-    factory: str = Field("auto", description="FAISS factory string of a refresh; auto: that of the INDEX given")
-    first_level: int = Field(200, ge=1, description="L candidates from FAISS whose exact scores are then computed")
+    factory: str = Field(
+        "auto",
+        description="FAISS factory string; auto: when an INDEX is built, Flat, IVF with float16 keys or OPQ+IVF+PQ by the number of rows; "
+        "in a refresh, that of the run's INDEX",
+    )
+    first_level: int = Field(200, ge=1, description="L, candidates from the INDEX whose exact scores are then computed")
     search_shards: int = Field(
         0,
         ge=0,
-        description="0: each rank maps the whole INDEX, and ranks of a machine share its pages; N: N search servers (Ray actors) hold a share of its rows "
-        "each, for an INDEX larger than a machine; the same rows are found",
+        description="0: each rank maps the whole INDEX, and ranks of a machine share its pages; N: N search servers (Ray actors) hold "
+        "a share of its rows each, for an INDEX larger than a machine; the same rows are found",
     )
     search_seconds: float = Field(
         300.0, gt=0, le=YEAR_SECONDS, description="longest wait for search servers, restarts included"
@@ -50,7 +61,8 @@ class Launch(Section):
     gpu: bool = Field(False, description="one GPU for each rank; without it the CPU is used, never silently")
     zero_stage: Literal[1, 2, 3] = Field(
         2,
-        description="what is shared out over the ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too, the frozen LM's among them",
+        description="what is sharded over the ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too, the frozen LM's "
+        "among them",
     )
     zero3_keep_whole_below: int = Field(
         100_000,
@@ -70,35 +82,69 @@ class Launch(Section):
 class Tracking(Section):
     """MLflow."""
 
-    uri: str = Field("", description="tracking URI, as sqlite:///PATH; empty: no tracking")
-    experiment: str = "clara"
+    uri: str = Field(
+        "",
+        description="MLflow store or server, as sqlite:///PATH (its artefacts are stored beside it); empty: no tracking",
+    )
+    experiment: str = Field("clara", description="experiment of runs, evaluations and registrations")
+    corpus_experiment: str = Field("corpus", description="experiment of artefacts that corpus jobs make")
 
 
 class Config(Section):
     """The root."""
 
-    seed: int = 0
-    stage: Literal["pretrain", "instruct", "joint"] = "joint"
-    checkpoint: str = Field("", description="CHECKPOINT to start from; empty: fresh adapters")
-    examples: str = Field("", description="EXAMPLES for stage pretrain")
-    questions: str = Field("", description="QUESTIONS for stages instruct and joint")
-    corpus: str = Field(
-        "", description="corpus that the questions' documents lie in, a file or a glob, for stage instruct"
+    seed: int = Field(0, ge=0, description="of everything that is drawn")
+    device: str = Field("cpu", description="cpu or cuda, of commands that run without a launcher; fails if unavailable")
+    stage: Literal["pretrain", "instruct", "joint"] = Field("joint", description="what a training run trains")
+    checkpoint: str = Field(
+        "", description="CHECKPOINT to start from or to use; empty: fresh adapters, in stage pretrain"
     )
-    memory: str = Field("", description="MEMORY for stage joint")
-    index: str = Field("", description="INDEX over that MEMORY")
+    examples: str = Field("", description="EXAMPLES for stage pretrain")
+    questions: str = Field("", description="QUESTIONS: of stages instruct and joint, and of an evaluation")
+    corpus: str = Field(
+        "", description="corpus that holds the questions' documents, a file or a glob, for stage instruct"
+    )
+    memory: str = Field("", description="MEMORY that the checkpoint's compressor made")
+    index: str = Field("", description="INDEX over that MEMORY; empty: exact search over all rows")
     utilities: str = Field(
         "",
         description="UTILITIES of the questions over that MEMORY, for stage joint: pools and likelihoods scored beforehand",
     )
-    output: str = Field("", description="directory for the run and its CHECKPOINT")
+    output: str = Field("", description="directory that the command writes")
     backbone: Backbone = Backbone()
     model: Model = Model()
     prompts: Prompts = Prompts()
     pretrain: Pretrain = Pretrain()
     instruct: Instruct = Instruct()
     joint: Joint = Joint()
-    corpus_job: Memory = Memory()
-    retrieval: Index = Index()
+    records: Records = Records()
+    engine: Engine = Engine()
+    corpus_job: CorpusJob = CorpusJob()
+    index_job: IndexJob = IndexJob()
+    cloze: Cloze = Cloze()
+    questions_job: QuestionsJob = QuestionsJob()
+    examples_job: ExamplesJob = ExamplesJob()
+    selection: Selection = Selection()
+    utility_job: UtilityJob = UtilityJob()
+    retrieval: Retrieval = Retrieval()
+    serving: Serving = Serving()
+    evaluation: Evaluation = Evaluation()
+    promotion: Promotion = Promotion()
     launch: Launch = Launch()
     tracking: Tracking = Tracking()
+
+    def part(self, keys: Iterable[str]) -> dict[str, Any]:
+        """What a command's keys and sections are set to, as nested tables."""
+        wanted: dict[str, Any] = {}
+        for key in keys:
+            section, _, below = key.partition(".")
+            wanted[section] = {below: True} | wanted.get(section, {}) if below else True
+        return self.model_dump(include=wanted)
+
+
+TRAINING = (
+    *("seed", "stage", "checkpoint", "examples", "questions", "corpus", "memory", "index", "utilities", "output"),
+    *("backbone", "model", "prompts", "pretrain", "instruct", "joint"),
+    *("retrieval", "corpus_job.batch_tokens", "launch", "tracking.uri", "tracking.experiment"),
+)
+"""Keys and sections of training runs."""

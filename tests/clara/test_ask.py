@@ -141,7 +141,10 @@ def test_command_refuses(world: World, tmp_path: Path) -> None:
     artefacts = ["--checkpoint", str(world.checkpoint), "--memory", str(world.memory)]
     with pytest.raises(InputError, match="no question given"):
         ask.main(artefacts)
-    for extra, message in ((["--device", "tpux"], "no kind of device"), (["--first-level", "0"], "first_level is 0")):
+    for extra, message in (
+        (["--device", "tpux"], "no kind of device"),
+        (["--first-level", "0"], "--first-level 0: .*[retrieval.first_level]"),
+    ):
         with pytest.raises(InputError, match=message):
             ask.main([*artefacts, *extra, "Who?"])
     half = tmp_path / "half"

@@ -14,10 +14,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import json, logging, sys
 import torch.distributed as dist
-from clara.config.tree import load
+from clara.config.load import load
 from training.loop.zero_engine import engine_for
 from training.run.report import finish
-from training.run.run import absolute, train_rank
+from training.run.recipe import absolute
+from training.run.run import train_rank
 from training.refresh.process import ProcessWorker
 
 logging.basicConfig(level=logging.INFO)

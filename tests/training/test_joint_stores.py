@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clara.config.tree import Index
+from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import manifest_hash, read_manifest
@@ -101,7 +101,7 @@ def test_search_servers_are_given_names_that_any_machine_knows(
         (here, world.index.name, [str(world.memory), str(world.index)]),
         (there, urls["index"], [urls["memory"], urls["index"]]),
     ):
-        opened = served(Index(search_shards=2), owner=False)(index, store)
+        opened = served(Retrieval(search_shards=2), owner=False)(index, store)
         assert isinstance(opened, ServedIndex)
         assert opened.servers.names == tuple(names)
     shutil.rmtree(tmp_path / "cache")

@@ -24,7 +24,7 @@ import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-from clara.config.tree import Index
+from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.index.search import IndexedRows, Ranked, TwoLevels
 from clara.index.share import open_share, owner_of
@@ -74,7 +74,7 @@ class SearchServer:
 class Servers:
     """Handles of the servers of one INDEX, which rank 0 starts and every rank finds by name."""
 
-    def __init__(self, memory: str, index: str, settings: Index, *, owner: bool) -> None:
+    def __init__(self, memory: str, index: str, settings: Retrieval, *, owner: bool) -> None:
         # Names that mean the same on every machine.
         self.names, self._settings, self._owner = (memory, index), settings, owner
         self._name = f"search-{manifest_hash(index)[:16]}"
@@ -281,7 +281,7 @@ class ServedIndex(TwoLevels):
         return out
 
 
-def served(settings: Index, *, owner: bool) -> Callable[[str, MemoryStore], TwoLevels]:
+def served(settings: Retrieval, *, owner: bool) -> Callable[[str, MemoryStore], TwoLevels]:
     """How a rank opens an INDEX of this run: through servers, which rank 0 starts and owns, so that they end when it does.
 
     The servers of the version before the last are ended: no rank searches them any more, as all have taken a step on

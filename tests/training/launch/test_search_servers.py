@@ -17,7 +17,7 @@ import pytest
 import ray
 from safetensors.numpy import load_file
 
-from clara.config.tree import Index
+from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.factory import empty_index
@@ -56,7 +56,7 @@ class InProcess(Servers):
     """The same servers without processes."""
 
     def __init__(self, memory: Path, index: Path, number: int) -> None:
-        self._settings = Index(search_shards=number)
+        self._settings = Retrieval(search_shards=number)
         self._servers = [SearchServer(str(memory), str(index), n, number, 1) for n in range(number)]
 
     def ask(self, method: str, arguments: Mapping[int, tuple[Any, ...]]) -> dict[int, Any]:
@@ -142,7 +142,7 @@ def test_servers_need_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 class Stuck(Servers):
     """Servers of which a call into Ray does not come back."""
 
-    def __init__(self, index: Path, settings: Index) -> None:
+    def __init__(self, index: Path, settings: Retrieval) -> None:
         super().__init__("", str(index), settings, owner=False)
         self.release = threading.Event()
 
@@ -151,7 +151,7 @@ class Stuck(Servers):
 
 
 def test_a_call_that_does_not_come_back_is_told_within_the_time(indices: dict[str, Path]) -> None:
-    servers = Stuck(indices["Flat"], Index(search_shards=2, search_seconds=0.5, search_cpus=1.5))
+    servers = Stuck(indices["Flat"], Retrieval(search_shards=2, search_seconds=0.5, search_cpus=1.5))
     began = time.monotonic()
     with pytest.raises(
         SearchLostError,
@@ -194,7 +194,7 @@ def open_servers(
     memory_dir: Path, index: Path, *, owner: bool = True, **settings: Any
 ) -> tuple[ServedIndex, MemoryIndex]:
     store = MemoryStore.open(memory_dir)
-    found = served(Index(search_shards=3, **settings), owner=owner)(str(index), store)
+    found = served(Retrieval(search_shards=3, **settings), owner=owner)(str(index), store)
     assert isinstance(found, ServedIndex)
     return found, MemoryIndex.open(index, store)
 

@@ -15,7 +15,7 @@ import json, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from torch import nn
-from clara.config.tree import Optimiser
+from clara.config.stages import Optimiser
 from clara.errors import InputError
 from clara.model.steps import Output
 from training.loop.zero_engine import DeepSpeedEngine, import_deepspeed

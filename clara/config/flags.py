@@ -1,0 +1,232 @@
+"""Command lines over the configuration tree: a flag is the short name of a key, `--first-level 50` of `retrieval.first_level`.
+
+A flag takes its type, choices, default and help text from the key's field, so that each stands once. Every command also
+takes `--config FILE` and `--set key=value`. Precedence: defaults, then the file, then flags and `--set` in their order.
+"""
+
+import argparse
+import logging
+import sys
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic.fields import FieldInfo
+
+from clara.config.load import Override, field_of, read_file, resolve
+from clara.errors import InputError
+
+_METAVARS = {int: "N", float: "X"}
+_log = logging.getLogger(__name__)
+
+
+def program(module: str) -> str:
+    """How a command was called: `clara ask` by the console command, else `python -m clara.ask`, or `python FILE.py`."""
+    called = sys.argv[0] if sys.argv else ""
+    return called if called.startswith("clara ") else f"python {module if module.endswith('.py') else f'-m {module}'}"
+
+
+class Setting(argparse.Action):
+    """A flag that sets a key of the tree."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, key: str, adds: bool, **options: Any) -> None:
+        super().__init__(option_strings, dest, **options)
+        self.key, self._adds = key, adds
+
+    def __call__(self, _: argparse.ArgumentParser, found: argparse.Namespace, value: Any, option: Any = None) -> None:
+        """Note the value; of a flag that adds, behind those that it has."""
+        if self.nargs == 0:
+            value = self.const
+        elif self._adds:
+            earlier = [o.value for o in found.overrides if (o.key, o.option) == (self.key, option)][-1:]
+            value = [*(earlier[0] if earlier else ()), *(value if isinstance(value, list) else [value])]
+        found.overrides.append(Override(self.key, value, option))
+
+
+class Command(argparse.ArgumentParser):
+    """The parser of a command whose settings are keys of the tree.
+
+    `parse_args` returns a namespace with a value for each flag, wherever that was set, and with
+
+    * `config`: the whole resolved tree,
+    * `overrides`: what flags and `--set` set, in their order.
+    """
+
+    def __init__(self, module: str, doc: str | None, *, uses: Sequence[str] = ()) -> None:
+        """Begin a command line.
+
+        Args:
+            module: module of the command, or its file where it is run as one.
+            doc: description; the module's docstring.
+            uses: keys and sections that the command uses beside those of its flags.
+        """
+        direct = f"python {module}" if module.endswith(".py") else f"python -m {module}"
+        super().__init__(
+            prog=program(module),
+            description=(doc or "").replace(direct, program(module)),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.uses = list(uses)
+        group = self.add_argument_group("configuration")
+        group.add_argument("--config", metavar="FILE", help="TOML file; shipped ones are in infra/configs/")
+        group.add_argument(
+            "--set",
+            action=_Set,
+            metavar="KEY=VALUE",
+            help="set any key that this command uses; repeatable (clara config --reference lists all keys)",
+        )
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse, and resolve the configuration.
+
+        Raises:
+            InputError: see `clara.config.load.resolve`; or `--set` names a key that the command does not use.
+        """
+        found = namespace or argparse.Namespace()
+        found.overrides = []
+        settings = [action for action in self._actions if isinstance(action, Setting)]
+        required = [action for action in settings if action.required]
+        ahead = self._ahead(args)
+        in_file = read_file(ahead.config) if ahead.config else {}
+        for action in required:
+            action.required = not (
+                _touches(action.key, set(_leaves(in_file)))
+                or any(o.partition("=")[0].strip() == action.key for o in ahead.set)
+            )
+        _, rest = super().parse_known_args(args, found)
+        found.config = resolve(in_file, found.overrides, ahead.config)
+        used = {*self.uses, *(action.key for action in settings)}
+        self._check_used(in_file, found.overrides, used)
+        for action in settings:
+            value = _value(found.config, action.key)
+            setattr(found, action.dest, list(value) if isinstance(value, tuple) else value)
+        missing = [action.option_strings[0] for action in required if not _value(found.config, action.key)]
+        if missing:
+            self.error(f"the following arguments are required: {', '.join(missing)}")
+        return found, rest
+
+    def _ahead(self, args: Sequence[str] | None) -> argparse.Namespace:
+        """The two options that decide which flags are required."""
+        parser = argparse.ArgumentParser(self.prog, self.format_usage(), add_help=False, allow_abbrev=False)
+        parser.add_argument("--config")
+        parser.add_argument("--set", action="append", default=[])
+        return parser.parse_known_args(args)[0]
+
+    def _check_used(self, in_file: Mapping[str, Any], overrides: Sequence[Override], used: set[str]) -> None:
+        for override in overrides:
+            if not _touches(override.key, used):
+                raise InputError(
+                    f"--set {override.key}: {self.prog} does not use this key; leave it out; it uses {', '.join(sorted(used))}"
+                )
+        unused = sorted({_widest(key, used) for key in _leaves(in_file) if not _touches(key, used)})
+        if unused:
+            _log.info("%s does not use these settings of the file: %s", self.prog, ", ".join(unused))
+
+
+class _Set(argparse.Action):
+    def __call__(self, _: argparse.ArgumentParser, found: argparse.Namespace, value: Any, __: Any = None) -> None:
+        found.overrides.append(Override.parse(value))
+
+
+def add_setting(
+    parser: argparse._ActionsContainer,
+    key: str,
+    flag: str = "",
+    *,
+    metavar: str | None = None,
+    required: bool = False,
+    adds: bool = False,
+    nargs: str | None = None,
+) -> None:
+    """Add the short name of a key.
+
+    Args:
+        parser: command, or group of its arguments.
+        key: dotted key of the tree.
+        flag: as `--first-level`; empty: the key's last part. A truth value's flag sets what is not its default.
+        metavar: name of the value in the help.
+        required: the key has to be set to something, by flag, `--set` or file.
+        adds: the flag may be repeated, each use with one value of a list. Else a list is one value, comma-separated.
+        nargs: `+`: the flag takes several values of a list, as words.
+    """
+    field = field_of(key)
+    flag = flag or f"--{key.rpartition('.')[2].replace('_', '-')}"
+    options: dict[str, Any] = {"key": key, "adds": adds or bool(nargs), "required": required}
+    default = field.get_default(call_default_factory=True)
+    text = f"{field.description} [{key} = {toml(default)}]" if default else f"{field.description} [{key}]"
+    if field.annotation is bool:
+        options |= {"nargs": 0, "const": not field.default}
+        text = f"switch off: {text}" if field.default else text
+    else:
+        kind, choices, many = _kind(field)
+        options |= {"type": _words(kind) if many and not options["adds"] else kind, "nargs": nargs}
+        options["metavar"] = metavar or (None if choices and not many else _METAVARS.get(kind))
+        if choices and not many:
+            options["choices"] = choices
+    dest = flag.removeprefix("--no-").removeprefix("--").replace("-", "_")  # of --no-verify, whether to verify
+    default = None if required else default
+    parser.add_argument(flag, dest=dest, action=Setting, default=default, help=text.replace("%", "%%"), **options)
+
+
+def _kind(field: FieldInfo) -> tuple[type, tuple[Any, ...] | None, bool]:
+    """Type of a field's value, or of its elements where it is a list; the choices; whether it is a list."""
+    annotation: Any = field.annotation
+    many = typing.get_origin(annotation) is tuple
+    if many:
+        annotation = typing.get_args(annotation)[0]
+    if isinstance(annotation, types.UnionType):
+        annotation = next(a for a in typing.get_args(annotation) if a is not types.NoneType)
+    if typing.get_origin(annotation) is Literal:
+        choices = typing.get_args(annotation)
+        return type(choices[0]), choices, many
+    return annotation, None, many
+
+
+def _words(kind: type) -> Any:
+    def words(text: str) -> list[Any]:
+        return [kind(word.strip()) for word in text.split(",") if word.strip()]
+
+    words.__name__ = f"comma-separated {kind.__name__}"  # argparse names it in its errors
+    return words
+
+
+def toml(value: Any) -> str:
+    """A value as TOML writes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(toml(v) for v in value)}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{k} = {toml(v)}' for k, v in value.items())}}}"
+    return str(value)
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _touches(key: str, used: set[str]) -> bool:
+    """Whether a key is one of those, is above one, or below one."""
+    return any(f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.") for name in used)
+
+
+def _widest(key: str, used: set[str]) -> str:
+    """The section of a key, where none of that is used; else the key."""
+    section = key.partition(".")[0]
+    return key if _touches(section, used) else section
