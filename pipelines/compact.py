@@ -8,12 +8,11 @@ The rows and their stored numbers stay what they are, bit for bit; nothing is co
 import argparse
 import json
 
-from tqdm import tqdm
-
 from clara.errors import InputError, command_line
 from clara.memory.compact import compact, compact_recipe
 from clara.memory.shards import KIND
 from clara.memory.store import MemoryStore
+from clara.progress import Progress
 from clara.storage import artefact, paths
 from clara.storage.cache import verify
 from pipelines.build_memory.outcome import remove_leftovers
@@ -62,7 +61,7 @@ def main(argv: list[str]) -> int:
         return 0
     if not args.no_verify:
         verify(args.memory, KIND)
-    with locked(output), tqdm(total=num_shards, unit=" shards", desc="compact", dynamic_ncols=True) as bar:
+    with locked(output), Progress(num_shards, "compact", " shards") as bar:
         clear_the_way(output, args.overwrite, compact_recipe(store, num_shards))
         compact(store, output, num_shards=num_shards, progress=lambda done, _: bar.update(done - bar.n) and None)
         remove_leftovers(output)

@@ -17,7 +17,6 @@ from typing import Any
 
 import faiss
 import numpy as np
-from tqdm import tqdm
 
 from clara.errors import InputError
 from clara.index.factory import check_kind, refused_by_faiss, resolve_factory, train
@@ -27,6 +26,7 @@ from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, judge, measure
 from clara.index.search import FILE, KIND, MemoryIndex, check_rows
 from clara.memory.shards import KIND as MEMORY
 from clara.memory.store import Ids, MemoryStore
+from clara.progress import Progress
 from clara.storage import artefact
 from clara.storage.artefact import (
     atomic_write,
@@ -275,7 +275,7 @@ class _Work:
 
     @contextmanager
     def _bar(self, doing: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-        with tqdm(total=total, desc=doing, unit=f" {unit}s", dynamic_ncols=True, disable=not self._how.progress) as bar:
+        with Progress(total, doing, f" {unit}s", shown=self._how.progress) as bar:
             yield lambda number: bar.update(number) and None
 
 

@@ -16,12 +16,12 @@ from typing import Any
 import faiss
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from clara.errors import InputError
 from clara.index.search import KIND, MemoryIndex, best, unit_rows
 from clara.memory.codec import Floats, layout
 from clara.memory.store import Ids, MemoryStore
+from clara.progress import Progress
 from clara.storage.artefact import read_manifest
 
 RECALL_AT = 10
@@ -185,7 +185,7 @@ def measure(
         return measured
     shapes = layout(store.codec, store.num_memory_tokens, store.hidden_size).values()
     row_bytes = sum(kind.itemsize * math.prod(shape) for kind, shape in shapes)
-    with tqdm(total=len(store), desc="measure", unit=" rows", dynamic_ncols=True, disable=not progress) as bar:
+    with Progress(len(store), "measure", " rows", shown=progress) as bar:
         recall = Recall(index, asked, seed=seed, row_bytes=row_bytes, told=lambda rows: bar.update(rows) and None)
     if recall.share < 1:
         _log.info(

@@ -18,9 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tqdm import tqdm
-
 from clara.errors import InputError
+from clara.progress import Progress
 from clara.storage import artefact, base, folders, paths
 from clara.storage.bucket import Bucket
 
@@ -55,9 +54,7 @@ def _sole(lock: str) -> Iterator[None]:
 
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], Any]]:
-    with tqdm(
-        total=total, unit="B", unit_scale=True, desc=what, dynamic_ncols=True, disable=total < _SHOWN_BYTES
-    ) as bar:
+    with Progress(total, what, "B", unit_scale=True, shown=total >= _SHOWN_BYTES) as bar:
         yield bar.update
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clara.memory.shards import PLAN
+from clara.progress import Progress
 from clara.storage.bucket import Bucket
 from clara.storage.paths import Name, is_url
 
@@ -184,7 +185,7 @@ def progress_bar(
 
     def watch() -> None:
         begun = 0.0
-        with tqdm(total=0, unit=f" {what}", desc="read", dynamic_ncols=True) as bar:
+        with Progress(0, "read", f" {what}") as bar:
             while True:
                 ended = stop.wait(_BUCKET_SECONDS if bucket else _POLL_SECONDS)
                 now = bucket.seen() if bucket else seen(Path(directory), started)
@@ -192,7 +193,7 @@ def progress_bar(
                 if now is not None:
                     begun = begun or time.time()
                     bar.total = now.total
-                    bar.set_description(doing, refresh=False)
+                    bar.set_description_str(doing, refresh=False)
                     if now.num_shards:
                         bar.set_postfix_str(
                             shards_told(now, read, now.done / max(time.time() - begun, _POLL_SECONDS)), refresh=False

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from clara.data.questions import Question
 from clara.memory.store import MemoryStore
+from clara.progress import Progress
 from training.evaluation.measures import Row
 from training.evaluation.readers import Likelihood, Reader, Reading
 from training.evaluation.retrievers import Rankings
@@ -99,9 +99,7 @@ def aligned_rows(
     told = {}
     for who, reader in readers.items():
         title = f"{label}: utility, {who}"
-        with tqdm(
-            total=reader.likelihood_tokens(wanted), desc=title, unit="tok", unit_scale=True, mininterval=1.0
-        ) as bar:
+        with Progress(reader.likelihood_tokens(wanted), title, " tokens", unit_scale=True) as bar:
             told[who] = reader.likelihoods(wanted, bar.update)
     rows = {}
     for question, ranking, plan, common in zip(questions, rankings, plans, lexical, strict=True):

@@ -4,16 +4,13 @@ A way is called RETRIEVER/GENERATOR, as `bm25/after`; `after` alone is after/aft
 passages that BM25 found.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from clara.data.questions import Question
 from clara.errors import InputError
+from clara.progress import Progress
 from clara.retrieval.retriever import Retriever
 from training.evaluation.alignment import GENERATOR, TEXT, aligned_rows
 from training.evaluation.dense import DenseEncoder, DenseFinder
@@ -216,7 +213,9 @@ def _evaluate_way(
 def _likelihoods(way: Way, readings: Sequence[Reading]) -> dict[Reading, Likelihood]:
     if not readings:
         return {}
-    with _bar(f"{way.label}: likelihoods", way.reader.likelihood_tokens(readings)) as bar:
+    with Progress(
+        way.reader.likelihood_tokens(readings), f"{way.label}: likelihoods", " tokens", unit_scale=True
+    ) as bar:
         return way.reader.likelihoods(readings, bar.update)
 
 
@@ -237,7 +236,8 @@ def _texts(
     ]
     if not wanted:
         return {}
-    with _bar(f"{way.label}: answers", way.reader.answer_tokens(wanted, settings.max_new_tokens)) as bar:
+    tokens = way.reader.answer_tokens(wanted, settings.max_new_tokens)
+    with Progress(tokens, f"{way.label}: answers", " tokens", unit_scale=True) as bar:
         return way.reader.answers(wanted, settings.max_new_tokens, bar.update)
 
 
@@ -271,7 +271,3 @@ def first_of_each_split(questions: Sequence[Question], number: int) -> set[str]:
     for question in questions:
         splits.setdefault(question.split, []).append(question.question_id)
     return {name for names in splits.values() for name in names[:number]}
-
-
-def _bar(title: str, tokens: int) -> "tqdm[Any]":
-    return tqdm(total=tokens, desc=title, unit="tok", unit_scale=True, file=sys.stderr, mininterval=1.0)

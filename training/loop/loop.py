@@ -2,7 +2,6 @@
 
 import logging
 import math
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +10,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from clara.config.stages import Optimiser
 from clara.errors import InputError
+from clara.progress import Progress
 from training.loop.engine import Engine
 from training.loop.run_state import RunStates
 
@@ -156,7 +155,7 @@ def run(
     states = RunStates(directory, engine)
     start = states.resume(stage)
     began = step_began = time.monotonic()
-    progress = Progress(stage.name, start, stage.steps, shown=engine.rank == 0)
+    progress = Progress(stage.steps, stage.name, " steps", initial=start, shown=engine.rank == 0)
     skipped_in_a_row = 0
     try:
         for step in range(start, stage.steps):
@@ -180,7 +179,8 @@ def run(
             values["step_seconds"] = time.monotonic() - step_began
             if engine.rank == 0 and log is not None:
                 log(step + 1, values)
-            progress.update({k: f"{values[k]:.3f}" for k in ("loss", "answer_nats") if k in values})
+            progress.set_postfix({k: values[k] for k in ("loss", "answer_nats") if k in values}, refresh=False)
+            progress.update()
             if saving:
                 states.save(step + 1, stage)
             step_began = time.monotonic()
@@ -259,43 +259,6 @@ def finite_weights(stage: Stage, engine: Engine) -> bool:
     with engine.whole(parameters):
         broken = any(not bool(torch.isfinite(p.detach()).all()) for p in parameters)
     return engine.sum([float(broken)])[0] == 0
-
-
-class Progress:
-    """A bar on a terminal, else (in a log, or under Ray, which passes on whole lines only) a line every few seconds."""
-
-    def __init__(self, name: str, start: int, steps: int, *, shown: bool, every_seconds: float = 5.0) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=steps, initial=start, desc=name, unit="step", disable=not (shown and self._terminal), file=sys.stderr
-        )
-        self._name, self._start, self._step, self._steps, self._shown = name, start, start, steps, shown
-        self._every, self._began, self._told = every_seconds, time.monotonic(), time.monotonic()
-
-    def update(self, figures: Mapping[str, str]) -> None:
-        """One more step, with figures to show."""
-        self._step += 1
-        self._bar.set_postfix(figures, refresh=False)
-        self._bar.update()
-        now = time.monotonic()
-        if self._shown and not self._terminal and (now - self._told >= self._every or self._step == self._steps):
-            self._told = now
-            pace = (now - self._began) / (self._step - self._start)
-            left = pace * (self._steps - self._step)
-            told = ", ".join(f"{name} {value}" for name, value in figures.items())
-            logger.info(
-                "%s: step %d of %d, %.2f s a step, %.0f s left, %s",
-                self._name,
-                self._step,
-                self._steps,
-                pace,
-                left,
-                told,
-            )
-
-    def close(self) -> None:
-        """Finish the bar."""
-        self._bar.close()
 
 
 def shard(rows: Sequence[int], rank: int, world: int, micro_batch: int) -> list[list[int]]:
