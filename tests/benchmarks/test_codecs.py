@@ -1,4 +1,4 @@
-"""The codecs' benchmark: what it stores again is the same rows, and its figures are those of an evaluation of each codec."""
+"""The codec benchmark: re-stored rows are the same rows, figures are those of an evaluation of each codec."""
 
 import json
 import subprocess

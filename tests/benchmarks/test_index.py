@@ -1,4 +1,4 @@
-"""What is said of INDEX benchmarks: the Markdown is that of the figures, and a remark goes with the run that it was made about."""
+"""The INDEX benchmark's report: Markdown from the figures, a remark only beside the run that it is about."""
 
 import json
 from pathlib import Path

@@ -37,7 +37,8 @@ def run(error: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         (
             "OSError(errno.ENOSPC, 'No space left on device', 'memory/a')",
             2,
-            "error: memory/a: No space left on device; choose a place that you may write to, with room, and run the command again\n",
+            "error: memory/a: No space left on device; choose a place that you may write to, with room, "
+            "and run the command again\n",
         ),
         ("KeyboardInterrupt()", 130, "interrupted; the same command goes on from what is finished\n"),
     ],

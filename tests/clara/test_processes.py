@@ -9,8 +9,14 @@ import psutil
 
 from clara.processes import exists
 
-CHILD = "import os, sys, time; from clara.processes import end_with_parent; end_with_parent({parent}); print('watches', flush=True); time.sleep(300)"
-PARENT = "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); print(child.pid, flush=True); time.sleep(300)"
+CHILD = (
+    "import os, sys, time; from clara.processes import end_with_parent; "
+    "end_with_parent({parent}); print('watches', flush=True); time.sleep(300)"
+)
+PARENT = (
+    "import subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', sys.argv[1]]); "
+    "print(child.pid, flush=True); time.sleep(300)"
+)
 WAIT_SECONDS = 60
 
 

@@ -9,7 +9,8 @@ from pipelines.corpus.mediawiki import index_path
 
 HEADER = (
     '<mediawiki xmlns="http://www.mediawiki.org/xml/export-0.11/" version="0.11" xml:lang="de"><siteinfo><namespaces>'
-    '<namespace key="0" /><namespace key="6">Datei</namespace><namespace key="10">Vorlage</namespace><namespace key="14">Kategorie</namespace>'
+    '<namespace key="0" /><namespace key="6">Datei</namespace><namespace key="10">Vorlage</namespace>'
+    '<namespace key="14">Kategorie</namespace>'
     "</namespaces></siteinfo>"
 )
 
@@ -18,7 +19,8 @@ def page(number: int, text: str, *, title: str = "", namespace: int = 0, redirec
     moved = f'<redirect title="{redirect}" />' if redirect else ""
     return (
         f"<page><title>{escape(title or f'Page {number}')}</title><ns>{namespace}</ns><id>{1000 + number}</id>{moved}"
-        f'<revision><id>{number}</id><model>wikitext</model><text bytes="{len(text)}" xml:space="preserve">{escape(text)}</text></revision></page>'
+        f'<revision><id>{number}</id><model>wikitext</model><text bytes="{len(text)}" xml:space="preserve">'
+        f"{escape(text)}</text></revision></page>"
     )
 
 

@@ -1,4 +1,4 @@
-"""A small world for evaluation's tests: MEMORY of the tiny corpus by the tiny checkpoint, and questions about its towns."""
+"""A small world for evaluation tests: MEMORY of the tiny corpus and questions about its towns."""
 
 import json
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ def write_town_questions(directory: Path, corpus: Path, *, per_split: int = 6) -
 
 
 def train_generator(checkpoint: Path, questions: Path, output: Path, *, steps: int = 25) -> Path:
-    """A CHECKPOINT whose generator has learned the kind of answer that is asked for; the compressor stays as it was, and so MEMORY fits."""
+    """A CHECKPOINT whose generator has learned the form of the answers; the compressor is unchanged: MEMORY fits."""
     model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
     optimiser = torch.optim.Adam(model.train_only(["generator"]), lr=2e-2)
     asked = read_questions(questions)
@@ -100,7 +100,7 @@ def train_generator(checkpoint: Path, questions: Path, output: Path, *, steps: i
 
 @dataclass(frozen=True)
 class World:
-    """Directories that evaluation reads; `trained` has the same compressor as `checkpoint`, so that `memory` is for both."""
+    """Directories that evaluation reads; `trained` has the compressor of `checkpoint`: `memory` fits both."""
 
     checkpoint: Path
     trained: Path

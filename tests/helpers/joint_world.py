@@ -141,7 +141,7 @@ def make(folder: Path, checkpoint: Path, corpus: Path) -> World:
 
 
 def reached(run: Path, step: int) -> bool:
-    """Whether a run state of this step is there, or of a later one: older ones are deleted, and a busy machine looks late."""
+    """True if there is a run state of this step or a later one: older ones are deleted, a busy machine checks late."""
     return any(int(state.parent.name.split("-")[1]) >= step for state in run_states(run))
 
 

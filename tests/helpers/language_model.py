@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Fault = str
-"""`429`, `500`, `slow`, `cut` (a body that ends early), `closed` (no answer at all), `shape` (JSON that is no completion), `400` …"""
+"""`429`, `500`, `slow`, `cut` (a body that ends early), `closed` (no answer), `shape` (JSON, no completion), `400` …"""
 
 
 def sentences(text: str) -> list[str]:

@@ -4,7 +4,7 @@ import html.parser
 
 
 class Page(html.parser.HTMLParser):
-    """Checks that every tag is closed where it should be, and collects table rows: all of them, and the second cell by the first."""
+    """Checks that tags are closed in order; collects all table rows, and the second cell by the first."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

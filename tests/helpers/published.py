@@ -29,7 +29,8 @@ from transformers import (
 )
 
 SYSTEM = (
-    "You are a helpful assistant. Your task is to extract relevant information from provided documents and to answer to questions as briefly "
+    "You are a helpful assistant. Your task is to extract relevant information from provided documents "
+    "and to answer to questions as briefly "
     "as possible."
 )
 QUESTIONS = [
@@ -41,15 +42,15 @@ DOCUMENTS = [
     [
         "This is a document about Arlen \n The mill of Arlen stands on the river Tamo and makes paper by hand.",
         "Mills.",
-        "Copper turns green in the open air; Zürich's cafés are busy on Sundays, and the baker opens at six every day but one. "
-        * 3,
+        "Copper turns green in the open air; Zürich's cafés are busy on Sundays, "
+        "and the baker opens at six every day but one. " * 3,
         "A ferry goes to Tern Island twice a day.",
     ],
     [
         "Ida Marlowe has kept the light on Tern Island since 1871.",
         "Gulls nest there.",
-        "  The night train crosses the border before dawn and stops at every station between the mountains and the coast. "
-        * 3,
+        "  The night train crosses the border before dawn and stops at every station "
+        "between the mountains and the coast. " * 3,
         "Bees dance.",
     ],
 ]
@@ -66,16 +67,20 @@ THINKING = CHATML.replace("assistant\n", "assistant\n" + _NO_THOUGHT).replace(
     "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}" + _NO_THOUGHT + "{% endif %}{{ m['content'] }}"
 )
 INST = (
-    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set head = messages[0]['content'] + '\n\n' %}{% set turns = messages[1:] %}"
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}"
+    "{% set head = messages[0]['content'] + '\n\n' %}{% set turns = messages[1:] %}"
     "{% else %}{% set head = '' %}{% set turns = messages %}{% endif %}{% for m in turns %}{% if m['role'] == 'user' %}"
-    "{{ ' [INST] ' + (head if loop.first else '') + m['content'] + ' [/INST]' }}{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+    "{{ ' [INST] ' + (head if loop.first else '') + m['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
 )
 REFUSING = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + INST
 )
 DROPPING = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>\n{{ m['content'] }}<|end|>\n{% elif m['role'] == 'assistant' %}"
-    "<|assistant|>\n{{ m['content'] }}<|end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|user|>\n{{ m['content'] }}<|end|>\n"
+    "{% elif m['role'] == 'assistant' %}"
+    "<|assistant|>\n{{ m['content'] }}<|end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}"
 )
 
 

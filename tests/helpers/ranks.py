@@ -1,4 +1,4 @@
-"""Ranks of joint runs as plain processes of this machine: DeepSpeed over gloo without Ray, which takes most of a short run's time."""
+"""Ranks of joint runs as plain processes: DeepSpeed over gloo, without the start-up time of Ray."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A Ray cluster of a test's own: nodes as `ray start` makes them, on private ports, with a token and a temporary directory of their own."""
+"""A private Ray cluster: nodes started by `ray start`, on private ports, with a token and a temporary directory."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Spark on this machine for tests: the job server's jar, and a master, a worker and a pool of Python workers on the loopback."""
+"""Spark on this machine: the job server's jar, a master, a worker and a pool of Python workers on loopback."""
 
 import os
 import shutil

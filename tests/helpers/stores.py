@@ -1,4 +1,4 @@
-"""Object stores on the loopback, as the tests use them: emulators of S3 and GCS, behind a proxy that misbehaves on demand.
+"""Object stores on loopback: emulators of S3 and GCS behind a proxy that injects faults.
 
 The S3 emulator (moto) knows conditional writes, but looks and writes in two steps, between which another one may come:
 the proxy lets one in at a time. The emulator of GCS passes over `ifGenerationMatch`, so the proxy keeps that promise

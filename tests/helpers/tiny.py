@@ -34,7 +34,8 @@ CHATML = (
 # Refuses a system role, as Mistral's first templates do.
 WITHOUT_SYSTEM = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %} [INST] {{ m['content'] }} [/INST]"
-    "{% elif m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}"
+    "{% elif m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}"
     "{% endif %}{% endfor %}"
 )
 _FAMILIES = {
@@ -53,8 +54,10 @@ def documents() -> list[dict[str, str]]:
     rows = []
     for number, (city, river) in enumerate(itertools.product(_CITIES, _RIVERS)):
         text = (
-            f"{city} on the {river} is a town of {1000 + 37 * number} people. Its mayor is called {city[:3]}{river[-2:]}. "
-            f"The bridge over the {river} was built in {1700 + number}, and the market sells {('bread', 'salt', 'wool', 'iron')[number % 4]}."
+            f"{city} on the {river} is a town of {1000 + 37 * number} people. "
+            f"Its mayor is called {city[:3]}{river[-2:]}. "
+            f"The bridge over the {river} was built in {1700 + number}, "
+            f"and the market sells {('bread', 'salt', 'wool', 'iron')[number % 4]}."
         )
         rows.append({"id": f"doc-{number:02d}", "title": f"{city} on the {river}", "text": text})
     return rows

@@ -19,12 +19,17 @@ def documents() -> list[Document]:
     for number, town in enumerate(towns):
         river, following = RIVERS[number % 5], towns[(number + 1) % 30]
         text = (
-            f"{town} is a small trading town on the long river {river}. Its market was opened in {1700 + number} by the weavers' guild. "
-            f"The road that leaves by the north gate goes to {following} and is paved. Old Stone Bridge is what its people are proud of."
+            f"{town} is a small trading town on the long river {river}. "
+            f"Its market was opened in {1700 + number} by the weavers' guild. "
+            f"The road that leaves by the north gate goes to {following} and is paved. "
+            "Old Stone Bridge is what its people are proud of."
         )
         found.append(Document(f"town-{number:02d}", town, text))
     for number, river in enumerate(RIVERS):
-        text = f"The river {river} rises in the hills and is {100 + number} miles long. Many of the boats on it come from {towns[number]} each year."
+        text = (
+            f"The river {river} rises in the hills and is {100 + number} miles long. "
+            f"Many of the boats on it come from {towns[number]} each year."
+        )
         found.append(Document(f"river-{number}", river, text))
     return found
 

@@ -63,7 +63,10 @@ def test_the_wheel_holds_every_file_that_the_packages_read(installed: Path) -> N
 
 def test_the_wheel_runs_from_elsewhere(installed: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(installed)}
-    said = "import sys, pipelines, infra; print(pipelines.__file__); from pipelines.build_memory.command import main; main(['--help'])"
+    said = (
+        "import sys, pipelines, infra; print(pipelines.__file__); "
+        "from pipelines.build_memory.command import main; main(['--help'])"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", said], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )

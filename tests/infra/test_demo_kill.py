@@ -1,4 +1,4 @@
-"""The demo, killed at random points over its steps and run again each time, ends with the artefacts of an undisturbed run."""
+"""The demo, killed at random points and restarted each time, produces the artefacts of an undisturbed run."""
 
 import contextlib
 import random

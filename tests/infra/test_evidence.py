@@ -1,4 +1,4 @@
-"""The evidence's commands are ones that their programs take, its report says what the evaluations say, and a start with fewer slots is one."""
+"""The evidence run: its commands parse, its report repeats the evaluations, a start with fewer slots loads."""
 
 import argparse
 import itertools

@@ -1,4 +1,4 @@
-"""The published samples are split by document: nothing that a held-out question needs is trained on, and the control keeps nobody's answer."""
+"""Published samples are split by document: no training on what a held-out question needs."""
 
 import json
 from pathlib import Path
@@ -46,7 +46,7 @@ def multi_hop(number: int, *, first: int, answer: str = "") -> dict[str, object]
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Files of the four sets; training question 0's pool holds a paragraph that a held-out question needs, question 1 is answered by yes."""
+    """Files of the four sets; question 0's pool holds a paragraph that a held-out question needs; 1 is answered yes."""
     data = tmp_path_factory.mktemp("published")
     train = [
         multi_hop(0, first=38),

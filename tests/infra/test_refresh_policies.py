@@ -1,4 +1,4 @@
-"""The comparison of refresh policies: its figures in closed form, and the command on a world that is too small to learn anything."""
+"""The comparison of refresh policies: its figures in closed form, and the command on a tiny world."""
 
 import json
 from pathlib import Path

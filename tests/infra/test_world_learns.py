@@ -1,4 +1,4 @@
-"""The claim in small: the answer's loss alone teaches retrieval where likeness misleads, and without its gradient or the right answers nothing is."""
+"""The claim on a small world: the answer loss alone teaches retrieval; without its gradient nothing does."""
 
 import json
 

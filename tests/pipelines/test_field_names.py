@@ -1,4 +1,4 @@
-"""A corpus whose fields have other names gives what one with the standard names does, in every command that reads it."""
+"""A corpus with other field names gives the same result as standard names, in every command that reads it."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The small world holds what it promises: looking alike misleads, nothing can be memorised, held-out names are new together and old apart."""
+"""The small world: similarity misleads, memorising does not help, held-out names are new together."""
 
 import json
 from itertools import pairwise

@@ -409,7 +409,8 @@ def test_dry_run_writes_nothing(world: World, tmp_path: Path, capsys: pytest.Cap
         (["--system", "before=c,d"], "give each system its own"),
         (
             ["--splits", "hidden"],
-            "no question with split 'hidden'; there are 'seen', 'unseen'; name those, or take every question with --splits all",
+            "no question with split 'hidden'; there are 'seen', 'unseen'; name those, "
+            "or take every question with --splits all",
         ),
         (["--num-selected", "81"], "num_selected is 81, its MEMORY holds 80 rows"),
         (["--num-selected", "0"], "--num-selected is 0; expected 1 or more"),

@@ -1,4 +1,4 @@
-"""Joint training, evaluation and registration on artefacts in a bucket: what they make equals what the same artefacts on a disk give."""
+"""Joint training, evaluation and registration on a bucket equal those on a disk."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Joint runs that are refused before they begin, in one line that says what to do; and pools of fewer than K, which are not."""
+"""Joint runs refused at once, in one line with a remedy; pools of fewer than K, which are accepted."""
 
 import json
 import logging
@@ -132,7 +132,8 @@ def test_several_that_encode_want_ray(world: World, tmp_path: Path) -> None:
 def test_refreshes_that_would_never_begin(world: World, tmp_path: Path, policy: str) -> None:
     with pytest.raises(
         InputError,
-        match=rf"policy is '{policy}', start_step, every_steps and trigger_cosine are 0.*set joint\.refresh\.every_steps",
+        match=rf"policy is '{policy}', start_step, every_steps and trigger_cosine are 0.*"
+        r"set joint\.refresh\.every_steps",
     ):
         train(world, tmp_path, joint__refresh__policy=policy, joint__train_compressor="true")
 

@@ -1,4 +1,4 @@
-"""Import of published checkpoints: every published number, made-up checkpoints against a direct computation, and what is refused."""
+"""Import of published checkpoints: each published number, generated checkpoints, refusals."""
 
 import io
 import json
@@ -256,7 +256,7 @@ def test_the_direct_computation_is_the_published_one(fixture: Path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_made_up_checkpoint_computes_what_the_notes_say(tmp_path: Path, name: str):
-    """Other families, templates, tokenizers, sizes, numbers of memory tokens and adapters, with and without copies of embeddings."""
+    """Other families, templates, tokenizers, sizes, memory tokens and adapters, with and without embedding copies."""
     case = CASES[name]
     base, checkpoint = published.make(tmp_path / "published", case)
     direct = Published(checkpoint, base)
@@ -665,7 +665,7 @@ def test_V6_numbers_of_memory_tokens(tmp_path: Path, rate: int, number: int):
 
 
 def test_V6_layout_of_a_document(tmp_path: Path):
-    """Marker, bos, text, eos, memory tokens: an over-long text fills 259 places in front of the memory tokens, without eos."""
+    """Marker, bos, text, eos, memory tokens: an over-long text takes 259 positions before them, without eos."""
     model = tiny.build_model(tiny.write_backbone(tmp_path / "base"), **model_settings(reference(tmp_path)).model_dump())
     bos, eos = model.tokenizer.bos_token_id, model.tokenizer.eos_token_id
     for length in (1, 255, 256):

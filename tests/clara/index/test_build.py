@@ -1,4 +1,4 @@
-"""Building an INDEX: bytes that don't depend on parts, interruptions, versions of MEMORY, recall on a sample, and what must be refused."""
+"""Building an INDEX: bytes independent of parts, interruptions, MEMORY versions, sampled recall, refusals."""
 
 import os
 import shutil

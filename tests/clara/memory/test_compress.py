@@ -32,7 +32,7 @@ FINGERPRINT = Fingerprint("b", "c", "t", "float32", 4, 32, "none", True, 96, 0, 
 
 
 class WordHashes:
-    """A compressor of its own kind: memory is seeded by the words, and texts with POISON or BURST can't be compressed."""
+    """A fake compressor: memory is seeded by the words; texts with POISON or BURST can't be compressed."""
 
     num_memory_tokens, hidden_size = 4, 32
 

@@ -1,4 +1,4 @@
-"""Which rows are live, shard by shard, and which rows a document has: against the plain definitions, over any shards, overlays and tombstones."""
+"""Live rows by shard and rows by document, against their definitions, over any overlays and tombstones."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""MEMORY of mixed versions: chosen rows encoded again lie in overlays, each row's version is known, and only who accepts all of them reads it."""
+"""MEMORY of mixed versions: re-encoded rows in overlays, the version of each row, who may read it."""
 
 import dataclasses
 import json
@@ -79,7 +79,7 @@ def write(model: ClaraModel, fingerprint: Fingerprint, folder: Path, codec: str 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
-    """`v0`: base; `v1`: eleven rows of it by another compressor; `v2`: seven more, four of them for the second time, by a third."""
+    """`v0`: base; `v1`: eleven rows re-encoded by a second compressor; `v2`: seven by a third, four of them again."""
     folder = tmp_path_factory.mktemp("mixed")
     first = load_checkpoint(tiny_checkpoint, Backbone(dtype="float32"))
     base = write(first, of_checkpoint(tiny_checkpoint, **SETTINGS), folder / "v0")

@@ -1,4 +1,4 @@
-"""Updates of a MEMORY: equal to a build from nothing in ids and records, whatever changed and however often, and folded without a trace."""
+"""Updates of a MEMORY: ids and records equal a build from nothing, after any number of changes; compaction."""
 
 import itertools
 import json

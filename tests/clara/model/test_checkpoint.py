@@ -1,4 +1,4 @@
-"""CHECKPOINT: what is stored comes back bit for bit, and what is damaged or does not fit is an error that names the file."""
+"""CHECKPOINT: stored weights are read back bit for bit; damage or a misfit is an error that names the file."""
 
 import json
 import shutil
@@ -109,7 +109,8 @@ def test_what_storing_an_lm_imports_can_be_imported_ahead(tmp_path: Path):
 import sys
 from transformers import LlamaConfig, LlamaForCausalLM
 from clara.model.checkpoint import prepare_to_store_backbone
-model = LlamaForCausalLM(LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1))
+sizes = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+model = LlamaForCausalLM(LlamaConfig(**sizes))
 prepare_to_store_backbone()
 before = set(sys.modules)
 model.save_pretrained({str(tmp_path / "saved")!r})

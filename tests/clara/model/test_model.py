@@ -53,7 +53,7 @@ def test_a_text_in_a_batch_is_encoded_as_if_alone(tiny_backbone: Path, variant: 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_memory_is_the_last_states_of_the_whole_lm_at_the_memory_tokens(tiny_backbone: Path, variant: dict):
-    """Brute force: the sequence written by hand, the whole LM with all of its hidden states, the residual token by token."""
+    """Brute force: a hand-written sequence, all hidden states of the whole LM, the residual token by token."""
     model = tiny.build_model(tiny_backbone, **variant).double()
     text = model.document_ids(TEXTS[0])
     tokens = torch.tensor([model.tokenizer.bos_token_id, *text, model.tokenizer.eos_token_id])

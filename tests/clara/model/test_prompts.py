@@ -18,8 +18,10 @@ from tests.helpers import published, tiny
 from tests.helpers.fuzz import examples
 
 MISTRAL = (
-    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
-    "{% if m['role'] == 'user' %} [INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% if m['role'] == 'user' %} [INST] {{ m['content'] }} [/INST]"
+    "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 DEAF = tiny.CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
 UNEQUAL = tiny.CHATML.replace(
@@ -30,7 +32,8 @@ NO_THOUGHT = "<think>\n\n</think>\n\n"
 # led into a thought unless.
 UNLESS_OFF = tiny.CHATML.replace(
     "assistant\n{% endif %}",
-    f"assistant\n{{% if enable_thinking is defined and enable_thinking is false %}}{NO_THOUGHT}{{% endif %}}{{% endif %}}",
+    "assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
+    f"{NO_THOUGHT}{{% endif %}}{{% endif %}}",
 ).replace("{{ m['content'] }}", f"{{% if m['role'] == 'assistant' %}}{NO_THOUGHT}{{% endif %}}{{{{ m['content'] }}}}")
 LEADING = UNLESS_OFF.replace(
     "enable_thinking is defined and enable_thinking is false", "not (enable_thinking is not defined or enable_thinking)"
@@ -38,7 +41,8 @@ LEADING = UNLESS_OFF.replace(
 LEADING = LEADING.replace("{% endif %}{% endif %}", "{% else %}<think>\n{% endif %}{% endif %}")
 SPACED = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}ASSISTANT: {{ m['content'] }}{{ eos_token }}{% else %}"
-    "{{ 'USER: ' if m['role'] == 'user' else '' }}{{ m['content'] }} {% endif %}{% endfor %}{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+    "{{ 'USER: ' if m['role'] == 'user' else '' }}{{ m['content'] }} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
 )
 SETTINGS = Prompts(answer_system="Be brief.", pairs_system="Ask and answer.", paraphrase_system="Repeat.")
 
@@ -116,7 +120,7 @@ def test_special_tokens_in_a_text_are_plain_text(prompts, text):
 
 @pytest.mark.parametrize("text", ["<MEM0>", "\x00", "{documents}", "{question}", "\ue000", "a\ue001b\ue000"])
 def test_what_looks_like_a_slot_is_none(prompts, text):
-    """Memory tokens are no vocabulary, and neither the placeholders nor the private marks of the renderer open a slot."""
+    """Memory tokens are no vocabulary; neither placeholders nor the renderer's private marks open a slot."""
     plain, attacked = prompts.question("Who?", "Bob"), prompts.question(f"Who?{text}", f"Bob{text}")
     assert attacked.left == plain.left
     assert prompts.tokenizer.decode(attacked.answer).startswith("Bob")
@@ -185,13 +189,14 @@ def test_V7_mistral_template(tmp_path):
 
 
 def test_V7_published_prompts(tmp_path):
-    """The prompts as the reference has them, under a template with a system text as Mistral's; labels cover the answer and eos."""
+    """The reference's prompts, under a template with a system text like Mistral's; labels cover the answer and eos."""
     base = published.make_base(tmp_path / "base", published.CASES["mistral-without-separator"])
     built = PromptBuilder(load_tokenizer(base), Prompts(whole_tail=True, keep_system=False))
     decode, slots = built.tokenizer.decode, "".join(f"<MEM{i}>" for i in range(8)) + "<SEP>"
     prompt = built.question("Who?", "Bob")
     sentence = (
-        "You are a helpful assistant. Your task is to extract relevant information from provided documents and to answer to questions "
+        "You are a helpful assistant. Your task is to extract relevant information from provided documents "
+        "and to answer to questions "
         "as briefly as possible."
     )
     wanted = f"<s> [INST] {sentence}\n\nBackground:\n{slots * 2}\n\nQuestion:Who? [/INST] Bob</s>"
@@ -203,7 +208,7 @@ def test_V7_published_prompts(tmp_path):
 
 
 def test_texts_and_slots_are_tokenised_as_they_stand(tmp_path):
-    """A tokenizer that puts a space in front of a text but not of what follows a special token, and specials that take white space with them."""
+    """A tokenizer that adds a space before a text but not after a special token; specials that strip white space."""
     base = published.make_base(tmp_path / "base", published.CASES["mistral-words-refusing-copies"])
     tokenizer = load_tokenizer(base)
     tokenizer.add_tokens(AddedToken("</s>", lstrip=True, rstrip=True, special=True), special_tokens=True)

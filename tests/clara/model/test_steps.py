@@ -45,7 +45,7 @@ def instruct_batch(model: ClaraModel, selected: Sequence[Sequence[int]]) -> Inst
 
 
 def joint_batch(model: ClaraModel, counts: Sequence[int] = (4, 2, 3), *, stale: float = 0.0) -> JointBatch:
-    """Pools of one to four candidates, the first of each a positive but for the second question; `stale` is noise on the stored memory."""
+    """Pools of one to four candidates, the first a positive except in the second; `stale`: noise on memory."""
     pools = [[(3 * row + n) % len(DOCUMENTS) for n in range(count)] for row, count in enumerate(counts)]
     texts = [[model.document_ids(DOCUMENTS[d]["text"])[: 25 + 5 * d] for d in pool] for pool in pools]
     memory = torch.zeros(

@@ -1,4 +1,4 @@
-"""Stores that are not there: a command says within seconds that it waits, ends when patience does, and knows missing credentials from an outage."""
+"""Stores that don't answer: commands report that they wait, end in time, and recognise missing credentials."""
 
 import socket
 import time

@@ -1,4 +1,4 @@
-"""The whole way through buckets, on emulators of S3 and GCS: the same artefacts as on a disk, through outages, kills, second jobs and damage."""
+"""All commands on emulated S3 and GCS: artefacts equal those on a disk, through outages, kills and damage."""
 
 import functools
 import json

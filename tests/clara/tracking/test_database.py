@@ -120,7 +120,10 @@ def test_a_store_is_opened_once_it_answers(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_while_mlflow_makes_it_the_next_one_opens_it(tmp_path: Path) -> None:
-    code = "import sys; from training.registry.store import open_store; print('begins', flush=True); open_store(sys.argv[1])"
+    code = (
+        "import sys; from training.registry.store import open_store; "
+        "print('begins', flush=True); open_store(sys.argv[1])"
+    )
     dice = random.Random(0)
     for number in range(4):
         uri = f"sqlite:///{tmp_path / str(number) / 'runs.db'}"

@@ -1,4 +1,4 @@
-"""The whole job on the real runner: what comes out, what is told, and that it ends in the same dataset however it was run."""
+"""The whole job on the real runner: its output and report, and the same dataset however it is run."""
 
 import gzip
 import json
@@ -178,7 +178,10 @@ def test_added_documents_reuse_untouched_shards_and_equal_a_build_from_nothing(b
 
 
 def test_bad_records_are_told_and_the_others_stay(build: Build, caplog: pytest.LogCaptureFixture) -> None:
-    bad = b'{"id": "1", "text": "One."}\nnot json\n{"title": "no text"}\n{"text": "\xff"}\n{"text": ""}\n{"id": "6", "text": "Six."}\n'
+    bad = (
+        b'{"id": "1", "text": "One."}\nnot json\n{"title": "no text"}\n{"text": "\xff"}\n{"text": ""}\n'
+        b'{"id": "6", "text": "Six."}\n'
+    )
     cut = gzip.compress(jsonl(*({"id": f"z{n}", "text": f"Zipped {n} {n * 7919}."} for n in range(300))))[:-400]
     with caplog.at_level("WARNING"):
         memory = build({"bad.jsonl": bad, "cut.jsonl.gz": cut, "plain.txt": b"Plain text."}, "--num-shards=2")

@@ -1,4 +1,4 @@
-"""Real faults in the local job: processes killed at any moment, a text that the model can't take. The dataset is what it would have been."""
+"""Faults in the local job: killed processes and texts that the model refuses leave the dataset as it would be."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""The local job makes what the plain graph makes, byte for byte, whatever is asked of it, in however many pieces, and wherever it was stopped."""
+"""The local job equals the plain Beam graph byte for byte, for all options, interruptions and numbers of pieces."""
 
 import json
 import random
@@ -26,7 +26,7 @@ Job = Callable[..., Path]
 
 
 def corpus(seed: int) -> dict[str, bytes]:
-    """Two files of documents with exact and near duplicates, long texts, short ones and broken lines, in an order of their own."""
+    """Two files of documents with exact and near duplicates, long and short texts and broken lines, shuffled."""
     dice = random.Random(seed)
     rows: list[dict[str, str]] = list(tiny.documents())
     for number in range(12):

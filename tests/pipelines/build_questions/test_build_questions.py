@@ -1,4 +1,4 @@
-"""build_questions: each published format, one's own rows, bad rows, the documents it writes; on published samples where they are."""
+"""build_questions: published formats, JSONL rows, bad rows, the documents it writes; published samples if present."""
 
 import bz2
 import gzip
@@ -176,7 +176,7 @@ def test_hops_of_a_decomposition(tmp_path: Path) -> None:
 
 
 def test_pools_are_shuffled_and_their_white_space_is_one(tmp_path: Path) -> None:
-    """The published data may have the right ones in front, with another number of spaces, and again among the wrong ones."""
+    """Published data may have the right ones first, with other numbers of spaces, and again among the wrong ones."""
     rows, corpus = [], tmp_path / "corpus.jsonl"
     for number in range(60):
         wrong = [[f"W{number} {i}", [f"Wrong  \n {i}."]] for i in range(9)]
@@ -272,7 +272,8 @@ def test_bad_rows_are_named_or_counted(tmp_path: Path, row: dict[str, Any], mess
         ("jsonl", '[{"question": "\\ud800?", "answer": "Ada"}]', "not JSON in UTF-8"),
         (
             "squad",
-            '{"data": [{"paragraphs": [{"context": "a", "qas": [{"id": "1", "question": "\\ud800", "answers": []}]}]}]}',
+            '{"data": [{"paragraphs": [{"context": "a", "qas": '
+            '[{"id": "1", "question": "\\ud800", "answers": []}]}]}]}',
             "not JSON in UTF-8",
         ),
         (

@@ -1,4 +1,4 @@
-"""MediaWiki dumps: every form of one dump gives the same documents, and what is left out is told; wikitext becomes prose."""
+"""MediaWiki dumps: every form of a dump gives the same documents, omissions are counted; wikitext becomes prose."""
 
 import bz2
 import lzma
@@ -113,7 +113,7 @@ def test_pages_of_streams_that_the_index_lacks_are_read_all_the_same(
 
 
 def test_streams_that_a_range_holds_besides_its_first_are_read_to_the_last(tmp_path: Path) -> None:
-    """Of a stream whose beginning is no longer recognised too, what stands before it is read, and the damage is told."""
+    """A stream whose beginning is no longer recognised: what comes before it is read, the damage is reported."""
     path = multistream(tmp_path, PAGES, 2)
     starts = [unit.stream.start for unit in find_units([str(path)], "auto") if unit.stream]
     both = Stream(starts[0], starts[2], 1, 4)

@@ -1,4 +1,4 @@
-"""Near duplicates: signatures against datasketch and true similarity, the rule in any order, and the job whatever its workers."""
+"""Near duplicates: signatures against datasketch and true similarity, order, and the job with any workers."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Corpus files: each format and compression, and every kind of bad record as a dead letter with its place and reason."""
+"""Corpus files: each format and compression; each kind of bad record is a dead letter with position and reason."""
 
 import bz2
 import gzip

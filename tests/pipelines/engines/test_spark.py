@@ -1,4 +1,4 @@
-"""Spark: what is refused before anything starts, the worker pool, and whole jobs on a local master and a cluster, faults included."""
+"""Spark: early refusals, the worker pool, and whole jobs on a local master and a cluster, with faults."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The client against a real server that misbehaves: nothing lost, nothing paid twice, rates kept, the key told nobody."""
+"""The client against a faulty server: nothing lost, nothing paid twice, rates kept, the key never logged."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""A model in a folder: batches change nothing, garbage is counted and told, and a model that learned the form makes real examples."""
+"""A model in a folder: batching changes nothing, garbage is counted, a trained model makes real examples."""
 
 import json
 from pathlib import Path

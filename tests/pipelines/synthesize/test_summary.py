@@ -1,4 +1,4 @@
-"""The page about synthesised EXAMPLES says what the artefact and the endpoint say, escapes what it shows, and leaves the artefact as it is."""
+"""The page about synthesised EXAMPLES repeats the artefact's figures, escapes text, changes nothing."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""The whole command against a real endpoint and a real folder: the same artefact however badly it went, and nothing lost on the way."""
+"""The whole command with an endpoint and a folder: the same artefact through any fault, nothing lost."""
 
 import hashlib
 import json
@@ -175,7 +175,7 @@ def test_a_misbehaving_endpoint_leads_to_the_same_artefact(
 
 
 def babble(user: str) -> Any:
-    """Good sense in bad form, by the prompt's hash; a prompt that says what was wrong gets better replies for half of them."""
+    """Good content in bad form, by the prompt's hash; a prompt that names the fault gets better replies for half."""
     good, dice = json.dumps(sense(user)), hashlib.sha256(user.encode()).digest()
     if "could not be used" in user and dice[1] % 2:
         return good

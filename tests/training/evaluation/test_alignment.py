@@ -1,4 +1,4 @@
-"""Utility alignment: probes worked by hand, utilities against the model itself, correlation against its definition, who moved where."""
+"""Utility alignment: hand-worked probes, utilities against the model, correlation against its definition."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Every retriever under every generator, alignment and hops through the command: what each row of the report is made of."""
+"""Every retriever under every generator, alignment and hops, through the command: what each report row holds."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ from training.evaluation.run import compared_pairs
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    """A world whose questions have a second right document, behind the first, and whose second system searches as another question would."""
+    """A world whose questions have a second right document; its second system searches with another query."""
     folder = tmp_path_factory.mktemp("cross")
     made = evaluation_world.make(folder, tiny_checkpoint, corpus_file)
     questions = [
@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
 
 
 def turned(checkpoint: Path, output: Path) -> Path:
-    """The same compressor and generator with a query reasoner of another seed: it finds something else in the same MEMORY."""
+    """The same compressor and generator with a query reasoner of another seed: it ranks the same MEMORY otherwise."""
     import torch
 
     from clara.config.model import Backbone

@@ -1,4 +1,4 @@
-"""Joint training as ranks under Ray with ZeRO: equal to one process, refreshed beside it, and alive after a rank's death."""
+"""Joint training as Ray ranks with ZeRO: equal to one process, refreshed beside it, alive after a rank's death."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One submitted run on two Ray nodes that loses, one after the other, the refresh's worker, its node, a rank and the driver.
+"""One submitted run on two Ray nodes that loses the refresh worker, its node, a rank and the driver in turn.
 
 With `switch = "fixed"` it ends as a run that nothing happened to: the same steps, versions and weights.
 """

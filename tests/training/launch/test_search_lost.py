@@ -1,4 +1,4 @@
-"""No node is left that has room for a run's search servers: the run ends in time, says why, and goes on where there is room.
+"""No node is left with room for a run's search servers: the run ends in time, says why, and resumes elsewhere.
 
 Who waits for what, and how long, stands in `training.launch.ray_train`.
 """

@@ -1,4 +1,4 @@
-"""A node that holds a search server is lost while ranks on another train: the server starts elsewhere, and the run ends as if undisturbed."""
+"""The node of a search server is lost while ranks train: the server restarts elsewhere, the run is unaffected."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Search servers: the same rows, scores and order as the INDEX itself, whatever their number; and what becomes of a lost one."""
+"""Search servers: rows, scores and order equal the INDEX itself, for any number of servers; lost servers."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Joint training that diverges: weights so large that queries are not numbers any more, ahead of the search that they would break."""
+"""Joint training that diverges: queries that are not finite are caught before the search."""
 
 import itertools
 import json

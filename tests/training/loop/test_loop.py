@@ -1,4 +1,4 @@
-"""The loop: resuming equals never having stopped, the sampler's promises, schedule, shards, and the engine of one process."""
+"""The loop: resuming equals never having stopped; the sampler, schedule, shards, and the one-process engine."""
 
 import dataclasses
 import itertools
@@ -274,7 +274,7 @@ def test_rows_that_do_not_divide_are_an_error():
 
 
 def test_V11_schedule_without_the_wasted_first_update():
-    """The reference's rates are 0, 1e-4, 5.5e-5 for three updates with one of warm-up; ours begin at the full rate, and are its own afterwards."""
+    """The reference's rates for three updates, one of warm-up: 0, 1e-4, 5.5e-5; ours begin at the full rate."""
     settings = Optimiser(learning_rate=1e-4, schedule="cosine", warmup_ratio=1 / 3, min_ratio=0.1)
     rates = [1e-4 * rate_factor(step, 3, settings) for step in range(4)]
     assert rates == pytest.approx([1e-4, 1e-4, 5.5e-5, 1e-5])

@@ -1,4 +1,4 @@
-"""A loss, or what batches are drawn by, is not finite on one of two ranks: with ZeRO, both ranks skip the update together, or both stop."""
+"""A non-finite loss or query on one of two ranks: with ZeRO both ranks skip the update, or both stop."""
 
 import itertools
 import json
@@ -61,12 +61,13 @@ class Toy(Stage):
         self.module.break_now = self.what == "loss" and step == 1 and self.rank == 1
 
     def breaking(self, update):
-        # The last update makes the weights infinite, which no later step tells.
+        # The last update makes the weights infinite, which no later step reports.
         def updated(factors):
             norm = update(factors)
             if self.what == "weights" and self.step == self.steps - 1:
                 parameters = list(self.module.parameters())
-                with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=hasattr(parameters[0], "ds_id")):
+                whole = hasattr(parameters[0], "ds_id")
+                with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0, enabled=whole):
                     for parameter in parameters:
                         parameter.data.mul_(float("inf"))
             return norm
@@ -87,8 +88,8 @@ for zero_stage, on_nonfinite, what in json.loads(sys.argv[2]):
     output.mkdir(exist_ok=True)
     stage = Toy(rank, what)
     engine = DeepSpeedEngine(
-        stage.module, stage.groups(), stage.optimiser, zero_stage=zero_stage, micro_batch=1, num_accumulated=2, device="cpu",
-        keep_whole_below=0,
+        stage.module, stage.groups(), stage.optimiser, zero_stage=zero_stage, micro_batch=1, num_accumulated=2,
+        device="cpu", keep_whole_below=0,
     )
     engine.update = stage.breaking(engine.update)
     figures, error = {}, ""

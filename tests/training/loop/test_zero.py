@@ -1,4 +1,4 @@
-"""ZeRO-1, 2 and 3 on two and four ranks against one process: one curve, whatever resumes what; uneven data; what each rank holds."""
+"""ZeRO-1, 2 and 3 on two and four ranks against one process: one curve; resuming, uneven data, memory by rank."""
 
 import json
 import shutil

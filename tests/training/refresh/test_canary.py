@@ -1,4 +1,4 @@
-"""Staleness on a canary set: its figures in closed form and against a direct computation, on one rank and on two, and as a trigger."""
+"""Staleness on a canary set: figures in closed form and by direct computation, on one and two ranks; the trigger."""
 
 import json
 import threading
@@ -85,7 +85,7 @@ def test_the_set_is_fixed_and_holds_the_positives(world: World) -> None:
 
 
 def test_figures_in_closed_form(world: World) -> None:
-    """Rows along the axes: question q asks for row q exactly. Fresh memory swaps rows 0 and 1 and halves the rest, which no cosine sees."""
+    """Rows along the axes: question q matches row q. Fresh memory swaps rows 0 and 1, halves the rest."""
     store = MemoryStore.open(world.memory)
     # Enough rows that the first three of them are the positives of three questions.
     rows = store.row_ids[:6].tolist()

@@ -1,4 +1,4 @@
-"""Incremental refreshes: which rows are chosen, that a run mixes versions and knows each row's, and what such a run leaves behind."""
+"""Incremental refreshes: selected rows, versions by row in a mixed run, and what such a run leaves."""
 
 import json
 from pathlib import Path
@@ -122,7 +122,7 @@ def test_a_choice_keeps_to_its_budget_and_wastes_none_of_it(data: st.DataObject)
 
 
 def test_every_row_has_its_turn() -> None:
-    """Only the first three rows are ever used; with a tenth of thirty rows for the oldest, forty rows are through after fourteen refreshes."""
+    """Only the first three rows are used; a tenth of thirty rows goes to the oldest: 40 rows after 14 refreshes."""
     made, seen = np.zeros(40, np.int64), set()
     for refresh in range(1, 15):
         rows = choose_rows(

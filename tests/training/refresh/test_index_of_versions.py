@@ -1,4 +1,4 @@
-"""The INDEX of a refreshed version: settings of the one that it replaces, and a recall under the floor that nobody can miss."""
+"""The INDEX of a refreshed version: inherited settings, and a recall below the floor is reported everywhere."""
 
 import json
 from pathlib import Path

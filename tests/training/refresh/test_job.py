@@ -1,4 +1,4 @@
-"""One refresh as a job: shares of several processes make what one makes, and what is not what the job was to make is refused."""
+"""One refresh as a job: shares of several processes equal one process; a wrong result is refused."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The last re-encoding: made where refreshes are, in as many tries; where none comes to anything, the run has its report, and a repetition only that to do."""
+"""The final re-encoding: where refreshes run, with retries; if all fail, a repeated command does only that."""
 
 import json
 from pathlib import Path
@@ -115,7 +115,10 @@ def test_one_that_comes_to_nothing_costs_the_re_encoding_alone(
         "tracking__uri": uri,
     }
     given = arguments(world, tmp_path, joint__refresh__max_attempts=2, **values)
-    said = r"CHECKPOINT after 3 steps is there, .*MEMORY .*memory-v1 lags it by 2 steps: .*came to nothing \(its GPU is lost\); run the same command"
+    said = (
+        r"CHECKPOINT after 3 steps is there, .*MEMORY .*memory-v1 lags it by 2 steps: "
+        r".*came to nothing \(its GPU is lost\); run the same command"
+    )
     with pytest.raises(InputError, match=said):
         joint.main(given)
     assert Unlucky.jobs == 2

@@ -1,4 +1,4 @@
-"""Every policy with a trained compressor: a step's gradients are those of a naive one, in float64; and `stop`, for which training waits."""
+"""Every policy with a trained compressor: gradients equal a naive step in float64; `stop` blocks training."""
 
 import dataclasses
 import json
@@ -104,7 +104,7 @@ def stage(world: World, folder: Path, model: ClaraModel, refresh: dict[str, obje
 def test_all_gradients_equal_those_of_a_naive_step(
     world: World, tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a snapshot, a refresh and a switch, the compressor having moved before and after; every candidate is encoded by the naive step.
+    """After a snapshot, a refresh and a switch, with training of the compressor in between; the naive step encodes all.
 
     The constant that a candidate is scored on is worked out here from the policy's meaning: what the compressor of the
     start, of the snapshot, or of now makes of the text, rounded as it is stored.

@@ -1,4 +1,4 @@
-"""Refreshes on a node of their own: one whose shard is corrupted on disk and that takes longer than its interval; a run taken up by more ranks."""
+"""Refreshes on another node: a corrupted shard, a refresh longer than its interval, resuming with more ranks."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def wait_for(there: Callable[[], object], process: "subprocess.Popen[str]") -> N
 def corrupt_unfinished(
     output: Path, worker: Callable[[], list[psutil.Process]], process: "subprocess.Popen[str]"
 ) -> tuple[int, psutil.Process]:
-    """Flip a byte of a version's first shard before the version is finished. Returns its number, and the worker, which stands still."""
+    """Flip a byte of a version's first shard before the version is finished; returns its number and worker."""
     for number in range(1, STEPS):
         memory = output / f"memory-v{number}"
         wait_for(lambda memory=memory: list(memory.glob("shard-*/memory.safetensors")), process)

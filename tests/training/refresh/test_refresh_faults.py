@@ -1,4 +1,4 @@
-"""Refreshes that go wrong or are late: training goes on with the version it has, says so, and never takes a damaged one."""
+"""Failed or late refreshes: training continues with its version, says so, and never loads a damaged one."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Re-ranking: pools are scored on memory encoded afresh wherever what is stored is older than the compressor, and only there."""
+"""Re-ranking: pools are scored on fresh memory exactly where stored memory is older than the compressor."""
 
 import dataclasses
 import json

@@ -80,7 +80,8 @@ def test_figures_wait_while_the_store_does_not_answer(
         tracker.fail()
         with pytest.raises(
             InputError,
-            match=r"does not answer \(nobody there\); the run is done and is stored beside .*report.json: give the same command",
+            match=r"does not answer \(nobody there\); the run is done and is stored beside "
+            r".*report.json: give the same command",
         ):
             tracker.finish(tmp_path / "report.json", tmp_path / "metrics.jsonl", tmp_path / "curves", {})
     assert caplog.text.count("training goes on") == 1

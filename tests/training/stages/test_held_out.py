@@ -1,4 +1,4 @@
-"""The quick look at held-out questions: pools ranked on stored memory and on fresh memory, against a direct computation."""
+"""Evaluation on held-out questions during training: stored and fresh memory, against a direct computation."""
 
 from pathlib import Path
 

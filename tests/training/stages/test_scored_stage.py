@@ -1,4 +1,4 @@
-"""Utilities that are scored once: each is the likelihood by brute force, a run trains on them, and what they don't fit is refused."""
+"""Utilities scored once: equal to brute-force likelihoods, used by a run, refused where they don't fit."""
 
 import json
 import shutil
