@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 # slower than one.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup demo lint test test-slow test-release clean
+.PHONY: help setup demo lint test test-slow test-release docs clean
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
 
@@ -50,6 +50,9 @@ test-release: setup  ## what takes longer: long fuzzing, many kills; run by hand
 	mkdir -p $(dir $(RELEASE_RESULT))
 	{ date --utc +%F; git describe --always --dirty; $(BIN)/python --version; uname -srm; nproc; \
 	  CLARA_FUZZ=20 $(BIN)/pytest -m "release or hypothesis" -o timeout=7200 --durations 20; } | tee $(RELEASE_RESULT)
+
+docs: setup  ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:  ## remove artefacts and build folders
 	rm -rf artefacts build

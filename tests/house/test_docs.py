@@ -1,0 +1,192 @@
+"""The documentation: it builds, its links resolve, its commands are accepted by their programs, and its names exist."""
+
+import argparse
+import ast
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from clara.config.load import load
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *(ROOT / "infra" / name / "README.md" for name in ("spark", "dataflow", "start")),
+]
+SUBMITTED = ("build_memory", "score_utilities")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+# --- the site ---
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_site_builds_without_a_warning(site: Path) -> None:
+    assert (site / "index.html").is_file()
+    assert (site / "infra/results/evidence/notes.html").is_file()
+
+
+def test_no_page_loads_anything_from_the_network(site: Path) -> None:
+    loaded = re.compile(r"<(?:script|img|iframe)[^>]*\bsrc=\"?(?:https?:)?//|<link[^>]*\bhref=\"?(?:https?:)?//")
+    for page in site.rglob("*.html"):
+        assert not loaded.search(page.read_text(encoding="utf-8")), page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(?:@import|url\()\s*['\"]?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
+
+
+# --- text ---
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\((?![a-z]+:|#)([^)#\s]+)", text):
+        assert (page.parent / link).exists(), link
+
+
+@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])
+def test_the_two_entry_pages_are_short(name: str) -> None:
+    assert len((ROOT / name).read_bytes()) <= 8192
+
+
+def names_in(file: Path) -> set[str]:
+    """Names of functions, classes and methods (`Class.method`), or, of another kind of file, its words."""
+    text = file.read_text(encoding="utf-8")
+    if file.suffix != ".py":
+        return set(re.findall(r"\w+", text))
+    names = set()
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            names |= {f"{node.name}.{member.name}" for member in node.body if isinstance(member, ast.FunctionDef)}
+    return names
+
+
+def invariants() -> list[tuple[str, str]]:
+    rows = (ROOT / "docs/invariants.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| [^|]+ \| `([^`]+)` \| `([^`]+)` \|$", rows, re.MULTILINE)
+    assert len(found) == len(re.findall(r"^\| (?!invariant)", rows, re.MULTILINE))
+    return found
+
+
+def test_every_invariant_names_code_and_test_that_exist() -> None:
+    missing = []
+    for row in invariants():
+        for reference in row:
+            file, _, name = reference.partition(":")
+            if not (ROOT / file).is_file() or name not in names_in(ROOT / file):
+                missing.append(reference)
+    assert len(invariants()) > 40
+    assert missing == []
+
+
+def test_files_that_pages_name_exist() -> None:
+    """A path in back quotes that begins with one of the repository's folders."""
+    path = re.compile(r"`((?:clara|pipelines|training|infra|tests|benchmarks|docs)/[\w./-]*)`")
+    for page in PAGES:
+        for name in path.findall(page.read_text(encoding="utf-8")):
+            assert (ROOT / name).exists(), f"{name_of(page)}: {name}"
+
+
+# --- commands ---
+
+
+class ParsedError(Exception):
+    """The command line was accepted; carries what it was parsed into."""
+
+    def __init__(self, options: argparse.Namespace, rest: list[str]) -> None:
+        super().__init__()
+        self.options, self.rest = options, rest
+
+
+def commands_in(text: str) -> Iterator[list[str]]:
+    """The project's own commands in the code blocks of a page, as words: `python …`, `make …`, `clara …`."""
+    for block in re.findall(r"^```\w*\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True) if re.match(r"(python|make|clara|ray|export) ", line) else []
+            while words:
+                end = min((words.index(mark) for mark in ("&&", ";", "|") if mark in words), default=len(words))
+                command, words = words[:end], words[end + 1 :]
+                if command[:3] == ["ray", "job", "submit"]:
+                    command = command[command.index("--") + 1 :]
+                if command and command[0] in ("python", "make", "clara"):
+                    yield command
+
+
+def program(words: list[str]) -> tuple[Callable[[list[str]], int], list[str]]:
+    """The function that reads a command's arguments, and the arguments."""
+    if words[0] == "clara":
+        module, arguments = "infra.cli", words[1:]
+    elif words[1] == "-m":
+        module, arguments = words[2], words[3:]
+    else:
+        module, arguments = words[1].removesuffix(".py").replace("/", "."), words[2:]
+    if (ROOT / module.replace(".", "/") / "command.py").is_file():
+        module += ".command"
+    return importlib.import_module(module).main, arguments
+
+
+def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send a command through its own parser, and the settings of `--config` and `--set` through the configuration's.
+
+    Raises:
+        SystemExit: the parser refuses it.
+        InputError: a setting is refused.
+    """
+    known = argparse.ArgumentParser.parse_known_args
+
+    def parse_known_args(self: argparse.ArgumentParser, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        raise ParsedError(*known(self, args, namespace))
+
+    main, arguments = program(words)
+    with monkeypatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+        with pytest.raises(ParsedError) as parsed:
+            main(arguments)
+    options, rest = parsed.value.options, parsed.value.rest
+    assert not rest or any(word.startswith("--runner") for word in arguments), f"unknown: {rest}"
+    if hasattr(options, "set"):
+        load(getattr(options, "config", None), options.set)
+    for job in SUBMITTED:
+        if words[1:3] != ["-m", f"pipelines.{job}"] and job in words:
+            parse(["python", "-m", f"pipelines.{job}", *words[words.index(job) + 1 :]], monkeypatch)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_are_accepted_by_their_programs(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for words in commands_in(page.read_text(encoding="utf-8")):
+        if words[0] == "make":
+            done = subprocess.run(["make", "--dry-run", *words[1:]], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, (words, done.stderr)
+        else:
+            try:
+                parse(words, monkeypatch)
+            except (SystemExit, Exception) as error:
+                pytest.fail(f"{shlex.join(words)}: {error!r}")
+
+
+def test_the_commands_of_the_readme_are_found() -> None:
+    found = list(commands_in((ROOT / "README.md").read_text(encoding="utf-8")))
+    assert [words[0] for words in found[:2]] == ["make", "make"]
+    assert ["python", "training/joint.py"] in [words[:2] for words in found]
+    assert len(found) >= 11
