@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from clara.config.flags import Command
 from clara.config.load import load
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +147,22 @@ def program(words: list[str]) -> tuple[Callable[[list[str]], int], list[str]]:
     return importlib.import_module(module).main, arguments
 
 
+def stopping(parse: Callable[..., Any], depth: list[int]) -> Callable[..., Any]:
+    """The parsing method, which ends the command once the outermost parser is done."""
+
+    def wrapped(*args: Any, **options: Any) -> Any:
+        depth[0] += 1
+        try:
+            found = parse(*args, **options)
+        finally:
+            depth[0] -= 1
+        if depth[0]:
+            return found
+        raise ParsedError(*(found if isinstance(found, tuple) else (found, [])))
+
+    return wrapped
+
+
 def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Send a command through its own parser, and the settings of `--config` and `--set` through the configuration's.
 
@@ -152,19 +170,17 @@ def parse(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         SystemExit: the parser refuses it.
         InputError: a setting is refused.
     """
-    known = argparse.ArgumentParser.parse_known_args
-
-    def parse_known_args(self: argparse.ArgumentParser, args=None, namespace=None):  # type: ignore[no-untyped-def]
-        raise ParsedError(*known(self, args, namespace))
-
     main, arguments = program(words)
     with monkeypatch.context() as patch:
-        patch.setattr(argparse.ArgumentParser, "parse_known_args", parse_known_args)
+        depth = [0]
+        for parser in (argparse.ArgumentParser, Command):
+            for name in ("parse_args", "parse_known_args"):
+                patch.setattr(parser, name, stopping(getattr(parser, name), depth))
         with pytest.raises(ParsedError) as parsed:
             main(arguments)
     options, rest = parsed.value.options, parsed.value.rest
     assert not rest or any(word.startswith("--runner") for word in arguments), f"unknown: {rest}"
-    if hasattr(options, "set"):
+    if isinstance(getattr(options, "set", None), list):
         load(getattr(options, "config", None), options.set)
     for job in SUBMITTED:
         if words[1:3] != ["-m", f"pipelines.{job}"] and job in words:
