@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from clara.errors import InputError, command_line
 from clara.metrics import PairedTest, paired_test
 from training.evaluation.report import PER_QUESTION
-from training.register import EVALUATION
+from training.registry.registration import EVALUATION
 from training.registry.store import check_names, open_store
 
 if TYPE_CHECKING:

@@ -12,16 +12,13 @@ import json
 import logging
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clara.errors import InputError, command_line
-from clara.model.backbone import weights_hash
-from clara.model.checkpoint import OWN_BACKBONE
-from clara.storage.artefact import hash_of, manifest_hash, read_manifest
+from clara.storage.artefact import hash_of, read_manifest
 from clara.storage.cache import localised
-from clara.storage.paths import Name, absolute, is_url, uri
+from clara.storage.paths import is_url
 from clara.tracking.names import flatten
 from clara.tracking.run_log import Run, RunLog
 from training.evaluation.report import REPORT
@@ -29,6 +26,7 @@ from training.loop.lines import read
 from training.refresh.retention import pin
 from training.registry.curves import draw
 from training.registry.evaluation_log import metrics_of
+from training.registry.registration import EVALUATION, TAG, Registration
 from training.registry.store import check_names, open_run_log, open_store
 
 if TYPE_CHECKING:
@@ -36,96 +34,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
-TAG = "clara.registration"
-EVALUATION = "evaluation"
-"""Folder of the run's artefacts that holds the evaluation's files."""
-
-
-@dataclass(frozen=True)
-class Registration:
-    """What a model version is made of: directories, the evaluated system's name, and how it answers."""
-
-    name: str
-    checkpoint: Path
-    memory: Name
-    index: Name | None
-    evaluation: Path
-    system: str
-    backbone: str
-    num_selected: int
-    max_new_tokens: int
-    first_level: int
-    device: str
-
-    def hashes(self) -> dict[str, str]:
-        """Manifest hashes of its artefacts."""
-        named = {
-            "checkpoint": self.checkpoint,
-            "memory": self.memory,
-            "index": self.index,
-            "evaluation": self.evaluation,
-        }
-        return {kind: manifest_hash(path) for kind, path in named.items() if path is not None}
-
-    def tags(self) -> dict[str, str]:
-        """Lineage: hashes of all artefacts and of the questions, and the fingerprint of the vectors."""
-        questions = read_manifest(self.evaluation, "EVALUATION")["questions"]
-        return {
-            **{f"clara.{kind}_hash": value for kind, value in self.hashes().items()},
-            "clara.questions_hash": questions["manifest"],
-            "clara.asked_hash": questions["hash"],
-            "clara.fingerprint": read_manifest(self.memory, "MEMORY")["fingerprint"],
-            "clara.system": self.system,
-        }
-
-    def identity(self) -> str:
-        """Hash of everything that the version depends on: an equal one is not registered twice."""
-        answering = [self.num_selected, self.max_new_tokens, self.first_level, self.device]
-        return hash_of([self.name, self.system, self.hashes(), answering])
-
-    def check(self) -> None:
-        """Refuse what was not evaluated.
-
-        Raises:
-            InputError: the evaluation has no such system, or that one was measured with other artefacts.
-        """
-        systems = read_manifest(self.evaluation, "EVALUATION")["systems"]
-        if self.system not in systems:
-            raise InputError(f"--system {self.system!r}: {self.evaluation} has {', '.join(systems)}; name one of them")
-        own = self.hashes()
-        for kind in ("checkpoint", "memory", "index"):
-            measured, given = systems[self.system].get(kind), own.get(kind)
-            if measured != given:
-                raise InputError(
-                    f"--{kind}: its manifest hash is {(given or 'none')[:16]}, system {self.system!r} of {self.evaluation} was measured with "
-                    f"{(measured or 'none')[:16]}; give that {kind}, or evaluate this one"
-                )
-
-    def model_config(self) -> dict[str, Any]:
-        """Pointers and settings that the served model reads."""
-        manifest = read_manifest(self.checkpoint, "CHECKPOINT")
-        own = manifest["backbone"]["own"]
-        backbone = "" if own else absolute(self.backbone or manifest["backbone"]["path"])
-        found = weights_hash(self.checkpoint / OWN_BACKBONE if own else backbone)
-        if found != manifest["backbone"]["sha256"]:
-            raise InputError(
-                f"--backbone {backbone}: weights {found[:16]}…, the CHECKPOINT was made for {manifest['backbone']['sha256'][:16]}…; "
-                "give the folder of the same weights"
-            )
-        hashes = self.hashes()
-        config: dict[str, Any] = {
-            "memory_uri": uri(self.memory),
-            "memory_hash": hashes["memory"],
-            "backbone_uri": uri(backbone) if backbone else "",
-            "backbone_hash": found,
-            "num_selected": self.num_selected,
-            "max_new_tokens": self.max_new_tokens,
-            "first_level": self.first_level,
-            "device": self.device,
-        }
-        if self.index is not None:
-            config |= {"index_uri": uri(self.index), "index_hash": hashes["index"]}
-        return config
 
 
 def registered(client: "MlflowClient", name: str, identity: str) -> "ModelVersion | None":

@@ -1,6 +1,6 @@
-"""The model that the registry holds, as MLflow loads it: its own CHECKPOINT, and pointers to MEMORY, INDEX and LM.
+"""The served model, as MLflow loads it: a copy of the CHECKPOINT, and pointers to MEMORY, INDEX and language model.
 
-MLflow keeps this file beside the model and runs it on loading ("models from code"), so that nothing of ours is pickled.
+MLflow keeps this file beside the model and runs it on loading ("models from code"), so that nothing is pickled.
 """
 
 from pathlib import Path
@@ -9,10 +9,10 @@ from urllib.parse import unquote, urlparse
 
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from pydantic import BaseModel
 
 from clara.errors import InputError
-from clara.retrieval.retriever import Answered, Retriever
+from clara.retrieval.reply import Reply, reply_of
+from clara.retrieval.retriever import Retriever
 from clara.storage.artefact import manifest_hash
 
 CHECKPOINT = "checkpoint"
@@ -20,54 +20,30 @@ CHECKPOINT = "checkpoint"
 
 
 def local_path(uri: str) -> str:
-    """The path that a pointer leads to, or the URL of a store, whose copy here is opened."""
+    """The path of a `file:` URI; any other path or URL as it is."""
     parsed = urlparse(uri)
     return unquote(parsed.path) if parsed.scheme == "file" else uri
 
 
 def pointed(kind: str, config: dict[str, Any]) -> str:
-    """The directory of MEMORY or INDEX, which must still be what was registered.
+    """The directory or URL of the MEMORY or INDEX that was registered.
 
     Args:
         kind: `memory` or `index`.
         config: with `KIND_uri` and `KIND_hash`.
 
     Raises:
-        InputError: it is gone, or its manifest has another hash.
+        InputError: it does not exist, or its manifest has another hash.
     """
     path = local_path(config[f"{kind}_uri"])
     found = manifest_hash(path)
     if found != config[f"{kind}_hash"]:
         raise InputError(
-            f"{path}: this {kind.upper()} has manifest hash {found[:16]}…, the model was registered with {config[f'{kind}_hash'][:16]}…; "
-            f"restore that version, load the model with model_config={{'{kind}_uri': …}} where it lies now, or register the model with the new one"
+            f"{path}: this {kind.upper()} has manifest hash {found[:16]}…, the model was registered with "
+            f"{config[f'{kind}_hash'][:16]}…; restore that version, load the model with "
+            f"model_config={{'{kind}_uri': …}} of its new location, or register the model with the new {kind.upper()}"
         )
     return path
-
-
-class Found(BaseModel):
-    """A passage that an answer was read from."""
-
-    document_id: str
-    row_id: int
-    title: str
-    text: str
-
-
-class Reply(BaseModel):
-    """An answer with its passages, best first, and their scores."""
-
-    question: str
-    answer: str
-    documents: list[Found]
-    scores: list[float]
-
-
-def as_record(answered: Answered) -> dict[str, Any]:
-    """A `Reply` as plain values."""
-    found = [Found(document_id=p.document_id, row_id=p.row_id, title=p.title, text=p.text) for p in answered.passages]
-    scores = [p.score for p in answered.passages]
-    return Reply(question=answered.question, answer=answered.answer, documents=found, scores=scores).model_dump()
 
 
 class ServedModel(PythonModel):
@@ -77,8 +53,7 @@ class ServedModel(PythonModel):
         """Open the artefacts.
 
         Raises:
-            InputError: a pointer leads to nothing, to something else than was registered, or the parts don't fit each
-                other.
+            InputError: an artefact does not exist or is not the registered one, or the parts do not fit each other.
         """
         config = dict(context.model_config or {})
         has_index = bool(config.get("index_uri"))
@@ -92,7 +67,7 @@ class ServedModel(PythonModel):
         )
         self._num_selected, self._max_new_tokens = int(config["num_selected"]), int(config["max_new_tokens"])
 
-    # MLflow reads the signature from the type hints and leaves the context out where it is not asked for.
+    # MLflow reads the signature from the type hints, and omits the context if there is no such argument.
     def predict(  # type: ignore[override]
         self, model_input: list[str], params: dict[str, Any] | None = None
     ) -> list[Reply]:
@@ -103,13 +78,13 @@ class ServedModel(PythonModel):
             params: not used.
 
         Returns:
-            A `Reply` for each question, as plain values: MLflow takes the schema from the type, and serves nothing but
-            plain values.
+            A `Reply` for each question, as plain values: MLflow takes the schema from the type, and serves only plain
+            values.
         """
         answered = self._retriever.ask(
             model_input, num_selected=self._num_selected, max_new_tokens=self._max_new_tokens
         )
-        return cast(list[Reply], [as_record(a) for a in answered])
+        return cast(list[Reply], [reply_of(a).model_dump() for a in answered])
 
 
 def code_path() -> str:
