@@ -1,10 +1,11 @@
-"""Steps of an experiment: commands that a user types, run one after another."""
+"""Steps of an experiment: the commands that a user types, assembled, printed and run one after another."""
 
 import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,19 +13,47 @@ from clara.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = "infra/start/checkpoint"
-# Unless the caller's own says otherwise. Threads that spin where they wait for each other are 20 times slower on cores
-# that others use too.
+# Defaults; the caller's environment overrides them. Threads that spin while they wait are 20 times slower on shared
+# cores.
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
-BAD_INPUT = 2  # exit status of a command whose input was refused
+BAD_INPUT = 2  # exit status of a command that refuses its input
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the demo and what to call it."""
+    """One command of an experiment, its title, and the exit statuses that count as success."""
 
     title: str
     command: list[str]
     accepted: tuple[int, ...] = (0,)
+
+
+def options(**values: object) -> list[str]:
+    """Command-line options: `num_shards=8` is `--num-shards 8`, True is the bare option, a sequence repeats its option.
+
+    None, False and "" leave an option out.
+    """
+    parts: list[str] = []
+    for name, value in values.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            parts.append(option)
+        elif isinstance(value, (list, tuple)):
+            parts += [part for one in value for part in (option, str(one))]
+        elif not (value is None or value is False or value == ""):
+            parts += [option, str(value)]
+    return parts
+
+
+def module(name: str, /, *arguments: str, **values: object) -> list[str]:
+    """The command `python -m NAME`, with options and then other arguments."""
+    return [sys.executable, "-m", name, *options(**values), *arguments]
+
+
+def training(program: str, config: str, /, *overrides: str, **values: object) -> list[str]:
+    """The command `python training/PROGRAM.py`, with options, a configuration file and overrides of its keys."""
+    path = relative(ROOT / "training" / f"{program}.py")
+    return [sys.executable, path, *options(**values, config=config, set=overrides)]
 
 
 def relative(path: Path) -> str:
@@ -35,26 +64,42 @@ def relative(path: Path) -> str:
         return str(path)
 
 
+def shown(command: Sequence[str]) -> str:
+    """A command as a user would type it."""
+    return shlex.join(["python" if part == sys.executable else part for part in command])
+
+
 def run_step(step: Step, number: int, total: int) -> float:
-    """Run a step in the foreground and return its seconds.
+    """Run a step in the foreground. Returns its seconds.
 
     Raises:
-        InputError: it failed; its own message stands above.
+        InputError: it failed; its own message is above.
     """
-    print(
-        f"\n\033[1m[{number}/{total}] {step.title}\033[0m"
-        if sys.stdout.isatty()
-        else f"\n[{number}/{total}] {step.title}"
-    )
-    shown = ["python" if part == sys.executable else part for part in step.command]
-    print(f"  $ {shlex.join(shown)}", flush=True)
-    began = time.monotonic()
-    status = subprocess.run(
-        step.command, cwd=Path.cwd(), env=ENVIRONMENT | os.environ | {"PYTHONPATH": str(ROOT)}
-    ).returncode
-    if status not in step.accepted:
-        then = "Mend what it names, then run" if status == BAD_INPUT else "Run"
+    title = f"[{number}/{total}] {step.title}"
+    print(f"\n\033[1m{title}\033[0m" if sys.stdout.isatty() else f"\n{title}")
+    return run_together([step.command], f"step {number}, {step.title},", step.accepted)
+
+
+def run_together(commands: Sequence[Sequence[str]], name: str, accepted: tuple[int, ...] = (0,)) -> float:
+    """Run commands at the same time and wait for all. Returns the seconds.
+
+    Args:
+        commands: to run.
+        name: for the error.
+        accepted: exit statuses that count as success.
+
+    Raises:
+        InputError: one of them failed; its own message is above.
+    """
+    for command in commands:
+        print(f"  $ {shown(command)}", flush=True)
+    began, environment = time.monotonic(), ENVIRONMENT | os.environ | {"PYTHONPATH": str(ROOT)}
+    processes = [subprocess.Popen(command, env=environment) for command in commands]
+    failed = [status for process in processes if (status := process.wait()) not in accepted]
+    if failed:
+        then = "Correct what it names, then run" if BAD_INPUT in failed else "Run"
         raise InputError(
-            f"step {number}, {step.title}, ended with status {status}; its message is above. {then} the same command again to go on from here"
+            f"{name} ended with status {', '.join(map(str, failed))}; its message is above. {then} the same command "
+            "again to continue from here"
         )
     return time.monotonic() - began

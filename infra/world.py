@@ -1,32 +1,27 @@
-"""See retrieval learn from answers alone: the small world from nothing to a table, with the commands that a user types.
+"""Retrieval that learns from answers alone: a small world, from nothing to a table of results.
 
     python -m infra.world --output DIR [--seed N …] [--control] [--shuffled] [--straight-through] [--without-paraphrase]
 
-Where looking alike misleads (see pipelines/world/command.py), Recall@1 in pools of 20 goes from about 0 to what
-DIR/report.md says. Two controls can run beside it, which have to stay where they started: the same training with the
-gradient from the answer to the scores cut, and with the answers shuffled among the questions. The other two options
-show what else was tried.
+Similarity misleads in this world (see pipelines/world/command.py). Recall@1 in pools of 20 rises from about 0 to the
+figure in DIR/report.md. Two controls can run beside it and must not improve: the same training with the gradient from
+the answer to the scores cut, and with the answers shuffled among the questions. The other two options show what else
+was tried.
 """
 
 import argparse
 import json
-import os
-import shlex
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clara.errors import InputError, command_line
+from clara.errors import command_line
 from clara.storage.artefact import atomic_write, versions
+from infra.steps import ROOT, module, run_together, shown, training
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "infra" / "configs" / "world.toml")
 SPLITS = ("unseen", "unseen_wording")
 REPORT = "report.json"
-# Joint runs beside the one that the configuration describes, each from the same start, and what each sets.
+# Joint runs beside the one that the configuration describes: from the same start, with these overrides.
 BESIDE = {
     "control": ["joint.cut_gradient=true"],
     "shuffled": ["joint.shuffle_answers=true"],
@@ -43,10 +38,17 @@ LABELS = {
 class World:
     """Paths and commands of one seed."""
 
-    def __init__(
-        self, output: Path, seed: int, beside: Sequence[str], sets: Sequence[str] = (), *, paraphrase: bool = True
-    ) -> None:
-        self.output, self.seed, self.beside, self.sets, self.paraphrase = output, seed, beside, list(sets), paraphrase
+    def __init__(self, output: Path, seed: int, beside: Sequence[str], sets: Sequence[str] = (), *made: str) -> None:
+        """Name what is made.
+
+        Args:
+            output: folder of this seed.
+            seed: of the world and of training.
+            beside: names in `BESIDE`, trained beside the run that the configuration describes.
+            sets: overrides of the configuration.
+            made: further options of `pipelines.world`.
+        """
+        self.output, self.seed, self.beside, self.sets, self.made = output, seed, beside, sets, made
 
     def path(self, name: str) -> str:
         """A path inside this world."""
@@ -54,112 +56,77 @@ class World:
 
     @property
     def joint_runs(self) -> dict[str, list[str]]:
-        """Name of each joint run and what it sets."""
+        """Name of each joint run, with its overrides."""
         return {"after": []} | {name: BESIDE[name] for name in self.beside}
 
-    def commands(self) -> dict[str, list[str]]:
-        """What comes before joint training, by name, in order."""
-        start, corpus = self.path("instruct/checkpoint"), self.path("world/corpus.jsonl")
+    def preparation(self) -> dict[str, list[str]]:
+        """The commands before joint training, by name, in order."""
+        corpus, questions = self.path("world/corpus.jsonl"), self.path("world/questions")
         return {
-            "world": [
-                sys.executable,
-                "-m",
-                "pipelines.world",
-                "--output",
-                self.path("world"),
-                "--seed",
-                str(self.seed),
-                *([] if self.paraphrase else ["--without-paraphrase"]),
-            ],
-            "pretrain": self._stage(
+            "world": module("pipelines.world", *self.made, output=self.path("world"), seed=self.seed),
+            "pretrain": self._train(
                 "pretrain",
-                stage="pretrain",
-                examples=self.path("world/examples"),
-                **{"backbone.path": self.path("world/backbone")},
+                "pretrain",
+                "stage=pretrain",
+                f"examples={self.path('world/examples')}",
+                f"backbone.path={self.path('world/backbone')}",
             ),
-            "instruct": self._stage(
+            "instruct": self._train(
+                "pretrain",
                 "instruct",
-                stage="instruct",
-                checkpoint=self.path("pretrain/checkpoint"),
-                questions=self.path("world/questions"),
-                corpus=corpus,
+                "stage=instruct",
+                f"checkpoint={self.path('pretrain/checkpoint')}",
+                f"questions={questions}",
+                f"corpus={corpus}",
             ),
-            "memory": [
-                sys.executable,
-                "-m",
+            "memory": module(
                 "pipelines.build_memory",
-                "--input",
-                corpus,
-                "--checkpoint",
-                start,
-                "--output",
-                self.path("memory"),
-                "--dtype",
-                "float32",
-                "--num-shards",
-                "4",
-            ],
+                input=corpus,
+                checkpoint=self.path("instruct/checkpoint"),
+                output=self.path("memory"),
+                dtype="float32",
+                num_shards=4,
+            ),
         }
 
     def joint(self, name: str) -> list[str]:
         """The joint stage under one of the names of `joint_runs`."""
-        own = [part for override in self.joint_runs[name] for part in ("--set", override)]
-        inputs = {
+        inputs = [f"{kind}={path}" for kind, path in self.inputs().items()]
+        return self._train("joint", name, "stage=joint", *inputs, own=self.joint_runs[name])
+
+    def inputs(self) -> dict[str, str]:
+        """What joint training begins from."""
+        return {
             "checkpoint": self.path("instruct/checkpoint"),
             "questions": self.path("world/questions"),
             "memory": self.path("memory"),
         }
-        return [*self._stage(name, program="training/joint.py", stage="joint", **inputs), *own]
 
     def evaluation(self) -> list[str]:
         """All checkpoints on both held-out splits, beside BM25."""
-        systems = {"start": self.path("instruct/checkpoint")} | {
-            name: self.path(f"{name}/checkpoint") for name in self.joint_runs
-        }
-        named = [
-            part
-            for name, checkpoint in systems.items()
-            for part in ("--system", f"{name}={checkpoint},{self.path('memory')}")
-        ]
-        return [
-            sys.executable,
-            "-m",
+        systems = {"start": "instruct/checkpoint"} | {name: f"{name}/checkpoint" for name in self.joint_runs}
+        return module(
             "training.evaluate",
-            "--questions",
-            self.path("world/questions"),
-            "--output",
-            self.path("evaluation"),
-            *named,
-            "--baselines",
-            "bm25",
-            "--splits",
-            ",".join(SPLITS),
-            "--num-selected",
-            "1",
-            "--retrieval-only",
-        ]
-
-    def _stage(self, name: str, *, program: str = "training/pretrain.py", **keys: str) -> list[str]:
-        values = {"seed": str(self.seed), "output": self.path(name)} | keys
-        sets = [f"{key}={value}" for key, value in values.items()] + self.sets
-        return [sys.executable, str(ROOT / program), "--config", CONFIG, *(part for s in sets for part in ("--set", s))]
-
-
-def run_all(commands: Sequence[Sequence[str]]) -> None:
-    """Run commands beside each other and wait for all.
-
-    Raises:
-        InputError: one of them failed; its own message stands above.
-    """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    for command in commands:
-        print(f"  $ {shlex.join(['python' if part == sys.executable else part for part in command])}", flush=True)
-    processes = [subprocess.Popen(command, env=environment) for command in commands]
-    statuses = [process.wait() for process in processes]
-    if any(statuses):
-        raise InputError(
-            f"the world's commands ended with status {statuses}; their messages are above. Run the same command again to go on from here"
+            questions=self.path("world/questions"),
+            output=self.path("evaluation"),
+            system=[f"{name}={self.path(path)},{self.path('memory')}" for name, path in systems.items()],
+            baselines="bm25",
+            splits=",".join(SPLITS),
+            num_selected=1,
+            retrieval_only=True,
         )
+
+    def steps(self) -> dict[str, list[list[str]]]:
+        """All commands by step, in order. Commands of one step run at the same time."""
+        return {
+            **{name: [command] for name, command in self.preparation().items()},
+            "joint": [self.joint(name) for name in self.joint_runs],
+            "evaluate": [self.evaluation()],
+        }
+
+    def _train(self, program: str, name: str, *values: str, own: Sequence[str] = ()) -> list[str]:
+        output = f"output={self.path(name)}"
+        return training(program, CONFIG, f"seed={self.seed}", output, *values, *self.sets, *own)
 
 
 def recall_by_step(metrics: Path, width: int = 10) -> list[tuple[int, float]]:
@@ -190,16 +157,12 @@ def draw(curves: Mapping[str, Sequence[tuple[int, float]]], target: Path) -> Non
 
 
 def make(world: World) -> dict[str, Any]:
-    """Run one world's commands, and return what was measured: Recall@1 with its interval by system and split, curves, seconds."""
-    seconds: dict[str, float] = {}
-    for name, together in (
-        *((name, [command]) for name, command in world.commands().items()),
-        ("joint", [world.joint(name) for name in world.joint_runs]),
-        ("evaluate", [world.evaluation()]),
-    ):
-        began = time.monotonic()
-        run_all(together)
-        seconds[name] = time.monotonic() - began
+    """Run the commands of one world.
+
+    Returns:
+        What was measured: Recall@1 with its interval by system and split, Recall@1 by step, seconds by step.
+    """
+    seconds = {name: run_together(commands, f"step {name}") for name, commands in world.steps().items()}
     report = json.loads((world.output / "evaluation" / "report.json").read_text(encoding="utf-8"))
     runs = {
         name: json.loads((world.output / name / "report.json").read_text(encoding="utf-8"))["run"]
@@ -268,12 +231,12 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     output = Path(options.output).absolute()
     beside = [name for name in BESIDE if getattr(options, name)]
-    paraphrase = not options.without_paraphrase
-    worlds = [World(output / f"seed-{seed}", seed, beside, options.set, paraphrase=paraphrase) for seed in options.seed]
+    made = ["--without-paraphrase"] if options.without_paraphrase else []
+    worlds = [World(output / f"seed-{seed}", seed, beside, options.set, *made) for seed in options.seed]
     if options.dry_run:
         for world in worlds:
-            for command in (*world.commands().values(), *map(world.joint, world.joint_runs), world.evaluation()):
-                print(shlex.join(["python" if part == sys.executable else part for part in command]))
+            for commands in world.steps().values():
+                print("\n".join(map(shown, commands)))
         return 0
     results = [make(world) for world in worlds]
     atomic_write(

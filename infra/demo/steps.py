@@ -1,0 +1,251 @@
+"""The steps of the demo, as commands."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from clara.config.load import load
+from clara.errors import InputError
+from infra.steps import ROOT, SHIPPED, Step, module, relative, training
+
+CONFIG = "infra/configs/demo.toml"
+MODEL_NAME = "clara-demo"
+QUICK_DOCUMENTS = 500  # a smaller corpus gets a quick run
+DTYPE = "dtype.txt"  # in the folder of the run
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is measured and trained, so that a run takes minutes on two slow cores.
+
+    Attributes:
+        questions: of each split that are evaluated.
+        generated: of those, how many are also answered in words.
+        overrides: of the configuration's joint stage.
+    """
+
+    questions: int
+    generated: int
+    overrides: tuple[str, ...] = ()
+
+
+WHOLE = Size(questions=32, generated=12)
+QUICK = Size(
+    questions=8,
+    generated=3,
+    overrides=(
+        "joint.steps=6",
+        "joint.compressor_steps=2",
+        "joint.refresh.start_step=2",
+        "joint.refresh.delta_steps=3",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a user brings instead of the defaults; empty: the default."""
+
+    corpus: str = ""
+    backbone: str = ""
+    start: str = ""
+    config: str = CONFIG
+    dtype: str = ""
+
+    @property
+    def asks_processor(self) -> bool:
+        """Whether the processor decides the type: neither the user nor a configuration of theirs does."""
+        return not self.dtype and self.config == CONFIG
+
+    def resolved_dtype(self, remembered: Path) -> str:
+        """The type of the language model: of the user, else of their configuration, else of the processor.
+
+        Args:
+            remembered: file with the answer of an earlier run.
+        """
+        if not self.asks_processor:
+            return self.dtype or load(self.config).backbone.dtype
+        if remembered.is_file():
+            return remembered.read_text(encoding="utf-8").strip()
+        # In another process: importing torch takes seconds and 300 MB, which this process would hold until it ends.
+        question = "from clara.model.precision import multiplies_bfloat16 as f; print('bfloat16' if f() else 'float32')"
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        return subprocess.run(
+            [sys.executable, "-c", question], env=environment, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+
+class Demo:
+    """Paths of one run and the steps over them."""
+
+    def __init__(
+        self, output: Path, documents: int, *, pretrain: bool = False, world: bool = True, given: Given = Given()
+    ) -> None:
+        self.output, self.documents, self.pretrain, self.world, self.given = output, documents, pretrain, world, given
+        self.size = QUICK if documents < QUICK_DOCUMENTS and not (pretrain or given.config != CONFIG) else WHOLE
+        self.dtype = given.resolved_dtype(output / DTYPE)
+        self.shared = output.parent
+        self.tracking = f"sqlite:///{self.shared / 'mlflow.db'}"
+        self.base = given.backbone or relative(self.shared / "base")
+        self.wiki = given.corpus or relative(self.shared / "wiki.jsonl")
+        self.start = self.path("instruct/checkpoint") if pretrain else given.start or SHIPPED
+
+    def path(self, name: str) -> str:
+        """A path inside this run."""
+        return relative(self.output / name)
+
+    def trained(self, name: str) -> str:
+        """The newest `memory` or `index` of joint training, by its report; without a report, the expected path."""
+        report = self.output / "joint" / "report.json"
+        if not report.is_file():
+            return self.path(f"joint/{name}-v2")
+        return relative(Path(json.loads(report.read_text(encoding="utf-8"))[name]).absolute())
+
+    def steps(self) -> list[Step]:
+        """The commands in order."""
+        steps = []
+        if not self.given.backbone:
+            steps.append(Step("Language model", module("infra.demo.base_model", output=self.base)))
+        if not self.given.corpus:
+            steps.append(Step("Corpus", module("pipelines.wiki_corpus", output=self.wiki)))
+        steps += [*self.preparation(), *self.learning(), *self.publication()]
+        if self.world and self.size is WHOLE:
+            world = module("infra.world", output=relative(self.shared / "world"), control=True)
+            steps.append(Step("See it learn: a small world", world))
+        return steps
+
+    def preparation(self) -> list[Step]:
+        """Documents, questions, MEMORY and INDEX."""
+        corpus, questions = self.path("corpus.jsonl"), self.path("questions")
+        select = module("pipelines.select_corpus", input=self.wiki, output=corpus, documents=self.documents)
+        ask = module("pipelines.build_questions", input=corpus, format="cloze", pool_size=20, output=questions)
+        compress = module(
+            "pipelines.build_memory",
+            input=corpus,
+            checkpoint=self.start,
+            backbone=self.base,
+            num_shards=8,
+            overwrite=True,
+            dtype=self.dtype,
+            output=self.path("memory-v0"),
+        )
+        index = module("pipelines.build_index", memory=self.path("memory-v0"), output=self.path("index-v0"))
+        return [
+            Step("Documents that mention each other", select),
+            Step("Questions", ask),
+            *(self.pretraining() if self.pretrain else []),
+            Step("Compress: MEMORY v0", compress),
+            Step("Index", index),
+        ]
+
+    def pretraining(self) -> list[Step]:
+        """The start from nothing: stages pretrain and instruct on the whole corpus without the held-out targets."""
+        examples, questions = self.path("examples"), self.path("all-questions")
+        every_question = module(
+            "pipelines.build_questions",
+            input=self.wiki,
+            format="cloze",
+            pool_size=20,
+            train_pools=True,
+            output=questions,
+        )
+        pretrain = (f"examples={examples}", f"output={self.path('pretrain')}")
+        instruct = (
+            f"checkpoint={self.path('pretrain/checkpoint')}",
+            f"questions={questions}",
+            f"corpus={self.wiki}",
+            f"output={self.path('instruct')}",
+        )
+        model = (f"backbone.path={self.base}", f"backbone.dtype={self.dtype}")
+        config = self.given.config
+        return [
+            Step(
+                "Examples",
+                module("pipelines.build_examples", input=self.wiki, exclude_held_out=True, output=examples),
+            ),
+            Step("All questions", every_question),
+            Step("Stage pretrain", training("pretrain", config, *model, "stage=pretrain", *pretrain)),
+            Step("Stage instruct", training("pretrain", config, *model, "stage=instruct", *instruct)),
+        ]
+
+    def learning(self) -> list[Step]:
+        """Joint training, and the evaluation: before, after on the old and on the new memory."""
+        old, final = f"{self.path('memory-v0')},{self.path('index-v0')}", self.path("joint/checkpoint")
+        joint = training(
+            "joint",
+            self.given.config,
+            f"backbone.path={self.base}",
+            f"backbone.dtype={self.dtype}",
+            # A quarter more time, and half a gigabyte less for each rank.
+            "backbone.gradient_checkpointing=true",
+            f"checkpoint={self.start}",
+            f"questions={self.path('questions')}",
+            f"memory={self.path('memory-v0')}",
+            f"index={self.path('index-v0')}",
+            f"output={self.path('joint')}",
+            f"tracking.uri={self.tracking}",
+            *self.size.overrides,
+        )
+        evaluate = module(
+            "training.evaluate",
+            questions=self.path("questions"),
+            output=self.path("evaluation"),
+            backbone=self.base,
+            system=[
+                f"before={self.start},{old}",
+                f"stale={final},{old}",
+                f"after={final},{self.trained('memory')},{self.trained('index')}",
+            ],
+            accept_stale="stale",
+            baselines="bm25",
+            num_selected=2,
+            limit=self.size.questions,
+            generate=self.size.generated,
+            max_new_tokens=12,
+        )
+        return [
+            Step("Joint training, with a re-encoding beside it", joint),
+            Step("Evaluate: before and after, beside BM25", evaluate),
+        ]
+
+    def model(self) -> dict[str, str]:
+        """Options that name the trained model."""
+        return {
+            "checkpoint": self.path("joint/checkpoint"),
+            "memory": self.trained("memory"),
+            "index": self.trained("index"),
+            "backbone": self.base,
+        }
+
+    def publication(self) -> list[Step]:
+        """Register the trained model, promote it, ask it."""
+        register = module(
+            "training.register",
+            name=MODEL_NAME,
+            **self.model(),
+            evaluation=self.path("evaluation"),
+            system="after",
+            tracking_uri=self.tracking,
+        )
+        promote = module("training.promote", name=MODEL_NAME, version="latest", tracking_uri=self.tracking)
+        return [
+            Step("Register", register),
+            Step("Promote", promote, accepted=(0, 3)),
+            Step("Ask", self.asking(*self.asked())),
+        ]
+
+    def asking(self, *questions: str) -> list[str]:
+        """The command that asks the trained model."""
+        return module("clara.ask", *questions, **self.model(), num_selected=2)
+
+    def asked(self) -> list[str]:
+        """Three held-out questions; none before there are any."""
+        from clara.data.questions import read_questions
+
+        try:
+            return [q.question for q in read_questions(self.output / "questions", "unseen")[:3]]
+        except InputError:
+            return []
