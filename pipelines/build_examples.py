@@ -15,6 +15,7 @@ asks about a held-out article has been read in pretraining.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import random
@@ -28,10 +29,10 @@ from clara.data.corpus import FIELDS, Fields, expand, input_hashes, read_rows, t
 from clara.data.examples import Example, write_examples
 from clara.data.records import Document, document_id, normalise
 from clara.errors import InputError, command_line
-from clara.storage import artefact
 from pipelines.corpus.arguments import add_field_arguments, given_fields, refuse_fields
 from pipelines.corpus.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
-from pipelines.job.locks import locked
+from pipelines.job.artefact_job import ArtefactJob
+from pipelines.job.locks import Lease
 
 ABOUT = "What is this text about?"
 _JOINED = r"(?:of|of the|the|de|du|la|le|van|von|al)"
@@ -275,31 +276,36 @@ def main(argv: list[str]) -> int:
     if options.format != "corpus":
         refuse_fields(options, f"--format {options.format} has names of its own")
     chosen: dict[str, Any] = asdict(settings) if options.format == "corpus" else {}
-    if fields != FIELDS:  # flags that came later: without them, older EXAMPLES are still what they were
-        chosen["fields"] = asdict(fields)
-    if options.dry_run:
-        print(
-            json.dumps(
-                {"format": options.format, "inputs": files, "settings": chosen, "output": options.output}, indent=1
+    chosen |= {"fields": asdict(fields)} if fields != FIELDS else {}
+    asked = {"format": options.format, "settings": chosen}
+
+    @functools.cache
+    def recipe() -> dict[str, Any]:
+        return {"program": "build_examples", **asked, "inputs": input_hashes(files)}
+
+    def examples() -> tuple[list[Example], dict[str, int]]:
+        if options.format == "scp":
+            found, counts = scp_examples((path, line, row) for path in files for line, row in read_rows(path))
+        else:
+            found, counts = corpus_examples(list(read_described(files, fields)), settings)
+        if not found:
+            raise InputError(
+                f"{', '.join(files)}: gave no example ({counts}); give a corpus with more text, or hold less out"
             )
-        )
-        return 0
-    recipe = {"program": "build_examples", "format": options.format, "settings": chosen, "inputs": input_hashes(files)}
-    if artefact.up_to_date(options.output, "EXAMPLES", recipe):
-        print(f"{options.output}: up to date")
-        return 0
-    if options.format == "scp":
-        examples, counts = scp_examples((path, line, row) for path in files for line, row in read_rows(path))
-    else:
-        examples, counts = corpus_examples(list(read_described(files, fields)), settings)
-    if not examples:
-        raise InputError(
-            f"{', '.join(files)}: gave no example ({counts}); give a corpus with more text, or hold less out"
-        )
-    with locked(options.output):
-        manifest = write_examples(options.output, examples, recipe=recipe, counts=counts)
-    print(f"{options.output}: EXAMPLES {json.dumps(manifest['counts'])}")
-    return 0
+        return found, counts
+
+    def write(prepared: tuple[list[Example], dict[str, int]], lease: Lease | None) -> dict[str, Any]:
+        return write_examples(options.output, prepared[0], recipe=recipe(), counts=prepared[1])
+
+    return ArtefactJob(
+        output=options.output,
+        kind="EXAMPLES",
+        plan=lambda: {**asked, "inputs": files, "output": options.output},
+        recipe=recipe,
+        prepare=examples,
+        write=write,
+        report=lambda manifest: print(f"{options.output}: EXAMPLES {json.dumps(manifest['counts'])}"),
+    ).run(dry_run=options.dry_run)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from the rows, and their recall may be another; python -m training.evaluate meas
 """
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from clara.config.flags import Command, add_setting
 from clara.config.tree import Config
@@ -19,7 +21,7 @@ from clara.index.recall import RECALL_AT, Measurement
 from clara.index.search import KIND
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import refuse_other
-from pipelines.job.locks import locked
+from pipelines.job.artefact_job import ArtefactJob, nothing
 
 
 def parser() -> Command:
@@ -79,20 +81,30 @@ def main(argv: list[str]) -> int:
     check(options.config)
     how = build_of(options.config, progress=not options.quiet)
     refuse_other(options.output, KIND)  # before the lock, which is a file there
-    if options.dry_run:
+
+    def plan() -> dict[str, Any]:
         if how.gpu:
             require_gpu()
         store = MemoryStore.open(options.memory)
         recipe = recipe_of(store, how)
         check_kind(store, recipe["factory"], how.probes)
-        shown = {**recipe, "rows": len(store), "key_size": store.key_size, "output": options.output}
-        print(json.dumps(shown, indent=1))
-        return 0
-    with locked(options.output):
-        manifest = build(options.memory, options.output, how)
-    rows, measured = manifest["counts"]["rows"], json.dumps(manifest["measured"])
-    print(f"{options.output}: INDEX of {rows} rows, {manifest['factory']}, {measured}")
-    return 0
+        return {**recipe, "rows": len(store), "key_size": store.key_size, "output": options.output}
+
+    def report(manifest: Mapping[str, Any]) -> None:
+        print(
+            f"{options.output}: INDEX of {manifest['counts']['rows']} rows, {manifest['factory']}, "
+            f"{json.dumps(manifest['measured'])}"
+        )
+
+    return ArtefactJob(
+        output=options.output,
+        kind=KIND,
+        plan=plan,
+        recipe=None,  # `build` compares it, as it may have to note another recall floor
+        prepare=nothing,
+        write=lambda _, lease: build(options.memory, options.output, how),
+        report=report,
+    ).run(dry_run=options.dry_run)
 
 
 if __name__ == "__main__":

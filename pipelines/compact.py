@@ -6,18 +6,18 @@ The rows and their stored numbers stay what they are, bit for bit; nothing is co
 """
 
 import argparse
-import json
+from typing import Any
 
 from clara.errors import InputError, command_line
 from clara.memory.compact import compact, compact_recipe
 from clara.memory.shards import KIND
 from clara.memory.store import MemoryStore
 from clara.progress import Progress
-from clara.storage import artefact, paths
+from clara.storage import paths
 from clara.storage.cache import verify
 from pipelines.build_memory.outcome import remove_leftovers
-from pipelines.job.completion import clear_the_way
-from pipelines.job.locks import locked
+from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest
+from pipelines.job.locks import Lease
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,21 +52,31 @@ def main(argv: list[str]) -> int:
             f"--output {args.output}: is the MEMORY of --memory, which stays as it is; give another directory"
         )
     num_shards = args.num_shards or store.num_shards
-    if args.dry_run:
+    recipe = compact_recipe(store, num_shards)
+
+    def plan() -> dict[str, Any]:
         parts = {name: len(store.manifest[name]) for name in ("shards", "overlays", "tombstones")}
-        print(json.dumps({**parts, "rows": len(store), "num_shards": num_shards, "output": args.output}, indent=1))
-        return 0
-    if artefact.up_to_date(output, KIND, compact_recipe(store, num_shards)):
-        print(f"{args.output}: up to date")
-        return 0
-    if not args.no_verify:
-        verify(args.memory, KIND)
-    with locked(output), Progress(num_shards, "compact", " shards") as bar:
-        clear_the_way(output, args.overwrite, compact_recipe(store, num_shards))
-        compact(store, output, num_shards=num_shards, progress=lambda done, _: bar.update(done - bar.n) and None)
+        return {**parts, "rows": len(store), "num_shards": num_shards, "output": args.output}
+
+    def prepare() -> None:
+        if not args.no_verify:
+            verify(args.memory, KIND)
+
+    def write(_: None, lease: Lease | None) -> None:
+        with Progress(num_shards, "compact", " shards") as bar:
+            compact(store, output, num_shards=num_shards, progress=lambda done, _: bar.update(done - bar.n) and None)
         remove_leftovers(output)
-    print(f"{args.output}: MEMORY of {len(store)} rows in {num_shards} shards")
-    return 0
+
+    return ArtefactJob(
+        output=args.output,
+        kind=KIND,
+        plan=plan,
+        recipe=lambda: recipe,
+        prepare=prepare,
+        clear=lambda: invalidate_manifest(output, args.overwrite, recipe),
+        write=write,
+        report=lambda _: print(f"{args.output}: MEMORY of {len(store)} rows in {num_shards} shards"),
+    ).run(dry_run=args.dry_run)
 
 
 if __name__ == "__main__":

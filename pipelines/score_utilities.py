@@ -38,11 +38,11 @@ from clara.storage.artefact import (
     file_entry,
     manifest_hash,
     read_manifest,
-    up_to_date,
     write_manifest,
 )
 from pipelines.engines.runner import LOCAL, beam_options, execute, make_pipeline
-from pipelines.job.locks import Lease, locked
+from pipelines.job.artefact_job import ArtefactJob, nothing
+from pipelines.job.locks import Lease
 from pipelines.job.progress import ShardProgress, progress_bar
 
 PLAN = "plan.json"
@@ -76,10 +76,8 @@ class Job:
             for name in ("questions", "checkpoint", "memory", "index")
             if (path := getattr(self, name))
         }
-        settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "seed", "device")
-        # A setting that came later counts where it says something: older runs are still those runs.
-        later = {"published": True} if self.published else {}
-        return {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}, **later}
+        settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "published", "seed", "device")
+        return {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
 
 
 class Scorer:
@@ -347,19 +345,17 @@ def main(argv: list[str]) -> int:
     beam_arguments = beam_options(rest, options.runner, options.num_workers)
     recipe = job.recipe()
     read_manifest(job.memory, "MEMORY")
-    if options.dry_run:
-        print(json.dumps(recipe | {"questions": len(questions_of(job))}, indent=1))
-        return 0
-    if up_to_date(job.output, KIND, recipe):
-        print(f"{options.output}: up to date")
-        return 0
-    with locked(job.output) as lease:
-        prepare(job.output, recipe, options.overwrite)
-        count = run(job, make_pipeline(beam_arguments, options.runner), recipe, lease)
-    print(
-        f"{options.output}: UTILITIES of {count} questions, {'published pools' if job.published else f'pools of {job.pool_size}'}"
-    )
-    return 0
+    pools = "published pools" if job.published else f"pools of {job.pool_size}"
+    return ArtefactJob(
+        output=options.output,
+        kind=KIND,
+        plan=lambda: recipe | {"questions": len(questions_of(job))},
+        recipe=lambda: recipe,
+        prepare=nothing,
+        clear=lambda: prepare(job.output, recipe, options.overwrite),
+        write=lambda _, lease: run(job, make_pipeline(beam_arguments, options.runner), recipe, lease),
+        report=lambda count: print(f"{options.output}: UTILITIES of {count} questions, {pools}"),
+    ).run(dry_run=options.dry_run)
 
 
 if __name__ == "__main__":

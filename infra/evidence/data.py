@@ -27,7 +27,7 @@ from clara.retrieval.bm25 import Bm25
 from clara.storage import artefact
 from clara.storage.artefact import hash_of
 from pipelines.build_examples import example_id, scp_examples
-from pipelines.build_questions.convert import convert_files, corpus_rows
+from pipelines.build_questions.convert import corpus_rows
 from pipelines.build_questions.formats import FORMATS
 from pipelines.corpus.whole import write_jsonl
 
@@ -86,8 +86,8 @@ def needs_document(question: Question) -> bool:
 def published(data: Path, source: tuple[str, str], split: str, seed: int) -> tuple[list[Question], dict[str, Document]]:
     """Questions of a published file, and their documents."""
     name, file = source
-    questions, documents, _ = convert_files([str(data / file)], FORMATS[name], seed=seed, split=split, skip_bad=False)
-    return questions, documents
+    built = FORMATS[name].build([str(data / file)], {"seed": seed, "split": split, "skip_bad": False})
+    return list(built.questions), {document.id: document for document in built.documents}
 
 
 def is_held_out(example: Example, share: float) -> bool:

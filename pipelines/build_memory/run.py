@@ -12,7 +12,7 @@ from typing import Any
 import apache_beam as beam
 
 from clara.memory.shards import KIND
-from clara.storage.artefact import MANIFEST, up_to_date
+from clara.storage.artefact import MANIFEST
 from pipelines.build_memory.graph import add_memory_job
 from pipelines.build_memory.job import check_places, make_job
 from pipelines.build_memory.local.graph import add_local_job
@@ -24,8 +24,9 @@ from pipelines.corpus.splits import Unit, find_units
 from pipelines.engines import dataflow
 from pipelines.engines.local_workers import again_when_killed
 from pipelines.engines.runner import beam_options, execute, make_pipeline, num_cores
-from pipelines.job.completion import clear_the_way, read_outcome, tell_counts
-from pipelines.job.locks import locked
+from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest, nothing
+from pipelines.job.completion import read_outcome, tell_counts
+from pipelines.job.locks import Lease, locked
 from pipelines.job.progress import progress_bar
 from pipelines.job.tracking import open_run_log
 
@@ -67,40 +68,52 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     check_places(args, options)
     units = find_units(args.input, args.format)
     job = make_job(args, units)
-    if args.dry_run:
+    if not args.dry_run:
+        dataflow.prepare_gpu(options, job.accelerator)
+        if dataflow.is_rehearsal(options, args.runner):
+            print(json.dumps(dataflow.graph(submit(job, units, make_pipeline(options, args.runner))), indent=1))
+            return 0
+        if args.tracking_uri:
+            open_run_log(args.tracking_uri)  # hours before it is needed
+
+    def plan() -> dict[str, Any]:
         workers = args.num_workers or num_cores()
-        print(
-            json.dumps(
-                {**job.recipe, "fingerprint_hash": job.fingerprint.hash, "units": len(units), "workers": workers},
-                indent=1,
-            )
-        )
-        return 0
-    dataflow.prepare_gpu(options, job.accelerator)
-    if dataflow.is_rehearsal(options, args.runner):
-        print(json.dumps(dataflow.graph(submit(job, units, make_pipeline(options, args.runner))), indent=1))
-        return 0
-    if args.tracking_uri:
-        open_run_log(args.tracking_uri)  # hours before it is needed
-    if up_to_date(job.output, KIND, job.recipe):
+        return {**job.recipe, "fingerprint_hash": job.fingerprint.hash, "units": len(units), "workers": workers}
+
+    def tidy() -> None:
         if job.spill and Path(job.spill).exists():  # the job was killed between its manifest and its end
             with locked(job.output):
                 remove_leftovers(job.output)
                 remove_spill(job.spill)
-        print(f"{args.output}: up to date")
-        return 0
-    with locked(job.output) as lease:
-        clear_the_way(job.output, args.overwrite, job.recipe)
+
+    def write(_: None, lease: Lease | None) -> dict[str, Any] | None:
+        """Counts; None where the job runs on elsewhere."""
         if args.no_wait:
             submit(job, units, make_pipeline(options, args.runner))
-            print(f"{args.output}: submitted; finished when {MANIFEST} is there")
-            return 0
+            return None
         if job.spill:
             begin_spill(job.spill, job.recipe)
         held = replace(job, lease=lease)
         counts = again_when_killed(lambda: run(held, units, make_pipeline(options, args.runner)), args.output)
         if job.spill:
             remove_spill(job.spill)
-    tell_counts(counts, args.output)
-    tell(args.output, counts, args.tracking_uri, args.tracking_experiment)
-    return 0
+        return counts
+
+    def report(counts: dict[str, Any] | None) -> None:
+        if counts is None:
+            print(f"{args.output}: submitted; finished when {MANIFEST} is there")
+            return
+        tell_counts(counts, args.output)
+        tell(args.output, counts, args.tracking_uri, args.tracking_experiment)
+
+    return ArtefactJob(
+        output=args.output,
+        kind=KIND,
+        plan=plan,
+        recipe=lambda: job.recipe,
+        prepare=nothing,
+        clear=lambda: invalidate_manifest(job.output, args.overwrite, job.recipe),
+        write=write,
+        report=report,
+        tidy=tidy,
+    ).run(dry_run=args.dry_run)

@@ -11,21 +11,23 @@ for: see pipelines/corpus/bridges.py.
 """
 
 import argparse
+import functools
 import json
-from dataclasses import asdict
 from typing import Any
 
-from clara.data.corpus import FIELDS, expand, input_hashes
+from clara.data.corpus import expand, input_hashes
 from clara.data.questions import write_questions
 from clara.errors import InputError
-from clara.storage import artefact
 from clara.storage.folders import exists
-from pipelines.build_questions.convert import bm25_recall, convert_files, corpus_rows
-from pipelines.build_questions.formats import FORMATS, SPLITS
-from pipelines.corpus.arguments import add_field_arguments, given_fields, refuse_fields
-from pipelines.corpus.bridges import ClozeSettings, cloze_questions
-from pipelines.corpus.whole import read_corpus, write_jsonl
-from pipelines.job.locks import locked
+from pipelines.build_questions.convert import bm25_recall, corpus_rows
+from pipelines.build_questions.formats import FORMATS
+from pipelines.build_questions.published import SPLITS
+from pipelines.build_questions.question_format import Built
+from pipelines.corpus.arguments import add_field_arguments
+from pipelines.corpus.bridges import ClozeSettings
+from pipelines.corpus.whole import write_jsonl
+from pipelines.job.artefact_job import ArtefactJob
+from pipelines.job.locks import Lease
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--format",
         required=True,
-        choices=("cloze", *FORMATS),
+        choices=tuple(FORMATS),
         help="of the input; cloze reads a corpus: records of id, title, text",
     )
     found.add_argument("--output", required=True, metavar="DIR", help="QUESTIONS to write")
@@ -81,76 +83,46 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def resolve_cloze(options: argparse.Namespace) -> ClozeSettings:
-    """Settings of the command line.
-
-    Raises:
-        InputError: a value is out of its range.
-    """
-    for name, valid, expected in (
-        ("max_per_target", options.max_per_target >= 1, "at least 1"),
-        ("min_words", 1 <= options.min_words <= options.max_words, f"1 to --max-words ({options.max_words})"),
-        ("held_out_share", 0 <= options.held_out_share < 1, "0 to under 1"),
-        ("pool_size", options.pool_size == 0 or options.pool_size >= 2, "0, or at least 2"),
-    ):
-        if not valid:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected {expected}")
-    if options.train_pools and not options.pool_size:
-        raise InputError("--train-pools without --pool-size; say how many documents a pool holds, as in --pool-size 20")
-    return ClozeSettings(**{name: getattr(options, name) for name in asdict(ClozeSettings())})
-
-
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    files, fields = expand(options.input), given_fields(options)
-    is_cloze = options.format == "cloze"
-    if not is_cloze:
-        refuse_fields(options, f"--format {options.format} has names of its own")
-    if options.corpus_output and (is_cloze or not FORMATS[options.format].has_documents):
+    files, form = expand(options.input), FORMATS[options.format]
+    settings = form.settings(options)
+    if options.corpus_output and not form.brings_documents:
         raise InputError(
             f"--corpus-output {options.corpus_output}: format {options.format} brings no documents of its own; leave it out"
         )
-    settings: dict[str, Any] = (
-        asdict(resolve_cloze(options)) if is_cloze else {n: getattr(options, n) for n in ("seed", "split", "skip_bad")}
-    )
-    named = {"fields": asdict(fields)} if fields != FIELDS else {}
-    if options.dry_run:
-        print(
-            json.dumps(
-                {"format": options.format, "inputs": files, "settings": settings | named, "output": options.output},
-                indent=1,
-            )
-        )
-        return 0
-    # Pools of training questions and other fields came later: without them, older QUESTIONS are still what they were.
-    shaping = {name: value for name, value in settings.items() if name != "train_pools" or value}
-    recipe = {
-        "program": "build_questions",
-        "format": options.format,
-        "settings": shaping | named,
-        "inputs": input_hashes(files),
-    }
-    written = not options.corpus_output or exists(options.corpus_output)
-    if artefact.up_to_date(options.output, "QUESTIONS", recipe) and written and not options.bm25:
-        print(f"{options.output}: up to date")
-        return 0
-    if is_cloze:
-        corpus = read_corpus(files, fields)
-        questions, counts = cloze_questions(corpus, ClozeSettings(**settings))
-        if not questions:
-            raise InputError(
-                f"{', '.join(files)}: no article mentions another ({counts}); give a larger corpus with titles"
-            )
-        if options.bm25:
-            print(f"BM25 over {len(corpus)} documents: {json.dumps(bm25_recall(questions, corpus))}")
-    else:
-        questions, documents, counts = convert_files(files, FORMATS[options.format], **settings)
+
+    @functools.cache
+    def recipe() -> dict[str, Any]:
+        return {
+            "program": "build_questions",
+            "format": options.format,
+            "settings": settings,
+            "inputs": input_hashes(files),
+        }
+
+    def prepare() -> Built:
+        built = form.build(files, settings)
+        if options.bm25 and built.documents:
+            recall = bm25_recall(built.questions, built.documents)
+            print(f"BM25 over {len(built.documents)} documents: {json.dumps(recall)}")
         if options.corpus_output:
             print(
-                f"{options.corpus_output}: {write_jsonl(options.corpus_output, corpus_rows(documents.values()))} documents"
+                f"{options.corpus_output}: {write_jsonl(options.corpus_output, corpus_rows(built.documents))} documents"
             )
-    with locked(options.output):
-        manifest = write_questions(options.output, questions, recipe=recipe, counts=counts)
-    print(f"{options.output}: QUESTIONS {json.dumps(manifest['counts'])}")
-    return 0
+        return built
+
+    def write(built: Built, lease: Lease | None) -> dict[str, Any]:
+        return write_questions(options.output, built.questions, recipe=recipe(), counts=built.counts)
+
+    return ArtefactJob(
+        output=options.output,
+        kind="QUESTIONS",
+        plan=lambda: {"format": options.format, "inputs": files, "settings": settings, "output": options.output},
+        recipe=recipe,
+        prepare=prepare,
+        write=write,
+        report=lambda manifest: print(f"{options.output}: QUESTIONS {json.dumps(manifest['counts'])}"),
+        must_run=lambda: options.bm25 or bool(options.corpus_output and not exists(options.corpus_output)),
+    ).run(dry_run=options.dry_run)

@@ -1,8 +1,11 @@
-"""Published records to QUESTIONS and documents, and what BM25 finds for them."""
+"""Published question-answering files to QUESTIONS and documents, and the recall of BM25 for them."""
 
+import argparse
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,66 +14,80 @@ from clara.data.records import Document, document_id, input_text
 from clara.errors import InputError
 from clara.metrics import ranking_metrics
 from clara.retrieval.bm25 import Bm25
-from pipelines.build_questions.formats import Format, Published
+from pipelines.build_questions.published import Published, Row
+from pipelines.build_questions.question_format import Built
+from pipelines.corpus.arguments import refuse_fields
 
 BM25_CUTOFFS = (1, 5, 20)
 
 
-def to_question(published: Published, form: Format, seed: int, split: str) -> tuple[Question, list[Document]]:
-    """A question whose documents are named by their content, and those documents."""
-    documents = [Document(document_id(p.title, p.text), p.title, p.text) for p in published.paragraphs]
-    # A paragraph may stand in a pool twice, also with one of both unmarked: by its content it is one document, right if
-    # either is.
-    hops = {document: 0 for document in published.positive_ids}
-    for document, paragraph in zip(documents, published.paragraphs, strict=True):
-        if paragraph.positive:
-            hops[document.id] = min((h for h in (paragraph.hop, hops.get(document.id, 0)) if h), default=0)
-    pool = list(dict.fromkeys(d.id for d in documents)) if form.is_pool else list(published.candidate_ids)
-    random.Random(f"{seed}:{published.question_id}").shuffle(pool)
-    known = tuple(hops.values()) if any(hops.values()) else ()
-    question = Question(
-        published.question_id,
-        published.question,
-        published.answers,
-        tuple(hops),
-        tuple(pool),
-        split=split or published.split,
-        positive_hops=known,
-    )
-    return question, documents
+@dataclass(frozen=True)
+class PublishedFormat:
+    """A format of files with one question a row. See `QuestionFormat`.
 
-
-def convert_files(
-    files: Sequence[str], form: Format, *, seed: int, split: str, skip_bad: bool
-) -> tuple[list[Question], dict[str, Document], dict[str, int]]:
-    """Questions of files, their documents by id, and counts: rows = questions + dropped.
-
-    Raises:
-        InputError: a row is bad (unless they are skipped), an id stands twice, or no question is left.
+    Attributes:
+        rows: reads the questions of a file, each with its position for messages.
+        convert: converts one of them.
+        is_pool: whether the documents of a question are its published candidates.
+        brings_documents: whether a row holds documents.
     """
-    questions: dict[str, Question] = {}
-    documents: dict[str, Document] = {}
-    counts: Counter[str] = Counter()
-    for path in files:
-        for where, row in form.rows(path):
+
+    rows: Callable[[str], Iterator[tuple[str, Row]]]
+    convert: Callable[[Row, str], Published]
+    is_pool: bool = False
+    brings_documents: bool = False
+
+    def settings(self, options: argparse.Namespace) -> dict[str, Any]:
+        """See `QuestionFormat`."""
+        refuse_fields(options, f"--format {options.format} has names of its own")
+        return {name: getattr(options, name) for name in ("seed", "split", "skip_bad")}
+
+    def build(self, files: Sequence[str], settings: Mapping[str, Any]) -> Built:
+        """See `QuestionFormat`. Counts: rows = questions + dropped."""
+        questions: dict[str, Question] = {}
+        documents: dict[str, Document] = {}
+        counts: Counter[str] = Counter()
+        for where, row in (found for path in files for found in self.rows(path)):
             counts["rows"] += 1
             try:
-                question, own = to_question(form.convert(row, where), form, seed, split)
+                question, own = self._question(self.convert(row, where), settings["seed"], settings["split"])
                 if question.question_id in questions:
                     raise InputError(
                         f"{where}: question id {question.question_id!r} stands twice; give each its own, or use --skip-bad"
                     )
             except InputError:
-                if not skip_bad:
+                if not settings["skip_bad"]:
                     raise
                 counts["dropped: bad"] += 1
                 continue
             counts["without a positive"] += not question.positive_ids
             questions[question.question_id] = question
             documents.update((d.id, d) for d in own)
-    if not questions:
-        raise InputError(f"{', '.join(files)}: no question in it ({dict(counts)}); is --format right?")
-    return list(questions.values()), documents, dict(counts)
+        if not questions:
+            raise InputError(f"{', '.join(files)}: no question in it ({dict(counts)}); is --format right?")
+        return Built(list(questions.values()), list(documents.values()), dict(counts))
+
+    def _question(self, published: Published, seed: int, split: str) -> tuple[Question, list[Document]]:
+        """A question whose documents are named by their content, and those documents."""
+        documents = [Document(document_id(p.title, p.text), p.title, p.text) for p in published.paragraphs]
+        # A pool may hold a paragraph twice, perhaps marked only once: by its content it is one document, positive if
+        # either is.
+        hops = {document: 0 for document in published.positive_ids}
+        for document, paragraph in zip(documents, published.paragraphs, strict=True):
+            if paragraph.positive:
+                hops[document.id] = min((h for h in (paragraph.hop, hops.get(document.id, 0)) if h), default=0)
+        pool = list(dict.fromkeys(d.id for d in documents)) if self.is_pool else list(published.candidate_ids)
+        random.Random(f"{seed}:{published.question_id}").shuffle(pool)
+        question = Question(
+            published.question_id,
+            published.question,
+            published.answers,
+            tuple(hops),
+            tuple(pool),
+            split=split or published.split,
+            positive_hops=tuple(hops.values()) if any(hops.values()) else (),
+        )
+        return question, documents
 
 
 def bm25_recall(questions: Sequence[Question], documents: Sequence[Document]) -> dict[str, dict[str, float]]:

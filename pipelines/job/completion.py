@@ -10,13 +10,13 @@ from apache_beam.pvalue import AsDict, AsList, AsSideInput, PCollection
 
 from clara.errors import InputError
 from clara.storage import folders, paths
-from clara.storage.artefact import MANIFEST, atomic_write, canonical_json, read_manifest
+from clara.storage.artefact import MANIFEST, atomic_write
 from clara.storage.base import StorageError
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.dead_letters import NAME, count_reasons, write_letters
 from pipelines.corpus.document_ids import EXAMPLE, SEVERAL
+from pipelines.job.artefact_job import OUTCOME
 
-OUTCOME = ".outcome.json"
 _LOG = logging.getLogger(__name__)
 
 Completion = Callable[..., dict[str, Any]]
@@ -58,53 +58,6 @@ def add_end(
     return add_outcome(
         pipeline, complete, output, AsList(reports), AsList(files), AsDict(reasons), AsDict(totals), *further
     )
-
-
-def _lost_files(output: paths.Name, recipe: Mapping[str, Any]) -> list[str]:
-    """Files that a finished artefact of this very recipe lists, and that are not there any more, or not in their size."""
-    try:
-        manifest = read_manifest(output)
-    except StorageError:
-        raise
-    except InputError:
-        return []
-    if manifest["made_by"].get("recipe") != json.loads(canonical_json(recipe)):
-        return []
-    wanted = {entry["path"]: entry["bytes"] for entry in manifest["files"]}
-    found = folders.folder(output).sizes(wanted)
-    return sorted(path for path, size in wanted.items() if found.get(path) != size)
-
-
-def clear_the_way(output: paths.Name, overwrite: bool, recipe: Mapping[str, Any] | None = None) -> None:
-    """Make sure that no manifest stands over files that are about to change.
-
-    Args:
-        output: where the artefact shall stand.
-        overwrite: whether one of another recipe may go.
-        recipe: of a job that makes again only what is not there: for one of this recipe that has lost files, which is
-            told, nothing need be overwritten.
-
-    Raises:
-        InputError: a finished artefact of another recipe is there, and was not to be overwritten.
-    """
-    place = folders.folder(output)
-    place.remove([OUTCOME])
-    if place.read(MANIFEST) is None:
-        return
-    lost = _lost_files(output, recipe) if recipe is not None else []
-    if lost:
-        more = f" (and {len(lost) - 1} more files)" if len(lost) > 1 else ""
-        _LOG.warning(
-            "%s: missing, or not in its size%s; what is lost is made again, what is whole stays",
-            paths.join(output, lost[0]),
-            more,
-        )
-    elif not overwrite:
-        raise InputError(
-            f"--output {output}: holds a finished artefact of another recipe (other input, model or settings); "
-            "choose another directory, or replace it with --overwrite"
-        )
-    place.remove([MANIFEST])
 
 
 def read_outcome(output: paths.Name) -> dict[str, Any]:

@@ -30,8 +30,9 @@ from pipelines.corpus.near_duplicates import make_likeness
 from pipelines.corpus.splits import Unit, describe, find_units
 from pipelines.engines import dataflow, spark
 from pipelines.engines.runner import LOCAL, beam_options, execute, make_pipeline
-from pipelines.job.completion import clear_the_way, read_outcome, tell_counts
-from pipelines.job.locks import locked
+from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest, nothing
+from pipelines.job.completion import read_outcome, tell_counts
+from pipelines.job.locks import Lease, locked
 from pipelines.job.progress import progress_bar
 from pipelines.job.tracking import open_run_log
 from pipelines.synthesize.defaults import ENDPOINT_DEFAULTS, FOLDER_DEFAULTS
@@ -240,8 +241,8 @@ def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
         spark.check_paths(options, paths)
 
 
-def dry_run(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions) -> None:
-    """Read the corpus here, and print the recipe, how many chunks there are, and what they may cost."""
+def estimate(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions) -> dict[str, Any]:
+    """The recipe, the number of chunks, and what they may cost; reads the corpus on this machine."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/estimate.json"
         pipeline = make_pipeline(options, LOCAL)
@@ -253,7 +254,7 @@ def dry_run(job: Job, units: Sequence[Unit], args: argparse.Namespace, options: 
         found[name]["cost"] = round(cost.price(args.price_prompt, args.price_reply), 4)
         if args.requests_per_minute:
             found[name]["minutes_at_least"] = round(cost.requests / args.requests_per_minute, 1)
-    print(json.dumps({**job.recipe, "estimated": found, "output": args.output}, indent=1, ensure_ascii=False))
+    return {**job.recipe, "estimated": found, "output": args.output}
 
 
 def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
@@ -291,25 +292,24 @@ def retries(args: argparse.Namespace, output: Name) -> bool:
 
 
 def make(
-    job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions
+    job: Job, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions, lease: Lease | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run the job where nothing else writes, and put what is for a URL there. Returns the counts, and what was sent and paid.
+    """Run the job, and publish its result where the output is a URL. Returns the counts, and what was sent and paid.
 
     Raises:
-        InputError: the place is taken, or as of `run`.
+        InputError: another job uses the reply cache, or as raised by `run`.
     """
     with contextlib.ExitStack() as stack:
-        lease = stack.enter_context(locked(job.output))
         if job.cache != job.output:
             stack.enter_context(locked(job.cache, "--cache"))
-        clear_the_way(job.output, args.overwrite or up_to_date(job.output, KIND, job.recipe))
+        invalidate_manifest(job.output, args.overwrite or up_to_date(job.output, KIND, job.recipe))
         place = stack.enter_context(published(job.output))
         if (
             lease and up_to_date(place, KIND, job.recipe) and not retries(args, place)
         ):  # it was made, and the copy to the URL cut short
             return dict(read_manifest(place, KIND)["counts"]), spent_of(place)
         if lease:
-            clear_the_way(place, True)
+            invalidate_manifest(place, True)
         (place / SPENDING).unlink(missing_ok=True)
         try:
             counts = run(replace(job, output=str(place)), units, make_pipeline(options, args.runner))
@@ -336,30 +336,33 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     check_places(args, options)
     units = find_units(args.input, args.format)
     job = make_job(args, units)
-    if args.dry_run:
-        dry_run(job, units, args, options)
-        return 0
-    if args.tracking_uri:
+    if args.tracking_uri and not args.dry_run:
         open_run_log(args.tracking_uri)  # hours before it is needed
-    if up_to_date(job.output, KIND, job.recipe) and not retries(args, job.output):
-        work = Path(job.output) / WORK
-        if not is_url(job.output) and work.exists():  # the job was killed between its manifest and its end
+
+    def tidy() -> None:
+        if not is_url(job.output) and (Path(job.output) / WORK).exists():  # killed between its manifest and its end
             with locked(job.output):
                 finish(Path(job.output))
-        print(f"{args.output}: up to date")
-        return 0
-    counts, spent = make(job, units, args, options)
-    tell_counts(
-        counts, args.output, "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else ""
-    )
-    kept = f"; replies are kept in {Path(job.cache) / CACHE_FILE}" if isinstance(job.model, EndpointSettings) else ""
-    tell(
-        args.output,
-        counts,
-        spent,
-        (args.price_prompt or 0.0, args.price_reply or 0.0),
-        args.tracking_uri,
-        args.tracking_experiment,
-    )
-    print(f"{args.output}: {counts['examples']} examples{kept}")
-    return 0
+
+    def report(result: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        counts, spent = result
+        remedy = "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else ""
+        tell_counts(counts, args.output, remedy)
+        prices = args.price_prompt or 0.0, args.price_reply or 0.0
+        tell(args.output, counts, spent, prices, args.tracking_uri, args.tracking_experiment)
+        kept = (
+            f"; replies are kept in {Path(job.cache) / CACHE_FILE}" if isinstance(job.model, EndpointSettings) else ""
+        )
+        print(f"{args.output}: {counts['examples']} examples{kept}")
+
+    return ArtefactJob(
+        output=args.output,
+        kind=KIND,
+        plan=lambda: estimate(job, units, args, options),
+        recipe=lambda: job.recipe,
+        prepare=nothing,
+        write=lambda _, lease: make(job, units, args, options, lease),
+        report=report,
+        tidy=tidy,
+        must_run=lambda: retries(args, job.output),
+    ).run(dry_run=args.dry_run)
