@@ -23,14 +23,13 @@ from apache_beam.pvalue import AsList
 from apache_beam.utils.shared import Shared
 
 from clara.data.questions import Question, read_questions
-from clara.data.records import input_text
 from clara.data.utilities import FILE, KIND, Scored, reader_hash, write_shard
 from clara.errors import InputError, command_line
 from clara.memory.shards import shard_name
 from clara.processes import torch_threads
-from clara.retrieval.bm25 import Bm25
-from clara.retrieval.pools import Known, fill, interleave
-from clara.retrieval.retriever import NO_ROW, Retriever
+from clara.retrieval.pools import QuestionRows, Source, fill_at_random, own_candidates, text_sources
+from clara.retrieval.ranker import Queries
+from clara.retrieval.retriever import Retriever
 from clara.storage import folders, paths
 from clara.storage.artefact import (
     MANIFEST,
@@ -93,52 +92,36 @@ class Scorer:
         self._retriever = Retriever.open(
             job.checkpoint, job.memory, job.index or None, backbone=job.backbone, device=job.device
         )
-        store = self._retriever.store
-        self._bm25 = (
-            Bm25([input_text(c.title, c.text) for c in store.records(store.row_ids)], store.row_ids)
-            if job.from_bm25
-            else None
-        )
+        self._sources = [] if job.published else text_sources(job, self._retriever.store)
+        if job.from_index and not job.published:
+            self._sources.insert(0, Source(self._retriever.ranker, job.from_index))
 
     def pools(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Rows for each question: positives, index and BM25 in turn, then rows at random, none that the question keeps out.
+        """Rows for each question: positives, index and BM25 in turn, then random rows, none that the question excludes.
 
-        Of published pools, all rows of a question's own pool, whatever their number.
+        With published pools, all rows of a question's own pool, whatever their number.
 
         Raises:
-            InputError: a published pool is asked for, and a question has none in MEMORY.
+            InputError: published pools are scored, and a question has none in MEMORY.
         """
         job, store = self._job, self._retriever.store
-        known = [Known.of(q, store) for q in questions]
+        named = [QuestionRows.of(q, store) for q in questions]
         if job.published:
-            for question, k in zip(questions, known, strict=True):
-                if not set(k.pool) - k.banned:
+            for question, rows in zip(questions, named, strict=True):
+                if not rows.pool:
                     raise InputError(
-                        f"--published-pools: question {question.question_id!r} has no candidate_ids in {job.memory}; give the MEMORY of the corpus "
-                        "that it was published with, or leave the option out"
+                        f"--published-pools: question {question.question_id!r} has no candidate_ids in {job.memory}; "
+                        "give the MEMORY of the corpus that it was published with, or leave the option out"
                     )
-            return [[row for row in k.pool if row not in k.banned] for k in known]
-        banned = [set(k.banned) for k in known]
-        lists: list[list[list[int]]] = [[] for _ in questions]
-        if job.from_index:
-            found, _ = self._retriever.search(
-                self._retriever.queries([q.question for q in questions]),
-                job.from_index,
-                [q.exclude_ids for q in questions],
-            )
-            for parts, rows in zip(lists, found.tolist(), strict=True):
-                parts.append([r for r in rows if r != NO_ROW])
-        if self._bm25 is not None:
-            found, _ = self._bm25.search([q.question for q in questions], job.from_bm25, exclude=banned)
-            for parts, rows in zip(lists, found.tolist(), strict=True):
-                parts.append([r for r in rows if r != NO_ROW])
+            return [list(rows.pool) for rows in named]
+        texts = [q.question for q in questions]
+        vectors = self._retriever.queries(texts) if job.from_index else None
+        queries = Queries(texts, [rows.excluded for rows in named], vectors)
+        own = own_candidates(queries, named, self._sources, positives=job.positives, size=job.pool_size)
         pools = []
-        for question, k, parts in zip(questions, known, lists, strict=True):
-            own = list(dict.fromkeys([*(k.positive if job.positives else ()), *interleave(*parts)]))
-            dice = torch.Generator().manual_seed(_number(f"{job.seed} {question.question_id}"))
-            # As many as could be needed, drawn without reading the whole list of rows into a permutation.
-            drawn = store.row_ids[torch.randint(len(store), (4 * job.pool_size,), generator=dice).numpy()].tolist()
-            pools.append(fill(own, [drawn], k.banned, job.pool_size, dice))
+        for question, candidates, rows in zip(questions, own, named, strict=True):
+            rng = torch.Generator().manual_seed(_number(f"{job.seed} {question.question_id}"))
+            pools.append(fill_at_random(candidates, store.row_ids, rows.excluded, job.pool_size, rng))
         return pools
 
     def score(self, question: Question, pool: Sequence[int]) -> Scored:

@@ -15,11 +15,11 @@ from typing import Any
 
 from clara.data.questions import Question, read_questions
 from clara.errors import InputError, command_line
+from clara.retrieval.dense import folder_hash
 from clara.storage import artefact
 from clara.storage.artefact import hash_of
 from clara.storage.cache import verify
 from clara.storage.paths import require_local
-from training.evaluation.dense import folder_hash
 from training.evaluation.report import REPORT, Evaluation, write_report
 from training.evaluation.retrievers import CONDITIONS
 from training.evaluation.run import Measuring, compared_pairs, questions_hash

@@ -1,13 +1,71 @@
-"""Pools of questions: rows that a question names, lists merged, and what fills a pool up."""
+"""Pools of candidates of a question: rows that the question names, rows that rankers find, and what fills a pool up."""
 
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from clara.data.questions import Question
-from clara.memory.store import MemoryStore
+from clara.memory.store import Ids, MemoryStore
+from clara.retrieval.bm25 import Bm25
+from clara.retrieval.ranker import Queries, Ranker
+
+TEXT_RANKERS: dict[str, Callable[[MemoryStore], Ranker]] = {"bm25": Bm25.of_memory}
+"""Rankers that read the texts of a MEMORY, by name: a pool takes `from_NAME` rows of each, after those of the index."""
+
+
+@dataclass(frozen=True)
+class QuestionRows:
+    """Rows of MEMORY that a question names: positives, excluded ones, and its published pool."""
+
+    positive: tuple[int, ...]
+    excluded: frozenset[int]
+    pool: tuple[int, ...]
+
+    @classmethod
+    def of(cls, question: Question, store: MemoryStore) -> "QuestionRows":
+        """The rows of the question's documents. An excluded document is no positive either."""
+        excluded = frozenset(row for document in question.exclude_ids for row in store.rows_of(document))
+
+        def rows(documents: Sequence[str]) -> tuple[int, ...]:
+            return tuple(row for document in documents for row in store.rows_of(document) if row not in excluded)
+
+        return cls(rows(question.positive_ids), excluded, rows(question.candidate_ids))
+
+
+@dataclass(frozen=True)
+class Source:
+    """A ranker, and how many of its best rows a pool takes."""
+
+    ranker: Ranker
+    count: int
+
+
+def text_sources(settings: object, store: MemoryStore) -> list[Source]:
+    """The sources of `TEXT_RANKERS` of which the settings ask for rows, in the order of that table."""
+    counts = {name: int(getattr(settings, f"from_{name}")) for name in TEXT_RANKERS}
+    return [Source(TEXT_RANKERS[name](store), count) for name, count in counts.items() if count]
+
+
+def own_candidates(
+    queries: Queries, named: Sequence[QuestionRows], sources: Sequence[Source], *, positives: bool, size: int
+) -> list[list[int]]:
+    """Each question's own candidates, each row once: positives, then the best rows of all sources in turn.
+
+    Args:
+        queries: B questions.
+        named: their rows.
+        sources: of candidates.
+        positives: whether the known positives are among them.
+        size: most candidates of a question.
+    """
+    ranked = [source.ranker.rank(queries, source.count) for source in sources if queries.texts]
+    own = []
+    for number, rows in enumerate(named):
+        first = rows.positive if positives else ()
+        own.append(list(dict.fromkeys([*first, *interleave(*(lists[number] for lists in ranked))]))[:size])
+    return own
 
 
 def interleave(*lists: Sequence[int]) -> list[int]:
@@ -17,32 +75,22 @@ def interleave(*lists: Sequence[int]) -> list[int]:
 
 
 def fill(
-    own: Sequence[int], others: Sequence[Sequence[int]], banned: Collection[int], size: int, dice: torch.Generator
+    own: Sequence[int], others: Sequence[Sequence[int]], excluded: Collection[int], size: int, rng: torch.Generator
 ) -> list[int]:
-    """A question's own candidates, then those of the other questions in random order, `size` in all or as many as there are."""
+    """A question's own candidates, then those of the other questions in random order, `size` rows or as many as there are."""
     pool = list(own[:size])
     if len(pool) < size:
-        present = {*pool, *banned}
+        present = {*pool, *excluded}
         rest = [row for row in dict.fromkeys(itertools.chain.from_iterable(others)) if row not in present]
-        order = torch.randperm(len(rest), generator=dice).tolist()
+        order = torch.randperm(len(rest), generator=rng).tolist()
         pool += [rest[i] for i in order[: size - len(pool)]]
     return pool
 
 
-@dataclass(frozen=True)
-class Known:
-    """Rows of MEMORY that a question names: known positives, banned ones, and its published pool."""
-
-    positive: tuple[int, ...]
-    banned: frozenset[int]
-    pool: tuple[int, ...]
-
-    @classmethod
-    def of(cls, question: Question, store: MemoryStore) -> "Known":
-        """The rows of the question's documents. A document that is kept out is no positive either."""
-        banned = frozenset(row for document in question.exclude_ids for row in store.rows_of(document))
-
-        def rows(documents: Sequence[str]) -> tuple[int, ...]:
-            return tuple(row for document in documents for row in store.rows_of(document) if row not in banned)
-
-        return cls(rows(question.positive_ids), banned, rows(question.candidate_ids))
+def fill_at_random(
+    own: Sequence[int], row_ids: Ids, excluded: Collection[int], size: int, rng: torch.Generator
+) -> list[int]:
+    """A question's own candidates, then random rows of a MEMORY, `size` rows or fewer where many are drawn twice."""
+    # A sample with replacement: a permutation would read the whole list of rows.
+    drawn = row_ids[torch.randint(len(row_ids), (4 * size,), generator=rng).numpy()].tolist()
+    return fill(own, [drawn], excluded, size, rng)

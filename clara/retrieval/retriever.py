@@ -22,17 +22,14 @@ from clara.memory.mixed_versions import check_accepted, shard_fingerprints
 from clara.memory.store import Ids, MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
-from clara.model.topk import flattened_cosine
+from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch, cosines
+from clara.retrieval.ranker import NO_ROW as NO_ROW
 from clara.storage.artefact import read_manifest
 
 if TYPE_CHECKING:
     from clara.index.search import MemoryIndex
 
 QUERY_BATCH_TOKENS = 2048
-NO_ROW = -1
-"""Row id where a search found fewer rows than were asked for."""
-# Rows whose memory is decoded at once when a search has no INDEX.
-_EXACT_BLOCK_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,7 @@ class Retriever:
             first_level: L, rows that the index hands to the exact score.
         """
         self.model, self.store, self.index, self.first_level = model, store, index, first_level
+        self._search: VectorSearch = ExactSearch(store) if index is None else index
 
     @classmethod
     def open(
@@ -129,6 +127,11 @@ class Retriever:
         model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=found.dtype), device=device)
         return cls(model.eval(), store, searcher, first_level=first_level)
 
+    @property
+    def ranker(self) -> MemoryRanker:
+        """Ranks rows by query vectors as returned by `queries`."""
+        return MemoryRanker(self._search, self.first_level)
+
     def queries(self, questions: Sequence[str]) -> Tensor:
         """Query vectors `[B, M, D]` in float32, computed in batches of like length."""
         lengths = [len(self.model.question_ids(q)) for q in questions]
@@ -147,7 +150,7 @@ class Retriever:
         """The k best rows of each question over the whole MEMORY.
 
         Args:
-            queries_BMD: as of `queries`.
+            queries_BMD: as returned by `queries`.
             k: rows of a question.
             exclude_documents: for each question, ids of documents that are kept out.
 
@@ -161,35 +164,11 @@ class Retriever:
                 {row for document in documents for row in self.store.rows_of(document)}
                 for documents in exclude_documents
             ]
-        if self.index is not None:
-            return self.index.search(queries_BMD.numpy(), k, first_level=max(k, self.first_level), exclude=excluded)
-        return self._search_exactly(queries_BMD, k, excluded)
-
-    def _search_exactly(
-        self, queries_BMD: Tensor, k: int, excluded: Sequence[Collection[int]] | None
-    ) -> tuple[Ids, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-        rows = self.store.row_ids
-        queries_BF = torch.nn.functional.normalize(queries_BMD.flatten(1).float(), dim=-1)
-        scores_Bn = np.empty((len(queries_BMD), len(rows)), np.float32)
-        for begin in range(0, len(rows), _EXACT_BLOCK_ROWS):
-            block = torch.from_numpy(self.store.memory(rows[begin : begin + _EXACT_BLOCK_ROWS]))
-            memory_nF = torch.nn.functional.normalize(block.flatten(1), dim=-1)
-            scores_Bn[:, begin : begin + len(block)] = (queries_BF @ memory_nF.T).numpy()
-        scores_Bn[~np.isfinite(scores_Bn)] = -np.inf  # a query that is not finite finds nothing, as in an INDEX
-        for scores, out in zip(scores_Bn, excluded or [], strict=False):
-            scores[np.isin(rows, list(out))] = -np.inf
-        # Rows ascend, so that a stable sort breaks ties by row id.
-        best_Bk = np.argsort(-scores_Bn, axis=1, kind="stable")[:, :k]
-        best_scores_Bk = np.take_along_axis(scores_Bn, best_Bk, axis=1)
-        ids_Bk = np.where(np.isneginf(best_scores_Bk), NO_ROW, rows[best_Bk])
-        missing = ((0, 0), (0, k - ids_Bk.shape[1]))
-        return np.pad(ids_Bk, missing, constant_values=NO_ROW), np.pad(best_scores_Bk, missing, constant_values=-np.inf)
+        return self._search.search(queries_BMD, k, first_level=max(k, self.first_level), exclude=excluded)
 
     def score(self, query_MD: Tensor, row_ids: Sequence[int]) -> list[float]:
         """Flattened cosine of one question with given rows, in their order."""
-        if not row_ids:
-            return []
-        return flattened_cosine(query_MD[None], torch.from_numpy(self.store.memory(row_ids))[None])[0].tolist()
+        return cosines(query_MD, self.store, row_ids)
 
     def memories(self, row_ids: Sequence[int]) -> Tensor:
         """Memory `[n, M, D]` of rows, as the generator reads them."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clara.data.questions import Question
-from clara.data.records import Document, document_id, input_text
+from clara.data.records import Document, document_id
 from clara.errors import InputError
 from clara.metrics import ranking_metrics
 from clara.retrieval.bm25 import Bm25
@@ -93,7 +93,7 @@ class PublishedFormat:
 def bm25_recall(questions: Sequence[Question], documents: Sequence[Document]) -> dict[str, dict[str, float]]:
     """Recall@1, 5, 20 of BM25 over the whole corpus, by split and over all: how much of the task common words solve."""
     place = {d.id: number for number, d in enumerate(documents)}
-    index = Bm25([input_text(d.title, d.text) for d in documents], range(len(documents)))
+    index = Bm25.of_documents(documents)
     rows, _ = index.search(
         [q.question for q in questions], max(BM25_CUTOFFS), [{place[n] for n in q.exclude_ids} for q in questions]
     )

@@ -21,7 +21,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from clara.data.questions import Question
-from clara.data.records import Document, input_text
+from clara.data.records import Document
 from clara.retrieval.bm25 import Bm25
 from pipelines.corpus.mentions import MASK, Mention, Names, is_held_out, plain_title, sentences
 
@@ -159,7 +159,7 @@ def with_pools(
     place = {name: number for number, name in enumerate(ids)}
     asked = [q for q in questions if q.split in splits]
     kept_out = [{place[name] for name in (*q.positive_ids, *q.exclude_ids)} for q in asked]
-    index = Bm25([input_text(d.title, d.text) for d in documents], range(len(documents)))
+    index = Bm25.of_documents(documents)
     hard, _ = index.search([q.question for q in asked], settings.pool_size // 2, kept_out)
     pools = {}
     for question, best, forbidden in zip(asked, hard.tolist(), kept_out, strict=True):

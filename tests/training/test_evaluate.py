@@ -13,6 +13,8 @@ import pytest
 from clara.data.questions import Question, read_questions
 from clara.data.records import input_text
 from clara.errors import InputError
+from clara.retrieval.bm25 import Bm25
+from clara.retrieval.ranker import Queries, Ranker
 from clara.retrieval.retriever import Retriever
 from clara.storage.artefact import manifest_hash, read_manifest
 from clara.storage.cache import verify
@@ -22,7 +24,7 @@ from training import evaluate
 from training.evaluation.measures import differences, figures, hop_measures, likelihood_measures, retrieval_measures
 from training.evaluation.pairs import Shared, evaluate_system
 from training.evaluation.readers import Known, Likelihood, MemoryReader, Reading, TextReader
-from training.evaluation.retrievers import Bm25Finder, Corpus, Finder, MemoryFinder, Rankings, select
+from training.evaluation.retrievers import Corpus, Rankings, rank_and_score, select
 from training.evaluation.systems import Settings
 
 
@@ -95,13 +97,15 @@ def test_text_reader_puts_raw_passages_in_the_prompt_of_the_plain_lm(retriever: 
 
 
 @pytest.mark.parametrize("kind", ["memory", "bm25"])
-def test_finders_rank_the_pool_as_they_rank_everything(
+def test_rankers_rank_the_pool_as_they_rank_everything(
     retriever: Retriever, questions: list[Question], kind: str
 ) -> None:
     corpus = Corpus(retriever.store)
-    finder: Finder = MemoryFinder(retriever) if kind == "memory" else Bm25Finder(retriever.store)
+    ranker: Ranker = retriever.ranker if kind == "memory" else Bm25.of_memory(retriever.store)
+    queries = Queries.of(questions, retriever.store, retriever.queries([q.question for q in questions]))
     pools = [corpus.rows(corpus.pool(q, 10)) for q in questions]
-    for question, pool, ranking in zip(questions, pools, finder.rank(questions, pools), strict=True):
+    rankings = rank_and_score(ranker, queries, pools, retriever.store)
+    for question, pool, ranking in zip(questions, pools, rankings, strict=True):
         assert sorted(ranking.pool) == sorted(pool)
         excluded = set(corpus.rows(question.exclude_ids))
         assert not excluded & set(ranking.index)

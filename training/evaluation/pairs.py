@@ -11,19 +11,20 @@ from pathlib import Path
 from clara.data.questions import Question
 from clara.errors import InputError
 from clara.progress import Progress
+from clara.retrieval.bm25 import Bm25
+from clara.retrieval.dense import DenseEncoder, DenseRanker
+from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
 from training.evaluation.alignment import GENERATOR, TEXT, aligned_rows
-from training.evaluation.dense import DenseEncoder, DenseFinder
 from training.evaluation.measures import Row, answer_measures, hop_measures, likelihood_measures, retrieval_measures
 from training.evaluation.readers import Known, Likelihood, MemoryReader, Reader, Reading, TextReader
 from training.evaluation.retrievers import (
     CONDITIONS,
     DEPTH,
-    Bm25Finder,
     Corpus,
-    MemoryFinder,
     Rankings,
     Selection,
+    rank_and_score,
     select,
 )
 from training.evaluation.systems import Settings
@@ -81,7 +82,8 @@ def own_rankings(name: str, retriever: Retriever, questions: Sequence[Question],
     """
     corpus = Corpus(retriever.store)
     _check(name, questions, corpus, settings)
-    return MemoryFinder(retriever).rank(questions, pools_of(questions, corpus, settings))
+    queries = Queries.of(questions, retriever.store, retriever.queries([q.question for q in questions]))
+    return rank_and_score(retriever.ranker, queries, pools_of(questions, corpus, settings), retriever.store)
 
 
 def evaluate_system(
@@ -117,14 +119,16 @@ def evaluate_system(
     text = TextReader(retriever, shared.known(TextReader.identity(retriever)))
     baselines: dict[str, Sequence[Rankings]] = {}
     lexical: Sequence[Rankings] = ()
+    queries = Queries.of(questions, retriever.store)
     if settings.baselines or settings.num_aligned:
-        lexical = Bm25Finder(retriever.store).rank(questions, pools)
+        lexical = rank_and_score(Bm25.of_memory(retriever.store), queries, pools, retriever.store)
     if "dense" in settings.baselines:
         if shared.dense is None:
             raise InputError(
                 "--baselines dense needs a model; name its sentence-transformers folder with --dense-model"
             )
-        baselines["dense"] = DenseFinder(retriever.store, shared.dense).rank(questions, pools)
+        ranker = DenseRanker(retriever.store, shared.dense)
+        baselines["dense"] = rank_and_score(ranker, queries, pools, retriever.store)
     if "bm25" in settings.baselines:
         baselines = {"bm25": lexical} | baselines
     ways = [Way(name, found[name], memory)]

@@ -1,17 +1,14 @@
-"""Ways to find rows for questions: by memory (the system itself), by BM25, and (`dense.py`) by an embedding model. One interface for all.
+"""What an evaluation asks of a `Ranker`: two rankings of rows for each question, best first.
 
-A finder gives each question two rankings of rows, best first: over the whole MEMORY, and within the question's pool.
+One is over the whole MEMORY, one within the question's pool.
 """
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from clara.data.questions import Question
-from clara.data.records import input_text
 from clara.memory.store import MemoryStore
-from clara.retrieval.bm25 import Bm25
-from clara.retrieval.retriever import NO_ROW, Retriever
+from clara.retrieval.ranker import Queries, Ranker
 from clara.storage.artefact import hash_of
 
 DEPTH = 100
@@ -27,52 +24,16 @@ class Rankings:
     pool_scores: tuple[float, ...] = ()
 
 
-class Finder(Protocol):
-    """Ranks rows for questions."""
-
-    def rank(self, questions: Sequence[Question], pools: Sequence[Sequence[int]]) -> list[Rankings]:
-        """Rankings of each question; `pools` are row ids."""
-        ...
-
-
-class MemoryFinder:
-    """The system's own retrieval: flattened cosine of query and memory."""
-
-    def __init__(self, retriever: Retriever) -> None:
-        self._retriever = retriever
-
-    def rank(self, questions: Sequence[Question], pools: Sequence[Sequence[int]]) -> list[Rankings]:
-        """See `Finder`."""
-        queries_BMD = self._retriever.queries([q.question for q in questions])
-        found, _ = self._retriever.search(
-            queries_BMD, min(DEPTH, len(self._retriever.store)), [q.exclude_ids for q in questions]
-        )
-        rankings = []
-        for query_MD, index, pool in zip(queries_BMD, found.tolist(), pools, strict=True):
-            scores = dict(zip(pool, self._retriever.score(query_MD, pool), strict=True))
-            rankings.append(ranked(tuple(r for r in index if r != NO_ROW), scores))
-        return rankings
-
-
-class Bm25Finder:
-    """Lexical retrieval over the same rows, title and text."""
-
-    def __init__(self, store: MemoryStore) -> None:
-        self._store = store
-        texts = [input_text(c.title, c.text) for c in store.records(store.row_ids)]
-        self._bm25 = Bm25(texts, store.row_ids)
-
-    def rank(self, questions: Sequence[Question], pools: Sequence[Sequence[int]]) -> list[Rankings]:
-        """See `Finder`."""
-        excluded = [{row for document in q.exclude_ids for row in self._store.rows_of(document)} for q in questions]
-        # Every row is ranked: a pool is then the part of the whole ranking that lies in it.
-        found, scores = self._bm25.search([q.question for q in questions], len(self._store), exclude=excluded)
-        rankings = []
-        for rows, values, pool in zip(found.tolist(), scores.tolist(), pools, strict=True):
-            whole = {row: value for row, value in zip(rows, values, strict=True) if row != NO_ROW}
-            # Rows without a common word are no results of BM25; in a pool they come last, by row id.
-            rankings.append(ranked(tuple(whole)[:DEPTH], {row: whole.get(row, 0.0) for row in pool}))
-        return rankings
+def rank_and_score(
+    ranker: Ranker, queries: Queries, pools: Sequence[Sequence[int]], store: MemoryStore
+) -> list[Rankings]:
+    """Two rankings of each question: rows of the whole MEMORY, and the rows of its pool."""
+    found = ranker.rank(queries, min(DEPTH, len(store)))
+    scores = ranker.score(queries, pools)
+    return [
+        ranked(tuple(rows), dict(zip(pool, values, strict=True)))
+        for rows, pool, values in zip(found, pools, scores, strict=True)
+    ]
 
 
 def ranked(index: tuple[int, ...], pool: Mapping[int, float]) -> Rankings:

@@ -9,10 +9,10 @@ from typing import Any
 
 from clara.data.questions import Question
 from clara.errors import InputError
+from clara.retrieval.dense import DenseEncoder
 from clara.retrieval.retriever import Retriever
 from clara.storage import artefact
 from clara.storage.artefact import hash_of
-from training.evaluation.dense import DenseEncoder
 from training.evaluation.measures import Row
 from training.evaluation.pairs import Shared, evaluate_system, own_rankings
 from training.evaluation.retrievers import Rankings

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from clara.config.stages import Joint
@@ -19,10 +18,10 @@ from clara.errors import InputError
 from clara.index.search import TwoLevels
 from clara.memory.store import MemoryStore
 from clara.model.model import ClaraModel
-from clara.retrieval.bm25 import Bm25
-from clara.retrieval.pools import Known, fill, interleave
+from clara.retrieval.memory_ranker import MemoryRanker
+from clara.retrieval.pools import QuestionRows, Source, fill, own_candidates, text_sources
+from clara.retrieval.ranker import Queries
 
-NO_ROW = -1
 _MOST_TOKENISED = 100_000
 
 
@@ -50,8 +49,7 @@ class Candidates:
         # L is at least what is asked for.
         self.first_level = max(first_level, settings.from_index)
         self.store, self.index = store, index
-        search_text = settings.from_bm25 and not settings.published_pool
-        self._bm25 = Bm25(_texts(store), store.row_ids) if search_text else None
+        self._text_sources = [] if settings.published_pool else text_sources(settings, store)
         self._tokens: dict[int, list[int]] = {}
 
     def use(self, store: MemoryStore, index: TwoLevels | None) -> None:
@@ -66,7 +64,9 @@ class Candidates:
             )
         self.store, self.index = store, index
 
-    def own(self, questions: Sequence[Question], known: Sequence[Known], query_BMD: Tensor | None) -> list[list[int]]:
+    def own(
+        self, questions: Sequence[Question], known: Sequence[QuestionRows], query_BMD: Tensor | None
+    ) -> list[list[int]]:
         """Each question's own candidates, N at most: injected positives, then index and BM25 in turn, or the published pool.
 
         Args:
@@ -75,27 +75,20 @@ class Candidates:
             query_BMD: query vectors of the current query reasoner; None where no index is searched.
         """
         settings = self._settings
-        banned = [set(k.banned) for k in known]
-        lists: list[list[list[int]]] = [[] for _ in questions]
         if settings.published_pool:
-            lists = [[list(k.pool)] for k in known]
-        elif questions:
-            if query_BMD is not None and self.index is not None and settings.from_index:
-                found, _ = self.index.search(
-                    query_BMD.cpu().numpy(), settings.from_index, first_level=self.first_level, exclude=banned
-                )
-                _append(lists, found)
-            if self._bm25 is not None:
-                found, _ = self._bm25.search([q.question for q in questions], settings.from_bm25, exclude=banned)
-                _append(lists, found)
-        own = []
-        for k, parts in zip(known, lists, strict=True):
-            first = list(k.positive) if settings.inject_positives else []
-            own.append(list(dict.fromkeys([*first, *interleave(*parts)]))[: settings.num_candidates])
-        return own
+            first = [k.positive if settings.inject_positives else () for k in known]
+            own = [dict.fromkeys([*some, *k.pool]) for some, k in zip(first, known, strict=True)]
+            return [list(rows)[: settings.num_candidates] for rows in own]
+        sources = self._text_sources
+        if query_BMD is not None and self.index is not None and settings.from_index:
+            sources = [Source(MemoryRanker(self.index, self.first_level), settings.from_index), *sources]
+        queries = Queries([q.question for q in questions], [set(k.excluded) for k in known], query_BMD)
+        return own_candidates(
+            queries, known, sources, positives=settings.inject_positives, size=settings.num_candidates
+        )
 
     def pools(
-        self, own: Sequence[Sequence[int]], places: Sequence[int], known: Sequence[Known], step: int
+        self, own: Sequence[Sequence[int]], places: Sequence[int], known: Sequence[QuestionRows], step: int
     ) -> list[list[int]]:
         """The pools of the questions at `places` of a step.
 
@@ -111,7 +104,9 @@ class Candidates:
         pools = []
         for place, k in zip(places, known, strict=True):
             others = [own[p] for p in range(len(own)) if p != place] if self._settings.in_batch else []
-            pool = fill(own[place], others, k.banned, self._settings.num_candidates, generator(self._seed, step, place))
+            pool = fill(
+                own[place], others, k.excluded, self._settings.num_candidates, generator(self._seed, step, place)
+            )
             if not pool:
                 raise InputError(
                     f"question {place} of step {step + 1}: no candidate at all; raise joint.from_index or joint.from_bm25, set joint.in_batch, "
@@ -142,17 +137,3 @@ class Candidates:
         for chunk in self.store.records(missing):
             self._tokens[chunk.row_id] = model.document_ids(input_text(chunk.title, chunk.text))
         return [self._tokens[row] for row in rows]
-
-
-def _append(lists: list[list[list[int]]], found: NDArray[np.int64]) -> None:
-    for parts, rows in zip(lists, found.tolist(), strict=True):
-        parts.append([row for row in rows if row != NO_ROW])
-
-
-def _texts(store: MemoryStore) -> list[str]:
-    """Of each of the store's rows. A block of ascending ids lies in all shards, so that each is read once and its texts are put in their places."""
-    texts = [""] * len(store)
-    for _, rows in store.iter_shards():
-        for place, chunk in zip(np.searchsorted(store.row_ids, rows).tolist(), store.records(rows), strict=True):
-            texts[place] = input_text(chunk.title, chunk.text)
-    return texts

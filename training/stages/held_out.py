@@ -14,9 +14,10 @@ from clara.index.search import best, unit_rows
 from clara.memory.codec import Floats
 from clara.metrics import exact_match
 from clara.model.model import ClaraModel
-from clara.retrieval.pools import Known
+from clara.retrieval.pools import QuestionRows
+from clara.retrieval.ranker import NO_ROW
 from training.loop.engine import Engine
-from training.stages.candidates import NO_ROW, Candidates
+from training.stages.candidates import Candidates
 
 _DEPTHS = (1, 5, 20)
 _AT_ONCE = 8
@@ -114,7 +115,7 @@ class HeldOut:
 
     def _measure(self, model: ClaraModel, candidates: Candidates, questions: list[Question]) -> NDArray[np.float64]:
         store = candidates.store
-        known = [Known.of(q, store) for q in questions]
+        known = [QuestionRows.of(q, store) for q in questions]
         query = model.encode_questions([q.question for q in questions]).float().cpu().numpy()
         found = self._found(query, candidates, known)
         right = [k.positive[0] if k.positive else int(store.row_ids[0]) for k in known]
@@ -159,7 +160,7 @@ class HeldOut:
         )
         return sum(exact_match(answer, q.answers) for answer, q in zip(told, questions, strict=True))
 
-    def _found(self, query: Floats, candidates: Candidates, known: Sequence[Known]) -> list[list[int]]:
+    def _found(self, query: Floats, candidates: Candidates, known: Sequence[QuestionRows]) -> list[list[int]]:
         """Rows of each question, best first."""
         index = candidates.index
         if self._published_pool:
@@ -172,13 +173,13 @@ class HeldOut:
             return [[] for _ in known]
         depth = max(*_DEPTHS, self._num_selected)
         rows, _ = index.search(
-            query, depth, first_level=max(depth, candidates.first_level), exclude=[set(k.banned) for k in known]
+            query, depth, first_level=max(depth, candidates.first_level), exclude=[set(k.excluded) for k in known]
         )
         return [[row for row in line if row != NO_ROW] for line in rows.tolist()]
 
 
 def _encoded_afresh(
-    model: ClaraModel, query: Floats, candidates: Candidates, known: Sequence[Known], num_selected: int
+    model: ClaraModel, query: Floats, candidates: Candidates, known: Sequence[QuestionRows], num_selected: int
 ) -> tuple[list[list[int]], list[Tensor]]:
     """Published pools as the compressor is now: rows of each question, best first, and the memory of the K best."""
     ranked, memories = [], []
@@ -198,7 +199,7 @@ def _ranked(query: Floats, rows: NDArray[np.int64], memory: Floats) -> list[int]
     return found
 
 
-def _hits(found: Sequence[Sequence[int]], known: Sequence[Known]) -> NDArray[np.float64]:
+def _hits(found: Sequence[Sequence[int]], known: Sequence[QuestionRows]) -> NDArray[np.float64]:
     """How many questions have a positive among the first rows, by depth."""
     return np.array(
         [[bool({*row[:d]} & {*k.positive}) for d in _DEPTHS] for row, k in zip(found, known, strict=True)], float

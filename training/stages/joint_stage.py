@@ -20,7 +20,8 @@ from clara.memory.store import MemoryStore
 from clara.model.checkpoint import prepare_to_store_backbone
 from clara.model.model import ClaraModel
 from clara.model.steps import JointBatch, JointStep
-from clara.retrieval.pools import Known
+from clara.retrieval.pools import QuestionRows
+from clara.retrieval.ranker import NO_ROW
 from training.loop.engine import Engine
 from training.loop.loop import Stage, sample, shard
 from training.refresh.canary import Canary
@@ -28,7 +29,7 @@ from training.refresh.correction import Correction
 from training.refresh.cost import Devices, Spent
 from training.refresh.versions import Versions
 from training.refresh.working_set import Coming
-from training.stages.candidates import NO_ROW, Candidates, generator
+from training.stages.candidates import Candidates, generator
 from training.stages.held_out import HeldOut
 from training.stages.pool_memory import PoolMemory
 
@@ -104,7 +105,7 @@ class JointStage(Stage):
         self.candidates = Candidates(
             drawing, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index
         )
-        self._known: dict[int, Known] = {}
+        self._known: dict[int, QuestionRows] = {}
         self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
         self._search_seconds, self._broken = 0.0, False
         self._used_version = self._staleness_steps = 0
@@ -282,10 +283,10 @@ class JointStage(Stage):
     def _store(self) -> MemoryStore:
         return self.candidates.store
 
-    def _known_rows(self, question: int) -> Known:
+    def _known_rows(self, question: int) -> QuestionRows:
         # Rows are the same in every version.
         if question not in self._known:
-            self._known[question] = Known.of(self._questions[question], self._store)
+            self._known[question] = QuestionRows.of(self._questions[question], self._store)
         return self._known[question]
 
     def _pools(self, step: int, chosen: list[int], places: list[int]) -> list[list[int]]:
@@ -337,7 +338,7 @@ class JointStage(Stage):
             right_memory=right_memory,
         )
 
-    def _right_row(self, step: int, place: int, known: Known) -> int | None:
+    def _right_row(self, step: int, place: int, known: QuestionRows) -> int | None:
         """A known positive's row for the configured share of questions."""
         if not self._settings.right_memory_share or not known.positive:
             return None

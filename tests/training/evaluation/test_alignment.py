@@ -7,6 +7,8 @@ import pytest
 
 from clara.data.questions import Question, read_questions
 from clara.data.records import input_text
+from clara.retrieval.bm25 import Bm25
+from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
 from tests.helpers import evaluation_world
 from tests.helpers.evaluation_world import World
@@ -22,7 +24,7 @@ from training.evaluation.alignment import (
 from training.evaluation.measures import hop_measures
 from training.evaluation.pictures import likelihood_bars, recall_curves, utility_points
 from training.evaluation.readers import Known, MemoryReader, Reading, TextReader
-from training.evaluation.retrievers import Bm25Finder, MemoryFinder
+from training.evaluation.retrievers import rank_and_score
 
 ASKED = Question("q", "Who?", ("Ada", "A."), ("d",))
 
@@ -67,7 +69,10 @@ def test_correlation_is_that_of_the_ranks() -> None:
 def test_utilities_are_the_models_own_and_the_plain_lm_reads_text(world: World, retriever: Retriever) -> None:
     store, questions = retriever.store, read_questions(world.questions)[:2]
     pools = [store.row_ids.tolist()[:4], store.row_ids.tolist()[2:7]]
-    rankings, lexical = MemoryFinder(retriever).rank(questions, pools), Bm25Finder(store).rank(questions, pools)
+    queries = Queries.of(questions, store, retriever.queries([q.question for q in questions]))
+    rankings, lexical = (
+        rank_and_score(ranker, queries, pools, store) for ranker in (retriever.ranker, Bm25.of_memory(store))
+    )
     text = TextReader(retriever)
     rows = aligned_rows(
         "x", questions, rankings, lexical, {"generator": MemoryReader(retriever), "text": text}, 2, store

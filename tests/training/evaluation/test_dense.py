@@ -13,11 +13,12 @@ from clara.data.questions import read_questions
 from clara.data.records import input_text
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
+from clara.retrieval.dense import DenseEncoder, DenseRanker, folder_hash
+from clara.retrieval.ranker import Queries
 from tests.helpers import evaluation_world, tiny
 from tests.helpers.evaluation_world import World
 from training import evaluate
-from training.evaluation.dense import DenseEncoder, DenseFinder, folder_hash
-from training.evaluation.retrievers import Corpus
+from training.evaluation.retrievers import Corpus, rank_and_score
 
 TYPES = ("Transformer", "Pooling", "Normalize")
 
@@ -78,9 +79,8 @@ def test_scores_and_rankings_are_those_of_the_model(folder: Path, world: World) 
 
     corpus = Corpus(store)
     pools = [corpus.rows(corpus.pool(q, 6)) for q in questions]
-    for question, pool, scores, ranking in zip(
-        questions, pools, scores_BN, DenseFinder(store, encoder).rank(questions, pools), strict=True
-    ):
+    rankings = rank_and_score(DenseRanker(store, encoder), Queries.of(questions, store), pools, store)
+    for question, pool, scores, ranking in zip(questions, pools, scores_BN, rankings, strict=True):
         of_row = dict(zip(store.row_ids.tolist(), scores.tolist(), strict=True))
         excluded = set(corpus.rows(question.exclude_ids))
         assert excluded

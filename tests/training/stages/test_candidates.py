@@ -15,7 +15,7 @@ from clara.errors import InputError
 from clara.index.search import MemoryIndex
 from clara.memory.store import MemoryStore
 from clara.retrieval.bm25 import Bm25
-from clara.retrieval.pools import Known, fill, interleave
+from clara.retrieval.pools import QuestionRows, fill, interleave
 from clara.storage.tables import read_table
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
@@ -57,10 +57,10 @@ def candidates(world: World, **settings: object) -> Candidates:
 
 def drawn(
     world: World, step: int = 0, **settings: object
-) -> tuple[list[Question], list[Known], list[list[int]], MemoryStore]:
+) -> tuple[list[Question], list[QuestionRows], list[list[int]], MemoryStore]:
     source = candidates(world, **settings)
     questions = read_questions(world.questions, "train")[:6]
-    known = [Known.of(q, source.store) for q in questions]
+    known = [QuestionRows.of(q, source.store) for q in questions]
     query = torch.randn(
         6, source.store.num_memory_tokens, source.store.hidden_size, generator=torch.Generator().manual_seed(0)
     )
@@ -83,7 +83,7 @@ def test_injected_positives_are_always_there(world: World) -> None:
 def test_injection_cannot_bring_back_what_is_kept_out(world: World) -> None:
     store = MemoryStore.open(world.memory)
     question = Question("q", "?", ("a",), positive_ids=("doc-00", "doc-01"), exclude_ids=("doc-01",))
-    assert Known.of(question, store).positive == tuple(store.rows_of("doc-00"))
+    assert QuestionRows.of(question, store).positive == tuple(store.rows_of("doc-00"))
 
 
 def test_bm25_reads_each_shard_once_and_ranks_as_rows_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_bm25_reads_each_shard_once_and_ranks_as_rows_do(tmp_path: Path, monkeyp
     store = MemoryStore.open(memory)
     source = Candidates(Joint(from_index=0, from_bm25=9), first_level=20, seed=3, store=store, index=None)
     questions = [Question(f"q{n}", f"Which is number {n} of these?", ("a",)) for n in range(60)]
-    found = source.own(questions, [Known((), frozenset(), ())] * 60, None)
+    found = source.own(questions, [QuestionRows((), frozenset(), ())] * 60, None)
     assert sorted(read) == sorted(store.shard_names)
     texts = [input_text(chunk.title, chunk.text) for chunk in store.records(store.row_ids)]
     rows, _ = Bm25(texts, store.row_ids).search([q.question for q in questions], 9)
@@ -114,11 +114,11 @@ def test_bm25_is_not_built_where_nothing_asks_it(
     def refuse(*_: object) -> None:
         raise AssertionError("BM25 is built")
 
-    monkeypatch.setattr("training.stages.candidates.Bm25", refuse)
+    monkeypatch.setattr(Bm25, "__init__", refuse)
     questions = read_questions(world.questions, "train")[:2]
     source = candidates(world, **values)
     query = torch.randn(2, source.store.num_memory_tokens, source.store.hidden_size)
-    assert all(source.own(questions, [Known.of(q, source.store) for q in questions], query))
+    assert all(source.own(questions, [QuestionRows.of(q, source.store) for q in questions], query))
 
 
 def test_published_pool_is_the_pool(world: World) -> None:
@@ -135,7 +135,7 @@ def test_what_fills_a_pool_changes_with_the_step(world: World) -> None:
 def test_question_without_any_candidate_is_refused(world: World) -> None:
     source = candidates(world, from_index=0, from_bm25=0, in_batch=True)
     with pytest.raises(InputError, match=r"no candidate at all.*joint\.from_index"):
-        source.pools([[], []], [0], [Known((), frozenset(), ())], 4)
+        source.pools([[], []], [0], [QuestionRows((), frozenset(), ())], 4)
 
 
 def test_memory_of_smaller_pools_is_padded_and_marked(world: World) -> None:

@@ -15,7 +15,7 @@ from clara.data.utilities import FILE, Scored, read_utilities
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
-from clara.retrieval.pools import Known
+from clara.retrieval.pools import QuestionRows
 from clara.storage.artefact import read_manifest
 from pipelines import score_utilities
 from tests.helpers import joint_world
@@ -73,10 +73,10 @@ def test_each_utility_is_the_likelihood_of_the_answer_given_that_row_alone(world
 def test_pools_hold_the_positives_and_nothing_that_is_kept_out(world: World, scored: Path) -> None:
     store, found = MemoryStore.open(world.memory), read_utilities(scored)
     for question in read_questions(world.questions, "train"):
-        rows, known = found[question.question_id].row_ids, Known.of(question, store)
+        rows, known = found[question.question_id].row_ids, QuestionRows.of(question, store)
         assert len(rows) == len(set(rows)) == 6
         assert set(known.positive) <= set(rows)
-        assert not known.banned & set(rows)
+        assert not known.excluded & set(rows)
 
 
 def test_published_pools_are_scored_whole(world: World, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_nothing_is_searched_by_words_in_such_a_run(
     def refuse(*_: object) -> None:
         raise AssertionError("BM25 is built")
 
-    monkeypatch.setattr("training.stages.candidates.Bm25", refuse)
+    monkeypatch.setattr("clara.retrieval.bm25.Bm25.__init__", refuse)
     assert train(world, tmp_path, scored, joint__steps=1, joint__from_bm25=2) == 0
 
 

@@ -1,7 +1,7 @@
 """Dense retrieval: the embeddings of any sentence-transformers folder, as the library computes and compares them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clara.data.questions import Question
 from clara.data.records import input_text
 from clara.errors import InputError
 from clara.memory.store import Ids, MemoryStore
+from clara.retrieval.ranker import Queries
 from clara.storage.artefact import hash_of, sha256_file
-from training.evaluation.retrievers import DEPTH, Rankings, ranked
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -26,7 +25,7 @@ _QUESTIONS_AT_ONCE = 64
 
 
 def folder_hash(folder: str) -> str:
-    """Hash of what lies in a model's folder.
+    """Hash of the files of a model.
 
     Raises:
         InputError: it is no sentence-transformers folder.
@@ -45,7 +44,7 @@ def folder_hash(folder: str) -> str:
 
 
 class DenseEncoder:
-    """An embedding model, and the vectors of the corpus that it embedded last: systems over the same texts share them."""
+    """An embedding model, and the vectors of the texts that it embedded last: systems over the same texts share them."""
 
     def __init__(self, folder: str, device: str = "cpu") -> None:
         folder_hash(folder)
@@ -57,10 +56,10 @@ class DenseEncoder:
         """The model, loaded on first use.
 
         Raises:
-            InputError: the library is not there, or cannot read the folder.
+            InputError: the library is not installed, or cannot read the folder.
         """
         try:
-            from sentence_transformers import SentenceTransformer  # seconds, which only this baseline pays
+            from sentence_transformers import SentenceTransformer  # takes seconds to import
         except ModuleNotFoundError as error:
             raise InputError(
                 f"{error.name}: not installed, and --baselines dense needs it; run: pip install 'clara-rag[train]'"
@@ -88,24 +87,29 @@ class DenseEncoder:
         return np.asarray(self.model.similarity(asked, self._known[1]).float().cpu().numpy(), np.float32)
 
 
-class DenseFinder:
-    """Retrieval by embeddings of raw text."""
+class DenseRanker:
+    """Ranks rows by embeddings of their texts. A `Ranker`."""
 
     def __init__(self, store: MemoryStore, encoder: DenseEncoder) -> None:
         self._store, self._encoder = store, encoder
+        self._position = {row: position for position, row in enumerate(store.row_ids.tolist())}
 
-    def rank(self, questions: Sequence[Question], pools: Sequence[Sequence[int]]) -> list[Rankings]:
-        """See `Finder`."""
-        place = {row: number for number, row in enumerate(self._store.row_ids.tolist())}
-        rankings = []
-        for begin in range(0, len(questions), _QUESTIONS_AT_ONCE):
-            some = questions[begin : begin + _QUESTIONS_AT_ONCE]
-            scores_BN = self._encoder.scores([q.question for q in some], self._store)
-            for question, scores, pool in zip(some, scores_BN, pools[begin:], strict=False):
-                inside = {row: float(scores[place[row]]) for row in pool}
-                for document in question.exclude_ids:
-                    scores[[place[row] for row in self._store.rows_of(document)]] = -np.inf
-                order = np.argsort(-scores, kind="stable")[:DEPTH]
-                found = self._store.row_ids[order[np.isfinite(scores[order])]]
-                rankings.append(ranked(tuple(found.tolist()), inside))
-        return rankings
+    def rank(self, queries: Queries, k: int) -> list[list[int]]:
+        """See `Ranker`."""
+        ranked = []
+        for scores_N, excluded in zip(self._scores(queries), queries.excluded, strict=True):
+            scores_N[[self._position[row] for row in excluded]] = -np.inf
+            order = np.argsort(-scores_N, kind="stable")[:k]
+            ranked.append(self._store.row_ids[order[np.isfinite(scores_N[order])]].tolist())
+        return ranked
+
+    def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `Ranker`."""
+        return [
+            [float(scores_N[self._position[row]]) for row in own]
+            for scores_N, own in zip(self._scores(queries), rows, strict=True)
+        ]
+
+    def _scores(self, queries: Queries) -> Iterator[NDArray[np.float32]]:
+        for begin in range(0, len(queries.texts), _QUESTIONS_AT_ONCE):
+            yield from self._encoder.scores(queries.texts[begin : begin + _QUESTIONS_AT_ONCE], self._store)

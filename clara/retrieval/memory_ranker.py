@@ -1,0 +1,97 @@
+"""Ranking by memory: flattened cosine of query and memory, through an INDEX or over all rows.
+
+Shapes: B questions, n rows, k rows asked for, M memory tokens, D hidden size, F = M·D.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clara.memory.codec import Floats
+from clara.memory.store import Ids, MemoryStore
+from clara.model.topk import flattened_cosine
+from clara.retrieval.ranker import NO_ROW, Queries, row_lists
+
+# Rows whose memory is decoded at once when there is no INDEX.
+_EXACT_BLOCK_ROWS = 512
+
+
+class VectorSearch(Protocol):
+    """Finds rows of a MEMORY by query vectors: `clara.index.search.TwoLevels`, or `ExactSearch`."""
+
+    store: MemoryStore
+
+    def search(
+        self, query: Floats | Tensor, k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
+    ) -> tuple[Ids, Floats]:
+        """See `TwoLevels.search`."""
+        ...
+
+
+class ExactSearch:
+    """Search over all rows of a MEMORY, at the price of reading its whole payload."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self.store = store
+
+    def search(
+        self, query: Floats | Tensor, k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
+    ) -> tuple[Ids, Floats]:
+        """See `TwoLevels.search`; there is no first level."""
+        rows = self.store.row_ids
+        queries_BF = torch.nn.functional.normalize(torch.as_tensor(query).flatten(1).float(), dim=-1)
+        scores_Bn = np.empty((len(queries_BF), len(rows)), np.float32)
+        for begin in range(0, len(rows), _EXACT_BLOCK_ROWS):
+            block = torch.from_numpy(self.store.memory(rows[begin : begin + _EXACT_BLOCK_ROWS]))
+            memory_nF = torch.nn.functional.normalize(block.flatten(1), dim=-1)
+            scores_Bn[:, begin : begin + len(block)] = (queries_BF @ memory_nF.T).numpy()
+        scores_Bn[~np.isfinite(scores_Bn)] = -np.inf  # a query that is not finite returns no rows, as with an INDEX
+        for scores, excluded in zip(scores_Bn, exclude or [], strict=False):
+            scores[np.isin(rows, list(excluded))] = -np.inf
+        # Rows ascend, so that a stable sort breaks ties by row id.
+        best_Bk = np.argsort(-scores_Bn, axis=1, kind="stable")[:, :k]
+        best_scores_Bk = np.take_along_axis(scores_Bn, best_Bk, axis=1)
+        ids_Bk = np.where(np.isneginf(best_scores_Bk), NO_ROW, rows[best_Bk])
+        missing = ((0, 0), (0, k - ids_Bk.shape[1]))
+        return np.pad(ids_Bk, missing, constant_values=NO_ROW), np.pad(best_scores_Bk, missing, constant_values=-np.inf)
+
+
+class MemoryRanker:
+    """Ranks rows by query vectors, which `Queries.vectors` holds. A `Ranker`."""
+
+    def __init__(self, search: VectorSearch, first_level: int) -> None:
+        """Rank by a search.
+
+        Args:
+            search: over the rows.
+            first_level: L of the search; k where more rows are asked for.
+        """
+        self._search, self._first_level = search, first_level
+
+    def rank(self, queries: Queries, k: int) -> list[list[int]]:
+        """See `Ranker`."""
+        first_level = max(k, self._first_level)
+        rows_Bk, _ = self._search.search(_vectors(queries), k, first_level=first_level, exclude=queries.excluded)
+        return row_lists(rows_Bk)
+
+    def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """See `Ranker`."""
+        return [
+            cosines(query_MD, self._search.store, own) for query_MD, own in zip(_vectors(queries), rows, strict=True)
+        ]
+
+
+def cosines(query_MD: Tensor, store: MemoryStore, row_ids: Sequence[int]) -> list[float]:
+    """Flattened cosine of one question with given rows, in their order."""
+    if not row_ids:
+        return []
+    return flattened_cosine(query_MD[None], torch.from_numpy(store.memory(row_ids))[None])[0].tolist()
+
+
+def _vectors(queries: Queries) -> Tensor:
+    if queries.vectors is None:
+        raise ValueError("Queries.vectors is None; encode the questions first")
+    return queries.vectors

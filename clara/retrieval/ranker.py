@@ -1,0 +1,57 @@
+"""One interface for everything that ranks the rows of a MEMORY for questions: its own vectors, BM25, an embedding model.
+
+To add a retriever: a class with the two methods of `Ranker`. To offer it as a source of candidates: an entry in
+`clara.retrieval.pools.TEXT_RANKERS`, and the setting `from_NAME`.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from clara.data.questions import Question
+from clara.memory.store import Ids, MemoryStore
+
+NO_ROW = -1
+"""Row id where a search returns fewer rows than were asked for."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """B questions that rows are ranked for.
+
+    Attributes:
+        texts: of the questions.
+        excluded: for each question, row ids that are never returned.
+        vectors: `[B, M, D]`, encoded by a query reasoner; None: not encoded, for rankers that read text.
+    """
+
+    texts: Sequence[str]
+    excluded: Sequence[Collection[int]]
+    vectors: Tensor | None = None
+
+    @classmethod
+    def of(cls, questions: Sequence[Question], store: MemoryStore, vectors: Tensor | None = None) -> "Queries":
+        """The questions, each without the rows of its excluded documents."""
+        excluded = [{row for document in q.exclude_ids for row in store.rows_of(document)} for q in questions]
+        return cls([q.question for q in questions], excluded, vectors)
+
+
+class Ranker(Protocol):
+    """Ranks the rows of one MEMORY."""
+
+    def rank(self, queries: Queries, k: int) -> list[list[int]]:
+        """At most k row ids of each question, best first, none of them excluded."""
+        ...
+
+    def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Scores of given rows of each question, in their order; higher is better."""
+        ...
+
+
+def row_lists(rows_Bk: Ids | NDArray[np.int64]) -> list[list[int]]:
+    """Rows of each question without `NO_ROW`."""
+    return [[row for row in rows if row != NO_ROW] for rows in rows_Bk.tolist()]
