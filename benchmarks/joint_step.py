@@ -34,7 +34,7 @@ from clara.config.tree import Config
 from clara.data.records import Chunk, chunk_id, input_text, row_id
 from clara.errors import InputError, command_line
 from clara.memory.compress import write_memory_shard
-from clara.memory.fingerprint import of_checkpoint
+from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.model.checkpoint import fresh_model, save_checkpoint
@@ -77,12 +77,13 @@ def write_memory(model: ClaraModel, config: Config, rows: Sequence[Chunk], folde
     save_checkpoint(model, folder / "checkpoint", stage="joint", recipe={"made_by": "benchmarks"})
     fingerprint = of_checkpoint(
         folder / "checkpoint",
-        backbone="",
-        dtype=config.backbone.dtype,
-        max_tokens=model.settings.max_document_tokens,
-        overlap_tokens=0,
-        key_size=256,
-        key_seed=0,
+        EncodingSettings(
+            max_tokens=model.settings.max_document_tokens,
+            overlap_tokens=0,
+            key_size=256,
+            key_seed=0,
+            dtype=config.backbone.dtype,
+        ),
     )
     report = write_memory_shard(
         lambda: model,

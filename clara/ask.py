@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
-from clara.storage.cache import verify
+from clara.storage.artefact import Artefact
 
 if TYPE_CHECKING:
     from clara.retrieval.retriever import Answered
@@ -54,11 +54,9 @@ def main(argv: list[str]) -> int:
         raise InputError("no question given; add at least one, in quotes, at the end of the command")
     from clara.retrieval.retriever import Retriever  # imports torch, which --help and errors need not wait for
 
-    if options.verify:
-        verify(options.memory, "MEMORY")
     retriever = Retriever.open(
         options.checkpoint,
-        options.memory,
+        Artefact.open(options.memory, "MEMORY", verify=options.verify),
         options.index or None,
         backbone=options.backbone,
         device=options.device,

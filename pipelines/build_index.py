@@ -20,7 +20,7 @@ from clara.index.gpu import require_gpu
 from clara.index.recall import RECALL_AT, Measurement
 from clara.index.search import KIND
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import refuse_other
+from clara.storage.artefact import Artefact, refuse_other
 from pipelines.job.artefact_job import ArtefactJob, nothing
 
 
@@ -70,7 +70,7 @@ def build_of(config: Config, *, progress: bool) -> Build:
         strict_recall=job.strict_recall,
         gpu=job.gpu,
         verify=job.verify,
-        parent=job.parent,
+        parent=Artefact.open(job.parent, KIND) if job.parent else None,
         progress=progress,
     )
 

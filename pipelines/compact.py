@@ -14,7 +14,6 @@ from clara.memory.shards import KIND
 from clara.memory.store import MemoryStore
 from clara.progress import Progress
 from clara.storage import paths
-from clara.storage.cache import verify
 from pipelines.build_memory.outcome import remove_leftovers
 from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest
 from pipelines.job.locks import Lease
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> int:
 
     def prepare() -> None:
         if not args.no_verify:
-            verify(args.memory, KIND)
+            store.artefact.verify()
 
     def write(_: None, lease: Lease | None) -> None:
         with Progress(num_shards, "compact", " shards") as bar:

@@ -18,7 +18,6 @@ from clara.errors import InputError, command_line
 from clara.retrieval.dense import folder_hash
 from clara.storage import artefact
 from clara.storage.artefact import hash_of
-from clara.storage.cache import verify
 from clara.storage.paths import require_local
 from training.evaluation.report import REPORT, Evaluation, write_report
 from training.evaluation.retrievers import CONDITIONS
@@ -263,7 +262,7 @@ def main(argv: list[str]) -> int:
         (artefact.make_directory(output) / artefact.MANIFEST).unlink(missing_ok=True)
         if options.verify:
             for memory in dict.fromkeys(system.memory for system in systems):
-                verify(memory, "MEMORY")
+                artefact.Artefact.open(memory, "MEMORY", verify=True)
         measuring = Measuring(
             systems=systems,
             questions=questions,

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clara.errors import InputError, command_line
-from clara.storage.artefact import hash_of, read_manifest
-from clara.storage.cache import localised
+from clara.storage.artefact import Artefact, hash_of, read_manifest
 from clara.storage.paths import is_url
 from clara.tracking.names import flatten
 from clara.tracking.run_log import Run, RunLog
@@ -183,8 +182,8 @@ def main(argv: list[str]) -> int:
     for name, least in (("num_selected", 1), ("max_new_tokens", 1), ("first_level", 1)):
         if (value := getattr(options, name)) is not None and value < least:
             raise InputError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
-    options.checkpoint = localised(options.checkpoint, "CHECKPOINT")
-    options.evaluation = localised(options.evaluation, "EVALUATION")
+    options.checkpoint = Artefact.open(options.checkpoint, "CHECKPOINT").folder
+    options.evaluation = Artefact.open(options.evaluation, "EVALUATION").folder
     for option, files in (
         ("--pictures", options.pictures),
         ("--metrics", [options.metrics] if options.metrics else []),

@@ -12,9 +12,15 @@ import pyarrow.parquet as pq
 
 from clara.data.records import input_text
 from clara.errors import InputError
-from clara.storage.artefact import file_entry, make_directory, read_manifest, refuse_other, write_file, write_manifest
-from clara.storage.cache import localised
-from clara.storage.paths import is_url
+from clara.storage.artefact import (
+    Artefact,
+    file_entry,
+    make_directory,
+    refuse_other,
+    write_file,
+    write_manifest,
+)
+from clara.storage.paths import Name, is_url
 from clara.storage.tables import read_records, read_table, records, table_bytes
 
 FILE = "examples.parquet"
@@ -132,28 +138,26 @@ def join_examples(
     )
 
 
-def read_examples(directory: str | os.PathLike[str]) -> list[Example]:
+def read_examples(source: Name | Artefact) -> list[Example]:
     """The examples of an artefact, in file order.
 
     Raises:
         InputError: no finished EXAMPLES there, or it holds none.
     """
-    directory = localised(directory, "EXAMPLES")
-    read_manifest(directory, "EXAMPLES")
-    rows = read_records(Path(directory) / FILE)
+    artefact = Artefact.open(source, "EXAMPLES")
+    rows = read_records(artefact.folder / FILE)
     if not rows:
-        raise InputError(f"{directory}: holds no example; make it from a corpus with text")
+        raise InputError(f"{artefact.folder}: holds no example; make it from a corpus with text")
     return [Example(**row) for row in rows]
 
 
-def each_example(directory: str | os.PathLike[str]) -> Iterator[Example]:
-    """The examples of an artefact on this machine in file order, some of them in RAM at a time.
+def each_example(source: Name | Artefact) -> Iterator[Example]:
+    """The examples of an artefact in file order, some of them in RAM at a time.
 
     Raises:
         InputError: no finished EXAMPLES there, or a damaged file.
     """
-    read_manifest(directory, "EXAMPLES")
-    path = Path(directory) / FILE
+    path = Artefact.open(source, "EXAMPLES").folder / FILE
     try:
         for batch in pq.ParquetFile(path).iter_batches(_ROWS_A_GROUP):
             batch.validate(full=True)

@@ -4,15 +4,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from clara.errors import InputError
-from clara.storage.artefact import make_directory, read_manifest, refuse_other, write_file, write_manifest
-from clara.storage.cache import localised
-from clara.storage.paths import is_url
+from clara.storage.artefact import Artefact, make_directory, refuse_other, write_file, write_manifest
+from clara.storage.paths import Name, is_url
 from clara.storage.tables import read_records, table_bytes
 
 FILE = "questions.parquet"
@@ -95,16 +93,15 @@ def write_questions(
     )
 
 
-def read_questions(directory: str | os.PathLike[str], split: str | None = None) -> list[Question]:
+def read_questions(source: Name | Artefact, split: str | None = None) -> list[Question]:
     """The questions of an artefact, in file order; of one split, if given.
 
     Raises:
         InputError: no finished QUESTIONS there, a damaged file, a question without text or answer, or no question in
             that split.
     """
-    directory = localised(directory, "QUESTIONS")
-    read_manifest(directory, "QUESTIONS")
-    path = Path(directory) / FILE
+    artefact = Artefact.open(source, "QUESTIONS")
+    path = artefact.folder / FILE
     rows = read_records(path)
     try:
         questions = [Question(**row) for row in rows]
@@ -117,7 +114,7 @@ def read_questions(directory: str | os.PathLike[str], split: str | None = None) 
     chosen = [q for q in questions if q.split == split]
     if not chosen:
         raise InputError(
-            f"{directory}: no question with split {split!r}; there are {sorted({q.split for q in questions})}"
+            f"{artefact.folder}: no question with split {split!r}; there are {sorted({q.split for q in questions})}"
         )
     return chosen
 

@@ -7,15 +7,14 @@ many epochs at the price of its own passes. One folder of a shard holds one Parq
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from clara.config.roles import GENERATOR
 from clara.errors import InputError
-from clara.storage.artefact import hash_of, read_manifest, write_file
-from clara.storage.cache import localised
+from clara.storage.artefact import Artefact, hash_of, write_file
+from clara.storage.paths import Name
 from clara.storage.tables import read_records, table_bytes
 
 KIND = "UTILITIES"
@@ -54,9 +53,9 @@ class Scored:
             )
 
 
-def reader_hash(checkpoint: str | os.PathLike[str]) -> str:
+def reader_hash(checkpoint: Name | Artefact) -> str:
     """What the answer's likelihood depends on beside the memory: backbone, generator, prompts. The query reasoner may differ."""
-    manifest = read_manifest(checkpoint, "CHECKPOINT")
+    manifest = Artefact.open(checkpoint, "CHECKPOINT", lazy=True).manifest
     folder = f"{manifest['roles'][GENERATOR]}/"
     files = {
         f["path"].removeprefix(folder): f["sha256"]
@@ -71,15 +70,14 @@ def write_shard(directory: str | os.PathLike[str], name: str, scored: Sequence[S
     return write_file(directory, f"{name}/{FILE}", table_bytes(scored, _SCHEMA), len(scored))
 
 
-def read_utilities(directory: str | os.PathLike[str]) -> dict[str, Scored]:
+def read_utilities(source: Name | Artefact) -> dict[str, Scored]:
     """The pools of an artefact by question id.
 
     Raises:
         InputError: no finished UTILITIES there, or a shard is damaged.
     """
-    directory = localised(directory, KIND)
-    manifest = read_manifest(directory, KIND)
+    artefact = Artefact.open(source, KIND)
     rows: Iterable[dict[str, Any]] = (
-        row for entry in manifest["files"] for row in read_records(Path(directory) / entry["path"])
+        row for entry in artefact.manifest["files"] for row in read_records(artefact.folder / entry["path"])
     )
     return {row["question_id"]: Scored(**row) for row in rows}

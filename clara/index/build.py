@@ -22,13 +22,13 @@ from clara.errors import InputError
 from clara.index.factory import check_kind, refused_by_faiss, resolve_factory, train
 from clara.index.gpu import quantizer_on_gpu, require_gpu
 from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, ids_of, merge, read_mapped
-from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, judge, measure
+from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, enforce_recall_floor, measure
 from clara.index.search import FILE, KIND, MemoryIndex, check_rows
-from clara.memory.shards import KIND as MEMORY
 from clara.memory.store import Ids, MemoryStore
 from clara.progress import Progress
 from clara.storage import artefact
 from clara.storage.artefact import (
+    Artefact,
     atomic_write,
     canonical_json,
     file_entry,
@@ -38,8 +38,8 @@ from clara.storage.artefact import (
     up_to_date,
     write_manifest,
 )
-from clara.storage.cache import localised, published, verify
-from clara.storage.paths import is_url, join
+from clara.storage.cache import published
+from clara.storage.paths import Name, is_url, join
 
 BUILD, TRAINED = ".build", "trained.faiss"
 _ADD_ROWS = 65_536
@@ -61,7 +61,7 @@ class Build:
         strict_recall: it is refused instead.
         gpu: k-means and the assignment to lists run on a CUDA device.
         verify: read every byte of the MEMORY against its sha256 before.
-        parent: INDEX of an earlier version, whose training and rows that did not change are taken over; empty: none.
+        parent: INDEX of an earlier version, from which the training and unchanged rows are reused; None: none.
         progress: show bars.
         mixed: take a MEMORY of several versions too, within a joint run.
     """
@@ -74,7 +74,7 @@ class Build:
     strict_recall: bool = False
     gpu: bool = False
     verify: bool = False
-    parent: str = ""
+    parent: Artefact | None = None
     progress: bool = False
     mixed: bool = False
 
@@ -86,13 +86,16 @@ def build_index(
     *,
     first_level: int = 200,
     num_queries: int = 64,
+    parent: Name = "",
     **options: Any,
 ) -> dict[str, Any]:
     """`build` with the settings that most callers give. Returns the manifest; see `Build` and `Measurement` for the others."""
-    return build(memory_dir, output, Build(factory, measurement=Measurement(first_level, num_queries), **options))
+    opened = Artefact.open(parent, KIND) if parent else None
+    how = Build(factory, measurement=Measurement(first_level, num_queries), parent=opened, **options)
+    return build(memory_dir, output, how)
 
 
-def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], how: Build) -> dict[str, Any]:
+def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
     """Build an INDEX over a MEMORY, unless this very one is there, and measure its recall. Returns its manifest.
 
     Raises:
@@ -101,21 +104,21 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
     """
     if how.gpu:
         require_gpu()
-    store = MemoryStore.open(memory_dir, mixed=how.mixed)
+    store = MemoryStore.open(memory, mixed=how.mixed)
     if not len(store):
-        raise InputError(f"{memory_dir}: has no live row, so there is nothing to index; build it from a corpus")
+        raise InputError(f"{store.name}: has no live row, so there is nothing to index; build it from a corpus")
     recipe = recipe_of(store, how)
     check_kind(store, recipe["factory"], how.probes)
     if up_to_date(output, KIND, recipe):
         manifest = _with_floor(output, how.recall_floor)
-        judge(str(output), manifest["measured"], recall_floor=how.recall_floor, strict=how.strict_recall)
+        enforce_recall_floor(str(output), manifest["measured"], recall_floor=how.recall_floor, strict=how.strict_recall)
         return manifest
     if is_url(output):
         with published(output) as place:
-            return build(memory_dir, place, how)
+            return build(store.artefact, place, how)
     make_directory(output)
     if how.verify:
-        verify(memory_dir, MEMORY)
+        store.artefact.verify()
     with refused_by_faiss(store, recipe["factory"]):
         work = _Work(store, Path(output) / BUILD, recipe, how)
         file = work.whole() or work.merged()
@@ -124,7 +127,7 @@ def build(memory_dir: str | os.PathLike[str], output: str | os.PathLike[str], ho
     measured = measure(
         MemoryIndex(store, index), how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress
     )
-    judge(str(output), measured, recall_floor=how.recall_floor, strict=how.strict_recall)
+    enforce_recall_floor(str(output), measured, recall_floor=how.recall_floor, strict=how.strict_recall)
     (Path(output) / artefact.MANIFEST).unlink(missing_ok=True)
     os.replace(file, Path(output) / FILE)
     manifest = write_manifest(
@@ -157,7 +160,7 @@ def next_settings(index_dir: str, factory: str) -> dict[str, Any]:
     """What the INDEX of a later version takes over from this one: its recall floor, its kind where `factory` is auto, and with its kind its probes."""
     if not index_dir:
         return {"factory": factory}
-    made_by = read_manifest(index_dir, KIND)["made_by"]
+    made_by = Artefact.open(index_dir, KIND, lazy=True).manifest["made_by"]
     recipe = made_by["recipe"]
     same = factory in ("auto", recipe["factory"])
     return {
@@ -176,7 +179,7 @@ def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:
         "seed": how.seed,
         "probes": how.probes,
         "measurement": [measurement.first_level, measurement.num_queries, measurement.noise, measurement.most_bytes],
-        "parent": artefact.manifest_hash(how.parent) if how.parent else "",
+        "parent": how.parent.hash if how.parent else "",
     }
 
 
@@ -247,8 +250,8 @@ class _Work:
     def _read_or_train(self) -> Any:
         path = self.folder / TRAINED
         if not path.is_file():
-            if self._parent is not None:
-                trained = emptied(read_mapped(localised(self._how.parent, KIND) / FILE))
+            if self._parent is not None and self._how.parent is not None:
+                trained = emptied(read_mapped(self._how.parent.folder / FILE))
             else:
                 trained = train(self._store, self._factory, seed=self._how.seed, gpu=self._how.gpu)
             _write(trained, path)
@@ -256,21 +259,22 @@ class _Work:
 
     def _reusable(self) -> Source | None:
         """The parent's index and its rows whose key is the same here; None where there is no parent, or it is of another kind."""
-        how = self._how
-        if not how.parent:
+        parent = self._how.parent
+        if parent is None:
             return None
-        manifest = read_manifest(how.parent, KIND)
-        index = read_mapped(localised(how.parent, KIND) / FILE)
+        manifest, index = parent.manifest, read_mapped(parent.folder / FILE)
         reason = ""
         if manifest["factory"] != self._factory or not has_lists(index):
             reason = f"it is {manifest['factory']}, this one {self._factory}, and only inverted lists are taken over"
         taken = None if reason else _unchanged(self._store, manifest.get("sources", []), index)
         if taken is None or not len(taken):
             _log.info(
-                "index: nothing is taken over from %s: %s", how.parent, reason or "no row's key is known to be the same"
+                "index: nothing is taken over from %s: %s",
+                parent.name,
+                reason or "no row's key is known to be the same",
             )
             return None
-        _log.info("index: %d of %d rows are taken over from %s", len(taken), len(self._store), how.parent)
+        _log.info("index: %d of %d rows are taken over from %s", len(taken), len(self._store), parent.name)
         return Source(index, taken)
 
     @contextmanager

@@ -8,7 +8,6 @@ questions may be another: `training.evaluate` measures what is found for them.
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +21,8 @@ from clara.index.search import KIND, MemoryIndex, best, unit_rows
 from clara.memory.codec import Floats, layout
 from clara.memory.store import Ids, MemoryStore
 from clara.progress import Progress
-from clara.storage.artefact import read_manifest
+from clara.storage.artefact import Artefact
+from clara.storage.paths import Name
 
 RECALL_AT = 10
 RECALL_FLOOR = 0.9
@@ -211,29 +211,29 @@ def measure(
     return measured
 
 
-def judge(output: str, measured: Mapping[str, Any], *, recall_floor: float, strict: bool) -> None:
+def enforce_recall_floor(output: str, measured: Mapping[str, Any], *, recall_floor: float, strict: bool) -> None:
     """Warn of a recall under the floor, or refuse it where that is asked for.
 
     Raises:
         InputError: with the measured value and what to do.
     """
-    told = shortfall(output, measured, recall_floor)
-    if told and strict:
+    warning = recall_warning(output, measured, recall_floor)
+    if warning and strict:
         raise InputError(
-            f"{told}; or take it as it is, without --strict-recall. What is built is kept: the same command goes on from there"
+            f"{warning}; or accept it without --strict-recall. Finished parts are kept: the same command continues from there"
         )
-    if told:
-        _log.warning("%s", told)
+    if warning:
+        _log.warning("%s", warning)
 
 
-def stated(index_dir: str | os.PathLike[str]) -> tuple[float | None, str]:
-    """The recall@10 that an INDEX was built with, None where it was not measured, and the warning where that is under its floor, else empty."""
-    manifest = read_manifest(index_dir, KIND)
-    floor = manifest["made_by"].get(FLOOR, RECALL_FLOOR)
-    return manifest["measured"]["recall_at_10"], shortfall(str(index_dir), manifest["measured"], floor)
+def recall_from_manifest(source: Name | Artefact) -> tuple[float | None, str]:
+    """The recall@10 that an INDEX was built with (None: not measured), and a warning if it is under its floor, else empty."""
+    index = Artefact.open(source, KIND, lazy=True)
+    floor = index.manifest["made_by"].get(FLOOR, RECALL_FLOOR)
+    return index.manifest["measured"]["recall_at_10"], recall_warning(index.name, index.manifest["measured"], floor)
 
 
-def shortfall(output: str, measured: Mapping[str, Any], recall_floor: float) -> str:
+def recall_warning(output: str, measured: Mapping[str, Any], recall_floor: float) -> str:
     """The warning of a recall under the floor; empty where there is nothing to warn of."""
     recall = measured["recall_at_10"]
     if recall is None or recall >= recall_floor:

@@ -11,10 +11,8 @@ part each.
 
 import logging
 import math
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +24,8 @@ from clara.index.ivf_file import ids_of, read_mapped
 from clara.memory.codec import Floats
 from clara.memory.keys import KeyProjection, key_projection
 from clara.memory.store import Ids, MemoryStore
-from clara.storage.artefact import manifest_hash, read_manifest
-from clara.storage.cache import localised
+from clara.storage.artefact import Artefact
+from clara.storage.paths import Name
 
 KIND, FILE = "INDEX", "index.faiss"
 Ranked = tuple[Ids, Floats]
@@ -217,15 +215,16 @@ class MemoryIndex(TwoLevels):
         self._rows = IndexedRows(store, index)
 
     @classmethod
-    def open(cls, index_dir: str | os.PathLike[str], store: MemoryStore) -> "MemoryIndex":
+    def open(cls, source: Name | Artefact, store: MemoryStore) -> "MemoryIndex":
         """Open an INDEX for a MEMORY.
 
         Raises:
             InputError: it is unfinished, damaged, or for another MEMORY.
         """
-        index = read_mapped(index_file(index_dir, store))
-        check_rows(index, store, str(index_dir))
-        return cls(store, index, manifest_hash(index_dir))
+        artefact = open_index(source, store)
+        index = read_mapped(artefact.folder / FILE)
+        check_rows(index, store, artefact.name)
+        return cls(store, index, artefact.hash)
 
     def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
         return [self._rows.best_keys(keys, wanted)]
@@ -238,27 +237,21 @@ class MemoryIndex(TwoLevels):
         return self._rows.memory(row_ids)
 
 
-def index_file(index_dir: str | os.PathLike[str], store: MemoryStore) -> Path:
-    """The FAISS file of an INDEX.
+def open_index(source: Name | Artefact, store: MemoryStore) -> Artefact:
+    """Open an INDEX of a MEMORY without reading its rows.
 
     Raises:
         InputError: the INDEX is unfinished, damaged, or for another MEMORY.
     """
-    index_dir = localised(index_dir, KIND)
-    manifest = read_manifest(index_dir, KIND)
-    if manifest["memory"] != store.hash:
+    artefact = Artefact.open(source, KIND)
+    memory = artefact.manifest["memory"]
+    if memory != store.hash:
         raise InputError(
-            f"{index_dir}: for MEMORY {manifest['memory']}, but {store.directory} is {store.hash}; "
+            f"{artefact.name}: for MEMORY {memory}, but {store.directory} is {store.hash}; "
             "give the MEMORY that it was built from, or build an index for this one with pipelines.build_index"
         )
-    path = Path(index_dir) / FILE
-    (entry,) = manifest["files"]
-    size = path.stat().st_size if path.is_file() else -1
-    if size != entry["bytes"]:
-        raise InputError(
-            f"{path}: {size} bytes (-1: missing), the manifest says {entry['bytes']}; build the index again"
-        )
-    return path
+    artefact.check_sizes()
+    return artefact
 
 
 def check_rows(index: Any, store: MemoryStore, where: str) -> None:

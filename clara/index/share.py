@@ -4,7 +4,6 @@ Where the MEMORY's number of shards is a multiple of it, an owner reads whole sh
 find what the INDEX does, bit for bit: the trained part is the same, and a row's scores don't depend on its neighbours.
 """
 
-import os
 from typing import Any
 
 import faiss
@@ -12,20 +11,23 @@ import numpy as np
 
 from clara.errors import InputError
 from clara.index.ivf_file import core_of, emptied, has_lists, is_mapped, kind_of, read_mapped
-from clara.index.search import IndexedRows, index_file
+from clara.index.search import FILE, IndexedRows, open_index
 from clara.memory.store import MemoryStore
+from clara.storage.artefact import Artefact
+from clara.storage.paths import Name
 
 _ID_MODULO = 1  # FAISS's name for it, SUBSET_TYPE_ID_MOD, does not reach Python
 _ADD_ROWS = 65_536
 
 
-def open_share(index_dir: str | os.PathLike[str], store: MemoryStore, number: int, num_shares: int) -> IndexedRows:
+def open_share(source: Name | Artefact, store: MemoryStore, number: int, num_shares: int) -> IndexedRows:
     """The rows of owner `number` of `num_shares`, their codes copied into RAM, their payload mapped.
 
     Raises:
         InputError: the INDEX is unfinished, damaged, for another MEMORY, or of a kind that can't be shared out.
     """
-    path = index_file(index_dir, store)
+    artefact = open_index(source, store)
+    path = artefact.folder / FILE
     index = read_mapped(path)
     if has_lists(index):
         share: Any = emptied(read_mapped(path))
@@ -33,7 +35,7 @@ def open_share(index_dir: str | os.PathLike[str], store: MemoryStore, number: in
         share.ntotal = faiss.extract_index_ivf(share).ntotal
         return IndexedRows(store, share)
     if reason := why_whole(index):
-        raise InputError(f"{index_dir}: {not_shared(reason)}")
+        raise InputError(f"{artefact.name}: {not_shared(reason)}")
     share = faiss.IndexIDMap(faiss.IndexFlatIP(store.key_size))
     own = store.row_ids[store.row_ids % num_shares == number]
     for begin in range(0, len(own), _ADD_ROWS):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,35 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from clara.errors import InputError
+from clara.model.artefact import Checkpoint
 from clara.model.backbone import tokenizer_hash, weights_hash
 from clara.model.lora import adapter_tensors
-from clara.storage.artefact import hash_of, read_manifest
-from clara.storage.cache import localised
+from clara.storage.artefact import Artefact, hash_of
+from clara.storage.paths import Name
 
 if TYPE_CHECKING:
     from clara.model.model import ClaraModel
 
 _SHOWN_DIGITS = 16
+
+
+@dataclass(frozen=True)
+class EncodingSettings:
+    """What a user chooses of an encoding; the checkpoint determines the rest of a fingerprint.
+
+    Attributes:
+        max_tokens: tokens of a chunk, title included.
+        overlap_tokens: tokens that a chunk repeats of the one before.
+        key_size: numbers of a row's key.
+        key_seed: seed of the key projection.
+        dtype: type that the compressor computes in.
+    """
+
+    max_tokens: int
+    overlap_tokens: int
+    key_size: int
+    key_seed: int
+    dtype: str = "bfloat16"
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,13 @@ class Fingerprint:
     def hash(self) -> str:
         """Sha256 (hex) of all fields."""
         return hash_of(self.as_dict())
+
+    @property
+    def encoding(self) -> EncodingSettings:
+        """The settings among the fields that do not follow from the checkpoint."""
+        return EncodingSettings(
+            **{field.name: getattr(self, field.name) for field in dataclasses.fields(EncodingSettings)}
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, as a manifest holds them."""
@@ -179,91 +205,83 @@ def compressor_hash(
     return digest.hexdigest()
 
 
-def of_model(model: "ClaraModel", *, max_tokens: int, overlap_tokens: int, key_size: int, key_seed: int) -> Fingerprint:
-    """Fingerprint of what a model in memory compresses to.
+def of_memory(memory: Artefact) -> Fingerprint:
+    """The fingerprint that a MEMORY's manifest states; of its newest shards where versions are mixed.
+
+    Raises:
+        InputError: a field is missing or unknown.
+    """
+    return Fingerprint.from_dict(
+        memory.manifest.get("fingerprint_fields", {}), f"{memory.folder}/manifest.json fingerprint_fields"
+    )
+
+
+def of_model(model: "ClaraModel", encoding: EncodingSettings) -> Fingerprint:
+    """Fingerprint of what a model in memory compresses to, in the dtype that it was loaded in, whatever `encoding.dtype` is.
 
     The LM is known by the folder that it was read from: one that is itself being trained has to be saved and loaded
     first.
     """
-    settings, backbone = model.settings.model_dump(), model.backbone
-    dtype = str(backbone.dtype).removeprefix("torch.")
-    adapter = adapter_tensors(backbone.layers, "compressor", backbone.trunk_path)
-    return Fingerprint(
+    backbone = model.backbone
+    return _fingerprint(
+        adapter_tensors(backbone.layers, "compressor", backbone.trunk_path),
+        dict(model.slots.state_dict()),
+        settings=model.settings.model_dump(),
+        encoding=dataclasses.replace(encoding, dtype=str(backbone.dtype).removeprefix("torch.")),
         backbone=weights_hash(backbone.folder),
-        compressor=compressor_hash(adapter, dict(model.slots.state_dict()), dtype=dtype, settings=settings),
         tokenizer=tokenizer_hash(model.tokenizer.name_or_path),
-        dtype=dtype,
-        num_memory_tokens=model.num_memory_tokens,
-        hidden_size=model.hidden_size,
-        residual=settings["residual"],
-        markers=settings["markers"],
-        max_tokens=max_tokens,
-        overlap_tokens=overlap_tokens,
-        key_size=key_size,
-        key_seed=key_seed,
     )
 
 
-def backbone_folder(checkpoint: str | os.PathLike[str], backbone: str) -> str:
-    """Folder of a CHECKPOINT's LM: the one that it holds, else the one that is given, else the one that it names."""
-    directory = localised(checkpoint, "CHECKPOINT")
-    held = read_manifest(directory, "CHECKPOINT")["backbone"]
-    return str(directory / "backbone") if held["own"] else backbone or held["path"]
-
-
-def of_checkpoint(
-    checkpoint: str | os.PathLike[str],
-    *,
-    backbone: str,
-    dtype: str,
-    max_tokens: int,
-    overlap_tokens: int,
-    key_size: int,
-    key_seed: int,
-) -> Fingerprint:
+def of_checkpoint(source: Name | Artefact, encoding: EncodingSettings, *, backbone: str = "") -> Fingerprint:
     """Fingerprint of what a CHECKPOINT compresses to, without loading its LM.
 
     Args:
-        checkpoint: the CHECKPOINT.
+        source: the CHECKPOINT, or its directory.
+        encoding: the settings.
         backbone: folder of the LM; empty: the one that the checkpoint holds or names.
-        dtype: type to compute in.
-        max_tokens: tokens of a chunk.
-        overlap_tokens: tokens that a chunk repeats.
-        key_size: numbers of a key.
-        key_seed: of the key projection.
 
     Raises:
         InputError: unfinished or damaged, or the backbone has other weights.
     """
-    directory = localised(checkpoint, "CHECKPOINT")
-    manifest = read_manifest(directory, "CHECKPOINT")
-    folder = backbone_folder(checkpoint, backbone)
-    found = weights_hash(folder)
-    if found != manifest["backbone"]["sha256"]:
-        raise InputError(
-            f"{directory}: made for a backbone with sha256 {manifest['backbone']['sha256'][:_SHOWN_DIGITS]}…, {folder} has "
-            f"{found[:_SHOWN_DIGITS]}…; give the folder of the same weights"
-        )
+    checkpoint = Checkpoint.open(source)
+    folder = checkpoint.checked_backbone(backbone)
     try:
-        adapter = load_file(directory / manifest["roles"]["compressor"] / "adapter_model.safetensors")
-        slots = load_file(directory / "memory_tokens.safetensors")
+        adapter = load_file(
+            checkpoint.folder / checkpoint.manifest["roles"]["compressor"] / "adapter_model.safetensors"
+        )
+        slots = load_file(checkpoint.folder / "memory_tokens.safetensors")
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{directory}: the compressor's files are not readable ({error}); take an intact checkpoint"
+            f"{checkpoint.folder}: the compressor's files are not readable ({error}); take an intact checkpoint"
         ) from error
-    settings = manifest["model"]
+    return _fingerprint(
+        adapter,
+        slots,
+        settings=checkpoint.manifest["model"],
+        encoding=encoding,
+        backbone=weights_hash(folder),
+        tokenizer=tokenizer_hash(checkpoint.folder / "tokenizer"),
+    )
+
+
+def _fingerprint(
+    adapter: Mapping[str, Tensor],
+    slots: Mapping[str, Tensor],
+    *,
+    settings: Mapping[str, Any],
+    encoding: EncodingSettings,
+    backbone: str,
+    tokenizer: str,
+) -> Fingerprint:
     num_memory_tokens, hidden_size = slots["memory_tokens"].shape
     return Fingerprint(
-        backbone=found,
-        compressor=compressor_hash(adapter, slots, dtype=dtype, settings=settings),
-        tokenizer=tokenizer_hash(directory / "tokenizer"),
-        dtype=dtype,
+        backbone=backbone,
+        compressor=compressor_hash(adapter, slots, dtype=encoding.dtype, settings=settings),
+        tokenizer=tokenizer,
         num_memory_tokens=num_memory_tokens,
         hidden_size=hidden_size,
         residual=settings["residual"],
         markers=settings["markers"],
-        max_tokens=max_tokens,
-        overlap_tokens=overlap_tokens,
-        key_size=key_size,
-        key_seed=key_seed,
+        **dataclasses.asdict(encoding),
     )

@@ -20,7 +20,7 @@ from clara.memory.reencode import check_follows, check_whole
 from clara.memory.shards import KIND
 from clara.memory.store import Ids, MemoryStore
 from clara.memory.update import next_generation, overlay_name
-from clara.storage.artefact import hash_of, manifest_hash, read_manifest, up_to_date, write_manifest
+from clara.storage.artefact import hash_of, read_manifest, up_to_date, write_manifest
 from clara.storage.link import link
 
 
@@ -125,7 +125,7 @@ def _complete(
         recipe=rows_recipe(store, rows, fingerprint, batch_tokens),
         counts={"rows": len(store), "reencoded": len(rows)},
         fingerprint=fingerprint.hash,
-        parent=manifest_hash(store.directory),
+        parent=store.hash,
         fingerprint_fields=fingerprint.as_dict(),
         codec=store.codec,
         num_shards=store.num_shards,

@@ -20,17 +20,17 @@ from clara.data.records import Chunk
 from clara.errors import InputError
 from clara.memory.codec import Floats, decode_memory, layout, pq_width
 from clara.memory.document_rows import DocumentRows
-from clara.memory.fingerprint import Accepted, Fingerprint
+from clara.memory.fingerprint import Accepted, Fingerprint, of_memory
 from clara.memory.live_rows import Ids as Ids
 from clara.memory.live_rows import LiveRows
 from clara.memory.mixed_versions import check_accepted, refuse_mixed, shard_fingerprints
 from clara.memory.product_quantiser import FILE as CODEBOOK_FILE
 from clara.memory.product_quantiser import Codebook, load_codebook
 from clara.memory.shards import KIND, RECORDS, TENSORS
-from clara.storage import cache, paths
-from clara.storage.artefact import manifest_hash, read_manifest, write_manifest
-from clara.storage.cache import localised
+from clara.storage import paths
+from clara.storage.artefact import Artefact, write_manifest
 from clara.storage.mapped import map_tensors
+from clara.storage.paths import Name
 from clara.storage.tables import read_table
 
 # A mapping holds a file descriptor and a records table some megabytes: the least recently used are let go.
@@ -72,8 +72,9 @@ class MemoryStore:
     """An open MEMORY version: row ids in RAM, everything else on disk until it is asked for.
 
     Attributes:
-        directory: where it lies on this machine.
-        name: what it was opened by, from the root, or its URL: what another machine finds it by.
+        artefact: the opened MEMORY.
+        directory: its folder on this machine.
+        name: the absolute path or URL that it was opened by, which other machines can open too.
         manifest: its manifest.
         hash: hash of the manifest, which an INDEX names.
         fingerprint: hash of its vectors' meaning; of the newest ones where versions are mixed.
@@ -82,32 +83,28 @@ class MemoryStore:
         row_ids: int64 `[rows]`, ascending, live rows only.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        manifest: Mapping[str, Any],
-        have: Callable[[str], None] = lambda path: None,
-        name: str = "",
-    ) -> None:
-        self.directory, self.name = directory, name or paths.from_root(directory)
-        self._have = have  # called with a file's path ahead of a look into it
-        self.manifest, self.hash = manifest, manifest_hash(directory)
-        self.fingerprint_fields = Fingerprint.from_dict(
-            manifest.get("fingerprint_fields", {}), f"{directory}/manifest.json"
-        )
+    def __init__(self, artefact: Artefact, shard_names: Sequence[str] | None = None) -> None:
+        """Read the row ids of some shards, by default of all.
+
+        Raises:
+            InputError: a file of a shard is missing or damaged.
+        """
+        self.artefact, self.directory, self.name = artefact, artefact.folder, paths.from_root(artefact.name)
+        manifest = self.manifest = artefact.manifest
+        self.hash, self.fingerprint_fields = artefact.hash, of_memory(artefact)
         self.fingerprint = self.fingerprint_fields.hash
         # lru_cache on a method would keep every store alive.
         self._tensors: Callable[[int], dict[str, NDArray[Any]]] = functools.lru_cache(_NUM_MAPPED)(self._map)
         self._table: Callable[[int], pa.Table] = functools.lru_cache(_NUM_TABLES)(self._read_table)
-        self.shard_names: list[str] = [*manifest["shards"], *manifest["overlays"]]
+        self.shard_names = [*manifest["shards"], *manifest["overlays"]] if shard_names is None else [*shard_names]
         columns = [self._read_row_ids(shard) for shard in range(len(self.shard_names))]
-        self.live = LiveRows(columns, manifest["tombstones"], str(directory))
+        self.live = LiveRows(columns, manifest["tombstones"], str(self.directory))
         self.row_ids = self.live.row_ids
 
     @classmethod
     def open(
         cls,
-        directory: str | os.PathLike[str],
+        source: Name | Artefact,
         accept: Collection[Accepted] | None = None,
         verify: bool = False,
         *,
@@ -116,7 +113,7 @@ class MemoryStore:
         """Open a MEMORY; the size of every file is checked.
 
         Args:
-            directory: the MEMORY; of a URL its copy on this machine is opened.
+            source: the MEMORY, or its directory; of a URL its copy on this machine is opened.
             accept: fingerprints that the reader understands, one of which every shard must have; None: any one (only
                 for tools that don't read the vectors' meaning).
             verify: read every byte against its sha256 as well.
@@ -125,21 +122,13 @@ class MemoryStore:
         Raises:
             InputError: unfinished, damaged, or made by another compressor.
         """
-        name, directory = paths.from_root(directory), localised(directory, KIND, verify=verify)
-        manifest = cache.verify(directory, KIND) if verify else read_manifest(directory, KIND)
-        for entry in manifest["files"]:
-            path = Path(directory) / entry["path"]
-            size = path.stat().st_size if path.is_file() else -1
-            if size != entry["bytes"]:
-                found = f"{size} bytes" if size >= 0 else "missing"
-                raise InputError(
-                    f"{path}: {found}, the manifest says {entry['bytes']} bytes; make the MEMORY again, or copy it anew"
-                )
+        artefact = Artefact.open(source, KIND, verify=verify)
+        artefact.check_sizes()
         if accept is not None:
-            check_accepted(accept, manifest, str(directory))
+            check_accepted(accept, artefact.manifest, str(artefact.folder))
         elif not mixed:
-            refuse_mixed(manifest, str(directory))
-        return cls(Path(directory), manifest, name=name)
+            refuse_mixed(artefact.manifest, str(artefact.folder))
+        return cls(artefact)
 
     def __len__(self) -> int:
         return len(self.row_ids)
@@ -167,7 +156,9 @@ class MemoryStore:
     @functools.cached_property
     def shard_fingerprints(self) -> list[Fingerprint]:
         """What made each of `shard_names`: the same, but where versions are mixed (see `clara.memory.mixed_versions`)."""
-        return shard_fingerprints(self.manifest, str(self.directory))
+        names = [*self.manifest["shards"], *self.manifest["overlays"]]
+        made = dict(zip(names, shard_fingerprints(self.manifest, str(self.directory)), strict=True))
+        return [made[name] for name in self.shard_names]
 
     def shards_of(self, row_ids: Sequence[int] | Ids) -> NDArray[np.int32]:
         """Which of `shard_names` each row lies in `[n]`.
@@ -184,9 +175,11 @@ class MemoryStore:
         Raises:
             InputError: it is missing or damaged.
         """
-        self._have(CODEBOOK_FILE)
         width = pq_width(self.codec)
-        return load_codebook(self.directory, width, self.hidden_size) if width else None
+        if not width:
+            return None
+        self.artefact.file(CODEBOOK_FILE)
+        return load_codebook(self.directory, width, self.hidden_size)
 
     @property
     def num_shards(self) -> int:
@@ -254,8 +247,7 @@ class MemoryStore:
         yield from zip(self.shard_names, self.live.by_every_shard(), strict=True)
 
     def _path(self, shard: int, file: str) -> Path:
-        self._have(f"{self.shard_names[shard]}/{file}")
-        return self.directory / self.shard_names[shard] / file
+        return self.artefact.file(f"{self.shard_names[shard]}/{file}")
 
     def _read_table(self, shard: int) -> pa.Table:
         return read_table(self._path(shard, RECORDS), [field.name for field in fields(Chunk)])

@@ -22,10 +22,9 @@ from clara.memory.mixed_versions import refuse_mixed
 from clara.memory.product_quantiser import CODEBOOK
 from clara.memory.shards import KIND, check_row_ids, finished_report, plan_hash, shard_name, write_plan, write_stored
 from clara.memory.store import MemoryStore
-from clara.storage import paths
-from clara.storage.artefact import hash_of, manifest_hash, read_manifest, write_manifest
-from clara.storage.cache import partly_localised
+from clara.storage.artefact import Artefact, hash_of, write_manifest
 from clara.storage.link import link
+from clara.storage.paths import Name
 
 _OVERLAY = "overlay-"
 
@@ -41,7 +40,7 @@ def next_generation(overlays: Iterable[str]) -> int:
     return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
 
 
-def open_shard(directory: str | os.PathLike[str], index: int) -> MemoryStore:
+def open_shard(source: Name | Artefact, index: int) -> MemoryStore:
     """Open only the files of a MEMORY that may hold rows of shard `index`: rows of other shards may be among them.
 
     Of a URL, only what is looked into is copied here: for most shards of an update that is the records.
@@ -49,18 +48,13 @@ def open_shard(directory: str | os.PathLike[str], index: int) -> MemoryStore:
     Raises:
         InputError: no finished MEMORY, or one of mixed versions.
     """
-    manifest = read_manifest(directory, KIND)
-    refuse_mixed(manifest, str(directory))
+    artefact = Artefact.open(source, KIND, lazy=True)
+    manifest = artefact.manifest
+    refuse_mixed(manifest, str(artefact.folder))
     name = shard_name(index, manifest["num_shards"])
-    # An overlay whose name says no shard may hold rows of any.
-    overlays = [o for o in manifest["overlays"] if o.endswith(name) or "shard-" not in o]
-    local, have = partly_localised(directory, KIND)
-    return MemoryStore(
-        local,
-        {**manifest, "shards": [s for s in manifest["shards"] if s == name], "overlays": overlays},
-        have,
-        paths.from_root(directory),
-    )
+    # An overlay whose name has no shard number may hold rows of any shard.
+    overlays = [overlay for overlay in manifest["overlays"] if overlay.endswith(name) or "shard-" not in overlay]
+    return MemoryStore(artefact, [*(shard for shard in manifest["shards"] if shard == name), *overlays])
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ def write_overlay(
         `gone`; `folders` of the old version that are still needed, and `tombstones`.
     """
     store = open_shard(old, index)
-    name = overlay_name(next_generation(read_manifest(old, KIND)["overlays"]), index, store.num_shards)
+    name = overlay_name(next_generation(store.manifest["overlays"]), index, store.num_shards)
     live = store.row_ids[store.row_ids % store.num_shards == index]
     changes = changes_of(chunks, {chunk.row_id: chunk for chunk in store.records(live)})
     check_row_ids(sorted(chunks, key=lambda chunk: chunk.row_id), name)
@@ -219,7 +213,8 @@ def complete_update(
     Raises:
         InputError: a shard has no report, or a file of the old version is missing or damaged.
     """
-    before = read_manifest(old, KIND)
+    artefact = Artefact.open(old, KIND, lazy=True)
+    before = artefact.manifest
     if len(reports) != before["num_shards"]:
         raise InputError(
             f"{directory}: {len(reports)} shards updated, {old} has {before['num_shards']}; run the update again"
@@ -234,7 +229,7 @@ def complete_update(
         recipe=recipe,
         counts=counts,
         fingerprint=before["fingerprint"],
-        parent=manifest_hash(old),
+        parent=artefact.hash,
         **{name: before[name] for name in ("fingerprint_fields", "codec", "num_shards")},
         shards=[name for name in before["shards"] if name in needed],
         overlays=[

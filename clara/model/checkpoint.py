@@ -15,27 +15,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from transformers.modeling_utils import unwrap_model
 
-from clara.config.load import explain
 from clara.config.model import Backbone as BackboneSettings
-from clara.config.model import Model, Prompts
+from clara.config.model import Model
 from clara.config.roles import COMPRESSOR, QUERY_REASONER, ROLES
 from clara.config.tree import Config
 from clara.errors import InputError
 from clara.model import lora
+from clara.model.artefact import OWN_BACKBONE, Checkpoint
 from clara.model.backbone import Backbone, load_tokenizer, tokenizer_hash, weights_hash
 from clara.model.model import ClaraModel
-from clara.storage.artefact import atomic_write, file_entry, make_directory, read_manifest, refuse_other, write_manifest
-from clara.storage.cache import localised, verify
+from clara.storage.artefact import (
+    Artefact,
+    atomic_write,
+    file_entry,
+    make_directory,
+    refuse_other,
+    write_manifest,
+)
+from clara.storage.paths import Name
 
 logger = logging.getLogger(__name__)
 SLOTS_FILE = "memory_tokens.safetensors"
 ADDED_FILE = "added_tokens.safetensors"
-OWN_BACKBONE = "backbone"
 
 
 def save_checkpoint(
@@ -134,19 +139,6 @@ def _save_plain_lm(model: ClaraModel, folder: str) -> None:
     model.tokenizer.save_pretrained(folder)
 
 
-def _check_fields(directory: Path, manifest: Mapping[str, Any]) -> None:
-    """Refuse a manifest that lacks a field, or whose roles lie outside the checkpoint."""
-    where = directory / "manifest.json"
-    missing = [name for name in ("model", "prompts", "backbone", "roles") if not isinstance(manifest.get(name), dict)]
-    missing += [f"backbone.{name}" for name in ("own", "path", "sha256") if name not in manifest.get("backbone", {})]
-    if missing:
-        raise InputError(f"{where}: {', '.join(missing)} missing or no table; take an intact checkpoint")
-    if set(manifest["roles"]) != set(ROLES) or not set(manifest["roles"].values()) <= set(ROLES):
-        raise InputError(
-            f"{where}: roles is {manifest['roles']}, expected a folder among {', '.join(ROLES)} for each of them; take an intact checkpoint"
-        )
-
-
 def _add_tokens(backbone: Backbone, directory: Path, entry: Mapping[str, Any]) -> None:
     """Extend a backbone by the tokens that a checkpoint holds for it."""
     path = directory / ADDED_FILE
@@ -194,7 +186,7 @@ def _backbone(settings: BackboneSettings, folder: str, model: Model) -> Backbone
     )
 
 
-def check_given(directory: str | os.PathLike[str], config: Config, sets: Sequence[str]) -> None:
+def check_given(directory: Name, config: Config, sets: Sequence[str]) -> None:
     """Settings that were given for a run from a CHECKPOINT which holds others, and keeps its own: of the command line they are refused.
 
     Those of a configuration file are told in a warning, as one file serves checkpoints of several makes.
@@ -207,10 +199,8 @@ def check_given(directory: str | os.PathLike[str], config: Config, sets: Sequenc
     Raises:
         InputError: names each such key of the command line with both values; or no finished CHECKPOINT there.
     """
-    manifest = read_manifest(directory, "CHECKPOINT")
-    _check_fields(Path(directory), manifest)
-    settings, prompts = _settings(manifest, directory)
-    held = {"model": settings.model_dump(), "prompts": prompts.model_dump()}
+    checkpoint = Checkpoint.open(directory, lazy=True)
+    held = {"model": checkpoint.settings.model_dump(), "prompts": checkpoint.prompts.model_dump()}
     overrides = [override.partition("=")[0].strip() for override in sets]
     refused: list[tuple[str, str]] = []
     passed_over: list[tuple[str, str]] = []
@@ -238,15 +228,8 @@ def check_given(directory: str | os.PathLike[str], config: Config, sets: Sequenc
         )
 
 
-def _settings(manifest: Mapping[str, Any], directory: str | os.PathLike[str]) -> tuple[Model, Prompts]:
-    try:
-        return Model.model_validate(manifest["model"]), Prompts.model_validate(manifest["prompts"])
-    except ValidationError as error:
-        raise explain(error, f"{directory}/manifest.json") from error
-
-
 def load_checkpoint(
-    directory: str | os.PathLike[str],
+    source: Name | Artefact,
     backbone: BackboneSettings | None = None,
     *,
     device: str = "cpu",
@@ -255,7 +238,7 @@ def load_checkpoint(
     """Read a CHECKPOINT. Its model settings and prompts are its own; only where and how the backbone is loaded is given.
 
     Args:
-        directory: the CHECKPOINT; of a URL its copy on this machine is read.
+        source: the CHECKPOINT, or its directory; of a URL its copy on this machine is read.
         backbone: folder, dtype and attention; an empty path takes the folder that the checkpoint names, or holds.
         device: where the model goes; asked for and not there is an error.
         check: read every byte against the manifest first.
@@ -263,25 +246,15 @@ def load_checkpoint(
     Raises:
         InputError: unfinished, damaged, for another backbone, or for other settings than this program knows.
     """
-    directory = localised(directory, "CHECKPOINT")
-    manifest = verify(directory, "CHECKPOINT") if check else read_manifest(directory, "CHECKPOINT")
+    checkpoint = Checkpoint.open(source, verify=check)
     backbone = backbone or BackboneSettings()
-    _check_fields(directory, manifest)
-    settings, prompts = _settings(manifest, directory)
-    folder = (
-        str(directory / OWN_BACKBONE) if manifest["backbone"]["own"] else backbone.path or manifest["backbone"]["path"]
-    )
-    found = weights_hash(folder)
-    if found != manifest["backbone"]["sha256"]:
-        raise InputError(
-            f"{directory}: made for a backbone with sha256 {manifest['backbone']['sha256'][:16]}…, {folder} has {found[:16]}…; "
-            "give the folder of the same weights with backbone.path"
-        )
+    folder = checkpoint.checked_backbone(backbone.path)
     _check_device(device)
-    loaded = _backbone(backbone, folder, settings)
+    loaded = _backbone(backbone, folder, checkpoint.settings)
+    directory, manifest = checkpoint.folder, checkpoint.manifest
     if "added_tokens" in manifest:
         _add_tokens(loaded, directory, manifest["added_tokens"])
-    model = ClaraModel(loaded, load_tokenizer(directory / "tokenizer"), settings, prompts)
+    model = ClaraModel(loaded, load_tokenizer(directory / "tokenizer"), checkpoint.settings, checkpoint.prompts)
     for role in ROLES:
         lora.load_adapter(
             model.backbone.layers, role, directory / manifest["roles"][role], trunk_path=model.backbone.trunk_path

@@ -4,7 +4,6 @@ Shapes: B questions, n rows, k rows asked for, M memory tokens, D hidden size.
 """
 
 import dataclasses
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,14 +16,16 @@ from clara.config.model import Backbone
 from clara.data.records import encodable
 from clara.errors import InputError
 from clara.memory.batches import plan_batches
-from clara.memory.fingerprint import Fingerprint, of_checkpoint
+from clara.memory.fingerprint import of_checkpoint, of_memory
 from clara.memory.mixed_versions import check_accepted, shard_fingerprints
 from clara.memory.store import Ids, MemoryStore
+from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch, cosines
 from clara.retrieval.ranker import NO_ROW as NO_ROW
-from clara.storage.artefact import read_manifest
+from clara.storage.artefact import Artefact
+from clara.storage.paths import Name
 
 if TYPE_CHECKING:
     from clara.index.search import MemoryIndex
@@ -72,9 +73,9 @@ class Retriever:
     @classmethod
     def open(
         cls,
-        checkpoint: str | os.PathLike[str],
-        memory: str | os.PathLike[str],
-        index: str | os.PathLike[str] | None = None,
+        checkpoint: Name | Artefact,
+        memory: Name | Artefact,
+        index: Name | Artefact | None = None,
         *,
         backbone: str = "",
         device: str = "cpu",
@@ -98,33 +99,23 @@ class Retriever:
         """
         if first_level < 1:
             raise InputError(f"first_level is {first_level}; expected 1 row or more")
-        manifest = read_manifest(memory, "MEMORY")
-        found = Fingerprint.from_dict(
-            manifest.get("fingerprint_fields", {}), f"{memory}/manifest.json fingerprint_fields"
-        )
-        expected = of_checkpoint(
-            checkpoint,
-            backbone=backbone,
-            dtype=found.dtype,
-            max_tokens=found.max_tokens,
-            overlap_tokens=found.overlap_tokens,
-            key_size=found.key_size,
-            key_seed=found.key_seed,
-        )
+        memory, checkpoint = Artefact.open(memory, "MEMORY"), Checkpoint.open(checkpoint)
+        encoding = of_memory(memory).encoding
+        expected = of_checkpoint(checkpoint, encoding, backbone=backbone)
         accepted = [expected]
         if accept_stale:
             accepted += [
                 dataclasses.replace(expected, compressor=made.compressor)
-                for made in shard_fingerprints(manifest, str(memory))
+                for made in shard_fingerprints(memory.manifest, str(memory.folder))
             ]
-        check_accepted(accepted, manifest, str(memory))
+        check_accepted(accepted, memory.manifest, memory.name)
         store = MemoryStore.open(memory, accept=accepted)
         searcher = None
         if index is not None:
             from clara.index.search import MemoryIndex  # FAISS is not needed where there is no INDEX
 
             searcher = MemoryIndex.open(index, store)
-        model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=found.dtype), device=device)
+        model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=encoding.dtype), device=device)
         return cls(model.eval(), store, searcher, first_level=first_level)
 
     @property

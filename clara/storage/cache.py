@@ -11,17 +11,19 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from clara.errors import InputError
 from clara.progress import Progress
-from clara.storage import artefact, base, folders, paths
+from clara.storage import base, folders, paths
 from clara.storage.bucket import Bucket
+from clara.storage.manifest import MANIFEST, hash_of, parse_manifest, read_manifest
 
 CACHE = "CLARA_CACHE"
 _BLOCK_BYTES = 32 * 2**20
@@ -61,74 +63,36 @@ def _bar(what: str, total: int) -> Iterator[Callable[[int], Any]]:
 # --- from a bucket ---------------------------------------------------------------------------------------------------
 
 
-def localised(directory: paths.Name, kind: str | None = None, *, verify: bool = False) -> Path:
-    """A directory of this machine that holds an artefact: itself, or of a URL the copy in the cache, whole and checked.
+@dataclass(frozen=True)
+class CachedCopy:
+    """The copy of a bucket's artefact in the cache: its manifest is there, its files as they are fetched."""
 
-    Args:
-        directory: a path, which is only handed back, or a URL.
-        kind: that it must be of.
-        verify: read every byte of the copy against its sha256, and copy anew what is damaged.
+    source: Bucket
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    def fetch(self, entries: Sequence[Mapping[str, Any]], *, verify: bool = False) -> None:
+        """Copy files that are missing in the cache.
+
+        Args:
+            entries: of the manifest.
+            verify: read every byte against its sha256, and copy damaged files again.
+
+        Raises:
+            InputError: a file is not what its manifest says, there is no room, or the store does not answer.
+        """
+        _fetch(self.source, self.folder, entries, verify=verify)
+
+
+def begin_copy(url: str, kind: str) -> CachedCopy:
+    """Make an artefact's folder in the cache, with its manifest; no other file is copied yet.
 
     Raises:
-        InputError: no finished artefact there, a file that is not what its manifest says, no room, or a store that does
-            not answer.
+        InputError: no finished artefact of that kind there, or a manifest that lists files outside of it.
     """
-    if not paths.is_url(directory):
-        return Path(directory)
-    source, folder, manifest = _begin(directory, kind)
-    _fetch(source, folder, manifest["files"], verify=verify)
-    return folder
-
-
-def verify(directory: paths.Name, kind: str | None = None, *, only: Collection[str] | None = None) -> dict[str, Any]:
-    """Read every byte of an artefact, or of some of its folders, against its manifest, which is returned. Of a URL its copy here is read.
-
-    Raises:
-        InputError: a file is missing, or its size or sha256 differs.
-    """
-    if paths.is_url(directory):
-        directory = localised(directory, kind, verify=True)
-    manifest = artefact.read_manifest(directory, kind)
-    for entry in manifest["files"]:
-        if only is not None and entry["path"].partition("/")[0] not in only:
-            continue
-        path = Path(directory) / entry["path"]
-        if not path.is_file():
-            raise InputError(f"{path}: missing, though the manifest lists it; make the artefact again")
-        size = path.stat().st_size
-        if size != entry["bytes"]:
-            raise InputError(
-                f"{path}: {size} bytes, the manifest says {entry['bytes']}; the file is damaged, make the artefact again"
-            )
-        if folders.sha256_file(path) != entry["sha256"]:
-            raise InputError(f"{path}: its sha256 is not the manifest's; the file is damaged, make the artefact again")
-    return manifest
-
-
-def partly_localised(directory: paths.Name, kind: str) -> tuple[Path, Callable[[str], None]]:
-    """As `localised`, but files of a URL come one by one: call the second value with a file's path ahead of opening it."""
-    if not paths.is_url(directory):
-        return Path(directory), lambda path: None
-    source, folder, manifest = _begin(directory, kind)
-    entries = {entry["path"]: entry for entry in manifest["files"]}
-
-    def have(path: str) -> None:
-        if path in entries:
-            _fetch(source, folder, [entries[path]])
-
-    return folder, have
-
-
-def _begin(directory: paths.Name, kind: str | None) -> tuple[Bucket, Path, dict[str, Any]]:
-    """The artefact's source, its folder in the cache, with the manifest in it, and that manifest."""
-    source = Bucket(os.fspath(directory))
-    artefact.read_manifest(directory, kind)
-    raw = source.read(artefact.MANIFEST) or b""
-    folder = cache_directory() / "artefacts" / hashlib.sha256(raw).hexdigest()
-    if not (folder / artefact.MANIFEST).is_file():
-        with _sole(folder.name):
-            folders.atomic_write(folder / artefact.MANIFEST, raw)
-    manifest = artefact.read_manifest(folder, kind)
+    source = Bucket(url)
+    raw = source.read(MANIFEST) or b""
+    manifest = parse_manifest(raw or None, url, kind)
     for entry in manifest["files"]:
         parts = Path(entry["path"]).parts
         if (
@@ -137,10 +101,12 @@ def _begin(directory: paths.Name, kind: str | None) -> tuple[Bucket, Path, dict[
             or ".." in parts
             or not _SHA256.fullmatch(str(entry["sha256"]))
         ):
-            raise InputError(
-                f"{directory}/{artefact.MANIFEST}: lists {entry}, which is no file inside of it; take an intact artefact"
-            )
-    return source, folder, manifest
+            raise InputError(f"{url}/{MANIFEST}: lists {entry}, which is no file inside of it; take an intact artefact")
+    folder = cache_directory() / "artefacts" / hashlib.sha256(raw).hexdigest()
+    if not (folder / MANIFEST).is_file():
+        with _sole(folder.name):
+            folders.atomic_write(folder / MANIFEST, raw)
+    return CachedCopy(source, folder, manifest)
 
 
 def _content(entry: Mapping[str, Any]) -> Path:
@@ -267,7 +233,7 @@ def localised_file(path: paths.Name) -> Path:
 
 def _copy_listed(source: Bucket, listed: Mapping[str, base.Stored]) -> Path:
     """The cache's folder with these files of a bucket, as they are listed there."""
-    key = artefact.hash_of({name: [str(source), stored.bytes, stored.tag] for name, stored in listed.items()})
+    key = hash_of({name: [str(source), stored.bytes, stored.tag] for name, stored in listed.items()})
     folder = cache_directory() / "folders" / key
     if folder.is_dir():
         return folder
@@ -305,16 +271,16 @@ def published(directory: paths.Name) -> Iterator[Path]:
         yield Path(directory)
         return
     target = Bucket(os.fspath(directory))
-    name = artefact.hash_of(str(target))
+    name = hash_of(str(target))
     scratch = cache_directory() / "unpublished" / name
     with _sole(f"unpublished-{name}"):
         scratch.mkdir(parents=True, exist_ok=True)
         yield scratch
-        manifest = artefact.read_manifest(scratch)
-        target.remove([artefact.MANIFEST])
+        manifest = read_manifest(scratch)
+        target.remove([MANIFEST])
         transfer(scratch, directory, manifest["files"])
         target.tags(manifest["files"])
-        target.write(artefact.MANIFEST, (scratch / artefact.MANIFEST).read_bytes())
+        target.write(MANIFEST, (scratch / MANIFEST).read_bytes())
         shutil.rmtree(scratch)
 
 

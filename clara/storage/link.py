@@ -8,8 +8,9 @@ from typing import Any
 
 from clara.errors import InputError
 from clara.storage import paths
-from clara.storage.artefact import make_directory, sha256_file
 from clara.storage.cache import transfer
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import make_directory
 
 
 def link(source: paths.Name, target: paths.Name, entries: Sequence[Mapping[str, Any]]) -> None:

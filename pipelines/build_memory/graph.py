@@ -149,8 +149,7 @@ def load_compressor(job: Job) -> ClaraModel:
     backbone = Backbone.model_validate({"path": job.backbone, "dtype": job.fingerprint.dtype})
     model = load_checkpoint(job.checkpoint, backbone, device=job.device).eval()
     wanted = job.fingerprint
-    limits = {"max_tokens": wanted.max_tokens, "overlap_tokens": wanted.overlap_tokens}
-    found = of_model(model, **limits, key_size=wanted.key_size, key_seed=wanted.key_seed)
+    found = of_model(model, wanted.encoding)
     check([wanted], found, f"--checkpoint {job.checkpoint} on {socket.gethostname()}")
     return model
 

@@ -2,7 +2,8 @@
 
 import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from transformers import AutoConfig
 
 from clara.errors import InputError
-from clara.memory.fingerprint import Fingerprint, backbone_folder, of_checkpoint
+from clara.memory.fingerprint import EncodingSettings, Fingerprint, of_checkpoint, of_memory
 from clara.memory.keys import DEFAULT_KEY_SIZE, key_projection
 from clara.memory.mixed_versions import check_accepted
 from clara.memory.shards import KIND
-from clara.storage.artefact import hash_of, manifest_hash, read_manifest
+from clara.model.artefact import Checkpoint
+from clara.storage.artefact import Artefact, hash_of
 from clara.storage.cache import cache_directory, localised_folder
 from clara.storage.paths import absolute, is_url, join
 from pipelines.build_memory.outcome import Job
@@ -31,7 +33,7 @@ from pipelines.job.locks import LOCK
 _LOG = logging.getLogger(__name__)
 
 
-def take_over(args: argparse.Namespace) -> None:
+def take_over(args: argparse.Namespace, older: Artefact | None) -> None:
     """Fill in what an update takes over from the older MEMORY, else the defaults.
 
     Raises:
@@ -39,17 +41,12 @@ def take_over(args: argparse.Namespace) -> None:
             otherwise.
     """
     old: dict[str, Any] = {"overlap_tokens": 0, "key_seed": 0, "dtype": "bfloat16", "codec": "float16"}
-    if args.update:
+    if older is not None:
         if absolute(args.update) == absolute(args.output):
             raise InputError(
                 f"--output {args.output}: is the MEMORY of --update, which stays as it is; give another directory"
             )
-        manifest = read_manifest(args.update, KIND)
-        fields = Fingerprint.from_dict(
-            manifest["fingerprint_fields"], f"{args.update}/manifest.json fingerprint_fields"
-        ).as_dict()
-        old = {name: fields[name] for name in ("max_tokens", "overlap_tokens", "key_size", "key_seed", "dtype")}
-        old |= {name: manifest[name] for name in ("codec", "num_shards")}
+        old = asdict(of_memory(older).encoding) | {name: older.manifest[name] for name in ("codec", "num_shards")}
     for name, value in old.items():
         given = getattr(args, name)
         if args.update and given not in (None, 0, value):
@@ -61,14 +58,14 @@ def take_over(args: argparse.Namespace) -> None:
             setattr(args, name, value)
 
 
-def resolve_fingerprint(args: argparse.Namespace) -> Fingerprint:
-    """The fingerprint of what these arguments make; a derived default has its home here.
+def resolve_fingerprint(args: argparse.Namespace, checkpoint: Checkpoint, older: Artefact | None = None) -> Fingerprint:
+    """The fingerprint of what these arguments make of an opened CHECKPOINT; a derived default has its home here.
 
     Raises:
         InputError: of the checkpoint, the backbone, the chunk limits or the key size.
     """
-    take_over(args)
-    settings = read_manifest(args.checkpoint, "CHECKPOINT")["model"]
+    take_over(args, older)
+    settings = checkpoint.manifest["model"]
     max_tokens = args.max_tokens or settings["max_document_tokens"]
     if settings.get("cut_inputs") and max_tokens > settings["max_document_tokens"]:
         raise InputError(
@@ -77,38 +74,30 @@ def resolve_fingerprint(args: argparse.Namespace) -> Fingerprint:
         )
     check_limits(max_tokens, args.overlap_tokens)
 
-    def fingerprint(key_size: int) -> Fingerprint:
-        return of_checkpoint(
-            args.checkpoint,
-            backbone=args.backbone,
-            dtype=args.dtype,
-            max_tokens=max_tokens,
-            overlap_tokens=args.overlap_tokens,
-            key_size=key_size,
-            key_seed=args.key_seed,
-        )
-
-    found = fingerprint(args.key_size or DEFAULT_KEY_SIZE)
-    check_trained_for(args, max_tokens, settings)
-    num_numbers = found.num_memory_tokens * found.hidden_size
-    if not args.key_size and num_numbers < DEFAULT_KEY_SIZE:
-        found = fingerprint(num_numbers)
+    encoding = EncodingSettings(
+        max_tokens, args.overlap_tokens, args.key_size or DEFAULT_KEY_SIZE, args.key_seed, args.dtype
+    )
+    found = of_checkpoint(checkpoint, encoding, backbone=args.backbone)
+    check_trained_for(args, max_tokens, checkpoint)
+    if not args.key_size:
+        found = replace(found, key_size=min(DEFAULT_KEY_SIZE, found.num_memory_tokens * found.hidden_size))
     key_projection(found.num_memory_tokens, found.hidden_size, found.key_size, found.key_seed)
     return found
 
 
-def check_trained_for(args: argparse.Namespace, max_tokens: int, settings: Mapping[str, Any]) -> None:
+def check_trained_for(args: argparse.Namespace, max_tokens: int, checkpoint: Checkpoint) -> None:
     """Warn of chunks that are longer than those that the checkpoint was trained with.
 
     Raises:
         InputError: they are longer than the backbone has positions for, with what stands around a text: marker, bos,
             eos, memory tokens.
     """
+    settings = checkpoint.manifest["model"]
     trained, num_memory_tokens = settings["max_document_tokens"], settings["num_memory_tokens"]
     if max_tokens <= trained:
         return
     config = AutoConfig.from_pretrained(
-        localised_folder(backbone_folder(args.checkpoint, args.backbone)), local_files_only=True
+        localised_folder(checkpoint.backbone_folder(args.backbone)), local_files_only=True
     )
     positions = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
     room = positions - num_memory_tokens - 3
@@ -141,9 +130,11 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     filters = make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio)
     likeness = make_likeness(args.near_duplicates)
     fields = given_fields(args)
-    fingerprint = resolve_fingerprint(args)
-    if args.update:
-        check_accepted([fingerprint], read_manifest(args.update, KIND), f"--update {args.update}")
+    checkpoint = Checkpoint.open(args.checkpoint)
+    older = Artefact.open(args.update, KIND, lazy=True) if args.update else None
+    fingerprint = resolve_fingerprint(args, checkpoint, older)
+    if older is not None:
+        check_accepted([fingerprint], older.manifest, f"--update {args.update}")
     recipe = {
         "job": "build_memory",
         "input": describe(units),
@@ -160,8 +151,8 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         recipe["filters"] = filters.settings()
     if likeness:
         recipe["near_duplicates"] = likeness.threshold
-    if args.update:
-        recipe["update"] = manifest_hash(args.update)
+    if older is not None:
+        recipe["update"] = older.hash
     return Job(
         output=absolute(args.output),
         checkpoint=absolute(args.checkpoint),

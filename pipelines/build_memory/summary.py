@@ -17,8 +17,8 @@ import numpy as np
 
 from clara.errors import command_line
 from clara.memory.shards import KIND, PLAN, RECORDS
-from clara.storage.artefact import manifest_hash, read_manifest
-from clara.storage.cache import localised_file, partly_localised
+from clara.storage.artefact import Artefact
+from clara.storage.cache import localised_file
 from clara.storage.paths import join
 from clara.storage.tables import read_table
 from pipelines.job import page as pages
@@ -76,8 +76,8 @@ def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
     Raises:
         InputError: no finished MEMORY.
     """
-    manifest = read_manifest(memory, KIND)
-    folder, have = partly_localised(memory, KIND)
+    artefact = Artefact.open(memory, KIND, lazy=True)
+    manifest = artefact.manifest
     lengths, truncated = np.zeros(0, np.int64), 0
     shards: dict[str, tuple[int, int]] = {}
     times: list[tuple[float, int]] = []
@@ -88,19 +88,18 @@ def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
         rows, size = shards.get(shard, (0, 0))
         shards[shard] = max(rows, entry.get("rows", 0)), size + entry["bytes"]
         if file == RECORDS:
-            have(entry["path"])
-            found = read_table(folder / entry["path"], ["num_tokens", "truncated"])
+            found = read_table(artefact.file(entry["path"]), ["num_tokens", "truncated"])
             counts = np.bincount(found["num_tokens"].to_numpy())
             longest = max(len(lengths), len(counts))
             lengths = np.pad(lengths, (0, longest - len(lengths))) + np.pad(counts, (0, longest - len(counts)))
             truncated += int(found["truncated"].to_numpy().sum())
-            plan = folder / shard / PLAN
+            plan = artefact.folder / shard / PLAN
             if plan.is_file():
                 times.append((plan.stat().st_mtime, found.num_rows))
     return Summary(
         memory,
         manifest,
-        manifest_hash(memory),
+        artefact.hash,
         lengths.tolist(),
         truncated,
         shards,

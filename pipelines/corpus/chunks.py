@@ -16,10 +16,11 @@ from apache_beam.utils.shared import Shared
 from clara.config.model import Prompts
 from clara.data.corpus import Fields
 from clara.data.records import Chunk, Document
+from clara.model.artefact import Checkpoint
 from clara.model.backbone import load_tokenizer
 from clara.model.prompts import PromptBuilder, token_spans
-from clara.storage.artefact import read_manifest
-from clara.storage.cache import localised
+from clara.storage.artefact import Artefact
+from clara.storage.paths import Name
 from pipelines.corpus.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.corpus.counts import (
     BEYOND_LIMIT,
@@ -163,10 +164,10 @@ class ChunkDocuments(beam.DoFn):
             yield chunk.chunk_id, Kept(chunk, document.line)
 
 
-def checkpoint_tokens(checkpoint: str) -> Tokens:
+def checkpoint_tokens(source: Name | Artefact) -> Tokens:
     """What chunking needs of a checkpoint's tokenizer; `count` sees exactly what `ClaraModel.document_ids` would give."""
-    prompts = Prompts.model_validate(read_manifest(checkpoint, "CHECKPOINT")["prompts"])
-    return folder_tokens(localised(checkpoint, "CHECKPOINT") / "tokenizer", prompts)
+    checkpoint = Checkpoint.open(source)
+    return folder_tokens(checkpoint.folder / "tokenizer", checkpoint.prompts)
 
 
 def folder_tokens(folder: str | os.PathLike[str], prompts: Prompts) -> Tokens:

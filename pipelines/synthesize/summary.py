@@ -16,8 +16,8 @@ from clara.data.examples import Example, each_example
 from clara.data.records import chunk_id
 from clara.errors import InputError, command_line
 from clara.storage import folders, paths
-from clara.storage.artefact import manifest_hash, read_manifest
-from clara.storage.cache import localised, localised_file
+from clara.storage.artefact import Artefact
+from clara.storage.cache import localised_file
 from pipelines.job import page as pages
 from pipelines.job.tracking import Logged, add_tracking_arguments, log_artefact
 from pipelines.synthesize import dialogues as streams
@@ -52,15 +52,15 @@ def summarise(
     Raises:
         InputError: no finished EXAMPLES, or other ones than `synthesize` makes.
     """
-    manifest = read_manifest(examples, KIND)
+    artefact = Artefact.open(examples, KIND)
+    manifest, place = artefact.manifest, artefact.folder
     recipe = manifest["made_by"]["recipe"]
     if recipe.get("job") != JOB:
         raise InputError(
             f"{examples}: EXAMPLES of {recipe.get('program', 'another program')}; give some that pipelines.synthesize made"
         )
-    place = localised(examples, KIND)
     kinds = {kind: Kind() for kind in recipe["settings"]["kinds"]}
-    for example in each_example(place):
+    for example in each_example(artefact):
         made = kinds[_kind_of(example, tuple(kinds))]
         made.sizes[len(example.questions)] += 1
         if len(made.shown) < _SHOWN:
@@ -69,7 +69,7 @@ def summarise(
     for letter in _letters(place, manifest):
         letters.setdefault(letter["reason"], letter)
     spent = spent_of(examples) if spent is None else spent
-    return Summary(examples, manifest, manifest_hash(examples), kinds, letters, dict(run or {}), spent, prices)
+    return Summary(examples, manifest, artefact.hash, kinds, letters, dict(run or {}), spent, prices)
 
 
 def _kind_of(example: Example, kinds: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from clara.data.questions import Question, read_questions, write_questions
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.index.build import build_index
 from clara.memory.compress import write_memory_shard
-from clara.memory.fingerprint import of_checkpoint
+from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.shards import shard_name
 from clara.memory.store import complete_memory
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
@@ -37,9 +37,7 @@ def chunks_of(corpus: Path) -> list[Chunk]:
 
 def write_memory(directory: Path, checkpoint: Path, corpus: Path) -> Path:
     """MEMORY of a corpus by a checkpoint."""
-    fingerprint = of_checkpoint(
-        checkpoint, backbone="", dtype="float32", max_tokens=96, overlap_tokens=0, key_size=32, key_seed=0
-    )
+    fingerprint = of_checkpoint(checkpoint, EncodingSettings(96, 0, key_size=32, key_seed=0, dtype="float32"))
     model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
     chunks = chunks_of(corpus)
     reports = []

@@ -13,7 +13,7 @@ from clara.data.records import Chunk, chunk_id, row_id
 from clara.errors import InputError
 from clara.index.build import build_index
 from clara.memory.compress import write_memory_shard
-from clara.memory.fingerprint import of_checkpoint
+from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.shards import shard_name
 from clara.memory.store import complete_memory
 from clara.model.checkpoint import load_checkpoint
@@ -110,9 +110,7 @@ def make(folder: Path, checkpoint: Path, corpus: Path) -> World:
     rows = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     chunks = [_chunk(row) for row in rows]
     world = World(checkpoint, folder / "memory-v0", folder / "index-v0", folder / "questions")
-    fingerprint = of_checkpoint(
-        checkpoint, backbone="", dtype="float32", max_tokens=96, overlap_tokens=0, key_size=32, key_seed=0
-    )
+    fingerprint = of_checkpoint(checkpoint, EncodingSettings(96, 0, key_size=32, key_seed=0, dtype="float32"))
     model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
     reports = [
         write_memory_shard(

@@ -15,7 +15,7 @@ import pytest
 from clara.data.questions import read_questions
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import manifest_hash
-from clara.storage.cache import verify
+from tests.helpers.artefacts import verify
 from tests.helpers.towns import write as write_towns
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,8 @@ from clara.retrieval.bm25 import Bm25
 from clara.retrieval.ranker import Queries, Ranker
 from clara.retrieval.retriever import Retriever
 from clara.storage.artefact import manifest_hash, read_manifest
-from clara.storage.cache import verify
 from tests.helpers import evaluation_world
+from tests.helpers.artefacts import verify
 from tests.helpers.evaluation_world import World
 from training import evaluate
 from training.evaluation.measures import differences, figures, hop_measures, likelihood_measures, retrieval_measures

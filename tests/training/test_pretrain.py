@@ -22,8 +22,8 @@ from clara.model import lora
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.storage import artefact
-from clara.storage.cache import verify
 from tests.helpers import tiny
+from tests.helpers.artefacts import verify
 from training.pretrain import build, main
 from training.stages.documents import read_documents
 from training.stages.memory_stages import InstructStage, PretrainStage

@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ import torch
 from clara.config.model import Backbone
 from clara.errors import InputError
 from clara.index.build import build_index
-from clara.index.recall import RECALL_FLOOR, stated
+from clara.index.recall import RECALL_FLOOR, recall_from_manifest
 from clara.index.search import MemoryIndex
-from clara.memory.fingerprint import Fingerprint, of_checkpoint
+from clara.memory.fingerprint import Fingerprint, of_checkpoint, of_memory
 from clara.memory.reencode import check_follows, reencode, reencode_recipe, reencode_shards
 from clara.memory.reencode_rows import reencode_rows, rows_recipe
 from clara.memory.store import Ids, MemoryStore
@@ -28,7 +28,6 @@ from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.retrieval.retriever import Retriever
 from clara.storage import artefact
-from clara.storage.cache import verify
 from training.refresh.ages import steps_of_rows
 from training.refresh.retention import check_replaceable
 from training.refresh.working_set import Choice, rows_to_refresh, write_drift
@@ -136,29 +135,20 @@ class RefreshResult:
 
 def fingerprint_of(memory: str | os.PathLike[str]) -> Fingerprint:
     """The fingerprint that a MEMORY says it has."""
-    return Fingerprint.from_dict(
-        artefact.read_manifest(memory, "MEMORY")["fingerprint_fields"], f"{memory}/manifest.json fingerprint_fields"
-    )
+    return of_memory(artefact.Artefact.open(memory, "MEMORY", lazy=True))
 
 
 def expected_fingerprint(
     checkpoint: str | os.PathLike[str], backbone: str, like: Fingerprint, *, dtype: str = ""
 ) -> Fingerprint:
     """What a CHECKPOINT compresses to under the chunking and key settings of another fingerprint, and its dtype where none is given."""
-    return of_checkpoint(
-        checkpoint,
-        backbone=backbone,
-        dtype=dtype or like.dtype,
-        max_tokens=like.max_tokens,
-        overlap_tokens=like.overlap_tokens,
-        key_size=like.key_size,
-        key_seed=like.key_seed,
-    )
+    encoding = replace(like.encoding, dtype=dtype or like.dtype)
+    return of_checkpoint(checkpoint, encoding, backbone=backbone)
 
 
 def recall_of(index: str, *, warn: bool = False) -> dict[str, float]:
     """Recall@10 of an INDEX as a figure, where it was measured; on request with the warning of one under its floor."""
-    recall, warning = stated(index) if index else (None, "")
+    recall, warning = recall_from_manifest(index) if index else (None, "")
     if warn and warning:
         logger.warning("index: %s", warning)
     return {} if recall is None else {"index_recall_at_10": recall}
@@ -194,7 +184,7 @@ def run_job(job: RefreshJob) -> RefreshResult:
         probes=job.probes,
         recall_floor=job.recall_floor,
     )
-    recall, warning = stated(job.index)
+    recall, warning = recall_from_manifest(job.index)
     own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.choice else set())
     _read_back(job, own if job.choice else None)
     made, drift = MemoryStore.open(job.memory, mixed=True), None
@@ -281,7 +271,7 @@ def _read_back(job: RefreshJob, folders: Collection[str] | None) -> None:
     """
     for directory, kind in ((job.memory, "MEMORY"), (job.index, "INDEX")):
         try:
-            verify(directory, kind, only=folders if kind == "MEMORY" else None)
+            artefact.Artefact.open(directory, kind).verify(only=folders if kind == "MEMORY" else None)
         except InputError:
             # Else the next try would find it finished, instead of making the damaged shard again.
             (Path(directory) / artefact.MANIFEST).unlink(missing_ok=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from clara.errors import InputError
+from clara.model.artefact import OWN_BACKBONE
 from clara.model.backbone import weights_hash
-from clara.model.checkpoint import OWN_BACKBONE
 from clara.storage.artefact import hash_of, manifest_hash, read_manifest
 from clara.storage.paths import Name, absolute, uri
 

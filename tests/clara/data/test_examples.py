@@ -9,7 +9,7 @@ from clara.data import examples
 from clara.data.examples import Example, read_examples, write_examples
 from clara.errors import InputError
 from clara.storage.artefact import sha256_file
-from clara.storage.cache import verify
+from tests.helpers.artefacts import verify
 
 GOOD = [
     Example("1", "d1", "Title", "Text.", "cloze", ("A ____?", "Another ____?"), ("b", "c")),

@@ -25,6 +25,7 @@ from clara.errors import InputError
 from clara.import_reference import command as import_reference
 from clara.import_reference import convert
 from clara.import_reference.format import model_settings, read_reference
+from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.lora import Route
 from clara.model.model import ClaraModel
@@ -402,9 +403,10 @@ def test_an_imported_memory_is_not_cut_in_silence_by_the_corpus_job(small: tuple
     from pipelines.build_memory.job import resolve_fingerprint
 
     line = ["--input", "x", "--output", "y", "--checkpoint", str(imported), "--backbone", str(base), "--max-tokens"]
-    assert resolve_fingerprint(parser().parse_args([*line, "30"])).max_tokens == 30
+    opened = Checkpoint.open(imported)
+    assert resolve_fingerprint(parser().parse_args([*line, "30"]), opened).max_tokens == 30
     with pytest.raises(InputError, match="--max-tokens 31: this checkpoint cuts texts at 30 tokens"):
-        resolve_fingerprint(parser().parse_args([*line, "31"]))
+        resolve_fingerprint(parser().parse_args([*line, "31"]), opened)
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------

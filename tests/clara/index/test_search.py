@@ -12,7 +12,7 @@ import torch
 from clara.errors import InputError
 from clara.index.build import build_index, next_settings
 from clara.index.factory import resolve_factory
-from clara.index.recall import Measurement, exact_search, shortfall
+from clara.index.recall import Measurement, exact_search, recall_warning
 from clara.index.search import FILE, MemoryIndex
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore
@@ -247,7 +247,7 @@ def test_damage_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "index" / FILE
     whole = file.read_bytes()
     file.write_bytes(whole[:-7])
-    with pytest.raises(InputError, match="build the index again"):
+    with pytest.raises(InputError, match="make the INDEX again"):
         MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory))
     file.write_bytes(bytes(len(whole)))
     with pytest.raises(InputError, match="not readable as a FAISS index"):
@@ -304,10 +304,10 @@ def test_bad_flags_are_told_in_one_line(tmp_path: Path, memory_dir: Path, flags:
 
 def test_a_recall_just_under_the_floor_is_told_apart_from_it() -> None:
     measured = {"recall_at_10": 0.8999609375, "first_level": 200, "num_queries": 64, "exact": True}
-    assert "recall@10 is 0.89996 with" in shortfall("here", measured, 0.9)
-    assert "under the floor of 0.90000" in shortfall("here", measured, 0.9)
-    assert "recall@10 is 0.700 with" in shortfall("here", measured | {"recall_at_10": 0.7}, 0.9)
-    assert not shortfall("here", measured | {"recall_at_10": 0.9}, 0.9)
+    assert "recall@10 is 0.89996 with" in recall_warning("here", measured, 0.9)
+    assert "under the floor of 0.90000" in recall_warning("here", measured, 0.9)
+    assert "recall@10 is 0.700 with" in recall_warning("here", measured | {"recall_at_10": 0.7}, 0.9)
+    assert not recall_warning("here", measured | {"recall_at_10": 0.9}, 0.9)
 
 
 def test_first_level_is_told_as_it_was_searched_with(tmp_path: Path, memory_dir: Path) -> None:

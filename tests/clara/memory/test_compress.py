@@ -18,7 +18,7 @@ from clara.data.records import Chunk, chunk_id, input_text, row_id
 from clara.errors import InputError
 from clara.memory.batches import plan_batches, tight_batches
 from clara.memory.compress import compress_chunks, encode_chunks, make_codebook, write_memory_shard
-from clara.memory.fingerprint import Fingerprint, of_model
+from clara.memory.fingerprint import EncodingSettings, Fingerprint, of_model
 from clara.memory.keys import key_projection
 from clara.memory.product_quantiser import load_codebook
 from clara.memory.reencode import reencode, reencode_shard
@@ -356,11 +356,11 @@ def test_a_version_without_every_row_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_real_model_reencodes_after_a_change_of_its_compressor(tiny_model: ClaraModel, tmp_path: Path) -> None:
-    settings = {"max_tokens": 96, "overlap_tokens": 0, "key_size": 64, "key_seed": 0}
-    store = build(tmp_path / "old", tiny_model, of_model(tiny_model, **settings))
+    settings = EncodingSettings(max_tokens=96, overlap_tokens=0, key_size=64, key_seed=0)
+    store = build(tmp_path / "old", tiny_model, of_model(tiny_model, settings))
     with torch.no_grad():
         tiny_model.role_parameters("compressor")[0].add_(0.1)
-    changed = of_model(tiny_model, **settings)
+    changed = of_model(tiny_model, settings)
     reencode(store, tiny_model, tmp_path / "new", fingerprint=changed, batch_tokens=200)
     fresh = MemoryStore.open(tmp_path / "new", [changed])
     with pytest.raises(InputError, match="compressor: expected"):

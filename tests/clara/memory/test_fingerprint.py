@@ -8,12 +8,12 @@ import torch
 
 from clara.config.model import Backbone
 from clara.errors import InputError
-from clara.memory.fingerprint import Fingerprint, check, of_checkpoint, of_model
+from clara.memory.fingerprint import EncodingSettings, Fingerprint, check, of_checkpoint, of_model
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 
 FINGERPRINT = Fingerprint("b" * 64, "c" * 64, "t" * 64, "float32", 4, 32, "none", True, 96, 0, 64, 0)
-CHUNKING = {"max_tokens": 96, "overlap_tokens": 0, "key_size": 64, "key_seed": 0}
+SETTINGS = EncodingSettings(max_tokens=96, overlap_tokens=0, key_size=64, key_seed=0)
 
 
 @pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Fingerprint)])
@@ -60,25 +60,25 @@ def test_fields_survive_a_manifest_and_unknown_ones_are_refused() -> None:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_checkpoint_and_loaded_model_agree(tiny_checkpoint: Path, dtype: str) -> None:
     model = load_checkpoint(tiny_checkpoint, Backbone.model_validate({"dtype": dtype}))
-    assert of_model(model, **CHUNKING) == of_checkpoint(tiny_checkpoint, backbone="", dtype=dtype, **CHUNKING)
+    assert of_model(model, SETTINGS) == of_checkpoint(tiny_checkpoint, dataclasses.replace(SETTINGS, dtype=dtype))
 
 
 def test_storing_in_the_type_of_use_changes_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     # Adapters train in float32 and are used in bfloat16: stored as either, they compress alike.
     model = load_checkpoint(tiny_checkpoint, Backbone(dtype="bfloat16"))
     save_checkpoint(model, tmp_path / "short", stage="pretrain", recipe={}, dtype=torch.bfloat16)
-    found = of_checkpoint(tmp_path / "short", backbone="", dtype="bfloat16", **CHUNKING)
-    assert found.compressor == of_model(model, **CHUNKING).compressor
+    found = of_checkpoint(tmp_path / "short", SETTINGS)
+    assert found.compressor == of_model(model, SETTINGS).compressor
 
 
 def test_only_what_compresses_counts(tiny_model: ClaraModel) -> None:
-    before = of_model(tiny_model, **CHUNKING)
+    before = of_model(tiny_model, SETTINGS)
     with torch.no_grad():
         for role in ("generator", "query_reasoner"):
             tiny_model.role_parameters(role)[0].add_(1.0)
         tiny_model.slots.markers[1].add_(1.0)
         tiny_model.slots.gate.add_(1.0)
-    assert of_model(tiny_model, **CHUNKING) == before
+    assert of_model(tiny_model, SETTINGS) == before
     for parameter in (
         tiny_model.role_parameters("compressor")[0],
         tiny_model.slots.memory_tokens,
@@ -86,7 +86,7 @@ def test_only_what_compresses_counts(tiny_model: ClaraModel) -> None:
     ):
         with torch.no_grad():
             parameter[0].add_(0.5)
-        after = of_model(tiny_model, **CHUNKING)
+        after = of_model(tiny_model, SETTINGS)
         assert after.compressor != before.compressor
         before = after
 
@@ -94,7 +94,5 @@ def test_only_what_compresses_counts(tiny_model: ClaraModel) -> None:
 def test_other_backbone_is_refused(tiny_checkpoint: Path, tiny_backbone: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     with pytest.raises(InputError, match="made for a backbone with sha256"):
-        of_checkpoint(tiny_checkpoint, backbone=str(tmp_path), dtype="float32", **CHUNKING)
-    assert (
-        of_checkpoint(tiny_checkpoint, backbone=str(tiny_backbone), dtype="float32", **CHUNKING).num_memory_tokens == 4
-    )
+        of_checkpoint(tiny_checkpoint, SETTINGS, backbone=str(tmp_path))
+    assert of_checkpoint(tiny_checkpoint, SETTINGS, backbone=str(tiny_backbone)).num_memory_tokens == 4

@@ -15,7 +15,7 @@ from clara.index.build import build_index
 from clara.index.search import MemoryIndex
 from clara.memory.compact import compact
 from clara.memory.compress import write_memory_shard
-from clara.memory.fingerprint import Fingerprint, of_checkpoint
+from clara.memory.fingerprint import EncodingSettings, Fingerprint, of_checkpoint
 from clara.memory.mixed_versions import FIELD
 from clara.memory.reencode import reencode
 from clara.memory.reencode_rows import reencode_rows
@@ -26,11 +26,11 @@ from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 from clara.retrieval.retriever import Retriever
 from clara.storage.artefact import manifest_hash, read_manifest
-from clara.storage.cache import verify
 from tests.helpers import tiny
+from tests.helpers.artefacts import verify
 
 NUM_SHARDS = 3
-SETTINGS = {"backbone": "", "dtype": "float32", "max_tokens": 96, "overlap_tokens": 0, "key_size": 32, "key_seed": 0}
+SETTINGS = EncodingSettings(96, 0, key_size=32, key_seed=0, dtype="float32")
 
 
 def moved(checkpoint: Path, folder: Path, seed: int) -> tuple[ClaraModel, Fingerprint, Path]:
@@ -41,7 +41,7 @@ def moved(checkpoint: Path, folder: Path, seed: int) -> tuple[ClaraModel, Finger
         for parameter in model.role_parameters("compressor"):
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=dice))
     save_checkpoint(model, folder, stage="joint", recipe={"seed": seed}, store_backbone=False)
-    return model, of_checkpoint(folder, **SETTINGS), folder
+    return model, of_checkpoint(folder, SETTINGS), folder
 
 
 def write(model: ClaraModel, fingerprint: Fingerprint, folder: Path, codec: str = "float16") -> MemoryStore:
@@ -82,7 +82,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
     """`v0`: base; `v1`: eleven rows re-encoded by a second compressor; `v2`: seven by a third, four of them again."""
     folder = tmp_path_factory.mktemp("mixed")
     first = load_checkpoint(tiny_checkpoint, Backbone(dtype="float32"))
-    base = write(first, of_checkpoint(tiny_checkpoint, **SETTINGS), folder / "v0")
+    base = write(first, of_checkpoint(tiny_checkpoint, SETTINGS), folder / "v0")
     model, fingerprint, _ = moved(tiny_checkpoint, folder / "c1", 1)
     reencode_rows(base, base.row_ids[:11][::-1], model, folder / "v1", fingerprint=fingerprint, batch_tokens=1024)
     model, fingerprint, _ = moved(tiny_checkpoint, folder / "c2", 2)
@@ -93,7 +93,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> P
 
 def compressors(places: Path, checkpoint: Path) -> list[tuple[ClaraModel, Fingerprint]]:
     folders = [checkpoint, places / "c1", places / "c2"]
-    return [(load_checkpoint(f, Backbone(dtype="float32")), of_checkpoint(f, **SETTINGS)) for f in folders]
+    return [(load_checkpoint(f, Backbone(dtype="float32")), of_checkpoint(f, SETTINGS)) for f in folders]
 
 
 # Which compressor made each of the forty rows, in order of their ids.

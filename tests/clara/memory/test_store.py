@@ -19,7 +19,7 @@ from clara.memory.fingerprint import Fingerprint
 from clara.memory.product_quantiser import FILE, Codebook, sample_rows, save_codebook, train_codebook
 from clara.memory.shards import finished_report, plan_hash, shard_name, write_plan, write_shard
 from clara.memory.store import MemoryStore, complete_memory
-from clara.storage.artefact import file_entry, read_manifest, sha256_file, write_manifest
+from clara.storage.artefact import Artefact, file_entry, read_manifest, sha256_file, write_manifest
 from clara.storage.mapped import map_tensors
 from tests.helpers.fuzz import examples
 
@@ -213,7 +213,7 @@ def test_a_damaged_codebook_is_told(tmp_path: Path) -> None:
         MemoryStore.open(directory).memory([CHUNKS[0].row_id])
     save_codebook(directory, Codebook(np.zeros((1, 256, 4), np.float32)))
     with pytest.raises(InputError, match=r"expected float32 \[2, 256, 4\]"):
-        _ = MemoryStore(directory, read_manifest(directory)).codebook
+        _ = MemoryStore(Artefact.open(directory, "MEMORY")).codebook
     path.unlink()
     with pytest.raises(InputError, match=r"centroids\.safetensors: missing"):
         MemoryStore.open(directory)

@@ -20,8 +20,8 @@ from clara.model.checkpoint import fresh_model, load_checkpoint, save_checkpoint
 from clara.model.lora import Route
 from clara.model.model import ClaraModel
 from clara.storage import artefact
-from clara.storage.cache import verify
 from tests.helpers import tiny
+from tests.helpers.artefacts import verify
 
 FLOAT32 = Backbone(dtype="float32")
 

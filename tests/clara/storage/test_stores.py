@@ -25,10 +25,10 @@ from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.storage import cache as localise
 from clara.storage import folders as storage
-from clara.storage.artefact import manifest_hash, read_manifest, sha256_file
+from clara.storage.artefact import Artefact, manifest_hash, read_manifest, sha256_file
 from clara.storage.base import StorageError
 from clara.storage.bucket import Bucket
-from clara.storage.cache import CACHE, localised, localised_folder, published, verify
+from clara.storage.cache import CACHE, localised_folder, published
 from clara.storage.retry import PATIENCE
 from pipelines import build_examples, build_index, compact
 from pipelines.build_memory.command import main as build_memory
@@ -36,6 +36,7 @@ from pipelines.build_questions import command as build_questions
 from pipelines.job.locks import SECONDS, Lease, acquire, leased, locked
 from pipelines.synthesize.command import main as synthesize
 from tests.helpers import stores, tiny, towns
+from tests.helpers.artefacts import verify
 from tests.helpers.language_model import LanguageModel
 
 
@@ -271,7 +272,7 @@ def test_copies_are_checked_shared_and_go_on(
     begun = tmp_path / "cache" / "files" / f"{sha256_file(local / name)}.partial"
     begun.parent.mkdir(parents=True)
     begun.write_bytes(whole[:1000])
-    folder = localised(memory, "MEMORY")
+    folder = Artefact.open(memory, "MEMORY").folder
     assert verify(folder)["files"] == read_manifest(local)["files"]
     ranges = sum(
         method == "GET" and name.replace("/", "%2F") in path.replace("/", "%2F")
@@ -279,7 +280,7 @@ def test_copies_are_checked_shared_and_go_on(
     )
     assert ranges == 1
     place.store.proxy.log.clear()
-    assert localised(memory) == folder
+    assert Artefact.open(memory, "MEMORY").folder == folder
     assert not [path for method, path in place.store.proxy.log if "safetensors" in path]
     # Another version with the same files: nothing but its manifest is fetched.
     again = read_manifest(local) | {"parent": "another"}
@@ -287,7 +288,7 @@ def test_copies_are_checked_shared_and_go_on(
         shutil.copytree(local, scratch, dirs_exist_ok=True)
         (scratch / "manifest.json").write_text(json.dumps(again))
     place.store.proxy.log.clear()
-    assert (localised(place / "next") / name).stat().st_ino == (folder / name).stat().st_ino
+    assert (Artefact.open(place / "next", "MEMORY").file(name)).stat().st_ino == (folder / name).stat().st_ino
     assert not [path for method, path in place.store.proxy.log if "safetensors" in path]
     # A copy that was damaged here is fetched again where every byte is asked for.
     damaged = bytearray(whole)
@@ -299,7 +300,7 @@ def test_copies_are_checked_shared_and_go_on(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     monkeypatch.setenv(CACHE, str(tmp_path / "full"))
     with pytest.raises(InputError, match=r"bytes to copy into .*full, where 1 are free; make room"):
-        localised(memory)
+        Artefact.open(memory, "MEMORY")
 
 
 def test_a_damaged_or_missing_object_is_told(place: Place, local: Path) -> None:
@@ -326,7 +327,7 @@ def test_a_manifest_does_not_lead_outside(place: Place, local: Path) -> None:
     manifest["files"][0]["path"] = "../../evil"
     storage.atomic_write(f"{memory}/manifest.json", json.dumps(manifest))
     with pytest.raises(InputError, match="no file inside of it"):
-        localised(memory)
+        Artefact.open(memory, "MEMORY")
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from clara.config.model import Backbone
 from clara.data.records import Chunk, Document, chunk_id
 from clara.errors import InputError
 from clara.memory.compress import encode_chunks
-from clara.memory.fingerprint import of_checkpoint
+from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
@@ -86,10 +86,8 @@ def test_rows_hold_what_the_model_makes_of_the_documents(
     build: Build, corpus_file: Path, tiny_checkpoint: Path
 ) -> None:
     memory = build(corpus_file, "--num-shards=3", "--codec=float16", "--key-size=64")
-    limits = {"max_tokens": 96, "overlap_tokens": 0, "key_size": 64, "key_seed": 0}
-    store = MemoryStore.open(
-        memory, [of_checkpoint(tiny_checkpoint, backbone="", dtype="float32", **limits)], verify=True
-    )
+    settings = EncodingSettings(96, 0, key_size=64, key_seed=0, dtype="float32")
+    store = MemoryStore.open(memory, [of_checkpoint(tiny_checkpoint, settings)], verify=True)
     rows = {row["id"]: row for row in tiny.documents()}
     assert sorted(store.document_ids) == sorted(rows)
     records = store.records(store.row_ids)

@@ -12,7 +12,7 @@ from apache_beam.portability.api import beam_runner_api_pb2
 
 from clara.data.corpus import Fields
 from clara.errors import InputError
-from clara.memory.fingerprint import of_checkpoint
+from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from pipelines.build_memory.command import main
 from pipelines.build_memory.graph import add_memory_job
 from pipelines.build_memory.outcome import Job
@@ -97,9 +97,7 @@ def test_a_submission_without_waiting_is_dataflows_alone(
 
 def rehearse(checkpoint: Path, *arguments: str, codec: str = "float16", gpu: str = "", limit: int = 0) -> beam.Pipeline:
     """The pipeline after Beam has made its job of it."""
-    fingerprint = of_checkpoint(
-        checkpoint, backbone="", dtype="float32", max_tokens=96, overlap_tokens=0, key_size=64, key_seed=0
-    )
+    fingerprint = of_checkpoint(checkpoint, EncodingSettings(96, 0, key_size=64, key_seed=0, dtype="float32"))
     job = Job(
         output="gs://bucket/memory",
         checkpoint=str(checkpoint),

@@ -11,12 +11,12 @@ import pytest
 from clara.data.examples import each_example, read_examples
 from clara.errors import InputError
 from clara.storage.artefact import manifest_hash, read_manifest
-from clara.storage.cache import verify
 from pipelines import build_examples
 from pipelines.job.page import NAME as PAGE
 from pipelines.synthesize import summary
 from pipelines.synthesize.command import main
 from tests.helpers import tiny, towns
+from tests.helpers.artefacts import verify
 from tests.helpers.language_model import LanguageModel, sense
 from tests.helpers.page_parser import Page
 

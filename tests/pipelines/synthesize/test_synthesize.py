@@ -19,12 +19,12 @@ from clara.data.examples import FILE, read_examples
 from clara.data.records import chunk_id, normalise
 from clara.errors import InputError
 from clara.storage.artefact import manifest_hash, read_manifest, sha256_file
-from clara.storage.cache import verify
 from pipelines.job.locks import locked
 from pipelines.synthesize.command import main
 from pipelines.synthesize.reply_cache import FILE as CACHE_FILE
 from pipelines.synthesize.shards import default_num_shards, shard_of
 from tests.helpers import tiny
+from tests.helpers.artefacts import verify
 from tests.helpers.language_model import LanguageModel, sense, sentences
 from training import pretrain
 

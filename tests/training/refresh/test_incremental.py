@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clara.config.refresh import Refresh
 from clara.errors import InputError
-from clara.memory.fingerprint import of_checkpoint
+from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.mixed_versions import FIELD
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import read_manifest
@@ -227,15 +227,8 @@ def test_a_final_encoding_after_it_is_whole(world: World, tmp_path: Path, monkey
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     report = train(world, tmp_path, joint__steps=5, joint__refresh__final="true")
     assert report["memory_lag_steps"] == 0
-    settings = {
-        "backbone": "",
-        "dtype": "float32",
-        "max_tokens": 96,
-        "overlap_tokens": 0,
-        "key_size": 32,
-        "key_seed": 0,
-    }
-    store = MemoryStore.open(str(report["memory"]), accept=[of_checkpoint(tmp_path / "checkpoint", **settings)])
+    settings = EncodingSettings(96, 0, key_size=32, key_seed=0, dtype="float32")
+    store = MemoryStore.open(str(report["memory"]), accept=[of_checkpoint(tmp_path / "checkpoint", settings)])
     assert len(store) == 40
 
 

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from clara.storage.artefact import MANIFEST
-from clara.storage.cache import verify
 from tests.helpers import joint_world
+from tests.helpers.artefacts import verify
 from tests.helpers.joint_world import World, reached, weights
 from tests.helpers.ray_cluster import Cluster, below
 from training import joint

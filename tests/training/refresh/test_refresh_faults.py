@@ -9,8 +9,8 @@ import pytest
 
 import training.refresh.job
 from clara.errors import InputError
-from clara.storage.cache import verify
 from tests.helpers import joint_world
+from tests.helpers.artefacts import verify
 from tests.helpers.disk import full_disk
 from tests.helpers.joint_world import Inline, World
 from training import joint

@@ -1,0 +1,94 @@
+"""A CHECKPOINT that is open: what its manifest says, without loading the model."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from clara.config.load import explain
+from clara.config.model import Model, Prompts
+from clara.config.roles import ROLES
+from clara.errors import InputError
+from clara.model.backbone import weights_hash
+from clara.storage.artefact import MANIFEST, Artefact
+from clara.storage.paths import Name
+
+KIND = "CHECKPOINT"
+OWN_BACKBONE = "backbone"
+_SHOWN_DIGITS = 16
+
+
+class Checkpoint(Artefact):
+    """An open CHECKPOINT: see `clara.model.checkpoint` for its files."""
+
+    @classmethod
+    def open(cls, source: Name | Artefact, kind: str = KIND, *, verify: bool = False, lazy: bool = False) -> Self:
+        """Open a CHECKPOINT, see `Artefact.open`.
+
+        Raises:
+            InputError: see `Artefact.open`; or a field of the manifest is missing, or a role lies outside the checkpoint.
+        """
+        opened = super().open(source, kind, verify=verify, lazy=lazy)
+        _check_fields(f"{opened.folder}/{MANIFEST}", opened.manifest)
+        return opened
+
+    @cached_property
+    def settings(self) -> Model:
+        """Its model settings.
+
+        Raises:
+            InputError: the manifest holds other settings than this program knows.
+        """
+        try:
+            return Model.model_validate(self.manifest["model"])
+        except ValidationError as error:
+            raise explain(error, f"{self.folder}/{MANIFEST}") from error
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Its prompts.
+
+        Raises:
+            InputError: see `settings`.
+        """
+        try:
+            return Prompts.model_validate(self.manifest["prompts"])
+        except ValidationError as error:
+            raise explain(error, f"{self.folder}/{MANIFEST}") from error
+
+    @property
+    def own_backbone(self) -> bool:
+        """Whether it holds its LM itself, because that was trained too."""
+        return bool(self.manifest["backbone"]["own"])
+
+    def backbone_folder(self, other: str = "") -> str:
+        """Folder of its LM: the one that it holds, else `other`, else the one that it names."""
+        held = self.manifest["backbone"]
+        return str(self.folder / OWN_BACKBONE) if held["own"] else other or str(held["path"])
+
+    def checked_backbone(self, other: str = "") -> str:
+        """`backbone_folder`, once its weights are known to be those that the checkpoint was made for.
+
+        Raises:
+            InputError: it holds other weights, or none.
+        """
+        folder, wanted = self.backbone_folder(other), self.manifest["backbone"]["sha256"]
+        found = weights_hash(folder)
+        if found != wanted:
+            raise InputError(
+                f"{self.folder}: made for a backbone with sha256 {wanted[:_SHOWN_DIGITS]}…, {folder} has "
+                f"{found[:_SHOWN_DIGITS]}…; give the folder of the same weights with backbone.path (--backbone of a command)"
+            )
+        return folder
+
+
+def _check_fields(where: str, manifest: Mapping[str, Any]) -> None:
+    missing = [name for name in ("model", "prompts", "backbone", "roles") if not isinstance(manifest.get(name), dict)]
+    missing += [f"backbone.{name}" for name in ("own", "path", "sha256") if name not in manifest.get("backbone", {})]
+    if missing:
+        raise InputError(f"{where}: {', '.join(missing)} missing or no table; take an intact checkpoint")
+    if set(manifest["roles"]) != set(ROLES) or not set(manifest["roles"].values()) <= set(ROLES):
+        raise InputError(
+            f"{where}: roles is {manifest['roles']}, expected a folder among {', '.join(ROLES)} for each of them; take an intact checkpoint"
+        )
