@@ -21,7 +21,6 @@ import torch
 
 from clara.config.load import load, require
 from clara.config.roles import GENERATOR
-from clara.config.stages import Instruct
 from clara.config.tree import Config
 from clara.data.corpus import expand, input_hashes
 from clara.data.examples import read_examples
@@ -59,11 +58,8 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
         inputs["corpus"] = artefact.hash_of(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
         inputs["backbone"] = weights_hash(config.backbone.path)
-    settings = config.model_dump(include={"seed", "stage", "model", "prompts", config.stage})
-    if config.stage == "instruct":  # settings that came later: with their defaults an older run is still that run
-        for name in ("positives", "negatives", "without_right"):
-            if settings["instruct"][name] == Instruct.model_fields[name].default:
-                del settings["instruct"][name]
+    # Without defaults, so that adding a setting does not invalidate earlier runs.
+    settings = config.model_dump(include={"seed", "stage", "model", "prompts", config.stage}, exclude_defaults=True)
     if config.stage == "instruct" and micro_batch not in (0, config.instruct.questions_per_step):
         settings["micro_batch"] = micro_batch
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}

@@ -42,16 +42,6 @@ class Refresh(Section):
         ge=0,
         description="with rerank: rows are encoded afresh whose stored memory lacks more updates than this; the others as they are stored",
     )
-    correction: bool = Field(
-        False,
-        description="between refreshes: a linear map from stored to fresh memory, fitted on half of the canary set, corrects the stored memory "
-        "that pools are scored on; taken only while it improves the overlap of top-k on the other half",
-    )
-    correction_ridge: float = Field(
-        0.01,
-        gt=0,
-        description="weight that draws the map towards changing nothing, in mean squares of the stored memory's numbers",
-    )
     start_step: int = Field(0, ge=0, description="the first snapshot is taken after this step")
     every_steps: int = Field(0, ge=0, description="steps from one snapshot to the next; 0: only the first")
     switch: Literal["asap", "fixed", "stop"] = Field(
@@ -125,15 +115,6 @@ class Refresh(Section):
 
     @model_validator(mode="after")
     def _fixed(self) -> "Refresh":
-        if self.correction and not self.canary_every:
-            raise ValueError(
-                "refresh.correction is true, canary_every 0: the map is fitted on the canary set each time that it is measured; set canary_every"
-            )
-        if self.rerank and self.correction and not self.rerank_lag_steps:
-            raise ValueError(
-                "refresh.rerank and refresh.correction are both true, rerank_lag_steps 0: what is encoded afresh needs no correction; set one of "
-                "them, or rerank_lag_steps above 0"
-            )
         if (
             self.policy != "none"
             and self.switch == "fixed"

@@ -32,13 +32,11 @@ _NONE = (
     "joint.refresh.policy=none",
     "joint.refresh.switch=asap",
     "joint.refresh.rerank=false",
-    "joint.refresh.correction=false",
     "joint.refresh.final=false",
 )
 # What each run sets; {every} and {share} are options of the command line.
 POLICIES: dict[str, tuple[str, ...]] = {
     "none": (),
-    "correction": ("joint.refresh.correction=true",),
     "rerank": ("joint.refresh.rerank=true",),
     "full": _REFRESH,
     "incremental": (*_REFRESH, "joint.refresh.policy=incremental", "joint.refresh.share={share}"),
@@ -49,7 +47,6 @@ POLICIES: dict[str, tuple[str, ...]] = {
         "joint.refresh.rerank=true",
         "joint.refresh.rerank_lag_steps={every}",
     ),
-    "full+correction": (*_REFRESH, "joint.refresh.correction=true"),
     "stop": (*_REFRESH, "joint.refresh.switch=stop"),
 }
 SHOWN = ("none", "rerank", "full", "incremental", "stop")

@@ -58,7 +58,6 @@ def compare(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
             "canary_cosine_last": canary[-1]["canary_cosine"] if canary else None,
             "canary_overlap_last": canary[-1]["canary_overlap"] if canary else None,
             "training_answer_nats_last_tenth": _last_tenth(metrics, "answer_nats"),
-            "correction_taken_share": _mean(metrics, "correction_taken"),
             "refresh_cost": report["refresh_cost"],
         }
     return found
@@ -144,7 +143,6 @@ _COSTS: dict[str, tuple[Callable[[Mapping[str, Any], Mapping[str, Any]], float |
     "step without": (lambda found, cost: cost["median_step_seconds_alone"], ".3f"),
     "pace beside": (lambda found, cost: cost["throughput_beside_a_refresh"], ".0%"),
     "re-ranking s": (lambda found, cost: found["rerank_seconds"], ".0f"),
-    "correction taken": (lambda found, cost: found["correction_taken_share"], ".0%"),
     "mean lag (updates)": (lambda found, cost: found["mean_memory_lag_steps"], ".1f"),
     "mean lag of pools": (lambda found, cost: found["mean_pool_lag_steps"], ".1f"),
     "canary cosine, mean": (lambda found, cost: found["canary_cosine_mean"], ".3f"),

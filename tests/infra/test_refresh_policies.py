@@ -56,10 +56,9 @@ def test_policies_are_compared_at_equal_steps_and_at_equal_time(tmp_path: Path) 
     assert found["full"]["at_equal_steps"]["fresh_answer_nats"] == 1.25
     assert found["full"]["canary_cosine_mean"] == 0.625
     assert found["none"]["mean_memory_lag_steps"] == 1.5
-    assert found["none"]["correction_taken_share"] is None
     text = markdown(result({"0": found}))
     assert "| full | 4 | 8 | 0.750 | 0.750 | 1.250 | 0.750 | 0.750 | 0.250 |" in text
-    assert "| full | 8.00 | 1.00% | 2 | 6.0 | 7.5 | 1 | 2.0 | 25.0% | 2.000 | 1.000 | 50% | 0 | – | 1.5 |" in text
+    assert "| full | 8.00 | 1.00% | 2 | 6.0 | 7.5 | 1 | 2.0 | 25.0% | 2.000 | 1.000 | 50% | 0 | 1.5 |" in text
     assert "| none | 8.00 | 0.00% | 0 | – | – | – | – | 0.0% | – | 1.000 | – |" in text
     draw({name: [values["metrics"]] * 2 for name, values in runs.items()}, tmp_path / "curves.png")  # type: ignore[list-item]
     assert (tmp_path / "curves.png").stat().st_size > 10_000
@@ -84,7 +83,7 @@ def test_seeds_are_told_by_mean_and_range() -> None:
 
 
 def test_an_unknown_policy_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"--policies 'none,often': expected some of none, correction"):
+    with pytest.raises(InputError, match=r"--policies 'none,often': expected some of none, rerank"):
         refresh_policies.main(["--output", str(tmp_path), "--policies", "none,often"])
 
 
@@ -112,7 +111,7 @@ def test_given_inputs_take_the_place_of_the_small_world(tmp_path: Path, capsys: 
 def test_every_seed_has_its_own_world_and_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         refresh_policies.main(
-            ["--output", str(tmp_path), "--policies", "none,full+correction", "--seeds", "0", "7", "--dry-run"]
+            ["--output", str(tmp_path), "--policies", "none,incremental+rerank", "--seeds", "0", "7", "--dry-run"]
         )
         == 0
     )
@@ -123,7 +122,7 @@ def test_every_seed_has_its_own_world_and_runs(tmp_path: Path, capsys: pytest.Ca
         assert f"{tmp_path}/seed-0" not in line
     assert "--seed 7" in lines[6]
     assert "--set seed=7" in lines[11]
-    assert "joint.refresh.correction=true" in lines[11]
+    assert "joint.refresh.rerank=true" in lines[11]
 
 
 @pytest.mark.slow

@@ -279,23 +279,15 @@ def test_memory_of_another_compressor_is_refused(world: World, tmp_path: Path) -
         train(world, tmp_path / "b", checkpoint=tmp_path / "a/checkpoint")
 
 
-def test_settings_added_later_leave_the_recipes_of_older_runs_alone(world: World, tmp_path: Path) -> None:
+def test_settings_at_their_defaults_are_not_part_of_the_recipe(world: World, tmp_path: Path) -> None:
     def settings(**values: object) -> dict[str, Any]:
         arguments = world.sets(tmp_path, **values)[1::2]
         found: dict[str, Any] = recipe(load(None, arguments))["settings"]["joint"]
         return found
 
-    assert settings()["refresh"].keys() == {
-        "policy",
-        "start_step",
-        "every_steps",
-        "switch",
-        "delta_steps",
-        "final",
-    }
-    assert not settings().keys() & {"on_nonfinite", "evaluate_answer_tokens", "evaluate_fresh", "evaluate_pools"}
+    assert not settings().keys() & {"refresh", "on_nonfinite", "evaluate_answer_tokens", "evaluate_fresh"}
     changed = settings(joint__refresh__rerank="true", joint__on_nonfinite="skip")
-    assert (changed["refresh"]["rerank"], changed["on_nonfinite"]) == (True, "skip")
+    assert (changed["refresh"], changed["on_nonfinite"]) == ({"rerank": True}, "skip")
 
 
 def test_who_computes_and_how_long_one_waits_is_the_same_run(world: World, tmp_path: Path) -> None:
@@ -345,11 +337,6 @@ def test_another_run_of_other_settings_is_told(world: World, tmp_path: Path, cap
     caplog.clear()
     train(world, tmp_path, joint__steps=2, joint__on_nonfinite="skip")
     assert "another run" not in caplog.text
-    # Of a run of before recipes were noted, its CHECKPOINT tells.
-    for note in tmp_path.glob("run-*/recipe.json"):
-        note.unlink()
-    train(world, tmp_path, joint__steps=1)
-    assert "(joint.on_nonfinite skip → stop, joint.steps 2 → 1)" in caplog.text
 
 
 def test_relative_path_in_a_submitted_job_is_refused(

@@ -197,7 +197,7 @@ class Tries:
 
     def _ready_seconds(self, made: RefreshResult) -> float:
         """From the request to readiness: waiting for room, failed tries and restarts of the run included."""
-        # A run state of before requests had a time has none, and nothing waits for the last re-encoding.
+        # Nothing waits for the last re-encoding, which has no time of request.
         return max(made.seconds, made.finished_at - self._pending.asked_at) if self._pending.asked_at else made.seconds
 
     def figures(self) -> dict[str, float]:

@@ -19,7 +19,6 @@ from clara.memory.compress import Compressor
 from clara.memory.store import Ids, MemoryStore
 from clara.model.model import ClaraModel
 from training.loop.engine import Engine
-from training.refresh.correction import Correction, fit_and_test
 
 _AT_ONCE = 8
 _FIGURES = ("canary_cosine", "canary_cosine_lowest", "canary_overlap", "canary_recall_stored", "canary_recall_fresh")
@@ -40,11 +39,7 @@ def canary_rows(questions: Sequence[Question], store: MemoryStore, count: int) -
 
 
 class Canary:
-    """A fixed set of rows and questions.
-
-    Attributes:
-        correction: that the last measurement fitted, where it was better than none.
-    """
+    """A fixed set of rows and questions."""
 
     def __init__(
         self,
@@ -53,7 +48,6 @@ class Canary:
         *,
         num_rows: int,
         num_selected: int,
-        correction_ridge: float = 0.0,
     ) -> None:
         """Choose the rows.
 
@@ -62,10 +56,7 @@ class Canary:
             store: any version; later ones hold the same rows.
             num_rows: rows at most.
             num_selected: K; what is the same among the K best of the canary rows.
-            correction_ridge: of the correction that each measurement fits; 0: it fits none.
         """
-        self.correction: Correction | None = None
-        self._ridge = correction_ridge
         self.rows = canary_rows(questions, store, num_rows)
         self._questions = questions
         self._k = min(num_selected, len(self.rows))
@@ -79,7 +70,7 @@ class Canary:
         `canary_cosine` and `canary_cosine_lowest`: of stored and fresh memory, mean and smallest. `canary_overlap`:
         share of the K best canary rows of a question that stay the same. `canary_recall_stored`, `_fresh`, `_gap`
         (fresh − stored): of questions whose positive is a canary row, how many have it among the K best; left out where
-        there is none. `canary_seconds`: what it took. Where a correction is asked for also those of `_correct`.
+        there is none. `canary_seconds`: what it took.
         """
         began = time.monotonic()
         texts = [input_text(chunk.title, chunk.text) for chunk in store.records(self.rows)]
@@ -94,30 +85,7 @@ class Canary:
             figures["canary_recall_gap"] = figures["canary_recall_fresh"] - figures["canary_recall_stored"]
         else:
             del figures["canary_recall_stored"], figures["canary_recall_fresh"]
-        if self._ridge:
-            figures |= self._correct(query, store, fresh, engine)
         return figures | {"canary_seconds": time.monotonic() - began}
-
-    def _correct(self, query: Floats, store: MemoryStore, fresh: Floats, engine: Engine) -> dict[str, float]:
-        """Fit a correction, and keep it if it is better than none.
-
-        `correction_taken` (0 or 1), and on rows that it was not fitted on, the overlap of the K best with those by
-        fresh memory: `correction_overlap_stored` without it, `correction_overlap` with it; left out where there are too
-        few rows.
-        """
-        made = [store.shard_fingerprints[shard].hash for shard in store.shards_of(self.rows).tolist()]
-        fitted = fit_and_test(query, store.memory(self.rows), fresh, made, ridge=self._ridge, num_selected=self._k)
-        # Rank 0 decides for all; the last bits of a matrix may differ, as they may of the model itself.
-        own = (
-            [float(fitted.better), fitted.overlap_stored, fitted.overlap_corrected]
-            if fitted and engine.rank == 0
-            else [0.0] * 3
-        )
-        taken, without, corrected = engine.sum(own)
-        self.correction = fitted.correction if fitted and taken else None
-        if not fitted:
-            return {"correction_taken": 0.0}
-        return {"correction_taken": taken, "correction_overlap_stored": without, "correction_overlap": corrected}
 
     def compare(self, query: Floats, stored: Floats, fresh: Floats) -> list[float]:
         """The figures in order of `_FIGURES`, and whether the recalls mean anything (1 or 0).

@@ -411,9 +411,8 @@ class Versions:
         """Take back what `state` gave, and start a refresh that was under way again."""
         self.current = Version(**state["current"])
         self.pending = Pending(**state["pending"]) if state["pending"] else None
-        # A state of before there were mixed versions has neither.
-        self._steps = dict(state.get("steps", {}))
-        self.working_set.restore(state.get("working_set", {"row_ids": [], "uses": []}))
+        self._steps = dict(state["steps"])
+        self.working_set.restore(state["working_set"])
         if self._rank == 0:
             forget_later(
                 self._run, max(version.number for version in (self.current, self.pending) if version is not None)

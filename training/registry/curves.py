@@ -16,7 +16,6 @@ _PICTURES = {
         "canary_recall_stored",
         "canary_recall_fresh",
     ),
-    "correction": ("correction_overlap_stored", "correction_overlap", "correction_taken"),
     "staleness_steps": ("staleness_steps", "memory_lag_steps", "pool_lag_steps"),
     "refresh_shares": ("refresh_compute_share", "blocked_share"),
     "gradient_norm": ("gradient_norm",),

@@ -35,11 +35,6 @@ class Left:
     lag_steps: int
 
 
-def _oldest_step(version: Mapping[str, Any]) -> int:
-    """Updates after which the snapshot of a version's oldest row was taken. A note of before there were mixed versions has one number for all."""
-    return int(version.get("oldest_step", version["snapshot_step"]))
-
-
 def left(config: Config) -> Left:
     """What the run of a configuration left; it has made all its steps."""
     where, trained = places(config), config.joint.compressor_updates
@@ -51,9 +46,12 @@ def left(config: Config) -> Left:
     if refreshes and (newest := int(refreshes[-1]["number"])) > number:
         # Ready after the last step, so that no step used it.
         memory, index = (str(where.output / f"{kind}-v{newest}") for kind in ("memory", "index"))
-        return Left(state, refreshes, newest, memory, index, max(0, trained - _oldest_step(refreshes[-1])))
-    in_use = next((note for note in refreshes if int(note["number"]) == number), current)
-    return Left(state, refreshes, number, current["memory"], current["index"], max(0, trained - _oldest_step(in_use)))
+        return Left(state, refreshes, newest, memory, index, max(0, trained - int(refreshes[-1]["oldest_step"])))
+    # Version 0, which the run began with, has no note.
+    oldest = next(
+        (note["oldest_step"] for note in refreshes if int(note["number"]) == number), current["snapshot_step"]
+    )
+    return Left(state, refreshes, number, current["memory"], current["index"], max(0, trained - int(oldest)))
 
 
 def due(config: Config, found: Left) -> bool:

@@ -4,15 +4,14 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clara.config.refresh import Refresh
-from clara.config.section import Section
-from clara.config.stages import Joint
+from pydantic.main import IncEx
+
 from clara.config.tree import Config
 from clara.errors import InputError
 from clara.storage import artefact
@@ -22,34 +21,22 @@ from training.loop.loop import shard
 METRICS = "metrics.jsonl"
 REPORT = "report.json"
 LOCK_SECONDS = 60.0
-_ADDED_TO_REFRESH = (
-    "rerank",
-    "canary_every",
-    "canary_rows",
-    "trigger_cosine",
-    "max_staleness_steps",
-    "when_stale",
-    "rows",
-    "share",
-    "oldest_share",
-    "look_ahead_steps",
-    "rerank_lag_steps",
-    "correction",
-    "correction_ridge",
-)
-# Who computes, how long one waits, what is kept: none of it changes what is computed.
-_NOT_OF_THE_RECIPE = {
-    "joint": ("checkpoint_every", "micro_batch"),
-    "joint.refresh": (
-        "num_workers",
-        "num_cpus",
-        "num_gpus",
-        "max_attempts",
-        "max_seconds",
-        "wait_seconds",
-        "keep_versions",
-    ),
-    "retrieval": ("search_shards", "search_seconds", "search_restarts", "search_cpus"),
+# Who computes, how long a run waits and what it keeps does not change what is computed.
+_NOT_OF_THE_RECIPE: Mapping[str, IncEx] = {
+    "joint": {
+        "checkpoint_every": True,
+        "micro_batch": True,
+        "refresh": {
+            "num_workers",
+            "num_cpus",
+            "num_gpus",
+            "max_attempts",
+            "max_seconds",
+            "wait_seconds",
+            "keep_versions",
+        },
+    },
+    "retrieval": {"search_shards", "search_seconds", "search_restarts", "search_cpus"},
 }
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -110,33 +97,22 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={**paths, "backbone": section})
 
 
-def _leave_out_defaults(tree: dict[str, Any], defaults: Section, names: Sequence[str]) -> None:
-    """Take settings that have their defaults out of a recipe: they were added later, and a run made before them is still that run."""
-    for name in names:
-        if tree[name] == getattr(defaults, name):
-            del tree[name]
-
-
-def recipe(config: Config) -> dict[str, Any]:
+def recipe(config: Config, *, exclude_defaults: bool = True) -> dict[str, Any]:
     """What determines the CHECKPOINT: settings of the stage, and hashes of what it reads.
 
-    Who computes is not among it: a run may be taken up on other ranks and by other micro-batches, which sum the same
+    Settings at their defaults are excluded, so that adding a setting does not invalidate earlier runs.
+    Who computes is not part of it: a run may be resumed on other ranks and with other micro-batches, which sum the same
     numbers in another order. (Dropout is drawn by each rank for each micro-batch, so that with it the numbers are
     others, of the same kind.)
+
+    Args:
+        config: the root.
+        exclude_defaults: False: all settings, to show them to a person.
     """
     names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
-    settings = config.model_dump(include={"seed", "stage", "joint", "retrieval"})
-    _leave_out_defaults(
-        settings["joint"], Joint(), ("on_nonfinite", "evaluate_answer_tokens", "evaluate_pools", "evaluate_fresh")
-    )
-    _leave_out_defaults(settings["joint"]["refresh"], Refresh(), _ADDED_TO_REFRESH)
-    for section, left_out in _NOT_OF_THE_RECIPE.items():
-        tree = settings
-        for part in section.split("."):
-            tree = tree[part]
-        for name in left_out:
-            del tree[name]
+    sections = {"seed", "stage", "joint", "retrieval"}
+    settings = config.model_dump(include=sections, exclude=_NOT_OF_THE_RECIPE, exclude_defaults=exclude_defaults)
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
 
 

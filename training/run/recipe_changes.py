@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clara.config.tree import Config
-from clara.storage.artefact import MANIFEST, atomic_write
+from clara.storage.artefact import atomic_write
 from clara.tracking.names import flatten
 from training.loop.run_state import run_states
 
@@ -30,7 +30,7 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two recipes have otherwise, as `key one → other`. What a recipe leaves out has its default."""
+    """The keys that two recipes with all their settings differ in, as `key one → other`. A setting that one lacks has its default there."""
     defaults = flatten(json.loads(Config().model_dump_json()))
     one, other = _flat(before), _flat(now)
     pairs = {
@@ -46,9 +46,6 @@ def tell_of_another(output: Path, run: Path, recipe: Mapping[str, Any]) -> None:
     if not others or run_states(run):
         return
     known = [json.loads((path / RECIPE).read_text(encoding="utf-8")) for path in others if (path / RECIPE).is_file()]
-    finished = output / "checkpoint" / MANIFEST
-    if not known and finished.is_file():  # a run of before recipes were noted
-        known = [json.loads(finished.read_text(encoding="utf-8"))["made_by"]["recipe"]]
     changed = min((differences(before, recipe) for before in known), key=len, default=[])
     more = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
     named = f" ({', '.join(changed[:_MOST_NAMED])}{more})" if changed else ""

@@ -123,13 +123,11 @@ def build_canary(config: Config, versions: Versions) -> Canary | None:
     if not settings.canary_every:
         return None
     questions = canary_questions(read_questions(config.questions), max(1, settings.canary_rows // 2))
-    ridge = settings.correction_ridge if settings.correction else 0.0
     return Canary(
         questions,
         versions.open()[0],
         num_rows=settings.canary_rows,
         num_selected=config.joint.num_selected,
-        correction_ridge=ridge,
     )
 
 
@@ -147,7 +145,7 @@ def preflight(config: Config) -> None:
     trained_roles(config)
     if config.utilities:
         check_scored(config)
-    made_by = recipe(config)
+    made_by = recipe(config, exclude_defaults=False)
     tell_of_another(where.output, where.run, made_by)
     try:
         where.run.mkdir(parents=True, exist_ok=True)

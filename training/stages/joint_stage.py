@@ -25,7 +25,6 @@ from clara.retrieval.ranker import NO_ROW
 from training.loop.engine import Engine
 from training.loop.loop import Stage, sample, shard
 from training.refresh.canary import Canary
-from training.refresh.correction import Correction
 from training.refresh.cost import Devices, Spent
 from training.refresh.versions import Versions
 from training.refresh.working_set import Coming
@@ -112,7 +111,6 @@ class JointStage(Stage):
         self._used_recall: dict[str, float] = {}
         self._memory_lag_steps = self._pool_lag_steps = 0.0
         self._refreshing = False
-        self._correction_step = 0
         self._spent = Spent()
         self._step_began = 0.0
         self._devices = Devices.of(config, torch.get_num_threads())
@@ -189,7 +187,6 @@ class JointStage(Stage):
         if self._canary is not None and (step + 1) % every == 0:
             # Of the version that the next step uses, as a switch in this step has taken place.
             staleness = self._canary.measure(self._model, self._store, engine)
-            self.pool_memory.correction, self._correction_step = self._canary.correction, step + 1
         self._refresh(step + 1, staleness.get("canary_cosine", 1.0))
         self.versions.prune(step + 1)
         every = self._settings.evaluate_every
@@ -220,24 +217,14 @@ class JointStage(Stage):
 
     def state(self) -> dict[str, Any]:
         """See the base class."""
-        correction = self.pool_memory.correction
-        name = correction.save(self.versions.run_directory, self._correction_step) if correction else ""
-        return {
-            "versions": self.versions.state(),
-            "correction": name,
-            "correction_step": self._correction_step,
-            "spent": self._spent.state(),
-        }
+        return {"versions": self.versions.state(), "spent": self._spent.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
         self.versions.restore(state["versions"])
         self._open()
         self.versions.blocked_seconds = 0.0  # opening what the run begins with is no waiting
-        self._spent = Spent(**state.get("spent", {}))
-        if name := state.get("correction"):
-            self.pool_memory.correction = Correction.load(self.versions.run_directory / name)
-            self._correction_step = int(state["correction_step"])
+        self._spent = Spent(**state["spent"])
 
     # --- refreshes ---------------------------------------------------------------------------------------------------
 
@@ -276,7 +263,6 @@ class JointStage(Stage):
     def _open(self) -> None:
         began = time.monotonic()
         self.candidates.use(*self.versions.open())
-        self.pool_memory.correction = None  # it was fitted for another version
         self.versions.blocked_seconds += time.monotonic() - began
 
     @property

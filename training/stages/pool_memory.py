@@ -1,4 +1,4 @@
-"""What a pool is scored on: memory as it is stored, encoded afresh where it is old (`joint.refresh.rerank`), or corrected between refreshes.
+"""What a pool is scored on: memory as it is stored, or encoded afresh where it is old (`joint.refresh.rerank`).
 
 Shapes: B questions, N candidates, M memory tokens, D hidden size.
 """
@@ -7,13 +7,10 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from clara.config.stages import Joint
-from clara.memory.store import MemoryStore
 from clara.model.model import ClaraModel
-from training.refresh.correction import Correction
 from training.refresh.versions import Versions
 from training.stages.candidates import Candidates
 
@@ -22,19 +19,13 @@ class PoolMemory:
     """Memory of the pools of a step, a constant of it.
 
     Attributes:
-        correction: of the version in use; None: none.
         rerank_seconds: spent on encoding afresh since somebody last set it to 0.
     """
 
     def __init__(self, model: ClaraModel, candidates: Candidates, versions: Versions, settings: Joint) -> None:
         """Nothing is read yet."""
-        self.correction: Correction | None = None
         self.rerank_seconds = 0.0
         self._model, self._candidates, self._versions, self._settings = model, candidates, versions, settings
-
-    @property
-    def _store(self) -> MemoryStore:
-        return self._candidates.store
 
     def of(
         self, step: int, pools: Sequence[Sequence[int]], right: Sequence[int | None]
@@ -49,9 +40,6 @@ class PoolMemory:
         device = self._model.backbone.device
         memory_BNMD, valid_BN = self._candidates.memory(pools, self._settings.num_candidates)
         rights = [None if row is None else self._candidates.stored([row])[0].to(device) for row in right]
-        # The generator reads what is stored where the compressor stands still: a correction is for scoring alone.
-        if self.correction is not None and step < self._settings.compressor_updates:
-            self._correct(step, pools, memory_BNMD)
         memory_BNMD = memory_BNMD.to(device)
         if self.encodes_afresh(step):
             self._encode_afresh(step, pools, right, memory_BNMD, rights)
@@ -61,19 +49,6 @@ class PoolMemory:
         """Whether old rows are encoded afresh: where that is asked for, and some row of the version in use is old enough."""
         refresh = self._settings.refresh
         return refresh.rerank and self._versions.ages.oldest(step) > refresh.rerank_lag_steps
-
-    def _correct(self, step: int, pools: Sequence[Sequence[int]], memory_BNMD: Tensor) -> None:
-        """Correct, in place, what lacks updates."""
-        if self.correction is None:
-            return
-        made = np.array([fingerprint.hash for fingerprint in self._store.shard_fingerprints])
-        for number, pool in enumerate(pools):
-            older = np.flatnonzero(self._versions.ages.lag(pool, step) > 0)
-            rows = [pool[place] for place in older.tolist()]
-            memory = memory_BNMD[number, older].numpy()
-            memory_BNMD[number, older] = torch.from_numpy(
-                self.correction.apply(memory, made[self._store.shards_of(rows)].tolist())
-            )
 
     def _encode_afresh(
         self,

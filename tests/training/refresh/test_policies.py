@@ -5,14 +5,12 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from clara.config.model import Backbone
 from clara.config.tree import Config
 from clara.data.questions import read_questions
-from clara.data.records import input_text
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
@@ -23,8 +21,6 @@ from tests.helpers.naive import assert_same, gradients, naive_joint_loss
 from training import joint
 from training.loop.engine import LocalEngine
 from training.loop.lines import read
-from training.refresh.canary import Canary
-from training.refresh.correction import Correction, fit, fit_and_test
 from training.refresh.job import RefreshResult
 from training.refresh.versions import Versions
 from training.run.report import figures
@@ -38,14 +34,6 @@ POLICIES: dict[str, dict[str, object]] = {
     "full_and_rerank": {"policy": "full", "rerank": True},
     "incremental": {"policy": "incremental", "rows": 14},
     "incremental_and_rerank_of_the_older": {"policy": "incremental", "rows": 14, "rerank": True, "rerank_lag_steps": 1},
-    "incremental_and_correction": {
-        "policy": "incremental",
-        "rows": 14,
-        "correction": True,
-        "canary_every": 1,
-        "canary_rows": 24,
-    },
-    "correction": {"correction": True, "canary_every": 1, "canary_rows": 24},
 }
 
 
@@ -87,15 +75,7 @@ def stage(world: World, folder: Path, model: ClaraModel, refresh: dict[str, obje
     )
     (folder / "run").mkdir()
     versions = Versions(config, folder, folder / "run", Inline(), 1)
-    settings = config.joint.refresh
-    canary = None
-    if settings.canary_every:
-        questions = read_questions(world.questions)
-        ridge = settings.correction_ridge
-        canary = Canary(
-            questions, versions.open()[0], num_rows=settings.canary_rows, num_selected=3, correction_ridge=ridge
-        )
-    made = JointStage(model, read_questions(world.questions, "train"), config, versions, canary=canary)
+    made = JointStage(model, read_questions(world.questions, "train"), config, versions)
     made.begin(LocalEngine(torch.nn.Linear(1, 1), [(0.1, [torch.nn.Parameter(torch.zeros(1))])], made.optimiser))
     return made
 
@@ -113,7 +93,6 @@ def test_all_gradients_equal_those_of_a_naive_step(
     model = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
     start = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
     made = stage(world, tmp_path, model, settings)
-    engine = made._begun()
     move(model, 1)
     snapshot = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
     move(snapshot, 1)
@@ -121,15 +100,6 @@ def test_all_gradients_equal_those_of_a_naive_step(
     made._refresh(2)
     made.before_step(2, made.announcement(2))
     move(model, 2)
-    if made._canary is not None:
-        made._canary.measure(model, made._store, engine)
-        # Whether it helps so small a model is chance: here it is taken in any case.
-        texts = [input_text(c.title, c.text) for c in made._store.records(made._canary.rows)]
-        fresh = torch.cat([model.compress([model.document_ids(t)]) for t in texts]).numpy()
-        stored = made._store.memory(made._canary.rows)
-        by = [made._store.shard_fingerprints[s].hash for s in made._store.shards_of(made._canary.rows)]
-        rows = {f: [i for i in range(0, len(by), 2) if by[i] == f] for f in {*by}}
-        made.pool_memory.correction = Correction({f: fit(stored[i], fresh[i], 0.01) for f, i in rows.items() if i})
     model.double()
     (batch,) = made.micro_batches(STEP, 0, 1)
     pools = pools_of(made, batch.candidates)
@@ -144,7 +114,6 @@ def test_all_gradients_equal_those_of_a_naive_step(
         assert used & refreshed
         assert used - refreshed
     memory = torch.zeros_like(batch.memory)
-    base, newest = made.versions._steps.keys() if settings.get("policy") else ([*made.versions._steps] * 2)
     for row, (pool, texts) in enumerate(zip(pools, batch.candidates, strict=True)):
         for place, (candidate, text) in enumerate(zip(pool, texts, strict=True)):
             lag = 1 if candidate in refreshed else 3
@@ -154,10 +123,6 @@ def test_all_gradients_equal_those_of_a_naive_step(
             value = encoder.compress([text])[0].float()
             if encoder is not model:
                 value = value.half().float()
-                if (correction := made.pool_memory.correction) is not None:
-                    value = value + value @ torch.from_numpy(
-                        correction.maps[newest if candidate in refreshed else base]
-                    )
             memory[row, place] = value
     # Batches of other shapes give other last bits, and half precision rounds them to a neighbour at times.
     torch.testing.assert_close(batch.memory, memory, atol=4e-3, rtol=4e-3)
@@ -180,95 +145,9 @@ def pools_of(made: JointStage, candidates: list[list[list[int]]]) -> list[list[i
     return [[by_text[tuple(text)] for text in pool] for pool in candidates]
 
 
-# --- the correction --------------------------------------------------------------------------------------------------
-
-
-def test_a_linear_drift_is_found_and_undone() -> None:
-    dice = np.random.default_rng(0)
-    stored = dice.standard_normal((40, 2, 6)).astype(np.float32)
-    truth = 0.4 * dice.standard_normal((6, 6)).astype(np.float32)
-    fresh = stored + stored @ truth
-    np.testing.assert_allclose(fit(stored, fresh, 1e-9), truth, atol=1e-4)
-    # With fewer pairs than numbers the other system is solved: the same answer, here of two pairs for six numbers.
-    few, moved = stored[:1], fresh[:1]
-    given, weight = few.reshape(2, 6).astype(np.float64), 0.01 * np.square(few).sum() / 6
-    wanted = np.linalg.solve(given.T @ given + weight * np.eye(6), given.T @ (moved.reshape(2, 6) - given))
-    np.testing.assert_allclose(fit(few, moved, 0.01), wanted, atol=1e-5)
-    assert np.abs(fit(stored, fresh, 1e9)).max() < 1e-6
-    query = dice.standard_normal((30, 2, 6)).astype(np.float32)
-    fitted = fit_and_test(query, stored, fresh, ["a"] * 40, ridge=1e-6, num_selected=4)
-    assert fitted is not None
-    assert fitted.better
-    assert fitted.overlap_corrected > 0.99 > fitted.overlap_stored
-
-
-def test_a_correction_that_does_not_help_is_not_taken() -> None:
-    dice = np.random.default_rng(1)
-    stored, fresh, query = (dice.standard_normal((n, 2, 6)).astype(np.float32) for n in (24, 24, 20))
-    # Nothing to learn: fresh memory has nothing to do with stored memory; or it is the same.
-    same = fit_and_test(query, stored, stored, ["a"] * 24, ridge=0.01, num_selected=3)
-    assert same is not None
-    assert not same.better
-    assert same.overlap_stored == 1.0
-    assert fit_and_test(query, stored[:6], fresh[:6], ["a"] * 6, ridge=0.01, num_selected=3) is None
-
-
-def test_each_version_has_a_map_of_its_own() -> None:
-    stored = np.ones((3, 1, 2), np.float32)
-    correction = Correction({"a": np.eye(2, dtype=np.float32), "b": 2 * np.eye(2, dtype=np.float32)})
-    assert correction.apply(stored, ["b", "none", "a"])[:, 0, 0].tolist() == [3.0, 1.0, 2.0]
-    assert (stored == 1).all()
-
-
-def test_it_is_for_scoring_alone_and_is_kept_for_resuming(world: World, tmp_path: Path) -> None:
-    model = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
-    made = stage(world, tmp_path, model, {"correction": True, "canary_every": 1, "canary_rows": 12})
-    before = made.micro_batches(STEP, 0, 1)[0].memory
-    (made_by,) = {f.hash for f in made._store.shard_fingerprints}
-    made.pool_memory.correction, made._correction_step = Correction({made_by: np.eye(32, dtype=np.float32)}), 3
-    assert torch.equal(made.micro_batches(STEP, 0, 1)[0].memory, 2 * before)
-    # Nothing lacks an update in the first step; in the tenth the compressor would stand still, and its memory is read
-    # by the generator.
-    assert torch.equal(made.micro_batches(0, 0, 1)[0].memory, stage_memory(made, 0))
-    made._settings = made.pool_memory._settings = made._settings.model_copy(update={"compressor_steps": 3})
-    assert torch.equal(made.micro_batches(STEP, 0, 1)[0].memory, before)
-    state = json.loads(json.dumps(made.state()))
-    other = stage(world, tmp_path / "run", model, {"correction": True, "canary_every": 1, "canary_rows": 12})
-    other.versions.run_directory = made.versions.run_directory
-    other.restore(state)
-    assert other.pool_memory.correction is not None
-    assert np.array_equal(other.pool_memory.correction.maps[made_by], np.eye(32))
-    other._open()
-    assert other.pool_memory.correction is None
-
-
-def stage_memory(made: JointStage, step: int) -> torch.Tensor:
-    made.pool_memory.correction, kept = None, made.pool_memory.correction
-    memory = made.micro_batches(step, 0, 1)[0].memory
-    made.pool_memory.correction = kept
-    return memory
-
-
-def test_a_run_logs_it(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {
-        "joint__refresh__canary_every": 1,
-        "joint__refresh__canary_rows": 24,
-        "joint__refresh__correction": "true",
-    }
-    sets = world.sets(
-        tmp_path, joint__train_compressor="true", joint__steps=4, joint__optimiser__learning_rate=1e-2, **values
-    )
-    assert joint.main(["--launcher", "local", *sets]) == 0
-    metrics = read(next(tmp_path.glob("run-*")) / "metrics.jsonl")
-    for v in metrics.values():
-        assert v["correction_taken"] == float(v["correction_overlap"] > v["correction_overlap_stored"])
-
-
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"correction": "true"}, "set canary_every"),
-        ({"correction": "true", "canary_every": 1, "rerank": "true"}, "needs no correction"),
         ({"policy": "incremental", "switch": "fixed"}, "switch = 'fixed' switches delta_steps after a snapshot"),
         ({"share": 0}, r"refresh\.share"),
     ],
