@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,15 @@ def test_relative_links_lead_to_files(page: Path) -> None:
 @pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])
 def test_the_two_entry_pages_are_short(name: str) -> None:
     assert len((ROOT / name).read_bytes()) <= 8192
+
+
+def test_the_layers_are_those_of_the_import_contracts() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    for contract in project["tool"]["importlinter"]["contracts"]:
+        if contract["type"] == "layers":
+            layers = " → ".join(layer.replace(" | ", ", ") for layer in contract["layers"])
+            assert f"| {contract['name']} | {layers} |" in text
 
 
 def names_in(file: Path) -> set[str]:
