@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clara.config.flags import program
 from clara.errors import InputError, command_line
 
 MEASURES = {
@@ -116,7 +117,7 @@ def read(evaluation: Path) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.summary", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("infra.summary"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("evaluation", type=Path, help="directory that training.evaluate wrote in the demo")
     parser.add_argument("--markdown", action="store_true", help="as the README has it")

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clara.config.flags import program
 from clara.errors import command_line
 from clara.storage.artefact import atomic_write, versions
 from infra.steps import ROOT, module, run_together, shown, training
@@ -197,7 +198,7 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.world", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("infra.world"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--output",

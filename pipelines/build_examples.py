@@ -25,6 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from clara.config.flags import program
 from clara.data.corpus import FIELDS, Fields, expand, input_hashes, read_rows, to_document
 from clara.data.examples import Example, write_examples
 from clara.data.records import Document, document_id, normalise
@@ -209,7 +210,7 @@ def read_described(files: Sequence[str], fields: Fields = FIELDS) -> Iterator[tu
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m pipelines.build_examples",
+        prog=program("pipelines.build_examples"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

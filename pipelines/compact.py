@@ -8,6 +8,7 @@ The rows and their stored numbers stay what they are, bit for bit; nothing is co
 import argparse
 from typing import Any
 
+from clara.config.flags import program
 from clara.errors import InputError, command_line
 from clara.memory.compact import compact, compact_recipe
 from clara.memory.shards import KIND
@@ -22,7 +23,7 @@ from pipelines.job.locks import Lease
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m pipelines.compact", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("pipelines.compact"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.add_argument("--memory", required=True, metavar="DIR", help="MEMORY to compact")
     found.add_argument("--output", required=True, metavar="DIR", help="MEMORY to write")

@@ -22,6 +22,7 @@ import torch
 from apache_beam.pvalue import AsList
 from apache_beam.utils.shared import Shared
 
+from clara.config.flags import program
 from clara.data.questions import Question, read_questions
 from clara.data.utilities import FILE, KIND, Scored, reader_hash, write_shard
 from clara.errors import InputError, command_line
@@ -182,7 +183,7 @@ def questions_of(job: Job) -> list[Question]:
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m pipelines.score_utilities",
+        prog=program("pipelines.score_utilities"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

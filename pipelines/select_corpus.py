@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from clara.config.flags import program
 from clara.data.corpus import expand, read_rows, to_document
 from clara.data.records import Document
 from clara.errors import InputError, command_line
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> int:
     """The command line."""
     standard = ClozeSettings()
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.select_corpus",
+        prog=program("pipelines.select_corpus"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

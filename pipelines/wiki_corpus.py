@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from clara.config.flags import program
 from clara.data.records import document_id, normalise
 from clara.errors import InputError, command_line
 from pipelines.corpus.whole import write_jsonl
@@ -41,7 +42,7 @@ def corpus_row(entry: Mapping[str, str]) -> dict[str, str]:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.wiki_corpus",
+        prog=program("pipelines.wiki_corpus"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

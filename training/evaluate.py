@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clara.config.flags import program
 from clara.data.questions import Question, read_questions
 from clara.errors import InputError, command_line
 from clara.retrieval.dense import folder_hash
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     defaults = Settings()
     parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("training.evaluate"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--questions", required=True, help="QUESTIONS directory")
     parser.add_argument(

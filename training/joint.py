@@ -20,6 +20,7 @@ if (
 import argparse
 from collections.abc import Callable
 
+from clara.config.flags import program
 from clara.config.load import load
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
@@ -44,7 +45,7 @@ def launcher(config: Config) -> Callable[[Config, bool], str]:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python training/joint.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("training/joint.py"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", help="TOML file; shipped ones are in infra/configs/")
     parser.add_argument(

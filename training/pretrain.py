@@ -19,6 +19,7 @@ import argparse
 
 import torch
 
+from clara.config.flags import program
 from clara.config.load import load, require
 from clara.config.roles import GENERATOR
 from clara.config.tree import Config
@@ -108,7 +109,7 @@ def build(config: Config, micro_batch: int) -> tuple[ClaraModel, Stage]:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python training/pretrain.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("training/pretrain.py"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", help="TOML file; shipped ones are in infra/configs/")
     parser.add_argument(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from clara.config.flags import program
 from clara.errors import InputError, command_line
 from clara.metrics import PairedTest, paired_test
 from training.evaluation.report import PER_QUESTION
@@ -148,7 +149,7 @@ def holder(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | Non
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.promote", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("training.promote"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--name", required=True, help="registered model")
     parser.add_argument("--version", required=True, help="challenger: a version's number, or latest")

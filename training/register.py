@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clara.config.flags import program
 from clara.errors import InputError, command_line
 from clara.storage.artefact import Artefact, hash_of, read_manifest
 from clara.storage.paths import is_url
@@ -120,7 +121,7 @@ def register(
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.register", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("training.register"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--name", required=True, help="registered model")
     parser.add_argument("--checkpoint", required=True, help="CHECKPOINT; is copied")

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from clara.config.flags import program
 from clara.config.stages import Optimiser
 from clara.errors import command_line
 from clara.model.steps import Output
@@ -54,7 +55,7 @@ def one_step() -> float:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.warm_up", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("training.warm_up"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     options = parser.parse_args(argv)

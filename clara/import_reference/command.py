@@ -19,6 +19,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
+from clara.config.flags import program
 from clara.errors import InputError
 from clara.import_reference.convert import convert
 from clara.import_reference.format import ADAPTERS, CONFIG, LAYERS, STAGE_OF, Reference, config_rows, read_reference
@@ -30,7 +31,7 @@ from clara.storage.artefact import MANIFEST, read_manifest, sha256_file, up_to_d
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m clara.import_reference",
+        prog=program("clara.import_reference"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

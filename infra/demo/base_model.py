@@ -9,6 +9,7 @@ import os
 import shutil
 from pathlib import Path
 
+from clara.config.flags import program
 from clara.errors import InputError, command_line
 from clara.storage.artefact import atomic_write
 
@@ -36,7 +37,7 @@ def packaged_gguf() -> Path:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.demo.base_model",
+        prog=program("infra.demo.base_model"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -13,6 +13,7 @@ import json
 import resource
 from pathlib import Path
 
+from clara.config.flags import program
 from clara.errors import InputError
 from clara.storage.artefact import atomic_write
 from infra.demo.steps import CONFIG, DTYPE, QUICK_DOCUMENTS, Demo, Given
@@ -40,7 +41,7 @@ def closing(demo: Demo, seconds: dict[str, float]) -> str:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("infra.demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--documents",

@@ -22,6 +22,7 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
+from clara.config.flags import program
 from clara.errors import InputError
 from clara.storage.artefact import atomic_write
 from infra.evidence.steps import QUICK, TRAINED, WHOLE, Evidence
@@ -53,7 +54,7 @@ def note_command(path: Path, argv: list[str], options: argparse.Namespace) -> No
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.evidence", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("infra.evidence"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--data", required=True, metavar="DIR", help="folder with 2wiki/, hotpotqa/, musique/ and scp/, as published")

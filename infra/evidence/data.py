@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from clara.config.flags import program
 from clara.data.corpus import input_hashes, read_rows
 from clara.data.examples import Example, write_examples
 from clara.data.questions import Question, write_questions
@@ -192,7 +193,7 @@ def make(data: Path, sizes: Sizes) -> Made:
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m infra.evidence.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("infra.evidence.data"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     found.add_argument("--data", required=True, metavar="DIR", help="folder with 2wiki/, hotpotqa/, musique/ and scp/")
     found.add_argument("--output", required=True, metavar="DIR", help="folder to write into")

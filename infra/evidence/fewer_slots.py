@@ -9,6 +9,7 @@ import argparse
 
 import torch
 
+from clara.config.flags import program
 from clara.config.model import Backbone
 from clara.errors import InputError, command_line
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
@@ -38,7 +39,7 @@ def with_fewer_slots(model: ClaraModel, num_memory_tokens: int) -> None:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.evidence.fewer_slots",
+        prog=program("infra.evidence.fewer_slots"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from clara.config.flags import program
 from clara.errors import command_line
 from clara.memory.store import MemoryStore
 from clara.metrics import PairedTest
@@ -389,7 +390,7 @@ def markdown(tables: Mapping[str, Table], told: Sequence[str], made: Mapping[str
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m infra.evidence.report",
+        prog=program("infra.evidence.report"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

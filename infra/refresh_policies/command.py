@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clara.config.flags import program
 from clara.errors import InputError
 from clara.storage.artefact import atomic_write, versions
 from infra.refresh_policies.figures import compare, draw, markdown
@@ -106,7 +107,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m infra.refresh_policies",
+        prog=program("infra.refresh_policies"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from clara.config.flags import program
 from clara.errors import InputError
 from infra.submit.wheel import build_wheel
 
@@ -12,7 +13,7 @@ from infra.submit.wheel import build_wheel
 def submit_parser(name: str, description: str | None, jobs: Sequence[str]) -> argparse.ArgumentParser:
     """A command line that ends with a job and its arguments."""
     parse = argparse.ArgumentParser(
-        prog=f"python -m infra.{name}.submit",
+        prog=program(f"infra.{name}.submit"),
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from clara.config.flags import program
 from clara.errors import InputError, command_line
 
 PACKAGES = ("clara", "pipelines", "training", "infra")
@@ -79,7 +80,7 @@ def build_wheel(output: Path) -> Path:
 def main(argv: Sequence[str]) -> int:
     """The command line."""
     parse = argparse.ArgumentParser(
-        prog="python -m infra.submit.wheel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("infra.submit.wheel"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parse.add_argument(
         "--output", type=Path, default=Path("dist"), metavar="DIR", help="where the wheel goes (default: %(default)s)"

@@ -10,6 +10,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from clara.config.flags import program
 from clara.memory.codec import CODECS
 from clara.memory.keys import DEFAULT_KEY_SIZE
 from pipelines.corpus.arguments import add_corpus_arguments
@@ -19,7 +20,7 @@ from pipelines.job.tracking import add_tracking_arguments
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
-        prog="python -m pipelines.build_memory",
+        prog=program("pipelines.build_memory"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

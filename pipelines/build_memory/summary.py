@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from clara.config.flags import program
 from clara.errors import command_line
 from clara.memory.shards import KIND, PLAN, RECORDS
 from clara.storage.artefact import Artefact
@@ -213,7 +214,7 @@ def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> N
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
-        prog="python -m pipelines.build_memory.summary",
+        prog=program("pipelines.build_memory.summary"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -15,6 +15,7 @@ import functools
 import json
 from typing import Any
 
+from clara.config.flags import program
 from clara.data.corpus import expand, input_hashes
 from clara.data.questions import write_questions
 from clara.errors import InputError
@@ -33,7 +34,7 @@ from pipelines.job.locks import Lease
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
     found = argparse.ArgumentParser(
-        prog="python -m pipelines.build_questions",
+        prog=program("pipelines.build_questions"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -16,6 +16,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
+from clara.config.flags import program
 from pipelines.corpus.arguments import add_corpus_arguments
 from pipelines.job.tracking import add_tracking_arguments
 
@@ -23,7 +24,7 @@ from pipelines.job.tracking import add_tracking_arguments
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
-        prog="python -m pipelines.synthesize",
+        prog=program("pipelines.synthesize"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from clara.config.flags import program
 from clara.data.examples import Example, each_example
 from clara.data.records import chunk_id
 from clara.errors import InputError, command_line
@@ -116,7 +117,7 @@ def tell(
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
-        prog="python -m pipelines.synthesize.summary",
+        prog=program("pipelines.synthesize.summary"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

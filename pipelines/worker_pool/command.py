@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clara.config.flags import program
 from clara.errors import InputError
 
 _CHECK = "import apache_beam.runners.worker.sdk_worker_main, pipelines.worker_pool.template"
@@ -29,7 +30,7 @@ _CHECK = "import apache_beam.runners.worker.sdk_worker_main, pipelines.worker_po
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     parse = argparse.ArgumentParser(
-        prog="python -m pipelines.worker_pool",
+        prog=program("pipelines.worker_pool"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

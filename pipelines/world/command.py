@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from clara.config.flags import program
 from clara.data.examples import Example, write_examples
 from clara.data.questions import Question, write_questions
 from clara.errors import InputError
@@ -160,7 +161,7 @@ def save_backbone(directory: Path, seed: int) -> None:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.world", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("pipelines.world"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="directory to make")
     parser.add_argument(

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clara.config.flags import program
 from clara.errors import InputError
 from clara.storage.artefact import atomic_write
 from training.refresh.job import RefreshJob, expected_fingerprint, fingerprint_of, run_job
@@ -30,7 +31,7 @@ def read_job(path: str) -> RefreshJob:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.refresh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("training.refresh"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--job", required=True, help="JSON with the fields of RefreshJob")
     parser.add_argument("--result", default="", help="file for the result, as JSON (default: print it)")

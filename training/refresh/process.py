@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from clara.config.flags import program
 from clara.errors import command_line
 from clara.processes import end_with_parent
 from clara.storage.artefact import atomic_write
@@ -143,7 +144,7 @@ def serve(lines: Iterable[str]) -> None:
 def main(argv: list[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.refresh.process",
+        prog=program("training.refresh.process"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
