@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.environment import RESULTS, environment, save
 from clara.errors import InputError, command_line
-from clara.memory.codec import CODECS, layout, pq_width
+from clara.memory.codec import CODECS, layout
 from clara.memory.product_quantiser import FILE, Codebook, sample_rows, save_codebook, train_codebook
 from clara.memory.shards import write_shard
 from clara.memory.store import MemoryStore, complete_memory
@@ -55,7 +55,7 @@ def transcode(store: MemoryStore, target: Path, codec: str) -> None:
     codebook: Codebook | None = None
     files = []
     artefact.make_directory(target)
-    if width := pq_width(codec):
+    if width := CODECS[codec].codebook_width:
         codebook = train_codebook(store.memory(sample_rows(store.row_ids.tolist(), store.num_memory_tokens)), width)
         save_codebook(target, codebook)
         files.append(artefact.file_entry(target, FILE))

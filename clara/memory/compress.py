@@ -12,7 +12,7 @@ from clara.data.records import Chunk, input_text
 from clara.errors import InputError
 from clara.memory import product_quantiser
 from clara.memory.batches import tight_batches
-from clara.memory.codec import Floats, check_memory, pq_width
+from clara.memory.codec import Floats, check_memory, codec_named
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
 from clara.memory.product_quantiser import Codebook
@@ -197,7 +197,7 @@ def make_codebook(
     Raises:
         InputError: too few memory tokens, or the disk refuses.
     """
-    width = pq_width(codec)
+    width = codec_named(codec).codebook_width
     if not width:
         return None
     plan = hash_of(

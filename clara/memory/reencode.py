@@ -7,7 +7,7 @@ from typing import Any
 
 from clara.errors import InputError
 from clara.memory import product_quantiser
-from clara.memory.codec import pq_width
+from clara.memory.codec import CODECS, codebook_of
 from clara.memory.compress import Compressor, make_codebook, write_memory_shard
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.product_quantiser import Codebook
@@ -88,12 +88,11 @@ def new_codebook(
     batch_tokens: int,
 ) -> Codebook | None:
     """The codebook of the new compressor for a product-quantised store, trained by whoever needs it first; None for other codecs."""
-    width = pq_width(store.codec)
-    if not width:
+    if not CODECS[store.codec].has_codebook:
         return None
     sample = store.records(product_quantiser.sample_rows(store.row_ids.tolist(), store.num_memory_tokens))
     make_codebook(model, sample, output, fingerprint=fingerprint, codec=store.codec, batch_tokens=batch_tokens)
-    return product_quantiser.load_codebook(output, width, store.hidden_size)
+    return codebook_of(output, store.codec, store.hidden_size)
 
 
 def reencode_shards(
@@ -144,7 +143,7 @@ def complete_reencode(
         recipe=reencode_recipe(store, fingerprint, batch_tokens),
         counts={"rows": num_rows},
         parent=store.hash,
-        extra_files=[file_entry(output, product_quantiser.FILE)] if pq_width(store.codec) else [],
+        extra_files=[file_entry(output, product_quantiser.FILE)] if CODECS[store.codec].has_codebook else [],
     )
 
 

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 from clara.data.records import Chunk
 from clara.errors import InputError
-from clara.memory.codec import Floats, decode_memory, layout, pq_width
+from clara.memory.codec import Floats, codebook_of, decode_memory, layout
 from clara.memory.document_rows import DocumentRows
 from clara.memory.fingerprint import Accepted, Fingerprint, of_memory
 from clara.memory.live_rows import Ids as Ids
 from clara.memory.live_rows import LiveRows
 from clara.memory.mixed_versions import check_accepted, refuse_mixed, shard_fingerprints
 from clara.memory.product_quantiser import FILE as CODEBOOK_FILE
-from clara.memory.product_quantiser import Codebook, load_codebook
+from clara.memory.product_quantiser import Codebook
 from clara.memory.shards import KIND, RECORDS, TENSORS
 from clara.storage import paths
 from clara.storage.artefact import Artefact, write_manifest
@@ -175,11 +175,8 @@ class MemoryStore:
         Raises:
             InputError: it is missing or damaged.
         """
-        width = pq_width(self.codec)
-        if not width:
-            return None
         self.artefact.file(CODEBOOK_FILE)
-        return load_codebook(self.directory, width, self.hidden_size)
+        return codebook_of(self.directory, self.codec, self.hidden_size)
 
     @property
     def num_shards(self) -> int:

@@ -16,10 +16,10 @@ from transformers.utils.logging import disable_progress_bar
 from clara.config.model import Backbone
 from clara.data.records import Chunk
 from clara.errors import InputError
-from clara.memory.codec import pq_width
+from clara.memory.codec import CODECS, codebook_of
 from clara.memory.compress import make_codebook, write_memory_shard
 from clara.memory.fingerprint import check, of_model
-from clara.memory.product_quantiser import load_codebook, num_sampled, sample_order
+from clara.memory.product_quantiser import num_sampled, sample_order
 from clara.memory.shards import shard_name
 from clara.memory.update import write_overlay
 from clara.model.checkpoint import load_checkpoint
@@ -104,7 +104,6 @@ class WriteShards(beam.DoFn):
                 batch_tokens=job.batch_tokens,
                 told=progress.tell,
             )
-        width, limits = pq_width(job.codec), job.fingerprint
         return write_memory_shard(
             self._model,
             chunks,
@@ -113,7 +112,7 @@ class WriteShards(beam.DoFn):
             fingerprint=job.fingerprint,
             codec=job.codec,
             batch_tokens=job.batch_tokens,
-            codebook=load_codebook(job.output, width, limits.hidden_size) if width else None,
+            codebook=codebook_of(job.output, job.codec, job.fingerprint.hidden_size),
             told=progress.tell,
         )
 
@@ -171,7 +170,7 @@ def _codebook(
     pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], job: Job
 ) -> PCollection[dict[str, Any] | None]:
     """The codebook's manifest entry, once it lies in MEMORY; an update keeps the older version's."""
-    if job.update or not pq_width(job.codec):
+    if job.update or not CODECS[job.codec].has_codebook:
         return pipeline | "NoCodebook" >> beam.Create([None])
     size, hint = num_sampled(job.fingerprint.num_memory_tokens), job.accelerator
     sample = (

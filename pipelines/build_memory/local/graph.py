@@ -18,7 +18,7 @@ from apache_beam.pvalue import AsDict, AsList, AsSingleton, PCollection, TaggedO
 from apache_beam.transforms import combiners
 from apache_beam.utils.shared import Shared
 
-from clara.memory.codec import pq_width
+from clara.memory.codec import CODECS
 from clara.storage.artefact import atomic_write
 from pipelines.build_memory.graph import WriteShards, default_num_shards, trained_codebook
 from pipelines.build_memory.local import first_pass as local_survey
@@ -181,7 +181,7 @@ def _num_shards(pipeline: beam.Pipeline, job: Job, ready: AsSingleton) -> PColle
 def _codebook(
     pipeline: beam.Pipeline, job: Job, num_shards: AsSingleton, ready: AsSingleton
 ) -> PCollection[dict[str, Any] | None]:
-    if job.update or not pq_width(job.codec):
+    if job.update or not CODECS[job.codec].has_codebook:
         return _once(pipeline, "NoCodebook")
     return _once(pipeline, "OneCodebook") | "TrainCodebook" >> beam.Map(
         lambda _, shards, _ready: trained_codebook(job, codebook_sample(job, shards)), num_shards, ready

@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.errors import InputError
-from clara.memory.codec import CODECS, GROUP, Floats, decode_memory, encode_memory, layout
+from clara.memory.codec import CODECS, GROUP, Floats, check_memory, decode_memory, encode_memory, layout
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.product_quantiser import FILE, Codebook, sample_rows, save_codebook, train_codebook
 from clara.memory.shards import finished_report, plan_hash, shard_name, write_plan, write_shard
@@ -96,6 +96,23 @@ def test_int8_errs_by_half_a_step_at_most(memory: Floats) -> None:
     assert stored["memory"].dtype == np.int8
     step = np.abs(memory).max(axis=-1, keepdims=True, initial=0.0) / 127
     assert (np.abs(decode_memory(stored, "int8", D) - memory) <= step * 0.5 * (1 + 1e-4) + 1e-35).all()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_a_codec_stores_what_its_layout_says_and_reads_it_back(name: str) -> None:
+    codec = CODECS[name]
+    memory = np.random.default_rng(3).standard_normal((200, 2, 20)).astype(np.float32)
+    codebook = train_codebook(memory, codec.codebook_width) if codec.has_codebook else None
+    stored = encode_memory(memory, name, codebook)
+    assert {tensor: (a.dtype, a.shape[1:]) for tensor, a in stored.items()} == layout(name, 2, 20)
+    decoded = decode_memory(stored, name, 20, codebook)
+    assert decoded.shape == memory.shape
+    assert decoded.dtype == np.float32
+    # Product quantisation keeps the least: a byte for every 8 numbers.
+    assert np.square(decoded - memory).mean() < np.square(memory).mean() * (1.0 if codec.has_codebook else 0.02)
+    if np.isfinite(codec.limit):
+        with pytest.raises(InputError, match=f"{name} ends at {codec.limit:.0f}"):
+            check_memory(np.full((1, 2, 20), 1.01 * codec.limit, np.float32), name)
 
 
 def test_float16_is_numpys_rounding() -> None:
