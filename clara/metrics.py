@@ -240,6 +240,7 @@ def _finite(values: ArrayLike, name: str) -> Values:
 def _extra(module: str) -> Any:
     """A library of the extra `train`, imported on use: answering needs none of it."""
     try:
+        # A third-party library, never a module of this project.
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise InputError(f"{module}: not installed; run: pip install 'clara-rag[train]'") from error

@@ -1,24 +1,67 @@
-"""What may import what, what importing costs, and that the shipped text names no place of its making."""
+"""What may import what, what importing costs, how long files are, and which words the text avoids."""
 
+import ast
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PACKAGES = ("clara", "pipelines", "training", "infra", "benchmarks")
 ORCHESTRATORS = ("apache_beam", "ray", "deepspeed", "mlflow", "pipelines", "training", "infra")
 CORE = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in (ROOT / "clara").rglob("*.py")
     if not path.stem.startswith("__")
 )
+MAX_LINES = 300
+# Files that were longer when the limit was set. The list only gets shorter.
+LONGER = {
+    "benchmarks/corpus_job.py",
+    "benchmarks/index.py",
+    "benchmarks/joint_step.py",
+    "clara/index/build.py",
+    "clara/model/backbone.py",
+    "clara/storage/cache.py",
+    "infra/demo/command.py",
+    "infra/evidence/command.py",
+    "infra/evidence/report.py",
+    "pipelines/build_examples.py",
+    "pipelines/score_utilities.py",
+    "pipelines/synthesize/endpoint.py",
+    "pipelines/synthesize/run.py",
+    "training/evaluate.py",
+    "training/launch/ray_train.py",
+    "training/launch/search_servers.py",
+    "training/refresh/job.py",
+    "training/refresh/versions.py",
+    "training/register.py",
+    "training/stages/joint_stage.py",
+}
+# Words that the docs of comparable libraries don't use in this sense; `ARCHITECTURE.md` and the docs follow the same
+# list. Identifiers count too: their parts between underscores are words.
+AVOIDED = (
+    "told|tell|tells|telling|stands|stand|lies|lie|as of|comes? to nothing|puts? aside|dice|mend|mends|mended|"
+    "goes on|go on|asked for and not there|anew|(?:is|are) said|of (?:its|their) own|none the worse"
+)
+# How often they still occur. The numbers only fall; a package with none stays at none.
+OCCURRENCES = {"clara": 227, "pipelines": 290, "training": 135, "infra": 42, "benchmarks": 61, "tests": 454}
+
+
+def sources(package: str) -> Iterator[Path]:
+    return (path for path in sorted((ROOT / package).rglob("*.py")) if "__pycache__" not in path.parts)
 
 
 def python(code: str) -> str:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# --- imports ---
 
 
 def test_the_import_contracts_hold():
@@ -42,14 +85,63 @@ def test_importing_clara_is_cheap():
     assert float(python(code)) < 1.0
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_a_module_is_read_in_one_sitting(name: str):
-    assert len((ROOT / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8").splitlines()) < 400
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_import_by_string_hides_from_the_contracts(package: str):
+    """A call of `import_module` or `__import__` needs a comment in the line above that says why."""
+    for path in sources(package):
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for call in (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)):
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            if name in ("import_module", "__import__"):
+                assert lines[call.lineno - 2].lstrip().startswith("#"), f"{path}:{call.lineno}: import by string"
 
 
-@pytest.mark.parametrize("package", ["clara", "pipelines", "training", "infra"])
+def test_no_test_imports_another_test():
+    for path in sources("tests"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            if isinstance(node, ast.ImportFrom):
+                assert not node.level, f"{path}:{node.lineno}: relative import"
+                names = [f"{node.module}.{name}" for name in names]
+            for name in names:
+                is_test = "test_" in name or (name.startswith("tests.") and not name.startswith("tests.helpers"))
+                assert not is_test, f"{path}:{node.lineno}: {name}; move what is shared to tests/helpers"
+
+
+# --- text ---
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_files_are_short(package: str):
+    longer = {
+        str(path.relative_to(ROOT))
+        for path in sources(package)
+        if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES
+    }
+    assert longer <= LONGER
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
+def test_formatting_is_never_switched_off(package: str):
+    for path in sources(package):
+        assert not re.search(r"#\s*fmt:\s*(?:off|skip)", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
+def test_avoided_words_become_fewer(package: str):
+    found = {
+        str(path.relative_to(ROOT)): re.findall(rf"(?<![a-z])(?:{AVOIDED})(?![a-z])", text, re.IGNORECASE)
+        for path in sources(package)
+        if path != Path(__file__) and (text := path.read_text(encoding="utf-8"))
+    }
+    count = sum(map(len, found.values()))
+    assert count <= OCCURRENCES[package], {name: words for name, words in found.items() if words}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_nothing_is_pickled_and_no_absolute_path_is_written_down(package: str):
-    for path in (ROOT / package).rglob("*.py"):
+    for path in sources(package):
         text = path.read_text(encoding="utf-8")
         assert "import pickle" not in text, path
         assert "weights_only=False" not in text, path
