@@ -17,7 +17,7 @@ COPY training training
 COPY infra infra
 
 FROM base AS train
-RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url $TORCH_INDEX} '.[beam,gcp,train]' && pip check
+RUN pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url $TORCH_INDEX} '.[beam,gcp,train,cluster]' && pip check
 ENTRYPOINT ["python"]
 
 FROM apache/beam_python3.11_sdk:${BEAM_VERSION} AS sdk

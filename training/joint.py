@@ -37,8 +37,15 @@ def launcher(config: Config) -> Callable[[Config, bool], str]:
     """What trains, from `config` to the CHECKPOINT and the last re-encoding. Ray and DeepSpeed take seconds to import, and one process needs neither."""
     if config.launch.launcher == "local":
         from training.launch.one_process import train
-    else:
+
+        return train
+    try:
         from training.launch.ray_train import train
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"launch.launcher 'ray': {error.name} is not installed; run: pip install 'clara-rag[cluster]', "
+            "or train in one process with --launcher local"
+        ) from error
     return train
 
 
