@@ -1,4 +1,4 @@
-"""The demo's one table, from an evaluation's report.json: on the terminal at the end of the demo, and as Markdown for the README.
+"""The demo's one table, from an evaluation's report.json, for the terminal and as Markdown (docs/results/demo.md).
 
 python -m infra.summary EVALUATION [--markdown] [--split unseen]
 """
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
         prog=program("infra.summary"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("evaluation", type=Path, help="directory that training.evaluate wrote in the demo")
-    parser.add_argument("--markdown", action="store_true", help="as the README has it")
+    parser.add_argument("--markdown", action="store_true", help="as docs/results/demo.md has it")
     parser.add_argument("--split", default="unseen", help="unseen or seen (default %(default)s)")
     options = parser.parse_args(argv)
     print((markdown if options.markdown else text)(read(options.evaluation), options.split))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from clara.config.flags import Command
-from clara.config.load import load
+from clara.config.load import fields, load
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -117,6 +117,16 @@ def test_files_that_pages_name_exist() -> None:
     for page in PAGES:
         for name in path.findall(page.read_text(encoding="utf-8")):
             assert (ROOT / name).exists(), f"{name_of(page)}: {name}"
+
+
+def test_settings_that_pages_name_exist() -> None:
+    """A dotted key in back quotes that begins with a section of the configuration."""
+    known = {key for key, _ in fields()}
+    sections = {key.partition(".")[0] for key in known if "." in key}
+    key = re.compile(rf"`((?:{'|'.join(sorted(sections))})\.[\w.]+)(?: ?=[^`]*)?`")
+    for page in PAGES:
+        missing = set(key.findall(page.read_text(encoding="utf-8"))) - known
+        assert not missing, (name_of(page), missing)
 
 
 # --- commands ---
