@@ -52,6 +52,7 @@ test-release: setup  ## what takes longer: long fuzzing, many kills; run by hand
 	  CLARA_FUZZ=20 $(BIN)/pytest -m "release or hypothesis" -o timeout=7200 --durations 20; } | tee $(RELEASE_RESULT)
 
 docs: setup  ## build the documentation into build/site
+	$(BIN)/python -m infra.config_page --reference > docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:  ## remove artefacts and build folders
