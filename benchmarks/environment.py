@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import shlex
 import sys
 from collections.abc import Mapping
@@ -13,17 +12,9 @@ import torch
 
 from clara.model.precision import multiplies_bfloat16
 from clara.storage.artefact import atomic_write, versions
+from infra.hardware import processor
 
 RESULTS = Path(__file__).resolve().parents[1] / "infra" / "results"
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def environment(module: str) -> dict[str, Any]:

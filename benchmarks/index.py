@@ -29,6 +29,7 @@ import numpy as np
 from benchmarks.index_data import make_memory, make_plain_keys, make_queries
 from clara.errors import InputError, command_line
 from clara.storage.artefact import atomic_write, read_manifest, versions
+from infra.hardware import processor
 
 SYSTEMS = ("ours", "flat", "autofaiss")
 # It calls FAISS by argument names that later ones no longer have.
@@ -369,15 +370,6 @@ def main(argv: list[str]) -> int:
         atomic_write(file.with_suffix(".md"), table(results))
     print(file.with_suffix(".md").read_text())
     return 0
-
-
-def processor() -> str:
-    """Name of the processor, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "unknown processor"
 
 
 if __name__ == "__main__":

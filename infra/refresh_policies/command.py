@@ -14,7 +14,6 @@ from the same start, for each seed; a refresh beside training runs in another pr
 import argparse
 import json
 import os
-import platform
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 from clara.config.flags import program
 from clara.errors import InputError
 from clara.storage.artefact import atomic_write, versions
+from infra.hardware import processor
 from infra.refresh_policies.figures import compare, draw, markdown
 from infra.steps import run_together, shown, training
 from infra.world import CONFIG, World
@@ -84,15 +84,6 @@ def run_command(
         *_NONE,
         *(part.format(every=options.every, share=options.share) for part in POLICIES[policy]),
         launcher="local",
-    )
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
 
 

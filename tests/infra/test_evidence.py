@@ -15,9 +15,9 @@ from clara.model.checkpoint import load_checkpoint
 from infra.evidence import command as evidence
 from infra.evidence import data as evidence_data
 from infra.evidence import fewer_slots
-from infra.evidence.report import Target, targets
 from infra.evidence.rows import TOGETHER, compare, systems_of, table
 from infra.evidence.steps import CONFIG, QUICK, TRAINED, WHOLE, Evidence, Size
+from infra.evidence.targets import Target, targets
 from pipelines import score_utilities
 from pipelines.build_memory import command as build_memory
 from tests.helpers.tiny import NUM_MEMORY_TOKENS, build_model
@@ -160,7 +160,5 @@ def test_targets_say_whether_and_by_how_much() -> None:
     )
     assert any("beats bm25" in line and line.endswith("not shown: the interval holds 0") for line in told)
     assert any("control cut" in line and line.endswith("not measured") for line in told)
-    assert Target("a", PairedTest(0.1, 0.05, 0.2, 0.01, 9), 0.15).told().endswith("missed by 0.050")
-    assert (
-        Target("a", PairedTest(0.2, -0.05, 0.4, 0.2, 9), 0.15, significant=True).told().endswith("the interval holds 0")
-    )
+    assert Target("a", PairedTest(0.1, 0.05, 0.2, 0.01, 9), 0.15).outcome().endswith("missed by 0.050")
+    assert Target("a", PairedTest(0.2, -0.05, 0.4, 0.2, 9), 0.15).outcome().endswith("the interval holds 0")
