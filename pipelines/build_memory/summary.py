@@ -23,8 +23,7 @@ from clara.storage.cache import localised_file
 from clara.storage.paths import join
 from clara.storage.tables import read_table
 from pipelines.job import page as pages
-from pipelines.job.page import NUM_BARS, grouped, table
-from pipelines.job.pictures import bars, line
+from pipelines.job.page import NUM_BARS, Section, Table, bar_chart, grouped, line_chart
 from pipelines.job.tracking import Logged, add_tracking_arguments, log_artefact
 
 _NUM_POINTS = 120
@@ -121,7 +120,7 @@ def _cumulated(times: Sequence[tuple[float, int]]) -> list[tuple[float, float]]:
 # ----------------------------------------------------------------------------------------------------------
 
 
-def _lengths(summary: Summary) -> str:
+def _lengths(summary: Summary) -> Section:
     rows = sum(summary.lengths)
     tokens = sum(length * count for length, count in enumerate(summary.lengths))
     limit, counts = summary.manifest["fingerprint_fields"]["max_tokens"], summary.manifest["counts"]
@@ -133,19 +132,19 @@ def _lengths(summary: Summary) -> str:
         ("chunks cut inside a sentence or title", summary.truncated),
         ("documents split into several chunks", counts.get("documents split", 0)),
     ]
-    # Of all chunks, duplicates too; a MEMORY of before these were counted has none.
-    told = {
+    # Of all chunks, duplicates too; a compacted MEMORY of an older one may lack them.
+    labels = {
         "documents truncated": "documents cut inside a sentence or title",
         "tokens of chunks truncated": "tokens of chunks cut inside a sentence or title",
         "title tokens cut off": "tokens cut off titles",
         "tokens of documents split": "tokens of documents split into several chunks",
     }
-    facts += [(label, counts[name]) for name, label in told.items() if name in counts]
-    picture = bars(*grouped(summary.lengths, "tokens"), "chunks by their tokens") if rows else ""
-    return f"<h2>Lengths</h2>{table(facts)}{picture}"
+    facts += [(label, counts[name]) for name, label in labels.items() if name in counts]
+    charts = [bar_chart(*grouped(summary.lengths, "tokens"), "chunks by their tokens")] if rows else []
+    return Section("Lengths", [Table(facts), *charts])
 
 
-def _shards(summary: Summary) -> str:
+def _shards(summary: Summary) -> Section:
     rows, sizes = [rows for rows, _ in summary.shards.values()], [size for _, size in summary.shards.values()]
     facts = [
         ("shards and overlays", len(rows)),
@@ -155,18 +154,18 @@ def _shards(summary: Summary) -> str:
     ]
     width = max(1, math.ceil(len(rows) / NUM_BARS))
     means = [sum(rows[at : at + width]) / len(rows[at : at + width]) for at in range(0, len(rows), width)]
-    names = list(summary.shards)[::width]
-    return f"<h2>Shards</h2>{table(facts)}{bars(means, names, 'rows of a shard' if width == 1 else f'rows of a shard, mean of {width}')}"
+    caption = "rows of a shard" if width == 1 else f"rows of a shard, mean of {width}"
+    return Section("Shards", [Table(facts), bar_chart(means, list(summary.shards)[::width], caption)])
 
 
-def _throughput(summary: Summary) -> str:
+def _throughput(summary: Summary) -> list[Section]:
     facts = [(name, value) for name, value in summary.run.items() if isinstance(value, int | float)]
     if summary.rate:
         facts.append(("documents a second, start to end", round(summary.rate, 2)))
-    picture = ""
+    charts = []
     if len(summary.finished) > 1 and summary.finished[-1][0] > summary.finished[0][0]:
-        picture = line(summary.finished, "rows finished by time", "s")
-    return f"<h2>Throughput</h2>{table(facts)}{picture}" if facts or picture else ""
+        charts = [line_chart(summary.finished, "rows finished by time", "s")]
+    return [Section("Throughput", [Table(facts), *charts])] if facts or charts else []
 
 
 def page(summary: Summary) -> str:
@@ -181,9 +180,10 @@ def page(summary: Summary) -> str:
         ("version of", manifest["parent"] or "none"),
         ("made", made["created"]),
     ]
-    parts = [table(facts), pages.records(counts), _lengths(summary), _shards(summary), _throughput(summary)]
-    parts += ["<h2>Fingerprint</h2>", table(manifest["fingerprint_fields"].items()), pages.settings(made)]
-    return pages.page(f"MEMORY {summary.name}", parts)
+    sections = [Section("", [Table(facts)]), pages.records(counts), _lengths(summary), _shards(summary)]
+    sections += _throughput(summary)
+    sections.append(Section("Fingerprint", [Table(list(manifest["fingerprint_fields"].items()))]))
+    return pages.page(f"MEMORY {summary.name}", [*sections, *pages.settings(made)])
 
 
 # --- the command

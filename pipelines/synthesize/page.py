@@ -1,136 +1,18 @@
-"""How the page about synthesised EXAMPLES looks."""
+"""The page about synthesised EXAMPLES: its record, and the sections made of it."""
 
-import html
 import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clara.data.examples import Example
 from pipelines.job import page as pages
-from pipelines.job.page import table
-from pipelines.job.pictures import bars
+from pipelines.job.page import Block, Chart, Quote, Section, Table, Text, bar_chart
 from pipelines.synthesize import dialogues as streams
 from pipelines.synthesize.estimate import Cost
 
-if TYPE_CHECKING:
-    pass
-
 _SHOWN_PAIRS, _SHOWN_CHARACTERS, _SHORT_CHARACTERS = 6, 600, 200
-
-
-def _kinds(summary: "Summary") -> str:
-    rows, pictures = [], []
-    for kind, made in summary.kinds.items():
-        asks = kind != "paraphrase"
-        mean = round(made.questions / made.made, 2) if asks and made.made else ""
-        rows.append((kind, summary.asked, made.made, summary.asked - made.made, made.questions if asks else "", mean))
-        if asks and made.made:
-            counts = [made.sizes[size] for size in range(max(made.sizes) + 1)]
-            pictures.append(bars(*pages.grouped(counts, "questions"), f"{kind}: examples by their questions"))
-    heads = ("kind", "asked for", "made", "not made", "questions", "questions an example")
-    return f"<h2>Examples by kind</h2>{table(rows, heads)}{''.join(pictures)}"
-
-
-def _coverage(summary: "Summary") -> str:
-    counts, checked = summary.manifest["counts"], summary.manifest["made_by"]["recipe"]["settings"]["coverage"]
-    asked = summary.asked * sum(kind != "paraphrase" for kind in summary.kinds)
-    if checked == "off" or not asked:
-        return "<h2>Coverage</h2><p>It was not checked whether questions cover their document.</p>"
-    missed = counts.get(streams.UNCOVERED, 0)
-    facts = [
-        ("an example that does not cover its document is", "dropped" if checked == "required" else "kept"),
-        (streams.UNCOVERED, missed),
-        ("share of the question examples asked for", f"{missed / asked:.1%}"),
-        (streams.ROUNDS, counts.get(streams.ROUNDS, 0)),
-    ]
-    return f"<h2>Coverage</h2>{table(facts)}"
-
-
-def _cost(summary: "Summary") -> str:
-    counts = summary.manifest["counts"]
-    parts = [
-        table(
-            (f"{name} of these examples", counts.get(name, 0))
-            for name in (streams.REQUESTS, streams.PROMPT_TOKENS, streams.REPLY_TOKENS)
-        )
-    ]
-    for name, spent in summary.spent.items():
-        facts: list[tuple[str, Any]] = [
-            (key.replace("_", " "), value) for key, value in spent.items() if isinstance(value, int | float)
-        ]
-        facts += [(f"retries: {reason}", count) for reason, count in sorted(spent.get("retries", {}).items())]
-        facts.append(
-            ("cost", f"{summary.cost(spent):.4f}") if any(summary.prices) else ("cost", "prices were not given")
-        )
-        parts.append(f"<h3>{html.escape(name[:1].upper() + name[1:])}</h3>{table(facts)}")
-    return f"<h2>Tokens and costs</h2>{''.join(parts)}"
-
-
-def _throughput(summary: "Summary") -> str:
-    facts = [*summary.run.items(), *summary.rates.items()]
-    return f"<h2>Throughput</h2>{table(facts)}" if facts else ""
-
-
-def _text(text: str) -> str:
-    shown = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + " …"
-    return html.escape(shown)
-
-
-def _example(example: Example) -> str:
-    document = f"<p><b>{html.escape(example.title)}</b> {_text(example.text)}</p>"
-    if not example.questions:
-        return f"<blockquote>{document}{''.join(f'<p><i>{_text(answer)}</i></p>' for answer in example.answers)}</blockquote>"
-    pairs = list(zip(example.questions, example.answers, strict=True))
-    more = f"<p>and {len(pairs) - _SHOWN_PAIRS} more</p>" if len(pairs) > _SHOWN_PAIRS else ""
-    return f"<blockquote>{document}{table(pairs[:_SHOWN_PAIRS], ('question', 'answer'))}{more}</blockquote>"
-
-
-def _to_read(summary: "Summary") -> str:
-    parts = [
-        f"<h3>{html.escape(kind)}</h3>{''.join(map(_example, made.shown))}"
-        for kind, made in summary.kinds.items()
-        if made.shown
-    ]
-    return f"<h2>Some of each kind</h2>{''.join(parts)}"
-
-
-def _not_used(summary: "Summary") -> str:
-    if not summary.letters:
-        return ""
-    rows = [
-        (reason, _short(letter["detail"]), _short(letter["snippet"]))
-        for reason, letter in sorted(summary.letters.items())
-    ]
-    return f"<h2>Not used: the first of each reason</h2>{table(rows, ('reason', 'what', 'document or record'))}"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHORT_CHARACTERS else text[:_SHORT_CHARACTERS] + " …"
-
-
-def page(summary: "Summary") -> str:
-    """The page as HTML, complete in itself."""
-    manifest = summary.manifest
-    counts, made = manifest["counts"], manifest["made_by"]
-    facts = [
-        ("examples", counts["examples"]),
-        ("model", manifest["model"].get("name") or json.dumps(manifest["model"], ensure_ascii=False)),
-        ("version of the prompts", manifest["prompts"]["version"] or "your own"),
-        ("hash of the manifest", summary.hash),
-        ("made", made["created"]),
-    ]
-    parts = [
-        table(facts),
-        _kinds(summary),
-        pages.records(counts),
-        _coverage(summary),
-        _cost(summary),
-        _throughput(summary),
-    ]
-    parts += [_to_read(summary), _not_used(summary), pages.settings(made)]
-    return pages.page(f"EXAMPLES {summary.name}", parts)
 
 
 @dataclass
@@ -207,3 +89,101 @@ class Summary:
             found |= {f"{name}.{key}": value for key, value in {**plain, "cost": self.cost(spent)}.items()}
             found |= {f"{name}.retries": float(sum(spent["retries"].values()))} if "retries" in spent else {}
         return found
+
+
+def page(summary: Summary) -> str:
+    """The page as HTML, complete in itself."""
+    manifest = summary.manifest
+    counts, made = manifest["counts"], manifest["made_by"]
+    facts = [
+        ("examples", counts["examples"]),
+        ("model", manifest["model"].get("name") or json.dumps(manifest["model"], ensure_ascii=False)),
+        ("version of the prompts", manifest["prompts"]["version"] or "your own"),
+        ("hash of the manifest", summary.hash),
+        ("made", made["created"]),
+    ]
+    sections = [
+        Section("", [Table(facts)]),
+        _kinds(summary),
+        pages.records(counts),
+        Section("Coverage", [_coverage(summary)]),
+        _cost(summary),
+    ]
+    if throughput := [*summary.run.items(), *summary.rates.items()]:
+        sections.append(Section("Throughput", [Table(throughput)]))
+    sections.append(_to_read(summary))
+    if summary.letters:
+        sections.append(_not_used(summary))
+    return pages.page(f"EXAMPLES {summary.name}", [*sections, *pages.settings(made)])
+
+
+def _kinds(summary: Summary) -> Section:
+    rows: list[tuple[Any, ...]] = []
+    charts: list[Chart] = []
+    for kind, made in summary.kinds.items():
+        asks = kind != "paraphrase"
+        mean = round(made.questions / made.made, 2) if asks and made.made else ""
+        rows.append((kind, summary.asked, made.made, summary.asked - made.made, made.questions if asks else "", mean))
+        if asks and made.made:
+            counts = [made.sizes[size] for size in range(max(made.sizes) + 1)]
+            charts.append(bar_chart(*pages.grouped(counts, "questions"), f"{kind}: examples by their questions"))
+    heads = ("kind", "asked for", "made", "not made", "questions", "questions an example")
+    return Section("Examples by kind", [Table(rows, heads), *charts])
+
+
+def _coverage(summary: Summary) -> Block:
+    counts, checked = summary.manifest["counts"], summary.manifest["made_by"]["recipe"]["settings"]["coverage"]
+    asked = summary.asked * sum(kind != "paraphrase" for kind in summary.kinds)
+    if checked == "off" or not asked:
+        return Text("It was not checked whether questions cover their document.")
+    missed = counts.get(streams.UNCOVERED, 0)
+    facts = [
+        ("an example that does not cover its document is", "dropped" if checked == "required" else "kept"),
+        (streams.UNCOVERED, missed),
+        ("share of the question examples asked for", f"{missed / asked:.1%}"),
+        (streams.ROUNDS, counts.get(streams.ROUNDS, 0)),
+    ]
+    return Table(facts)
+
+
+def _cost(summary: Summary) -> Section:
+    counts = summary.manifest["counts"]
+    names = (streams.REQUESTS, streams.PROMPT_TOKENS, streams.REPLY_TOKENS)
+    blocks: list[Block] = [Table([(f"{name} of these examples", counts.get(name, 0)) for name in names])]
+    for name, spent in summary.spent.items():
+        facts: list[tuple[str, Any]] = [
+            (key.replace("_", " "), value) for key, value in spent.items() if isinstance(value, int | float)
+        ]
+        facts += [(f"retries: {reason}", count) for reason, count in sorted(spent.get("retries", {}).items())]
+        facts.append(("cost", f"{summary.cost(spent):.4f}" if any(summary.prices) else "prices were not given"))
+        blocks += [Text(name[:1].upper() + name[1:], "h3"), Table(facts)]
+    return Section("Tokens and costs", blocks)
+
+
+def _to_read(summary: Summary) -> Section:
+    blocks: list[Block] = []
+    for kind, made in summary.kinds.items():
+        if made.shown:
+            blocks += [Text(kind, "h3"), *map(_quote, made.shown)]
+    return Section("Some of each kind", blocks)
+
+
+def _quote(example: Example) -> Quote:
+    text = _shortened(example.text, _SHOWN_CHARACTERS)
+    if not example.questions:
+        return Quote(example.title, text, [_shortened(answer, _SHOWN_CHARACTERS) for answer in example.answers])
+    pairs = list(zip(example.questions, example.answers, strict=True))
+    shown = Table(pairs[:_SHOWN_PAIRS], ("question", "answer"))
+    return Quote(example.title, text, pairs=shown, num_more=max(0, len(pairs) - _SHOWN_PAIRS))
+
+
+def _not_used(summary: Summary) -> Section:
+    rows = [
+        (reason, *(_shortened(letter[name], _SHORT_CHARACTERS) for name in ("detail", "snippet")))
+        for reason, letter in sorted(summary.letters.items())
+    ]
+    return Section("Not used: the first of each reason", [Table(rows, ("reason", "what", "document or record"))])
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[:most] + " …"

@@ -11,8 +11,9 @@ from clara.memory.store import MemoryStore
 from pipelines.build_memory import summary as memory_summary
 from pipelines.build_memory.command import main
 from pipelines.build_memory.summary import page, summarise
+from pipelines.job import page as pages
 from pipelines.job.page import NAME as PAGE
-from pipelines.job.pictures import bars, line
+from pipelines.job.page import Chart, Section, bar_chart, line_chart
 from tests.helpers import tiny
 from tests.helpers.page_parser import Page
 
@@ -80,14 +81,19 @@ def test_rows_by_time_add_up(memory: Path) -> None:
     Page(page(summary))
 
 
-def test_pictures_of_little() -> None:
-    for picture in (
-        bars([0], ["a"], "what"),
-        bars([1, 5, 0.5], ["a", "<", "c"], "what"),
-        line([(0, 1), (4, 9)], "what", "s"),
+def test_charts_of_few_values() -> None:
+    def drawn(chart: Chart) -> str:
+        return pages.page("what", [Section("", [chart])])
+
+    for chart in (
+        bar_chart([0], ["a"], "what"),
+        bar_chart([1, 5, 0.5], ["a", "<", "c"], "what"),
+        line_chart([(0, 1), (4, 9)], "what", "s"),
     ):
-        Page(picture)
-    heights = [float(h) for h in re.findall(r'height="([\d.]+)" class="bar"', bars([1, 2, 4], list("abc"), ""))]
+        Page(drawn(chart))
+    heights = [
+        float(h) for h in re.findall(r'height="([\d.]+)" class="bar"', drawn(bar_chart([1, 2, 4], list("abc"), "")))
+    ]
     assert heights[0] * 4 == pytest.approx(heights[1] * 2, abs=0.3)
     assert heights[2] == pytest.approx(heights[1] * 2, abs=0.2)
 
