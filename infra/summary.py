@@ -39,7 +39,10 @@ NAMES = {
     "bm25/after": "BM25 / after",
 }
 COMPARED = ("index.recall@20", "pool.recall@5", "pool.log_likelihood", "index.log_likelihood", "gap.right_minus_wrong")
-LEGEND = "answer: its log-likelihood in nats (0 is best) after reading the K best, the right one, a wrong one, none. Means over questions, in brackets 95 % bootstrap intervals."
+LEGEND = (
+    "answer: its log-likelihood in nats (0 is best) after reading the K best, the right one, a wrong one, none. "
+    "Means over questions, in brackets 95 % bootstrap intervals."
+)
 
 
 def table(report: Mapping[str, Any], split: str) -> tuple[list[str], list[list[str]]]:

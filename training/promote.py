@@ -38,7 +38,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether the challenger takes the alias, why, and the test that says so (None where none was possible or needed)."""
+    """Whether the challenger takes the alias, why, and the paired test (None if it was impossible or not needed)."""
 
     promoted: bool
     reason: str
@@ -63,17 +63,22 @@ def decide(challenger: Held, champion: Held, *, measure: str, level: float, seed
         changed = sum(challenger.asked[q] != champion.asked[q] for q in challenger.asked.keys() & champion.asked.keys())
         return Decision(
             False,
-            f"evaluated on other questions ({len(only_new)} only for the challenger, {len(only_old)} only for the champion, {changed} with another "
-            "wording or answers); evaluate both on the same QUESTIONS, split and limit, and register them again",
+            f"evaluated on other questions ({len(only_new)} only for the challenger, {len(only_old)} only for the "
+            f"champion, {changed} with another wording or answers); evaluate both on the same QUESTIONS, split and "
+            "limit, and register them again",
         )
     names = sorted(challenger.values.keys() & champion.values.keys())
     if len(names) < 2 or len(names) != len(challenger.asked):
         return Decision(
             False,
-            f"{measure} is known for {len(names)} of {len(challenger.asked)} questions; evaluate every question, two at least",
+            f"{measure} is known for {len(names)} of {len(challenger.asked)} questions; evaluate every question, two "
+            "at least",
         )
     test = paired_test([challenger.values[n] for n in names], [champion.values[n] for n in names], seed)
-    figures = f"{measure} {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p = {test.p_value:.4f}, {test.num_questions} questions"
+    figures = (
+        f"{measure} {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p = {test.p_value:.4f}, "
+        f"{test.num_questions} questions"
+    )
     if test.difference <= 0:
         return Decision(False, f"not better than the champion: {figures}", test)
     if test.p_value >= level:
@@ -108,7 +113,8 @@ def held_out(client: "MlflowClient", version: "ModelVersion", *, split: str, mea
     chosen = [row for row in own if row["split"] == split]
     if not chosen:
         raise InputError(
-            f"{label}: no question with split {split!r}; there are {sorted({row['split'] for row in own})}; name one with --split"
+            f"{label}: no question with split {split!r}; there are {sorted({row['split'] for row in own})}; name one "
+            "with --split"
         )
     if measure not in chosen[0]:
         known = [name for name in chosen[0] if "." in name]

@@ -217,7 +217,8 @@ def main(argv: list[str]) -> int:
         return 0
     version = register(options.tracking_uri, options.experiment, registration, metrics, options.pictures)
     print(
-        f"{options.name} version {version.version}: models:/{options.name}/{version.version} (metrics by step: {metrics or 'none'})"
+        f"{options.name} version {version.version}: models:/{options.name}/{version.version} "
+        f"(metrics by step: {metrics or 'none'})"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""Submit a corpus job to Google Cloud Dataflow, with a wheel of this checkout and a worker image that has everything else.
+"""Submit a corpus job to Google Cloud Dataflow, with a wheel of this checkout and a worker image with the rest.
 
     python -m infra.dataflow.submit --project P --region R --bucket gs://B --image IMAGE build_memory --input
     'gs://B/corpus/*' --output gs://B/memory …

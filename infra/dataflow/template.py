@@ -1,4 +1,4 @@
-"""What a flex template starts: the template's parameters as arguments of `pipelines.build_memory`, whose job is submitted and not waited for.
+"""Entry point of a flex template: submits `pipelines.build_memory` with the template's parameters, without waiting.
 
 The launcher of Dataflow runs this file in the image of the Dockerfile's target dataflow. `metadata.json` says the
 parameters and what they may be.
@@ -15,7 +15,7 @@ _SET_HERE = {"runner", "no_wait"}
 
 
 def to_arguments(parameters: Sequence[str]) -> list[str]:
-    """The job's arguments: names with hyphens, lists without commas, switches without values. What is no argument of the job is Beam's.
+    """The job's arguments: names with hyphens, lists without commas, switches without values; others go to Beam.
 
     Raises:
         InputError: a parameter without a value, or a switch that is neither true nor false.

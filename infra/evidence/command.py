@@ -1,4 +1,4 @@
-"""Evidence on published questions: reading from memory, and retrieval learned from answers beside controls and baselines.
+"""Evidence on published questions: reading from memory, and retrieval learned from answers, with controls.
 
     python -m infra.evidence --data DIR --output DIR [--backbone MODEL_FOLDER] [--dense-model FOLDER] [--only NAME …]
     [--quick]

@@ -1,4 +1,4 @@
-"""The published samples made into what the evidence is trained and measured on: one corpus, EXAMPLES, and QUESTIONS split by document.
+"""Convert the published samples for the evidence: one corpus, EXAMPLES, and QUESTIONS split by document.
 
     python -m infra.evidence.data --data DIR --output DIR [--train-2wiki 240] [--train-scp 160] [--held-out-2wiki 60] …
 
@@ -97,7 +97,7 @@ def is_held_out(example: Example, share: float) -> bool:
 
 
 def scp_questions(examples: Sequence[Example], split: str, sizes: Sizes, count: int, each: int) -> list[Question]:
-    """`each` questions about every one of `count` documents, with pools of these: those that share the question's words, and random ones."""
+    """`each` questions about each of `count` documents. Pools: documents that share words, and random ones."""
     distinct = {e.document_id: e for e in examples}.values()
     documents = sorted(distinct, key=lambda e: hash_of(["evidence", e.document_id]))[:count]
     place = {e.document_id: number for number, e in enumerate(documents)}
@@ -127,7 +127,7 @@ def scp_questions(examples: Sequence[Example], split: str, sizes: Sizes, count: 
 
 
 def handed_on(questions: Sequence[Question], seed: int) -> list[Question]:
-    """The control: every question of `train` with another one's answers, along a random circle, so that nobody keeps their own."""
+    """The control: every question of `train` with the answers of another one, along a random cycle."""
     order = [place for place, q in enumerate(questions) if q.split == "train"]
     random.Random(f"{seed}:handed on").shuffle(order)
     giver = dict(zip(order, order[1:] + order[:1], strict=True))
@@ -257,7 +257,8 @@ def main(argv: list[str]) -> int:
     write_questions(output / "shuffled", handed_on(made.questions, sizes.seed), recipe=recipe)
     manifest = write_questions(output / "questions", made.questions, recipe=recipe, counts=made.counts)
     print(
-        f"{output}: {len(made.documents)} documents, {len(made.examples)} examples, QUESTIONS {json.dumps(manifest['counts'])}"
+        f"{output}: {len(made.documents)} documents, {len(made.examples)} examples, "
+        f"QUESTIONS {json.dumps(manifest['counts'])}"
     )
     return 0
 

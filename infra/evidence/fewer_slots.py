@@ -1,4 +1,4 @@
-"""A CHECKPOINT with fewer memory tokens, as a warm start for training at a higher compression: each is the mean of neighbouring ones.
+"""A CHECKPOINT with fewer memory tokens, each the mean of neighbours: a warm start at higher compression.
 
 python -m infra.evidence.fewer_slots --checkpoint DIR --memory-tokens 8 --output DIR
 

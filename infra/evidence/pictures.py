@@ -45,7 +45,7 @@ def recall_bars(found: Mapping[str, Mapping[str, Figure | None]]) -> bytes | Non
 
 
 def learning(curves: Mapping[str, Sequence[tuple[int, float]]], width: int = 5) -> bytes | None:
-    """PNG: share of training pools whose first document is a supporting one, by step, means over spans of `width` steps."""
+    """PNG: share of training pools whose first document is a supporting one, averaged over `width` steps."""
     known = {name: points for name, points in curves.items() if points}
     if not known:
         return None

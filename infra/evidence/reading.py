@@ -22,7 +22,7 @@ class Reading:
 
 
 def reading_of(memory: Path, evaluation: Path) -> Reading:
-    """Reading in one evaluation. The compression ratio is the mean of a held-out document's tokens over memory tokens."""
+    """Reading in one evaluation. The ratio is the mean number of tokens of a held-out document per memory token."""
     store = MemoryStore.open(memory)
     rows = [row for row in read_rows(evaluation) if row["split"] == SCP and "/" not in row["system"]]
     first = [row for row in rows if row["system"] == rows[0]["system"]]

@@ -176,9 +176,9 @@ def markdown(
     parts = [
         "# Evidence on published questions",
         "Means over held-out questions; in brackets 95 % bootstrap intervals. `start`: before joint training; "
-        "`joint`: by the likelihood of the answer given each candidate; `live`: as `joint`, scored in the step, at equal "
-        "cost; `answer`: straight-through, from `joint`; `labels`: annotated paragraphs; controls: `cut` (gradient cut), "
-        "`shuffled` (answers handed on). Every system is read by the same generator.",
+        "`joint`: by the likelihood of the answer given each candidate; `live`: as `joint`, scored in the step, at "
+        "equal cost; `answer`: straight-through, from `joint`; `labels`: annotated paragraphs; controls: `cut` "
+        "(gradient cut), `shuffled` (answers handed on). Every system is read by the same generator.",
         "## Targets",
         "\n".join(f"* {line}" for line in outcomes),
     ]

@@ -1,4 +1,4 @@
-"""Tables and curves of `infra.refresh_policies`: policies at equal steps and at equal wall time, and what each of them costs."""
+"""Tables and curves of `infra.refresh_policies`: policies at equal steps and equal wall time, and their costs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ _FRESH, _STORED = "held_out_fresh_pool_recall_at_", "held_out_pool_recall_at_"
 
 
 def evaluations(metrics: Metrics) -> list[tuple[int, Mapping[str, float]]]:
-    """The steps at which held-out questions were looked at, with their figures."""
+    """The steps at which held-out questions were evaluated, with their figures."""
     return [(step, values) for step, values in metrics.items() if "held_out_answer_nats" in values]
 
 
 def outcome(step: int, values: Mapping[str, float]) -> dict[str, float | None]:
-    """Recall@1 and @5 and nats per answer token, by fresh memory (what a whole encoding then would give) and by MEMORY as it is stored.
+    """Recall@1 and @5 and nats per answer token, by fresh memory (a full encoding at that step) and by stored memory.
 
-    Where pools are searched for instead of published, there are figures by stored memory only.
+    Pools that are searched for instead of published have figures by stored memory only.
     """
     searched = "held_out_recall_at_"
     found: dict[str, float | None] = {"step": step, "seconds": values["seconds"]}
@@ -31,7 +31,7 @@ def outcome(step: int, values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def compare(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Each policy's outcome after its last step, and at the wall time in which the quickest run had finished; its costs and staleness."""
+    """Outcome of each policy after its last step, and when the fastest run had finished; its costs and staleness."""
     limit = min(max(values["seconds"] for values in run["metrics"].values()) for run in runs.values())
     found = {}
     for policy, run in runs.items():
@@ -75,7 +75,7 @@ def _last_tenth(metrics: Metrics, name: str) -> float | None:
 
 
 def cell(values: Iterable[float | None], form: str = ".3f") -> str:
-    """The seeds' mean and their range; a dash where there is nothing."""
+    """Mean and range over the seeds; a dash without values."""
     known = [value for value in values if value is not None]
     if not known:
         return "–"
@@ -92,10 +92,13 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         f"    {result['command']}",
         "",
-        f"{result['processor']}, {result['cores']} cores; load average after each command: {result['load_average_after_each_command']}.",
-        f"Seeds of world and training: {', '.join(result['by_seed'])}; a cell is their mean, and the range where they differ.",
-        "Held-out questions. *Fresh*: ranked and read on memory as the compressor is at that moment, which is what a whole encoding would give (and what",
-        "serves in the end, as a MEMORY that does not fit its compressor is refused). *Stored*: on the MEMORY version in use.",
+        f"{result['processor']}, {result['cores']} cores; load average after each command: "
+        f"{result['load_average_after_each_command']}.",
+        f"Seeds of world and training: {', '.join(result['by_seed'])}; a cell is their mean, and their range if they "
+        "differ.",
+        "Held-out questions. *Fresh*: ranked and read on memory of the compressor at that step, as a full encoding",
+        "gives it (and as it is served: a MEMORY that does not fit its compressor is refused). *Stored*: on the MEMORY",
+        "version in use.",
         "",
     ]
     for title, key in (
@@ -188,7 +191,7 @@ def draw(runs: Mapping[str, Sequence[Metrics]], target: Path) -> None:
             stale.plot([step for step, _ in points], [value for _, value in points], **style)
     _label(by_step, "step", "held-out Recall@5, fresh memory")
     _label(by_time, "seconds", "held-out Recall@5, fresh memory")
-    # From run to run it falls to a half, or by a hundredth.
+    # Between runs its lowest value varies from 0.5 to 0.99.
     _label(stale, "step", "cosine of stored and fresh memory", limits=None)
     by_step.legend()
     figure.savefig(target, dpi=120)

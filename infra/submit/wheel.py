@@ -29,13 +29,14 @@ def source_tree() -> Path:
     root = Path(__file__).resolve().parents[2]
     if not (root / "pyproject.toml").is_file():
         raise InputError(
-            f"{root}: has no pyproject.toml, so no wheel can be built of it; run from a checkout, or give a wheel with --wheel"
+            f"{root}: has no pyproject.toml, so no wheel can be built of it; run from a checkout, or give a wheel "
+            "with --wheel"
         )
     return root
 
 
 def build_wheel(output: Path) -> Path:
-    """Build the wheel into a folder, in a clean copy of the tree: what an older build left beside the sources does not get in.
+    """Build the wheel into a folder, from a clean copy of the tree, without leftovers of earlier builds.
 
     Raises:
         InputError: the packages that build it are not there, or it fails.
@@ -47,7 +48,8 @@ def build_wheel(output: Path) -> Path:
         found = "0"
     if int(found.split(".")[0]) < _MIN_SETUPTOOLS:
         raise InputError(
-            f"setuptools {found}: a wheel is built with {_MIN_SETUPTOOLS} or newer; pip install 'setuptools>={_MIN_SETUPTOOLS}'"
+            f"setuptools {found}: a wheel is built with {_MIN_SETUPTOOLS} or newer; "
+            f"pip install 'setuptools>={_MIN_SETUPTOOLS}'"
         )
     with tempfile.TemporaryDirectory(prefix="wheel-") as folder:
         copy, made = Path(folder) / "tree", Path(folder) / "wheels"
@@ -70,7 +72,8 @@ def build_wheel(output: Path) -> Path:
         built = subprocess.run(command, capture_output=True, text=True, check=False)
         if built.returncode:
             raise InputError(
-                f"{root}: no wheel could be built: {built.stderr.strip().splitlines()[-1:]}; run {' '.join(command)} to see why"
+                f"{root}: no wheel could be built: {built.stderr.strip().splitlines()[-1:]}; run {' '.join(command)} "
+                "to see why"
             )
         wheel = next(made.glob("*.whl"))
         output.mkdir(parents=True, exist_ok=True)

@@ -124,7 +124,7 @@ def aligned_rows(
 
 @dataclass(frozen=True)
 class Moved:
-    """A document of a pool that changed places (0 is first): by words, in the first system's ranking, in the last one's."""
+    """A document of a pool whose rank changed (0 is first): by words, in the first and in the last system."""
 
     question: str
     title: str
@@ -137,7 +137,7 @@ class Moved:
 
 
 def moved_documents(before: Sequence[Row], after: Sequence[Row], most: int = 10) -> tuple[list[Moved], list[Moved]]:
-    """Documents that were pushed down although they look like the question, and pulled up although they don't; those that moved furthest first.
+    """Documents ranked lower although they share the question's words, and higher although they do not; largest first.
 
     Looking alike: in the first quarter of the pool by BM25. Not: in its second half. A question gives two of each at
     most, or one question whose pool is turned over would fill the table.

@@ -1,4 +1,4 @@
-"""From rankings, likelihoods and answers to figures: one row a question and system, then means with intervals and paired differences."""
+"""Figures of rankings, likelihoods and answers: a row for each question and system; means; paired differences."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +13,12 @@ from training.evaluation.readers import Likelihood
 CUTOFFS = (1, 3, 5, 20)
 CURVE_AT = tuple(range(1, 21))
 GAPS = (("right", "wrong"), ("right", "none"), ("index", "none"))
-"""Differences of log-likelihood that every evaluation looks at: is memory read, does it help, does what was found help."""
+"""Differences of log-likelihood: whether memory is read, whether it helps, whether what was retrieved helps."""
 Row = dict[str, Any]
 
 
 def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives: Sequence[Sequence[str]]) -> list[Row]:
-    """`WHERE.recall@k`, `WHERE.precision@k`, `WHERE.mrr@k`, `WHERE.mrr` and `WHERE_recall_curve` (recall at 1 to 20) of each question.
+    """`WHERE.recall@k`, `.precision@k`, `.mrr@k`, `.mrr` and `WHERE_recall_curve` (recall at 1 to 20) of a question.
 
     A question that nothing was found for counts 0: left out, it would raise the mean of a retriever that finds nothing
     for it. Questions without a known positive have none of them.
@@ -43,7 +43,7 @@ def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives:
 
 
 def hop_measures(where: str, ranking: Sequence[str], question: Question, absent: int | None = None) -> dict[str, float]:
-    """`WHERE.first_hop_rank` and `WHERE.bridging_rank`: mean rank of the paragraphs that the question leads to, and of those behind them (1: first).
+    """`WHERE.first_hop_rank` and `.bridging_rank`: mean rank (1 is first) of the first paragraphs and of later ones.
 
     Questions without both kinds have neither measure; nor have those with a paragraph that is not ranked, unless
     `absent` gives its rank.

@@ -1,4 +1,4 @@
-"""Evaluating one system: every way of finding and reading that it takes part in, a row of measures for each question and way.
+"""Evaluate one system: every pairing of a retriever and a reader that it takes part in, a row for each question.
 
 A way is called RETRIEVER/GENERATOR, as `bm25/after`; `after` alone is after/after, and `text/bm25` the plain LM on the
 passages that BM25 found.
@@ -153,13 +153,15 @@ def evaluate_system(
 def _check(name: str, questions: Sequence[Question], corpus: Corpus, settings: Settings) -> None:
     if settings.num_selected > len(corpus.store):
         raise InputError(
-            f"system {name}: num_selected is {settings.num_selected}, its MEMORY holds {len(corpus.store)} rows; lower --num-selected"
+            f"system {name}: num_selected is {settings.num_selected}, its MEMORY holds {len(corpus.store)} rows; "
+            "lower --num-selected"
         )
     labelled = [q for q in questions if q.positive_ids]
     if labelled and not any(corpus.rows(q.positive_ids) for q in labelled):
         raise InputError(
-            f"system {name}: none of the {len(labelled)} questions has a right document in {corpus.store.directory} (first: "
-            f"{labelled[0].positive_ids[0]!r} of question {labelled[0].question_id!r}); give the MEMORY of the corpus that they were made from"
+            f"system {name}: none of the {len(labelled)} questions has a right document in {corpus.store.directory} "
+            f"(first: {labelled[0].positive_ids[0]!r} of question {labelled[0].question_id!r}); give the MEMORY of the "
+            "corpus that they were made from"
         )
 
 

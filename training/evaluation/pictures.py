@@ -37,7 +37,7 @@ def retriever_of(label: str) -> str:
 
 
 def recall_curves(rows: Mapping[str, Sequence[Row]], title: str) -> bytes | None:
-    """PNG: mean recall at 1 to 20, over the whole index and in the pools, a line for each retriever of `rows`; None where there is none."""
+    """PNG: mean recall at 1 to 20 over the index and in the pools, a line for each retriever; None without rows."""
     panels = {}
     for where, name in (("index", "whole index"), ("pool", "pools")):
         # What one retriever found is the same whoever reads it.
@@ -64,7 +64,7 @@ def recall_curves(rows: Mapping[str, Sequence[Row]], title: str) -> bytes | None
 
 
 def likelihood_bars(figures: Mapping[str, Mapping[str, Figure]], title: str) -> bytes | None:
-    """PNG: mean log-likelihood of the answer a token with 95 % intervals, by what the generator read, a group for each system.
+    """PNG: mean log-likelihood per answer token with 95 % intervals, by what was read, a group for each system.
 
     None where nothing was read.
     """
@@ -92,7 +92,7 @@ def likelihood_bars(figures: Mapping[str, Mapping[str, Figure]], title: str) -> 
 
 
 def utility_points(rows: Mapping[str, Sequence[Row]], title: str) -> bytes | None:
-    """PNG: utility of each candidate against its retrieval score, a column for the first system and for the last, a line for each reader.
+    """PNG: utility of each candidate against its retrieval score: first and last system in columns, readers in rows.
 
     Scores are standardised within each question, as they are compared within it only. None where alignment was not
     measured.

@@ -1,4 +1,4 @@
-"""Ways to answer from rows: the generator reads their memory, the plain LM reads their text. Work is sorted by length and batched by tokens.
+"""Readers: the generator reads the memory of rows, the plain LM their text. Batches have similar lengths.
 
 Shapes: k rows of a prompt, M memory tokens, D hidden size.
 """
@@ -172,7 +172,7 @@ class MemoryReader(Reader):
 
     @staticmethod
     def identity(retriever: Retriever) -> str:
-        """What it says depends on beside the reading: systems of one generator over one MEMORY have it in common, however they retrieve."""
+        """What answers depend on beside the passages: systems with one generator over one MEMORY share it."""
         model, digest = retriever.model, hashlib.sha256()
         for parameter in (*lora.parameters(model.backbone.layers, GENERATOR), *model.slots.parameters()):
             digest.update(parameter.detach().float().cpu().numpy().tobytes())
@@ -198,7 +198,7 @@ class TextReader(Reader):
 
     @staticmethod
     def identity(retriever: Retriever) -> str:
-        """What its likelihoods depend on beside the passages: two systems over one LM have it in common, whatever was trained."""
+        """What likelihoods depend on beside the passages: all systems over one LM share it."""
         fields = retriever.store.fingerprint_fields
         return hash_of(
             [fields.backbone, fields.tokenizer, fields.dtype, retriever.model.prompts.prompts.model_dump(mode="json")]

@@ -74,7 +74,7 @@ class Evaluation:
         return f"{self.names[0]} to {self.names[-1]}" if self.names else ""
 
     def moved(self, split: str) -> dict[str, list[Moved]]:
-        """Documents that moved between the first system and the last one; nothing where alignment was not measured or there is one system."""
+        """Documents that moved between the first and the last system; empty without alignment or a second system."""
         rows = self.of(split)
         if len(self.names) < 2:
             return {}
@@ -168,7 +168,8 @@ _PAGE = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; font-size: 13px; margin: 1rem 0; display: block; overflow-x: auto; }
 td, th { border: 1px solid #ccc; padding: .3em .6em; text-align: right; white-space: nowrap; }
-td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f6f6f6; } img { max-width: 100%; }
+td:first-child, th:first-child { text-align: left; } tr:nth-child(even) { background: #f6f6f6; }
+img { max-width: 100%; }
 </style>
 {% macro table(t) %}
 <table><tr>{% for c in t[0] %}<th>{{ c }}</th>{% endfor %}</tr>

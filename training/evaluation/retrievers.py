@@ -17,7 +17,7 @@ DEPTH = 100
 
 @dataclass(frozen=True)
 class Rankings:
-    """Rows of one question, best first: over the whole MEMORY (cut at `DEPTH`), and all of its pool with their scores."""
+    """Rows of one question, best first: over the whole MEMORY (cut at `DEPTH`), and of its whole pool, with scores."""
 
     index: tuple[int, ...]
     pool: tuple[int, ...]
@@ -37,7 +37,7 @@ def rank_and_score(
 
 
 def ranked(index: tuple[int, ...], pool: Mapping[int, float]) -> Rankings:
-    """Rankings of rows that are in order already, and of a pool by its scores; ties by row id, which is a hash of the content."""
+    """Rankings of rows that are in order already, and of a pool by its scores; ties by row id."""
     order = sorted(pool, key=lambda row: (-pool[row], row))
     return Rankings(index, tuple(order), tuple(pool[row] for row in order))
 

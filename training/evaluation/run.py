@@ -1,4 +1,4 @@
-"""Measuring all systems one after the other, one model in memory at a time; what is done lies in parts, so that an interrupted evaluation goes on."""
+"""Evaluate all systems, one model in memory at a time; finished parts are kept, so that a later run resumes."""
 
 import json
 import logging
@@ -115,7 +115,8 @@ class Measuring:
             first = first or done["rows"]
             if done["rows"] != first:
                 raise InputError(
-                    f"--cross: the MEMORY of system {system.name}, {system.memory}, holds other rows than that of {self.systems[0].name}, "
+                    f"--cross: the MEMORY of system {system.name}, {system.memory}, has other rows than that of "
+                    f"{self.systems[0].name}, "
                     f"{self.systems[0].memory}; give MEMORYs of one corpus and chunking, or leave --cross out"
                 )
             found[system.name] = [Rankings(**{k: tuple(v) for k, v in r.items()}) for r in done["rankings"]]

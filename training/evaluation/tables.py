@@ -1,4 +1,4 @@
-"""Tables of the report: which measures stand in which, and how figures become text, Markdown and lines on a terminal."""
+"""Tables of the report: the measures of each, and figures as text, Markdown and lines on a terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,15 +72,19 @@ COMPARED: Columns = (*TABLE, *ALIGNMENT, *((f"rank: {head}", name) for head, nam
 PUSHED_DOWN, PULLED_UP = "Pushed down although they look alike", "Pulled up although they don't look alike"
 
 LEGEND = (
-    "R@k, P@k and MRR@k: share of the known right documents among the first k, share of right ones among k places, and reciprocal rank of the first "
-    "right one (MRR without k: of the whole ranking), over the whole index and in fixed pools. LL: log-likelihood of the answer in nats (0 is best), "
-    "after reading the K documents found in the index or pool, the right one, a wrong one of the pool, or none. EM, F1, cover, substring: the "
-    "generated answer after reading what the index gave; cover: every word of an accepted answer stands in it, in any order; substring: as one run of "
-    "words. Answer likelihood and utility are of the first accepted wording of the answer; EM, F1, cover and substring take the best one. Means over questions; in brackets the 95 % bootstrap interval. Rows are RETRIEVER/GENERATOR: `NAME` is a system as it is, `bm25/NAME` and "
-    "`dense/NAME`: the baseline finds, NAME's generator reads; `A/B`: A's retrieval finds, B's generator reads; `text/R`: the plain language model "
-    "reads the raw passages that R found. Utility of a document: gain in the answer's log-likelihood from its being among the selected, the others "
-    f"kept; solo: alone against nothing; told by the row's generator and, as `{TEXT}`, by the plain language model on raw text; words: BM25's score in "
-    f"place of the retriever's. Ranks begin at 1; over the index a paragraph that is not among the first {DEPTH} counts as {DEPTH + 1}."
+    "R@k, P@k and MRR@k: share of the known right documents among the first k, share of right ones among the first k, "
+    "and reciprocal rank of the first right one (MRR without k: of the whole ranking), over the whole index and in "
+    "fixed pools. LL: log-likelihood of the answer in nats (0 is best), after reading the K documents retrieved from "
+    "the index or pool, the right one, a wrong one of the pool, or none. EM, F1, cover, substring: the generated "
+    "answer after reading what the index gave; cover: every word of an accepted answer appears in it, in any order; "
+    "substring: as one run of words. Answer likelihood and utility are of the first accepted wording of the answer; "
+    "EM, F1, cover and substring take the best one. Means over questions; in brackets the 95 % bootstrap interval. "
+    "Rows are RETRIEVER/GENERATOR: `NAME` is a system as it is; `bm25/NAME` and `dense/NAME`: the baseline retrieves, "
+    "NAME's generator reads; `A/B`: A retrieves, B's generator reads; `text/R`: the plain language model reads the raw "
+    "passages that R retrieved. Utility of a document: gain in the answer's log-likelihood from its being among the "
+    "selected, the others kept; solo: alone against nothing; measured by the row's generator and, as "
+    f"`{TEXT}`, by the plain language model on raw text; words: BM25's score in place of the retriever's. Ranks begin "
+    f"at 1; over the index a paragraph that is not among the first {DEPTH} counts as {DEPTH + 1}."
 )
 
 
@@ -90,7 +94,7 @@ def shown(figure: Figure, *, interval: bool) -> str:
 
 
 def figure_table(found: Mapping[str, Mapping[str, Figure]], *, interval: bool, columns: Columns = TABLE) -> Table:
-    """Heading and lines: a line for each system, a column for each measure that any of them has, and how many questions have one at most."""
+    """Heading and rows: a row for each system, a column for each measure that any has, and the number of questions."""
     there = [(head, name) for head, name in columns if any(name in of for of in found.values())]
     lines = []
     for system, of in found.items():

@@ -71,7 +71,8 @@ class Registration:
             measured, given = systems[self.system].get(kind), own.get(kind)
             if measured != given:
                 raise InputError(
-                    f"--{kind}: its manifest hash is {(given or 'none')[:16]}, system {self.system!r} of {self.evaluation} was measured with "
+                    f"--{kind}: its manifest hash is {(given or 'none')[:16]}, system {self.system!r} of "
+                    f"{self.evaluation} was measured with "
                     f"{(measured or 'none')[:16]}; give that {kind}, or evaluate this one"
                 )
 
@@ -83,7 +84,8 @@ class Registration:
         found = weights_hash(self.checkpoint / OWN_BACKBONE if own else backbone)
         if found != manifest["backbone"]["sha256"]:
             raise InputError(
-                f"--backbone {backbone}: weights {found[:16]}…, the CHECKPOINT was made for {manifest['backbone']['sha256'][:16]}…; "
+                f"--backbone {backbone}: weights {found[:16]}…, the CHECKPOINT was made for "
+                f"{manifest['backbone']['sha256'][:16]}…; "
                 "give the folder of the same weights"
             )
         hashes = self.hashes()
