@@ -71,6 +71,16 @@ def test_the_two_entry_pages_are_short(name: str) -> None:
     assert len((ROOT / name).read_bytes()) <= 8192
 
 
+def test_the_figures_of_the_readme_are_those_of_the_linked_pages() -> None:
+    lines = [line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| [")]
+    assert len(lines) >= 5
+    for line in lines:
+        page, figures = re.findall(r"\((docs/[^)]+)\)", line)[0], re.findall(r"\d\.\d+ \[[^]]+\]", line)
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert figures
+        assert [figure for figure in figures if figure not in text] == [], page
+
+
 def test_the_layers_are_those_of_the_import_contracts() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
