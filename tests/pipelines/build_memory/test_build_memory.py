@@ -262,7 +262,7 @@ def test_ten_thousand_equal_documents_are_one_row(build: Build) -> None:
     assert {Path(d["source"]).name for d in letters} == {"b.jsonl"}
 
 
-@pytest.mark.parametrize("runner", ["local", "BundleBasedDirectRunner"])
+@pytest.mark.parametrize("runner", ["local", pytest.param("BundleBasedDirectRunner", marks=pytest.mark.slow)])
 def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_for_it(
     build: Build, runner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,7 +301,7 @@ def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_fo
     assert {row.document_id for row in rows.values() if row.text == "One text."} == {"winner"}
 
 
-@pytest.mark.parametrize("runner", ["local", "BundleBasedDirectRunner"])
+@pytest.mark.parametrize("runner", ["local", pytest.param("BundleBasedDirectRunner", marks=pytest.mark.slow)])
 def test_an_id_of_several_texts_is_told_with_an_example(
     build: Build, runner: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -95,10 +95,10 @@ PLAIN = "--runner=BundleBasedDirectRunner"
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--num-shards=3", "--min-characters=3"),
-        ("--near-duplicates=0.6",),
+        pytest.param(("--num-shards=3", "--min-characters=3"), marks=pytest.mark.slow),
+        pytest.param(("--near-duplicates=0.6",), marks=pytest.mark.slow),
         ("--limit=50", "--near-duplicates=0.6", "--min-characters=3"),
-        ("--codec=pq8", "--limit=80"),
+        pytest.param(("--codec=pq8", "--limit=80"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
@@ -118,6 +118,7 @@ def test_it_makes_what_the_plain_graph_makes(build: Job, in_pieces: None, argume
     assert not list(local.glob(".spill*"))
 
 
+@pytest.mark.slow
 def test_an_update_is_what_the_plain_graph_makes_of_it(build: Job, in_pieces: None) -> None:
     first, second = corpus(1), {**corpus(1), "b.jsonl": corpus(2)["b.jsonl"]}
     old = build("old", first, "--num-shards=4")
