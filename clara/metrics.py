@@ -30,7 +30,7 @@ _PATTERNS_AT_ONCE = 1024
 
 
 def normalise_answer(text: str) -> str:
-    """SQuAD's normal form: lower case, without ASCII punctuation and articles, single spaces; exactly `True` is yes and `False` no."""
+    """SQuAD's normal form: lower case, no ASCII punctuation or articles, single spaces; `True` is yes, `False` no."""
     return " ".join(_ARTICLES.sub(" ", _BOOLEANS.get(text, text).lower().translate(_PUNCTUATION)).split())
 
 
@@ -68,12 +68,12 @@ def exact_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def f1(prediction: str, answers: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of words, for the best wording; 0 where just one of both is yes, no or noanswer."""
+    """Word F1 with the best wording; 0 if only one of prediction and wording is yes, no or noanswer."""
     return _best(_f1, prediction, answers)
 
 
 def cover_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where every word of a wording stands in the prediction, in any order and number; the published CLaRa's accuracy."""
+    """1 if the prediction contains every word of a wording, in any order; the accuracy of the published CLaRa."""
     return _best(_cover, prediction, answers)
 
 
@@ -147,7 +147,7 @@ def ranking_metrics(
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Mean difference of two systems on the same questions, its interval, and the probability of one as large by chance."""
+    """Mean difference of two systems on the same questions, its interval, and its probability under chance."""
 
     difference: float
     low: float
@@ -211,7 +211,7 @@ def paired_test(
 
 
 def _sign_flip_p_value(difference: Values, seed: int, num_resamples: int) -> float:
-    """Share of sign patterns whose mean is as far from 0 as the observed one: of all patterns where they are few, else of random ones and itself.
+    """Share of sign patterns, all or random ones, whose mean is at least as far from 0 as the observed one.
 
     scipy's `permutation_test` gives the same (a test holds them together) in twenty times the time: an evaluation makes
     thousands of these.
@@ -232,7 +232,8 @@ def _finite(values: ArrayLike, name: str) -> Values:
     sample = np.asarray(values, np.float64)
     if sample.ndim != 1 or not len(sample) or not np.isfinite(sample).all():
         raise InputError(
-            f"{name}: shape {list(sample.shape)}, all finite: {bool(np.isfinite(sample).all())}; expected at least one finite number"
+            f"{name}: shape {list(sample.shape)}, all finite: {bool(np.isfinite(sample).all())}; expected at least "
+            "one finite number"
         )
     return sample
 

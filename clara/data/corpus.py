@@ -1,4 +1,4 @@
-"""Corpora as files (plain or compressed): JSONL, JSON arrays, Parquet or plain text, of documents with `text`, perhaps `title` and `id`."""
+"""Corpus files: JSONL, JSON arrays, Parquet or text, perhaps compressed, of documents with `text`, `title` and `id`."""
 
 import glob
 import io
@@ -183,7 +183,8 @@ def to_document(row: Mapping[str, Any], source: str, line: int, fields: Fields =
     title, text = normalise(row.get(fields.title) or ""), normalise(row.get(fields.text) or "")
     if not text:
         raise InputError(
-            f"{source}:{line}: no `{fields.text}` (fields: {', '.join(sorted(row)) or 'none'}); every document needs one"
+            f"{source}:{line}: no `{fields.text}` (fields: {', '.join(sorted(row)) or 'none'}); every document needs "
+            "one"
         )
     given = row.get(fields.id)
     name = document_id(title, text) if given in (None, "") else str(given)

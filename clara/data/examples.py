@@ -66,11 +66,13 @@ class Example:
         pairs = len(self.questions), len(self.answers)
         if self.kind in ("qa", "cloze") and (pairs[0] != pairs[1] or not pairs[0]):
             raise InputError(
-                f"{where}: {pairs[0]} questions and {pairs[1]} answers; kind {self.kind} needs as many of one as of the other, at least one"
+                f"{where}: {pairs[0]} questions and {pairs[1]} answers; kind {self.kind} needs as many of one as of "
+                "the other, at least one"
             )
         if (self.kind == "paraphrase" and pairs != (0, 1)) or (self.kind == "autoencode" and pairs != (0, 0)):
             raise InputError(
-                f"{where}: {pairs[0]} questions and {pairs[1]} answers; paraphrase has no question and one answer, autoencode neither"
+                f"{where}: {pairs[0]} questions and {pairs[1]} answers; paraphrase has no question and one answer, "
+                "autoencode neither"
             )
 
     @property
@@ -116,7 +118,7 @@ def join_examples(
     extra_files: Iterable[Mapping[str, Any]] = (),
     **fields: Any,
 ) -> dict[str, Any]:
-    """Write an EXAMPLES artefact out of files of `write_part`, one after the other, and return its manifest; only one part is in RAM at a time."""
+    """Write EXAMPLES out of files of `write_part`, with one of them in RAM at a time. Returns the manifest."""
     refuse_other(directory, "EXAMPLES")
     path, kinds, waiting = make_directory(directory) / FILE, Counter[str](), _SCHEMA.empty_table()
     with pq.ParquetWriter(path, _SCHEMA) as writer:

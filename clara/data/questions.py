@@ -58,11 +58,13 @@ class Question:
             raise InputError(f"question {self.question_id!r} is {self.question!r}; expected some text, or leave it out")
         if not self.answers:
             raise InputError(
-                f"question {self.question_id!r}, {self.question[:60]!r}: no answer; give it one at least, or leave it out"
+                f"question {self.question_id!r}, {self.question[:60]!r}: no answer; give it one at least, or leave "
+                "it out"
             )
         if self.positive_hops and len(self.positive_hops) != len(self.positive_ids):
             raise InputError(
-                f"question {self.question_id!r}: {len(self.positive_hops)} hops for {len(self.positive_ids)} positives; give each one, or none"
+                f"question {self.question_id!r}: {len(self.positive_hops)} hops for {len(self.positive_ids)} "
+                "positives; give each one, or none"
             )
 
 

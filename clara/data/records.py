@@ -43,7 +43,7 @@ def normalise(text: str) -> str:
 
 
 def encodable(text: str) -> bool:
-    """Whether a text holds whole characters only: a lone surrogate (of broken UTF-8 on a command line, say) can be neither tokenised nor written."""
+    """True if a text is valid Unicode: a lone surrogate, e.g. of broken UTF-8, can be neither tokenised nor written."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""UTILITIES: how likely each candidate alone makes a question's answer, scored once while compressor and generator stand still.
+"""UTILITIES: the likelihood of a question's answer given each candidate alone, scored while the reader does not change.
 
 A question's candidates are worth what they are worth until one of the two changes: a query reasoner can then train for
 many epochs at the price of its own passes. One folder of a shard holds one Parquet file.
@@ -48,13 +48,14 @@ class Scored:
     def __post_init__(self) -> None:
         if len(self.row_ids) != len(self.log_likelihoods) or not self.row_ids:
             raise InputError(
-                f"utilities of question {self.question_id!r}: {len(self.row_ids)} rows, {len(self.log_likelihoods)} likelihoods; expected as "
+                f"utilities of question {self.question_id!r}: {len(self.row_ids)} rows, {len(self.log_likelihoods)} "
+                "likelihoods; expected as "
                 "many of one as of the other, at least one; score the questions again"
             )
 
 
 def reader_hash(checkpoint: Name | Artefact) -> str:
-    """What the answer's likelihood depends on beside the memory: backbone, generator, prompts. The query reasoner may differ."""
+    """Hash of what the likelihood depends on beside the memory: backbone, generator, prompts."""
     manifest = Artefact.open(checkpoint, "CHECKPOINT", lazy=True).manifest
     folder = f"{manifest['roles'][GENERATOR]}/"
     files = {

@@ -31,7 +31,8 @@ class Bm25:
         self.row_ids = np.asarray(row_ids, np.int64)
         if not len(texts) or len(texts) != len(self.row_ids):
             raise InputError(
-                f"BM25 of {len(texts)} texts and {len(self.row_ids)} row ids; expected one id for each text, at least one"
+                f"BM25 of {len(texts)} texts and {len(self.row_ids)} row ids; expected one id for each text, at "
+                "least one"
             )
         self._position = {row: position for position, row in enumerate(self.row_ids.tolist())}
         if len(self._position) != len(self.row_ids):
@@ -94,8 +95,8 @@ class Bm25:
             exclude: for each question row ids that are left out; unknown ones are ignored.
 
         Returns:
-            Row ids `[B, k]` and scores `[B, k]`. A row without a common word is no result: `NO_ROW` and -inf where there
-            are fewer.
+            Row ids `[B, k]` and scores `[B, k]`. Rows without a common word are not returned: `NO_ROW` and -inf where
+            there are fewer.
         """
         rows = np.full((len(questions), k), NO_ROW, np.int64)
         best = np.full((len(questions), k), -np.inf, np.float32)

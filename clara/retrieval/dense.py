@@ -33,7 +33,8 @@ def folder_hash(folder: str) -> str:
     path = Path(folder)
     if not (path / _MODULES).is_file():
         raise InputError(
-            f"--dense-model {folder!r}: no {_MODULES} in it; expected a sentence-transformers folder on this machine (nothing is downloaded)"
+            f"--dense-model {folder!r}: no {_MODULES} in it; expected a sentence-transformers folder on this machine "
+            "(nothing is downloaded)"
         )
     files = sorted(
         file
@@ -44,7 +45,7 @@ def folder_hash(folder: str) -> str:
 
 
 class DenseEncoder:
-    """An embedding model, and the vectors of the texts that it embedded last: systems over the same texts share them."""
+    """An embedding model, and the vectors of the texts that it embedded last, for systems over the same texts."""
 
     def __init__(self, folder: str, device: str = "cpu") -> None:
         folder_hash(folder)
@@ -73,7 +74,7 @@ class DenseEncoder:
 
     @torch.no_grad()
     def scores(self, questions: Sequence[str], store: MemoryStore) -> NDArray[np.float32]:
-        """Similarity `[B, rows]` of questions with all rows of a MEMORY (title and text), in the order of its row ids."""
+        """Similarity `[B, rows]` of questions with title and text of all rows, in the order of the row ids."""
         if self._known is None or not np.array_equal(self._known[0], store.row_ids):
             texts = [input_text(c.title, c.text) for c in store.records(store.row_ids)]
             shown = len(texts) > _BATCH_TEXTS

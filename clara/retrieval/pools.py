@@ -77,7 +77,7 @@ def interleave(*lists: Sequence[int]) -> list[int]:
 def fill(
     own: Sequence[int], others: Sequence[Sequence[int]], excluded: Collection[int], size: int, rng: torch.Generator
 ) -> list[int]:
-    """A question's own candidates, then those of the other questions in random order, `size` rows or as many as there are."""
+    """A question's own candidates, then those of other questions in random order: `size` rows or fewer."""
     pool = list(own[:size])
     if len(pool) < size:
         present = {*pool, *excluded}

@@ -1,4 +1,4 @@
-"""A system that answers: CHECKPOINT, MEMORY and, where there is one, INDEX, opened together and checked against each other.
+"""A system that answers: CHECKPOINT, MEMORY and perhaps INDEX, opened together and checked against each other.
 
 Shapes: B questions, n rows, k rows asked for, M memory tokens, D hidden size.
 """
@@ -184,7 +184,8 @@ class Retriever:
             raise InputError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
         if not 1 <= num_selected <= len(self.store):
             raise InputError(
-                f"num_selected is {num_selected}, the MEMORY holds {len(self.store)} rows; choose a number from 1 to {len(self.store)}"
+                f"num_selected is {num_selected}, the MEMORY holds {len(self.store)} rows; choose a number from 1 to "
+                f"{len(self.store)}"
             )
         if not questions:
             return []

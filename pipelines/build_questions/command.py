@@ -78,7 +78,10 @@ def parser() -> argparse.ArgumentParser:
     cloze.add_argument(
         "--train-pools",
         action="store_true",
-        help="give training questions a pool of --pool-size too, of articles that are not held out (for instruct.negatives=pool)",
+        help=(
+            "give training questions a pool of --pool-size too, of articles that are not held out (for "
+            "instruct.negatives=pool)"
+        ),
     )
     cloze.add_argument("--bm25", action="store_true", help="also print BM25's recall over the corpus")
     return found
@@ -91,7 +94,8 @@ def main(argv: list[str]) -> int:
     settings = form.settings(options)
     if options.corpus_output and not form.brings_documents:
         raise InputError(
-            f"--corpus-output {options.corpus_output}: format {options.format} brings no documents of its own; leave it out"
+            f"--corpus-output {options.corpus_output}: format {options.format} brings no documents of its own; leave "
+            "it out"
         )
 
     @functools.cache

@@ -53,7 +53,8 @@ class PublishedFormat:
                 question, own = self._question(self.convert(row, where), settings["seed"], settings["split"])
                 if question.question_id in questions:
                     raise InputError(
-                        f"{where}: question id {question.question_id!r} stands twice; give each its own, or use --skip-bad"
+                        f"{where}: question id {question.question_id!r} stands twice; give each its own, or use "
+                        "--skip-bad"
                     )
             except InputError:
                 if not settings["skip_bad"]:

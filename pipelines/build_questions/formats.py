@@ -1,4 +1,4 @@
-"""The question formats, by the name that `--format` takes. To add one: an entry here, its code in a file beside this."""
+"""The question formats by the name that `--format` takes. To add one: an entry here, its code in this folder."""
 
 from pipelines.build_questions.cloze import ClozeFormat
 from pipelines.build_questions.convert import PublishedFormat

@@ -1,4 +1,4 @@
-"""Which hop of a multi-hop question a supporting paragraph is: 1 is found from the question alone, 2 and more through what an earlier one says."""
+"""The hop of a supporting paragraph: 1 is found from the question alone, 2 and more through an earlier one."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -39,7 +39,7 @@ def fact_hops(kind: str, question: str, titles: Sequence[str]) -> dict[str, int]
 
 
 def decomposition_hops(steps: Sequence[Mapping[str, Any]], where: str) -> dict[int, int]:
-    """MuSiQue's hops by the paragraph's `idx`: a step that refers to the answers `#1`, `#2` of others is one hop behind the furthest of them.
+    """MuSiQue's hops by the paragraph's `idx`: a step that refers to answers `#1`, `#2` is one hop behind the furthest.
 
     Raises:
         InputError: a step is not as published, or refers to itself or a later one.
@@ -53,7 +53,8 @@ def decomposition_hops(steps: Sequence[Mapping[str, Any]], where: str) -> dict[i
             depths.append(1 + max((depths[n - 1] for n in needed if n >= 1), default=0))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(
-                f"{where}: question_decomposition step {number} is {step!r:.80} ({error!r}); expected question, which may refer to the answers of "
+                f"{where}: question_decomposition step {number} is {step!r:.80} ({error!r}); expected question, "
+                "which may refer to the answers of "
                 "earlier steps as #1, and paragraph_support_idx; use --skip-bad to leave the row out"
             ) from error
         hops[paragraph] = min(depths[-1], hops.get(paragraph, depths[-1]))

@@ -1,4 +1,4 @@
-"""Readers of published question-answering files: HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD, NQ-open, and plain JSONL."""
+"""Readers of published question files: HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD, NQ-open, and plain JSONL."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Published:
-    """A question as its file gives it, white space normalised: its documents, or ids where it has only those; a split where its row names one."""
+    """A question of a file, white space normalised: its documents, or only their ids; a split if its row names one."""
 
     question_id: str
     question: str
@@ -113,7 +113,7 @@ def plain_rows(path: str) -> Iterator[tuple[str, Row]]:
 
 
 def squad_rows(path: str) -> Iterator[tuple[str, Row]]:
-    """Questions of a SQuAD file, each with its paragraph's title and text: nested as published, or one row a question as dataset hubs have it.
+    """Questions of a SQuAD file with their paragraphs: nested as published, or one row a question as on dataset hubs.
 
     Raises:
         InputError: neither of both.
@@ -145,7 +145,7 @@ def squad_rows(path: str) -> Iterator[tuple[str, Row]]:
 
 
 def convert_hotpotqa(row: Row, where: str) -> Published:
-    """HotpotQA and 2WikiMultihopQA: `context` and `supporting_facts` as lists of pairs, or as the columns that dataset hubs make of them."""
+    """HotpotQA and 2WikiMultihopQA: `context` and `supporting_facts` as lists of pairs, or as columns."""
     question, answers = question_and_answers(row, [field(row, "answer", str, where)], where)
     context, facts = row.get("context"), row.get("supporting_facts")
     if isinstance(context, dict):

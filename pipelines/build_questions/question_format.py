@@ -29,7 +29,7 @@ class QuestionFormat(Protocol):
 
     @property
     def brings_documents(self) -> bool:
-        """True if the input holds documents that are not a corpus file yet, so that `--corpus-output` can write them."""
+        """True if the input holds documents that are not a corpus file yet: `--corpus-output` can write them."""
         ...
 
     def settings(self, options: argparse.Namespace) -> dict[str, Any]:

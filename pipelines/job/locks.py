@@ -62,7 +62,8 @@ def _locked_directory(directory: Path, flag: str) -> Iterator[None]:
         stream = open(directory / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (closed below, outside of this try)
     except OSError as error:
         raise InputError(
-            f"{flag} {directory}: cannot be written ({error.strerror or error}); choose a directory that you may write to"
+            f"{flag} {directory}: cannot be written ({error.strerror or error}); choose a directory that you may "
+            "write to"
         ) from error
     with stream:
         try:
@@ -102,7 +103,7 @@ def lease_seconds() -> float:
 
 
 def _process(pid: int) -> dict[str, Any] | None:
-    """What names a process for good: machine since its start, process namespace, number, and when it began; None where there is none."""
+    """Identifies a process: the machine's boot, process namespace, number, start time; None if it does not run."""
     try:
         began = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[19]
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -162,7 +163,8 @@ class Lease:
         said = json.loads(bucket.read(highest) or b"{}") if highest else {}
         if highest != self.name or said.get("owner") != self.owner:
             raise InputError(
-                f"--output {self.url}: {said.get('who', 'another job')} has taken the place, as this job was not heard of for "
+                f"--output {self.url}: {said.get('who', 'another job')} has taken the place, as this job was not "
+                "heard of for "
                 f"{lease_seconds():.0f} s; let that one end, or choose another place"
             )
 
@@ -185,7 +187,8 @@ def acquire(url: str) -> Lease:
     if bucket.create(lease.name, lease.record()):
         bucket.remove([lease.name])
         raise InputError(
-            f"--output {url}: this store lets a second job write over the first one's lock (it does not know `If-None-Match` or "
+            f"--output {url}: this store lets a second job write over the first one's lock (it does not know "
+            "`If-None-Match` or "
             "`ifGenerationMatch`); choose a store that does, or a directory"
         )
     bucket.remove(names)
@@ -209,7 +212,8 @@ def _refuse_or_wait(bucket: Bucket, name: str) -> None:
             return
         age = 0.0
     raise InputError(
-        f"--output {bucket}: {record['who']} is writing there (heard of {max(age, 0.0):.0f} s ago); wait for it, or choose another place. If it has "
+        f"--output {bucket}: {record['who']} is writing there (heard of {max(age, 0.0):.0f} s ago); wait for it, or "
+        "choose another place. If it has "
         f"died, the place is free {longest:.0f} s after it was last heard of"
     )
 

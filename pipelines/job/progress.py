@@ -1,4 +1,4 @@
-"""Progress of a corpus job, told through files in the place that it writes to: it works on any runner and any number of machines."""
+"""Progress of a corpus job through files in its output: works on any runner and any number of machines."""
 
 import re
 import threading
@@ -22,14 +22,14 @@ _BUCKET_SECONDS = 10.0  # requests are paid for
 
 
 class ShardProgress:
-    """What a worker says of the shard that it compresses: chunks done, and how many there are. Best effort: nothing depends on it."""
+    """Reports how many chunks of a shard are compressed. Best effort: nothing depends on it."""
 
     def __init__(self, directory: Name, shard: str, total: int) -> None:
         self._directory, self._shard, self._total = directory, shard, total
         self._told = -float("inf")
 
     def tell(self, done: int) -> None:
-        """Note how many chunks are done; at most once a second, or every ten into a bucket, but for the first and the last."""
+        """Report finished chunks: at most once a second, every ten seconds into a bucket; always the first and last."""
         now = time.monotonic()
         bucket = is_url(self._directory)
         if done not in (0, self._total) and now - self._told < (_BUCKET_SECONDS if bucket else _TOLD_SECONDS):
@@ -55,7 +55,7 @@ def _tell_bucket(url: str, shard: str, text: str) -> None:
 
 @dataclass(frozen=True)
 class Seen:
-    """What the files tell: chunks done, chunks in all (known for the shards that have begun, estimated from these for the others); shards, too."""
+    """Progress read from the files: chunks done and in all, estimated for shards that have not begun; shards."""
 
     done: int
     total: int
@@ -76,7 +76,8 @@ class Reading:
         """In words, after so many seconds."""
         left = seconds * (self.num_units - self.units_done) / self.units_done if self.units_done else 0.0
         rest = f", {tqdm.format_interval(left)} left" if self.units_done else ""
-        return f"read {self.units_done:,} of {self.num_units:,} pieces, {self.documents:,} documents ({self.documents / seconds:,.1f} a second){rest}"
+        pieces = f"{self.units_done:,} of {self.num_units:,} pieces"
+        return f"read {pieces}, {self.documents:,} documents ({self.documents / seconds:,.1f} a second){rest}"
 
 
 def seen(directory: Path, started: float) -> Seen | None:

@@ -60,8 +60,11 @@ def parser() -> argparse.ArgumentParser:
         "--tokenizer",
         default="",
         metavar="FOLDER",
-        help="folder of the LM whose compressor will read the chunks; they are cut by its tokens (default: --model's folder; for a URL, tokens are "
-        "estimated: a word has one for every four letters begun, a mark one)",
+        help=(
+            "folder of the LM whose compressor will read the chunks; they are cut by its tokens (default: --model's "
+            "folder; for a URL, tokens are "
+            "estimated: a word has one for every four letters begun, a mark one)"
+        ),
     )
     add("--max-tokens", type=int, default=256, help="tokens of a chunk, title included (default: %(default)s)")
     add(
@@ -117,8 +120,11 @@ def _add_what(parse: argparse.ArgumentParser) -> None:
         "--coverage",
         default="required",
         choices=("required", "told", "off"),
-        help="whether questions must cover their chunk: required drops those that don't in the end, told counts them, off does not check "
-        "(default: %(default)s)",
+        help=(
+            "whether questions must cover their chunk: required drops those that don't in the end, told counts "
+            "them, off does not check "
+            "(default: %(default)s)"
+        ),
     )
     add(
         "--max-rounds",
@@ -149,8 +155,11 @@ def _add_what(parse: argparse.ArgumentParser) -> None:
         "--extra-body",
         default="{}",
         metavar="JSON",
-        help="further fields of each request, null takes one out; of a folder's model, chat_template_kwargs alone, where enable_thinking is false if "
-        "nothing is said (default: %(default)s)",
+        help=(
+            "further fields of each request, null takes one out; of a folder's model, chat_template_kwargs alone, "
+            "where enable_thinking is false if "
+            "nothing is said (default: %(default)s)"
+        ),
     )
 
 
@@ -188,7 +197,10 @@ def _add_endpoint(parse: argparse.ArgumentParser) -> None:
     add(
         "--cache",
         metavar="DIR",
-        help="of replies that were paid, on a disk of the machine that asks (default: --output; of a URL a folder of CLARA_CACHE)",
+        help=(
+            "of replies that were paid, on a disk of the machine that asks (default: --output; of a URL a folder of "
+            "CLARA_CACHE)"
+        ),
     )
 
 

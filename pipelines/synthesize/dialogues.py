@@ -1,4 +1,4 @@
-"""What is asked about one chunk, without saying by whom: a stream yields requests that may be asked at once, and is sent their replies.
+"""Dialogues about one chunk, whoever answers: a stream yields requests that are independent, and is sent their replies.
 
 Each stream ends in one example or in the reason why there is none, with a letter for everything that was dropped on the
 way (the synthesis of section 2.1 of arXiv:2511.18659: questions, separate answers, verification, rounds until the
@@ -92,7 +92,7 @@ def example_id(kind: str, chunk_id: str) -> str:
 
 
 def stream(chunk: Chunk, kind: str, templates: Templates, settings: Settings) -> Stream:
-    """One kind of example of one chunk. Yields requests that are independent of each other, and wants their replies in the same order."""
+    """One kind of example of one chunk. Yields independent requests, and expects their replies in the same order."""
     outcome = Outcome(kind)
     asked = _Asked(chunk, templates, settings, outcome)
     try:
@@ -128,7 +128,7 @@ class _Asked:
     def all(
         self, requests: Sequence[Request], form: Callable[[Any], T | None]
     ) -> Generator[list[Request], list[Reply], list[T | UnusableError]]:
-        """Replies to requests, each asked again where its reply is of no use; what is of no use in the end comes as the error.
+        """Replies to requests, each repeated if its reply is unusable; a reply that stays unusable comes as the error.
 
         Raises:
             _EndError: a request failed.
@@ -260,7 +260,7 @@ def _pairs(asked: _Asked, kind: str) -> Generator[list[Request], list[Reply], li
 
 
 def _covered(asked: _Asked, kind: str, pool: _Pool) -> Generator[list[Request], list[Reply], bool]:
-    """Ask for what is missing, round by round, until nothing is; False: the rounds are over, or one brought nothing new."""
+    """Ask for what is missing, round by round; False if the rounds are used up, or one brought nothing new."""
     for number in range(asked.settings.max_rounds + 1):
         covered, missing = yield from asked.one(asked.request(f"cover_{kind}", **pool.listed()), replies.coverage)
         if covered:

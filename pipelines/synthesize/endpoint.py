@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible endpoint: asked at a rate, again where it fails for a while, and never twice for what it has answered."""
+"""A model behind an OpenAI-compatible endpoint: requests at a rate, retries, and a cache of everything it answered."""
 
 import asyncio
 import json
@@ -118,7 +118,8 @@ def check_url(url: str) -> None:
         )
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
-            "--model: its URL holds a user, password or query, which would be written down; give a key by --key-variable"
+            "--model: its URL holds a user, password or query, which would be written down; give a key by "
+            "--key-variable"
         )
 
 
@@ -303,7 +304,8 @@ class Endpoint:
 
     def _stop(self, what: str) -> None:
         self._stopped = InputError(
-            f"--model {self._settings.url}: the endpoint {what}, and run the same command again: what was answered is not paid twice"
+            f"--model {self._settings.url}: the endpoint {what}, and run the same command again: what was answered "
+            "is not paid twice"
         )
         raise self._stopped
 
@@ -359,7 +361,8 @@ def only_model(settings: EndpointSettings) -> str:
         told = " ".join(str(error).split())[:_TOLD_CHARACTERS]
         key = _key_of(settings.key_variable)
         raise InputError(
-            f"--model {settings.url}: cannot list its models ({told.replace(key, '***') if key else told}); start it, correct the URL, or give --model-name"
+            f"--model {settings.url}: cannot list its models ({told.replace(key, '***') if key else told}); start "
+            "it, correct the URL, or give --model-name"
         ) from error
     if len(found) != 1:
         raise InputError(

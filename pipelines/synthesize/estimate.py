@@ -62,7 +62,7 @@ def _sum(asked: Sequence[_Asked], num_tokens: int, templates: Templates) -> Cost
 
 
 def at_most(num_tokens: int, templates: Templates, settings: Settings, max_reply_tokens: int) -> Cost:
-    """The most that a chunk of so many tokens can cost: every question tried, every round gone, every reply long, and bad at first."""
+    """The most that a chunk of so many tokens can cost: every question, round and retry, with the longest replies."""
     longest, questions, asked = MAX_CHARACTERS // _CHARACTERS_PER_TOKEN, settings.max_questions, list[_Asked]()
     checks = 0 if settings.coverage == "off" else settings.max_rounds + 1
     for kind in settings.kinds:
@@ -84,7 +84,7 @@ def at_most(num_tokens: int, templates: Templates, settings: Settings, max_reply
 
 
 def expected(num_tokens: int, templates: Templates, settings: Settings) -> Cost:
-    """What a chunk costs where the model does well: `EXPECTED_QUESTIONS`, all covered at the first check, short replies."""
+    """Cost of a chunk if the model does well: `EXPECTED_QUESTIONS`, covered at the first check, short replies."""
     asked = list[_Asked]()
     for kind in settings.kinds:
         if kind == "paraphrase":

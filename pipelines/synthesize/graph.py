@@ -1,4 +1,4 @@
-"""The Beam graph of `synthesize`: chunks, shards of them written down, each asked about, and the artefact completed with the manifest last."""
+"""The Beam graph of `synthesize`: chunks, shards of chunks, requests about each, and the manifest last."""
 
 import asyncio
 import functools

@@ -57,7 +57,8 @@ class FolderModel:
             raise InputError("--device cuda: no GPU is seen; give --device cpu, or run where there is one")
         if not (Path(settings.path) / "config.json").is_file():
             raise InputError(
-                f"--model {settings.path}: no config.json there; give a folder that holds a causal LM in the transformers format"
+                f"--model {settings.path}: no config.json there; give a folder that holds a causal LM in the "
+                "transformers format"
             )
         try:
             lm = AutoModelForCausalLM.from_pretrained(
@@ -78,7 +79,7 @@ class FolderModel:
         self._longest = int(getattr(lm.config.get_text_config(), "max_position_embeddings", 0) or 0)
 
     def replies(self, requests: Sequence[Request]) -> list[Reply]:
-        """A reply to each request; texts can't inject special tokens. What is too long for the model has an error for a reply."""
+        """A reply to each request; texts can't inject special tokens. A request that is too long gets an error."""
         prompts = [self._builder.text(self._builder.safe(r.system), r.user).right for r in requests]
         room = self._settings.max_reply_tokens
         found: dict[int, Reply] = {}
@@ -121,7 +122,7 @@ def in_step(
     replies: Callable[[list[Request]], list[Reply]],
     told: Callable[[int], None],
 ) -> list[Outcome]:
-    """Run streams together, all their open requests at a time: which ones share a batch is a function of the streams alone.
+    """Run streams together, with all their open requests at a time: batches depend on the streams alone.
 
     Args:
         streams: see `pipelines.synthesize.dialogues`.

@@ -1,4 +1,4 @@
-"""What a synthesis knows of itself, and how it ends: nothing lost, dead letters written, and the manifest last of all."""
+"""The settings of a synthesis, and how it ends: nothing lost, dead letters written, the manifest last."""
 
 import shutil
 from collections import Counter
@@ -123,7 +123,7 @@ def complete(
 
 
 def check_nothing_lost(totals: Mapping[str, int], reasons: Mapping[tuple[bool, str], int], num_kinds: int) -> None:
-    """In = out + dropped + failed, of records, chunks, examples and questions; a difference is a bug of the job, and nothing is completed then."""
+    """Check in = out + dropped + failed of records, chunks, examples, questions; a difference is a bug."""
 
     def letters(prefix: str, dropped: bool) -> int:
         return sum(count for (was, reason), count in reasons.items() if was is dropped and reason.startswith(prefix))
@@ -150,7 +150,8 @@ def check_nothing_lost(totals: Mapping[str, int], reasons: Mapping[tuple[bool, s
     ):
         if came_in != went_out:
             raise RuntimeError(
-                f"{stage} lost records: {came_in} came in, {went_out} are accounted for; {dict(totals)}, reasons {dict(reasons)}"
+                f"{stage} lost records: {came_in} came in, {went_out} are accounted for; {dict(totals)}, reasons "
+                f"{dict(reasons)}"
             )
 
 

@@ -63,7 +63,7 @@ class Templates:
         return {"version": VERSION if own else 0, "sha256": hashes}
 
     def request(self, name: str, **values: str) -> Request:
-        """A request of one template. Values go in as they are: what looks like a placeholder in a text stays what it is."""
+        """A request of one template. Values are inserted as they are: placeholders inside a text stay untouched."""
         system, user = _parts(self.files[name])
         return Request(name, Template(system).substitute(values).strip(), Template(user).substitute(values).strip())
 
@@ -103,7 +103,8 @@ def load_templates(folder: str = "") -> Templates:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
-                f"--prompts {path}: cannot be read ({error}); the folder needs {', '.join(f'{n}.md' for n in NAMES)} in UTF-8"
+                f"--prompts {path}: cannot be read ({error}); the folder needs {', '.join(f'{n}.md' for n in NAMES)} "
+                "in UTF-8"
             ) from error
         if _SEPARATOR not in f"\n{text}":
             raise InputError(f"--prompts {path}: no line '---' between what the system and what the user says; add it")
@@ -111,7 +112,8 @@ def load_templates(folder: str = "") -> Templates:
         found = set(template.get_identifiers())
         if not template.is_valid() or found != fields:
             raise InputError(
-                f"--prompts {path}: placeholders {', '.join(sorted(found)) or 'none'}, expected ${', $'.join(sorted(fields))}; "
+                f"--prompts {path}: placeholders {', '.join(sorted(found)) or 'none'}, expected "
+                f"${', $'.join(sorted(fields))}; "
                 "write $$ where a dollar is meant"
             )
         files[name] = text

@@ -1,4 +1,4 @@
-"""A model's reply as what was asked for. Models fence JSON, talk around it and cut it short: what can be understood is, the rest is told."""
+"""A model's reply as what was asked for. Models fence JSON, add prose, cut it short: errors say what is unusable."""
 
 import json
 import re
@@ -48,7 +48,7 @@ def _clean(text: str) -> str:
 
 
 def json_values(text: str) -> Iterator[Any]:
-    """Every JSON object and array in a text that does not lie within another, last first: a model that thinks aloud ends with its answer."""
+    """Every outermost JSON object and array of a text, last first: a model that thinks aloud ends with its answer."""
     found, place, broken, decoder = [], 0, 0, json.JSONDecoder()
     while broken < _MAX_BROKEN and (match := _OPENING.search(text, place)):
         try:

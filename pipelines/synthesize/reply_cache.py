@@ -8,7 +8,8 @@ from clara.errors import InputError
 from pipelines.synthesize.replies import Reply
 
 FILE = "replies.sqlite"
-_TABLE = """CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, template TEXT NOT NULL, text TEXT NOT NULL, cut INTEGER NOT NULL,
+_TABLE = """CREATE TABLE IF NOT EXISTS replies (
+key TEXT PRIMARY KEY, template TEXT NOT NULL, text TEXT NOT NULL, cut INTEGER NOT NULL,
     prompt_tokens INTEGER NOT NULL, reply_tokens INTEGER NOT NULL, paid_at REAL NOT NULL) WITHOUT ROWID"""
 
 
@@ -34,7 +35,8 @@ class ReplyCache:
 
     def _unusable(self, error: Exception) -> InputError:
         return InputError(
-            f"--cache {self._path}: {error}; give a directory on a disk of this machine, with room, or move the file away"
+            f"--cache {self._path}: {error}; give a directory on a disk of this machine, with room, or move the file "
+            "away"
         )
 
     def get(self, key: str) -> Reply | None:

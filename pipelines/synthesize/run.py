@@ -1,4 +1,4 @@
-"""What `synthesize` does with its arguments: resolve them, say what it may cost, run the job where nothing else writes, and tell what came of it."""
+"""What `synthesize` does with its arguments: resolve them, estimate the cost, run the job, report."""
 
 import argparse
 import contextlib
@@ -225,7 +225,8 @@ def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
         )
     if is_url(args.output) and args.runner != LOCAL:
         raise InputError(
-            f"--output {args.output}: a URL, to which the finished EXAMPLES are copied from the machine that made them; with --runner {args.runner} "
+            f"--output {args.output}: a URL, to which the finished EXAMPLES are copied from the machine that made "
+            f"them; with --runner {args.runner} "
             "several make them: give a directory that all of them see"
         )
     if args.runner == spark.RUNNER:
@@ -330,7 +331,8 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     logging.getLogger("apache_beam").setLevel(logging.ERROR)
     if args.runner == dataflow.RUNNER:
         raise InputError(
-            f"--runner {args.runner}: its machines share no directory, which --output and --cache are; run on this machine or on Spark"
+            f"--runner {args.runner}: its machines share no directory, which --output and --cache are; run on this "
+            "machine or on Spark"
         )
     options = beam_options(beam_arguments, LOCAL if args.dry_run else args.runner, args.num_workers)
     check_places(args, options)

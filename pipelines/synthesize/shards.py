@@ -1,4 +1,4 @@
-"""Shards of a synthesis: the chunks of a range of ids, written down before anything is asked, and what came of them, with the report last."""
+"""Shards of a synthesis: chunks of a range of ids, written before anything is asked; results, the report last."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""One page about synthesised EXAMPLES: what was made of each kind, why the rest was dropped, coverage, costs, throughput, and some of them to read.
+"""One page about synthesised EXAMPLES: counts by kind, reasons of drops, coverage, costs, throughput, examples.
 
     python -m pipelines.synthesize.summary --examples DIR [--price-prompt X --price-reply Y] [--tracking-uri URI]
 
@@ -25,7 +25,7 @@ from pipelines.synthesize import dialogues as streams
 from pipelines.synthesize.page import Kind, Summary, page
 
 KIND, JOB, SPENDING = "EXAMPLES", "synthesize", "spending.json"
-"""The artefact, the job that made it, and the file that says what its last run sent and paid: no part of the artefact."""
+"""The artefact, the job that made it, and the file with what its last run sent and paid, no part of the artefact."""
 _SHOWN = 3
 _RUN = ("seconds", "shards", "shards reused")
 
@@ -58,7 +58,8 @@ def summarise(
     recipe = manifest["made_by"]["recipe"]
     if recipe.get("job") != JOB:
         raise InputError(
-            f"{examples}: EXAMPLES of {recipe.get('program', 'another program')}; give some that pipelines.synthesize made"
+            f"{examples}: EXAMPLES of {recipe.get('program', 'another program')}; give some that "
+            "pipelines.synthesize made"
         )
     kinds = {kind: Kind() for kind in recipe["settings"]["kinds"]}
     for example in each_example(artefact):
@@ -89,7 +90,10 @@ def _letters(place: Path, manifest: Mapping[str, Any]) -> Iterator[dict[str, Any
 def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
     """Log the EXAMPLES with their page, and return the run's id."""
     prompt, reply = summary.prices
-    again = f"python -m pipelines.synthesize.summary --examples {summary.name} --price-prompt {prompt} --price-reply {reply}"
+    again = (
+        f"python -m pipelines.synthesize.summary --examples {summary.name} --price-prompt {prompt} --price-reply "
+        f"{reply}"
+    )
     logged = Logged(summary.name, summary.manifest, summary.hash, {}, summary.figures, localised_file(path), again)
     return log_artefact(logged, url, experiment)
 

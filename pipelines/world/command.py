@@ -1,4 +1,4 @@
-"""Make the small world, in which looking alike misleads: a corpus, questions with fixed pools, examples to pretrain on, and a language model.
+"""Make the small world, in which similarity misleads: corpus, questions with fixed pools, examples, a language model.
 
     python -m pipelines.world --output DIR [--seed N] [--train N] [--held-out N] [--pretrain N]
 
@@ -32,14 +32,15 @@ SPLITS = ("train", "unseen", "unseen_wording")
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<user>", "<assistant>")
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
-    "{{ ('<assistant> ' + message['content'] + ' </s>') if message['role'] == 'assistant' else ('<user> ' + message['content'] + ' ') }}"
+    "{{ ('<assistant> ' + message['content'] + ' </s>') if message['role'] == 'assistant' else ('<user> ' + "
+    "message['content'] + ' ') }}"
     "{% endfor %}{{ '<assistant> ' if add_generation_prompt else '' }}"
 )
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many of each: questions for training and in each held-out split, facts to pretrain on, and in a pool other facts about the same name."""
+    """Numbers of questions for training and each held-out split, of facts to pretrain on, and of rivals in a pool."""
 
     train: int
     held_out: int
@@ -50,7 +51,7 @@ class Sizes:
 def pools(
     split: str, facts: Sequence[text.Fact], wordings: Sequence[str], rivals: int, dice: random.Random
 ) -> tuple[list[dict[str, str]], list[Question]]:
-    """The documents and questions of a split: for each fact its document, four decoys, and fifteen facts of the same split in the pool."""
+    """Documents and questions of a split: each fact has its document, four decoys, fifteen other facts in the pool."""
     documents, questions = [], []
     for number, fact in enumerate(facts):
         name = f"{split}-{number:05d}"
@@ -98,7 +99,8 @@ def generate(seed: int, sizes: Sizes) -> tuple[list[dict[str, str]], list[Questi
     ):
         if count > len(names) * len(text.ASKED_THINGS) // 2:
             raise InputError(
-                f"{option}: {count} facts; there are names and things for {len(names) * len(text.ASKED_THINGS) // 2}; ask for fewer"
+                f"{option}: {count} facts; there are names and things for "
+                f"{len(names) * len(text.ASKED_THINGS) // 2}; ask for fewer"
             )
     taken: set[tuple[int, int, int]] = set()
     documents: list[dict[str, str]] = []
@@ -205,7 +207,8 @@ def main(argv: list[str]) -> int:
             )
     if not 0 <= sizes.rivals <= 5:
         raise InputError(
-            f"--rivals is {sizes.rivals}; expected 0 to 5, as a pool has 15 places beside the right document and its decoys"
+            f"--rivals is {sizes.rivals}; expected 0 to 5, as a pool has 15 places beside the right document and its "
+            "decoys"
         )
     recipe = {
         "program": "pipelines.world",
@@ -233,7 +236,8 @@ def main(argv: list[str]) -> int:
     )
     write_questions(output / "questions", questions, recipe=recipe)  # last: what is there by now is whole
     print(
-        f"{output}: {len(documents)} documents, {len(questions)} questions with pools of {POOL_SIZE}, a language model to train"
+        f"{output}: {len(documents)} documents, {len(questions)} questions with pools of {POOL_SIZE}, a language "
+        "model to train"
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""What is said in the small world: names, things, places, and the wordings of facts, questions and decoys. Pure functions of a seed.
+"""The texts of the small world: names, things, places, wordings of facts, questions and decoys. Functions of a seed.
 
 A fact is that somebody keeps a thing at a place. The document that states it names the person but neither the
 question's word for the thing nor its verb; four decoys repeat the whole question and state nothing. So whatever looks
@@ -18,22 +18,27 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 FIRST_NAMES = _words(
-    "ada bert cleo dario edna felix greta hugo irma jonas kira lars mona nils olga pavel quinn rosa sven tilda ulf vera wim xenia"
+    "ada bert cleo dario edna felix greta hugo irma jonas kira lars mona nils olga pavel quinn rosa sven tilda ulf "
+    "vera wim xenia"
 )
 LAST_NAMES = _words(
-    "abel blum cole dorn ebert falk graf hahn imhof jung kern lang maurer nagel ott pohl quast rath stein thal ullman vogt wolff zorn"
+    "abel blum cole dorn ebert falk graf hahn imhof jung kern lang maurer nagel ott pohl quast rath stein thal "
+    "ullman vogt wolff zorn"
 )
 # The words that questions use for things, and, in the same order, those that documents use.
 ASKED_THINGS = _words(
-    "lamp coat cup rug knife bag boat bike book clock hat ring phone chair box coin rope drum letter map bell key violin pot"
+    "lamp coat cup rug knife bag boat bike book clock hat ring phone chair box coin rope drum letter map bell key "
+    "violin pot"
 )
 STATED_THINGS = _words(
     "lantern jacket mug carpet blade sack canoe bicycle volume timepiece cap band "
     "handset stool crate penny cord tambour note chart chime latchkey fiddle kettle"
 )
 PLACES = _words(
-    "attic cellar garage kitchen garden stable harbour library chapel tower bakery school museum office station mill barn castle market theatre "
-    "bridge cabin forest hotel island jail lighthouse mine orchard palace quarry ruin shed tavern vault well yard zoo arena bank"
+    "attic cellar garage kitchen garden stable harbour library chapel tower bakery school museum office station "
+    "mill barn castle market theatre "
+    "bridge cabin forest hotel island jail lighthouse mine orchard palace quarry ruin shed tavern vault well yard "
+    "zoo arena bank"
 )
 
 FACT_WORDINGS = (
@@ -94,7 +99,7 @@ def decoys(question: str) -> list[str]:
 
 
 def held_out_names(seed: int, share: float = 0.2) -> set[tuple[int, int]]:
-    """Pairs of first and last name that training never sees together (each of the two occurs in training with others)."""
+    """Pairs of first and last name that training never has together; each of the two occurs in training with others."""
     pairs = [(first, last) for first in range(len(FIRST_NAMES)) for last in range(len(LAST_NAMES))]
     random.Random(f"{seed} held-out names").shuffle(pairs)
     return set(pairs[: int(share * len(pairs))])
@@ -128,7 +133,7 @@ def draw_facts(
 
 
 def others(facts: Sequence[Fact], right: int, count: int, rivals: int, dice: random.Random) -> list[int]:
-    """Which facts fill a pool: none at the right place; `rivals` about the same name, two of each with its first name, last name or thing, anyone's.
+    """The facts of a pool: none at the right place; `rivals` about the name, two sharing each part, and others.
 
     So neither half of the name nor the thing alone finds the right document; with rivals, the name does not either.
     """
