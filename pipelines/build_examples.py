@@ -31,18 +31,12 @@ from clara.data.examples import Example, write_examples
 from clara.data.records import Document, document_id, normalise
 from clara.errors import InputError, command_line
 from pipelines.corpus.arguments import add_field_arguments, given_fields, refuse_fields
-from pipelines.corpus.mentions import FUNCTION_WORDS, MASK, Names, is_held_out, plain_title, sentences
+from pipelines.corpus.maskable import spans
+from pipelines.corpus.mentions import MASK, Names, is_held_out, plain_title, sentences
 from pipelines.job.artefact_job import ArtefactJob
 from pipelines.job.locks import Lease
 
 ABOUT = "What is this text about?"
-_JOINED = r"(?:of|of the|the|de|du|la|le|van|von|al)"
-_CAPITALISED = r"[A-ZÀ-Þ][\w’'.-]*\w"
-_NAME = re.compile(rf"\b{_CAPITALISED}(?: (?:{_JOINED} )?(?:{_CAPITALISED}|[IVX]+\b))+")
-_MONTH = r"(?:January|February|March|April|May|June|July|August|September|October|November|December)"
-_DATE = rf"\d{{1,2}} {_MONTH} \d{{4}}|{_MONTH} \d{{1,2}}, \d{{4}}"
-_NUMBER = re.compile(rf"(?<![\w.,–±−-])(?:{_DATE}|\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?)(?!\w|[.,–-]\d)")
-_LONG_WORD = re.compile(r"\b[^\W\d_A-Z]{7,}\b")
 # Published pretraining rows begin like this; the rest up to the line end is the title.
 _SCP_TITLE = re.compile(r"^This (?:is )?a document about (?P<title>[^\n]{1,200}?)\.\s*\n\s*(?P<text>.+)$", re.DOTALL)
 
@@ -65,35 +59,9 @@ class Settings:
     salt: str = "held-out"
 
 
-def spans(sentence: str, own_name: str, others: Names) -> list[tuple[int, int]]:
-    """Character spans of a sentence to mask: its own title, names of several words, numbers, else the longest word.
-
-    No span overlaps another article's name, or stands in the sentence twice.
-    """
-    own = re.search(rf"\b{re.escape(own_name)}\b", sentence, re.IGNORECASE) if own_name else None
-    matches = [own.span()] if own else []
-    taken = [(m.start, m.end) for m in others.find(sentence) if m.name != own_name]
-    found: list[tuple[int, int]] = []
-    for match in _NAME.finditer(sentence):
-        start, end = match.span()
-        while (space := sentence.find(" ", start, end)) > 0 and sentence[start:space] in FUNCTION_WORDS:
-            start = space + 1
-        if " " in sentence[start:end]:
-            matches.append((start, end))
-    matches += [m.span() for m in _NUMBER.finditer(sentence)]
-    longest = sorted((m.span() for m in _LONG_WORD.finditer(sentence)), key=lambda s: s[0] - s[1])
-    for start, end in [*matches, *longest]:
-        if found and (start, end) in longest:
-            break
-        free = all(end <= a or start >= b for a, b in [*taken, *found])
-        if free and sentence.lower().count(sentence[start:end].lower()) == 1:
-            found.append((start, end))
-    return sorted(found)
-
-
 def cloze_pairs(document: Document, description: str, names: Names, settings: Settings) -> list[tuple[str, str]]:
     """At most `settings.pairs` questions with answers, drawn by seed and document id; each sentence first gives one."""
-    dice = random.Random(f"{settings.seed}:{document.id}")
+    rng = random.Random(f"{settings.seed}:{document.id}")
     general = [(ABOUT, document.title)] if document.title else []
     if document.title and description:
         general.append((f"What is {document.title}?", description))
@@ -103,14 +71,14 @@ def cloze_pairs(document: Document, description: str, names: Names, settings: Se
         if len(sentence) > settings.max_sentence_characters or len(sentence.split()) < 5:
             continue
         choice = spans(sentence, own, names)
-        dice.shuffle(choice)
+        rng.shuffle(choice)
         masked = [(sentence[:start] + MASK + sentence[end:], sentence[start:end]) for start, end in choice]
         first += masked[:1]
         more += masked[1:]
-    dice.shuffle(first)
-    dice.shuffle(more)
+    rng.shuffle(first)
+    rng.shuffle(more)
     chosen = [*general, *first, *more][: settings.pairs]
-    dice.shuffle(chosen)
+    rng.shuffle(chosen)
     return chosen
 
 

@@ -4,21 +4,18 @@ import asyncio
 import json
 import logging
 import os
-import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit
 
 import openai
 import tenacity
 
 from clara.errors import InputError
 from clara.storage.artefact import hash_of
+from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.prompts import Request
-from pipelines.synthesize.rate_limit import Pace
+from pipelines.synthesize.rate_limit import Pace, retry_after
 from pipelines.synthesize.replies import Reply
 from pipelines.synthesize.reply_cache import ReplyCache
 
@@ -33,49 +30,6 @@ _FATAL = {
     404: "the URL and --model-name",
     405: "the URL",
 }
-
-
-@dataclass(frozen=True)
-class EndpointSettings:
-    """Where and how to ask. See the command's flags; of the key, the environment variable's name alone stands here."""
-
-    url: str
-    name: str
-    key_variable: str = "OPENAI_API_KEY"
-    temperature: float = 0.0
-    max_reply_tokens: int = 1024
-    extra_body: str = "{}"
-    system_role: bool = True
-    concurrency: int = 16
-    timeout_seconds: float = 120.0
-    tries: int = 8
-    retry_seconds: float = 1.0
-    requests_per_minute: float = 0.0
-    tokens_per_minute: float = 0.0
-
-    def identity(self) -> dict[str, Any]:
-        """What determines replies. Not the URL: the same model may move."""
-        return {
-            "name": self.name,
-            "temperature": self.temperature,
-            "max_reply_tokens": self.max_reply_tokens,
-            "extra_body": json.loads(self.extra_body),
-            "system_role": self.system_role,
-        }
-
-    def body(self, request: Request) -> dict[str, Any]:
-        """What is sent; a null among the extra fields takes the field out."""
-        if request.system and self.system_role:
-            messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
-        else:
-            messages = [{"role": "user", "content": f"{request.system}\n\n{request.user}".strip()}]
-        body = {
-            "model": self.name,
-            "messages": messages,
-            "temperature": self.temperature,
-            "max_tokens": self.max_reply_tokens,
-        }
-        return {key: value for key, value in (body | json.loads(self.extra_body)).items() if value is not None}
 
 
 @dataclass
@@ -97,30 +51,6 @@ class _AgainError(Exception):
     def __init__(self, reason: str, detail: str = "", after: float = 0.0, unreachable: bool = False) -> None:
         super().__init__(f"{reason} {detail}".strip())
         self.reason, self.after, self.unreachable = reason, after, unreachable
-
-
-def check_url(url: str) -> None:
-    """Refuse an address that is none, or that holds what must not be written down.
-
-    Raises:
-        InputError: no host, another scheme than http or https, or a user, password, query or fragment in it.
-    """
-    try:
-        parts = urlsplit(url)
-        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise InputError("--model: not the URL of an endpoint; expected one as http://localhost:8000/v1")
-    if parts.scheme not in ("http", "https"):
-        raise InputError(
-            f"--model: {parts.scheme}:// is no scheme of an endpoint; expected http or https, as http://localhost:8000/v1"
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError(
-            "--model: its URL holds a user, password or query, which would be written down; give a key by "
-            "--key-variable"
-        )
 
 
 def _key_of(variable: str) -> str:
@@ -295,7 +225,7 @@ class Endpoint:
             self._stop(f"has no more quota: {self._told(error)}; add some")
         if status not in (408, 409, 429) and status < 500:
             raise error
-        after = _retry_after(error.response.headers) if isinstance(error, openai.APIStatusError) else 0.0
+        after = retry_after(error.response.headers) if isinstance(error, openai.APIStatusError) else 0.0
         if after > _LONGEST_BREAK_SECONDS:
             self._stop(f"asks to wait for {after:.0f} seconds ({self._told(error)}); wait")
         if after:
@@ -322,22 +252,6 @@ class Endpoint:
 
 def _estimated_tokens(text: str) -> int:
     return 1 + len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a response asks to wait, told as a number or a date; 0 where it does not say."""
-    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        try:
-            seconds = float(value) / divisor
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(value).timestamp() - time.time()
-            except (ValueError, TypeError):
-                continue
-        if 0 < seconds < float("inf"):
-            return seconds
-    return 0.0
 
 
 def only_model(settings: EndpointSettings) -> str:

@@ -25,7 +25,8 @@ from pipelines.job.progress import ShardProgress
 from pipelines.synthesize import dialogues as streams
 from pipelines.synthesize import shards as work
 from pipelines.synthesize.dialogues import Outcome, Stream
-from pipelines.synthesize.endpoint import Endpoint, EndpointSettings
+from pipelines.synthesize.endpoint import Endpoint
+from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.estimate import Cost, at_most, expected
 from pipelines.synthesize.local_model import FolderModel, FolderSettings, in_step
 from pipelines.synthesize.outcome import Job, complete

@@ -20,7 +20,7 @@ from pipelines.corpus.near_duplicates import Likeness
 from pipelines.synthesize import dialogues as streams
 from pipelines.synthesize import shards as work
 from pipelines.synthesize.dialogues import Settings
-from pipelines.synthesize.endpoint import EndpointSettings
+from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.local_model import FolderSettings
 from pipelines.synthesize.prompts import Templates
 

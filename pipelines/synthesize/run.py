@@ -37,7 +37,8 @@ from pipelines.job.progress import progress_bar
 from pipelines.job.tracking import open_run_log
 from pipelines.synthesize.defaults import ENDPOINT_DEFAULTS, FOLDER_DEFAULTS
 from pipelines.synthesize.dialogues import FAILED, KINDS, Settings
-from pipelines.synthesize.endpoint import EndpointSettings, check_url, only_model
+from pipelines.synthesize.endpoint import only_model
+from pipelines.synthesize.endpoint_settings import EndpointSettings, check_url
 from pipelines.synthesize.estimate import Cost, pieces
 from pipelines.synthesize.graph import add_estimate, add_synthesis_job
 from pipelines.synthesize.local_model import FolderSettings

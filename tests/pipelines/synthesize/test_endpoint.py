@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from clara.errors import InputError
-from pipelines.synthesize.endpoint import Endpoint, EndpointSettings, Spending, check_url, only_model
+from pipelines.synthesize.endpoint import Endpoint, Spending, only_model
+from pipelines.synthesize.endpoint_settings import EndpointSettings, check_url
 from pipelines.synthesize.prompts import Request
 from pipelines.synthesize.rate_limit import Pace
 from pipelines.synthesize.replies import Reply

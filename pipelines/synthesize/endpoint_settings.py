@@ -1,0 +1,76 @@
+"""Where an OpenAI-compatible endpoint is, and how to ask it."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from clara.errors import InputError
+from pipelines.synthesize.prompts import Request
+
+
+@dataclass(frozen=True)
+class EndpointSettings:
+    """Where and how to ask. See the command's flags; of the key, the environment variable's name alone stands here."""
+
+    url: str
+    name: str
+    key_variable: str = "OPENAI_API_KEY"
+    temperature: float = 0.0
+    max_reply_tokens: int = 1024
+    extra_body: str = "{}"
+    system_role: bool = True
+    concurrency: int = 16
+    timeout_seconds: float = 120.0
+    tries: int = 8
+    retry_seconds: float = 1.0
+    requests_per_minute: float = 0.0
+    tokens_per_minute: float = 0.0
+
+    def identity(self) -> dict[str, Any]:
+        """What determines replies. Not the URL: the same model may move."""
+        return {
+            "name": self.name,
+            "temperature": self.temperature,
+            "max_reply_tokens": self.max_reply_tokens,
+            "extra_body": json.loads(self.extra_body),
+            "system_role": self.system_role,
+        }
+
+    def body(self, request: Request) -> dict[str, Any]:
+        """What is sent; a null among the extra fields takes the field out."""
+        if request.system and self.system_role:
+            messages = [{"role": "system", "content": request.system}, {"role": "user", "content": request.user}]
+        else:
+            messages = [{"role": "user", "content": f"{request.system}\n\n{request.user}".strip()}]
+        body = {
+            "model": self.name,
+            "messages": messages,
+            "temperature": self.temperature,
+            "max_tokens": self.max_reply_tokens,
+        }
+        return {key: value for key, value in (body | json.loads(self.extra_body)).items() if value is not None}
+
+
+def check_url(url: str) -> None:
+    """Refuse an address that is none, or that holds what must not be written down.
+
+    Raises:
+        InputError: no host, another scheme than http or https, or a user, password, query or fragment in it.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise InputError("--model: not the URL of an endpoint; expected one as http://localhost:8000/v1")
+    if parts.scheme not in ("http", "https"):
+        raise InputError(
+            f"--model: {parts.scheme}:// is no scheme of an endpoint; expected http or https, as http://localhost:8000/v1"
+        )
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError(
+            "--model: its URL holds a user, password or query, which would be written down; give a key by "
+            "--key-variable"
+        )
