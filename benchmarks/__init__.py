@@ -1,1 +1,1 @@
-"""Benchmarks: programs that anyone can run. Each writes its figures, command, versions and hardware to infra/results/NAME/."""
+"""Benchmarks. Each program writes its figures, command, versions and hardware to infra/results/NAME/."""

@@ -1,4 +1,4 @@
-"""What each memory codec costs: answer likelihood, F1 and Recall@5 against bytes a document, at one compression ratio or several.
+"""Cost of each memory codec: answer likelihood, F1 and Recall@5 against bytes per document, by compression ratio.
 
     python -m benchmarks.codecs --system NAME=CHECKPOINT,MEMORY [--system …] --questions DIR --splits NAMES --work DIR
     [--output DIR]
@@ -141,7 +141,7 @@ def memory_of(system: SystemPaths, work: Path, codec: str) -> Path:
 
 
 def table(found: Sequence[Measured]) -> str:
-    """A line for each compression and codec; in brackets the 95 % interval, behind it the paired difference to float16."""
+    """A line per compression and codec: 95 % interval in brackets, then the paired difference to float16."""
     lines = []
     for m in found:
         cells = []
@@ -260,7 +260,10 @@ def main(argv: list[str]) -> int:
         ]
         run_step(Step(f"Evaluate {system.name} in {len(CODECS)} codecs", command), number, len(systems))
         found += measured(system, work, evaluation)
-    text = f"# Codecs\n\nMeans over questions, 95 % intervals; behind the semicolon the paired difference to float16.\n\n{table(found)}\n\n![codecs.png](codecs.png)\n"
+    text = (
+        "# Codecs\n\nMeans over questions, 95 % intervals; behind the semicolon the paired difference to float16.\n\n"
+        f"{table(found)}\n\n![codecs.png](codecs.png)\n"
+    )
     made_by = environment("benchmarks.codecs")
     # Where folders lie on this machine says nothing to anybody else.
     for folder in (

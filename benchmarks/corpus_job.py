@@ -1,4 +1,4 @@
-"""Compressing documents: this job's way against the naive one, side by side, and against what the machine's matrix products allow.
+"""Compressing documents: this job against a naive loop, side by side, and against the machine's matrix products.
 
     python -m benchmarks.corpus_job --base FOLDER --input documents.jsonl --documents 64
 
@@ -148,7 +148,7 @@ def flops_of_head(model: ClaraModel) -> float:
 
 
 def flops_a_token(model: ClaraModel, length: float) -> float:
-    """Of the trunk for one token of a text of so many: two a weight, and the attention's products. Adapters, which both ways have, don't count."""
+    """Operations of the trunk per token of a text: two per weight, and attention's products; without adapters."""
     weights = sum(
         p.numel()
         for name, p in model.backbone.lm.named_parameters()
@@ -194,7 +194,7 @@ def share_of_padding(lengths: Sequence[Sequence[int]], num_memory_tokens: int, a
 
 
 def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) -> dict[str, Any]:
-    """Seconds of each way by turn, operations a second of the products in between, and how far the memories are apart."""
+    """Seconds of each way by turn, operations per second of the products in between, and the memories' distance."""
     os.environ.setdefault(
         "OMP_WAIT_POLICY", "PASSIVE"
     )  # threads that spin where cores are shared would slow the naive way
@@ -220,7 +220,8 @@ def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) 
             seconds["naive"].append(time.monotonic() - begin)
             spent["naive"].append(processor_seconds)
             print(
-                f"turn {turn + 1} of {args.repeats}: ours {seconds['ours'][-1]:.1f} s, naive {seconds['naive'][-1]:.1f} s",
+                f"turn {turn + 1} of {args.repeats}: ours {seconds['ours'][-1]:.1f} s, "
+                f"naive {seconds['naive'][-1]:.1f} s",
                 flush=True,
             )
     place = {chunk.chunk_id: index for index, chunk in enumerate(chunks)}
@@ -304,7 +305,8 @@ def markdown(result: dict[str, Any]) -> str:
         rows.append(f"| {title} | {result[key]['ours']:.{digits}f} | {result[key]['naive']:.{digits}f} |")
     used = {way: statistics.median(values) for way, values in result["utilisation"].items()}
     rows.append(
-        f"| operations that it asks for, share of what the machine's matrix products reached | {used['ours']:.2f} | {used['naive']:.2f} |"
+        f"| operations that it asks for, share of what the machine's matrix products reached "
+        f"| {used['ours']:.2f} | {used['naive']:.2f} |"
     )
     ratios, job = result["times_the_naive_way"], result["whole_job"]
     of_processor = result["times_the_naive_way_in_processor_time"]
@@ -314,15 +316,19 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             f"`{result['command']}`",
             "",
-            f"{result['chunks']} chunks of {result['mean_tokens']:.0f} tokens on average; {result['processor']}, {result['cores']} cores, load {result['load_average']}.",
+            f"{result['chunks']} chunks of {result['mean_tokens']:.0f} tokens on average; "
+            f"{result['processor']}, {result['cores']} cores, load {result['load_average']}.",
             "",
             *rows,
             "",
-            f"Ours is {statistics.median(ratios):.1f} times as fast (turns: {', '.join(f'{r:.1f}' for r in ratios)}), and takes "
-            f"{statistics.median(of_processor):.1f} times less processor time (turns: {', '.join(f'{r:.1f}' for r in of_processor)}). "
+            f"Ours is {statistics.median(ratios):.1f} times as fast "
+            f"(turns: {', '.join(f'{r:.1f}' for r in ratios)}), and takes "
+            f"{statistics.median(of_processor):.1f} times less processor time "
+            f"(turns: {', '.join(f'{r:.1f}' for r in of_processor)}). "
             f"The naive way asks for {result['times_the_naive_way_in_operations']:.1f} times the operations. "
             f"The memories differ by at most {result['largest_difference']:.1e} of the largest number.",
-            f"The whole command, with start and reading: {job['seconds']:.0f} s, peak of all processes {job['peak_pss_bytes'] / 2**20:.0f} MiB (PSS).",
+            f"The whole command, with start and reading: {job['seconds']:.0f} s, "
+            f"peak of all processes {job['peak_pss_bytes'] / 2**20:.0f} MiB (PSS).",
             "",
         ]
     )

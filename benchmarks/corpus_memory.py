@@ -109,7 +109,8 @@ def measure(args: argparse.Namespace, gigabytes: float, checkpoint: Path) -> dic
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     lines = [
-        "| text | documents | peak, all processes (PSS) | of that unbacked by files | driver | largest worker | seconds | processor time a document | runs |"
+        "| text | documents | peak, all processes (PSS) | of that unbacked by files | "
+        "driver | largest worker | seconds | processor time a document | runs |"
     ]
     lines.append("|" + "---|" * 9)
     for row in rows:
@@ -121,7 +122,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{1000 * row['processor_seconds'] / row['counts']['documents']:.1f} ms",
             )
         lines.append(
-            f"| {row['gigabytes']:g} GB | {documents} | {mb['pss']} | {mb['private']} | {mb['root']} | {mb['largest']} | {row['seconds']:.0f} | {each} | {row['runs']} |"
+            f"| {row['gigabytes']:g} GB | {documents} | {mb['pss']} | {mb['private']} | "
+            f"{mb['root']} | {mb['largest']} | {row['seconds']:.0f} | {each} | {row['runs']} |"
         )
     return "\n".join(lines) + "\n"
 

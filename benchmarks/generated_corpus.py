@@ -1,4 +1,4 @@
-"""A corpus of any size and a tiny model that reads it: what a corpus job is measured on where the text itself does not matter.
+"""A corpus of any size and a tiny model that reads it, to measure a corpus job whose text does not matter.
 
 Documents are drawn from a seeded vocabulary of very long words, each of them one token of a tokenizer that splits at
 white space: tokenising is what reading a corpus takes longest for, and its memory does not depend on the words. A share

@@ -246,12 +246,15 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         f"# INDEX, {results['rows']:,} rows",
         "",
-        f"Keys of 256 float16 numbers, payload of 512 bytes a row (int8), clustered ({results['rows'] // 500:,} centres). {results['hardware']}; load average {results['load_average'][1]:g}. "
+        "Keys of 256 float16 numbers, payload of 512 bytes a row (int8), "
+        f"clustered ({results['rows'] // 500:,} centres). "
+        f"{results['hardware']}; load average {results['load_average'][1]:g}. "
         f"{results['threads']} threads, L = {results['candidates']}, {results['num_exact']} queries for recall.",
         "",
         f"Command: `{results['command']}`",
         "",
-        "| system | kind | build s | peak MiB (own) | index MiB | queries/s, one by one | in one batch | recall@10 by key | after second level | by key against flat |",
+        "| system | kind | build s | peak MiB (own) | index MiB | queries/s, one by one | "
+        "in one batch | recall@10 by key | after second level | by key against flat |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, found in results["systems"].items():
@@ -262,28 +265,33 @@ def table(results: dict[str, Any]) -> str:
         size = f"{found['index_bytes'] / 2**20:,.0f}" if "index_bytes" in found else "in RAM"
         flat_recall = f"{found['key_recall_against_flat']:.3f}" if "key_recall_against_flat" in found else ""
         lines.append(
-            f"| {name} | {found['kind']} | {found['build_seconds']:,.0f} | {build['peak_bytes'] / 2**20:,.0f} ({build['peak_own_bytes'] / 2**20:,.0f}) | {size} | "
-            f"{speed[0]:,.1f} | {speed[-1]:,.1f} | {found['recall_by_key']:.3f} | {found['recall_after_second_level']:.3f} | {flat_recall} |"
+            f"| {name} | {found['kind']} | {found['build_seconds']:,.0f} | "
+            f"{build['peak_bytes'] / 2**20:,.0f} ({build['peak_own_bytes'] / 2**20:,.0f}) | {size} | "
+            f"{speed[0]:,.1f} | {speed[-1]:,.1f} | {found['recall_by_key']:.3f} | "
+            f"{found['recall_after_second_level']:.3f} | {flat_recall} |"
         )
     ours = results["systems"].get("ours", {})
     if "both_levels_queries_per_second" in ours:
         speed = list(ours["both_levels_queries_per_second"].values())
         lines += [
             "",
-            f"Ours with both levels: {speed[0]:,.1f} queries/s one by one, {speed[-1]:,.1f} in one batch, recall@10 {ours['recall_measured_of_both_levels']:.3f}; "
-            f"opened in {ours['open_seconds']:.1f} s; peak of the searching process {ours['search']['peak_bytes'] / 2**20:,.0f} MiB, of which its own "
+            f"Ours with both levels: {speed[0]:,.1f} queries/s one by one, {speed[-1]:,.1f} in one batch, "
+            f"recall@10 {ours['recall_measured_of_both_levels']:.3f}; "
+            f"opened in {ours['open_seconds']:.1f} s; "
+            f"peak of the searching process {ours['search']['peak_bytes'] / 2**20:,.0f} MiB, of which its own "
             f"{ours['search']['peak_own_bytes'] / 2**20:,.0f}.",
         ]
     lines += [
         "",
-        "Peak: resident memory of the process, mapped files included; own: without them. Of flat and autofaiss one process builds and searches.",
+        "Peak: resident memory of the process, mapped files included; own: without them. "
+        "Of flat and autofaiss one process builds and searches.",
         *results["notes"],
     ]
     return "\n".join(lines) + "\n"
 
 
 def notes_of(given: list[str], before: dict[str, Any], measured: list[str]) -> list[str]:
-    """Sentences for a report: those given, or of the run before where nothing is measured anew, as they may not hold of other figures."""
+    """Remarks for a report: those passed, or the previous run's if nothing is measured again."""
     kept: list[str] = [] if measured else before.get("notes", [])
     return given or kept
 

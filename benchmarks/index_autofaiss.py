@@ -1,4 +1,4 @@
-"""One step of benchmarks/index.py, run by a Python of its own that has autofaiss (numpy below 2): build, search, figures as JSON."""
+"""One step of benchmarks/index.py in a Python with autofaiss (numpy below 2): build, search, figures as JSON."""
 
 import json
 import statistics

@@ -1,4 +1,7 @@
-"""Clustered synthetic MEMORY for benchmarks/index.py: payload of 512 bytes a row (int8, 8 memory tokens of 60 numbers), keys of 256; made in blocks."""
+"""Clustered synthetic MEMORY for benchmarks/index.py, made in blocks.
+
+Payload of 512 bytes per row (int8, 8 memory tokens of 60 numbers), keys of 256 numbers.
+"""
 
 import time
 from pathlib import Path
@@ -62,7 +65,7 @@ def make_memory(folder: Path, rows: int, seed: int = 0) -> float:
 
 
 def make_queries(folder: Path, count: int, num_exact: int, seed: int = 1) -> None:
-    """Disturbed rows, their keys, and what exact search over the whole payload finds for the first `num_exact` of them."""
+    """Noisy rows, their keys, and the exact neighbours in the whole payload of the first `num_exact`."""
     if (folder / "exact.npy").is_file():
         return
     store = MemoryStore.open(folder / "memory")

@@ -1,4 +1,4 @@
-"""Step time of joint training: candidates read from stored memory against candidates compressed in the step, side by side.
+"""Step time of joint training: candidates from stored memory against candidates compressed in the step.
 
 python -m benchmarks.joint_step [--model tiny NAME=FOLDER …] [--document-tokens 128 256] [--dtype bfloat16] [--repeats
 5]
@@ -222,10 +222,14 @@ def markdown(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> st
         "",
         f"`{about['command']}`",
         "",
-        f"{about['processor']}, {about['torch_threads']} thread(s){', ' + about['gpu'] if about['gpu'] else ''}; load average at the start "
-        f"{about['load_average'][0]}. Median seconds of a step (on a CPU of processor time, which other work changes little); how many times as long as with stored memory, median [least, most] of the rounds.",
+        f"{about['processor']}, {about['torch_threads']} thread(s){', ' + about['gpu'] if about['gpu'] else ''}; "
+        f"load average at the start "
+        f"{about['load_average'][0]}. Median seconds of a step (on a CPU of processor time, "
+        f"which other work changes little); "
+        f"how many times as long as with stored memory, median [least, most] of the rounds.",
         "",
-        "| model | dtype | document tokens | N | K | questions | stored | compressed in the step | as published (padded) |",
+        "| model | dtype | document tokens | N | K | questions | stored | "
+        "compressed in the step | as published (padded) |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
@@ -233,12 +237,12 @@ def markdown(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> st
         for name in VARIANTS[1:]:
             ratio = row["ratios"][name]
             cells.append(
-                f"{row['median_seconds'][name]:.3f} s, **{ratio['median']:.1f}×** [{ratio['min']:.1f}, {ratio['max']:.1f}]"
+                f"{row['median_seconds'][name]:.3f} s, **{ratio['median']:.1f}×** "
+                f"[{ratio['min']:.1f}, {ratio['max']:.1f}]"
             )
         lines.append(
-            f"| {row['model']} | {row['dtype']} | {row['document_tokens']} | {row['candidates']} | {row['selected']} | {row['questions']} | "
-            + " | ".join(cells)
-            + " |"
+            f"| {row['model']} | {row['dtype']} | {row['document_tokens']} | "
+            f"{row['candidates']} | {row['selected']} | {row['questions']} | " + " | ".join(cells) + " |"
         )
     lines += ["", f"Aim: {_AIM:g}× at 20 candidates.", ""]
     return "\n".join(lines)
@@ -296,7 +300,8 @@ def main(argv: list[str]) -> int:
             for num_tokens in options.document_tokens:
                 if options.dry_run:
                     print(
-                        f"{name}: {folder}, chunks of about {num_tokens} tokens, {options.repeats} rounds of {', '.join(VARIANTS)}"
+                        f"{name}: {folder}, chunks of about {num_tokens} tokens, "
+                        f"{options.repeats} rounds of {', '.join(VARIANTS)}"
                     )
                 measure_all.append(lambda n=name, f=folder, t=num_tokens: measured(n, f, t, options))  # type: ignore[misc]
         if options.dry_run:

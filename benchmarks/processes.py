@@ -14,7 +14,7 @@ import psutil
 
 @dataclass
 class Usage:
-    """Seconds; processor seconds; peaks in bytes. PSS shares what several processes map among them, so that its sum is what the machine has to give.
+    """Seconds, processor seconds, and peaks in bytes. Shared pages are divided in PSS, so that it may be summed.
 
     Attributes:
         seconds: wall clock.
@@ -100,7 +100,7 @@ def run_measured(
     limit: float = 0.0,
     log: Path | None = None,
 ) -> Usage:
-    """Run a command to its end, or kill it and all its processes when `limit` seconds have passed (0: no limit; its status is −9 then).
+    """Run a command; kill it and all its processes after `limit` seconds (0: no limit; the status is −9 then).
 
     Raises:
         subprocess.CalledProcessError: it failed by itself.

@@ -167,7 +167,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str
         f"{about['processor']}. {about['model']}",
         "Most that any rank holds, in MB (10⁶ bytes); the curve's largest relative difference from one process.",
         "",
-        "| ranks | ZeRO stage | weights (frozen LM and adapters) | gradients that wait for the update | optimiser and master weights | whole process, peak | curve |",
+        "| ranks | ZeRO stage | weights (frozen LM and adapters) | "
+        "gradients that wait for the update | optimiser and master weights | whole process, peak | curve |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -176,7 +177,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str
         lines.append(f"| {row['ranks']} | {row['stage'] or 'none'} | {' | '.join(cells)} | {apart:.1e} |")
     lines += [
         "",
-        "The process's peak is mostly the libraries, and at the start every rank reads the whole model before ZeRO-3 shares it out.",
+        "The process's peak is mostly the libraries, "
+        "and at the start every rank reads the whole model before ZeRO-3 shares it out.",
         "",
     ]
     return "\n".join(lines)
@@ -217,7 +219,8 @@ def main(argv: list[str]) -> int:
         return 0
     about = environment("benchmarks.zero")
     about["model"] = (
-        f"A random Llama of {options.layers} layers and width {options.hidden_size} in float32; all three adapters train, rank 16."
+        f"A random Llama of {options.layers} layers and width {options.hidden_size} in float32; "
+        f"all three adapters train, rank 16."
     )
     rows = measured_before(Path(options.output) / "results.json", about, options.steps)
     with tempfile.TemporaryDirectory() as temporary:
