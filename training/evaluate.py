@@ -8,217 +8,112 @@ Rows are called RETRIEVER/GENERATOR: `after` is a system as it is, `bm25/after` 
 `after/before`, so that no gain is credited twice.
 """
 
-import argparse
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from clara.config.flags import program
+from clara.config.evaluation import Evaluation as Section
+from clara.config.flags import Command, add_setting
+from clara.config.tree import Config
 from clara.data.questions import Question, read_questions
 from clara.errors import InputError, command_line
-from clara.retrieval.dense import folder_hash
 from clara.storage import artefact
 from clara.storage.artefact import hash_of
 from clara.storage.paths import require_local
-from training.evaluation.report import REPORT, Evaluation, write_report
-from training.evaluation.retrievers import CONDITIONS
-from training.evaluation.run import Measuring, compared_pairs, questions_hash
-from training.evaluation.systems import BASELINES, Settings, SystemPaths
-from training.evaluation.tables import as_text, figure_table
-from training.registry.evaluation_log import track
+from training.evaluation.systems import Settings, SystemPaths, questions_hash
+
+if TYPE_CHECKING:
+    from training.evaluation.report import Evaluation
 
 KIND = "EVALUATION"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    defaults = Settings()
-    parser = argparse.ArgumentParser(
-        prog=program("training.evaluate"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--questions", required=True, help="QUESTIONS directory")
-    parser.add_argument(
-        "--output",
-        required=True,
-        help="EVALUATION directory: report.json, report.md, report.html, per_question.parquet",
-    )
-    parser.add_argument(
-        "--system",
-        action="append",
-        required=True,
-        metavar="NAME=CHECKPOINT,MEMORY[,INDEX]",
-        help="what to evaluate; repeatable, compared in this order",
-    )
-    parser.add_argument("--baselines", default="", help=f"comma-separated: {', '.join(BASELINES)} (default: none)")
-    parser.add_argument(
-        "--dense-model",
-        default="",
-        metavar="FOLDER",
-        help="sentence-transformers folder of the baseline dense; nothing is downloaded",
-    )
-    parser.add_argument(
-        "--cross",
-        action="store_true",
-        help="let every system's generator also read what every other system's retrieval found",
-    )
-    parser.add_argument(
-        "--alignment",
-        type=int,
-        default=0,
-        metavar="N",
-        help="questions of each split whose utility alignment is measured; costs about N x pool x 2 readings for each row of the report and "
-        "each of two readers (default 0)",
-    )
-    parser.add_argument(
-        "--splits",
-        default="unseen,seen",
-        help="comma-separated splits of QUESTIONS; 'all' takes every question (default %(default)s)",
-    )
-    parser.add_argument(
-        "--limit",
-        type=int,
-        default=0,
-        metavar="N",
-        help="questions of each split, drawn by their ids; 0: all (default 0)",
-    )
-    parser.add_argument(
-        "--backbone",
-        default="",
-        help="folder of the language model (default: the one that each checkpoint holds or names)",
-    )
-    parser.add_argument(
-        "--pool-size",
-        type=int,
-        default=defaults.pool_size,
-        help="documents of a pool, for questions published without one (default %(default)s)",
-    )
-    parser.add_argument(
-        "--num-selected",
-        type=int,
-        default=defaults.num_selected,
-        metavar="K",
-        help="rows that the generator reads (default %(default)s)",
-    )
-    parser.add_argument(
-        "--generate",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="questions of each split that are also answered in words; -1: all (default), 0: none",
-    )
-    parser.add_argument(
-        "--conditions",
-        default=",".join(defaults.conditions),
-        help="what the answers' likelihoods are measured after reading (default %(default)s)",
-    )
-    parser.add_argument(
-        "--generate-conditions",
-        default=",".join(defaults.generate_conditions),
-        help="what they are answered from, of index, pool, right, wrong, none (default %(default)s)",
-    )
-    parser.add_argument(
-        "--retrieval-only",
-        action="store_true",
-        help="rank only: no likelihoods and no answers (seconds instead of minutes)",
-    )
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        default=defaults.max_new_tokens,
-        help="longest generated answer, in tokens (default %(default)s)",
-    )
-    parser.add_argument(
-        "--accept-stale",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="system whose MEMORY another compressor made, to measure that; repeatable",
-    )
-    parser.add_argument(
-        "--verify",
-        action="store_true",
-        help="read every byte of each MEMORY against its sha256 before (default: sizes only)",
-    )
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of intervals and paired tests (default %(default)s)")
-    parser.add_argument(
-        "--tracking-uri", default="", help="MLflow store for figures and pictures, as sqlite:///PATH (default: none)"
-    )
-    parser.add_argument("--experiment", default="clara", help="MLflow experiment (default %(default)s)")
+    parser = Command("training.evaluate", __doc__)
+    add_setting(parser, "questions", metavar="DIR", required=True)
+    add_setting(parser, "output", metavar="DIR", required=True)
+    system = "NAME=CHECKPOINT,MEMORY[,INDEX]"
+    add_setting(parser, "evaluation.systems", "--system", metavar=system, required=True, adds=True)
+    add_setting(parser, "evaluation.baselines")
+    add_setting(parser, "evaluation.dense_model", metavar="FOLDER")
+    add_setting(parser, "evaluation.cross")
+    add_setting(parser, "evaluation.num_aligned", "--alignment")
+    add_setting(parser, "evaluation.splits")
+    add_setting(parser, "evaluation.limit")
+    add_setting(parser, "backbone.path", "--backbone", metavar="DIR")
+    add_setting(parser, "evaluation.pool_size")
+    add_setting(parser, "evaluation.num_selected", metavar="K")
+    add_setting(parser, "evaluation.num_generated", "--generate")
+    for name in ("conditions", "generate_conditions", "retrieval_only", "max_new_tokens"):
+        add_setting(parser, f"evaluation.{name}")
+    add_setting(parser, "evaluation.accept_stale", metavar="NAME", adds=True)
+    add_setting(parser, "evaluation.verify")
+    add_setting(parser, "device")
+    add_setting(parser, "seed")
+    add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI")
+    add_setting(parser, "tracking.experiment")
     parser.add_argument("--dry-run", action="store_true", help="print what would be evaluated, and stop")
     return parser
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
-    """The settings of the command line.
+def settings_of(section: Section) -> Settings:
+    """The settings of an evaluation.
 
     Raises:
-        InputError: a number or a name is out of range, or two options exclude each other.
+        InputError: two options exclude each other.
     """
-    for name, least in (
-        ("num_selected", 1),
-        ("pool_size", 2),
-        ("max_new_tokens", 1),
-        ("generate", -1),
-        ("limit", 0),
-        ("alignment", 0),
-    ):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected {least} or more")
-    baselines = _names("--baselines", options.baselines, BASELINES)
-    if ("dense" in baselines) != bool(options.dense_model):
+    if ("dense" in section.baselines) != bool(section.dense_model):
         raise InputError(
-            f"--baselines {options.baselines or 'none'} with --dense-model {options.dense_model or 'none'}: dense needs the folder of an embedding "
-            "model, and the folder is for dense; give both or neither"
+            f"--baselines {','.join(section.baselines) or 'none'} with --dense-model {section.dense_model or 'none'}: dense needs the "
+            "folder of an embedding model, and the folder is for dense; give both or neither"
         )
-    if options.retrieval_only and options.alignment:
+    if section.retrieval_only and section.num_aligned:
         raise InputError(
-            f"--alignment {options.alignment} reads documents, and --retrieval-only reads none; leave one of them out"
+            f"--alignment {section.num_aligned} reads documents, and --retrieval-only reads none; leave one of them out"
         )
-    conditions = _names("--conditions", options.conditions, CONDITIONS)
-    generated = _names("--generate-conditions", options.generate_conditions, CONDITIONS)
-    if options.generate and (unread := [name for name in generated if name not in conditions]):
-        if options.generate_conditions != parser().get_default("generate_conditions"):
+    generated = section.generate_conditions
+    if section.num_generated and (unread := [name for name in generated if name not in section.conditions]):
+        if "generate_conditions" in section.model_fields_set:
             raise InputError(
-                f"--generate-conditions {unread[0]!r} is not among --conditions {options.conditions}; add it there"
+                f"--generate-conditions {unread[0]!r} is not among --conditions {','.join(section.conditions)}; add it there"
             )
-        generated = tuple(name for name in generated if name in conditions)
+        generated = tuple(name for name in generated if name in section.conditions)
+    dense = ""
+    if section.dense_model:
+        from clara.retrieval.dense import folder_hash
+
+        dense = folder_hash(section.dense_model)
     return Settings(
-        num_selected=options.num_selected,
-        retrieval_only=options.retrieval_only,
-        pool_size=options.pool_size,
-        max_new_tokens=options.max_new_tokens,
-        num_generated=options.generate if options.generate >= 0 else 10**9,
+        num_selected=section.num_selected,
+        retrieval_only=section.retrieval_only,
+        pool_size=section.pool_size,
+        max_new_tokens=section.max_new_tokens,
+        num_generated=section.num_generated if section.num_generated >= 0 else 10**9,
         generate_conditions=generated,
-        conditions=conditions,
-        baselines=baselines,
-        dense=folder_hash(options.dense_model) if options.dense_model else "",
-        cross=options.cross,
-        num_aligned=options.alignment,
+        conditions=section.conditions,
+        baselines=section.baselines,
+        dense=dense,
+        cross=section.cross,
+        num_aligned=section.num_aligned,
     )
 
 
-def _names(option: str, text: str, known: tuple[str, ...]) -> tuple[str, ...]:
-    names = tuple(n.strip() for n in text.split(",") if n.strip())
-    for name in names:
-        if name not in known:
-            raise InputError(f"{option}: {name!r} is not known; choose from {', '.join(known)}")
-    return names
-
-
-def chosen_questions(directory: str, splits: str, limit: int) -> list[Question]:
+def chosen_questions(directory: str, splits: Sequence[str], limit: int) -> list[Question]:
     """Questions of the splits, `limit` of each at most: those whose ids hash lowest, so that a larger limit only adds to them.
 
     Raises:
         InputError: a split is empty.
     """
-    names = [None] if splits == "all" else [s.strip() for s in splits.split(",") if s.strip()]
+    names = [None] if list(splits) == ["all"] else list(splits)
     every = read_questions(directory)
     there = {q.split for q in every}
     for name in names:
         if name is not None and name not in there:
             raise InputError(
-                f"--splits {splits}: {directory}: no question with split {name!r}; there are {', '.join(sorted(repr(s) for s in there))}; "
+                f"--splits {','.join(splits)}: {directory}: no question with split {name!r}; there are {', '.join(sorted(repr(s) for s in there))}; "
                 "name those, or take every question with --splits all"
             )
     chosen: list[Question] = []
@@ -231,11 +126,54 @@ def chosen_questions(directory: str, splits: str, limit: int) -> list[Question]:
     return chosen
 
 
+def evaluate(
+    config: Config,
+    questions: Sequence[Question],
+    systems: Sequence[SystemPaths],
+    settings: Settings,
+    plan: dict[str, Any],
+) -> "Evaluation":
+    """Measure all systems and write the EVALUATION."""
+    from training.evaluation.report import Evaluation, write_report  # imports torch, as the next
+    from training.evaluation.run import Measuring, compared_pairs
+
+    output, names = Path(config.output), [system.name for system in systems]
+    measuring = Measuring(
+        systems=systems,
+        questions=questions,
+        settings=settings,
+        output=output,
+        backbone=config.backbone.path,
+        stale=config.evaluation.accept_stale,
+        dense_model=config.evaluation.dense_model,
+        device=config.device,
+    )
+    rows, absent = measuring.rows()
+    splits = Counter(q.split for q in questions)
+    counts: dict[str, Any] = {f"questions, split {k or 'none'}": v for k, v in splits.items()} | absent
+    evaluation = Evaluation(rows, compared_pairs(names, rows), counts, names, config.seed)
+    files = write_report(output, evaluation)
+    artefact.write_manifest(
+        output,
+        kind=KIND,
+        files=[artefact.file_entry(output, f) for f in files],
+        recipe=plan,
+        counts=counts,
+        systems=plan["systems"],
+        questions={
+            "path": str(config.questions),
+            "hash": plan["questions"],
+            "manifest": artefact.manifest_hash(config.questions),
+        },
+    )
+    return evaluation
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
     require_local("--output", options.output)
-    settings = settings_of(options)
+    settings = settings_of(options.config.evaluation)
     systems = [SystemPaths.parse(text) for text in options.system]
     names = [s.name for s in systems]
     if len(set(names)) != len(names):
@@ -251,11 +189,8 @@ def main(argv: list[str]) -> int:
         "seed": options.seed,
     }
     output = Path(options.output)
-    splits: dict[str, int] = {}
-    for question in questions:
-        splits[question.split] = splits.get(question.split, 0) + 1
     if options.dry_run:
-        print(json.dumps(plan | {"number of questions": splits}, indent=1))
+        print(json.dumps(plan | {"number of questions": Counter(q.split for q in questions)}, indent=1))
         return 0
     if artefact.up_to_date(output, KIND, plan):
         print(f"{output}: up to date")
@@ -264,42 +199,20 @@ def main(argv: list[str]) -> int:
         if options.verify:
             for memory in dict.fromkeys(system.memory for system in systems):
                 artefact.Artefact.open(memory, "MEMORY", verify=True)
-        measuring = Measuring(
-            systems=systems,
-            questions=questions,
-            settings=settings,
-            output=output,
-            backbone=options.backbone,
-            stale=options.accept_stale,
-            dense_model=options.dense_model,
-            device=options.device,
-        )
-        rows, absent = measuring.rows()
-        counts: dict[str, Any] = {f"questions, split {k or 'none'}": v for k, v in splits.items()} | absent
-        evaluation = Evaluation(rows, compared_pairs(names, rows), counts, names, options.seed)
-        files = write_report(output, evaluation)
-        artefact.write_manifest(
-            output,
-            kind=KIND,
-            files=[artefact.file_entry(output, f) for f in files],
-            recipe=plan,
-            counts=counts,
-            systems=plan["systems"],
-            questions={
-                "path": str(options.questions),
-                "hash": plan["questions"],
-                "manifest": artefact.manifest_hash(options.questions),
-            },
-        )
+        evaluation = evaluate(options.config, questions, systems, settings, plan)
         print_tables(evaluation)
-        print(f"\n{output}: report.md, report.html, {REPORT}")
+        print(f"\n{output}: report.md, report.html, report.json")
     if options.tracking_uri:
+        from training.registry.evaluation_log import track
+
         track(output, options.tracking_uri, options.experiment)
     return 0
 
 
-def print_tables(evaluation: Evaluation) -> None:
+def print_tables(evaluation: "Evaluation") -> None:
     """The table of each split on the terminal."""
+    from training.evaluation.tables import as_text, figure_table
+
     for split, of in evaluation.figures().items():
         print(
             f"\n{split or 'all questions'}: means (intervals and paired differences in the report; log-likelihoods in nats an answer)"

@@ -6,17 +6,16 @@ Compared is the log-likelihood of each held-out question's answer after reading 
 test. Exit status: 0 the version holds the alias now, 3 it does not.
 """
 
-import argparse
 import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
 from clara.metrics import PairedTest, paired_test
-from training.evaluation.report import PER_QUESTION
+from training.evaluation.files import PER_QUESTION
 from training.registry.registration import EVALUATION
 from training.registry.store import check_names, open_store
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 NOT_PROMOTED = 3
-DEFAULT_MEASURE = "index.log_likelihood"
 
 
 @dataclass(frozen=True)
@@ -152,33 +150,21 @@ def holder(client: "MlflowClient", name: str, alias: str) -> "ModelVersion | Non
     return client.get_model_version(name, aliases[alias]) if alias in aliases else None
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog=program("training.promote"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command("training.promote", __doc__)
     parser.add_argument("--name", required=True, help="registered model")
     parser.add_argument("--version", required=True, help="challenger: a version's number, or latest")
-    parser.add_argument("--alias", default="champion", help="what is to be moved (default %(default)s)")
-    parser.add_argument("--split", default="unseen", help="held-out questions that decide (default %(default)s)")
-    parser.add_argument(
-        "--measure",
-        default=DEFAULT_MEASURE,
-        help="what is compared, larger is better (default %(default)s, nats an answer)",
-    )
-    parser.add_argument(
-        "--level", type=float, default=0.05, help="the paired test's p-value must be below it (default %(default)s)"
-    )
-    parser.add_argument("--tracking-uri", required=True, help="MLflow store, as sqlite:///PATH")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and change nothing")
+    for name in ("alias", "split", "measure", "level"):
+        add_setting(parser, f"promotion.{name}")
+    add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI", required=True)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
     return parser
 
 
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    if not 0 < options.level < 1:
-        raise InputError(f"--level is {options.level}; expected a number between 0 and 1")
     check_names(options.name, options.alias)
     client = open_store(options.tracking_uri)
     challenger = model_version(client, options.name, options.version)

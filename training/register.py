@@ -6,7 +6,6 @@ python -m training.register --name MODEL --checkpoint DIR --memory DIR --index D
 The version holds the CHECKPOINT, and pointers (URI and hash) to MEMORY, INDEX and LM, never their bytes.
 """
 
-import argparse
 import importlib.metadata
 import json
 import logging
@@ -15,13 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
 from clara.storage.artefact import Artefact, hash_of, read_manifest
 from clara.storage.paths import is_url
 from clara.tracking.names import flatten
 from clara.tracking.run_log import Run, RunLog
-from training.evaluation.report import REPORT
+from training.evaluation.files import REPORT
 from training.loop.lines import read
 from training.refresh.retention import pin
 from training.registry.curves import draw
@@ -118,34 +117,20 @@ def register(
     return mlflow.register_model(model.model_uri, registration.name, tags={**tags, TAG: identity})
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog=program("training.register"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Command("training.register", __doc__)
     parser.add_argument("--name", required=True, help="registered model")
-    parser.add_argument("--checkpoint", required=True, help="CHECKPOINT; is copied")
-    parser.add_argument("--memory", required=True, help="MEMORY that it was evaluated with; is pointed to")
-    parser.add_argument("--index", help="INDEX that it was evaluated with; is pointed to (default: none)")
+    add_setting(parser, "checkpoint", metavar="DIR", required=True)
+    add_setting(parser, "memory", metavar="DIR", required=True)
+    add_setting(parser, "index", metavar="DIR")
     parser.add_argument("--evaluation", required=True, help="EVALUATION directory of training.evaluate")
     parser.add_argument("--system", required=True, help="name of this system in the evaluation")
-    parser.add_argument(
-        "--backbone", default="", help="folder of the language model (default: the one that the checkpoint names)"
-    )
-    parser.add_argument("--num-selected", type=int, metavar="K", help="passages of an answer (default: as evaluated)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=32, help="longest answer, in tokens (default %(default)s)"
-    )
-    parser.add_argument(
-        "--first-level",
-        type=int,
-        default=200,
-        metavar="L",
-        help="rows that the index hands to the exact score (default %(default)s)",
-    )
-    parser.add_argument(
-        "--device", default="cpu", help="where the served model computes: cpu or cuda (default %(default)s)"
-    )
+    add_setting(parser, "backbone.path", "--backbone", metavar="DIR")
+    add_setting(parser, "serving.num_selected", metavar="K", note="not set: as evaluated")
+    add_setting(parser, "serving.max_new_tokens")
+    add_setting(parser, "retrieval.first_level", metavar="L")
+    add_setting(parser, "device")
     parser.add_argument(
         "--metrics",
         type=Path,
@@ -158,12 +143,8 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         help="more pictures for the run; the evaluation's are logged anyway",
     )
-    parser.add_argument(
-        "--tracking-uri",
-        required=True,
-        help="MLflow store, as sqlite:///PATH; a local one keeps its artefacts beside the database",
-    )
-    parser.add_argument("--experiment", default="clara", help="MLflow experiment (default %(default)s)")
+    add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI", required=True)
+    add_setting(parser, "tracking.experiment")
     parser.add_argument(
         "--dry-run", action="store_true", help="check that everything fits, print what would be registered, and stop"
     )
@@ -180,9 +161,6 @@ def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
     check_names(options.name)
-    for name, least in (("num_selected", 1), ("max_new_tokens", 1), ("first_level", 1)):
-        if (value := getattr(options, name)) is not None and value < least:
-            raise InputError(f"--{name.replace('_', '-')} is {value}; expected {least} or more")
     options.checkpoint = Artefact.open(options.checkpoint, "CHECKPOINT").folder
     options.evaluation = Artefact.open(options.evaluation, "EVALUATION").folder
     for option, files in (
@@ -196,11 +174,13 @@ def main(argv: list[str]) -> int:
         name=options.name,
         checkpoint=options.checkpoint,
         memory=options.memory,
-        index=options.index,
+        index=options.index or None,
         evaluation=options.evaluation,
         system=options.system,
         backbone=options.backbone,
-        num_selected=options.num_selected or int(settings_evaluated(options.evaluation)["num_selected"]),
+        num_selected=options.num_selected
+        if "num_selected" in options.config.serving.model_fields_set
+        else int(settings_evaluated(options.evaluation)["num_selected"]),
         max_new_tokens=options.max_new_tokens,
         first_level=options.first_level,
         device=options.device,

@@ -16,8 +16,8 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 class Serving(Section):
     """How a system answers a question."""
 
-    num_selected: int = Field(5, description="K, passages that an answer is read from")
-    max_new_tokens: int = Field(32, description="longest answer, in tokens")
+    num_selected: int = Field(5, ge=1, description="K, passages that an answer is read from")
+    max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
     verify: bool = Field(False, description="read every byte of the MEMORY and check its sha256 first; else sizes only")
 
 

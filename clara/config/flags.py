@@ -141,6 +141,7 @@ def add_setting(
     required: bool = False,
     adds: bool = False,
     nargs: str | None = None,
+    note: str = "",
 ) -> None:
     """Add the short name of a key.
 
@@ -152,12 +153,14 @@ def add_setting(
         required: the key has to be set to something, by flag, `--set` or file.
         adds: the flag may be repeated, each use with one value of a list. Else a list is one value, comma-separated.
         nargs: `+`: the flag takes several values of a list, as words.
+        note: what this command does where the key is not set, if not the key's default.
     """
     field = field_of(key)
     flag = flag or f"--{key.rpartition('.')[2].replace('_', '-')}"
     options: dict[str, Any] = {"key": key, "adds": adds or bool(nargs), "required": required}
     default = field.get_default(call_default_factory=True)
-    text = f"{field.description} [{key} = {toml(default)}]" if default else f"{field.description} [{key}]"
+    text = f"{field.description}; {note}" if note else str(field.description)
+    text += f" [{key} = {toml(default)}]" if default and not note else f" [{key}]"
     if field.annotation is bool:
         options |= {"nargs": 0, "const": not field.default}
         text = f"switch off: {text}" if field.default else text

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from clara.config.section import near_entries
 from clara.config.tree import Config
@@ -92,11 +93,22 @@ def explain(error: ValidationError, source: str, overrides: Sequence[Override] =
             value, message = finding.get("input"), finding["msg"].removeprefix("Value error, ")
             flag = flags.get(key) or flags.get(key.rpartition(".")[0])  # of an entry of a list, the list's
             if flag:
-                lines.append(f"{flag} {value}: {message} [{key}]")
+                lines.append(_of_flag(flag, finding))
             else:
                 shown = "" if isinstance(value, dict) or not key else f" is {value!r}:"
                 lines.append(f"{key}{shown} {message}")
     return InputError(f"{source}: " + "; ".join(lines) if source else "; ".join(lines))
+
+
+def _of_flag(flag: str, finding: ErrorDetails) -> str:
+    """A finding about a flag's value: the flag, the value and what was expected."""
+    value, limits = finding["input"], finding.get("ctx", {})
+    if finding["type"] == "literal_error":
+        choices = limits["expected"].replace(" or ", ", ").replace("'", "")
+        return f"{flag}: {value!r} is not known; choose from {choices}"
+    words = {"ge": "{} or more", "gt": "more than {}", "le": "{} or less", "lt": "less than {}"}
+    expected = next((text.format(limits[name]) for name, text in words.items() if name in limits), None)
+    return f"{flag} is {value}; " + (f"expected {expected}" if expected else finding["msg"])
 
 
 def read_file(path: str) -> dict[str, Any]:

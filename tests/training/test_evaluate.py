@@ -384,11 +384,11 @@ def test_only_the_conditions_that_are_asked_for_are_read(world: World, tmp_path:
 
 
 def test_limit_only_adds(world: World) -> None:
-    smaller = {q.question_id for q in evaluate.chosen_questions(str(world.questions), "unseen", 2)}
-    larger = {q.question_id for q in evaluate.chosen_questions(str(world.questions), "unseen", 4)}
+    smaller = {q.question_id for q in evaluate.chosen_questions(str(world.questions), ["unseen"], 2)}
+    larger = {q.question_id for q in evaluate.chosen_questions(str(world.questions), ["unseen"], 4)}
     assert len(smaller) == 2
     assert smaller < larger
-    assert len(evaluate.chosen_questions(str(world.questions), "all", 0)) == 12
+    assert len(evaluate.chosen_questions(str(world.questions), ["all"], 0)) == 12
 
 
 def test_dry_run_writes_nothing(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clara.config.evaluation import CONDITIONS
 from clara.data.questions import Question
 from clara.errors import InputError
 from clara.progress import Progress
@@ -19,7 +20,6 @@ from training.evaluation.alignment import GENERATOR, TEXT, aligned_rows
 from training.evaluation.measures import Row, answer_measures, hop_measures, likelihood_measures, retrieval_measures
 from training.evaluation.readers import Known, Likelihood, MemoryReader, Reader, Reading, TextReader
 from training.evaluation.retrievers import (
-    CONDITIONS,
     DEPTH,
     Corpus,
     Rankings,

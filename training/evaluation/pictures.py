@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clara.config.evaluation import CONDITIONS
 from training.evaluation.alignment import CANDIDATES, GENERATOR, TEXT
 from training.evaluation.measures import CURVE_AT, Figure, Row
-from training.evaluation.retrievers import CONDITIONS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Canvas

@@ -14,11 +14,10 @@ import pyarrow.parquet as pq
 from clara.metrics import PairedTest
 from clara.storage.artefact import atomic_write
 from training.evaluation.alignment import Moved, moved_documents
+from training.evaluation.files import PER_QUESTION, REPORT
 from training.evaluation.measures import Figure, Row, differences, figures
 from training.evaluation.pictures import likelihood_bars, recall_curves, utility_points
 from training.evaluation.tables import LEGEND, PULLED_UP, PUSHED_DOWN, Table, as_markdown, count_table, tables_of
-
-REPORT, PER_QUESTION = "report.json", "per_question.parquet"
 
 
 @dataclass(frozen=True)

@@ -90,10 +90,6 @@ class Selection:
     none: tuple[int, ...] = ()
 
 
-CONDITIONS = ("index", "pool", "right", "wrong", "none")
-"""K rows found over the whole MEMORY; K of the pool; the documents known to help; another of the pool; nothing."""
-
-
 def select(question: Question, rankings: Rankings, corpus: Corpus, num_selected: int) -> Selection:
     """Choose what the generator reads.
 

@@ -16,17 +16,10 @@ from clara.storage.artefact import hash_of
 from training.evaluation.measures import Row
 from training.evaluation.pairs import Shared, evaluate_system, own_rankings
 from training.evaluation.retrievers import Rankings
-from training.evaluation.systems import Settings, SystemPaths, missing_documents, open_system
+from training.evaluation.systems import Settings, SystemPaths, missing_documents, open_system, questions_hash
 
 logger = logging.getLogger(__name__)
 PARTS = ".parts"
-
-
-def questions_hash(questions: Sequence[Question]) -> str:
-    """Hash of what is asked: two evaluations with an equal one may be compared question by question."""
-    # A field that came later counts where it says something: questions without hops hash as they did before hops were
-    # kept.
-    return hash_of([{k: v for k, v in asdict(q).items() if k != "positive_hops" or v} for q in questions])
 
 
 @dataclass

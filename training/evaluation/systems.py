@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from clara.config.evaluation import BASELINES, CONDITIONS, Evaluation
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.retrieval.retriever import Retriever
-from clara.storage.artefact import manifest_hash
-from training.evaluation.retrievers import CONDITIONS
+from clara.storage.artefact import hash_of, manifest_hash
 
-BASELINES = ("bm25", "dense", "text")
+if TYPE_CHECKING:
+    from clara.retrieval.retriever import Retriever
+
+_DEFAULTS = Evaluation()
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ class Settings:
         retrieval_only: rank and read nothing: no likelihoods, no answers.
     """
 
-    num_selected: int = 5
-    pool_size: int = 20
-    max_new_tokens: int = 16
+    num_selected: int = _DEFAULTS.num_selected
+    pool_size: int = _DEFAULTS.pool_size
+    max_new_tokens: int = _DEFAULTS.max_new_tokens
     num_generated: int = 0
-    generate_conditions: tuple[str, ...] = ("index", "right", "none")
+    generate_conditions: tuple[str, ...] = _DEFAULTS.generate_conditions
     baselines: tuple[str, ...] = ()
     dense: str = ""
     cross: bool = False
@@ -82,12 +84,14 @@ class Settings:
         return {name: value for name, value in asdict(self).items() if name != "conditions" or value != CONDITIONS}
 
 
-def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str) -> Retriever:
+def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str) -> "Retriever":
     """Open a system's artefacts, with its name in front of what is wrong with them.
 
     Raises:
         InputError: see `Retriever.open`.
     """
+    from clara.retrieval.retriever import Retriever  # imports torch
+
     try:
         return Retriever.open(
             paths.checkpoint,
@@ -101,10 +105,17 @@ def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device
         raise InputError(f"system {paths.name}: {error}") from error
 
 
-def missing_documents(questions: Sequence[Question], retriever: Retriever) -> Mapping[str, int]:
+def missing_documents(questions: Sequence[Question], retriever: "Retriever") -> Mapping[str, int]:
     """How many questions know no right document, and how many know some of which MEMORY has none."""
     unlabelled = sum(not q.positive_ids for q in questions)
     absent = sum(
         bool(q.positive_ids) and not any(retriever.store.rows_of(d) for d in q.positive_ids) for q in questions
     )
     return {"questions without known positives": unlabelled, "questions whose positives are not in MEMORY": absent}
+
+
+def questions_hash(questions: Sequence[Question]) -> str:
+    """Hash of what is asked: two evaluations with an equal one may be compared question by question."""
+    # A field that came later counts where it says something: questions without hops hash as they did before hops were
+    # kept.
+    return hash_of([{k: v for k, v in asdict(q).items() if k != "positive_hops" or v} for q in questions])

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clara.config.evaluation import CONDITIONS
 from clara.metrics import PairedTest
 from training.evaluation.alignment import GENERATOR, TEXT, Moved
 from training.evaluation.measures import CUTOFFS, Figure
-from training.evaluation.retrievers import CONDITIONS, DEPTH
+from training.evaluation.retrievers import DEPTH
 
 Columns = tuple[tuple[str, str], ...]
 Table = tuple[list[str], list[list[str]]]

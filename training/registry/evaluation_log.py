@@ -9,7 +9,7 @@ from clara.errors import InputError
 from clara.storage.artefact import manifest_hash, read_manifest
 from clara.tracking.names import flatten
 from clara.tracking.run_log import Run, TrackingError, failing
-from training.evaluation.report import REPORT
+from training.evaluation.files import REPORT
 from training.registry.store import open_run_log
 
 TAG = "clara.evaluation"

@@ -81,7 +81,7 @@ def test_what_a_command_does_not_use_is_refused_or_reported(tmp_path: Path, capl
 
 
 def test_a_bad_value_is_an_error_that_names_the_flag() -> None:
-    with pytest.raises(InputError, match=r"^--first-level 0: .*greater than or equal to 1 \[retrieval.first_level\]$"):
+    with pytest.raises(InputError, match=r"^--first-level is 0; expected 1 or more$"):
         command().parse_args(["--memory=m", "--first-level=0"])
 
 
