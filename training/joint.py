@@ -17,20 +17,12 @@ if (
 ):  # run as a file, Python puts training/ first on the path, where a module could shadow a library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
 from collections.abc import Callable
 
-from clara.config.flags import program
-from clara.config.load import load
-from clara.config.tree import Config
+from clara.config.flags import Command, add_setting
+from clara.config.tree import TRAINING, Config
 from clara.errors import InputError, command_line
-from clara.model.checkpoint import check_given
 from clara.storage import artefact
-from training.registry.run_log import tracked
-from training.run.last_encoding import due, left
-from training.run.recipe import absolute, finished, places, plan, recipe
-from training.run.report import figures, finish, made
-from training.run.run import check, preflight
 
 
 def launcher(config: Config) -> Callable[[Config, bool], str]:
@@ -49,38 +41,36 @@ def launcher(config: Config) -> Callable[[Config, bool], str]:
     return train
 
 
-def main(argv: list[str]) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("training/joint.py"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", help="TOML file; shipped ones are in infra/configs/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key, as in --set joint.steps=100; repeatable",
-    )
-    parser.add_argument(
-        "--launcher",
-        choices=("ray", "local"),
-        help="short for --set launch.launcher=…: ray (default) or one plain torch process",
-    )
+def parser() -> Command:
+    """The command line's arguments."""
+    parser = Command("training/joint.py", __doc__, uses=TRAINING)
+    add_setting(parser, "launch.launcher")
     parser.add_argument(
         "--dry-run",
         action="store_true",
         help="print the resolved configuration, the hashes of the inputs and where it would write; stop",
     )
-    options = parser.parse_args(argv)
-    config = load(options.config, [*options.set, *[f"launch.launcher={options.launcher}"] * bool(options.launcher)])
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    config: Config = options.config
+    from clara.model.checkpoint import check_given  # imports torch, as the others
+    from training.registry.run_log import tracked
+    from training.run.last_encoding import due, left
+    from training.run.recipe import absolute, finished, places, plan, recipe
+    from training.run.report import figures, finish, made
+    from training.run.run import check, preflight
+
     check(config)
-    check_given(config.checkpoint, config, options.set)
+    check_given(config.checkpoint, config, [override.key for override in options.overrides])
     config = absolute(config)
     where = places(config)
     if options.dry_run:
         shown = {
-            "config": config.model_dump(),
+            "config": config.part(TRAINING),
             "inputs": recipe(config)["inputs"],
             "plan": plan(config),
             "run": str(where.run),

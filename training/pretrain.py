@@ -15,28 +15,22 @@ if (
 ):  # run as a file, Python puts training/ first on the path, where a module could shadow a library
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import argparse
+from typing import TYPE_CHECKING
 
-import torch
-
-from clara.config.flags import program
-from clara.config.load import load, require
+from clara.config.flags import Command
+from clara.config.load import require
 from clara.config.roles import GENERATOR
-from clara.config.tree import Config
+from clara.config.tree import TRAINING, Config
 from clara.data.corpus import expand, input_hashes
 from clara.data.examples import read_examples
 from clara.data.questions import read_questions
 from clara.errors import InputError, command_line
-from clara.model import lora
-from clara.model.backbone import weights_hash
-from clara.model.checkpoint import check_given, fresh_model, load_checkpoint, save_checkpoint
-from clara.model.model import ClaraModel
 from clara.storage import artefact
 from clara.storage.paths import require_local
-from training.loop.engine import LocalEngine
-from training.loop.loop import Stage, run
-from training.stages.documents import read_documents
-from training.stages.memory_stages import InstructStage, PretrainStage, offered_documents
+
+if TYPE_CHECKING:
+    from clara.model.model import ClaraModel
+    from training.loop.loop import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +52,8 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
         hashes = input_hashes(expand([config.corpus], "corpus"))
         inputs["corpus"] = artefact.hash_of(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
+        from clara.model.backbone import weights_hash  # imports torch
+
         inputs["backbone"] = weights_hash(config.backbone.path)
     # Without defaults, so that adding a setting does not invalidate earlier runs.
     settings = config.model_dump(include={"seed", "stage", "model", "prompts", config.stage}, exclude_defaults=True)
@@ -71,11 +67,20 @@ def up_to_date(target: Path, config: Config, plan: dict[str, object]) -> bool:
     if not artefact.up_to_date(target, "CHECKPOINT", plan):
         return False
     backbone = artefact.read_manifest(target)["backbone"]
-    return bool(backbone["own"] or not config.backbone.path or weights_hash(config.backbone.path) == backbone["sha256"])
+    if backbone["own"] or not config.backbone.path:
+        return True
+    from clara.model.backbone import weights_hash  # imports torch
+
+    return weights_hash(config.backbone.path) == str(backbone["sha256"])
 
 
-def build(config: Config, micro_batch: int) -> tuple[ClaraModel, Stage]:
+def build(config: Config, micro_batch: int) -> tuple["ClaraModel", "Stage"]:
     """The model and the stage that a configuration asks for."""
+    from clara.model import lora  # imports torch, as the others
+    from clara.model.checkpoint import fresh_model, load_checkpoint
+    from training.stages.documents import read_documents
+    from training.stages.memory_stages import InstructStage, PretrainStage, offered_documents
+
     device = "cuda" if config.launch.gpu else "cpu"
     model = (
         load_checkpoint(config.checkpoint, config.backbone, device=device)
@@ -106,53 +111,27 @@ def build(config: Config, micro_batch: int) -> tuple[ClaraModel, Stage]:
     return model, InstructStage(model, questions, documents, config, micro_batch)
 
 
-def main(argv: list[str]) -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("training/pretrain.py"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", help="TOML file; shipped ones are in infra/configs/")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key, as in --set pretrain.steps=100; repeatable",
-    )
-    parser.add_argument(
-        "--micro-batch",
-        type=int,
-        default=0,
-        help="documents or questions in one forward pass (default: the whole step)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
-    options = parser.parse_args(argv)
-    config = load(options.config, options.set)
-    if config.stage == "joint":
-        raise InputError(
-            "stage is 'joint'; this program makes 'pretrain' and 'instruct' (--set stage=pretrain), training/joint.py the other"
-        )
-    require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
-    require_local("output", config.output)
-    if config.checkpoint:
-        check_given(config.checkpoint, config, options.set)
-    if options.dry_run:
-        print(json.dumps(config.model_dump(), indent=1))
-        return 0
-    if options.micro_batch < 0:
-        raise InputError(
-            f"--micro-batch is {options.micro_batch}; expected a number of documents or questions, or 0 for the whole step"
-        )
-    plan = recipe(config, options.micro_batch)
-    target = Path(config.output) / "checkpoint"
-    if up_to_date(target, config, plan):
-        print(f"{target}: up to date")
-        return 0
+def train(config: Config, micro_batch: int, plan: dict[str, object], target: Path) -> None:
+    """Train the stage and write its CHECKPOINT.
+
+    Args:
+        config: the run's.
+        micro_batch: documents or questions in one forward pass; 0: the whole step.
+        plan: the CHECKPOINT's recipe.
+        target: the CHECKPOINT.
+    """
+    import torch
+
+    from clara.model import lora
+    from clara.model.checkpoint import save_checkpoint
+    from training.loop.engine import LocalEngine
+    from training.loop.loop import run
+
     if config.launch.threads:
         torch.set_num_threads(config.launch.threads)
     per_step = config.pretrain.documents_per_step if config.stage == "pretrain" else config.instruct.questions_per_step
     run_directory = artefact.make_directory(Path(config.output) / f"run-{artefact.hash_of(plan)[:12]}")
-    model, stage = build(config, options.micro_batch or per_step)
+    model, stage = build(config, micro_batch or per_step)
     engine = LocalEngine(stage.module, stage.groups(), stage.optimiser)
     with open(run_directory / "metrics.jsonl", "a", encoding="utf-8") as metrics:
 
@@ -166,6 +145,48 @@ def main(argv: list[str]) -> int:
     store = own or (bool(config.checkpoint) and artefact.read_manifest(config.checkpoint)["backbone"]["own"])
     save_checkpoint(model, target, stage=config.stage, recipe=plan, store_backbone=store, separate_query_reasoner=False)
     print(f"{target}: CHECKPOINT after {stage.steps} steps of {config.stage}")
+
+
+def parser() -> Command:
+    """The command line's arguments."""
+    parser = Command("training/pretrain.py", __doc__, uses=TRAINING)
+    parser.add_argument(
+        "--micro-batch",
+        type=int,
+        default=0,
+        help="documents or questions in one forward pass (default: the whole step)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and stop")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    config: Config = options.config
+    if config.stage == "joint":
+        raise InputError(
+            "stage is 'joint'; this program makes 'pretrain' and 'instruct' (--set stage=pretrain), training/joint.py the other"
+        )
+    require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
+    require_local("output", config.output)
+    if config.checkpoint:
+        from clara.model.checkpoint import check_given  # imports torch
+
+        check_given(config.checkpoint, config, [override.key for override in options.overrides])
+    if options.dry_run:
+        print(json.dumps(config.part(TRAINING), indent=1))
+        return 0
+    if options.micro_batch < 0:
+        raise InputError(
+            f"--micro-batch is {options.micro_batch}; expected a number of documents or questions, or 0 for the whole step"
+        )
+    plan = recipe(config, options.micro_batch)
+    target = Path(config.output) / "checkpoint"
+    if up_to_date(target, config, plan):
+        print(f"{target}: up to date")
+        return 0
+    train(config, options.micro_batch, plan, target)
     return 0
 
 
