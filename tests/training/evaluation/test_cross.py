@@ -187,7 +187,7 @@ def test_cross_refuses_memories_of_different_rows(world: World, tmp_path: Path, 
         "--num-selected",
         "1",
     ]
-    with pytest.raises(InputError, match=r"--cross: the MEMORY of system b, .* holds other rows than that of a"):
+    with pytest.raises(InputError, match=r"--cross: the MEMORY of system b, .* has other rows than that of a"):
         evaluate.main(arguments)
 
 
