@@ -23,8 +23,8 @@ from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.lines import read
 from training.refresh.job import expected_fingerprint, fingerprint_of
+from training.refresh.policy import policy_of
 from training.refresh.process import ProcessWorker
-from training.refresh.version import snapshot_due
 from training.run.recipe import recipe
 from training.stages.joint_stage import JointStage
 
@@ -118,7 +118,7 @@ FIXED = {
 
 def test_snapshots_are_due_after_the_start_and_then_regularly() -> None:
     def due(**settings: object) -> list[int]:
-        return [n for n in range(12) if snapshot_due(n, Refresh.model_validate({"policy": "full", **settings}))]
+        return [n for n in range(12) if policy_of(Refresh.model_validate({"policy": "full", **settings})).due(n)]
 
     assert due(start_step=2, every_steps=4) == [2, 6, 10]
     assert due(start_step=3) == [3]

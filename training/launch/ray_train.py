@@ -49,6 +49,7 @@ from training.loop.follow import following
 from training.loop.loop import NotFiniteError
 from training.loop.run_state import WRITE_SECONDS
 from training.loop.zero_engine import engine_for
+from training.refresh.policy import policy_of
 from training.refresh.ray_actors import RayWorker
 from training.run.checks import encodes_again
 from training.run.last_encoding import encode
@@ -105,7 +106,7 @@ def cpus_of_rank(config: Config, cluster_cpus: float) -> float:
     """
     launch, refresh = config.launch, config.joint.refresh
     aside = (
-        refresh.num_workers * refresh.num_cpus if refresh.policy != "none" else 0.0
+        refresh.num_workers * refresh.num_cpus if policy_of(refresh).makes_versions else 0.0
     ) + config.retrieval.search_shards * config.retrieval.search_cpus
     each = launch.cpus_per_worker or min(1.0, (cluster_cpus - aside) / launch.num_workers)
     if each <= 0 or each * launch.num_workers + aside > cluster_cpus + 1e-6:

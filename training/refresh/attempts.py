@@ -20,7 +20,7 @@ from training.refresh.job import (
     expected_fingerprint,
     fingerprint_of,
 )
-from training.refresh.process import Ticket, Worker
+from training.refresh.process import RefreshHandle, Worker
 from training.refresh.retention import discard
 from training.refresh.version import Pending
 
@@ -38,20 +38,20 @@ def lost_tries(run: Path) -> list[dict[str, Any]]:
 
 
 class _NotStarted:
-    """The ticket of a try that could not begin: for want of room, most of all."""
+    """The handle of a try that could not begin: for want of room, most of all."""
 
     def __init__(self, why: str) -> None:
         self._why = why
 
     def result(self, timeout_seconds: float) -> RefreshResult | None:
-        """See `training.refresh.process.Ticket`."""
+        """See `training.refresh.process.RefreshHandle`."""
         raise RefreshError(self._why)
 
     def stop(self) -> None:
-        """See `training.refresh.process.Ticket`."""
+        """See `training.refresh.process.RefreshHandle`."""
 
 
-class Tries:
+class Attempts:
     """Of the version that is being made; where none is, nothing happens.
 
     Attributes:
@@ -66,18 +66,28 @@ class Tries:
         self.ready: RefreshResult | None = None
         self.lost_seconds = 0.0
         self.why = ""
-        self._otherwise = ""
+        self._fallback = ""
         self._pending = Pending(0, 0)
         self._job: RefreshJob | None = None
-        self._ticket: Ticket | None = None
+        self._handle: RefreshHandle | None = None
         self._count, self._began = 0, 0.0
         self._outcome = 0
 
-    def begin(self, pending: Pending, job: RefreshJob, *, otherwise: str = "") -> None:
-        """The first try. `otherwise`: what is said to hold if none comes to anything."""
-        self._otherwise = otherwise or f"training stays on version {pending.number - 1}"
+    def begin(self, pending: Pending, job: RefreshJob, *, fallback: str = "") -> None:
+        """Start the first attempt. `fallback`: text logged if every attempt fails."""
+        self._fallback = fallback or f"training stays on version {pending.number - 1}"
         self._pending, self._job, self._count, self._outcome = pending, job, 0, 0
         self._start(job)
+
+    def abandon(self, pending: Pending, why: str) -> None:
+        """Give up a version before its first attempt, as there is no snapshot to make it from."""
+        self._pending, self._outcome = pending, -pending.number
+        logger.error(
+            "refresh: no snapshot for version %d (%s); training stays on version %d",
+            pending.number,
+            why,
+            pending.number - 1,
+        )
 
     def _start(self, job: RefreshJob) -> None:
         if self._worker is None:
@@ -88,9 +98,9 @@ class Tries:
         self.ready = None
         try:
             self._note.unlink(missing_ok=True)
-            self._ticket = self._worker.start(job, self._run / f"refresh-v{number}.log")
+            self._handle = self._worker.start(job, self._run / f"refresh-v{number}.log")
         except (RefreshError, InputError, OSError) as error:
-            self._ticket = _NotStarted(str(error))
+            self._handle = _NotStarted(str(error))
         logger.info(
             "refresh: version %d begins (snapshot after step %d, try %d)",
             number,
@@ -113,11 +123,11 @@ class Tries:
 
     def _look(self, *, wait: bool, timeout_seconds: float) -> int:
         number, deadline = self._pending.number, time.monotonic() + timeout_seconds
-        while self._ticket is not None and self._job is not None:
+        while self._handle is not None and self._job is not None:
             try:
-                made = self._ticket.result(timeout_seconds=1.0 if wait else 0.0)
+                made = self._handle.result(timeout_seconds=1.0 if wait else 0.0)
                 if made is None:
-                    self._end_overdue(self._ticket)
+                    self._end_overdue(self._handle)
                 else:
                     check_result(self._job, made)
                     self._write_note(made)
@@ -126,7 +136,7 @@ class Tries:
                 self._note_loss(str(failure))
                 if self._count >= self._settings.max_attempts:
                     self._discard()
-                    logger.error("refresh: version %d is given up; %s", number, self._otherwise)
+                    logger.error("refresh: version %d is given up; %s", number, self._fallback)
                     return -number
                 self._start(self._job)
                 if not wait:
@@ -140,22 +150,22 @@ class Tries:
                 return 0
         return 0
 
-    def _end_overdue(self, ticket: Ticket) -> None:
+    def _end_overdue(self, handle: RefreshHandle) -> None:
         """A try that hangs, or finds no room, must not keep later versions from being made.
 
         Raises:
             RefreshError: it took too long, and was ended.
         """
         if time.monotonic() - self._began > self._settings.max_seconds:
-            ticket.stop()
+            handle.stop()
             raise RefreshError(
                 f"not ready {self._settings.max_seconds:g} s after it began (joint.refresh.max_seconds), and ended"
             )
 
     def stop(self, why: str) -> None:
         """End the try under way, if there is one; nothing comes of it."""
-        if self._ticket is not None and not self._outcome:
-            self._ticket.stop()
+        if self._handle is not None and not self._outcome:
+            self._handle.stop()
             self._note_loss(why)
             self._discard()
         self.forget()
@@ -172,7 +182,7 @@ class Tries:
 
     def forget(self) -> None:
         """What was made is taken, or given up."""
-        self._ticket = self._job = None
+        self._handle = self._job = None
         self._outcome = 0
 
     def _note_loss(self, why: str) -> None:

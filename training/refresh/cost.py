@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clara.config.tree import Config
+from training.refresh.policy import policy_of
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Devices:
         ranks = 1 if launch.launcher == "local" else launch.num_workers
         training = ranks * (1 if launch.gpu else threads)
         each = refresh.num_gpus or max(1, int(refresh.num_cpus))
-        workers = refresh.num_workers if refresh.policy == "full" else 1
+        workers = policy_of(refresh).num_workers
         return cls(training, workers * each, launch.gpu == bool(refresh.num_gpus))
 
     def share(self, refresh_seconds: float, training_seconds: float) -> float | None:

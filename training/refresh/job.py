@@ -30,7 +30,7 @@ from clara.retrieval.retriever import Retriever
 from clara.storage import artefact
 from training.refresh.ages import steps_of_rows
 from training.refresh.retention import check_replaceable
-from training.refresh.working_set import Choice, rows_to_refresh, write_drift
+from training.refresh.working_set import RowSelection, rows_to_refresh, write_drift
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class RefreshJob:
         threads: torch threads.
         device: where to encode.
         snapshot_step: updates after which the snapshot was taken.
-        choice: file with the `training.refresh.working_set.Choice` of the rows that are encoded again; empty: all are.
+        selection: file with the `training.refresh.working_set.RowSelection`; empty: all rows are encoded again.
         parent_index: INDEX of the parent, which tells what coming questions find; empty: there is none.
         drift: file for the drift of chosen rows.
     """
@@ -69,7 +69,7 @@ class RefreshJob:
     threads: int
     device: str = "cpu"
     snapshot_step: int = 0
-    choice: str = ""
+    selection: str = ""
     parent_index: str = ""
     drift: str = ""
     probes: int = 0
@@ -164,12 +164,12 @@ def run_job(job: RefreshJob) -> RefreshResult:
     began = time.monotonic()
     store, fingerprint, model = _opened(job)
     rows, lag, recipe = store.row_ids, None, reencode_recipe(store, fingerprint, job.batch_tokens)
-    if job.choice:
-        choice = Choice.load(job.choice)
-        rows, lag = rows_to_refresh(choice, store, job.snapshot_step, _searcher(job, store, model))
+    if job.selection:
+        selection = RowSelection.load(job.selection)
+        rows, lag = rows_to_refresh(selection, store, job.snapshot_step, _searcher(job, store, model))
         recipe = rows_recipe(store, rows, fingerprint, job.batch_tokens)
     _make_room(job, recipe)
-    if job.choice:
+    if job.selection:
         manifest = reencode_rows(store, rows, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
     else:
         manifest = reencode(store, model, job.memory, fingerprint=fingerprint, batch_tokens=job.batch_tokens)
@@ -185,20 +185,20 @@ def run_job(job: RefreshJob) -> RefreshResult:
         recall_floor=job.recall_floor,
     )
     recall, warning = recall_from_manifest(job.index)
-    own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.choice else set())
-    _read_back(job, own if job.choice else None)
+    own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.selection else set())
+    _read_back(job, own if job.selection else None)
     made, drift = MemoryStore.open(job.memory, mixed=True), None
     if lag is not None:
-        drift = write_drift(job.drift, store, made, rows, lag, choice.drift)
+        drift = write_drift(job.drift, store, made, rows, lag, selection.drift)
     return RefreshResult(
         memory_hash=artefact.manifest_hash(job.memory),
         index_hash=artefact.manifest_hash(job.index),
         fingerprint=fingerprint.hash,
         rows=len(rows),
-        bytes=sum(f["bytes"] for f in manifest["files"] if f["path"].partition("/")[0] in own or not job.choice),
+        bytes=sum(f["bytes"] for f in manifest["files"] if f["path"].partition("/")[0] in own or not job.selection),
         seconds=time.monotonic() - began,
-        oldest_step=int(steps_of_rows(made, choice.steps | {fingerprint.hash: job.snapshot_step}).min())
-        if job.choice
+        oldest_step=int(steps_of_rows(made, selection.steps | {fingerprint.hash: job.snapshot_step}).min())
+        if job.selection
         else job.snapshot_step,
         drift=drift,
         recall_at_10=recall,
@@ -291,7 +291,9 @@ def check_result(job: RefreshJob, result: RefreshResult) -> None:
     try:
         parent = MemoryStore.open(job.parent, mixed=True)
         fingerprint = expected_fingerprint(job.checkpoint, job.backbone, parent.fingerprint_fields)
-        store = MemoryStore.open(job.memory, accept=[fingerprint, *(parent.shard_fingerprints if job.choice else [])])
+        store = MemoryStore.open(
+            job.memory, accept=[fingerprint, *(parent.shard_fingerprints if job.selection else [])]
+        )
         MemoryIndex.open(job.index, store)
     except InputError as error:
         raise RefreshError(str(error)) from error

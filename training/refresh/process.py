@@ -28,7 +28,7 @@ from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_an
 _POLL_SECONDS = 0.02
 
 
-class Ticket(Protocol):
+class RefreshHandle(Protocol):
     """A refresh under way."""
 
     def result(self, timeout_seconds: float) -> RefreshResult | None:
@@ -47,12 +47,12 @@ class Ticket(Protocol):
 class Worker(Protocol):
     """Where refreshes run beside training, one at a time."""
 
-    def start(self, job: RefreshJob, log: Path) -> Ticket:
+    def start(self, job: RefreshJob, log: Path) -> RefreshHandle:
         """Begin; `log` takes what the worker says, where it has no other place for it."""
         ...
 
 
-class ProcessTicket:
+class ProcessHandle:
     """A refresh in a process of this machine."""
 
     def __init__(self, process: subprocess.Popen[str], result: Path, log: Path) -> None:
@@ -60,7 +60,7 @@ class ProcessTicket:
         self._result, self._log = result, log
 
     def result(self, timeout_seconds: float) -> RefreshResult | None:
-        """See `Ticket`."""
+        """See `RefreshHandle`."""
         deadline = time.monotonic() + timeout_seconds
         while True:
             # In this order: what was finished before the process ended counts.
@@ -80,7 +80,7 @@ class ProcessTicket:
             time.sleep(_POLL_SECONDS)
 
     def stop(self) -> None:
-        """See `Ticket`."""
+        """See `RefreshHandle`."""
         self.process.kill()
         self.process.wait()
 
@@ -91,7 +91,7 @@ class ProcessWorker:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self, job: RefreshJob, log: Path) -> ProcessTicket:
+    def start(self, job: RefreshJob, log: Path) -> ProcessHandle:
         """See `Worker`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         file, result = log.with_suffix(".job.json"), log.with_suffix(".result.json")
@@ -103,8 +103,8 @@ class ProcessWorker:
         try:
             print(json.dumps([str(file), str(result), str(log)]), file=self._process.stdin, flush=True)
         except BrokenPipeError:
-            self._process.wait()  # it died a moment ago, which the ticket tells
-        return ProcessTicket(self._process, result, log)
+            self._process.wait()  # it died a moment ago, which the handle tells
+        return ProcessHandle(self._process, result, log)
 
     def close(self) -> None:
         """End the process, if there is one."""

@@ -41,13 +41,13 @@ class Refresher:
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
 
-class RayTicket:
+class RayHandle:
     """A refresh in the actors."""
 
     def __init__(self, actors: Sequence[Any], job: RefreshJob) -> None:
         self._actors, self._job = actors, job
         self._asked = [actor.answer.remote() for actor in actors]
-        shared = len(actors) > 1 and not job.choice
+        shared = len(actors) > 1 and not job.selection
         self._shares = (
             [actor.encode_share.remote(job, number, len(actors)) for number, actor in enumerate(actors)]
             if shared
@@ -57,7 +57,7 @@ class RayTicket:
         self.ended = False
 
     def result(self, timeout_seconds: float) -> RefreshResult | None:
-        """See `training.refresh.process.Ticket`."""
+        """See `training.refresh.process.RefreshHandle`."""
         try:
             if self._whole is None:
                 done, under_way = ray.wait(self._shares, num_returns=len(self._shares), timeout=timeout_seconds)
@@ -76,7 +76,7 @@ class RayTicket:
         return found
 
     def stop(self) -> None:
-        """See `training.refresh.process.Ticket`."""
+        """See `training.refresh.process.RefreshHandle`."""
         self.ended = True
         begun: list[tuple[str, int]] = []
         try:
@@ -121,21 +121,21 @@ class RayWorker:
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="DEFAULT"
         )(Refresher)
         self._num_workers, self._actors = num_workers, list[Any]()
-        self._ticket: RayTicket | None = None
+        self._handle: RayHandle | None = None
 
-    def start(self, job: RefreshJob, log: Path) -> RayTicket:
+    def start(self, job: RefreshJob, log: Path) -> RayHandle:
         """See `training.refresh.process.Worker`; Ray keeps the log.
 
         Raises:
             RefreshError: the cluster does not answer.
         """
         try:
-            if self._ticket is None or self._ticket.ended or not self._answers():
+            if self._handle is None or self._handle.ended or not self._answers():
                 self._actors = [self._refresher.remote() for _ in range(self._num_workers)]
-            self._ticket = RayTicket(self._actors, job)
+            self._handle = RayHandle(self._actors, job)
         except RayError as error:
             raise RefreshError(str(error).strip().splitlines()[-1]) from error
-        return self._ticket
+        return self._handle
 
     def _answers(self) -> bool:
         """Whether the actors of the last refresh are still there; a node may have been lost since."""

@@ -1,13 +1,12 @@
-"""What a MEMORY version of a run is, and after which updates the snapshot for the next one is taken."""
+"""A MEMORY version of a run, a refresh under way, and where their files are."""
 
 from dataclasses import dataclass
-
-from clara.config.refresh import Refresh
+from pathlib import Path
 
 
 @dataclass(frozen=True)
 class Version:
-    """A MEMORY with its INDEX: where they lie, their hashes, and after how many updates the compressor was that made it."""
+    """A MEMORY with its INDEX: their paths and hashes, and the updates after which the snapshot that made it was taken."""
 
     number: int
     memory: str
@@ -16,20 +15,49 @@ class Version:
     index_hash: str
     snapshot_step: int
 
+    def staleness(self, step: int, compressor_updates: int) -> int:
+        """Updates of the compressor that this version lacks in a step (0-based); if it mixes versions, its newest rows."""
+        return max(0, min(step, compressor_updates) - self.snapshot_step)
+
 
 @dataclass(frozen=True)
 class Pending:
-    """A refresh under way: the version that it makes, the updates after which its snapshot was taken, and when (Unix time)."""
+    """A refresh under way: its version, the updates after which its snapshot was taken, and when it was requested (Unix time; 0: unknown)."""
 
     number: int
     snapshot_step: int
     asked_at: float = 0.0
 
 
-def snapshot_due(updates: int, settings: Refresh, cosine: float = 1.0) -> bool:
-    """Whether a snapshot is taken after that many updates, where the canary set's mean cosine has just been measured as `cosine`."""
-    if settings.policy == "none" or updates < settings.start_step:
-        return False
-    since = updates - settings.start_step
-    by_steps = since % settings.every_steps == 0 if settings.every_steps else since == 0 and not settings.trigger_cosine
-    return by_steps or cosine < settings.trigger_cosine
+@dataclass(frozen=True)
+class VersionPaths:
+    """Files of version `number`: artefacts in the output, everything else in the run's own directory."""
+
+    output: Path
+    run: Path
+    number: int
+
+    @property
+    def memory(self) -> Path:
+        """MEMORY."""
+        return self.output / f"memory-v{self.number}"
+
+    @property
+    def index(self) -> Path:
+        """INDEX."""
+        return self.output / f"index-v{self.number}"
+
+    @property
+    def snapshot(self) -> Path:
+        """CHECKPOINT that encodes it."""
+        return self.run / f"snapshot-v{self.number}"
+
+    @property
+    def selection(self) -> Path:
+        """The `RowSelection` of an incremental refresh."""
+        return self.run / f"selection-v{self.number}.json"
+
+    @property
+    def drift(self) -> Path:
+        """Measured drift of rows."""
+        return self.run / f"drift-v{self.number}.parquet"

@@ -1,6 +1,6 @@
 """Which rows an incremental refresh encodes again: those that steps use, by use and drift, and the oldest.
 
-Rank 0 writes a `Choice` at the snapshot; the refresh's own process adds what the coming questions find, chooses, and
+Rank 0 writes a `RowSelection` at the snapshot; the refresh's own process adds what the coming questions find, chooses, and
 measures each row's drift.
 """
 
@@ -28,16 +28,23 @@ _ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Coming:
-    """What the next steps will use: rows that are known already, and questions whose candidates the INDEX has to tell."""
+class UpcomingCandidates:
+    """What the next steps will use.
+
+    Attributes:
+        rows: candidates that are known without a search; a row that is one several times is listed as often.
+        questions: to search for.
+        per_question: rows that the INDEX gives each of them.
+    """
 
     rows: Sequence[int] = ()
     questions: Sequence[str] = ()
+    per_question: int = 0
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the choice of rows depends on besides MEMORY; plain values, so that it travels as JSON.
+class RowSelection:
+    """What the selection of rows depends on besides MEMORY; plain values, so that it travels as JSON.
 
     Attributes:
         num_rows: budget.
@@ -64,17 +71,17 @@ class Choice:
         atomic_write(path, json.dumps(dataclasses.asdict(self)) + "\n")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "Choice":
+    def load(cls, path: str | os.PathLike[str]) -> "RowSelection":
         """Read what `save` wrote.
 
         Raises:
-            InputError: no such file, or not a choice.
+            InputError: no such file, or not a selection.
         """
         try:
             return cls(**json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
-                f"{path}: not the choice of an incremental refresh ({error}); joint training writes it"
+                f"{path}: not the row selection of an incremental refresh ({error}); joint training writes it"
             ) from error
 
 
@@ -134,32 +141,35 @@ def choose_rows(
 
 
 def rows_to_refresh(
-    choice: Choice, store: MemoryStore, snapshot_step: int, search: Callable[[Sequence[str], int], Ids] | None = None
+    selection: RowSelection,
+    store: MemoryStore,
+    snapshot_step: int,
+    search: Callable[[Sequence[str], int], Ids] | None = None,
 ) -> tuple[Ids, NDArray[np.int64]]:
-    """The rows of a MEMORY that a choice comes to, and the lag of each.
+    """The rows of a MEMORY that a selection comes to, and the lag of each.
 
     Args:
-        choice: of rank 0.
+        selection: of rank 0.
         store: the version that is followed.
         snapshot_step: updates after which the new snapshot was taken.
         search: gives the best rows `[questions, k]` of questions, -1 where there are fewer; None: there is no index.
 
     Raises:
-        InputError: the store holds vectors of a version that the choice does not know.
+        InputError: the store holds vectors of a version that the selection does not know.
     """
-    uses = Counter(dict(zip(choice.row_ids, choice.uses, strict=True)))
-    if choice.questions and choice.per_question and search is not None:
-        uses.update(row for row in search(choice.questions, choice.per_question).ravel().tolist() if row >= 0)
-    lag = snapshot_step - steps_of_rows(store, choice.steps)
+    uses = Counter(dict(zip(selection.row_ids, selection.uses, strict=True)))
+    if selection.questions and selection.per_question and search is not None:
+        uses.update(row for row in search(selection.questions, selection.per_question).ravel().tolist() if row >= 0)
+    lag = snapshot_step - steps_of_rows(store, selection.steps)
     counts = np.zeros(len(store), np.int64)
     counts[np.searchsorted(store.row_ids, np.fromiter(uses, np.int64))] = np.fromiter(uses.values(), np.int64)
     rows = choose_rows(
         store.row_ids,
         lag,
         counts,
-        drift_rates(store.row_ids, choice.drift),
-        num_rows=choice.num_rows,
-        oldest_share=choice.oldest_share,
+        drift_rates(store.row_ids, selection.drift),
+        num_rows=selection.num_rows,
+        oldest_share=selection.oldest_share,
     )
     return rows, lag[np.searchsorted(store.row_ids, rows)]
 

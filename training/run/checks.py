@@ -13,6 +13,7 @@ from clara.index.search import KIND as INDEX
 from clara.index.share import not_shared, why_whole
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import read_manifest
+from training.refresh.policy import policy_of
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 def encodes_again(config: Config) -> bool:
     """Whether a run makes versions of MEMORY."""
     refresh = config.joint.refresh
-    return config.joint.train_compressor and (refresh.policy != "none" or refresh.final)
+    return config.joint.train_compressor and (policy_of(refresh).makes_versions or refresh.final)
 
 
 def check_settings(config: Config) -> None:
@@ -32,7 +33,8 @@ def check_settings(config: Config) -> None:
     """
     joint = config.joint
     refresh = joint.refresh
-    if refresh.policy != "none" and not joint.train_compressor:
+    makes_versions = policy_of(refresh).makes_versions
+    if makes_versions and not joint.train_compressor:
         raise InputError(
             f"joint.refresh.policy is {refresh.policy!r}, joint.train_compressor false: every version would be what MEMORY is already; "
             "set joint.train_compressor=true, or joint.refresh.policy=none"
@@ -42,12 +44,12 @@ def check_settings(config: Config) -> None:
             f"joint.refresh.num_workers is {refresh.num_workers}, launcher local: beside one torch process there is one that encodes; set it to 1, or "
             "launch.launcher=ray"
         )
-    if refresh.policy != "none" and not (refresh.start_step or refresh.every_steps or refresh.trigger_cosine):
+    if makes_versions and not (refresh.start_step or refresh.every_steps or refresh.trigger_cosine):
         raise InputError(
             f"joint.refresh.policy is {refresh.policy!r}, start_step, every_steps and trigger_cosine are 0: the only snapshot would be of the compressor "
             "that made MEMORY; set joint.refresh.every_steps, or policy=none"
         )
-    if refresh.policy != "none" and refresh.start_step > joint.steps:
+    if makes_versions and refresh.start_step > joint.steps:
         logger.warning(
             "joint.refresh.start_step is %d, joint.steps %d: no refresh will take place; lower start_step",
             refresh.start_step,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clara.config.tree import Config
-from training.refresh.attempts import Tries
+from training.refresh.attempts import Attempts
 from training.refresh.process import Worker
 from training.refresh.version import Pending, Version
 from training.refresh.versions import Versions
@@ -74,13 +74,13 @@ def encode(config: Config, worker: Worker, *, threads: int) -> str:
         versions = Versions(config, where.output, where.run, None, threads)
         versions.current = Version(**found.state["current"])
         number, steps = _next_number(found), config.joint.steps
-        tries = Tries(config.joint.refresh, where.run, worker)
-        tries.begin(
+        attempts = Attempts(config.joint.refresh, where.run, worker)
+        attempts.begin(
             Pending(number, steps),
-            versions.job(number, where.checkpoint, steps),
-            otherwise="MEMORY stays older than the CHECKPOINT",
+            versions.requests.job(number, versions.current, steps, checkpoint=where.checkpoint),
+            fallback="MEMORY stays older than the CHECKPOINT",
         )
-        return "" if tries.poll(wait=True, timeout_seconds=math.inf) > 0 else tries.why
+        return "" if attempts.poll(wait=True, timeout_seconds=math.inf) > 0 else attempts.why
 
 
 def _next_number(found: Left) -> int:

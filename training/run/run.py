@@ -24,7 +24,8 @@ from training.loop.lines import Lines
 from training.loop.loop import run
 from training.refresh.canary import Canary, canary_questions
 from training.refresh.process import Worker
-from training.refresh.versions import OpenIndex, Versions, stored_parameters
+from training.refresh.request import stored_parameters
+from training.refresh.versions import OpenIndex, Versions
 from training.run.checks import check_index, check_refresh, check_settings
 from training.run.recipe import (
     _JOB_VARIABLE,

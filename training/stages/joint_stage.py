@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
 from clara.config.tree import Config
@@ -20,21 +20,15 @@ from clara.memory.store import MemoryStore
 from clara.model.checkpoint import prepare_to_store_backbone
 from clara.model.model import ClaraModel
 from clara.model.steps import JointBatch, JointStep
-from clara.retrieval.pools import QuestionRows
-from clara.retrieval.ranker import NO_ROW
 from training.loop.engine import Engine
-from training.loop.loop import Stage, sample, shard
+from training.loop.loop import Stage, shard
 from training.refresh.canary import Canary
 from training.refresh.cost import Devices, Spent
 from training.refresh.versions import Versions
-from training.refresh.working_set import Coming
-from training.stages.candidates import Candidates, generator
+from training.stages.candidates import Candidates
 from training.stages.held_out import HeldOut
 from training.stages.pool_memory import PoolMemory
-
-_QUERIES_AT_ONCE = 16
-# Places of random numbers that belong to no pool.
-_RIGHT_MEMORY_PLACE = 30_000
+from training.stages.question_pools import QuestionPools
 
 
 def trained_roles(config: Config) -> list[str]:
@@ -96,7 +90,6 @@ class JointStage(Stage):
         model.train_only(trained_roles(config))
         self.versions = versions
         self._model, self._config, self._settings = model, config, settings
-        self._questions = shuffled_answers(questions, config.seed) if settings.shuffle_answers else questions
         self._held_out, self._canary, self._store_backbone = held_out, canary, store_backbone
         store, index = versions.open()
         # Pools that were scored beforehand are not drawn: nothing is searched by words, so that no BM25 is built.
@@ -104,13 +97,11 @@ class JointStage(Stage):
         self.candidates = Candidates(
             drawing, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index
         )
-        self._known: dict[int, QuestionRows] = {}
+        asked = shuffled_answers(questions, config.seed) if settings.shuffle_answers else questions
+        self.pools = QuestionPools(model, asked, settings, config.seed, self.candidates)
         self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
-        self._search_seconds, self._broken = 0.0, False
-        self._used_version = self._staleness_steps = 0
-        self._used_recall: dict[str, float] = {}
-        self._memory_lag_steps = self._pool_lag_steps = 0.0
-        self._refreshing = False
+        # Figures of the step under way, as of its batches.
+        self._figures: dict[str, float] = {}
         self._spent = Spent()
         self._step_began = 0.0
         self._devices = Devices.of(config, torch.get_num_threads())
@@ -146,30 +137,35 @@ class JointStage(Stage):
         self._engine = engine
         if self._held_out is not None:
             self._held_out.check(engine.world)
-        if engine.rank == 0 and self._store_backbone and self._settings.refresh.policy != "none":
+        if engine.rank == 0 and self._store_backbone and self.versions.policy.makes_versions:
             prepare_to_store_backbone()
         self.versions.begin(engine.rank)
 
     def micro_batches(self, step: int, rank: int, world: int) -> list[JointBatch]:
         """See the base class. Pools are drawn from the MEMORY version in use, which is the same on every rank."""
-        began = time.monotonic()
-        self._step_began = began
-        self._used_version, self._used_recall = self.versions.current.number, self.versions.recall
+        self._step_began = time.monotonic()
         self.pool_memory.rerank_seconds = 0.0
-        self._staleness_steps, self._refreshing = self.versions.staleness(step), self.versions.pending is not None
-        chosen = sample(self._config.seed, step, self.rows(step), len(self._questions))
+        versions, chosen = self.versions, self.pools.of_step(step)
         parts = shard(range(len(chosen)), rank, world, self._settings.micro_batch)
-        places = [place for part in parts for place in part]
-        pools = self._pools(step, chosen, places)
-        self._search_seconds = time.monotonic() - began
-        self._memory_lag_steps = self.versions.ages.mean(step)
-        self._pool_lag_steps = float(np.mean(self.versions.ages.lag([row for pool in pools for row in pool], step)))
-        by_place = dict(zip(places, pools, strict=True))
-        return [self._batch(step, part, [chosen[p] for p in part], [by_place[p] for p in part]) for part in parts]
+        positions = [position for part in parts for position in part]
+        self._figures = {
+            "used_memory_version": float(versions.current.number),
+            **versions.recall,
+            "staleness_steps": float(versions.staleness(step)),
+            "refreshing": float(versions.pending is not None),
+        }
+        pools = self._pools(step, chosen, positions)
+        self._figures |= {
+            "search_seconds": time.monotonic() - self._step_began,
+            "memory_lag_steps": versions.ages.mean(step),
+            "pool_lag_steps": float(np.mean(versions.ages.lag([row for pool in pools for row in pool], step))),
+        }
+        pool_of = dict(zip(positions, pools, strict=True))
+        return [self._batch(step, part, [chosen[p] for p in part], [pool_of[p] for p in part]) for part in parts]
 
     def broken(self) -> bool:
         """See the base class."""
-        return self._broken
+        return self.pools.broken
 
     def announcement(self, step: int) -> float:
         """See the base class."""
@@ -193,26 +189,21 @@ class JointStage(Stage):
         held_out: dict[str, float] = {}
         if self._held_out is not None and every and (step + 1) % every == 0:
             held_out = self._held_out.evaluate(self._model, self.candidates, engine)
-        now, tries = time.monotonic(), self.versions.tries
-        refreshing = self.versions.refreshed.get("refresh_seconds", 0.0) + tries.lost_seconds
-        self._spent.add(now - self._step_began, self.versions.blocked_seconds, refreshing)
+        return self._figures | staleness | self._cost_figures() | held_out
+
+    def _cost_figures(self) -> dict[str, float]:
+        """What the step and its refreshes took; resets what they are counted in."""
+        versions, attempts = self.versions, self.versions.attempts
+        refreshing = versions.refreshed.get("refresh_seconds", 0.0) + attempts.lost_seconds
+        self._spent.add(time.monotonic() - self._step_began, versions.blocked_seconds, refreshing)
         figures = {
-            "used_memory_version": float(self._used_version),
-            **self._used_recall,
-            "staleness_steps": float(self._staleness_steps),
-            "memory_lag_steps": self._memory_lag_steps,
-            "pool_lag_steps": self._pool_lag_steps,
-            "search_seconds": self._search_seconds,
             "rerank_seconds": self.pool_memory.rerank_seconds,
-            "blocked_seconds": self.versions.blocked_seconds,
-            "refreshing": float(self._refreshing),
-            **staleness,
-            **self.versions.refreshed,
-            **({"refresh_lost_seconds": tries.lost_seconds} if tries.lost_seconds else {}),
+            "blocked_seconds": versions.blocked_seconds,
+            **versions.refreshed,
+            **({"refresh_lost_seconds": attempts.lost_seconds} if attempts.lost_seconds else {}),
             **self._spent.figures(self._devices),
-            **held_out,
         }
-        self.versions.blocked_seconds, self.versions.refreshed, tries.lost_seconds = 0.0, {}, 0.0
+        versions.blocked_seconds, versions.refreshed, attempts.lost_seconds = 0.0, {}, 0.0
         return figures
 
     def state(self) -> dict[str, Any]:
@@ -232,26 +223,17 @@ class JointStage(Stage):
         """Take the snapshot that is due after that many updates; under switch = `stop` wait for its version, and take it."""
         engine, before = self._begun(), self.versions.pending
         self.versions.after_update(
-            updates, self._model, engine, store_backbone=self._store_backbone, cosine=cosine, coming=self._coming
+            updates,
+            self._model,
+            engine,
+            store_backbone=self._store_backbone,
+            cosine=cosine,
+            upcoming=self.pools.upcoming,
         )
         if self._settings.refresh.switch == "stop" and self.versions.pending is not before:
-            (announced,) = engine.sum([self.versions.stop_for()])
+            (announced,) = engine.sum([self.versions.announcement_after_stop()])
             if self.versions.switch(updates - 1, announced):
                 self._open()
-
-    def _coming(self, updates: int) -> Coming:
-        """Candidates of the questions of coming steps, as far as they are known without a search, and questions to search for."""
-        settings = self._settings
-        steps = range(updates, min(updates + settings.refresh.look_ahead_steps, self.steps))
-        asked = [q for step in steps for q in sample(self._config.seed, step, self.rows(step), len(self._questions))]
-        known = [self._known_rows(q) for q in asked]
-        rows = [
-            row
-            for k in known
-            for row in (k.pool if settings.published_pool else k.positive if settings.inject_positives else ())
-        ]
-        searching = self.candidates.index is not None and settings.from_index and not settings.published_pool
-        return Coming(rows, [self._questions[q].question for q in dict.fromkeys(asked)] if searching else [])
 
     # --- batches -----------------------------------------------------------------------------------------------------
 
@@ -269,44 +251,19 @@ class JointStage(Stage):
     def _store(self) -> MemoryStore:
         return self.candidates.store
 
-    def _known_rows(self, question: int) -> QuestionRows:
-        # Rows are the same in every version.
-        if question not in self._known:
-            self._known[question] = QuestionRows.of(self._questions[question], self._store)
-        return self._known[question]
-
-    def _pools(self, step: int, chosen: list[int], places: list[int]) -> list[list[int]]:
-        """Rows for the questions at these places of a step."""
-        of_step = self._exchange(self._own_candidates([chosen[p] for p in places]))
-        if self._settings.refresh.policy == "incremental":
+    def _pools(self, step: int, chosen: list[int], positions: list[int]) -> list[list[int]]:
+        """Rows for the questions at these positions of a step (a collective)."""
+        questions = [chosen[p] for p in positions]
+        of_step = self.pools.candidates_of_step(questions, self._begun())
+        if self.versions.policy.mixes_versions:
             self.versions.working_set.saw(of_step)
-        return self.candidates.pools(of_step, places, [self._known_rows(chosen[p]) for p in places], step)
+        return self.candidates.pools(of_step, positions, [self.pools.known_rows(q) for q in questions], step)
 
-    def _own_candidates(self, questions: list[int]) -> list[list[int]]:
-        chosen = [self._questions[q] for q in questions]
-        searching = (
-            self.candidates.index is not None and self._settings.from_index and not self._settings.published_pool
-        )
-        query_BMD = encode_questions(self._model, chosen) if searching else None
-        self._broken = query_BMD is not None and not bool(torch.isfinite(query_BMD).all())
-        if self._broken:  # they find nothing, and no rank uses the batches of this step
-            return [self._store.row_ids[: self._settings.num_candidates].tolist()] * len(questions)
-        return self.candidates.own(chosen, [self._known_rows(q) for q in questions], query_BMD)
-
-    def _exchange(self, own: list[list[int]]) -> list[list[int]]:
-        """Own candidates of all questions of the step, in order of their places: rank r holds places r, r + world, …"""
-        size = self._settings.num_candidates
-        rows = torch.full((len(own), size), NO_ROW, dtype=torch.int64)
-        for row, candidates in enumerate(own):
-            rows[row, : len(candidates)] = torch.tensor(candidates, dtype=torch.int64)
-        gathered = self._begun().gather(rows)
-        in_order = gathered.transpose(0, 1).reshape(-1, size)
-        return [[r for r in row if r != NO_ROW] for row in in_order.tolist()]
-
-    def _batch(self, step: int, places: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
+    def _batch(self, step: int, positions: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
         device = self._model.backbone.device
-        chosen, known = [self._questions[q] for q in questions], [self._known_rows(q) for q in questions]
-        right = [self._right_row(step, p, k) for p, k in zip(places, known, strict=True)]
+        chosen = [self.pools.questions[q] for q in questions]
+        known = [self.pools.known_rows(q) for q in questions]
+        right = [self.pools.right_row(step, p, q) for p, q in zip(positions, questions, strict=True)]
         memory_BNMD, valid_BN, right_memory = self.pool_memory.of(step, pools, right)
         positive_BN = torch.zeros_like(valid_BN)
         for row, (pool, k) in enumerate(zip(pools, known, strict=True)):
@@ -323,22 +280,3 @@ class JointStage(Stage):
             compressor_stands=not trains,
             right_memory=right_memory,
         )
-
-    def _right_row(self, step: int, place: int, known: QuestionRows) -> int | None:
-        """A known positive's row for the configured share of questions."""
-        if not self._settings.right_memory_share or not known.positive:
-            return None
-        dice = generator(self._config.seed, step, place + _RIGHT_MEMORY_PLACE)
-        if float(torch.rand((), generator=dice)) >= self._settings.right_memory_share:
-            return None
-        return known.positive[int(torch.randint(len(known.positive), (), generator=dice))]
-
-
-@torch.no_grad()
-def encode_questions(model: ClaraModel, questions: list[Question]) -> Tensor:
-    """Query vectors `[B, M, D]` of the query reasoner as it is now."""
-    parts = [
-        model.encode_questions([q.question for q in questions[i : i + _QUERIES_AT_ONCE]])
-        for i in range(0, len(questions), _QUERIES_AT_ONCE)
-    ]
-    return torch.cat(parts)

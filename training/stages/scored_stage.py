@@ -87,23 +87,25 @@ class ScoredStage(JointStage):
             )
         super().__init__(model, chosen, config, versions, **others)
 
-    def _pools(self, step: int, chosen: list[int], places: list[int]) -> list[list[int]]:
+    def _pools(self, step: int, chosen: list[int], positions: list[int]) -> list[list[int]]:
         """See the base class. Of a pool with more than N rows, N are drawn anew for each step."""
-        return [list(self._drawn(step, place, chosen[place]).row_ids) for place in places]
+        return [list(self._drawn(step, position, chosen[position]).row_ids) for position in positions]
 
-    def _batch(self, step: int, places: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
-        batch = super()._batch(step, places, questions, pools)
+    def _batch(self, step: int, positions: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
+        batch = super()._batch(step, positions, questions, pools)
         utilities_BN = torch.zeros(batch.valid.shape)
-        for row, (place, question) in enumerate(zip(places, questions, strict=True)):
-            nats = self._drawn(step, place, question).log_likelihoods
+        for row, (position, question) in enumerate(zip(positions, questions, strict=True)):
+            nats = self._drawn(step, position, question).log_likelihoods
             utilities_BN[row, : len(nats)] = torch.tensor(nats)
         return dataclasses.replace(batch, utilities=utilities_BN.to(batch.memory.device))
 
-    def _drawn(self, step: int, place: int, question: int) -> Scored:
+    def _drawn(self, step: int, position: int, question: int) -> Scored:
         """A question's pool in a step: all of it, or N of its rows."""
-        scored, size = self._scored[self._questions[question].question_id], self._settings.num_candidates
+        scored, size = self._scored[self.pools.questions[question].question_id], self._settings.num_candidates
         if len(scored.row_ids) <= size:
             return scored
-        order = torch.randperm(len(scored.row_ids), generator=generator(self._config.seed, step, place))[:size].tolist()
+        order = torch.randperm(len(scored.row_ids), generator=generator(self._config.seed, step, position))[
+            :size
+        ].tolist()
         rows, nats = (tuple(values[i] for i in order) for values in (scored.row_ids, scored.log_likelihoods))
         return dataclasses.replace(scored, row_ids=rows, log_likelihoods=nats)

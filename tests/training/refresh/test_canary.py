@@ -21,7 +21,7 @@ from training import joint
 from training.loop.engine import LocalEngine
 from training.loop.lines import read
 from training.refresh.canary import Canary, canary_questions, canary_rows
-from training.refresh.version import snapshot_due
+from training.refresh.policy import policy_of
 from training.registry.curves import draw
 
 
@@ -156,15 +156,15 @@ def test_questions_without_a_positive_leave_the_recalls_out(world: World, tiny_m
 
 def test_a_snapshot_is_due_by_measure_or_by_steps() -> None:
     measured = Refresh(policy="full", trigger_cosine=0.9, canary_every=1, start_step=2)
-    assert [snapshot_due(n, measured, cosine) for n, cosine in ((1, 0.5), (2, 0.95), (2, 0.9), (3, 0.89))] == [
+    assert [policy_of(measured).due(n, cosine) for n, cosine in ((1, 0.5), (2, 0.95), (2, 0.9), (3, 0.89))] == [
         False,
         False,
         False,
         True,
     ]
     both = measured.model_copy(update={"every_steps": 4})
-    assert [n for n in range(9) if snapshot_due(n, both)] == [2, 6]
-    assert snapshot_due(3, both, 0.5)
+    assert [n for n in range(9) if policy_of(both).due(n)] == [2, 6]
+    assert policy_of(both).due(3, 0.5)
 
 
 @pytest.mark.parametrize("values", [{"joint__refresh__canary_every": 2}, {"joint__refresh__policy": "full"}])

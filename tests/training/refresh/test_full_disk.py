@@ -20,7 +20,7 @@ from tests.helpers.disk import SmallDisk, full_disk, small_disk
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.lines import Lines, read
-from training.refresh.attempts import Tries, lost_tries
+from training.refresh.attempts import Attempts, lost_tries
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult
 from training.refresh.version import Pending
 
@@ -129,10 +129,10 @@ def job_of(world: World, output: Path) -> RefreshJob:
 def test_a_try_that_cannot_begin_is_a_failed_try(world: World, tmp_path: Path, error: Exception) -> None:
     run = tmp_path / "run-1"
     run.mkdir()
-    tries = Tries(Refresh(policy="full", max_attempts=2), run, NoRoom(1, error))
+    tries = Attempts(Refresh(policy="full", max_attempts=2), run, NoRoom(1, error))
     tries.begin(Pending(1, 0), job_of(world, tmp_path))
     assert tries.poll(wait=True, timeout_seconds=60) == 1
-    tries = Tries(Refresh(policy="full", max_attempts=2), run, NoRoom(2, error))
+    tries = Attempts(Refresh(policy="full", max_attempts=2), run, NoRoom(2, error))
     tries.begin(Pending(1, 0), job_of(world, tmp_path))
     assert tries.poll(wait=True, timeout_seconds=60) == -1
     assert tries.why == str(error)
@@ -160,7 +160,7 @@ def test_a_version_that_cannot_be_noted_is_a_failed_try(world: World, tmp_path: 
     run = tmp_path / "run-1"
     run.mkdir()
     note = run / "refresh-v1.json"
-    tries = Tries(Refresh(policy="full", max_attempts=3), run, Unnoted(note))
+    tries = Attempts(Refresh(policy="full", max_attempts=3), run, Unnoted(note))
     tries.begin(Pending(1, 0), job_of(world, tmp_path))
     assert tries.poll(wait=False, timeout_seconds=0.0) == 0
     assert "cannot be written" in tries.why
@@ -175,7 +175,7 @@ def test_a_version_that_cannot_be_noted_is_a_failed_try(world: World, tmp_path: 
 def test_one_that_is_whole_and_given_up_is_deleted_too(world: World, tmp_path: Path) -> None:
     run = tmp_path / "run-1"
     run.mkdir()
-    tries = Tries(Refresh(policy="full", max_attempts=1), run, Unnoted(run / "refresh-v1.json"))
+    tries = Attempts(Refresh(policy="full", max_attempts=1), run, Unnoted(run / "refresh-v1.json"))
     tries.begin(Pending(1, 0), job_of(world, tmp_path))
     assert tries.poll(wait=True, timeout_seconds=60) == -1
     assert not (tmp_path / "memory-v1").exists()

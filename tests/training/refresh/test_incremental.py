@@ -21,7 +21,7 @@ from training import joint
 from training.loop.lines import read
 from training.loop.run_state import run_states
 from training.refresh.ages import Ages
-from training.refresh.working_set import Choice, WorkingSet, choose_rows, drift_rates, write_drift
+from training.refresh.working_set import RowSelection, WorkingSet, choose_rows, drift_rates, write_drift
 from training.stages.joint_stage import JointStage
 
 RUN: dict[str, object] = {
@@ -87,7 +87,7 @@ def test_nothing_is_encoded_that_is_as_the_compressor_makes_it(
     assert report["memory_lag_steps"] == 0
 
 
-# --- the choice ------------------------------------------------------------------------------------------------------
+# --- the selection -----------------------------------------------------------------------------------------------------
 
 
 def chosen(lag: list[int], uses: list[int], rate: list[float], **options: float) -> list[int]:
@@ -197,16 +197,16 @@ def test_a_run_mixes_versions_and_knows_each_rows(world: World, trained: Path) -
 
 def test_the_working_set_is_chosen_first(world: World, trained: Path) -> None:
     run = next(trained.glob("run-*"))
-    choice = Choice.load(run / "choice-v1.json")
+    selection = RowSelection.load(run / "selection-v1.json")
     # Two steps of four questions have passed, and two are to come, whose eight questions the index is asked for.
-    assert choice.questions
-    assert sum(choice.uses) >= 2 * 4 * 5
+    assert selection.questions
+    assert sum(selection.uses) >= 2 * 4 * 5
     store = MemoryStore.open(trained / "memory-v1", mixed=True)
     overlays = [n for n, name in enumerate(store.shard_names) if name.startswith("overlay")]
     fresh = {*store.row_ids[np.isin(store.shards_of(store.row_ids), overlays)].tolist()}
     oldest = {*store.row_ids[:3].tolist()}
     assert oldest <= fresh
-    assert fresh - oldest <= {*choice.row_ids}
+    assert fresh - oldest <= {*selection.row_ids}
 
 
 def test_a_mixed_memory_is_no_use_outside_and_a_final_encoding_is(world: World, trained: Path, tmp_path: Path) -> None:
@@ -272,7 +272,7 @@ def test_a_working_set_is_taken_up_as_it_was() -> None:
 
 
 def test_a_choice_that_is_none_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "choice.json").write_text('{"rows": 3}')
-    for name in ("choice.json", "gone.json"):
-        with pytest.raises(InputError, match=r"not the choice of an incremental refresh"):
-            Choice.load(tmp_path / name)
+    (tmp_path / "selection.json").write_text('{"rows": 3}')
+    for name in ("selection.json", "gone.json"):
+        with pytest.raises(InputError, match=r"not the row selection of an incremental refresh"):
+            RowSelection.load(tmp_path / name)

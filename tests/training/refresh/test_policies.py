@@ -4,11 +4,13 @@ import dataclasses
 import json
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 from clara.config.model import Backbone
+from clara.config.refresh import Refresh
 from clara.config.tree import Config
 from clara.data.questions import read_questions
 from clara.errors import InputError
@@ -22,6 +24,7 @@ from training import joint
 from training.loop.engine import LocalEngine
 from training.loop.lines import read
 from training.refresh.job import RefreshResult
+from training.refresh.policy import POLICIES as POLICY_TABLE
 from training.refresh.versions import Versions
 from training.run.report import figures
 from training.stages.joint_stage import JointStage
@@ -136,6 +139,10 @@ def test_all_gradients_equal_those_of_a_naive_step(
     naive.backward()
     assert output.loss.item() == pytest.approx(naive.item(), abs=1e-10)
     assert_same(ours, gradients(model))
+
+
+def test_the_table_has_every_policy_of_the_configuration() -> None:
+    assert {*POLICY_TABLE} == {*get_args(Refresh.model_fields["policy"].annotation)}
 
 
 def pools_of(made: JointStage, candidates: list[list[list[int]]]) -> list[list[int]]:

@@ -16,7 +16,7 @@ from clara.storage.artefact import manifest_hash
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_job
-from training.refresh.process import ProcessTicket, ProcessWorker
+from training.refresh.process import ProcessHandle, ProcessWorker
 
 TIMEOUT_SECONDS = 600
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_SECONDS)]
@@ -48,8 +48,8 @@ def job(world: World, folder: Path) -> RefreshJob:
     )
 
 
-def result(ticket: ProcessTicket) -> RefreshResult:
-    found = ticket.result(TIMEOUT_SECONDS)
+def result(handle: ProcessHandle) -> RefreshResult:
+    found = handle.result(TIMEOUT_SECONDS)
     assert found is not None
     return found
 
@@ -95,8 +95,8 @@ from training.refresh.process import ProcessWorker
 from training.refresh import RefreshJob
 fields = dict(part.split("=", 1) for part in sys.argv[1:])
 job = RefreshJob(**fields, factory="Flat", first_level=20, batch_tokens=1024, threads=1)
-ticket = ProcessWorker().start(job, Path(fields["memory"]).with_name("log"))
-print(ticket.process.pid, flush=True)
+handle = ProcessWorker().start(job, Path(fields["memory"]).with_name("log"))
+print(handle.process.pid, flush=True)
 time.sleep(600)
 """
 

@@ -12,7 +12,7 @@ import ray
 from tests.helpers.joint_world import World
 from tests.helpers.ray_cluster import below
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_job
-from training.refresh.ray_actors import RayTicket, RayWorker
+from training.refresh.ray_actors import RayHandle, RayWorker
 
 TIMEOUT_SECONDS = 600
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_SECONDS)]
@@ -64,17 +64,17 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def begun(ticket: RayTicket) -> psutil.Process:
+def begun(handle: RayHandle) -> psutil.Process:
     """The process that does it."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not (found := refreshers(".run")):
-        assert ticket.result(0.0) is None
+        assert handle.result(0.0) is None
         assert time.monotonic() < deadline
     return found[0]
 
 
-def result(ticket: RayTicket) -> RefreshResult:
-    found = ticket.result(TIMEOUT_SECONDS)
+def result(handle: RayHandle) -> RefreshResult:
+    found = handle.result(TIMEOUT_SECONDS)
     assert found is not None
     return found
 
@@ -82,10 +82,10 @@ def result(ticket: RayTicket) -> RefreshResult:
 def test_one_that_is_ended_is_gone_and_the_next_has_another(cluster: None, world: World, tmp_path: Path) -> None:
     worker = RayWorker(1.0, 0.0)
     for number in range(3):
-        ticket = worker.start(job(world, tmp_path / f"ended-{number}"), tmp_path / "log")
-        process = begun(ticket)
+        handle = worker.start(job(world, tmp_path / f"ended-{number}"), tmp_path / "log")
+        process = begun(handle)
         began = time.monotonic()
-        ticket.stop()
+        handle.stop()
         assert not alive(process)
         assert time.monotonic() - began < 9
     with pytest.raises(RefreshError, match="nothing"):

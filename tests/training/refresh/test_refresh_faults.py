@@ -17,7 +17,7 @@ from training import joint
 from training.loop.lines import read
 from training.refresh.attempts import lost_tries
 from training.refresh.job import RefreshJob, RefreshResult
-from training.refresh.versions import Versions
+from training.refresh.request import RefreshRequests
 
 RUN: dict[str, object] = {
     "joint__train_compressor": "true",
@@ -112,13 +112,13 @@ def test_a_full_disk_leaves_training_on_the_old_version(
 def test_a_snapshot_that_finds_no_room_leaves_training_on_the_old_version(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    real = Versions._save_snapshot
+    real = RefreshRequests.save_snapshot
 
     def save_on_a_full_disk(self, *arguments, **options):  # type: ignore[no-untyped-def]
         with full_disk(1024):
             return real(self, *arguments, **options)
 
-    monkeypatch.setattr(Versions, "_save_snapshot", save_on_a_full_disk)
+    monkeypatch.setattr(RefreshRequests, "save_snapshot", save_on_a_full_disk)
     report = train(world, tmp_path, Inline, monkeypatch)
     assert report["versions_by_step"] == STAYED
     assert "no snapshot for version 1" in caplog.text

@@ -176,11 +176,11 @@ def test_a_run_keeps_as_many_versions_as_configured_and_what_its_states_need(
     real = Inline.start
 
     def start_and_pin(self, job, log):  # type: ignore[no-untyped-def]
-        ticket = real(self, job, log)
+        handle = real(self, job, log)
         if job.memory.endswith("memory-v2"):
             pin(Path(job.memory), "model towns")
             pinned.append(2)
-        return ticket
+        return handle
 
     monkeypatch.setattr(Inline, "start", start_and_pin)
     assert joint.main(["--launcher", "local", *world.sets(tmp_path, **RUN)]) == 0
