@@ -26,7 +26,10 @@ from clara.storage import artefact
 
 
 def launcher(config: Config) -> Callable[[Config, bool], str]:
-    """What trains, from `config` to the CHECKPOINT and the last re-encoding. Ray and DeepSpeed take seconds to import, and one process needs neither."""
+    """The function that trains, up to the CHECKPOINT and the last re-encoding.
+
+    Imported when chosen: Ray and DeepSpeed take seconds to import, and one process needs neither.
+    """
     if config.launch.launcher == "local":
         from training.launch.one_process import train
 
@@ -93,12 +96,15 @@ def main(argv: list[str]) -> int:
         if tracker is not None:
             tracker.fail()
         raise InputError(
-            f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps is there, report {where.report} too, but MEMORY {report['memory']} lags it by "
-            f"{report['memory_lag_steps']} steps: the last re-encoding (joint.refresh.final) came to nothing ({why}); run the same command again: it "
+            f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps is there, report {where.report} too, but "
+            f"MEMORY {report['memory']} lags it by "
+            f"{report['memory_lag_steps']} steps: the last re-encoding (joint.refresh.final) came to nothing "
+            f"({why}); run the same command again: it "
             "makes that alone"
         )
     print(
-        f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps of joint, {report['questions_per_second']:.2f} questions/s; "
+        f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps of joint, "
+        f"{report['questions_per_second']:.2f} questions/s; "
         f"MEMORY {report['memory']}, INDEX {report['index']}; report {where.report}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""Pay once, at set-up, for what the first training run would pay: byte-code of the large libraries, and DeepSpeed's start on this machine.
+"""Pays at set-up for what the first run would pay: byte-code of large libraries, DeepSpeed's start.
 
 python -m training.warm_up
 """

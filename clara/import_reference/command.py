@@ -23,7 +23,7 @@ from clara.config.flags import program
 from clara.errors import InputError
 from clara.import_reference.convert import convert
 from clara.import_reference.format import ADAPTERS, CONFIG, LAYERS, STAGE_OF, Reference, config_rows, read_reference
-from clara.model.backbone import tokenizer_hash, weights_hash
+from clara.model.backbone_files import tokenizer_hash, weights_hash
 from clara.model.checkpoint import save_checkpoint
 from clara.storage.artefact import MANIFEST, read_manifest, sha256_file, up_to_date
 

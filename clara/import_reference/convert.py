@@ -26,7 +26,8 @@ from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER, ROLES
 from clara.errors import InputError
 from clara.import_reference.format import ADAPTERS, CONFIG, LAYERS, Reference, model_settings
 from clara.model import lora
-from clara.model.backbone import Backbone, load_tokenizer
+from clara.model.backbone import Backbone
+from clara.model.backbone_files import load_tokenizer
 from clara.model.model import ClaraModel
 
 ROLE_OF = {"encoder_adapter": COMPRESSOR, "query_reasoner_adapter": QUERY_REASONER, "decoder_adapter": GENERATOR}

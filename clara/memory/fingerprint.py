@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clara.errors import InputError
 from clara.model.artefact import Checkpoint
-from clara.model.backbone import tokenizer_hash, weights_hash
+from clara.model.backbone_files import tokenizer_hash, weights_hash
 from clara.model.lora import adapter_tensors
 from clara.storage.artefact import Artefact, hash_of
 from clara.storage.paths import Name

@@ -10,7 +10,7 @@ from clara.config.load import explain
 from clara.config.model import Model, Prompts
 from clara.config.roles import ROLES
 from clara.errors import InputError
-from clara.model.backbone import weights_hash
+from clara.model.backbone_files import weights_hash
 from clara.storage.artefact import MANIFEST, Artefact
 from clara.storage.paths import Name
 
@@ -27,7 +27,7 @@ class Checkpoint(Artefact):
         """Open a CHECKPOINT, see `Artefact.open`.
 
         Raises:
-            InputError: see `Artefact.open`; or a field of the manifest is missing, or a role lies outside the checkpoint.
+            InputError: see `Artefact.open`; or a manifest field is missing, or a role is outside the checkpoint.
         """
         opened = super().open(source, kind, verify=verify, lazy=lazy)
         _check_fields(f"{opened.folder}/{MANIFEST}", opened.manifest)
@@ -78,7 +78,8 @@ class Checkpoint(Artefact):
         if found != wanted:
             raise InputError(
                 f"{self.folder}: made for a backbone with sha256 {wanted[:_SHOWN_DIGITS]}…, {folder} has "
-                f"{found[:_SHOWN_DIGITS]}…; give the folder of the same weights with backbone.path (--backbone of a command)"
+                f"{found[:_SHOWN_DIGITS]}…; give the folder of the same weights with backbone.path (--backbone of a "
+                "command)"
             )
         return folder
 
@@ -90,5 +91,6 @@ def _check_fields(where: str, manifest: Mapping[str, Any]) -> None:
         raise InputError(f"{where}: {', '.join(missing)} missing or no table; take an intact checkpoint")
     if set(manifest["roles"]) != set(ROLES) or not set(manifest["roles"].values()) <= set(ROLES):
         raise InputError(
-            f"{where}: roles is {manifest['roles']}, expected a folder among {', '.join(ROLES)} for each of them; take an intact checkpoint"
+            f"{where}: roles is {manifest['roles']}, expected a folder among {', '.join(ROLES)} for each of them; "
+            "take an intact checkpoint"
         )

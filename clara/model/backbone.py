@@ -1,20 +1,15 @@
 """The frozen causal LM that every role shares, with routed adapters on all linear layers of its trunk."""
 
-import functools
-import hashlib
-import json
 import logging
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from clara.errors import InputError
 from clara.model.lora import Route, add_adapter, current_route, install, routed
@@ -25,48 +20,6 @@ logger = logging.getLogger(__name__)
 
 # Output transforms that our own loss over the answer's positions would miss.
 _LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-
-
-@functools.lru_cache(maxsize=8)
-def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
-    digest = hashlib.sha256()
-    for path, _, _ in files:
-        with open(path, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
-
-
-def weights_hash(folder: str | os.PathLike[str]) -> str:
-    """Sha256 over the weight files of a model folder, in name order: what `backbone` means in a fingerprint."""
-    files = sorted(localised_folder(folder).glob("*.safetensors"))
-    if not files:
-        raise InputError(
-            f"{folder}: no *.safetensors there; give a folder that holds a causal LM in the transformers format, without pickle"
-        )
-    return _hash_files(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files))
-
-
-def tokenizer_hash(folder: str | os.PathLike[str]) -> str:
-    """Sha256 over a folder's `tokenizer.json`: what `tokenizer` means in a fingerprint."""
-    path = localised_folder(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise InputError(f"{folder}: no tokenizer.json; a fast tokenizer is needed")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); copy the model's folder anew") from error
-    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
-
-
-def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
-    """The fast tokenizer of a model folder, read from that folder only."""
-    folder = localised_folder(folder)
-    if not (Path(folder) / "tokenizer.json").is_file():
-        raise InputError(f"{folder}: no tokenizer.json; give a model folder with a fast tokenizer")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # tokenizers raises plain ones for what it cannot read
-        raise InputError(f"{folder}: its tokenizer cannot be read ({error}); copy the model's folder anew") from error
 
 
 class Backbone(nn.Module):
@@ -82,7 +35,8 @@ class Backbone(nn.Module):
         for name in _LOGIT_TRANSFORMS:
             if getattr(lm.config, name, None) not in (None, 1, 1.0):
                 raise InputError(
-                    f"{folder or type(lm).__name__}: config.{name} is {getattr(lm.config, name)}; models that transform their logits are not supported"
+                    f"{folder or type(lm).__name__}: config.{name} is {getattr(lm.config, name)}; models that "
+                    "transform their logits are not supported"
                 )
         self.lm = lm.requires_grad_(False)
         _switch_off_dropout(lm)
@@ -94,7 +48,8 @@ class Backbone(nn.Module):
         self.layers = install(lm.get_decoder())
         if not self.layers:
             raise InputError(
-                f"{folder or type(lm).__name__}: no linear layer (torch.nn.Linear, or GPT-2's Conv1D) to adapt in its trunk; take another causal LM"
+                f"{folder or type(lm).__name__}: no linear layer (torch.nn.Linear, or GPT-2's Conv1D) to adapt in "
+                "its trunk; take another causal LM"
             )
         for adapter in adapters:
             self.add_adapter(adapter)
@@ -120,7 +75,8 @@ class Backbone(nn.Module):
         local = localised_folder(folder)
         if not (local / "config.json").is_file():
             raise InputError(
-                f"backbone.path {folder!r}: no config.json there; give a folder that holds a causal LM in the transformers format"
+                f"backbone.path {folder!r}: no config.json there; give a folder that holds a causal LM in the "
+                "transformers format"
             )
         try:
             AutoConfig.from_pretrained(local, local_files_only=True)
@@ -163,18 +119,22 @@ class Backbone(nn.Module):
         wanted = (input_AD.shape[0], self.hidden_size)
         if input_AD.shape != wanted or output_AD.shape != wanted or not 0 < num_kept <= embedding.weight.shape[0]:
             raise InputError(
-                f"{self.folder or type(self.lm).__name__}: added tokens with input rows {list(input_AD.shape)} and output rows "
-                f"{list(output_AD.shape)} behind {num_kept} of its own, expected [A, {self.hidden_size}] both, behind at most "
+                f"{self.folder or type(self.lm).__name__}: added tokens with input rows {list(input_AD.shape)} and "
+                "output rows "
+                f"{list(output_AD.shape)} behind {num_kept} of its own, expected [A, {self.hidden_size}] both, "
+                "behind at most "
                 f"{embedding.weight.shape[0]}; take the backbone that the checkpoint was made for"
             )
         if getattr(head, "bias", None) is not None:
             raise InputError(
-                f"{self.folder or type(self.lm).__name__}: its output layer has a bias; added tokens are not supported with one"
+                f"{self.folder or type(self.lm).__name__}: its output layer has a bias; added tokens are not "
+                "supported with one"
             )
         tied = head.weight is embedding.weight
         if tied and not torch.equal(input_AD, output_AD):
             raise InputError(
-                f"{self.folder or type(self.lm).__name__}: ties input and output rows, the added tokens have other output than input rows; "
+                f"{self.folder or type(self.lm).__name__}: ties input and output rows, the added tokens have other "
+                "output than input rows; "
                 "take the backbone that the checkpoint was made for"
             )
 
@@ -211,7 +171,9 @@ class Backbone(nn.Module):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Switch the mode of the modules. The LM stays in training mode where it recomputes: transformers checkpoints in no other.
+        """Switch the mode of the modules.
+
+        The LM stays in training mode while it recomputes: transformers checkpoints in no other.
 
         Nothing else in it depends on the mode: its dropout is off, and that of the adapters is an argument of each
         pass.
@@ -270,7 +232,7 @@ class Backbone(nn.Module):
         stop_ids: Sequence[int],
         together: bool = False,
     ) -> list[list[int]]:
-        """Greedy continuation of each prompt `[length, D]`, up to a stop token or one of the LM's own, which is not returned.
+        """Greedy continuation of each prompt `[length, D]`, up to a stop token or the LM's own, which is not returned.
 
         `together`: every rank generates now, and goes on until the last one is done, as under ZeRO-3 each token is a
         collective.

@@ -1,4 +1,6 @@
-"""CHECKPOINT: the portable model. Adapters as PEFT folders, memory tokens, tokenizer, resolved settings; safetensors and JSON, no pickle.
+"""CHECKPOINT: the portable model, in safetensors and JSON, without pickle.
+
+It holds adapters as PEFT folders, memory tokens, the tokenizer and resolved settings.
 
 manifest.json
 compressor/ query_reasoner/ generator/   adapter_config.json, adapter_model.safetensors
@@ -26,7 +28,8 @@ from clara.config.tree import Config
 from clara.errors import InputError
 from clara.model import lora
 from clara.model.artefact import OWN_BACKBONE, Checkpoint
-from clara.model.backbone import Backbone, load_tokenizer, tokenizer_hash, weights_hash
+from clara.model.backbone import Backbone
+from clara.model.backbone_files import load_tokenizer, tokenizer_hash, weights_hash
 from clara.model.model import ClaraModel
 from clara.storage.artefact import (
     Artefact,
@@ -126,7 +129,7 @@ def save_checkpoint(
 
 
 def prepare_to_store_backbone() -> None:
-    """Import what transformers imports when it saves its first LM (DeepSpeed, where it is installed): seconds that training would wait."""
+    """Import now what transformers imports when it saves its first LM, so that training does not wait for it."""
     unwrap_model(torch.nn.Identity())
 
 
@@ -187,7 +190,9 @@ def _backbone(settings: BackboneSettings, folder: str, model: Model) -> Backbone
 
 
 def check_given(directory: Name, config: Config, sets: Sequence[str]) -> None:
-    """Settings that were given for a run from a CHECKPOINT which holds others, and keeps its own: of the command line they are refused.
+    """Check settings given for a run against those of its CHECKPOINT, which keeps its own.
+
+    Different ones are refused if they were given on the command line.
 
     Those of a configuration file are told in a warning, as one file serves checkpoints of several makes.
 
@@ -223,7 +228,8 @@ def check_given(directory: Name, config: Config, sets: Sequence[str]) -> None:
     if refused:
         told, keys = "; ".join(text for _, text in refused), ", ".join(key for key, _ in refused)
         raise InputError(
-            f"{told}: the checkpoint {directory} was made with its own and keeps them; leave --set {keys} out, or give a checkpoint that was made "
+            f"{told}: the checkpoint {directory} was made with its own and keeps them; leave --set {keys} out, or "
+            "give a checkpoint that was made "
             "with yours"
         )
 
@@ -235,7 +241,7 @@ def load_checkpoint(
     device: str = "cpu",
     check: bool = True,
 ) -> ClaraModel:
-    """Read a CHECKPOINT. Its model settings and prompts are its own; only where and how the backbone is loaded is given.
+    """Read a CHECKPOINT with its own model settings and prompts; the caller chooses only where the backbone is loaded.
 
     Args:
         source: the CHECKPOINT, or its directory; of a URL its copy on this machine is read.

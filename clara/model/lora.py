@@ -38,7 +38,10 @@ _ROUTE: ContextVar[Route] = ContextVar("route", default=Route())
 
 
 class routed:  # noqa: N801
-    """Passes inside this context use this route. It may be entered again, as each recomputation of a checkpointed layer does."""
+    """Passes inside this context use this route.
+
+    It may be entered again, as each recomputation of a checkpointed layer does.
+    """
 
     def __init__(self, route: Route) -> None:
         self._route = route
@@ -199,13 +202,15 @@ def load_adapter(
     missing, extra = sorted(wanted.keys() - found.keys()), sorted(found.keys() - wanted.keys())
     if missing or extra:
         raise InputError(
-            f"{path}: {len(missing)} tensors missing (first: {missing[:1]}), {len(extra)} unknown (first: {extra[:1]}); "
+            f"{path}: {len(missing)} tensors missing (first: {missing[:1]}), {len(extra)} unknown (first: "
+            f"{extra[:1]}); "
             "this adapter is for another backbone, or damaged"
         )
     with torch.no_grad():
         for name, parameter in wanted.items():
             if parameter.shape != found[name].shape:
                 raise InputError(
-                    f"{path}: {name} has shape {list(found[name].shape)}, expected {list(parameter.shape)}; this adapter is for another backbone or rank"
+                    f"{path}: {name} has shape {list(found[name].shape)}, expected {list(parameter.shape)}; this "
+                    "adapter is for another backbone or rank"
                 )
             parameter.copy_(found[name])

@@ -15,7 +15,9 @@ def state_mse(memory_mean_BD: Tensor, document_mean_BD: Tensor) -> Tensor:
 
 
 def info_nce(scores_BN: Tensor, positive_BN: Tensor, temperature: float, valid_BN: Tensor | None = None) -> Tensor:
-    """Multi-positive InfoNCE: logsumexp over all candidates minus that over the positives, averaged over questions that have one.
+    """Multi-positive InfoNCE: logsumexp over all candidates minus that over the positives.
+
+    Averaged over the questions that have a positive.
 
     Returns:
         A scalar; zero (with a gradient of zero) when no question has a positive.
@@ -39,7 +41,9 @@ def utility_divergence(
     utility_temperature: float,
     valid_BN: Tensor | None = None,
 ) -> Tensor:
-    """KL from the softmax of each candidate's own answer log-likelihood to that of the scores (perplexity distillation, Atlas, arXiv:2208.03299).
+    """KL from the softmax of each candidate's own answer log-likelihood to that of the scores.
+
+    Perplexity distillation of Atlas, arXiv:2208.03299.
 
     The likelihoods are constants. Returns a scalar, the mean over questions.
     """

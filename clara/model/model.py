@@ -23,7 +23,7 @@ from clara.model.slots import MemorySlots, segment_shares
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a compressing pass gives: memory `[B, M, D]` in float32, and the mean state over memory and over text `[B, D]` for the MSE."""
+    """A compressing pass: memory `[B, M, D]` in float32, and mean states of memory and text `[B, D]` for the MSE."""
 
     memory: Tensor
     memory_mean: Tensor
@@ -108,7 +108,9 @@ class ClaraModel(nn.Module):
         )
 
     def encode(self, texts: Sequence[Sequence[int]], role: str, *, dropout: bool = False) -> Encoded:
-        """Compress token lists: marker, bos, text, eos, then the memory tokens, whose last hidden states are the memory.
+        """Compress token lists.
+
+        The input is marker, bos, text, eos, then the memory tokens, whose last hidden states are the memory.
 
         Rows are padded on the right to the longest; each is encoded as if it were alone.
 
@@ -247,7 +249,7 @@ class ClaraModel(nn.Module):
     def answer_log_likelihood(
         self, questions: Sequence[str], memories: Sequence[Tensor], answers: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
-        """Log-likelihood of each answer given its memories `[B]` (sum over tokens, nats) and the number of tokens `[B]`."""
+        """Log-likelihood (sum over tokens, nats) and number of tokens of each answer given its memories, each `[B]`."""
         prompts = [self.prompts.question(q, a) for q, a in zip(questions, answers, strict=True)]
         losses = self.answer_losses(prompts, memories)
         return -losses.per_row(), torch.tensor([len(p.answer) for p in prompts])

@@ -10,5 +10,5 @@ def widened(tensor: Tensor) -> Tensor:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this machine's processor has instructions for bfloat16 products. Without, they are emulated: several times slower than float32."""
+    """Whether this processor has instructions for bfloat16 products; emulated, they are slower than float32."""
     return any(bool(there) for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)

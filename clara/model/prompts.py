@@ -1,4 +1,7 @@
-"""Prompts as token ids: rendered by the tokenizer's chat template, split where the memory slots go, safe against injected special tokens."""
+"""Prompts as token ids, rendered by the chat template and split where the memory slots go.
+
+Texts cannot inject special tokens.
+"""
 
 import re
 from collections.abc import Sequence
@@ -75,14 +78,18 @@ def without_thoughts(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Pr
 
 
 class PromptBuilder:
-    """Builds prompts with one tokenizer. `prompts` are the settings in use, the mode of thinking among them, so that a CHECKPOINT states it."""
+    """Builds prompts with one tokenizer.
+
+    `prompts` are the settings in use, including the thinking mode, so that a CHECKPOINT records it.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
         if not tokenizer.is_fast or tokenizer.eos_token is None:
             raise InputError(f"{tokenizer.name_or_path}: the tokenizer must be a fast one with an eos token")
         if not tokenizer.chat_template:
             raise InputError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; add chat_template.jinja to the model's folder"
+                f"{tokenizer.name_or_path}: the tokenizer has no chat template; add chat_template.jinja to the "
+                "model's folder"
             )
         self.tokenizer = tokenizer
         self.prompts = prompts = without_thoughts(tokenizer, prompts)
@@ -108,7 +115,10 @@ class PromptBuilder:
         self._mark = self._plain_special()
 
     def safe(self, text: str) -> str:
-        """The text with every special token broken by a space (one of a single character left out), so that none can be injected."""
+        """The text with every special token broken by a space, so that none can be injected.
+
+        One of a single character is left out.
+        """
         text = text.replace(_SLOTS, "").replace(_ANSWER, "")
         while self._specials.search(text):
             text = self._specials.sub(
@@ -121,7 +131,7 @@ class PromptBuilder:
         return self.safe(answer).strip()
 
     def _plain_special(self) -> str:
-        """A special token that takes no white space with it and so splits a text as an added memory token would; eos where there is none."""
+        """A special token that splits a text as an added memory token would, without white space; else eos."""
         added = self.tokenizer.added_tokens_decoder.values()
         plain = [a.content for a in added if a.special and not (a.lstrip or a.rstrip or a.normalized or a.single_word)]
         return self.tokenizer.eos_token if self.tokenizer.eos_token in plain or not plain else plain[0]
@@ -194,7 +204,8 @@ class PromptBuilder:
                 # Templates whose assistant turn does not begin as the generation prompt ends would be trained on what
                 # they never see.
                 raise InputError(
-                    f"{self.tokenizer.name_or_path}: the chat template renders an assistant turn unlike its generation prompt; mend the template"
+                    f"{self.tokenizer.name_or_path}: the chat template renders an assistant turn unlike its "
+                    "generation prompt; mend the template"
                 )
             self._check_merged(
                 answer,
@@ -210,7 +221,7 @@ class PromptBuilder:
         return Prompt(self._ids(left), right_ids, ids[num_prompt:], weights)
 
     def _check_merged(self, answer: str, slots_stay: bool, is_answer: Sequence[bool]) -> None:
-        """Refuse an answer whose beginning is one token with the prompt's end, where that costs more than the beginning.
+        """Refuse an answer whose first token merges with the prompt's end, if that loses more than that token.
 
         Raises:
             InputError: nothing of it would be asked for, or the memory slots would stand elsewhere.
@@ -218,12 +229,16 @@ class PromptBuilder:
         if not slots_stay or not any(is_answer):
             lost = "all of it would count as prompt" if slots_stay else "the memory slots would move"
             raise InputError(
-                f"{self.tokenizer.name_or_path}: the answer {answer[:60]!r} is one token with the end of the chat template's generation prompt, and "
-                f"{lost}; let the generation prompt end without white space (and the assistant turn begin with it), or in a special token"
+                f"{self.tokenizer.name_or_path}: the answer {answer[:60]!r} is one token with the end of the chat "
+                "template's generation prompt, and "
+                f"{lost}; let the generation prompt end without white space (and the assistant turn begin with it), "
+                "or in a special token"
             )
 
     def _split(self, rendered: str) -> tuple[str, str, str]:
-        """What stands in front of the slots, a special token in their place, and what follows; all of it follows where there are no slots.
+        """The text before the slots, with a special token in their place, and the text after them.
+
+        Without slots everything is after them.
 
         Tokenised with that token the text is split where added memory tokens would split it.
         """

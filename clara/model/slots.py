@@ -29,7 +29,7 @@ class MemorySlots(nn.Module):
 
 
 def segment_shares(num_tokens: Sequence[int], start: int, num_segments: int, length: int) -> Tensor:
-    """Weights that average each of a text's equal segments: `[B, segments, length]` in float64, every row summing to one.
+    """Weights that average each of a text's equal segments: `[B, segments, length]` in float64, rows sum to one.
 
     Segment m of n tokens covers tokens ⌊m·n/S⌋ to ⌊(m+1)·n/S⌋, and one at least.
     """

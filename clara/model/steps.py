@@ -1,4 +1,6 @@
-"""One micro-step of each stage as a plain torch module: a batch in, a loss and what to log out. Launchers only add optimiser and ranks.
+"""One micro-step of each stage as a plain torch module: takes a batch, returns the loss and figures to log.
+
+Launchers only add the optimiser and ranks.
 
 Every loss is a sum of weighted token losses divided by a `normaliser` that the caller gives: the answer tokens of the
 whole step, over all ranks and accumulation steps, so that the step's gradient does not depend on how the batch was cut.
@@ -30,7 +32,7 @@ class Output:
 
 @dataclass(frozen=True)
 class PretrainBatch:
-    """Texts to compress (token ids) and what the generator tells from each memory."""
+    """Texts to compress (token ids), and what the generator reproduces from each memory."""
 
     documents: list[list[int]]
     prompts: list[Prompt]
@@ -42,7 +44,7 @@ class PretrainBatch:
 
 
 class PretrainStep(nn.Module):
-    """SCP (P §2.1): cross-entropy of what is told from memory, and λ times the squared difference of mean states."""
+    """SCP (P §2.1): cross-entropy of targets given the memory, plus λ times the squared difference of mean states."""
 
     def __init__(self, model: ClaraModel, settings: Pretrain) -> None:
         super().__init__()
@@ -50,7 +52,11 @@ class PretrainStep(nn.Module):
         self.settings = settings
 
     def forward(self, batch: PretrainBatch, normaliser: float, num_rows: float) -> Output:
-        """`normaliser`: answer-token weight of the whole step; `num_rows`: its documents, which the MSE averages over."""
+        """Loss of a micro-batch.
+
+        `normaliser`: answer-token weight of the whole step; `num_rows`: its documents, which the MSE averages
+        over.
+        """
         encoded = self.model.encode(batch.documents, COMPRESSOR, dropout=True)
         losses = self.model.answer_losses(batch.prompts, [m[None] for m in encoded.memory], dropout=True)
         told = (losses.nll * losses.weight).sum()
@@ -61,7 +67,7 @@ class PretrainStep(nn.Module):
 
 @dataclass(frozen=True)
 class InstructBatch:
-    """Questions with answers, the documents of the batch (token ids), and for each question the K of them that its prompt holds."""
+    """Questions with answers, the documents of the batch (token ids), and the K of them that each prompt holds."""
 
     prompts: list[Prompt]
     documents: list[list[int]]
@@ -82,7 +88,7 @@ class InstructStep(nn.Module):
         self.settings = settings
 
     def forward(self, batch: InstructBatch, normaliser: float, num_rows: float) -> Output:
-        """`num_rows`: documents of the whole step."""
+        """Loss of a micro-batch. `normaliser`: answer tokens of the whole step; `num_rows`: its documents."""
         training = self.settings.train_compressor
         with torch.set_grad_enabled(training and torch.is_grad_enabled()):
             encoded = self.model.encode(batch.documents, COMPRESSOR, dropout=training)
@@ -136,7 +142,11 @@ class JointStep(nn.Module):
         self.settings = settings
 
     def forward(self, batch: JointBatch, normaliser: float, num_rows: float) -> Output:
-        """`normaliser`: answer tokens of the whole step; `num_rows`: its questions, which `labels` and `utility` average over."""
+        """Loss of a micro-batch.
+
+        `normaliser`: answer tokens of the whole step; `num_rows`: its questions, which `labels` and `utility`
+        average over.
+        """
         settings = self.settings
         query_BMD = self.model.encode(batch.questions, QUERY_REASONER, dropout=settings.train_query_reasoner).memory
         scores_BN = flattened_cosine(query_BMD, batch.memory)
@@ -221,7 +231,7 @@ def _told(losses: AnswerLosses) -> dict[str, tuple[float, float]]:
 
 
 def _retrieval(scores_BN: Tensor, indices_BK: Tensor, batch: JointBatch) -> dict[str, tuple[float, float]]:
-    """Share of pools with a positive, among those how often one is selected, and is first; the best score's lead over the pool's mean."""
+    """Pools with a positive, how often one is selected or first, and the best score's lead over the pool's mean."""
     has_B = (batch.positive & batch.valid).any(dim=1)
     selected_BK = batch.positive.gather(1, indices_BK) & has_B[:, None]
     count = float(has_B.sum())

@@ -63,7 +63,8 @@ def straight_through_topk(
     num_candidates = scores_BN.shape[1]
     if num_selected > num_candidates:
         raise InputError(
-            f"num_selected is {num_selected}, the pool holds {num_candidates} candidates: K of N needs K ≤ N; lower num_selected"
+            f"num_selected is {num_selected}, the pool holds {num_candidates} candidates: K of N needs K ≤ N; lower "
+            "num_selected"
         )
     if valid_BN is not None:
         # Finite, so that a pool with fewer than K candidates has no row of −inf alone, and far below any cosine.
@@ -75,7 +76,9 @@ def straight_through_topk(
 
 
 def flattened_cosine(query_BMD: Tensor, memory_BNMD: Tensor) -> Tensor:
-    """Cosine of the flattened `[M·D]` vectors, in float32 at least (Eq. 3.1): memory token i of the question meets memory token i of the document.
+    """Cosine of the flattened `[M·D]` vectors, in float32 at least (Eq. 3.1).
+
+    Memory token i of the question meets memory token i of the document.
 
     Returns:
         `[B, N]`.

@@ -17,7 +17,7 @@ from clara.config.model import Prompts
 from clara.data.corpus import Fields
 from clara.data.records import Chunk, Document
 from clara.model.artefact import Checkpoint
-from clara.model.backbone import load_tokenizer
+from clara.model.backbone_files import load_tokenizer
 from clara.model.prompts import PromptBuilder, token_spans
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from clara.config.model import Prompts
 from clara.errors import InputError
 from clara.memory.batches import plan_batches
-from clara.model.backbone import load_tokenizer, tokenizer_hash, weights_hash
+from clara.model.backbone_files import load_tokenizer, tokenizer_hash, weights_hash
 from clara.model.prompts import PromptBuilder
 from pipelines.synthesize.dialogues import Outcome
 from pipelines.synthesize.prompts import Request

@@ -18,7 +18,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from clara.config.model import Prompts
 from clara.errors import InputError
-from clara.model.backbone import tokenizer_hash
+from clara.model.backbone_files import tokenizer_hash
 from clara.storage.artefact import hash_of, read_manifest, up_to_date
 from clara.storage.cache import cache_directory, published
 from clara.storage.paths import Name, absolute, is_url

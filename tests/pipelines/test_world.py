@@ -8,7 +8,7 @@ import pytest
 from clara.config.load import load
 from clara.data.questions import read_questions
 from clara.errors import InputError
-from clara.model.backbone import load_tokenizer
+from clara.model.backbone_files import load_tokenizer
 from clara.model.prompts import PromptBuilder
 from clara.retrieval.bm25 import Bm25
 from pipelines.world import command as world

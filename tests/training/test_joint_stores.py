@@ -17,7 +17,8 @@ from clara.storage.cache import CACHE, published
 from tests.helpers import joint_world, stores
 from tests.helpers.joint_world import World
 from training import evaluate, joint, register
-from training.launch.search_servers import SearchServer, ServedIndex, served
+from training.launch.search_servers import SearchServer
+from training.launch.served_index import ServedIndex, served
 from training.registry.served_model import pointed
 
 

@@ -1,4 +1,4 @@
-"""Whether a cluster answers, asked before Ray is: Ray itself waits for minutes at a port where nobody, or somebody else, listens."""
+"""Checks that a cluster answers before Ray connects: Ray itself waits for minutes at a port without a cluster."""
 
 import os
 
@@ -28,13 +28,16 @@ def check_reachable(address: str, timeout_seconds: float = TIMEOUT_SECONDS) -> N
     host, _, port = target.rpartition(":")
     if not host or not port.isdigit() or "/" in target:
         raise InputError(
-            f"RAY_ADDRESS is {address!r}; expected HOST:PORT of a cluster's head, as `ray start --head` prints it, or auto"
+            f"RAY_ADDRESS is {address!r}; expected HOST:PORT of a cluster's head, as `ray start --head` prints it, "
+            "or auto"
         )
     with grpc.insecure_channel(target) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=timeout_seconds)
         except grpc.FutureTimeoutError as error:
             raise InputError(
-                f"RAY_ADDRESS is {address!r}: no Ray cluster answers there within {timeout_seconds:g} s (it has ended, or another program holds "
-                "the port); start one with `ray start --head` (another port with --port=N), correct RAY_ADDRESS, or unset it to train here"
+                f"RAY_ADDRESS is {address!r}: no Ray cluster answers there within {timeout_seconds:g} s (it has "
+                "ended, or another program holds "
+                "the port); start one with `ray start --head` (another port with --port=N), correct RAY_ADDRESS, or "
+                "unset it to train here"
             ) from error

@@ -33,7 +33,7 @@ def engine(stage: JointStage) -> LocalEngine:
 
 
 def train(config: Config, trained: bool) -> str:
-    """Train to the last step in this process, unless that is done, then make the last re-encoding. Returns why that came to nothing."""
+    """Train in this process, unless that is done, then make the last re-encoding. Returns why that failed, or ""."""
     place, worker = device(config), ProcessWorker()
     try:
         if not trained:

@@ -4,17 +4,17 @@ Who waits for what, and how long at most:
 
 | who | for | at most | then |
 |---|---|---|---|
-| driver | a cluster at RAY_ADDRESS | 10 s (`training.launch.cluster`), then what Ray takes to join | `InputError` |
-| driver | the ranks' cores or GPUs, at the start and after each failure | RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, 600 s, max_failures + 1 times in all | `InputError` |
-| driver | ranks that start on that room | until they do, or Ray finds a process or its node dead; one that hangs on a sound node is not ended | a failure |
+| driver | a cluster at RAY_ADDRESS | 10 s (`launch.cluster`), then what Ray takes to join | `InputError` |
+| driver | cores or GPUs of ranks | RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S, 600 s, max_failures + 1 times | error |
+| driver | ranks that start | until Ray finds a process or node dead; one that hangs is not ended | a failure |
 | driver | ranks that train | as long as each answers every RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S, 600 s | a failure |
 | rank | another rank, at a collective | `collective_seconds` | a failure |
 | rank | search servers | retrieval.search_seconds, each question (`training.launch.search_servers`) | a failure |
-| rank 0 | a refresh, where it is waited for | joint.refresh.wait_seconds (`training.refresh.versions`) | training goes on without it |
-| nobody | a refresh beside training | joint.refresh.max_seconds, each try (`training.refresh.attempts`) | another try, max_attempts in all |
-| driver | the last re-encoding | joint.refresh.max_seconds, each try, max_attempts in all (`training.run.last_encoding`) | `InputError`, after the report |
-| rank 0 | a run state that is being written, before the next one and at the end | 900 s (`training.loop.run_state`) | a failure |
-| rank 0 | the ranks of a killed run, which hold its directory | 60 s (`joint_run.sole_user`) | a failure |
+| rank 0 | a refresh that it waits for | joint.refresh.wait_seconds (`refresh.announcement`) | it is left out |
+| nobody | a refresh beside training | joint.refresh.max_seconds (`refresh.attempts`) | next attempt, of max_attempts |
+| driver | the last re-encoding | joint.refresh.max_seconds, max_attempts times | error after the report |
+| rank 0 | a run state being written, before the next and at the end | 900 s (`loop.run_state`) | a failure |
+| rank 0 | the ranks of a killed run, which hold its directory | 60 s (`run.recipe.sole_user`) | a failure |
 
 A failure of one rank is seen within seconds and ends all of them, in 35 s at most where they hang; launch.max_failures
 times they start again.
@@ -34,7 +34,7 @@ import ray
 import torch
 from ray import train as ray_train
 from ray.exceptions import RayError
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
@@ -43,15 +43,14 @@ from clara.errors import InputError
 from clara.index.search import MemoryIndex
 from clara.storage.artefact import atomic_write
 from training.launch.cluster import check_reachable
-from training.launch.search_servers import served
+from training.launch.cluster_shares import check_room, scaling
+from training.launch.served_index import served
 from training.loop.engine import Engine
 from training.loop.follow import following
 from training.loop.loop import NotFiniteError
 from training.loop.run_state import WRITE_SECONDS
 from training.loop.zero_engine import engine_for
-from training.refresh.policy import policy_of
 from training.refresh.ray_actors import RayWorker
-from training.run.checks import encodes_again
 from training.run.last_encoding import encode
 from training.run.recipe import places
 from training.run.run import train_rank
@@ -82,7 +81,8 @@ def connect() -> None:
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise InputError(
-                f"RAY_ADDRESS is {address!r}: the cluster cannot be joined ({error}); correct it, or unset it to train here"
+                f"RAY_ADDRESS is {address!r}: the cluster cannot be joined ({error}); correct it, or unset it to "
+                "train here"
             ) from error
         return
     root = str(Path(__file__).resolve().parents[2])
@@ -98,68 +98,8 @@ def connect() -> None:
     )
 
 
-def cpus_of_rank(config: Config, cluster_cpus: float) -> float:
-    """Cores that Ray reserves for a rank.
-
-    Raises:
-        InputError: the cluster has too few for ranks and refresh together, which would wait for ever.
-    """
-    launch, refresh = config.launch, config.joint.refresh
-    aside = (
-        refresh.num_workers * refresh.num_cpus if policy_of(refresh).makes_versions else 0.0
-    ) + config.retrieval.search_shards * config.retrieval.search_cpus
-    each = launch.cpus_per_worker or min(1.0, (cluster_cpus - aside) / launch.num_workers)
-    if each <= 0 or each * launch.num_workers + aside > cluster_cpus + 1e-6:
-        raise InputError(
-            f"launch.num_workers is {launch.num_workers}, cpus_per_worker {launch.cpus_per_worker}, refreshes (joint.refresh.num_workers, num_cpus) and search servers {aside}: "
-            f"more than the cluster's {cluster_cpus:g} cores; lower one of them"
-        )
-    return each
-
-
-def check_room(config: Config, resources: dict[str, float]) -> None:
-    """Refuse a refresh that would wait for room until its time is up.
-
-    Raises:
-        InputError: the whole cluster has not what is asked for it.
-    """
-    if not encodes_again(config):
-        return
-    for name, resource, what in (("num_cpus", "CPU", "cores"), ("num_gpus", "GPU", "GPUs")):
-        refresh, found = config.joint.refresh, resources.get(resource, 0.0)
-        wanted, several = (
-            getattr(refresh, name),
-            f" for each of {refresh.num_workers}" if refresh.num_workers > 1 else "",
-        )
-        if refresh.num_workers * wanted > found:
-            raise InputError(
-                f"joint.refresh.{name} is {wanted:g}{several}, the cluster has {found:g} {what}; add a node that has them, or lower joint.refresh.{name}"
-            )
-
-
-def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
-    """Ranks and their shares of a cluster.
-
-    Raises:
-        InputError: it has not what is asked for.
-    """
-    launch = config.launch
-    if (
-        launch.gpu
-        and resources.get("GPU", 0)
-        < launch.num_workers + config.joint.refresh.num_workers * config.joint.refresh.num_gpus
-    ):
-        raise InputError(
-            f"launch.gpu is true with {launch.num_workers} workers, the cluster has {resources.get('GPU', 0):g} GPUs; "
-            "run where there is one for each, lower launch.num_workers, or set launch.gpu=false"
-        )
-    check_room(config, resources)
-    share = {"CPU": cpus_of_rank(config, resources.get("CPU", 0.0))} | ({"GPU": 1.0} if launch.gpu else {})
-    return ScalingConfig(num_workers=launch.num_workers, use_gpu=launch.gpu, resources_per_worker=share)
-
-
 def collective_seconds(config: Config) -> int:
-    """How long a rank waits for another at a collective: longer than one alone may wait for a refresh, for search servers and for its disk.
+    """Timeout of a rank at a collective: longer than another may wait alone.
 
     A rank that gives up says why; one that merely waited for it must not end before.
     """
@@ -169,7 +109,7 @@ def collective_seconds(config: Config) -> int:
 
 
 def failures(most: int) -> FailureConfig:
-    """How often ranks that failed start again, and how often Ray Train waits once more for room for them: by default it would without end."""
+    """How often failed ranks restart, and how often Ray Train waits for room for them; its default is without end."""
     # its stub is of Ray Tune
     return FailureConfig(max_failures=most, controller_failure_limit=most)  # type: ignore[call-arg]
 
@@ -251,7 +191,7 @@ def _train_rank(config: Config, rank: int) -> None:
 
 
 def train(config: Config, trained: bool) -> str:
-    """Train to the last step on the ranks of a cluster, unless that is done, then make the last re-encoding where refreshes run.
+    """Train on the ranks of a cluster, unless that is done, then make the last re-encoding where refreshes run.
 
     Returns why the last re-encoding came to nothing.
 
@@ -308,7 +248,8 @@ def _fit(config: Config) -> None:
         # Not a rank that failed, which Ray Train starts again, but what would have started it.
         told = str(error).strip().splitlines()[-1]
         raise InputError(
-            f"Ray's processes ended while training ({told}); start the cluster again where it is one of your own (no `ray stop` beside a run on "
+            f"Ray's processes ended while training ({told}); start the cluster again where it is one of your own (no "
+            "`ray stop` beside a run on "
             f"this machine), and run the same command again: it goes on from the last state in {where.run}"
         ) from error
 
@@ -342,6 +283,8 @@ def not_started(error: BaseException, config: Config) -> InputError | None:
         gpus = " and a GPU each" if launch.gpu else ""
         why = f"found no room on the cluster: {each}{gpus}, within {os.environ[_START_TIMEOUT]} s ({_START_TIMEOUT})"
     return InputError(
-        f"launch: {launch.num_workers} ranks {why}, {launch.max_failures + 1} times in this run (launch.max_failures + 1); end what else holds the "
-        f"cluster, or add a node, and run the same command again: it goes on from the last state in {places(config).run}"
+        f"launch: {launch.num_workers} ranks {why}, {launch.max_failures + 1} times in this run (launch.max_failures "
+        "+ 1); end what else holds the "
+        "cluster, or add a node, and run the same command again: it goes on from the last state in "
+        f"{places(config).run}"
     )

@@ -15,23 +15,21 @@ object store (for ever), and the timeout of `ray.get` lags where processors are 
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import faiss
-import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from clara.config.tree import Retrieval
 from clara.errors import InputError
-from clara.index.search import IndexedRows, Ranked, TwoLevels
-from clara.index.share import open_share, owner_of
+from clara.index.search import IndexedRows, Ranked
+from clara.index.share import open_share
 from clara.memory.codec import Floats
 from clara.memory.store import Ids, MemoryStore
 from clara.storage.artefact import manifest_hash
-from clara.storage.paths import from_root
 
 logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5
@@ -43,7 +41,7 @@ class SearchLostError(InputError):
 
 
 class SearchServer:
-    """One owner of rows; what it holds is opened at the first question, so that what is wrong with it is told to who asks."""
+    """Owns a share of the rows; opens them at the first question, so that errors reach the caller."""
 
     def __init__(self, memory: str, index: str, number: int, num_servers: int, threads: int) -> None:
         faiss.omp_set_num_threads(threads)
@@ -155,10 +153,13 @@ class Servers:
 
     def _lost(self, question: "_Question") -> SearchLostError:
         servers, settings = ", ".join(self.name(number) for number in question.missing), self._settings
+        reason = f" ({question.failure})" if question.failure else " (it is starting, or busy, or its node is lost)"
         return SearchLostError(
-            f"search: no answer to {question.method} within retrieval.search_seconds = {settings.search_seconds:g} from {servers} over {self.names[1]}"
-            f"{f' ({failure})' if (failure := question.failure) else ' (it is starting, or busy, or its node is lost)'}; this rank stops, and the run goes "
-            f"on from its last state where launch.max_failures allows or the same command is run again, on a cluster with room for {len(self)} servers of "
+            f"search: no answer to {question.method} within retrieval.search_seconds = {settings.search_seconds:g} "
+            f"from {servers} over {self.names[1]}"
+            f"{reason}; this rank stops, and the run resumes "
+            "from its last state where launch.max_failures allows or the same command is run again, on a cluster "
+            f"with room for {len(self)} servers of "
             f"retrieval.search_cpus = {settings.search_cpus:g}"
         )
 
@@ -184,7 +185,9 @@ class Servers:
 
 
 class _Question(threading.Thread):
-    """One question to some servers: asks until all have answered, or whoever asked has given up. Nobody else calls Ray for it.
+    """One question to some servers: asks until all have answered, or the caller has given up.
+
+    Nobody else calls Ray for it.
 
     Attributes:
         answers: so far, by server.
@@ -244,61 +247,3 @@ class _Question(threading.Thread):
     def _note(self, number: int, error: Exception) -> None:
         self.failure = str(error).strip().splitlines()[0]
         logger.warning("search: %s is not there (%s)", self._servers.name(number), self.failure)
-
-
-class ServedIndex(TwoLevels):
-    """An INDEX whose rows are held by search servers."""
-
-    def __init__(self, store: MemoryStore, servers: Servers, hash: str) -> None:
-        super().__init__(store, hash)
-        self.servers = servers
-
-    def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
-        return list(self.servers.ask("best_keys", dict.fromkeys(range(len(self.servers)), (keys, wanted))).values())
-
-    def _cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
-        owners = [owner_of(rows, len(self.servers)) for rows in candidates]
-        asked = {
-            number: (query, [rows[owner == number] for rows, owner in zip(candidates, owners, strict=True)])
-            for number in range(len(self.servers))
-            if any((owner == number).any() for owner in owners)
-        }
-        scores = [np.empty(len(rows), np.float32) for rows in candidates]
-        for number, found in self.servers.ask("cosines", asked).items():
-            for whole, owner, part in zip(scores, owners, found, strict=True):
-                whole[owner == number] = part
-        return scores
-
-    def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
-        """See the base class."""
-        rows = np.asarray(row_ids, np.int64)
-        owner = owner_of(rows, len(self.servers))
-        out = np.empty((len(rows), self.store.num_memory_tokens, self.store.hidden_size), np.float32)
-        for number, part in self.servers.ask(
-            "memory", {n: (rows[owner == n],) for n in np.unique(owner).tolist()}
-        ).items():
-            out[owner == number] = part
-        return out
-
-
-def served(settings: Retrieval, *, owner: bool) -> Callable[[str, MemoryStore], TwoLevels]:
-    """How a rank opens an INDEX of this run: through servers, which rank 0 starts and owns, so that they end when it does.
-
-    The servers of the version before the last are ended: no rank searches them any more, as all have taken a step on
-    the one after.
-    """
-    opened: dict[str, Servers] = {}
-
-    def open_index(index_dir: str, store: MemoryStore) -> ServedIndex:
-        key = manifest_hash(index_dir)
-        if key not in opened:
-            opened[key] = Servers(store.name, from_root(index_dir), settings, owner=owner)
-            for old in list(opened)[:-2]:
-                servers = opened.pop(old)
-                if owner:
-                    servers.stop()
-            if owner:
-                opened[key].start()
-        return ServedIndex(store, opened[key], key)
-
-    return open_index

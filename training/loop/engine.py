@@ -30,7 +30,7 @@ class Engine(ABC):
 
     @abstractmethod
     def update(self, factors: Sequence[float]) -> float:
-        """One optimiser step at `factors` times the groups' configured rates; returns the gradient norm before clipping.
+        """One optimiser step at `factors` times the groups' learning rates; returns the gradient norm before clipping.
 
         A group of factor 0 keeps its weights to the bit, whether a gradient reached it or not. A norm that is not
         finite changes no weight, and the gradient is dropped.
@@ -46,12 +46,12 @@ class Engine(ABC):
 
     @contextmanager
     def whole(self, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-        """Inside, these parameters are whole on every rank, as writing a portable CHECKPOINT needs it (every rank enters)."""
+        """Inside, these parameters are whole on every rank, to write a portable CHECKPOINT (every rank enters)."""
         yield
 
     @abstractmethod
     def gather_state(self) -> dict[str, torch.Tensor]:
-        """Weights and optimiser state of what trains, whole and on the CPU, on rank 0; elsewhere nothing (a collective).
+        """Whole weights and optimiser state of what trains, on rank 0's CPU; nothing elsewhere (a collective).
 
         Names: `weight.`, `exp_avg.`, `exp_avg_sq.` and `step.`, then the parameter's own. Without the latter three, no
             update reached it yet.
@@ -59,7 +59,7 @@ class Engine(ABC):
 
     @abstractmethod
     def take_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take back what `gather_state` gave, on any number of ranks and by any engine (every rank calls it, with the same tensors).
+        """Restore what `gather_state` returned, on any number of ranks and by any engine (a collective).
 
         Raises:
             KeyError: they are of other parameters; its argument says which.
@@ -67,7 +67,7 @@ class Engine(ABC):
 
     @abstractmethod
     def held_bytes(self) -> dict[str, int]:
-        """What this rank holds between two updates: `weights` (the frozen LM's too), `gradients` (that waited for the update), `optimiser`."""
+        """Bytes held between two updates: `weights` (with the frozen LM's), `gradients` not yet used, `optimiser`."""
 
     @abstractmethod
     def barrier(self) -> None:
@@ -101,7 +101,8 @@ def check_state(own: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Ten
     missing, extra = sorted(own.keys() - found), sorted(found - own.keys())
     if missing or extra:
         raise KeyError(
-            f"{len(missing)} parameters are missing (first: {missing[:1]}), {len(extra)} do not train here (first: {extra[:1]})"
+            f"{len(missing)} parameters are missing (first: {missing[:1]}), {len(extra)} do not train here (first: "
+            f"{extra[:1]})"
         )
 
 

@@ -1,4 +1,4 @@
-"""Follow files that another process appends to: rank 0's log and figures, as the process that waits for the ranks shows them."""
+"""Follows files that another process appends to, to show rank 0's log and figures in the waiting process."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 class Lines:
-    """Appends to a file. What finds no room is kept, and written with the next line for which there is room: a full disk must not end training."""
+    """Appends to a file; a line without room on disk is written later, as a full disk must not end training."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -45,7 +45,8 @@ class Lines:
             self._write()
         except OSError as error:
             raise InputError(
-                f"{self._path}: {len(self._waiting)} lines cannot be written ({error.strerror}); make room, and run the same command again: it goes "
+                f"{self._path}: {len(self._waiting)} lines cannot be written ({error.strerror}); make room, and run "
+                "the same command again: it goes "
                 "on from the last run state"
             ) from error
 

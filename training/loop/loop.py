@@ -1,4 +1,8 @@
-"""The loop that every stage runs, on one rank: batches by step number, one collective ahead of each step, update, figures, run state."""
+"""The training loop of every stage, on one rank.
+
+Batches are a function of the step number. Each step has one collective before it, an update, figures and, at times, a
+run state.
+"""
 
 import logging
 import math
@@ -26,7 +30,10 @@ class NotFiniteError(InputError):
 
 
 class Stage(ABC):
-    """What a stage trains and on what. Batches are a function of the step number, so that the data position is the step."""
+    """What a stage trains and on what.
+
+    Batches are a function of the step number, so that the data position is the step.
+    """
 
     name: str
     module: nn.Module
@@ -42,7 +49,10 @@ class Stage(ABC):
         """The micro-batches of a rank in a step; as many on every rank."""
 
     def broken(self) -> bool:
-        """Whether this rank's batches were drawn by numbers that are not finite: for every rank the step is one whose loss is not finite."""
+        """Whether this rank's batches were drawn by numbers that are not finite.
+
+        On every rank such a step counts as one whose loss is not finite.
+        """
         return False
 
     @abstractmethod
@@ -57,7 +67,7 @@ class Stage(ABC):
         """Called on every rank once, before a run state is taken up and before the first step."""
 
     def announcement(self, step: int) -> float:
-        """What this rank has to tell the others ahead of a step (the sum over ranks comes back to `before_step`)."""
+        """The number that this rank adds to the sum over ranks before a step, which `before_step` receives."""
         return 0.0
 
     def before_step(self, step: int, announced: float) -> None:  # noqa: B027
@@ -91,7 +101,7 @@ def rate_factor(step: int, steps: int, settings: Optimiser) -> float:
 
 
 def sample(seed: int, step: int, count: int, size: int) -> list[int]:
-    """The `count` rows of a step: consecutive places in an endless run of seeded permutations of `size` rows, each epoch its own."""
+    """The `count` rows of a step: consecutive positions in endless seeded permutations, one for each epoch."""
     rows = []
     epoch, order = -1, torch.empty(0)
     for place in range(step * count, (step + 1) * count):
@@ -171,7 +181,8 @@ def run(
             saving = (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps and not skipped_in_a_row
             if (saving or step + 1 == stage.steps) and not finite_weights(stage, engine):
                 raise NotFiniteError(
-                    f"{stage.name}: weights are not finite after step {step + 1}; lower the learning rate (no run state and no CHECKPOINT holds them)"
+                    f"{stage.name}: weights are not finite after step {step + 1}; lower the learning rate (no run "
+                    "state and no CHECKPOINT holds them)"
                 )
             values |= stage.after_step(step, engine)
             values["run_state_seconds"], states.blocked_seconds = states.blocked_seconds, 0.0
@@ -213,12 +224,12 @@ def _update(stage: Stage, engine: Engine, step: int, seed: int) -> dict[str, flo
 
 
 def poisoned(loss: torch.Tensor) -> torch.Tensor:
-    """The loss; where it is not finite, so that its whole gradient is not either: the norm over all ranks tells each of them."""
+    """Turn a loss that is not finite into NaN, so that the global gradient norm shows it on every rank."""
     return loss if bool(torch.isfinite(loss.detach())) else loss * math.nan
 
 
 def judge(name: str, step: int, values: dict[str, float], on_nonfinite: str, before: int, *, told: bool) -> int:
-    """Whether the update of a step was made, from figures that are the same on every rank; adds `skipped` to them.
+    """Check that a step's loss and gradient are finite, from figures that are the same on every rank; sets `skipped`.
 
     Args:
         name: of the stage.
@@ -246,7 +257,8 @@ def judge(name: str, step: int, values: dict[str, float], on_nonfinite: str, bef
     if on_nonfinite == "stop" or before + 1 >= _MOST_SKIPPED:
         so_far = f" ({before + 1} updates in a row were skipped)" if before else ""
         raise NotFiniteError(
-            f"{name}: {what} at step {step + 1}{so_far}; lower the learning rate (no weight was changed, and the last good run state is kept)"
+            f"{name}: {what} at step {step + 1}{so_far}; lower the learning rate (no weight was changed, and the "
+            "last good run state is kept)"
         )
     if told:
         logger.warning("%s: %s at step %d: the update is skipped on every rank", name, what, step + 1)
@@ -269,7 +281,8 @@ def shard(rows: Sequence[int], rank: int, world: int, micro_batch: int) -> list[
     """
     if len(rows) % (world * micro_batch):
         raise InputError(
-            f"{len(rows)} rows a step are not a multiple of ranks x micro_batch = {world} x {micro_batch}; change one of them"
+            f"{len(rows)} rows a step are not a multiple of ranks x micro_batch = {world} x {micro_batch}; change "
+            "one of them"
         )
     own = rows[rank::world]
     return [list(own[i : i + micro_batch]) for i in range(0, len(own), micro_batch)]

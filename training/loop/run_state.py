@@ -143,7 +143,8 @@ class RunStates:
             if self._thread.is_alive():
                 self._hangs = True
                 raise InputError(
-                    f"{self._directory / RUN_STATE}: a run state is still being written after {WRITE_SECONDS:g} s; see to the disk or network "
+                    f"{self._directory / RUN_STATE}: a run state is still being written after {WRITE_SECONDS:g} s; "
+                    "see to the disk or network "
                     "store, and run the same command again: it goes on from the last complete one"
                 )
             self._thread = None

@@ -127,7 +127,11 @@ class DeepSpeedEngine(Engine):
         return output
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
-        """See the base class. DeepSpeed averages over ranks and accumulation, where the loss is a share of one sum: undone here."""
+        """See the base class.
+
+        DeepSpeed averages over ranks and accumulation, but the loss is a share of one sum: the average is
+        undone here.
+        """
         self._engine.backward(loss * (self.world * self._num_accumulated))
         if not last:
             self._engine.step()
@@ -179,7 +183,10 @@ class DeepSpeedEngine(Engine):
         return found
 
     def take_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """See the base class. Parameters of a group share their number of updates: those that no gradient had reached count as zeros."""
+        """See the base class.
+
+        Parameters of a group share their number of updates: those without a gradient so far count as zeros.
+        """
         check_state(self._trained, tensors)
         counts = [float(value) for name, value in tensors.items() if name.startswith("step.")]
         self._have_moments(max(counts, default=0.0))
@@ -190,7 +197,7 @@ class DeepSpeedEngine(Engine):
                     self._put(parameter, tensors[f"{part}.{name}"], part)
 
     def _have_moments(self, updates: float | None = None) -> torch.Tensor:
-        """See that AdamW has its state, which it makes at its first update only, and set the number of updates. Returns that number."""
+        """Create AdamW's state, which it makes at its first update only, and set and return the number of updates."""
         inner = self._optimiser.optimizer
         parts = (
             self._optimiser.fp32_partitioned_groups_flat

@@ -1,4 +1,4 @@
-"""How old each row of MEMORY is during a run: which of the run's snapshots made it, and how many updates of the compressor it lacks."""
+"""How old each row of MEMORY is: which snapshot made it, and how many updates of the compressor it lacks."""
 
 from collections.abc import Mapping, Sequence
 

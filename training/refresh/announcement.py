@@ -76,7 +76,7 @@ class Announcer:
         return -pending.number
 
     def warn_if_stale(self, step: int, current: Version, pending: Pending | None) -> None:
-        """Log, once for each version, that it is older than `max_staleness_steps`, unless training waits for the next."""
+        """Log, once for each version, that it is too old, unless training waits for the next one."""
         when = self._settings.when_stale
         if self._too_stale(step, current) and (when == "warn" or (when == "wait" and pending is None)):
             self._warn(step, current)

@@ -1,4 +1,4 @@
-"""The tries at one refresh, on rank 0: begun, looked after, ended when they hang, begun again when they fail; and what they took."""
+"""Attempts at one refresh, on rank 0: started, polled, ended when they hang, restarted when they fail."""
 
 import dataclasses
 import json
@@ -12,14 +12,8 @@ from clara.errors import InputError
 from clara.storage.artefact import atomic_write
 from training.loop.lines import Lines, lines_of
 from training.loop.run_state import noted_states
-from training.refresh.job import (
-    RefreshError,
-    RefreshJob,
-    RefreshResult,
-    check_result,
-    expected_fingerprint,
-    fingerprint_of,
-)
+from training.refresh.check_result import check_result
+from training.refresh.job import RefreshError, RefreshJob, RefreshResult, expected_fingerprint, fingerprint_of
 from training.refresh.process import RefreshHandle, Worker
 from training.refresh.retention import discard
 from training.refresh.version import Pending
@@ -29,7 +23,7 @@ _LOST = "lost-tries.jsonl"
 
 
 def lost_tries(run: Path) -> list[dict[str, Any]]:
-    """The tries of a run that came to nothing: `number` of the version, `try`, `seconds` from its begin to when its end was seen, and `why`.
+    """Failed attempts of a run: `number` of the version, `try`, `seconds` until its end was seen, and `why`.
 
     They failed, were given up, or were ended because all is encoded again. One that was under way when the run was
     killed is not among them; one that the resumed run made again counts twice, as it was done twice.
@@ -38,7 +32,7 @@ def lost_tries(run: Path) -> list[dict[str, Any]]:
 
 
 class _NotStarted:
-    """The handle of a try that could not begin: for want of room, most of all."""
+    """The handle of an attempt that could not begin, most often for lack of room."""
 
     def __init__(self, why: str) -> None:
         self._why = why
@@ -113,7 +107,9 @@ class Attempts:
         return self._run / f"refresh-v{self._pending.number}.json"
 
     def poll(self, *, wait: bool, timeout_seconds: float) -> int:
-        """Number of the version once it is ready, its negative once its tries are used up, else 0; with `wait` not before the time is up.
+        """Number of the version once it is ready, its negative once its attempts are used up, else 0.
+
+        With `wait`, it returns 0 only after the timeout.
 
         Asked again, it says the same.
         """
@@ -151,7 +147,7 @@ class Attempts:
         return 0
 
     def _end_overdue(self, handle: RefreshHandle) -> None:
-        """A try that hangs, or finds no room, must not keep later versions from being made.
+        """End an attempt that hangs or finds no room, so that later versions can be made.
 
         Raises:
             RefreshError: it took too long, and was ended.
@@ -163,7 +159,7 @@ class Attempts:
             )
 
     def stop(self, why: str) -> None:
-        """End the try under way, if there is one; nothing comes of it."""
+        """End the attempt under way, if there is one, and discard it."""
         if self._handle is not None and not self._outcome:
             self._handle.stop()
             self._note_loss(why)
@@ -171,7 +167,7 @@ class Attempts:
         self.forget()
 
     def _discard(self) -> None:
-        """Delete what a version that is given up left: where the disk is full, the next run state and the CHECKPOINT need the room."""
+        """Delete a version that is given up: on a full disk the next run state and CHECKPOINT need the room."""
         if (job := self._job) is None:
             return
         try:

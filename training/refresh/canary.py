@@ -30,7 +30,7 @@ def canary_questions(questions: list[Question], count: int) -> list[Question]:
 
 
 def canary_rows(questions: Sequence[Question], store: MemoryStore, count: int) -> Ids:
-    """At most `count` row ids, ascending, the same for every version: a positive of each question, filled up evenly from all rows."""
+    """At most `count` row ids, ascending, the same for every version: positives, filled up evenly from all rows."""
     positives = [store.rows_of(document)[:1] for q in questions for document in q.positive_ids[:1]]
     chosen = list(dict.fromkeys(row for rows in positives for row in rows))[:count]
     rest = np.setdiff1d(store.row_ids, chosen)

@@ -1,4 +1,6 @@
-"""One re-encoding of MEMORY with a snapshot of the compressor. `training.refresh.process` and `refresh_actor` run it beside training.
+"""One re-encoding of MEMORY with a snapshot of the compressor.
+
+`training.refresh.process` and `ray_actors` run it beside training.
 
 python -m training.refresh --job FILE        (one job again, as a run left it beside its log)
 """

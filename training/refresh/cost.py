@@ -1,4 +1,4 @@
-"""What re-encoding costs a run: its share of the device-seconds, the share that training waits, and training's pace with a refresh and without."""
+"""What re-encoding costs a run: share of device-seconds, share that training waits, and training's pace."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class Devices:
 
 @dataclass
 class Spent:
-    """Seconds of a run so far: of steps, that training waited in them, and of refreshes, finished ones and lost tries."""
+    """Seconds of a run so far: of steps, waited in them, and of refreshes, failed attempts included."""
 
     step_seconds: float = 0.0
     blocked_seconds: float = 0.0
@@ -48,7 +48,7 @@ class Spent:
         self.refresh_seconds += refresh
 
     def figures(self, devices: Devices) -> dict[str, float]:
-        """`blocked_share` of the time, and `refresh_compute_share` of the device-seconds, which is left out where it means nothing."""
+        """`blocked_share` of the time, and `refresh_compute_share` of the device-seconds, if that is defined."""
         share = devices.share(self.refresh_seconds, self.step_seconds)
         blocked = {"blocked_share": self.blocked_seconds / self.step_seconds} if self.step_seconds else {}
         return blocked | ({} if share is None else {"refresh_compute_share": share})
@@ -65,7 +65,7 @@ def cost(
     refreshes: Sequence[Mapping[str, Any]],
     lost: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What re-encoding cost, from the figures of all steps and the notes of all refreshes, also of one after the last step, and of lost tries.
+    """What re-encoding cost, from the figures of all steps, the notes of all refreshes and failed attempts.
 
     `seconds`: of work, of refreshes that came to something. `mean_ready_seconds`: from a request beside training to
     readiness. `compute_share`: see `Devices.share`; tries that came to nothing count with all their time, waiting for

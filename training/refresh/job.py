@@ -1,4 +1,6 @@
-"""One re-encoding of MEMORY with a snapshot of the compressor. `training.refresh.process` and `refresh_actor` run it beside training.
+"""One re-encoding of MEMORY with a snapshot of the compressor.
+
+`training.refresh.process` and `ray_actors` run it beside training.
 
 python -m training.refresh --job FILE        (one job again, as a run left it beside its log)
 """
@@ -12,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from clara.config.model import Backbone
@@ -141,7 +142,7 @@ def fingerprint_of(memory: str | os.PathLike[str]) -> Fingerprint:
 def expected_fingerprint(
     checkpoint: str | os.PathLike[str], backbone: str, like: Fingerprint, *, dtype: str = ""
 ) -> Fingerprint:
-    """What a CHECKPOINT compresses to under the chunking and key settings of another fingerprint, and its dtype where none is given."""
+    """Fingerprint of a CHECKPOINT under the chunking and key settings of another, and its dtype unless one is given."""
     encoding = replace(like.encoding, dtype=dtype or like.dtype)
     return of_checkpoint(checkpoint, encoding, backbone=backbone)
 
@@ -155,7 +156,7 @@ def recall_of(index: str, *, warn: bool = False) -> dict[str, float]:
 
 
 def run_job(job: RefreshJob) -> RefreshResult:
-    """Encode every row, or the chosen ones, with the snapshot, build the INDEX, read every byte that was written back against the manifests.
+    """Encode all or the selected rows with the snapshot, build the INDEX, and verify every byte written.
 
     Raises:
         InputError: the snapshot or the parent is damaged, they don't fit, a checksum fails, or a model points to what
@@ -264,7 +265,7 @@ def _searcher(job: RefreshJob, store: MemoryStore, model: ClaraModel) -> Callabl
 
 
 def _read_back(job: RefreshJob, folders: Collection[str] | None) -> None:
-    """Read what a refresh wrote against the manifests: all, or MEMORY's folders of these names, beside which only linked files lie.
+    """Verify what a refresh wrote against the manifests: all, or these folders of MEMORY, as others are only links.
 
     Raises:
         InputError: a byte is wrong. What was made is no artefact any more then.
@@ -280,27 +281,3 @@ def _read_back(job: RefreshJob, folders: Collection[str] | None) -> None:
 
 class RefreshError(RuntimeError):
     """A refresh ended without a new version; the message says why."""
-
-
-def check_result(job: RefreshJob, result: RefreshResult) -> None:
-    """Refuse to switch to what is not what the job was to make. Every byte was read back by the job itself.
-
-    Raises:
-        RefreshError: manifest, size, fingerprint or rows are not right; the message says which.
-    """
-    try:
-        parent = MemoryStore.open(job.parent, mixed=True)
-        fingerprint = expected_fingerprint(job.checkpoint, job.backbone, parent.fingerprint_fields)
-        store = MemoryStore.open(
-            job.memory, accept=[fingerprint, *(parent.shard_fingerprints if job.selection else [])]
-        )
-        MemoryIndex.open(job.index, store)
-    except InputError as error:
-        raise RefreshError(str(error)) from error
-    for folder, wanted in ((job.memory, result.memory_hash), (job.index, result.index_hash)):
-        if (found := artefact.manifest_hash(folder)) != wanted:
-            raise RefreshError(
-                f"{folder}: its manifest hash is {found[:16]}, the refresh made {wanted[:16]}; something else wrote there"
-            )
-    if not np.array_equal(store.row_ids, parent.row_ids):
-        raise RefreshError(f"{job.memory}: its rows are not those of {job.parent}")

@@ -1,4 +1,4 @@
-"""Refresh policies: when MEMORY is encoded again, which rows are, and whether a version mixes rows of several snapshots.
+"""Refresh policies: when MEMORY is encoded again, which rows, and whether versions mix rows of several snapshots.
 
 A new policy is a subclass of `RefreshPolicy`, an entry in `POLICIES`, and its name in the type of
 `clara.config.refresh.Refresh.policy`.

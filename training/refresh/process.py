@@ -1,4 +1,4 @@
-"""Where refreshes run beside training: one process of this machine, kept from one refresh to the next (under Ray: `training.refresh.ray_actors`).
+"""Runs refreshes in one process of this machine, kept between refreshes (under Ray: `ray_actors`).
 
 python -m training.refresh.process        (started by a run, which gives it jobs on its standard input, one a line)
 
@@ -132,7 +132,7 @@ def _begin(threads: int, log: Path) -> subprocess.Popen[str]:
 
 
 def serve(lines: Iterable[str]) -> None:
-    """Do jobs, each given by a line with the paths of the job, its result and its log, until there are no more lines."""
+    """Run jobs, each given by a line with the paths of the job, its result and its log, until the input ends."""
     for line in lines:
         job, result, log = json.loads(line)
         with open(log, "ab") as stream:

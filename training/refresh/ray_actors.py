@@ -1,4 +1,4 @@
-"""Where refreshes run beside ranks under Ray: actors with their own shares of the cluster, kept from one refresh to the next.
+"""Runs refreshes in Ray actors with their own shares of the cluster, kept between refreshes.
 
 Several share a whole encoding out, shard by shard; when all are through, the first makes the version of what lies
 there.
@@ -102,7 +102,11 @@ class RayHandle:
 
 
 def _wait_until_gone(processes: Sequence[tuple[str, int]]) -> None:
-    """Ray calls an actor dead a moment before its process is: a last file could still arrive where all of them are deleted next."""
+    """Wait until the processes are gone.
+
+    Ray calls an actor dead a moment before its process is, and a last file could still arrive where all are deleted
+    next.
+    """
     here, deadline = ray.get_runtime_context().get_node_id(), time.monotonic() + _END_SECONDS
     for node, process in processes:
         while node == here and exists(process) and time.monotonic() < deadline:
@@ -112,7 +116,10 @@ def _wait_until_gone(processes: Sequence[tuple[str, int]]) -> None:
 
 
 class RayWorker:
-    """Runs refreshes in actors, which end when the rank that started them does. Where one died all are replaced, on any nodes that have room."""
+    """Runs refreshes in actors, which end with the rank that started them.
+
+    If one died, all are replaced, on any nodes that have room.
+    """
 
     def __init__(self, num_cpus: float, num_gpus: float, num_workers: int = 1) -> None:
         # Without a strategy of its own the actor would wait for room inside the ranks' placement group, where there is

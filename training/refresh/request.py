@@ -33,7 +33,7 @@ class RefreshRequests:
         return VersionPaths(self._output, self._run, number)
 
     def save_snapshot(self, number: int, model: ClaraModel, updates: int, *, store_backbone: bool) -> str:
-        """Write the snapshot of a version. Returns why it could not be written, or "": a full disk must not end training."""
+        """Write the snapshot of a version. Returns why that failed, or "": a full disk must not end training."""
         recipe = {"snapshot_after_step": updates}
         return _reason_of_failure(
             lambda: save_checkpoint(

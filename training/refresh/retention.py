@@ -79,7 +79,7 @@ def made_versions(output: Path, run: Path) -> list[Made]:
 
 
 def in_run_states(states: Iterable[Path]) -> set[int]:
-    """Numbers that run states need when they are taken up: of the version in use, and of a refresh under way, whose snapshot is read again."""
+    """Numbers of versions that run states need to resume: the one in use, and one under way with its snapshot."""
     numbers = set()
     for path in states:
         try:
@@ -183,7 +183,7 @@ def _delete(artefact: Path) -> None:
 
 
 def forget_later(run: Path, number: int) -> None:
-    """Delete the notes about versions above a number: a run that was killed made them after the state that it is taken up from.
+    """Delete notes about versions above a number, made after the state that a killed run resumes from.
 
     What lies there stays: made again from the same snapshot, it is found finished.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Version:
-    """A MEMORY with its INDEX: their paths and hashes, and the updates after which the snapshot that made it was taken."""
+    """A MEMORY with its INDEX: paths, hashes, and the updates after which the snapshot that made it was taken."""
 
     number: int
     memory: str
@@ -16,13 +16,13 @@ class Version:
     snapshot_step: int
 
     def staleness(self, step: int, compressor_updates: int) -> int:
-        """Updates of the compressor that this version lacks in a step (0-based); if it mixes versions, its newest rows."""
+        """Updates of the compressor that this version (its newest rows) lacks in a step (0-based)."""
         return max(0, min(step, compressor_updates) - self.snapshot_step)
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A refresh under way: its version, the updates after which its snapshot was taken, and when it was requested (Unix time; 0: unknown)."""
+    """A refresh under way: its version, updates before its snapshot, and time of request (Unix; 0: unknown)."""
 
     number: int
     snapshot_step: int

@@ -61,7 +61,7 @@ class Versions:
         threads: int,
         open_index: OpenIndex = MemoryIndex.open,
     ) -> None:
-        """Begin with the MEMORY and INDEX of the configuration. Only rank 0 needs a `worker`; refreshes use that many `threads`."""
+        """Begin with the configured MEMORY and INDEX. Only rank 0 needs a `worker`; it uses so many `threads`."""
         self._config, self._settings = config, config.joint.refresh
         self._output, self._run, self._open_index = output, run_directory, open_index
         self.policy = policy_of(self._settings)
@@ -209,7 +209,7 @@ class Versions:
             return float(self._announcer.announce_after_stop(self.pending))
 
     def switch(self, step: int, announced: float) -> bool:
-        """Take what was announced ahead of a step (0-based) whose batches are drawn: it is used from step + 1 on. True after a switch."""
+        """Take what was announced before a step (0-based): it is used from step + 1 on. True after a switch."""
         if announced == 0 or self.pending is None:
             return False
         pending, self.pending = self.pending, None
@@ -264,7 +264,7 @@ class Versions:
         return self.current.staleness(step, self._config.joint.compressor_updates)
 
     def prune(self, updates: int) -> None:
-        """After that many updates: delete unused versions. All ranks have switched by then, as an update is a collective."""
+        """Delete unused versions. All ranks have switched by then, as an update is a collective."""
         if self._rank == 0:
             keep, states = self._settings.keep_versions, noted_states(self._run)
             prune(self._output, self._run, current=self.current.number, keep=keep, states=states, step=updates)

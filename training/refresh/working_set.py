@@ -1,7 +1,7 @@
 """Which rows an incremental refresh encodes again: those that steps use, by use and drift, and the oldest.
 
-Rank 0 writes a `RowSelection` at the snapshot; the refresh's own process adds what the coming questions find, chooses, and
-measures each row's drift.
+Rank 0 writes a `RowSelection` at the snapshot; the process of the refresh adds the rows that upcoming questions find,
+selects, and measures each row's drift.
 """
 
 import dataclasses
@@ -178,7 +178,10 @@ def rows_to_refresh(
 
 
 def drift_rates(row_ids: Ids, path: str) -> NDArray[np.float64]:
-    """Drift (1 − cosine) that is expected of each row for one update `[n]`: as it was measured, else the mean of all that was; 1 for all if none."""
+    """Expected drift (1 − cosine) of each row for one update `[n]`.
+
+    A row that was not measured has the mean of those that were; without any measurement all have 1.
+    """
     rates = np.full(len(row_ids), np.nan)
     if path:
         table = read_table(Path(path), ["row_id", "drift", "lag_steps"])
@@ -193,7 +196,7 @@ def drift_rates(row_ids: Ids, path: str) -> NDArray[np.float64]:
 def write_drift(
     path: str | os.PathLike[str], before: MemoryStore, after: MemoryStore, rows: Ids, lag: NDArray[np.int64], known: str
 ) -> float:
-    """Measure how far rows moved between two versions and write it, over what an earlier file `known` says. Returns the mean drift.
+    """Measure how far rows moved between two versions, and write it over an earlier file `known`. Returns the mean.
 
     Raises:
         InputError: a file is damaged, or the disk refuses.

@@ -77,7 +77,7 @@ class Registration:
     def model_config(self) -> dict[str, Any]:
         """Pointers and settings that the served model reads."""
         from clara.model.artefact import OWN_BACKBONE  # imports torch, as the next
-        from clara.model.backbone import weights_hash
+        from clara.model.backbone_files import weights_hash
 
         manifest = read_manifest(self.checkpoint, "CHECKPOINT")
         own = manifest["backbone"]["own"]

@@ -36,17 +36,20 @@ def check_settings(config: Config) -> None:
     makes_versions = policy_of(refresh).makes_versions
     if makes_versions and not joint.train_compressor:
         raise InputError(
-            f"joint.refresh.policy is {refresh.policy!r}, joint.train_compressor false: every version would be what MEMORY is already; "
+            f"joint.refresh.policy is {refresh.policy!r}, joint.train_compressor false: every version would be what "
+            "MEMORY is already; "
             "set joint.train_compressor=true, or joint.refresh.policy=none"
         )
     if refresh.num_workers > 1 and config.launch.launcher == "local":
         raise InputError(
-            f"joint.refresh.num_workers is {refresh.num_workers}, launcher local: beside one torch process there is one that encodes; set it to 1, or "
+            f"joint.refresh.num_workers is {refresh.num_workers}, launcher local: beside one torch process there is "
+            "one that encodes; set it to 1, or "
             "launch.launcher=ray"
         )
     if makes_versions and not (refresh.start_step or refresh.every_steps or refresh.trigger_cosine):
         raise InputError(
-            f"joint.refresh.policy is {refresh.policy!r}, start_step, every_steps and trigger_cosine are 0: the only snapshot would be of the compressor "
+            f"joint.refresh.policy is {refresh.policy!r}, start_step, every_steps and trigger_cosine are 0: the only "
+            "snapshot would be of the compressor "
             "that made MEMORY; set joint.refresh.every_steps, or policy=none"
         )
     if makes_versions and refresh.start_step > joint.steps:
@@ -90,7 +93,8 @@ def check_index(config: Config, store: MemoryStore) -> None:
     elif not is_mapped(empty_index(store, manifest["factory"])):
         ranks = config.launch.num_workers if config.launch.launcher == "ray" else 1
         logger.warning(
-            "index %s, of kind %r, can't be mapped: each rank (%d of them) reads all of its %.3f GiB into memory of its own; any kind but fast-scan "
+            "index %s, of kind %r, can't be mapped: each rank (%d of them) reads all of its %.3f GiB into memory of "
+            "its own; any kind but fast-scan "
             "codes (…fs) is mapped once on a machine",
             config.index,
             manifest["factory"],
@@ -121,5 +125,6 @@ def check_refresh(config: Config, store: MemoryStore) -> None:
     # Under Ray the cluster is asked, once it is joined.
     if wanted and config.launch.launcher == "local" and not torch.cuda.is_available():
         raise InputError(
-            f"joint.refresh.num_gpus is {wanted:g}, and there is no CUDA device here; run where there is one, or set joint.refresh.num_gpus=0"
+            f"joint.refresh.num_gpus is {wanted:g}, and there is no CUDA device here; run where there is one, or set "
+            "joint.refresh.num_gpus=0"
         )

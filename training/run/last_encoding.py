@@ -1,4 +1,4 @@
-"""The last re-encoding of a joint run (`joint.refresh.final`): by the compressor as it is after the last step, made where refreshes are."""
+"""The last re-encoding of a joint run (`joint.refresh.final`), with the compressor after the last step."""
 
 import json
 import math
@@ -60,7 +60,7 @@ def due(config: Config, found: Left) -> bool:
 
 
 def encode(config: Config, worker: Worker, *, threads: int) -> str:
-    """Make the last re-encoding, where it is due, as any refresh is made: by the same worker, in as many tries. Returns why it came to nothing.
+    """Make the last re-encoding, if it is due, as a refresh is made. Returns why it failed, or "".
 
     Args:
         config: the root, of a run that has made all its steps.
@@ -84,6 +84,6 @@ def encode(config: Config, worker: Worker, *, threads: int) -> str:
 
 
 def _next_number(found: Left) -> int:
-    """A number of its own: not that of a refresh that was ended after the last step, of which some byte may still be on its way."""
+    """The next unused version number; skips a cancelled refresh whose files may still arrive."""
     pending = int((found.state["pending"] or {"number": 0})["number"])
     return max(found.current, pending) + 1

@@ -87,7 +87,7 @@ def plan(config: Config) -> dict[str, int]:
 
 
 def absolute(config: Config) -> Config:
-    """The same configuration with absolute paths: ranks run in directories of their own. URLs mean the same anywhere."""
+    """The same configuration with absolute paths, as ranks run in their own directories; URLs stay."""
     names = ("checkpoint", "questions", "memory", "index", "utilities", "output")
     paths = {name: from_root(path) for name in names if (path := getattr(config, name))}
     backbone = config.backbone.path
@@ -123,7 +123,7 @@ def places(config: Config) -> Places:
 
 
 def finished(config: Config) -> bool:
-    """Whether the CHECKPOINT, the report and the last re-encoding of this very run are there, and are tracked, where these are asked for."""
+    """Whether CHECKPOINT, report and, if asked for, last re-encoding and tracking of this run are complete."""
     where = places(config)
     if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)) or not where.report.is_file():
         return False
@@ -148,7 +148,7 @@ def threads_of_rank(config: Config, num_ranks: int) -> int:
 
 @contextmanager
 def sole_user(path: Path, *, wait_seconds: float) -> Iterator[None]:
-    """Inside, nobody else trains in this directory: not a second command, and not the ranks of a run that was killed a moment ago.
+    """Inside, no other process trains in this directory, nor ranks of a run that was just killed.
 
     Raises:
         InputError: somebody still does after the wait.

@@ -1,4 +1,4 @@
-"""Runs of other settings in the same output: each has a directory of its own, so that changed settings begin at step 0. That is said."""
+"""Names the settings that changed: another recipe has its own directory and begins at step 0."""
 
 import json
 import logging
@@ -30,7 +30,7 @@ def _flat(recipe: Mapping[str, Any]) -> dict[str, str]:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """The keys that two recipes with all their settings differ in, as `key one → other`. A setting that one lacks has its default there."""
+    """The keys in which two complete recipes differ, as `key one → other`. A missing setting has its default."""
     defaults = flatten(json.loads(Config().model_dump_json()))
     one, other = _flat(before), _flat(now)
     pairs = {
@@ -41,7 +41,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def tell_of_another(output: Path, run: Path, recipe: Mapping[str, Any]) -> None:
-    """Say which settings differ where this run is about to begin at step 0, and another one stands in its output: of several, the most alike."""
+    """Warn that this run begins at step 0 beside another run, with the settings that differ (from the most similar)."""
     others = [path for path in sorted(output.glob("run-*")) if path != run and path.is_dir()]
     if not others or run_states(run):
         return

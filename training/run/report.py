@@ -55,7 +55,8 @@ def finish(config: Config) -> dict[str, Any]:
     found = left(config)
     if found.lag_steps and not settings.refresh.final:
         logger.warning(
-            "MEMORY version %d lags the trained compressor by %d steps; set joint.refresh.final = true, or encode it anew",
+            "MEMORY version %d lags the trained compressor by %d steps; set joint.refresh.final = true, or encode it "
+            "anew",
             found.current,
             found.lag_steps,
         )
@@ -117,7 +118,7 @@ def summarise(config: Config, where: Places, found: Left) -> dict[str, Any]:
 
 
 def figures(report: Mapping[str, Any]) -> dict[str, float]:
-    """The report's figures of the whole run, for MLflow: how long it waited, what its refreshes cost, how old MEMORY is at the end."""
+    """The report's figures of the whole run, for MLflow: waiting, cost of refreshes, age of MEMORY at the end."""
     found = {
         f"run.{name}": report[name]
         for name in (

@@ -1,4 +1,7 @@
-"""A joint run on one rank, from the configuration to the CHECKPOINT, and its report. Launchers call `train_rank` and `finish`."""
+"""A joint run on one rank, from the configuration to CHECKPOINT and report.
+
+Launchers call `train_rank` and `finish`.
+"""
 
 import json
 import logging
@@ -61,7 +64,8 @@ def check(config: Config) -> None:
     check_settings(config)
     if config.retrieval.search_shards and config.launch.launcher != "ray":
         raise InputError(
-            f"retrieval.search_shards is {config.retrieval.search_shards}, launch.launcher {config.launch.launcher!r}: search servers are Ray actors; "
+            f"retrieval.search_shards is {config.retrieval.search_shards}, launch.launcher "
+            f"{config.launch.launcher!r}: search servers are Ray actors; "
             "set launch.launcher=ray, or retrieval.search_shards=0"
         )
     require_local("output", config.output)
@@ -70,13 +74,15 @@ def check(config: Config) -> None:
             value = config.backbone.path if name == "backbone.path" else getattr(config, name)
             if value and not is_url(value) and not Path(value).is_absolute():
                 raise InputError(
-                    f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git ignores, so a relative path "
+                    f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git "
+                    "ignores, so a relative path "
                     "leads nowhere; give an absolute one that every machine sees, or a URL"
                 )
         uri = config.tracking.uri
         if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
             raise InputError(
-                f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give sqlite:////ABSOLUTE/PATH or a server's URL"
+                f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give "
+                "sqlite:////ABSOLUTE/PATH or a server's URL"
             )
 
 
@@ -95,7 +101,8 @@ def build_stage(
         if not chosen:
             wanted = "a positive and candidates of its own" if pools else "a positive"
             raise InputError(
-                f"questions {config.questions!r}: no held-out question with {wanted} (split unseen or seen), which joint.evaluate_every asks "
+                f"questions {config.questions!r}: no held-out question with {wanted} (split unseen or seen), which "
+                "joint.evaluate_every asks "
                 "for; set it to 0 or make questions with a split"
             )
         held_out = HeldOut(
@@ -158,7 +165,7 @@ def preflight(config: Config) -> None:
 
 
 def memory_by_rank(engine: Engine) -> list[dict[str, int]]:
-    """Bytes that each rank holds, as of `Engine.held_bytes`, and the most that its process, and its GPU, held at any time (a collective)."""
+    """Bytes that each rank holds, see `Engine.held_bytes`, and the peak of its process and GPU (a collective)."""
     held = engine.held_bytes() | {
         "process_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "gpu_peak": torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0,

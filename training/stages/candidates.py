@@ -60,14 +60,15 @@ class Candidates:
         """
         if not np.array_equal(store.row_ids, self.store.row_ids):
             raise InputError(
-                f"{store.directory}: its rows are not those of {self.store.directory}; a run's versions hold the same rows"
+                f"{store.directory}: its rows are not those of {self.store.directory}; a run's versions hold the "
+                "same rows"
             )
         self.store, self.index = store, index
 
     def own(
         self, questions: Sequence[Question], known: Sequence[QuestionRows], query_BMD: Tensor | None
     ) -> list[list[int]]:
-        """Each question's own candidates, N at most: injected positives, then index and BM25 in turn, or the published pool.
+        """Own candidates of each question, N at most: positives, then all sources in turn; or its published pool.
 
         Args:
             questions: of this rank.
@@ -109,14 +110,15 @@ class Candidates:
             )
             if not pool:
                 raise InputError(
-                    f"question {place} of step {step + 1}: no candidate at all; raise joint.from_index or joint.from_bm25, set joint.in_batch, "
+                    f"question {place} of step {step + 1}: no candidate at all; raise joint.from_index or "
+                    "joint.from_bm25, set joint.in_batch, "
                     "or give a MEMORY that holds its candidate_ids"
                 )
             pools.append(pool)
         return pools
 
     def memory(self, pools: Sequence[Sequence[int]], size: int) -> tuple[Tensor, Tensor]:
-        """Stored memory of pools `[B, size, M, D]` in float32, zeros where a pool is smaller, and which places are filled `[B, size]`."""
+        """Stored memory of pools `[B, size, M, D]` in float32, padded with zeros, and what is filled `[B, size]`."""
         memory = torch.zeros(len(pools), size, self.store.num_memory_tokens, self.store.hidden_size)
         valid = torch.zeros(len(pools), size, dtype=torch.bool)
         for row, pool in enumerate(pools):
@@ -129,7 +131,7 @@ class Candidates:
         return torch.from_numpy((self.store if self.index is None else self.index).memory(rows))
 
     def token_ids(self, rows: Sequence[int], model: ClaraModel) -> list[list[int]]:
-        """Token ids of rows' texts, uncut as in MEMORY's own encoding; remembered, as a row is a candidate many times."""
+        """Token ids of rows' texts, uncut as in MEMORY's own encoding; cached, as a row is a candidate many times."""
         missing = [row for row in dict.fromkeys(rows) if row not in self._tokens]
         if len(self._tokens) + len(missing) > _MOST_TOKENISED:
             self._tokens.clear()

@@ -25,6 +25,7 @@ def read_documents(path: str, wanted: set[str]) -> dict[str, str]:
     missing = sorted(wanted - found.keys())
     if missing:
         raise InputError(
-            f"{path}: {len(missing)} documents that questions name are not there (first: {missing[0]}); give the corpus they were made from"
+            f"{path}: {len(missing)} documents that questions name are not there (first: {missing[0]}); give the "
+            "corpus they were made from"
         )
     return found

@@ -56,7 +56,8 @@ class HeldOut:
         """
         if len(self._questions) < world:
             raise InputError(
-                f"joint.evaluate_every: {len(self._questions)} held-out questions for {world} ranks, so that none would be measured; raise "
+                f"joint.evaluate_every: {len(self._questions)} held-out questions for {world} ranks, so that none "
+                "would be measured; raise "
                 "joint.evaluate_questions, make more questions, or set evaluate_every=0"
             )
 
@@ -153,7 +154,7 @@ class HeldOut:
     def _exact_matches(
         self, model: ClaraModel, candidates: Candidates, questions: list[Question], found: list[list[int]]
     ) -> float:
-        """How many answers from the documents found are right, to the word. Every rank generates at this time, each its own questions'."""
+        """Number of answers generated from the documents found that match exactly; each rank generates its own."""
         memories = [candidates.stored(rows[: self._num_selected]).to(model.backbone.device) for rows in found]
         told = model.generate(
             [q.question for q in questions], memories, max_new_tokens=self._answer_tokens, together=True

@@ -46,7 +46,8 @@ def trained_roles(config: Config) -> list[str]:
     roles = [role for role, trained in chosen.items() if trained]
     if not roles:
         raise InputError(
-            "joint.train_query_reasoner, train_generator and train_compressor are all false: nothing is trained; set one of them"
+            "joint.train_query_reasoner, train_generator and train_compressor are all false: nothing is trained; set "
+            "one of them"
         )
     return roles
 
@@ -172,7 +173,7 @@ class JointStage(Stage):
         return self.versions.announcement(step)
 
     def before_step(self, step: int, announced: float) -> None:
-        """Switch, where every rank was told so: this step's batches are drawn, so the new version begins with the next."""
+        """Switch if that was announced. This step's batches are drawn, so the new version begins with the next."""
         if self.versions.switch(step, announced):
             self._open()
 
@@ -220,7 +221,7 @@ class JointStage(Stage):
     # --- refreshes ---------------------------------------------------------------------------------------------------
 
     def _refresh(self, updates: int, cosine: float = 1.0) -> None:
-        """Take the snapshot that is due after that many updates; under switch = `stop` wait for its version, and take it."""
+        """Take the snapshot that is due after that many updates; under switch = `stop` also wait for its version."""
         engine, before = self._begun(), self.versions.pending
         self.versions.after_update(
             updates,

@@ -12,7 +12,7 @@ from clara.config.tree import Config
 from clara.data.examples import Example
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.model.backbone import weights_hash
+from clara.model.backbone_files import weights_hash
 from clara.model.model import ClaraModel
 from clara.model.prompts import Prompt
 from clara.model.steps import InstructBatch, InstructStep, PretrainBatch, PretrainStep
@@ -26,7 +26,7 @@ def cut(prompt: Prompt, max_answer_tokens: int) -> Prompt:
 
 
 class MemoryStage(Stage):
-    """What both stages share: one learning rate, cut texts that are counted, and a run state that is bound to its backbone."""
+    """What both stages share: one learning rate, a count of cut texts, and a run state bound to its backbone."""
 
     _model: ClaraModel
     _parameters: list[nn.Parameter]
@@ -41,7 +41,7 @@ class MemoryStage(Stage):
         return {"texts_cut": float(self._num_cut)}
 
     def state(self) -> dict[str, Any]:
-        """The backbone's hash: a run that is taken up on another one would go on with adapters that mean nothing there."""
+        """The backbone's hash: adapters of a resumed run mean nothing on another backbone."""
         return {"backbone": weights_hash(self._model.backbone.folder)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -53,7 +53,8 @@ class MemoryStage(Stage):
         own = weights_hash(self._model.backbone.folder)
         if state.get("backbone", own) != own:
             raise InputError(
-                f"the run state to resume is for a backbone with sha256 {state['backbone'][:16]}…, {self._model.backbone.folder} has {own[:16]}…; "
+                f"the run state to resume is for a backbone with sha256 {state['backbone'][:16]}…, "
+                f"{self._model.backbone.folder} has {own[:16]}…; "
                 "give the backbone that the run began with, or another output"
             )
 
@@ -110,12 +111,12 @@ def right_documents(question: Question, settings: Instruct) -> tuple[str, ...]:
 
 
 def offered_documents(question: Question, settings: Instruct) -> tuple[str, ...]:
-    """Ids of all documents that the question may bring into a prompt: the right ones, and with `negatives = "pool"` its pool."""
+    """Ids of all documents that may enter the question's prompt: right ones, and with `negatives = "pool"` its pool."""
     return right_documents(question, settings) + (question.candidate_ids if settings.negatives == "pool" else ())
 
 
 class InstructStage(MemoryStage):
-    """Answers from K memories: the right documents' and others of the micro-batch or of the question's pool, in random order."""
+    """Answers from K memories: right documents and others of the micro-batch or the pool, in random order."""
 
     def __init__(
         self, model: ClaraModel, questions: list[Question], documents: dict[str, str], config: Config, micro_batch: int
@@ -123,16 +124,19 @@ class InstructStage(MemoryStage):
         settings = config.instruct
         if not questions:
             raise InputError(
-                "questions: none of split 'train' names a positive document; stage instruct needs to know which document answers"
+                "questions: none of split 'train' names a positive document; stage instruct needs to know which "
+                "document answers"
             )
         if micro_batch < settings.num_documents:
             raise InputError(
-                f"instruct.num_documents is {settings.num_documents}, a micro-batch holds {micro_batch} questions: the other documents of a prompt "
+                f"instruct.num_documents is {settings.num_documents}, a micro-batch holds {micro_batch} questions: "
+                "the other documents of a prompt "
                 "come from its micro-batch; lower num_documents, or raise questions_per_step or --micro-batch"
             )
         if settings.negatives == "pool" and (bare := [q.question_id for q in questions if not q.candidate_ids]):
             raise InputError(
-                f"instruct.negatives is 'pool', and {len(bare)} of {len(questions)} questions have no candidate_ids ({bare[0]!r} first); "
+                f"instruct.negatives is 'pool', and {len(bare)} of {len(questions)} questions have no candidate_ids "
+                f"({bare[0]!r} first); "
                 "give a set with pools (pipelines.build_questions --pool-size 20), or set instruct.negatives=batch"
             )
         self.name, self.steps, self.optimiser = "instruct", settings.steps, settings.optimiser

@@ -46,7 +46,7 @@ class PoolMemory:
         return memory_BNMD, valid_BN, rights
 
     def encodes_afresh(self, step: int) -> bool:
-        """Whether old rows are encoded afresh: where that is asked for, and some row of the version in use is old enough."""
+        """Whether old rows are encoded afresh in this step: if configured, and if some row is old enough."""
         refresh = self._settings.refresh
         return refresh.rerank and self._versions.ages.oldest(step) > refresh.rerank_lag_steps
 

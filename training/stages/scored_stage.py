@@ -1,4 +1,4 @@
-"""Stage `joint` on utilities that were scored beforehand: the query reasoner alone trains, for many epochs at the price of its own passes.
+"""Stage `joint` on utilities scored beforehand: only the query reasoner trains, at the price of its own passes.
 
 See `pipelines/score_utilities.py`. The numbers hold while compressor and generator stand still, so both have to.
 """
@@ -49,7 +49,8 @@ def check_scored(config: Config) -> None:
     ):
         if found != wanted:
             raise InputError(
-                f"utilities {path!r} were scored with {name} {found[:12]}, this run has {wanted[:12]}; score them again "
+                f"utilities {path!r} were scored with {name} {found[:12]}, this run has {wanted[:12]}; score them "
+                "again "
                 "(python -m pipelines.score_utilities)"
             )
 
@@ -77,7 +78,8 @@ class ScoredStage(JointStage):
         chosen = [q for q in questions if q.question_id in self._scored]
         if not chosen:
             raise InputError(
-                f"utilities {config.utilities!r}: none of the {len(questions)} training questions was scored; give those of these questions"
+                f"utilities {config.utilities!r}: none of the {len(questions)} training questions was scored; give "
+                "those of these questions"
             )
         if len(chosen) < len(questions):
             logger.warning(

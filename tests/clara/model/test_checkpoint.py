@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from clara.config.model import Backbone
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
 from clara.errors import InputError
-from clara.model.backbone import tokenizer_hash
+from clara.model.backbone_files import tokenizer_hash
 from clara.model.checkpoint import fresh_model, load_checkpoint, save_checkpoint
 from clara.model.lora import Route
 from clara.model.model import ClaraModel

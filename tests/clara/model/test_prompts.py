@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 
 from clara.config.model import Backbone, Prompts
 from clara.errors import InputError
-from clara.model.backbone import load_tokenizer
+from clara.model.backbone_files import load_tokenizer
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.prompts import PromptBuilder, token_ids, token_spans
 from clara.storage.artefact import read_manifest

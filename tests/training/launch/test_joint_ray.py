@@ -22,7 +22,7 @@ from tests.helpers import joint_world
 from tests.helpers.joint_world import World, reached
 from tests.helpers.ray_cluster import below
 from training import joint
-from training.launch.ray_train import cpus_of_rank, scaling
+from training.launch.cluster_shares import cpus_of_rank, scaling
 from training.refresh.job import expected_fingerprint, fingerprint_of
 
 # Float32 sums in another order, over a few AdamW updates of 1e-3: weights move by up to 4e-3, and differ by less than a

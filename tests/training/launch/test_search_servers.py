@@ -30,7 +30,8 @@ from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from tests.helpers.memories import M, random_memory, write_memory
 from training import joint
-from training.launch.search_servers import SearchLostError, SearchServer, ServedIndex, Servers, served
+from training.launch.search_servers import SearchLostError, SearchServer, Servers
+from training.launch.served_index import ServedIndex, served
 
 ROWS, SAME = 900, 60
 FACTORIES = ["Flat", "IVF16,SQfp16", "IVF8,PQ6x4"]

@@ -12,7 +12,8 @@ from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.storage.artefact import MANIFEST
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
-from training.refresh.job import RefreshError, RefreshJob, check_result, encode_share, run_job
+from training.refresh.check_result import check_result
+from training.refresh.job import RefreshError, RefreshJob, encode_share, run_job
 
 
 @pytest.fixture(scope="module")

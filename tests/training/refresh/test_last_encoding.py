@@ -10,7 +10,7 @@ from clara.memory.store import MemoryStore
 from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint
-from training.launch.ray_train import check_room, scaling
+from training.launch.cluster_shares import check_room, scaling
 from training.loop.lines import read
 from training.refresh.attempts import lost_tries
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult, expected_fingerprint, fingerprint_of
