@@ -29,7 +29,7 @@ from clara.errors import command_line
 from clara.model.checkpoint import fresh_model
 from pipelines.world.command import save_backbone
 from training.loop.lines import read
-from training.run.recipe import absolute, places
+from training.run.recipe import absolute, run_paths
 from training.run.report import finish
 from training.run.run import train_rank
 
@@ -145,7 +145,7 @@ def measured(sets: Sequence[str], output: Path, ranks: int, stage: int) -> dict[
     """One row of the table: the most that any rank holds, and the curve."""
     chosen = [*sets, f"output={output}", f"launch.zero_stage={stage or 1}"]
     run(chosen, ranks)
-    where = places(absolute(load(None, chosen)))
+    where = run_paths(absolute(load(None, chosen)))
     held = json.loads(where.report.read_text())["memory_by_rank"]
     curve = [values["loss"] for values in read(where.metrics).values()]
     return {

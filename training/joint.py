@@ -62,15 +62,15 @@ def main(argv: list[str]) -> int:
     config: Config = options.config
     from clara.model.checkpoint import check_given  # imports torch, as the others
     from training.registry.run_log import tracked
-    from training.run.last_encoding import due, left
-    from training.run.recipe import absolute, finished, places, plan, recipe
+    from training.run.last_encoding import final_refresh_due, finished_run
+    from training.run.recipe import absolute, finished, plan, recipe, run_paths
     from training.run.report import figures, finish, made
     from training.run.run import check, preflight
 
     check(config)
     check_given(config.checkpoint, config, [override.key for override in options.overrides])
     config = absolute(config)
-    where = places(config)
+    where = run_paths(config)
     if options.dry_run:
         shown = {
             "config": config.part(TRAINING),
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
     preflight(config)
     with tracked(config, where.run.name, where.metrics) as tracker:
         trained, why = artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)), ""
-        if not trained or due(config, left(config)):
+        if not trained or final_refresh_due(config, finished_run(config)):
             why = launcher(config)(config, trained)
         report = finish(config)
     if tracker is not None:

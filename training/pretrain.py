@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def recipe(config: Config, micro_batch: int) -> dict[str, object]:
-    """What determines the checkpoint: settings of the stage and hashes of what it reads (of the backbone `up_to_date` sees to).
+    """What determines the checkpoint: settings of the stage and hashes of its inputs (the backbone: see `up_to_date`).
 
     Args:
         config: the run's.
@@ -52,7 +52,7 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
         hashes = input_hashes(expand([config.corpus], "corpus"))
         inputs["corpus"] = artefact.hash_of(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
-        from clara.model.backbone import weights_hash  # imports torch
+        from clara.model.backbone_files import weights_hash  # imports torch
 
         inputs["backbone"] = weights_hash(config.backbone.path)
     # Without defaults, so that adding a setting does not invalidate earlier runs.
@@ -69,7 +69,7 @@ def up_to_date(target: Path, config: Config, plan: dict[str, object]) -> bool:
     backbone = artefact.read_manifest(target)["backbone"]
     if backbone["own"] or not config.backbone.path:
         return True
-    from clara.model.backbone import weights_hash  # imports torch
+    from clara.model.backbone_files import weights_hash  # imports torch
 
     return weights_hash(config.backbone.path) == str(backbone["sha256"])
 
@@ -91,7 +91,8 @@ def build(config: Config, micro_batch: int) -> tuple["ClaraModel", "Stage"]:
         require(config, "examples")
         if config.pretrain.train_backbone and config.backbone.dtype != "float32":
             raise InputError(
-                f"backbone.dtype is {config.backbone.dtype!r}, and pretrain.train_backbone updates these weights themselves: "
+                f"backbone.dtype is {config.backbone.dtype!r}, and pretrain.train_backbone updates these weights "
+                "themselves: "
                 "small updates would be rounded away; set backbone.dtype=float32"
             )
         return model, PretrainStage(model, read_examples(config.examples), config, micro_batch)
@@ -166,7 +167,8 @@ def main(argv: list[str]) -> int:
     config: Config = options.config
     if config.stage == "joint":
         raise InputError(
-            "stage is 'joint'; this program makes 'pretrain' and 'instruct' (--set stage=pretrain), training/joint.py the other"
+            "stage is 'joint'; this program makes 'pretrain' and 'instruct' (--set stage=pretrain), "
+            "training/joint.py the other"
         )
     require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
     require_local("output", config.output)
@@ -179,7 +181,8 @@ def main(argv: list[str]) -> int:
         return 0
     if options.micro_batch < 0:
         raise InputError(
-            f"--micro-batch is {options.micro_batch}; expected a number of documents or questions, or 0 for the whole step"
+            f"--micro-batch is {options.micro_batch}; expected a number of documents or questions, or 0 for the "
+            "whole step"
         )
     plan = recipe(config, options.micro_batch)
     target = Path(config.output) / "checkpoint"

@@ -2,8 +2,8 @@
 
 Launchers only add the optimiser and ranks.
 
-Every loss is a sum of weighted token losses divided by a `normaliser` that the caller gives: the answer tokens of the
-whole step, over all ranks and accumulation steps, so that the step's gradient does not depend on how the batch was cut.
+Every loss is a sum of weighted token losses divided by the caller's `normaliser`: the answer tokens of the whole
+step, over all ranks and accumulation steps, so that the step's gradient does not depend on how the batch was cut.
 
 Shapes: B questions, N candidates, K selected, M memory tokens, D hidden size.
 """
@@ -24,23 +24,29 @@ from clara.model.topk import flattened_cosine, straight_through_topk
 
 @dataclass(frozen=True)
 class Output:
-    """The loss to go backward on, and figures to log, each a sum and the count that it is divided by."""
+    """The loss, and figures to log, each as a sum and the count to divide it by."""
 
     loss: Tensor
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class PretrainBatch:
-    """Texts to compress (token ids), and what the generator reproduces from each memory."""
+class _AnswerBatch:
+    """A batch whose loss is over the answers of its prompts."""
 
-    documents: list[list[int]]
     prompts: list[Prompt]
 
     @property
     def weight(self) -> float:
         """Sum of the answer tokens' weights: this micro-step's share of the normaliser."""
         return sum(sum(p.weights) for p in self.prompts)
+
+
+@dataclass(frozen=True)
+class PretrainBatch(_AnswerBatch):
+    """Texts to compress (token ids), and what the generator reproduces from each memory."""
+
+    documents: list[list[int]]
+    prompts: list[Prompt]
 
 
 class PretrainStep(nn.Module):
@@ -59,24 +65,19 @@ class PretrainStep(nn.Module):
         """
         encoded = self.model.encode(batch.documents, COMPRESSOR, dropout=True)
         losses = self.model.answer_losses(batch.prompts, [m[None] for m in encoded.memory], dropout=True)
-        told = (losses.nll * losses.weight).sum()
+        reproduced = (losses.nll * losses.weight).sum()
         mse = state_mse(encoded.memory_mean, encoded.text_mean) * len(batch.documents)
-        loss = told / normaliser + self.settings.mse_weight * mse / num_rows
-        return Output(loss, _told(losses) | {"mse": (float(mse.detach()), len(batch.documents))})
+        loss = reproduced / normaliser + self.settings.mse_weight * mse / num_rows
+        return Output(loss, _answer_figures(losses) | {"mse": (float(mse.detach()), len(batch.documents))})
 
 
 @dataclass(frozen=True)
-class InstructBatch:
+class InstructBatch(_AnswerBatch):
     """Questions with answers, the documents of the batch (token ids), and the K of them that each prompt holds."""
 
     prompts: list[Prompt]
     documents: list[list[int]]
     selected: list[list[int]]
-
-    @property
-    def weight(self) -> float:
-        """Answer tokens: this micro-step's share of the normaliser."""
-        return sum(sum(p.weights) for p in self.prompts)
 
 
 class InstructStep(nn.Module):
@@ -97,11 +98,11 @@ class InstructStep(nn.Module):
         mse = state_mse(encoded.memory_mean, encoded.text_mean) * len(batch.documents)
         if training:
             loss = loss + self.settings.mse_weight * mse / num_rows
-        return Output(loss, _told(losses) | {"mse": (float(mse.detach()), len(batch.documents))})
+        return Output(loss, _answer_figures(losses) | {"mse": (float(mse.detach()), len(batch.documents))})
 
 
 @dataclass(frozen=True)
-class JointBatch:
+class JointBatch(_AnswerBatch):
     """Questions with their pools.
 
     Attributes:
@@ -112,8 +113,8 @@ class JointBatch:
         positive: `[B, N]`, known positives (for `labels`, and for logging).
         candidates: token ids of every candidate, `B` lists of `N`, where the compressor trains in this step; else
             empty.
-        compressor_stands: the compressor, trained in other steps, is frozen in this one.
-        right_memory: a known positive's memory `[M, D]` that takes the last selected place, or None.
+        compressor_frozen: the compressor trains in other steps, but not in this one.
+        right_memory: a known positive's memory `[M, D]` that replaces the last selected one, or None.
         utilities: `[B, N]` answer log-likelihoods scored beforehand, or None to score in the step.
     """
 
@@ -123,14 +124,9 @@ class JointBatch:
     valid: Tensor
     positive: Tensor
     candidates: list[list[list[int]]] = field(default_factory=list)
-    compressor_stands: bool = False
+    compressor_frozen: bool = False
     right_memory: Sequence[Tensor | None] = ()
     utilities: Tensor | None = None
-
-    @property
-    def weight(self) -> float:
-        """Answer tokens: this micro-step's share of the normaliser."""
-        return sum(sum(p.weights) for p in self.prompts)
 
 
 class JointStep(nn.Module):
@@ -161,7 +157,7 @@ class JointStep(nn.Module):
             memories = self.selected_memories(batch, weights_BKN, indices_BK)
             losses = self.model.answer_losses(batch.prompts, memories, dropout=settings.train_generator)
             loss = loss + settings.answer_weight * losses.nll.sum() / normaliser
-            figures |= _told(losses)
+            figures |= _answer_figures(losses)
         if settings.labels_weight:
             labels = info_nce(scores_BN, batch.positive, settings.temperature, batch.valid)
             # Questions without a known positive count as zero, so that the step's gradient does not depend on how its
@@ -181,15 +177,14 @@ class JointStep(nn.Module):
     def selected_memories(self, batch: JointBatch, weights_BKN: Tensor, indices_BK: Tensor) -> list[Tensor]:
         """The K memories `[K, M, D]` of each question, best first.
 
-        Forward: the stored rows, or, where the compressor trains, the same documents encoded afresh. Gradient: to the
-            scores through the
-        stored memory of all candidates, and to the compressor through the fresh encodings alone.
+        Forward: the stored rows, or, if the compressor trains, the same documents encoded afresh. Gradient: to the
+        scores through the stored memory of all candidates, and to the compressor through the fresh encodings alone.
         """
-        # Padded places of a small pool hold zeros, and are no documents.
+        # A pool with fewer than K candidates is padded with zeros, which are not documents.
         counts = batch.valid.sum(dim=1).clamp(max=self.settings.num_selected).tolist()
         memory_BNMD = batch.memory.to(weights_BKN.dtype)
         selected_BKMD = torch.einsum("bkn,bnmd->bkmd", weights_BKN, memory_BNMD)
-        if self.settings.train_compressor and not batch.compressor_stands:
+        if self.settings.train_compressor and not batch.compressor_frozen:
             if len(batch.candidates) != len(batch.questions):
                 raise ValueError(
                     "a joint step that trains the compressor needs the token ids of every question's candidates"
@@ -197,8 +192,8 @@ class JointStep(nn.Module):
             chosen = [
                 batch.candidates[row][n] for row, count in enumerate(counts) for n in indices_BK[row, :count].tolist()
             ]
-            # Pools without any candidate still make the pass, on an empty text, as every rank makes the same collective
-            # calls.
+            # A batch without any candidate still makes the pass, on an empty text: every rank must make the same
+            # collective calls.
             fresh = list(
                 self.model.encode(chosen or [[]], COMPRESSOR, dropout=True).memory[: len(chosen)].split(counts)
             )
@@ -224,7 +219,7 @@ class JointStep(nn.Module):
         return torch.stack(rows)
 
 
-def _told(losses: AnswerLosses) -> dict[str, tuple[float, float]]:
+def _answer_figures(losses: AnswerLosses) -> dict[str, tuple[float, float]]:
     """Answer loss in nats per token, over the tokens at full weight."""
     full = losses.weight >= 1.0
     return {"answer_nats": (float(losses.nll.detach()[full].sum()), float(full.sum()))}

@@ -1,4 +1,4 @@
-"""Straight-through top-k: the forward value is the hard choice, the gradient that of successive softmaxes.
+"""Straight-through top-k: the forward value is the hard selection, the gradient that of successive softmaxes.
 
 Shapes: B questions, N candidates, K selected.
 """
@@ -11,14 +11,14 @@ from clara.model.precision import widened
 
 
 def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float, mask_epsilon: float = 0.0) -> Tensor:
-    """Softmax over the candidates for each slot, those chosen by earlier slots masked out.
+    """Softmax over the candidates for each slot, with candidates selected by earlier slots masked out.
 
     Differs: the mask is a true −inf; the published log(1e-8) after the temperature lets a candidate that leads by more
     than 0.368 leak back.
 
     Args:
         scores_BN: cosine scores.
-        indices_BK: what was chosen, best first.
+        indices_BK: selected candidates, best first.
         temperature: τ.
         mask_epsilon: 1e-8 gives the published mask, for parity with it.
 
@@ -26,8 +26,8 @@ def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float
         `[B, K, N]`; each row sums to one.
     """
     num_selected = indices_BK.shape[1]
-    chosen_BKN = torch.nn.functional.one_hot(indices_BK, scores_BN.shape[1]).bool()
-    taken_BKN = torch.cumsum(chosen_BKN, dim=1).bool() & ~chosen_BKN
+    selected_BKN = torch.nn.functional.one_hot(indices_BK, scores_BN.shape[1]).bool()
+    taken_BKN = torch.cumsum(selected_BKN, dim=1).bool() & ~selected_BKN
     logits_BKN = (scores_BN / temperature).unsqueeze(1).expand(-1, num_selected, -1)
     if mask_epsilon:
         return (logits_BKN + (1.0 - taken_BKN.to(logits_BKN.dtype) + mask_epsilon).log()).softmax(dim=-1)
@@ -42,7 +42,7 @@ def straight_through_topk(
     *,
     mask_epsilon: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Choose the best candidates with a surrogate gradient (Algorithm 1 of arXiv:2511.18659).
+    """Select the best candidates with a surrogate gradient (Algorithm 1 of arXiv:2511.18659).
 
     With g_j = ∂L/∂Z[j] and p_j the slot's softmax, ∂L/∂scores = (1/τ) Σ_j p_j ⊙ (g_j − ⟨p_j, g_j⟩).
 
@@ -50,8 +50,8 @@ def straight_through_topk(
         scores_BN: cosine scores.
         num_selected: K.
         temperature: τ.
-        valid_BN: false where a pool has no candidate; such a place is chosen only when the pool holds fewer than K.
-        mask_epsilon: as of `slot_distributions`.
+        valid_BN: false for padding, which is selected only if the pool has fewer than K candidates.
+        mask_epsilon: see `slot_distributions`.
 
     Returns:
         Z `[B, K, N]`, in the forward pass exactly the one-hot rows in order of descending score (ties: lower index
@@ -67,7 +67,7 @@ def straight_through_topk(
             "num_selected"
         )
     if valid_BN is not None:
-        # Finite, so that a pool with fewer than K candidates has no row of −inf alone, and far below any cosine.
+        # Far below any cosine, but finite: in a pool of fewer than K candidates a row must not be −inf alone.
         scores_BN = scores_BN.masked_fill(~valid_BN, -1e4)
     indices_BK = torch.sort(scores_BN.detach(), dim=1, descending=True, stable=True).indices[:, :num_selected]
     hard_BKN = torch.nn.functional.one_hot(indices_BK, num_candidates).to(scores_BN.dtype)

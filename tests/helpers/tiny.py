@@ -127,11 +127,11 @@ def settings(backbone: Path, **model: object) -> Config:
 def build_model(backbone: Path, *, seed: int = 1, **model: object) -> ClaraModel:
     """A model whose three adapters do something, each something else: their B is random instead of zero."""
     built = fresh_model(settings(backbone, **model))
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in built.backbone.layers.values():
             for pair in layer.adapters.values():
-                pair.lora_B.normal_(std=0.05, generator=dice)
+                pair.lora_B.normal_(std=0.05, generator=rng)
     return built
 
 

@@ -52,7 +52,7 @@ from training.loop.run_state import WRITE_SECONDS
 from training.loop.zero_engine import engine_for
 from training.refresh.ray_actors import RayWorker
 from training.run.last_encoding import encode
-from training.run.recipe import places
+from training.run.recipe import run_paths
 from training.run.run import train_rank
 from training.stages.joint_stage import JointStage
 
@@ -116,12 +116,12 @@ def failures(most: int) -> FailureConfig:
 
 def log_file(config: Config, rank: int) -> Path:
     """What a rank says."""
-    return places(config).run / f"log-rank{rank}.txt"
+    return run_paths(config).run / f"log-rank{rank}.txt"
 
 
 def stopped_note(config: Config) -> Path:
     """Why the ranks ended by themselves before the last step."""
-    return places(config).run / "stopped.txt"
+    return run_paths(config).run / "stopped.txt"
 
 
 def log_to(path: Path) -> None:
@@ -217,7 +217,7 @@ def train(config: Config, trained: bool) -> str:
 
 def _fit(config: Config) -> None:
     """Ranks that die are started again, from the last run state."""
-    where = places(config)
+    where = run_paths(config)
     stopped_note(config).unlink(missing_ok=True)
     try:
         trainer = TorchTrainer(
@@ -286,5 +286,5 @@ def not_started(error: BaseException, config: Config) -> InputError | None:
         f"launch: {launch.num_workers} ranks {why}, {launch.max_failures + 1} times in this run (launch.max_failures "
         "+ 1); end what else holds the "
         "cluster, or add a node, and run the same command again: it goes on from the last state in "
-        f"{places(config).run}"
+        f"{run_paths(config).run}"
     )

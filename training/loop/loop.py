@@ -26,7 +26,7 @@ _MOST_SKIPPED = 10
 
 
 class NotFiniteError(InputError):
-    """A run stops as loss or gradient are not finite. Every rank raises it, at the same step, and would again."""
+    """A run stops because its loss, gradient or weights are not finite. Every rank raises it at the same step."""
 
 
 class Stage(ABC):
@@ -42,11 +42,11 @@ class Stage(ABC):
 
     @abstractmethod
     def groups(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """Parameters that train, with their learning rates. Everything else is frozen by then."""
+        """Parameters that train, with their learning rates. Everything else is already frozen."""
 
     @abstractmethod
     def micro_batches(self, step: int, rank: int, world: int) -> list[Any]:
-        """The micro-batches of a rank in a step; as many on every rank."""
+        """The micro-batches of a rank in a step; the same number on every rank."""
 
     def broken(self) -> bool:
         """Whether this rank's batches were drawn by numbers that are not finite.
@@ -64,25 +64,25 @@ class Stage(ABC):
         return [rate_factor(step, self.steps, self.optimiser)] * len(self.groups())
 
     def begin(self, engine: Engine) -> None:  # noqa: B027
-        """Called on every rank once, before a run state is taken up and before the first step."""
+        """Called on every rank once, before a run state is restored and before the first step."""
 
     def announcement(self, step: int) -> float:
         """The number that this rank adds to the sum over ranks before a step, which `before_step` receives."""
         return 0.0
 
     def before_step(self, step: int, announced: float) -> None:  # noqa: B027
-        """Called on every rank ahead of a step, with the summed announcements."""
+        """Called on every rank before a step, with the sum of all announcements."""
 
     def after_step(self, step: int, engine: Engine) -> dict[str, float]:
         """Called on every rank after a step; returns figures to log."""
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What resuming needs beside weights, optimiser and step."""
+        """What resuming needs in addition to weights, optimiser and step."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:  # noqa: B027
-        """Take back what `state` gave."""
+        """Restore what `state` returned."""
 
 
 def rate_factor(step: int, steps: int, settings: Optimiser) -> float:
@@ -126,7 +126,7 @@ class Figures:
             pair[1] += count
 
     def means(self, engine: Engine) -> dict[str, float]:
-        """Means over all ranks (a collective); figures with nothing to average are left out."""
+        """Means over all ranks (a collective), without figures that have nothing to average."""
         names = sorted(self._sums)
         flat = engine.sum([v for n in names for v in self._sums[n]])
         return {n: flat[2 * i] / flat[2 * i + 1] for i, n in enumerate(names) if flat[2 * i + 1]}
@@ -156,7 +156,7 @@ def run(
         seed: of the random state of every step.
         checkpoint_every: steps between run states.
         log: takes the figures of a step (1-based), on rank 0.
-        on_nonfinite: stop there, or skip the update and go on; after ten of them in a row it stops anyway.
+        on_nonfinite: stop there, or skip the update and continue; ten in a row stop the run anyway.
 
     Raises:
         NotFiniteError: loss, gradient or weights are not finite; the message names the step. Every rank raises.
@@ -171,8 +171,8 @@ def run(
         for step in range(start, stage.steps):
             values = _update(stage, engine, step, seed)
             try:
-                skipped_in_a_row = judge(
-                    stage.name, step, values, on_nonfinite, skipped_in_a_row, told=engine.rank == 0
+                skipped_in_a_row = check_finite(
+                    stage.name, step, values, on_nonfinite, skipped_in_a_row, logs=engine.rank == 0
                 )
             except NotFiniteError:
                 states.forget(step - skipped_in_a_row)
@@ -215,7 +215,7 @@ def _update(stage: Stage, engine: Engine, step: int, seed: int) -> dict[str, flo
     figures = Figures()
     for number, batch in enumerate(batches):
         output = engine.forward(batch, max(normaliser, 1e-9), stage.rows(step))
-        engine.backward(poisoned(output.loss), last=number == len(batches) - 1)
+        engine.backward(nan_if_not_finite(output.loss), last=number == len(batches) - 1)
         figures.add(output.figures | {"loss": (float(output.loss.detach()), 1.0 / (len(batches) * engine.world))})
     values = figures.means(engine)
     values["gradient_norm"] = engine.update(stage.rate_factors(step))
@@ -223,12 +223,12 @@ def _update(stage: Stage, engine: Engine, step: int, seed: int) -> dict[str, flo
     return values
 
 
-def poisoned(loss: torch.Tensor) -> torch.Tensor:
+def nan_if_not_finite(loss: torch.Tensor) -> torch.Tensor:
     """Turn a loss that is not finite into NaN, so that the global gradient norm shows it on every rank."""
     return loss if bool(torch.isfinite(loss.detach())) else loss * math.nan
 
 
-def judge(name: str, step: int, values: dict[str, float], on_nonfinite: str, before: int, *, told: bool) -> int:
+def check_finite(name: str, step: int, values: dict[str, float], on_nonfinite: str, before: int, *, logs: bool) -> int:
     """Check that a step's loss and gradient are finite, from figures that are the same on every rank; sets `skipped`.
 
     Args:
@@ -237,7 +237,7 @@ def judge(name: str, step: int, values: dict[str, float], on_nonfinite: str, bef
         values: `loss` and `gradient_norm` of the step.
         on_nonfinite: `stop` or `skip`.
         before: updates skipped in a row up to here.
-        told: this rank says so.
+        logs: this rank logs it.
 
     Returns:
         Updates skipped in a row.
@@ -260,7 +260,7 @@ def judge(name: str, step: int, values: dict[str, float], on_nonfinite: str, bef
             f"{name}: {what} at step {step + 1}{so_far}; lower the learning rate (no weight was changed, and the "
             "last good run state is kept)"
         )
-    if told:
+    if logs:
         logger.warning("%s: %s at step %d: the update is skipped on every rank", name, what, step + 1)
     return before + 1
 

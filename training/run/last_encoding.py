@@ -11,11 +11,11 @@ from training.refresh.attempts import Attempts
 from training.refresh.process import Worker
 from training.refresh.version import Pending, Version
 from training.refresh.versions import Versions
-from training.run.recipe import LOCK_SECONDS, places, sole_user
+from training.run.recipe import LOCK_SECONDS, run_paths, sole_user
 
 
 @dataclass(frozen=True)
-class Left:
+class FinishedRun:
     """What a run that made all its steps left.
 
     Attributes:
@@ -35,9 +35,9 @@ class Left:
     lag_steps: int
 
 
-def left(config: Config) -> Left:
+def finished_run(config: Config) -> FinishedRun:
     """What the run of a configuration left; it has made all its steps."""
-    where, trained = places(config), config.joint.compressor_updates
+    where, trained = run_paths(config), config.joint.compressor_updates
     state = json.loads((where.run / "versions.json").read_text())
     current = state["current"]
     notes = [json.loads(p.read_text()) for p in where.run.glob("refresh-v*.json") if p.name.count(".") == 1]
@@ -46,15 +46,15 @@ def left(config: Config) -> Left:
     if refreshes and (newest := int(refreshes[-1]["number"])) > number:
         # Ready after the last step, so that no step used it.
         memory, index = (str(where.output / f"{kind}-v{newest}") for kind in ("memory", "index"))
-        return Left(state, refreshes, newest, memory, index, max(0, trained - int(refreshes[-1]["oldest_step"])))
+        return FinishedRun(state, refreshes, newest, memory, index, max(0, trained - int(refreshes[-1]["oldest_step"])))
     # Version 0, which the run began with, has no note.
     oldest = next(
         (note["oldest_step"] for note in refreshes if int(note["number"]) == number), current["snapshot_step"]
     )
-    return Left(state, refreshes, number, current["memory"], current["index"], max(0, trained - int(oldest)))
+    return FinishedRun(state, refreshes, number, current["memory"], current["index"], max(0, trained - int(oldest)))
 
 
-def due(config: Config, found: Left) -> bool:
+def final_refresh_due(config: Config, found: FinishedRun) -> bool:
     """Whether the last re-encoding is asked for and still to be made."""
     return config.joint.refresh.final and found.lag_steps > 0
 
@@ -67,8 +67,8 @@ def encode(config: Config, worker: Worker, *, threads: int) -> str:
         worker: where refreshes run.
         threads: torch threads.
     """
-    where, found = places(config), left(config)
-    if not due(config, found):
+    where, found = run_paths(config), finished_run(config)
+    if not final_refresh_due(config, found):
         return ""
     with sole_user(where.run / "lock", wait_seconds=LOCK_SECONDS):
         versions = Versions(config, where.output, where.run, None, threads)
@@ -83,7 +83,7 @@ def encode(config: Config, worker: Worker, *, threads: int) -> str:
         return "" if attempts.poll(wait=True, timeout_seconds=math.inf) > 0 else attempts.why
 
 
-def _next_number(found: Left) -> int:
+def _next_number(found: FinishedRun) -> int:
     """The next unused version number; skips a cancelled refresh whose files may still arrive."""
     pending = int((found.state["pending"] or {"number": 0})["number"])
     return max(found.current, pending) + 1

@@ -42,7 +42,7 @@ _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @dataclass(frozen=True)
-class Places:
+class RunPaths:
     """Where a run writes."""
 
     output: Path
@@ -116,15 +116,15 @@ def recipe(config: Config, *, exclude_defaults: bool = True) -> dict[str, Any]:
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
 
 
-def places(config: Config) -> Places:
+def run_paths(config: Config) -> RunPaths:
     """Directories of a run; runs of different recipes don't meet."""
     output = Path(config.output).absolute()
-    return Places(output, output / f"run-{artefact.hash_of(recipe(config))[:12]}")
+    return RunPaths(output, output / f"run-{artefact.hash_of(recipe(config))[:12]}")
 
 
 def finished(config: Config) -> bool:
     """Whether CHECKPOINT, report and, if asked for, last re-encoding and tracking of this run are complete."""
-    where = places(config)
+    where = run_paths(config)
     if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)) or not where.report.is_file():
         return False
     if config.tracking.uri and not (

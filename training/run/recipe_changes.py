@@ -40,7 +40,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return [f"{key} {old} → {new}" for key, (old, new) in pairs.items() if old != new]
 
 
-def tell_of_another(output: Path, run: Path, recipe: Mapping[str, Any]) -> None:
+def warn_of_other_run(output: Path, run: Path, recipe: Mapping[str, Any]) -> None:
     """Warn that this run begins at step 0 beside another run, with the settings that differ (from the most similar)."""
     others = [path for path in sorted(output.glob("run-*")) if path != run and path.is_dir()]
     if not others or run_states(run):

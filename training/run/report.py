@@ -13,8 +13,8 @@ from training.refresh.attempts import lost_tries
 from training.refresh.cost import cost
 from training.refresh.job import recall_of
 from training.refresh.retention import deleted, prune
-from training.run.last_encoding import Left, due, left
-from training.run.recipe import Places, places, threads_of_rank
+from training.run.last_encoding import FinishedRun, final_refresh_due, finished_run
+from training.run.recipe import RunPaths, run_paths, threads_of_rank
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ def finish(config: Config) -> dict[str, Any]:
     Of the run states the newest stays; versions that nobody uses are deleted. What the last re-encoding needs stays
     until it is made.
     """
-    where, settings = places(config), config.joint
-    found = left(config)
+    where, settings = run_paths(config), config.joint
+    found = finished_run(config)
     if found.lag_steps and not settings.refresh.final:
         logger.warning(
             "MEMORY version %d lags the trained compressor by %d steps; set joint.refresh.final = true, or encode it "
@@ -67,7 +67,7 @@ def finish(config: Config) -> dict[str, Any]:
     }
     # Nobody goes on from an older one any more, and what it names may go with it.
     keep_newest(where.run, 1)
-    needed = int(found.state["current"]["number"]) if due(config, found) else found.current
+    needed = int(found.state["current"]["number"]) if final_refresh_due(config, found) else found.current
     prune(
         where.output,
         where.run,
@@ -81,7 +81,7 @@ def finish(config: Config) -> dict[str, Any]:
     return report
 
 
-def summarise(config: Config, where: Places, found: Left) -> dict[str, Any]:
+def summarise(config: Config, where: RunPaths, found: FinishedRun) -> dict[str, Any]:
     """The report: times, throughput, refreshes, versions by step, and where the newest MEMORY and INDEX lie."""
     metrics = read(where.metrics)
     ranks = 1 if config.launch.launcher == "local" else config.launch.num_workers
@@ -135,7 +135,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def made(where: Places, report: Mapping[str, Any]) -> dict[str, str]:
+def made(where: RunPaths, report: Mapping[str, Any]) -> dict[str, str]:
     """What a run made, as tags: where it lies, and manifest hashes."""
     tags: dict[str, str] = {}
     for name in ("checkpoint", "memory", "index"):

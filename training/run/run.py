@@ -33,15 +33,15 @@ from training.run.checks import check_index, check_refresh, check_settings
 from training.run.recipe import (
     _JOB_VARIABLE,
     LOCK_SECONDS,
-    Places,
+    RunPaths,
     own_backbone,
-    places,
     plan,
     recipe,
+    run_paths,
     sole_user,
     threads_of_rank,
 )
-from training.run.recipe_changes import note_recipe, tell_of_another
+from training.run.recipe_changes import note_recipe, warn_of_other_run
 from training.stages.held_out import HeldOut
 from training.stages.joint_stage import JointStage, trained_roles
 from training.stages.scored_stage import ScoredStage, check_scored
@@ -87,7 +87,7 @@ def check(config: Config) -> None:
 
 
 def build_stage(
-    config: Config, model: ClaraModel, where: Places, worker: Worker | None, open_index: OpenIndex = MemoryIndex.open
+    config: Config, model: ClaraModel, where: RunPaths, worker: Worker | None, open_index: OpenIndex = MemoryIndex.open
 ) -> JointStage:
     """The stage that a configuration asks for."""
     versions = Versions(config, where.output, where.run, worker, config.joint.refresh.threads, open_index)
@@ -145,7 +145,7 @@ def preflight(config: Config) -> None:
     Raises:
         InputError: an input is unfinished, damaged, or does not fit the others, or a refresh could not work.
     """
-    where = places(config)
+    where = run_paths(config)
     store, _ = Versions(config, where.output, where.run, None, 1).open()
     check_index(config, store)
     check_refresh(config, store)
@@ -154,7 +154,7 @@ def preflight(config: Config) -> None:
     if config.utilities:
         check_scored(config)
     made_by = recipe(config, exclude_defaults=False)
-    tell_of_another(where.output, where.run, made_by)
+    warn_of_other_run(where.output, where.run, made_by)
     try:
         where.run.mkdir(parents=True, exist_ok=True)
         note_recipe(where.run, made_by)
@@ -197,7 +197,7 @@ def train_rank(
         InputError: what it reads is damaged, or there is no room for the figures, even at the end, or for the
             CHECKPOINT.
     """
-    where = places(config)
+    where = run_paths(config)
     where.run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads_of_rank(config, num_ranks))
     model = load_checkpoint(config.checkpoint, config.backbone, device=device)

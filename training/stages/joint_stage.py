@@ -55,7 +55,7 @@ def trained_roles(config: Config) -> list[str]:
 def shuffled_answers(questions: list[Question], seed: int) -> list[Question]:
     """The control: every question with another one's answers."""
     order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
-    # A rotation along a random order: nobody keeps their own.
+    # A rotation along a random order, so that no question keeps its own answers.
     successor = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
     return [dataclasses.replace(q, answers=questions[successor[i]].answers) for i, q in enumerate(questions)]
 
@@ -74,15 +74,15 @@ class JointStage(Stage):
         canary: Canary | None = None,
         store_backbone: bool = False,
     ) -> None:
-        """Freeze what does not train.
+        """Freeze the parameters that do not train.
 
         Args:
             model: its query reasoner, generator and compressor train as configured.
-            questions: of the training split.
+            questions: the training split.
             config: the root; sections `joint` and `retrieval`.
             versions: MEMORY and INDEX.
             held_out: questions to evaluate on; None: none.
-            canary: what staleness is measured with; None: it is not.
+            canary: measures staleness; None: it is not measured.
             store_backbone: snapshots hold the LM too.
         """
         settings = config.joint
@@ -93,7 +93,7 @@ class JointStage(Stage):
         self._model, self._config, self._settings = model, config, settings
         self._held_out, self._canary, self._store_backbone = held_out, canary, store_backbone
         store, index = versions.open()
-        # Pools that were scored beforehand are not drawn: nothing is searched by words, so that no BM25 is built.
+        # Pools that were scored beforehand are not drawn, so that no BM25 is needed.
         drawing = settings.model_copy(update={"from_bm25": 0}) if config.utilities else settings
         self.candidates = Candidates(
             drawing, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index
@@ -101,27 +101,27 @@ class JointStage(Stage):
         asked = shuffled_answers(questions, config.seed) if settings.shuffle_answers else questions
         self.pools = QuestionPools(model, asked, settings, config.seed, self.candidates)
         self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
-        # Figures of the step under way, as of its batches.
+        # Figures of the step under way, set when its batches are drawn.
         self._figures: dict[str, float] = {}
         self._spent = Spent()
         self._step_began = 0.0
         self._devices = Devices.of(config, torch.get_num_threads())
         self._engine: Engine | None = None
 
-    # --- what the loop asks ------------------------------------------------------------------------------------------
+    # --- called by the loop ------------------------------------------------------------------------------------------
 
     def groups(self) -> list[tuple[float, list[nn.Parameter]]]:
-        """Each role with its own rate."""
+        """Parameters of each trained role with its learning rate."""
         rates: Mapping[str, float] = {str(role): rate for role, rate in self._settings.learning_rates.items()}
         roles = trained_roles(self._config)
         return [(rates.get(role, self.optimiser.learning_rate), self._model.role_parameters(role)) for role in roles]
 
     def rate_factors(self, step: int) -> list[float]:
-        """See the base class. The compressor stands still after its share of the updates."""
+        """See the base class. The compressor's rate is 0 after its share of the updates."""
         factors = super().rate_factors(step)
-        stands = step >= self._settings.compressor_updates
+        frozen = step >= self._settings.compressor_updates
         return [
-            0.0 if role == COMPRESSOR and stands else f
+            0.0 if role == COMPRESSOR and frozen else f
             for role, f in zip(trained_roles(self._config), factors, strict=True)
         ]
 
@@ -130,10 +130,10 @@ class JointStage(Stage):
         return self._settings.questions_per_step
 
     def begin(self, engine: Engine) -> None:
-        """Learn who shares the work.
+        """Check that the stage can run on these ranks.
 
         Raises:
-            InputError: there is less to evaluate on than ranks.
+            InputError: fewer held-out questions than ranks.
         """
         self._engine = engine
         if self._held_out is not None:
@@ -182,7 +182,7 @@ class JointStage(Stage):
         every = self._settings.refresh.canary_every
         staleness: dict[str, float] = {}
         if self._canary is not None and (step + 1) % every == 0:
-            # Of the version that the next step uses, as a switch in this step has taken place.
+            # Measures the version that the next step uses: a switch in this step has taken place.
             staleness = self._canary.measure(self._model, self._store, engine)
         self._refresh(step + 1, staleness.get("canary_cosine", 1.0))
         self.versions.prune(step + 1)
@@ -215,7 +215,7 @@ class JointStage(Stage):
         """See the base class."""
         self.versions.restore(state["versions"])
         self._open()
-        self.versions.blocked_seconds = 0.0  # opening what the run begins with is no waiting
+        self.versions.blocked_seconds = 0.0  # the first opening does not count as waiting
         self._spent = Spent(**state["spent"])
 
     # --- refreshes ---------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class JointStage(Stage):
 
     def _begun(self) -> Engine:
         if self._engine is None:
-            raise RuntimeError("the stage has not begun")
+            raise RuntimeError("begin() has not been called")
         return self._engine
 
     def _open(self) -> None:
@@ -278,6 +278,6 @@ class JointStage(Stage):
             valid=valid_BN.to(device),
             positive=positive_BN.to(device),
             candidates=texts,
-            compressor_stands=not trains,
+            compressor_frozen=not trains,
             right_memory=right_memory,
         )

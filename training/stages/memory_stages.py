@@ -168,8 +168,8 @@ class InstructStage(MemoryStage):
     def _batch(self, step: int, rows: list[int]) -> InstructBatch:
         questions = [self._questions[r] for r in rows]
         own = list(dict.fromkeys(name for q in questions for name in right_documents(q, self._config.instruct)))
-        dice = torch.Generator().manual_seed(self._config.seed * 1_000_003 + step)
-        chosen = [self._chosen(question, own, dice) for question in questions]
+        rng = torch.Generator().manual_seed(self._config.seed * 1_000_003 + step)
+        chosen = [self._chosen(question, own, rng) for question in questions]
         names = list(dict.fromkeys(name for one in chosen for name in one))
         limit = self._model.settings.max_document_tokens
         whole = [self._model.document_ids(self._documents[n]) for n in names]
@@ -178,7 +178,7 @@ class InstructStage(MemoryStage):
         prompts = [self._model.prompts.question(q.question, q.answers[0]) for q in questions]
         return InstructBatch(prompts, [ids[:limit] for ids in whole], [[place[name] for name in one] for one in chosen])
 
-    def _chosen(self, question: Question, own: list[str], dice: torch.Generator) -> list[str]:
+    def _chosen(self, question: Question, own: list[str], rng: torch.Generator) -> list[str]:
         """Ids of a prompt's documents, in their order; `own`: the right ones of the whole micro-batch."""
         settings = self._config.instruct
         forbidden = {*question.positive_ids, *question.exclude_ids}
@@ -187,11 +187,11 @@ class InstructStage(MemoryStage):
         ]
         right = list(right_documents(question, settings))
         # The coin is thrown where it can matter only, so that older runs keep their random numbers.
-        if settings.without_right and others and float(torch.rand((), generator=dice)) < settings.without_right:
+        if settings.without_right and others and float(torch.rand((), generator=rng)) < settings.without_right:
             right = []
         others = [
             others[i]
-            for i in torch.randperm(len(others), generator=dice).tolist()[: settings.num_documents - len(right)]
+            for i in torch.randperm(len(others), generator=rng).tolist()[: settings.num_documents - len(right)]
         ]
         chosen = [*right, *others]
-        return [chosen[i] for i in torch.randperm(len(chosen), generator=dice).tolist()]
+        return [chosen[i] for i in torch.randperm(len(chosen), generator=rng).tolist()]

@@ -44,10 +44,10 @@ def turned(checkpoint: Path, output: Path) -> Path:
     from clara.model.checkpoint import load_checkpoint, save_checkpoint
 
     model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
-    dice = torch.Generator().manual_seed(5)
+    rng = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in model.train_only(["query_reasoner"]):
-            parameter += 0.5 * torch.randn(parameter.shape, generator=dice)
+            parameter += 0.5 * torch.randn(parameter.shape, generator=rng)
     save_checkpoint(model, output, stage="joint", recipe={"made_by": "tests"})
     return output
 

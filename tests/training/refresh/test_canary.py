@@ -61,10 +61,10 @@ class RankEngine(LocalEngine):
 def drifted(world: World) -> ClaraModel:
     """The model of the world, its compressor moved."""
     model = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.role_parameters("compressor"):
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=dice))
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=rng))
     return model
 
 

@@ -47,10 +47,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
 
 def move(model: ClaraModel, seed: int) -> None:
     """Two updates, as it were."""
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.role_parameters("compressor"):
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=dice))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=rng))
 
 
 def stage(world: World, folder: Path, model: ClaraModel, refresh: dict[str, object]) -> JointStage:

@@ -29,10 +29,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
 
 def drifted(world: World) -> ClaraModel:
     model = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
-    dice = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.role_parameters("compressor"):
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=dice))
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=rng))
     return model
 
 

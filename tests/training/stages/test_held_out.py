@@ -40,10 +40,10 @@ def test_memory_that_fits_its_model_ranks_as_fresh_memory_does(world: World) -> 
 
 def test_figures_of_a_moved_compressor_are_as_computed_directly(world: World) -> None:
     model, candidates, questions = parts(world)
-    store, dice = candidates.store, torch.Generator().manual_seed(3)
+    store, rng = candidates.store, torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in model.role_parameters("compressor"):
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=dice))
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=rng))
     found = HeldOut(questions, num_selected=2, published_pool=True, fresh=True).alone(model, candidates)
     assert found["held_out_fresh_answer_nats"] != pytest.approx(found["held_out_answer_nats"], abs=1e-3)
     hits = {"": [0.0, 0.0], "fresh_": [0.0, 0.0]}
