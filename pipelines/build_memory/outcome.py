@@ -3,7 +3,7 @@
 import re
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from pipelines.corpus.document_ids import EXAMPLE
 from pipelines.corpus.exact_duplicates import REASON as DUPLICATE
 from pipelines.corpus.filters import Filters
 from pipelines.corpus.near_duplicates import Likeness
+from pipelines.job.accounting import Account, raise_first_error
 from pipelines.job.locks import Lease
 
 
@@ -98,31 +99,15 @@ def complete(
     Raises:
         InputError: a shard could not be written, there is no row, or more records failed than allowed.
     """
-    errors = sorted(report["error"] for report in reports if report.get("error"))
-    if errors:
-        raise InputError(errors[0] + (f" (and {len(errors) - 1} more shards failed)" if len(errors) > 1 else ""))
-    failed = {reason: count for (dropped, reason), count in sorted(reasons.items()) if not dropped}
-    dropped = {reason: count for (dropped, reason), count in sorted(reasons.items()) if dropped}
+    raise_first_error(reports)
+    account = Account.of(tallies, reasons)
     rows = sum(report["rows"] for report in reports)
-    check_nothing_lost(tallies, rows, failed, dropped)
-    where = f"{paths.join(job.output, letter_files[0]['path'])} names each"
-    if not rows:
-        raise InputError(
-            f"--input: no document could be used, failures by reason: {failed or 'none'}, dropped: {dropped or 'none'}; {where}"
-        )
-    dropped.pop(DUPLICATE, None)  # chunks, which are counted as such: what was dropped counts records
-    num_failed = sum(failed.values())
-    if 0 <= job.max_failures < num_failed:
-        raise InputError(
-            f"{num_failed} dead letters, --max-failures allows {job.max_failures}; by reason: {failed}; {where}"
-        )
-    counts = {
-        **dict(sorted(tallies.items())),
-        "rows": rows,
-        "dead letters": num_failed,
-        "dead letters by reason": failed,
-    }
-    counts |= {"dropped": sum(dropped.values()), "dropped by reason": dropped}
+    account.check_stages(stages(account, rows))
+    # Duplicates are chunks, which the tallies count: what was dropped counts records.
+    records = replace(account, dropped={reason: n for reason, n in account.dropped.items() if reason != DUPLICATE})
+    letters = paths.join(job.output, letter_files[0]["path"])
+    records.check_result(rows, "--input: no document could be used", letters, job.max_failures)
+    counts = records.counts(rows=rows)
     if job.lease:
         job.lease.check()
     if job.update:
@@ -158,29 +143,19 @@ def check_sees(job: Job) -> None:
         )
 
 
-def check_nothing_lost(
-    tallies: Mapping[str, int], rows: int, failed: Mapping[str, int], dropped: Mapping[str, int]
-) -> None:
-    """Records in = out + dropped + failed, at each stage; a difference is a bug of the job, and no MEMORY is completed then."""
+def stages(account: Account, rows: int) -> list[tuple[str, int, int]]:
+    """What came into each stage of the job, and what is accounted for; see `Account.check_stages`."""
+    failed, dropped, total = account.failed, account.dropped, account.total
     unchunked, uncompressed = failed.get("not chunked", 0), failed.get("not compressed", 0)
     unread = sum(failed.values()) - unchunked - uncompressed
     duplicates = dropped.get(DUPLICATE, 0)
     unused = sum(dropped.values()) - duplicates
-    for stage, came_in, went_out in (
-        (
-            "reading",
-            tallies.get(RECORDS, 0),
-            tallies.get(DOCUMENTS, 0) + tallies.get(BEYOND_LIMIT, 0) + unread + unused,
-        ),
-        ("deduplication", tallies.get(CHUNKS, 0), tallies.get(UNIQUE, 0) + tallies.get(DUPLICATES, 0)),
-        ("telling of duplicates", tallies.get(DUPLICATES, 0), duplicates),
-        ("compression", tallies.get(UNIQUE, 0), rows + uncompressed),
-    ):
-        if came_in != went_out:
-            raise RuntimeError(
-                f"{stage} lost records: {came_in} came in, {went_out} are accounted for; tallies {dict(tallies)}, failed {dict(failed)}, "
-                f"dropped {dict(dropped)}"
-            )
+    return [
+        ("reading", total(RECORDS), total(DOCUMENTS, BEYOND_LIMIT) + unread + unused),
+        ("deduplication", total(CHUNKS), total(UNIQUE, DUPLICATES)),
+        ("telling of duplicates", total(DUPLICATES), duplicates),
+        ("compression", total(UNIQUE), rows + uncompressed),
+    ]
 
 
 _LEFTOVER = re.compile(rf"{NAME}[^/]*\.jsonl$|[^/]*shard-")

@@ -9,7 +9,6 @@ from typing import Any
 
 from clara.data.corpus import Fields
 from clara.data.examples import join_examples
-from clara.errors import InputError
 from pipelines.corpus.chunking import Tokens
 from pipelines.corpus.counts import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
 from pipelines.corpus.dead_letters import NAME
@@ -17,6 +16,7 @@ from pipelines.corpus.document_ids import EXAMPLE
 from pipelines.corpus.exact_duplicates import REASON as DUPLICATE
 from pipelines.corpus.filters import Filters
 from pipelines.corpus.near_duplicates import Likeness
+from pipelines.job.accounting import Account, raise_first_error
 from pipelines.synthesize import dialogues as streams
 from pipelines.synthesize import shards as work
 from pipelines.synthesize.dialogues import Settings
@@ -83,26 +83,15 @@ def complete(
     Raises:
         InputError: the model could not be asked, there is no example, or more failed than allowed.
     """
-    errors = sorted(report["error"] for report in reports if report.get("error"))
-    if errors:
-        raise InputError(errors[0])
+    raise_first_error(reports)
     totals = Counter(tallies)
     for report in reports:
         totals.update(report["counts"])
-    check_nothing_lost(totals, reasons, len(job.settings.kinds))
-    failed = {reason: count for (dropped, reason), count in sorted(reasons.items()) if not dropped}
-    dropped = {reason: count for (dropped, reason), count in sorted(reasons.items()) if dropped}
-    where = f"{Path(job.output) / letter_files[0]['path']} names each"
-    if not totals[streams.MADE]:
-        raise InputError(
-            f"no example could be made; failed: {failed or 'nothing'}, dropped: {dropped or 'nothing'}; {where}"
-        )
-    if 0 <= job.max_failures < sum(failed.values()):
-        raise InputError(
-            f"{sum(failed.values())} failures, --max-failures allows {job.max_failures}; by reason: {failed}; {where}"
-        )
-    counts = {**dict(sorted(totals.items())), "dead letters": sum(failed.values()), "dead letters by reason": failed}
-    counts |= {"dropped": sum(dropped.values()), "dropped by reason": dropped}
+    account = Account.of(totals, reasons)
+    account.check_stages(stages(account, len(job.settings.kinds)))
+    letters = str(Path(job.output) / letter_files[0]["path"])
+    account.check_result(totals[streams.MADE], "no example could be made", letters, job.max_failures)
+    counts = account.counts()
     parts = [Path(job.output) / work.WORK / name / work.PART for name in sorted(report["name"] for report in reports)]
     manifest = join_examples(
         job.output,
@@ -122,37 +111,31 @@ def complete(
     }
 
 
-def check_nothing_lost(totals: Mapping[str, int], reasons: Mapping[tuple[bool, str], int], num_kinds: int) -> None:
-    """Check in = out + dropped + failed of records, chunks, examples, questions; a difference is a bug."""
+def stages(account: Account, num_kinds: int) -> list[tuple[str, int, int]]:
+    """What came into each stage of the job, and what is accounted for; see `Account.check_stages`."""
+    total = account.total
 
-    def letters(prefix: str, dropped: bool) -> int:
-        return sum(count for (was, reason), count in reasons.items() if was is dropped and reason.startswith(prefix))
+    def letters(found: Mapping[str, int], prefix: str) -> int:
+        return sum(count for reason, count in found.items() if reason.startswith(prefix))
 
-    def of(*names: str) -> int:
-        return sum(totals.get(name, 0) for name in names)
-
-    later = sum(
-        letters(prefix, was)
-        for prefix in (streams.EXAMPLE, streams.QUESTION, "not chunked", DUPLICATE)
-        for was in (True, False)
-    )
-    unread = sum(reasons.values()) - later
-    for stage, came_in, went_out in (
-        ("reading", of(RECORDS), of(DOCUMENTS, BEYOND_LIMIT) + unread),
-        ("deduplication", of(CHUNKS), of(UNIQUE, DUPLICATES)),
-        ("telling of duplicates", of(DUPLICATES), letters(DUPLICATE, True)),
-        ("planning", of(UNIQUE) * num_kinds, of(streams.STREAMS)),
-        ("asking", of(streams.STREAMS), of(streams.MADE, streams.DROPPED, streams.FAILED)),
-        ("telling what was dropped", of(streams.DROPPED), letters(streams.EXAMPLE, True)),
-        ("telling what failed", of(streams.FAILED), letters(streams.EXAMPLE, False)),
-        ("choosing questions", of(streams.QUESTIONS), of(streams.KEPT, streams.QUESTIONS_DROPPED, streams.OF_OTHERS)),
-        ("telling of questions", of(streams.QUESTIONS_DROPPED), letters(streams.QUESTION, True)),
-    ):
-        if came_in != went_out:
-            raise RuntimeError(
-                f"{stage} lost records: {came_in} came in, {went_out} are accounted for; {dict(totals)}, reasons "
-                f"{dict(reasons)}"
-            )
+    everything = (account.failed, account.dropped)
+    later = (streams.EXAMPLE, streams.QUESTION, "not chunked", DUPLICATE)
+    unread = sum(sum(found.values()) - sum(letters(found, prefix) for prefix in later) for found in everything)
+    return [
+        ("reading", total(RECORDS), total(DOCUMENTS, BEYOND_LIMIT) + unread),
+        ("deduplication", total(CHUNKS), total(UNIQUE, DUPLICATES)),
+        ("telling of duplicates", total(DUPLICATES), letters(account.dropped, DUPLICATE)),
+        ("planning", total(UNIQUE) * num_kinds, total(streams.STREAMS)),
+        ("asking", total(streams.STREAMS), total(streams.MADE, streams.DROPPED, streams.FAILED)),
+        ("telling what was dropped", total(streams.DROPPED), letters(account.dropped, streams.EXAMPLE)),
+        ("telling what failed", total(streams.FAILED), letters(account.failed, streams.EXAMPLE)),
+        (
+            "choosing questions",
+            total(streams.QUESTIONS),
+            total(streams.KEPT, streams.QUESTIONS_DROPPED, streams.OF_OTHERS),
+        ),
+        ("telling of questions", total(streams.QUESTIONS_DROPPED), letters(account.dropped, streams.QUESTION)),
+    ]
 
 
 def remove_work(output: Path, letter_files: Iterable[str]) -> None:

@@ -33,12 +33,13 @@ from pipelines.build_memory import run as memory_run
 from pipelines.build_memory.command import main, parser
 from pipelines.build_memory.graph import default_num_shards
 from pipelines.build_memory.job import make_job
-from pipelines.build_memory.outcome import check_nothing_lost
+from pipelines.build_memory.outcome import stages
 from pipelines.corpus.document_ids import two_that_differ
 from pipelines.corpus.exact_duplicates import Kept, first_of
 from pipelines.corpus.splits import find_units
 from pipelines.engines import runner
 from pipelines.engines.runner import beam_options
+from pipelines.job.accounting import Account
 from pipelines.job.locks import LOCK, locked
 from pipelines.job.progress import PROGRESS, Seen, ShardProgress, finished_shards, seen
 from tests.helpers import tiny
@@ -241,7 +242,7 @@ def test_more_failures_than_allowed_fail_the_job(build: Build, tmp_path: Path) -
 
 
 def test_a_corpus_without_a_document_is_an_error(build: Build, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no document could be used, failures by reason: \{'no text': 2\}"):
+    with pytest.raises(InputError, match=r"no document could be used; failed: \{'no text': 2\}"):
         build({"a.jsonl": b'{"body": "x"}\n{"body": "y"}\n'})
     assert not (tmp_path / "memory" / "manifest.json").exists()
 
@@ -552,12 +553,17 @@ def test_shards_by_the_number_of_chunks(chunks: int, shards: int) -> None:
 def test_a_lost_record_is_noticed(name: str, change: int) -> None:
     tallies = {"records read": 12, "documents": 10, "chunks": 20, "unique chunks": 15, "duplicate chunks dropped": 5}
     reasons = {"not JSON": 2, "not compressed": 1}
-    check_nothing_lost(tallies, 14, reasons, {"duplicate": 5})
-    check_nothing_lost({**tallies, "records read": 15}, 14, reasons, {"redirect": 3, "duplicate": 5})
+
+    def check(tallies: dict[str, int], failed: dict[str, int], dropped: dict[str, int]) -> None:
+        account = Account(tallies, failed, dropped)
+        account.check_stages(stages(account, 14))
+
+    check(tallies, reasons, {"duplicate": 5})
+    check({**tallies, "records read": 15}, reasons, {"redirect": 3, "duplicate": 5})
     with pytest.raises(RuntimeError, match="lost records"):
-        check_nothing_lost({**tallies, name: tallies[name] + change}, 14, reasons, {"duplicate": 5})
+        check({**tallies, name: tallies[name] + change}, reasons, {"duplicate": 5})
     with pytest.raises(RuntimeError, match="telling of duplicates lost records"):
-        check_nothing_lost(tallies, 14, reasons, {"duplicate": 4})
+        check(tallies, reasons, {"duplicate": 4})
 
 
 def test_documents_are_plain_values() -> None:

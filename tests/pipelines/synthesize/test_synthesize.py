@@ -231,7 +231,7 @@ def test_one_chunk_that_breaks_the_endpoint_fails_alone_and_can_be_tried_again(
         assert read_manifest(output)["counts"]["examples failed"] == 2
         assert len(read_examples(output)) == 34
         assert "--retry-failed" in caplog.text
-        with pytest.raises(InputError, match="2 failures, --max-failures allows 1"):
+        with pytest.raises(InputError, match="2 dead letters, --max-failures allows 1"):
             run(model, "--tries=2", "--max-failures=1", output="strict")
         broken[0], before = False, len(model.seen)
         run(model)
