@@ -37,12 +37,12 @@ lint: setup  ## format, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-test: setup lint  ## lint, then the fast tests; budget: 5 minutes on two cores
+test: setup lint  ## lint, then the fast tests
 	$(BIN)/pytest -m "not slow and not release" --numprocesses 2 --dist loadfile
 
 # Clusters start and lose nodes under time limits. On a busy machine a failed test runs once more; the last line of
 # pytest counts it as `rerun`.
-test-slow: setup  ## learning, ranks, clusters, faults; budget: 25 minutes on two cores
+test-slow: setup  ## learning, ranks, clusters, faults
 	$(BIN)/pytest -m "slow and not release" --numprocesses 2 --dist loadfile --reruns 1
 
 # Property-based tests run with 20 times as many examples here. Commit the result with the change it belongs to.
