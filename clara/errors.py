@@ -50,5 +50,8 @@ def explained(error: BaseException) -> str | None:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; the same command goes on from what is finished"
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
-        return f"error: {error.filename or 'output'}: {error.strerror}; choose a place that you may write to, with room, and run the command again"
+        return (
+            f"error: {error.filename or 'output'}: {error.strerror}; choose a place that you may write to, "
+            "with room, and run the command again"
+        )
     return None

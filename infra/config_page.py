@@ -73,8 +73,10 @@ def reference() -> str:
     """The reference page, as Markdown."""
     head = (
         "# Configuration\n\n"
-        "One tree of settings for all commands. A TOML file holds what differs from the defaults (`--config FILE`), `--set KEY=VALUE` sets a\n"
-        "key, and a command's flags are short names of keys. Defaults, then the file, then flags and `--set` in their order. An unknown key\n"
+        "One tree of settings for all commands. A TOML file holds what differs from the defaults (`--config FILE`), "
+        "`--set KEY=VALUE` sets a\n"
+        "key, and a command's flags are short names of keys. Defaults, then the file, "
+        "then flags and `--set` in their order. An unknown key\n"
         "is an error; a key that a command does not use is refused with `--set` and reported of a file."
     )
     return "\n".join([head, *sections(Config())]) + "\n"

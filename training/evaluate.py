@@ -67,7 +67,8 @@ def settings_of(section: Section) -> Settings:
     """
     if ("dense" in section.baselines) != bool(section.dense_model):
         raise InputError(
-            f"--baselines {','.join(section.baselines) or 'none'} with --dense-model {section.dense_model or 'none'}: dense needs the "
+            f"--baselines {','.join(section.baselines) or 'none'} with --dense-model {section.dense_model or 'none'}: "
+            "dense needs the "
             "folder of an embedding model, and the folder is for dense; give both or neither"
         )
     if section.retrieval_only and section.num_aligned:
@@ -78,7 +79,8 @@ def settings_of(section: Section) -> Settings:
     if section.num_generated and (unread := [name for name in generated if name not in section.conditions]):
         if "generate_conditions" in section.model_fields_set:
             raise InputError(
-                f"--generate-conditions {unread[0]!r} is not among --conditions {','.join(section.conditions)}; add it there"
+                f"--generate-conditions {unread[0]!r} is not among --conditions {','.join(section.conditions)}; "
+                "add it there"
             )
         generated = tuple(name for name in generated if name in section.conditions)
     dense = ""
@@ -113,7 +115,8 @@ def chosen_questions(directory: str, splits: Sequence[str], limit: int) -> list[
     for name in names:
         if name is not None and name not in there:
             raise InputError(
-                f"--splits {','.join(splits)}: {directory}: no question with split {name!r}; there are {', '.join(sorted(repr(s) for s in there))}; "
+                f"--splits {','.join(splits)}: {directory}: no question with split {name!r}; "
+                f"there are {', '.join(sorted(repr(s) for s in there))}; "
                 "name those, or take every question with --splits all"
             )
     chosen: list[Question] = []
@@ -215,7 +218,8 @@ def print_tables(evaluation: "Evaluation") -> None:
 
     for split, of in evaluation.figures().items():
         print(
-            f"\n{split or 'all questions'}: means (intervals and paired differences in the report; log-likelihoods in nats an answer)"
+            f"\n{split or 'all questions'}: means (intervals and paired differences in the report; "
+            "log-likelihoods in nats an answer)"
         )
         print(as_text(figure_table(of, interval=False)))
 

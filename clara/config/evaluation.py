@@ -37,7 +37,8 @@ class Evaluation(Section):
     num_aligned: int = Field(
         0,
         ge=0,
-        description="questions of each split whose utility alignment is measured; costs about N × pool × 2 readings for each row of "
+        description="questions of each split whose utility alignment is measured; "
+        "costs about N × pool × 2 readings for each row of "
         "the report and each of two readers",
     )
     splits: tuple[str, ...] = Field(("unseen", "seen"), description="splits of QUESTIONS; all: every question")

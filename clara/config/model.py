@@ -31,7 +31,10 @@ class Lora(Section):
 
 
 class Model(Section):
-    """Memory tokens and what surrounds them. A CHECKPOINT holds these settings (and `prompts`) and keeps them: see `checkpoint.check_given`."""
+    """Memory tokens and what surrounds them.
+
+    A CHECKPOINT holds these settings (and `prompts`) and keeps them: see `checkpoint.check_given`.
+    """
 
     num_memory_tokens: int = Field(16, ge=1, description="M, learned slots a document is compressed into")
     max_document_tokens: int = Field(
@@ -40,7 +43,8 @@ class Model(Section):
     max_question_tokens: int = Field(256, ge=1, description="tokens of a question; the rest is cut")
     residual: Literal["none", "segment_mean"] = Field(
         "none",
-        description="segment_mean: memory = gate · normalised state + mean input embedding of the slot's segment of the document "
+        description="segment_mean: memory = gate · normalised state + mean input embedding of the slot's segment of "
+        "the document "
         "(small models; Differs from the paper, which has none)",
     )
     query_residual: Literal["none", "question_mean"] = Field(
@@ -51,12 +55,14 @@ class Model(Section):
     )
     cut_inputs: bool = Field(
         False,
-        description="a fault of the reference, for imported checkpoints: a text is cut together with its eos, to max_document_tokens + 1, "
+        description="a fault of the reference, for imported checkpoints: a text is cut together with its eos, "
+        "to max_document_tokens + 1, "
         "so that a longer one keeps one token more and loses its end",
     )
     overlapping_slots: bool = Field(
         False,
-        description="a fault of the reference (its sep = false): memories are written without room for the markers that the prompt holds",
+        description="a fault of the reference (its sep = false): memories are written without room for the markers "
+        "that the prompt holds",
     )
     lora: Lora = Lora()
 
@@ -70,7 +76,8 @@ class Prompts(Section):
     )
     answer_user: str = "Background:\n{documents}\n\nQuestion:{question}"
     pairs_system: str = (
-        "You are a helpful assistant. Given a document, your task is to generate some single questions to cover all key information "
+        "You are a helpful assistant. Given a document, your task is to generate some single questions to cover all "
+        "key information "
         "of the document and answer them sequentially."
     )
     pairs_user: str = "Background:\n{documents}"
@@ -84,15 +91,18 @@ class Prompts(Section):
     )
     template_arguments: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
-        description="further arguments of the chat template; enable_thinking is false where it knows that and nothing is said",
+        description="further arguments of the chat template; enable_thinking is false where it knows that and nothing "
+        "is said",
     )
     keep_system: bool = Field(
         True,
-        description="where the template drops the system role, its text goes in front of the user's; false: it is lost, as in the reference",
+        description="where the template drops the system role, its text goes in front of the user's; false: "
+        "it is lost, as in the reference",
     )
     whole_tail: bool = Field(
         False,
-        description="an answer is followed by all that the template puts there, as in the reference; false: up to the first special token",
+        description="an answer is followed by all that the template puts there, as in the reference; false: "
+        "up to the first special token",
     )
 
     @model_validator(mode="after")

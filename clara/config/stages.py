@@ -53,7 +53,8 @@ class Instruct(Section):
     num_documents: int = Field(5, ge=1, description="K memories in a prompt: the right one and others of the batch")
     positives: Literal["first", "all"] = Field(
         "first",
-        description="of a question with several right documents: the first alone, or all of them (K at most; multi-hop questions)",
+        description="of a question with several right documents: the first alone, or all of them (K at most; "
+        "multi-hop questions)",
     )
     negatives: Literal["batch", "pool"] = Field(
         "batch", description="where a prompt's other documents come from; pool: candidate_ids"
@@ -90,7 +91,8 @@ class Joint(Section):
         0.0,
         ge=0,
         lt=1,
-        description="0: what is taken is masked by −inf; 1e-8: the published mask, which leaks (for parity with it only)",
+        description="0: what is taken is masked by −inf; 1e-8: the published mask, "
+        "which leaks (for parity with it only)",
     )
     answer_weight: float = Field(1.0, ge=0, description="weight of the answer's loss (straight-through, the paper's)")
     labels_weight: float = Field(0.0, ge=0, description="weight of the multi-positive InfoNCE on positive_ids")
@@ -100,7 +102,8 @@ class Joint(Section):
     utility_temperature: float = Field(1.0, gt=0, description="nats by which the likelihoods are divided")
     cut_gradient: bool = Field(
         False,
-        description="the control: no gradient from the answer to the scores, neither through top-k nor through utilities; labels stay",
+        description="the control: no gradient from the answer to the scores, "
+        "neither through top-k nor through utilities; labels stay",
     )
     shuffle_answers: bool = Field(False, description="the other control: answers shuffled among the questions")
     train_generator: bool = True
@@ -108,7 +111,8 @@ class Joint(Section):
     compressor_steps: int = Field(
         0,
         ge=0,
-        description="updates in which the compressor trains, where it does, before it stands still; 0: all. A MEMORY of any later snapshot fits "
+        description="updates in which the compressor trains, where it does, before it stands still; 0: all. "
+        "A MEMORY of any later snapshot fits "
         "the final CHECKPOINT exactly",
     )
     train_query_reasoner: bool = True
@@ -116,7 +120,8 @@ class Joint(Section):
         0.0,
         ge=0,
         le=1,
-        description="share of questions whose last selected memory is replaced by a known positive's: the generator keeps reading",
+        description="share of questions whose last selected memory is replaced by a known positive's: "
+        "the generator keeps reading",
     )
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on held-out questions; 0: none")
     evaluate_questions: int = Field(
@@ -125,19 +130,22 @@ class Joint(Section):
     evaluate_answer_tokens: int = Field(
         0,
         ge=0,
-        description="longest answer generated there from the K documents found, for its exact match; 0: none is generated",
+        description="longest answer generated there from the K documents found, for its exact match; 0: "
+        "none is generated",
     )
     evaluate_pools: bool = Field(
         False, description="rank held-out questions' own candidates there instead of searching the INDEX"
     )
     evaluate_fresh: bool = Field(
         False,
-        description="where held-out pools are ranked: on memory encoded afresh too, as a whole encoding would give it; N compressions each",
+        description="where held-out pools are ranked: on memory encoded afresh too, "
+        "as a whole encoding would give it; N compressions each",
     )
     checkpoint_every: int = Field(100, ge=1, description="steps between run states (for resuming)")
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
-        description="a loss or gradient that is not finite on any rank: every rank stops, or skips the update and goes on (ten in a row stop it)",
+        description="a loss or gradient that is not finite on any rank: every rank stops, "
+        "or skips the update and goes on (ten in a row stop it)",
     )
     optimiser: Optimiser = Optimiser(learning_rate=5e-6)
     learning_rates: dict[Literal["query_reasoner", "generator", "compressor"], Annotated[float, Field(gt=0)]] = Field(
@@ -156,7 +164,8 @@ class Joint(Section):
     def _pool(self) -> "Joint":
         if self.num_selected > self.num_candidates:
             raise ValueError(
-                f"joint.num_selected is {self.num_selected}, joint.num_candidates {self.num_candidates}: K of N needs K ≤ N; lower num_selected or raise num_candidates"
+                f"joint.num_selected is {self.num_selected}, joint.num_candidates {self.num_candidates}: "
+                "K of N needs K ≤ N; lower num_selected or raise num_candidates"
             )
         if self.answer_weight + self.labels_weight + self.utility_weight == 0:
             raise ValueError(

@@ -28,14 +28,16 @@ class Retrieval(Section):
 
     factory: str = Field(
         "auto",
-        description="FAISS factory string; auto: when an INDEX is built, Flat, IVF with float16 keys or OPQ+IVF+PQ by the number of rows; "
+        description="FAISS factory string; auto: when an INDEX is built, Flat, "
+        "IVF with float16 keys or OPQ+IVF+PQ by the number of rows; "
         "in a refresh, that of the run's INDEX",
     )
     first_level: int = Field(200, ge=1, description="L, candidates from the INDEX whose exact scores are then computed")
     search_shards: int = Field(
         0,
         ge=0,
-        description="0: each rank maps the whole INDEX, and ranks of a machine share its pages; N: N search servers (Ray actors) hold "
+        description="0: each rank maps the whole INDEX, and ranks of a machine share its pages; N: "
+        "N search servers (Ray actors) hold "
         "a share of its rows each, for an INDEX larger than a machine; the same rows are found",
     )
     search_seconds: float = Field(
@@ -61,7 +63,8 @@ class Launch(Section):
     gpu: bool = Field(False, description="one GPU for each rank; without it the CPU is used, never silently")
     zero_stage: Literal[1, 2, 3] = Field(
         2,
-        description="what is sharded over the ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too, the frozen LM's "
+        description="what is sharded over the ranks: 1 the optimiser's state, 2 gradients too, 3 parameters too, "
+        "the frozen LM's "
         "among them",
     )
     zero3_keep_whole_below: int = Field(
@@ -84,7 +87,8 @@ class Tracking(Section):
 
     uri: str = Field(
         "",
-        description="MLflow store or server, as sqlite:///PATH (its artefacts are stored beside it); empty: no tracking",
+        description="MLflow store or server, as sqlite:///PATH (its artefacts are stored beside it); empty: "
+        "no tracking",
     )
     experiment: str = Field("clara", description="experiment of runs, evaluations and registrations")
     corpus_experiment: str = Field("corpus", description="experiment of artefacts that corpus jobs make")
@@ -108,7 +112,8 @@ class Config(Section):
     index: str = Field("", description="INDEX over that MEMORY; empty: exact search over all rows")
     utilities: str = Field(
         "",
-        description="UTILITIES of the questions over that MEMORY, for stage joint: pools and likelihoods scored beforehand",
+        description="UTILITIES of the questions over that MEMORY, for stage joint: "
+        "pools and likelihoods scored beforehand",
     )
     output: str = Field("", description="directory that the command writes")
     backbone: Backbone = Backbone()

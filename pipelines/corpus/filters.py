@@ -1,4 +1,7 @@
-"""Filters over documents: length, language and symbols. Each is off by default, and what it drops is told with its reason."""
+"""Filters over documents: length, language and symbols.
+
+Each is off by default, and what it drops is told with its reason.
+"""
 
 import difflib
 import functools
@@ -50,7 +53,8 @@ def make_filters(
             raise InputError(f"--{name} {value}: expected 0 or more characters")
     if max_characters and max_characters < min_characters:
         raise InputError(
-            f"--max-characters {max_characters}: under --min-characters {min_characters}, so that nothing would stay; raise it"
+            f"--max-characters {max_characters}: under --min-characters {min_characters}, so that nothing would stay; "
+            "raise it"
         )
     if not 0 <= max_symbol_ratio <= 1:
         raise InputError(f"--max-symbol-ratio {max_symbol_ratio}: expected a share, 0 to 1")
@@ -59,7 +63,8 @@ def make_filters(
         if language not in known:
             near = difflib.get_close_matches(language, known, 3) or ["en", "de", "fr"]
             raise InputError(
-                f"--language {language!r}: not a language that can be told; ISO 639 codes are meant, as {', '.join(near)}"
+                f"--language {language!r}: not a language that can be told; ISO 639 codes are meant, "
+                f"as {', '.join(near)}"
             )
     return Filters(min_characters, max_characters, tuple(sorted(set(languages))), max_symbol_ratio)
 

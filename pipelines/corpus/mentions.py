@@ -36,14 +36,19 @@ _DISAMBIGUATION = re.compile(r"\s*\([^()]*\)$")
 # Ends of sentences: closing punctuation, perhaps quotes or brackets, white space, then what may begin one.
 _END = re.compile(r"""[.!?]["'”’)\]]*\s+(?=["'“‘(\[]?[A-Z0-9À-Þ])""")
 _ABBREVIATIONS = _words(
-    "mr mrs ms dr st jr sr prof gen col capt lt sgt rev hon gov sen rep pres no vol vs cf ca c fl r b d p pp ed est inc ltd co corp bros "
+    "mr mrs ms dr st jr sr prof gen col capt lt sgt rev hon gov sen rep pres no vol vs cf ca c fl r b d p pp ed est "
+    "inc ltd co corp bros "
     "mt ft approx etc e.g i.e lit trans jan feb mar apr jun jul aug sep sept oct nov dec"
 )
 FUNCTION_WORDS = _words(
-    "A An The This That These Those It Its He His Him She Her They Their Them We Our You Your I My In On At By For From Of To With Within "
-    "Without Under Over After Before During Since Until Between Among Through Throughout Against About As And Or But Nor If While When Where "
-    "Which Who Whose Whom What Why How Because Although Though However Also Both Either Neither Each Every Some Many Most More Such Other "
-    "Another One Two Three Several All Any No Not Only There Here Then Thus Today Despite Like Unlike Along According Born Located Known "
+    "A An The This That These Those It Its He His Him She Her They Their Them We Our You Your I My In On At By For "
+    "From Of To With Within "
+    "Without Under Over After Before During Since Until Between Among Through Throughout Against About As And Or But "
+    "Nor If While When Where "
+    "Which Who Whose Whom What Why How Because Although Though However Also Both Either Neither Each Every Some Many "
+    "Most More Such Other "
+    "Another One Two Three Several All Any No Not Only There Here Then Thus Today Despite Like Unlike Along According "
+    "Born Located Known "
     "Used Being Having Following Including Originally Typically Usually Often Sometimes"
 )
 

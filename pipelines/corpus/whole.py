@@ -24,11 +24,13 @@ def read_corpus(files: Sequence[str], fields: Fields = FIELDS) -> list[Document]
             known = documents.setdefault(document.id, document)
             if (known.title, known.text) != (document.title, document.text):
                 raise InputError(
-                    f"{path}:{number}: id {document.id!r} stands at {known.source}:{known.line} with other content; give each document its own"
+                    f"{path}:{number}: id {document.id!r} stands at {known.source}:{known.line} with other content; "
+                    "give each document its own"
                 )
     if not documents:
         raise InputError(
-            f"{', '.join(files)}: no document; give JSONL, Parquet or plain text, with `{fields.title}` and `{fields.text}`"
+            f"{', '.join(files)}: no document; give JSONL, Parquet or plain text, "
+            f"with `{fields.title}` and `{fields.text}`"
         )
     return list(documents.values())
 

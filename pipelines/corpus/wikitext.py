@@ -1,4 +1,7 @@
-"""Wikitext to plain text: what a reader of the page sees as prose. Templates, tables, notes, pictures and categories are left out."""
+"""Wikitext to plain text: what a reader of the page sees as prose.
+
+Templates, tables, notes, pictures and categories are left out.
+"""
 
 import re
 from collections.abc import Collection

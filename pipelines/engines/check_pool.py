@@ -1,4 +1,7 @@
-"""Does a worker pool give workers? Asked before a job is submitted: a pool whose processes cannot start answers as if they did, and the job waits for ever."""
+"""Does a worker pool give workers?
+
+Asked before a job is submitted: a pool whose processes cannot start answers as if they did, and the job waits for ever.
+"""
 
 import threading
 import uuid
@@ -64,7 +67,10 @@ def probe_pool(address: str, seconds: float = START_SECONDS) -> None:
     here = endpoints_pb2.ApiServiceDescriptor(url=f"localhost:{server.add_insecure_port('localhost:0')}")
     server.start()
     worker = f"probe-{uuid.uuid4().hex[:8]}"
-    remedy = "start the pool with python -m pipelines.worker_pool, or put the environment that has apache-beam first on the PATH of the other one"
+    remedy = (
+        "start the pool with python -m pipelines.worker_pool, "
+        "or put the environment that has apache-beam first on the PATH of the other one"
+    )
     try:
         with grpc.insecure_channel(address) as channel:
             pool = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)

@@ -55,7 +55,8 @@ def check_workers() -> None:
     if tried.returncode:
         last = (tried.stderr.strip().splitlines() or ["no word"])[-1]
         raise InputError(
-            f"{sys.executable}: a worker cannot start ({last}); install the wheel with its extra here: clara_rag-….whl[beam]"
+            f"{sys.executable}: a worker cannot start ({last}); install the wheel with its extra here: "
+            "clara_rag-….whl[beam]"
         )
 
 
@@ -97,7 +98,10 @@ class Template:
 
 
 class Workers:
-    """The processes of a pool. Each runs in this environment, whatever PATH says, and is told what the runner says of its job."""
+    """The processes of a pool.
+
+    Each runs in this environment, whatever PATH says, and is told what the runner says of its job.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
