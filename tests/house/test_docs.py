@@ -140,7 +140,7 @@ def test_settings_that_pages_name_exist() -> None:
     known = {key for key, _ in fields()}
     sections = {key.rpartition(".")[0] for key in known} - {""}
     key = re.compile(rf"`((?:{'|'.join(sorted(sections))})\.[\w.]+)(?: ?=[^`]*)?`")
-    for page in PAGES:
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md"):  # which names keys that are gone
         missing = set(key.findall(page.read_text(encoding="utf-8"))) - known
         missing = {name for name in missing if name.rpartition(".")[0] not in known - sections}  # an entry of a table
         assert not missing, (name_of(page), missing)
