@@ -21,13 +21,14 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.environment import RESULTS, environment, save
+from benchmarks.joint_step_report import VARIANTS, markdown
 from clara.config.load import load
 from clara.config.roles import GENERATOR, QUERY_REASONER
 from clara.config.tree import Config
@@ -44,29 +45,27 @@ from pipelines.world.command import save_backbone
 from training.loop.engine import LocalEngine
 
 TINY = "tiny"
-VARIANTS = ("stored", "compressed", "published")
 # The published implementation's fixed lengths, without the memory tokens.
 _PUBLISHED_DOCUMENT_TOKENS, _PUBLISHED_QUESTION_TOKENS = 256 + 3, 1024 + 3
-_AIM = 5.0
 
 
-def words_of(model: ClaraModel, dice: random.Random, num_tokens: int) -> str:
+def words_of(model: ClaraModel, rng: random.Random, num_tokens: int) -> str:
     """A text of the tokenizer's own words, of about that many tokens, never more."""
     vocabulary = sorted(w.strip("Ġ▁") for w in model.tokenizer.get_vocab())
     usable = [w for w in vocabulary if w.isascii() and w.isalpha() and len(w) >= 3]
-    words = [dice.choice(usable) for _ in range(num_tokens)]
+    words = [rng.choice(usable) for _ in range(num_tokens)]
     while len(model.document_ids(" ".join(words))) > num_tokens:
         words.pop()
     return " ".join(words)
 
 
-def chunks(model: ClaraModel, count: int, num_tokens: int, dice: random.Random) -> list[Chunk]:
+def chunks(model: ClaraModel, count: int, num_tokens: int, rng: random.Random) -> list[Chunk]:
     """Made-up chunks whose lengths lie within a quarter of `num_tokens`, but never over the model's limit."""
     found = []
     for number in range(count):
-        wanted = min(model.settings.max_document_tokens, round(num_tokens * dice.uniform(0.75, 1.25)))
+        wanted = min(model.settings.max_document_tokens, round(num_tokens * rng.uniform(0.75, 1.25)))
         title = f"Document {number}"
-        text = words_of(model, dice, wanted - len(model.document_ids(input_text(title, ""))))
+        text = words_of(model, rng, wanted - len(model.document_ids(input_text(title, ""))))
         name = chunk_id(title, text)
         found.append(Chunk(row_id(name), name, f"d{number}", title, text, 0, len(text), 0, False, "made up"))
     return found
@@ -114,7 +113,7 @@ class Steps:
     config: Config
     store: MemoryStore
     rows: Sequence[Chunk]
-    dice: random.Random
+    rng: random.Random
 
     def __post_init__(self) -> None:
         settings = self.config.joint
@@ -126,10 +125,10 @@ class Steps:
         self.engine = LocalEngine(self.step, groups, settings.optimiser)
         self.texts = {c.row_id: self.model.document_ids(input_text(c.title, c.text)) for c in self.rows}
         num = settings.micro_batch
-        self.pools = [self.dice.sample(sorted(self.texts), settings.num_candidates) for _ in range(num)]
-        self.questions = [self.model.question_ids(words_of(self.model, self.dice, 20)) for _ in range(num)]
+        self.pools = [self.rng.sample(sorted(self.texts), settings.num_candidates) for _ in range(num)]
+        self.questions = [self.model.question_ids(words_of(self.model, self.rng, 20)) for _ in range(num)]
         self.prompts = [
-            self.model.prompts.question(words_of(self.model, self.dice, 20), words_of(self.model, self.dice, 6))
+            self.model.prompts.question(words_of(self.model, self.rng, 20), words_of(self.model, self.rng, 6))
             for _ in range(num)
         ]
 
@@ -191,16 +190,16 @@ def measure(steps: Steps, repeats: int) -> dict[str, Any]:
 def measured(name: str, folder: str, num_tokens: int, options: argparse.Namespace) -> dict[str, Any]:
     """One row of the table."""
     config = load(options.config, [*options.set, f"backbone.path={folder}", f"backbone.dtype={options.dtype}"])
-    dice = random.Random(options.seed)
+    rng = random.Random(options.seed)
     model = fresh_model(config, device=options.device)
     with torch.no_grad():
         for layer in model.backbone.layers.values():
             for pair in layer.adapters.values():
                 torch.nn.init.normal_(pair.lora_B, std=0.01)
-    rows = chunks(model, max(options.documents, config.joint.num_candidates), num_tokens, dice)
+    rows = chunks(model, max(options.documents, config.joint.num_candidates), num_tokens, rng)
     with tempfile.TemporaryDirectory() as temporary:
         store = write_memory(model, config, rows, Path(temporary))
-        found = measure(Steps(model, config, store, rows, dice), options.repeats)
+        found = measure(Steps(model, config, store, rows, rng), options.repeats)
     joint = config.joint
     return {
         "model": name,
@@ -213,39 +212,6 @@ def measured(name: str, folder: str, num_tokens: int, options: argparse.Namespac
         "dtype": options.dtype,
         **found,
     }
-
-
-def markdown(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
-    """The table."""
-    lines = [
-        "# Step time of joint training",
-        "",
-        f"`{about['command']}`",
-        "",
-        f"{about['processor']}, {about['torch_threads']} thread(s){', ' + about['gpu'] if about['gpu'] else ''}; "
-        f"load average at the start "
-        f"{about['load_average'][0]}. Median seconds of a step (on a CPU of processor time, "
-        f"which other work changes little); "
-        f"how many times as long as with stored memory, median [least, most] of the rounds.",
-        "",
-        "| model | dtype | document tokens | N | K | questions | stored | "
-        "compressed in the step | as published (padded) |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in found:
-        cells = [f"{row['median_seconds']['stored']:.3f} s"]
-        for name in VARIANTS[1:]:
-            ratio = row["ratios"][name]
-            cells.append(
-                f"{row['median_seconds'][name]:.3f} s, **{ratio['median']:.1f}×** "
-                f"[{ratio['min']:.1f}, {ratio['max']:.1f}]"
-            )
-        lines.append(
-            f"| {row['model']} | {row['dtype']} | {row['document_tokens']} | "
-            f"{row['candidates']} | {row['selected']} | {row['questions']} | " + " | ".join(cells) + " |"
-        )
-    lines += ["", f"Aim: {_AIM:g}× at 20 candidates.", ""]
-    return "\n".join(lines)
 
 
 def models(given: Sequence[str], temporary: Path) -> list[tuple[str, str]]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.index import notes_of, table
+from benchmarks.index import notes_of
+from benchmarks.index_report import table
 
 RESULTS = sorted((Path(__file__).resolve().parents[2] / "infra" / "results" / "index").glob("*-rows.json"))
 
