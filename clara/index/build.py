@@ -38,8 +38,8 @@ from clara.storage.artefact import (
     up_to_date,
     write_manifest,
 )
-from clara.storage.cache import published
 from clara.storage.paths import Name, is_url, join
+from clara.storage.transfer import published
 
 BUILD, TRAINED = ".build", "trained.faiss"
 _ADD_ROWS = 65_536

@@ -9,7 +9,7 @@ from clara.memory.shards import KIND, finished_report, shard_name, write_plan, w
 from clara.memory.store import MemoryStore, complete_memory
 from clara.storage import paths
 from clara.storage.artefact import hash_of, read_manifest, up_to_date
-from clara.storage.link import link
+from clara.storage.transfer import link
 
 
 def compact_recipe(store: MemoryStore, num_shards: int) -> dict[str, Any]:

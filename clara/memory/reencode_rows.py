@@ -21,7 +21,7 @@ from clara.memory.shards import KIND
 from clara.memory.store import Ids, MemoryStore
 from clara.memory.update import next_generation, overlay_name
 from clara.storage.artefact import hash_of, read_manifest, up_to_date, write_manifest
-from clara.storage.link import link
+from clara.storage.transfer import link
 
 
 def rows_recipe(store: MemoryStore, rows: Ids, fingerprint: Fingerprint, batch_tokens: int) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from clara.memory.product_quantiser import CODEBOOK
 from clara.memory.shards import KIND, check_row_ids, finished_report, plan_hash, shard_name, write_plan, write_stored
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact, hash_of, write_manifest
-from clara.storage.link import link
 from clara.storage.paths import Name
+from clara.storage.transfer import link
 
 _OVERLAY = "overlay-"
 

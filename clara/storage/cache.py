@@ -6,7 +6,6 @@ copy that was cut short goes on where it stood. Nothing is ever removed from it:
 no command runs.
 """
 
-import fcntl
 import hashlib
 import os
 import re
@@ -16,18 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
+
+from filelock import FileLock
 
 from clara.errors import InputError
 from clara.progress import Progress
 from clara.storage import base, folders, paths
 from clara.storage.bucket import Bucket
-from clara.storage.manifest import MANIFEST, hash_of, parse_manifest, read_manifest
+from clara.storage.manifest import MANIFEST, hash_of, parse_manifest
 
 CACHE = "CLARA_CACHE"
 _BLOCK_BYTES = 32 * 2**20
-_AT_ONCE = 8
+AT_ONCE = 8
 _SHOWN_BYTES = 32 * 2**20  # for less no bar is drawn
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -39,28 +39,26 @@ def cache_directory() -> Path:
 
 
 @contextmanager
-def _sole(lock: str) -> Iterator[None]:
-    """Inside, no other process or thread of this machine holds the lock: ranks and workers that open one artefact copy it once.
+def locked(lock: str) -> Iterator[None]:
+    """Hold a lock of the cache, so that ranks and workers of one machine copy an artefact once.
 
-    A cache that can't be written is told as such.
+    Raises:
+        InputError: the cache can't be written.
     """
     path = cache_directory() / "locks" / lock
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
+        with FileLock(path):
             yield
     except OSError as error:
         raise folders.unwritable(f"{cache_directory()} (the cache; {CACHE} names another)", error) from error
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], Any]]:
+def progress_bar(what: str, total: int) -> Iterator[Callable[[int], Any]]:
+    """Progress over bytes: call what it yields with the bytes that were just copied."""
     with Progress(total, what, "B", unit_scale=True, shown=total >= _SHOWN_BYTES) as bar:
         yield bar.update
-
-
-# --- from a bucket ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def begin_copy(url: str, kind: str) -> CachedCopy:
             raise InputError(f"{url}/{MANIFEST}: lists {entry}, which is no file inside of it; take an intact artefact")
     folder = cache_directory() / "artefacts" / hashlib.sha256(raw).hexdigest()
     if not (folder / MANIFEST).is_file():
-        with _sole(folder.name):
+        with locked(folder.name):
             folders.atomic_write(folder / MANIFEST, raw)
     return CachedCopy(source, folder, manifest)
 
@@ -130,14 +128,14 @@ def _fetch(source: Bucket, folder: Path, files: Sequence[Mapping[str, Any]], *, 
     """Have files of an artefact in its folder of the cache; what is there is not copied again."""
     if not verify and not _missing(folder, files, verify=False):
         return
-    with _sole(folder.name):
+    with locked(folder.name):
         missing = _missing(folder, files, verify=verify)
         total, free = sum(entry["bytes"] for entry in missing), shutil.disk_usage(cache_directory()).free
         if total > free:
             raise InputError(
                 f"{source}: {total} bytes to copy into {cache_directory()}, where {free} are free; make room, or name another place with {CACHE}"
             )
-        with _bar(f"copy {source}", total) as told, ThreadPoolExecutor(_AT_ONCE) as pool:
+        with progress_bar(f"copy {source}", total) as told, ThreadPoolExecutor(AT_ONCE) as pool:
             for _ in pool.map(lambda entry: _fetch_file(source, folder, entry, told), missing):
                 pass
 
@@ -145,17 +143,11 @@ def _fetch(source: Bucket, folder: Path, files: Sequence[Mapping[str, Any]], *, 
 def _fetch_file(source: Bucket, folder: Path, entry: Mapping[str, Any], told: Callable[[int], Any]) -> None:
     """One file: from another artefact of the cache that has it too, or from the bucket."""
     path, content = folder / entry["path"], _content(entry)
-    with _sole(f"content-{entry['sha256'][:3]}"):
+    with locked(f"content-{entry['sha256'][:3]}"):
         if not content.is_file() or content.stat().st_size != entry["bytes"]:
             download(source, entry, content, told)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.unlink(missing_ok=True)
-        try:
-            os.link(content, partial)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(content, partial)
-        os.replace(partial, path)
+        folders.link_or_copy(content, path, entry["sha256"])
 
 
 def download(
@@ -237,7 +229,7 @@ def _copy_listed(source: Bucket, listed: Mapping[str, base.Stored]) -> Path:
     folder = cache_directory() / "folders" / key
     if folder.is_dir():
         return folder
-    with _sole(key), _bar(f"copy {source}", sum(stored.bytes for stored in listed.values())) as told:
+    with locked(key), progress_bar(f"copy {source}", sum(stored.bytes for stored in listed.values())) as told:
         scratch = folder.with_suffix(".partial")
         for name, stored in listed.items():
             path = scratch / name
@@ -252,88 +244,3 @@ def _copy_listed(source: Bucket, listed: Mapping[str, base.Stored]) -> Path:
         if not folder.is_dir():
             os.replace(scratch, folder)
     return folder
-
-
-# --- into a bucket ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def published(directory: paths.Name) -> Iterator[Path]:
-    """Inside, a directory of this machine to write an artefact into: itself, or of a URL one in the cache, whose files are then put there.
-
-    The manifest is put last, so that an upload that is cut short leaves no artefact. What a run that failed has made so
-    far stays in the cache, for the next one to go on from.
-
-    Raises:
-        InputError: the store does not answer, or refuses.
-    """
-    if not paths.is_url(directory):
-        yield Path(directory)
-        return
-    target = Bucket(os.fspath(directory))
-    name = hash_of(str(target))
-    scratch = cache_directory() / "unpublished" / name
-    with _sole(f"unpublished-{name}"):
-        scratch.mkdir(parents=True, exist_ok=True)
-        yield scratch
-        manifest = read_manifest(scratch)
-        target.remove([MANIFEST])
-        transfer(scratch, directory, manifest["files"])
-        target.tags(manifest["files"])
-        target.write(MANIFEST, (scratch / MANIFEST).read_bytes())
-        shutil.rmtree(scratch)
-
-
-def transfer(source: paths.Name, target: paths.Name, entries: Sequence[Mapping[str, Any]]) -> None:
-    """Have files of an artefact in another one, where one of both is a URL; within one store, the store copies them.
-
-    Args:
-        source: the artefact that has them.
-        target: the other.
-        entries: of the manifest.
-
-    Raises:
-        InputError: one is missing or damaged, or a store does not answer, or refuses.
-    """
-    with (
-        _bar(f"copy to {target}", sum(entry["bytes"] for entry in entries)) as told,
-        ThreadPoolExecutor(_AT_ONCE) as pool,
-    ):
-        for _ in pool.map(lambda entry: _transfer_file(source, target, entry, told), entries):
-            pass
-
-
-def _transfer_file(
-    source: paths.Name, target: paths.Name, entry: Mapping[str, Any], told: Callable[[int], Any]
-) -> None:
-    path = entry["path"]
-    if not paths.is_url(target):
-        place = Path(target) / path
-        if not place.is_file() or folders.sha256_file(place) != entry["sha256"]:
-            download(Bucket(os.fspath(source)), entry, place)
-    elif paths.is_url(source):
-        _copy_between(Bucket(os.fspath(source)), Bucket(os.fspath(target)), entry)
-    else:
-        origin = Path(source) / path
-        if not origin.is_file() or folders.sha256_file(origin) != entry["sha256"]:
-            raise InputError(
-                f"{origin}: missing, or its sha256 is not the manifest's; copy the artefact anew, or make it again"
-            )
-        Bucket(os.fspath(target)).put(path, origin)
-    told(entry["bytes"])
-
-
-def _copy_between(here: Bucket, there: Bucket, entry: Mapping[str, Any]) -> None:
-    path = entry["path"]
-    found = here.stored(path)
-    if found is None or found.bytes != entry["bytes"]:
-        size = "missing" if found is None else f"{found.bytes} bytes"
-        raise InputError(
-            f"{here}/{path}: {size}, its manifest says {entry['bytes']} bytes; make that artefact again, or copy it there anew"
-        )
-    if type(here.system) is not type(there.system):
-        with TemporaryDirectory(prefix="clara-") as scratch:
-            download(here, entry, Path(scratch) / "file")
-            there.put(path, Path(scratch) / "file")
-    elif there.stored(path) != found:  # an equal tag is equal content
-        there.copy(here, path)

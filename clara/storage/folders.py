@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -65,6 +66,32 @@ def sha256_file(path: Name) -> str:
     """Sha256 (hex) of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def link_or_copy(origin: Path, target: Path, sha256: str) -> None:
+    """Make a file appear at `target` too, whole: a hard link, or a checked copy where the file system has none.
+
+    Raises:
+        InputError: the copy can't be written, or has another sha256.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(origin, partial)
+    except OSError:  # another file system, or one without hard links
+        try:
+            shutil.copyfile(origin, partial)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(
+                f"{target}: cannot be written ({error.strerror or error}); choose a directory with room"
+            ) from error
+        if sha256_file(partial) != sha256:
+            partial.unlink()
+            raise InputError(
+                f"{origin}: its sha256 is not the manifest's; the file is damaged, copy the artefact again"
+            ) from None
+    os.replace(partial, target)
 
 
 class Local:

@@ -20,8 +20,9 @@ from clara.config.model import Prompts
 from clara.errors import InputError
 from clara.model.backbone_files import tokenizer_hash
 from clara.storage.artefact import hash_of, read_manifest, up_to_date
-from clara.storage.cache import cache_directory, published
+from clara.storage.cache import cache_directory
 from clara.storage.paths import Name, absolute, is_url
+from clara.storage.transfer import published
 from pipelines.corpus.arguments import given_fields
 from pipelines.corpus.chunking import Tokens, check_limits
 from pipelines.corpus.chunks import folder_tokens

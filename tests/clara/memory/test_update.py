@@ -20,7 +20,6 @@ from clara.data.records import Chunk, chunk_id, row_id
 from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.search import MemoryIndex, unit_rows
-from clara.memory import update
 from clara.memory.compact import compact
 from clara.memory.compress import write_memory_shard
 from clara.memory.fingerprint import Fingerprint
@@ -28,8 +27,9 @@ from clara.memory.product_quantiser import FILE, Codebook, save_codebook
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.memory.update import changes_of, complete_update, next_generation, write_overlay
-from clara.storage import artefact, link
+from clara.storage import artefact, folders
 from clara.storage.artefact import read_manifest, sha256_file
+from clara.storage.transfer import link
 from pipelines import compact as compact_command
 from pipelines.build_memory.command import main
 from tests.helpers import tiny
@@ -171,7 +171,7 @@ def test_either_version_can_be_removed_and_a_copy_stands_in_for_a_link(
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(update.os, "link", refuse)
+    monkeypatch.setattr(folders.os, "link", refuse)
     copied, _ = updated(old, tmp_path / "copied", chunks)
     name = f"{shard_name(0, 3)}/memory.safetensors"
     assert (tmp_path / "linked" / name).stat().st_ino == (tmp_path / "old" / name).stat().st_ino
@@ -179,7 +179,7 @@ def test_either_version_can_be_removed_and_a_copy_stands_in_for_a_link(
     damaged = tmp_path / "copied" / "x"
     entry = {**artefact.file_entry(tmp_path / "old", name), "sha256": "0" * 64}
     with pytest.raises(InputError, match="its sha256 is not the manifest's"):
-        link.link(tmp_path / "old", damaged, [entry])
+        link(tmp_path / "old", damaged, [entry])
     assert not any(damaged.rglob("*.safetensors"))
     shutil.rmtree(tmp_path / "old")
     for store in (linked, copied):

@@ -28,8 +28,9 @@ from clara.storage import folders as storage
 from clara.storage.artefact import Artefact, manifest_hash, read_manifest, sha256_file
 from clara.storage.base import StorageError
 from clara.storage.bucket import Bucket
-from clara.storage.cache import CACHE, localised_folder, published
+from clara.storage.cache import CACHE, localised_folder
 from clara.storage.retry import PATIENCE
+from clara.storage.transfer import published
 from pipelines import build_examples, build_index, compact
 from pipelines.build_memory.command import main as build_memory
 from pipelines.build_questions import command as build_questions
