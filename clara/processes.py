@@ -13,10 +13,10 @@ _POLL_SECONDS = 0.5
 
 
 def end_with_parent(parent: int) -> None:
-    """From now on, end this process when its parent is gone: a killed job must leave nobody behind who still writes.
+    """From now on, end this process when its parent is gone: a killed job must not leave a process that still writes.
 
     Args:
-        parent: process id of who started this one, as `os.getppid()` told it early, or as it said itself.
+        parent: process id of who started this one, as returned by `os.getppid()` early on, or as the parent passed it.
     """
     threading.Thread(target=_watch, args=(parent,), name="end_with_parent", daemon=True).start()
 
@@ -28,7 +28,7 @@ def _watch(parent: int) -> None:
 
 
 def exists(process: int) -> bool:
-    """Whether a process of this machine with that id is there and has not ended; one that nobody has asked for its exit status has."""
+    """Whether a process of this machine with that id is running; a zombie is not."""
     try:
         # Behind the name, which may hold anything but is in brackets.
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")

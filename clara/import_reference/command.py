@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--untrained-generator",
         action="store_true",
-        help="leave decoder_adapter out, as the reference does by mistake when it loads a stage1_2 checkpoint (default: take it)",
+        help="leave out decoder_adapter, as the reference does by mistake for stage1_2 (default: import it)",
     )
     add("--overwrite", action="store_true", help="replace a finished CHECKPOINT that was made from something else")
     add("--dry-run", action="store_true", help="read and check everything, print the table, write nothing")
@@ -92,7 +92,8 @@ def check_output(output: Path, inputs: Sequence[Path], overwrite: bool) -> list[
     manifest = read_manifest(output, "CHECKPOINT")
     if not overwrite:
         raise InputError(
-            f"--output {output}: holds a finished CHECKPOINT that was made from something else; choose another directory, or replace it with --overwrite"
+            f"--output {output}: holds a finished CHECKPOINT that was made from something else; "
+            "choose another directory, or replace it with --overwrite"
         )
     return [output / MANIFEST, *(output / entry["path"] for entry in manifest["files"])]
 

@@ -68,7 +68,8 @@ def base_tokenizer(reference: Reference, base: Path) -> PreTrainedTokenizerBase:
         name = str(reference.config.get("decoder_model_name"))
         if "qwen" not in name.lower() or not tokenizer.extra_special_tokens:
             raise InputError(
-                f"{base}: the tokenizer has no bos token, and {reference.directory / CONFIG} names {name!r} as decoder_model_name; the "
+                f"{base}: the tokenizer has no bos token, and {reference.directory / CONFIG} names {name!r} as "
+                "decoder_model_name; the "
                 "reference reads every text behind a bos; give the base whose tokenizer the checkpoint was trained with"
             )
         tokenizer.bos_token = str(tokenizer.extra_special_tokens[0])
@@ -92,7 +93,8 @@ def fit_vocabulary(reference: Reference, backbone: Backbone, base: Path) -> Voca
     unknown = sorted(set(reference.layers) - set(names.values()))
     if unknown:
         raise InputError(
-            f"{path}: unknown tensor {', '.join(unknown)}, {base} has {', '.join(names.values())}; take the checkpoint's own base"
+            f"{path}: unknown tensor {', '.join(unknown)}, {base} has {', '.join(names.values())}; "
+            "take the checkpoint's own base"
         )
     tokenizer = load_tokenizer(base)
     num_own = len(tokenizer)
@@ -105,9 +107,10 @@ def fit_vocabulary(reference: Reference, backbone: Backbone, base: Path) -> Voca
             raise InputError(f"{path}: {name} missing, expected {shape}; take a checkpoint that was saved whole")
         if list(found.shape) != shape:
             raise InputError(
-                f"{path}: {name} is {list(found.shape)}, expected {shape}: {num_own} tokens of {base} and {shape[0] - num_own} added ones "
-                f"({reference.special_tokens[0]} … <SEP>: doc_max_length // compr_rate = {reference.num_memory_tokens} memory tokens), width "
-                f"{backbone.hidden_size}; give the checkpoint's own base, or correct {CONFIG}"
+                f"{path}: {name} is {list(found.shape)}, expected {shape}: "
+                f"{num_own} tokens of {base} and {shape[0] - num_own} added ones "
+                f"({reference.special_tokens[0]} … <SEP>: doc_max_length // compr_rate = {reference.num_memory_tokens} "
+                f"memory tokens), width {backbone.hidden_size}; give the checkpoint's own base, or correct {CONFIG}"
             )
         rows[use] = found
     num_kept = min(num_own, weights["input"].shape[0])
@@ -144,8 +147,8 @@ def _check_same(path: Path, name: str, found: Tensor, wanted: Tensor, what: str,
         raise InputError(f"{path}: {name} is {list(found.shape)}, expected {list(wanted.shape)} like {what}; {remedy}")
     far = (found.float() - wanted.float()).abs().amax(dim=-1)
     raise InputError(
-        f"{path}: {name} differs from {what} in {int((far > 0).sum())} of {len(far)} rows (first: row {int(far.nonzero()[0])}, at most "
-        f"{float(far.max()):.3g}), expected equal ones; {remedy}"
+        f"{path}: {name} differs from {what} in {int((far > 0).sum())} of {len(far)} rows (first: "
+        f"row {int(far.nonzero()[0])}, at most {float(far.max()):.3g}), expected equal ones; {remedy}"
     )
 
 
@@ -167,19 +170,23 @@ def lora_tensors(
     missing = sorted(wanted.keys() - found.keys())
     if missing:
         raise InputError(
-            f"{path}: {name} lacks {len(missing)} of {len(wanted)} tensors (first: {missing[0]}); expected an A and a B of every linear layer "
+            f"{path}: {name} lacks {len(missing)} of {len(wanted)} tensors (first: {missing[0]}); "
+            "expected an A and a B of every linear layer "
             "of the base's trunk; give the checkpoint's own base, or take a checkpoint that was saved whole"
         )
     unknown = sorted(found.keys() - wanted.keys() - vocabulary.matrices.keys())
     if unknown:
         raise InputError(
-            f"{path}: {name} has {len(unknown)} unknown tensors (first: {unknown[0]}, {list(found[unknown[0]].shape)}); expected LoRA's A and B "
-            f"of the base's linear layers and copies of {' and '.join(vocabulary.matrices)}; give the checkpoint's own base"
+            f"{path}: {name} has {len(unknown)} unknown tensors (first: {unknown[0]}, "
+            f"{list(found[unknown[0]].shape)}); expected LoRA's A and B "
+            f"of the base's linear layers and copies of {' and '.join(vocabulary.matrices)}; "
+            "give the checkpoint's own base"
         )
     for key, parameter in wanted.items():
         if found[key].shape != parameter.shape:
             raise InputError(
-                f"{path}: {name}/{key} is {list(found[key].shape)}, expected {list(parameter.shape)} from the base and lora_r "
+                f"{path}: {name}/{key} is {list(found[key].shape)}, expected {list(parameter.shape)} from the base and "
+                "lora_r "
                 f"{reference.config['lora_r']} in {CONFIG}; give the checkpoint's own base, or correct lora_r"
             )
     for key, matrix in vocabulary.matrices.items():
@@ -197,7 +204,12 @@ def lora_tensors(
 
 @dataclass(frozen=True)
 class Imported:
-    """The model, whether its query reasoner is one of its own, and what came from where: rows of (source, content, destination)."""
+    """The imported model.
+
+    Attributes:
+        separate_query_reasoner: whether the query reasoner has an adapter that differs from the compressor's.
+        rows: (source, content, destination) of everything that was imported.
+    """
 
     model: ClaraModel
     separate_query_reasoner: bool
@@ -235,7 +247,8 @@ def convert(reference: Reference, base: Path, *, untrained_generator: bool = Fal
         }
         found = lora_tensors(reference, name, vocabulary, wanted)
         num_numbers = sum(t.numel() for t in found.values())
-        what = f"{name}: {len(found)} tensors, {num_numbers:,} numbers, {_types(found.values())}, r {shape.rank}, scale {shape.alpha / shape.rank:g}"
+        types, scale = _types(found.values()), shape.alpha / shape.rank
+        what = f"{name}: {len(found)} tensors, {num_numbers:,} numbers, {types}, r {shape.rank}, scale {scale:g}"
         if role == GENERATOR and untrained_generator:
             lora.restart_adapter(backbone.layers, role)
             rows.append((ADAPTERS, what, "left (--untrained-generator)"))

@@ -142,7 +142,8 @@ def read_config(path: Path, ignored: Sequence[str] = ()) -> dict[str, Any]:
     missing = [name for name in READ if name not in config]
     if missing:
         raise InputError(
-            f"{path}: {', '.join(missing)} missing, expected in every published checkpoint; add what it was trained with"
+            f"{path}: {', '.join(missing)} missing, expected in every published checkpoint; "
+            "add what it was trained with"
         )
     for name in ("doc_max_length", "compr_rate", "lora_r"):
         if type(config[name]) is not int or config[name] < 1:
@@ -151,7 +152,8 @@ def read_config(path: Path, ignored: Sequence[str] = ()) -> dict[str, Any]:
             )
     if config["doc_max_length"] < config["compr_rate"]:
         raise InputError(
-            f"{path}: doc_max_length {config['doc_max_length']} // compr_rate {config['compr_rate']} leaves no memory token; correct them"
+            f"{path}: doc_max_length {config['doc_max_length']} // compr_rate {config['compr_rate']} leaves no memory "
+            "token; correct them"
         )
     for name in ("different_mem_tokens", "sep"):
         if type(config[name]) is not bool:
@@ -180,28 +182,31 @@ def read_tensors(path: Path) -> Any:
     """
     if not path.is_file():
         raise InputError(
-            f"{path}: missing, expected in every published checkpoint; give a directory with {CONFIG}, {ADAPTERS} and {LAYERS}"
+            f"{path}: missing, expected in every published checkpoint; give a directory with {CONFIG}, "
+            f"{ADAPTERS} and {LAYERS}"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle's, zip's and torch's own errors, of every kind
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{path}: cannot be read as plain tensors ({reason[:200]}): it is damaged, or holds Python objects, whose code is not run; "
-            "take an intact file that holds nothing but tensors"
+            f"{path}: cannot be read as plain tensors ({reason[:200]}): it is damaged, or holds Python objects, "
+            "whose code is not run; take an intact file that holds nothing but tensors"
         ) from error
 
 
 def _check_tensors(path: Path, name: str, found: Any) -> dict[str, Tensor]:
     if not isinstance(found, Mapping):
         raise InputError(
-            f"{path}: {name or 'the file'} is a {type(found).__name__}, expected a table of tensors; take an intact checkpoint"
+            f"{path}: {name or 'the file'} is a {type(found).__name__}, expected a table of tensors; "
+            "take an intact checkpoint"
         )
     for key, tensor in found.items():
         where = f"{path}: {name}{'/' if name else ''}{key}"
         if not isinstance(tensor, Tensor):
             raise InputError(
-                f"{where} is {str(tensor)[:80]!r}, a {type(tensor).__name__}, expected a tensor; take an intact checkpoint"
+                f"{where} is {str(tensor)[:80]!r}, a {type(tensor).__name__}, expected a tensor; "
+                "take an intact checkpoint"
             )
         if not tensor.is_floating_point():
             raise InputError(
@@ -229,13 +234,16 @@ def read_reference(directory: Path, ignored: Sequence[str] = ()) -> Reference:
     unknown = [str(name) for name in found if name not in KNOWN_ADAPTERS]
     if unknown:
         raise InputError(
-            f"{path}: unknown adapter {', '.join(unknown)}, known are {', '.join(KNOWN_ADAPTERS)}; take them out of the file, or rename them"
+            f"{path}: unknown adapter {', '.join(unknown)}, known are {', '.join(KNOWN_ADAPTERS)}; "
+            "take them out of the file, or rename them"
         )
     for name in ("encoder_adapter", "decoder_adapter"):
         if name not in found:
             raise InputError(
-                f"{path}: {name} missing, found {', '.join(map(str, found)) or 'nothing'}; expected encoder_adapter and decoder_adapter "
-                "(query_reasoner_adapter may be missing: it is a copy of the encoder then); take a checkpoint that was saved whole"
+                f"{path}: {name} missing, found {', '.join(map(str, found)) or 'nothing'}; "
+                "expected encoder_adapter and decoder_adapter "
+                "(query_reasoner_adapter may be missing: it is a copy of the encoder then); "
+                "take a checkpoint that was saved whole"
             )
     adapters = {str(name): _check_tensors(path, str(name), tensors) for name, tensors in found.items()}
     layers = _check_tensors(directory / LAYERS, "", read_tensors(directory / LAYERS))

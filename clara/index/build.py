@@ -1,7 +1,7 @@
-"""Building an INDEX from a MEMORY's keys in bounded memory: trained on a sample, added part by part, parts merged on disk.
+"""Build an INDEX from a MEMORY's keys in bounded memory: train on a sample, add part by part, merge on disk.
 
-Work in progress lies in `.build/` inside the INDEX: the trained index, parts of whole files, the merged file. An
-interrupted build goes on from there. Kinds of index without plain inverted lists (Flat, HNSW, fast-scan codes) are
+Work in progress is kept in `.build/` inside the INDEX: the trained index, finished parts, the merged file. An
+interrupted build resumes from there. Kinds of index without plain inverted lists (Flat, HNSW, fast-scan codes) are
 built in RAM at once.
 """
 
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import faiss
-import numpy as np
 
 from clara.errors import InputError
 from clara.index.factory import check_kind, refused_by_faiss, resolve_factory, train
 from clara.index.gpu import quantizer_on_gpu, require_gpu
-from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, ids_of, merge, read_mapped
+from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, merge, read_mapped
 from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, enforce_recall_floor, measure
+from clara.index.rows import ADD_ROWS, parts_of, pieces_of, sources_of, unchanged_rows
 from clara.index.search import FILE, KIND, MemoryIndex, check_rows
 from clara.memory.store import Ids, MemoryStore
 from clara.progress import Progress
@@ -32,7 +32,6 @@ from clara.storage.artefact import (
     atomic_write,
     canonical_json,
     file_entry,
-    hash_of,
     make_directory,
     read_manifest,
     up_to_date,
@@ -42,7 +41,6 @@ from clara.storage.paths import Name, is_url, join
 from clara.storage.transfer import published
 
 BUILD, TRAINED = ".build", "trained.faiss"
-_ADD_ROWS = 65_536
 _PART_BYTES = 128 * 2**20
 
 _log = logging.getLogger(__name__)
@@ -89,7 +87,7 @@ def build_index(
     parent: Name = "",
     **options: Any,
 ) -> dict[str, Any]:
-    """`build` with the settings that most callers give. Returns the manifest; see `Build` and `Measurement` for the others."""
+    """Call `build` with the usual settings; `options` are fields of `Build`. Returns the manifest."""
     opened = Artefact.open(parent, KIND) if parent else None
     how = Build(factory, measurement=Measurement(first_level, num_queries), parent=opened, **options)
     return build(memory_dir, output, how)
@@ -139,7 +137,7 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
         counts={"rows": len(store)},
         fingerprint=store.fingerprint,
         memory=store.hash,
-        sources=_sources(store),
+        sources=sources_of(store),
         factory=recipe["factory"],
         measured={key: value for key, value in measured.items() if key != "remedies"},
     )
@@ -157,7 +155,7 @@ def _with_floor(output: str | os.PathLike[str], recall_floor: float) -> dict[str
 
 
 def next_settings(index_dir: str, factory: str) -> dict[str, Any]:
-    """What the INDEX of a later version takes over from this one: its recall floor, its kind where `factory` is auto, and with its kind its probes."""
+    """Settings that the next version's INDEX inherits: recall floor, and kind and probes unless `factory` differs."""
     if not index_dir:
         return {"factory": factory}
     made_by = Artefact.open(index_dir, KIND, lazy=True).manifest["made_by"]
@@ -187,7 +185,7 @@ def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:
 
 
 class _Work:
-    """A build under way, in a folder that another try goes on from."""
+    """A build under way, in a folder that another attempt resumes from."""
 
     def __init__(self, store: MemoryStore, folder: Path, recipe: dict[str, Any], how: Build) -> None:
         self.folder = folder
@@ -207,19 +205,19 @@ class _Work:
         self._set_probes()
         index = faiss.IndexIDMap(self._trained)
         with self._bar("add", len(self._store), "row") as told:
-            for rows in _pieces(self._store):
+            for rows in pieces_of(self._store):
                 index.add_with_ids(self._store.keys(rows), rows)
                 told(len(rows))
         _write(index, self.folder / FILE)
         return self.folder / FILE
 
     def merged(self) -> Path:
-        """The file of an index with inverted lists: parts first, those that are not there yet, then all of them merged."""
+        """The file of an index with inverted lists: build the parts that are missing, then merge all of them."""
         sources = [] if self._parent is None else [self._parent]
         taken = None if self._parent is None else self._parent.taken
         rows_of_part = max(1, _PART_BYTES // bytes_of_row(self._trained))
         with self._bar("add", len(self._store) - (0 if taken is None else len(taken)), "row") as told:
-            for number, rows in enumerate(_parts(self._store, rows_of_part, taken)):
+            for number, rows in enumerate(parts_of(self._store, rows_of_part, taken)):
                 path = self.folder / f"part-{number:05d}.faiss"
                 if not path.is_file():
                     _write(self._part(rows, told), path)
@@ -232,7 +230,7 @@ class _Work:
         return self.folder / FILE
 
     def _set_probes(self) -> Any:
-        """How many lists a query looks into, also where they are wrapped or of another kind than is merged. Returns the lists' index, if there is one."""
+        """Set how many lists a query probes. Returns the inverted-list index inside the trained one, if any."""
         inverted = faiss.try_extract_index_ivf(self._trained)
         if inverted is not None:
             inverted.nprobe = min(inverted.nlist, self._how.probes or max(8, inverted.nlist // 16))
@@ -241,8 +239,8 @@ class _Work:
     def _part(self, rows: Ids, told: Callable[[int], None]) -> Any:
         part = faiss.read_index(str(self.folder / TRAINED))
         with quantizer_on_gpu(part, wanted=self._how.gpu):
-            for begin in range(0, len(rows), _ADD_ROWS):
-                some = rows[begin : begin + _ADD_ROWS]
+            for begin in range(0, len(rows), ADD_ROWS):
+                some = rows[begin : begin + ADD_ROWS]
                 part.add_with_ids(self._store.keys(some), some)
                 told(len(some))
         return part
@@ -258,7 +256,7 @@ class _Work:
         return faiss.read_index(str(path))
 
     def _reusable(self) -> Source | None:
-        """The parent's index and its rows whose key is the same here; None where there is no parent, or it is of another kind."""
+        """The parent's index and its rows with unchanged keys; None without a parent, or if the kinds differ."""
         parent = self._how.parent
         if parent is None:
             return None
@@ -266,7 +264,7 @@ class _Work:
         reason = ""
         if manifest["factory"] != self._factory or not has_lists(index):
             reason = f"it is {manifest['factory']}, this one {self._factory}, and only inverted lists are taken over"
-        taken = None if reason else _unchanged(self._store, manifest.get("sources", []), index)
+        taken = None if reason else unchanged_rows(self._store, manifest.get("sources", []), index)
         if taken is None or not len(taken):
             _log.info(
                 "index: nothing is taken over from %s: %s",
@@ -283,53 +281,5 @@ class _Work:
             yield lambda number: bar.update(number) and None
 
 
-def _pieces(store: MemoryStore) -> Iterator[Ids]:
-    for _, rows in store.iter_shards():
-        for begin in range(0, len(rows), _ADD_ROWS):
-            yield rows[begin : begin + _ADD_ROWS]
-
-
-def _parts(store: MemoryStore, rows_of_part: int, without: Ids | None) -> Iterator[Ids]:
-    """Row ids of each part, shard by shard: as many as it takes, but for the last; `without` some."""
-    held: list[Ids] = []
-    for _, rows in store.iter_shards():
-        held.append(rows if without is None else rows[~np.isin(rows, without)])
-        while sum(map(len, held)) >= rows_of_part:
-            joined = np.concatenate(held)
-            yield joined[:rows_of_part]
-            held = [joined[rows_of_part:]]
-    if sum(map(len, held)):
-        yield np.concatenate(held)
-
-
 def _write(index: Any, path: Path) -> None:
     atomic_write(path, faiss.serialize_index(index).tobytes())
-
-
-# --- what stays the same ---------------------------------------------------------------------------------------------
-
-
-def _sources(store: MemoryStore) -> list[list[str]]:
-    """Name and sha256 of the tensors of each shard and overlay, in their order."""
-    hashes = {
-        entry["path"].rpartition("/")[0]: entry["sha256"]
-        for entry in store.manifest["files"]
-        if entry["path"].endswith("/memory.safetensors")
-    }
-    return [[name, hashes[name]] for name in store.shard_names]
-
-
-def _unchanged(store: MemoryStore, before: list[list[str]], index: Any) -> Ids | None:
-    """Rows, ascending, that lie in the same file as in the parent's MEMORY, and are in its index.
-
-    A row's newest file holds. Where every overlay of the parent's is still there, the newest file of a row can only
-    have become a newer one; so a row that lies in a file the parent had lay there then too.
-    """
-    now = _sources(store)
-    overlays = [hash_of(pair) for pair in before if pair[0] not in store.manifest["shards"]]
-    present = [hash_of(pair) for pair in now]
-    if [pair for pair in present if pair in set(overlays)] != overlays:
-        return None
-    known = {hash_of(pair) for pair in before}
-    same = [rows for pair, (_, rows) in zip(present, store.iter_shards(), strict=True) if pair in known]
-    return np.intersect1d(np.concatenate([np.empty(0, np.int64), *same]), ids_of(index))

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def resolve_factory(factory: str, num_rows: int, key_size: int = 256) -> str:
-    """The FAISS factory string; `auto` chooses by the number of rows: all keys as they are, in lists as float16, in lists as product-quantised codes."""
+    """The FAISS factory string; `auto` chooses by the number of rows: flat, lists of float16, or lists of codes."""
     if factory != "auto":
         return factory
     if num_rows <= _FLAT_ROWS:
@@ -53,19 +53,21 @@ def refused_by_faiss(store: MemoryStore, factory: str) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
         raise InputError(
-            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: FAISS says {reason!r}; choose another, or auto"
+            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: FAISS says {reason!r}; "
+            "choose another, or auto"
         ) from error
 
 
 def check_kind(store: MemoryStore, factory: str, probes: int) -> None:
-    """Refuse, before any work, a kind that can't be built piece by piece under ids of our own, and more probes than it has lists.
+    """Refuse a kind that can't be built in parts with row ids, or more probes than the index has lists.
 
     Raises:
         InputError: as said, or FAISS does not know the factory string.
     """
     if unfit := [part for part in factory.split(",") if re.fullmatch(r"IDMap2?|NSG\d*", part)]:
         raise InputError(
-            f"factory {factory!r}: {unfit[0]} can't be used, as rows get ids and are added piece by piece here; leave it out, or choose another"
+            f"factory {factory!r}: {unfit[0]} can't be used, as rows get ids and are added piece by piece here; "
+            "leave it out, or choose another"
         )
     if not probes:
         return
@@ -105,8 +107,8 @@ def check_trainable(store: MemoryStore, factory: str) -> None:
     centroids = inverted.pq.ksub if isinstance(inverted, faiss.IndexIVFPQ) else 0
     if max(lists, centroids) > len(store):
         raise InputError(
-            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: {lists} lists and {centroids} centroids of codes need as many "
-            "rows at least; choose another, or auto"
+            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: "
+            f"{lists} lists and {centroids} centroids of codes need as many rows at least; choose another, or auto"
         )
 
 

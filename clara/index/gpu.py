@@ -1,4 +1,4 @@
-"""FAISS on a CUDA device: k-means and the assignment of rows to lists, which are nearly all of an IVF index's building."""
+"""FAISS on a CUDA device: k-means and the assignment of rows to lists, nearly all the work of building an IVF index."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +17,8 @@ def require_gpu() -> None:
     """
     if not hasattr(faiss, "StandardGpuResources"):
         raise InputError(
-            f"--gpu: this FAISS ({faiss.__version__}) was built without GPU code; put faiss-gpu-cu12 in the place of faiss-cpu "
+            f"--gpu: this FAISS ({faiss.__version__}) was built without GPU code; "
+            "put faiss-gpu-cu12 in the place of faiss-cpu "
             "(pip uninstall faiss-cpu, pip install 'clara-rag[gpu]'), or leave --gpu out"
         )
     if faiss.get_num_gpus() < 1:
@@ -26,7 +27,7 @@ def require_gpu() -> None:
 
 @contextmanager
 def quantizer_on_gpu(index: Any, *, wanted: bool) -> Iterator[None]:
-    """Inside, an IVF index clusters and assigns on the first CUDA device, where that is wanted; its codes are made on the CPU as before."""
+    """Let an IVF index cluster and assign on the first CUDA device, if wanted; codes are still computed on the CPU."""
     inverted: Any = faiss.try_extract_index_ivf(index) if wanted else None
     if inverted is None:
         yield

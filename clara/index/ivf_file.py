@@ -38,7 +38,7 @@ def core_of(kind: Any) -> Any:
 
 
 def has_lists(index: Any) -> bool:
-    """Whether an index is one whose rows all lie in plain inverted lists: IVF with flat, scalar or product quantised codes, after any transform."""
+    """Whether all rows are in plain inverted lists: IVF with flat, scalar or product-quantised codes."""
     core = core_of(index)
     if not isinstance(core, faiss.IndexIVF) or isinstance(core, faiss.IndexIVFPQR):
         return False
@@ -50,7 +50,7 @@ def _lists(inverted: Any) -> Any:
 
 
 def read_mapped(path: str | os.PathLike[str]) -> Any:
-    """A FAISS file, its lists, codes and graphs mapped and not read: processes that open it share the pages. Of what is not so, see `is_mapped`.
+    """Open a FAISS file; lists, codes and graphs are memory-mapped and shared by processes, except see `is_mapped`.
 
     Raises:
         InputError: not an index.
@@ -68,12 +68,12 @@ def read_mapped(path: str | os.PathLike[str]) -> Any:
 
 
 def is_mapped(index: Any) -> bool:
-    """Whether the file of an index, or of an empty one of its kind, is mapped: all kinds but fast-scan codes, which FAISS copies into blocks of its own."""
+    """True if FAISS can memory-map this kind of index; it copies fast-scan codes instead."""
     return not isinstance(core_of(kind_of(index)), faiss.IndexFastScan | faiss.IndexIVFFastScan)
 
 
 def emptied(index: Any) -> Any:
-    """The trained index that one with lists began from: the same object, its rows forgotten; a file that they are mapped from stays as it is."""
+    """Remove all rows from a trained index with lists and return it; the file it is mapped from is unchanged."""
     inverted = faiss.extract_index_ivf(index)
     index.ntotal = inverted.ntotal = 0
     lists: Any = faiss.ArrayInvertedLists(inverted.nlist, inverted.code_size)
@@ -109,7 +109,7 @@ def ids_of(index: Any) -> Ids:
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from: an index with lists, trained as the others, and which of its ids, ascending, are taken (None: all)."""
+    """Rows to merge: an index with lists, trained like the others, and which of its ids, ascending (None: all)."""
 
     index: Any
     taken: Ids | None = None

@@ -43,7 +43,7 @@ def exact_search(store: MemoryStore, query: Floats, k: int) -> Ids:
 def exact_among(
     store: MemoryStore, shards: Sequence[Ids], query: Floats, k: int, told: Callable[[int], None] = lambda rows: None
 ) -> tuple[Ids, Floats]:
-    """The k best rows `[B, k]` of queries `[B, M, D]` among the rows of some shards, with their scores; `told` gets the rows read, block by block."""
+    """The k best rows `[B, k]` and scores of queries `[B, M, D]` among some shards; `told` gets rows by block."""
     unit = unit_rows(query)
     rows = np.empty((len(query), 0), np.int64)
     scores = np.empty((len(query), 0), np.float32)
@@ -108,21 +108,21 @@ class Recall:
             row_bytes: stored payload of a row.
             told: gets the rows read, block by block.
         """
-        store, dice = index.store, np.random.default_rng(seed)
+        store, rng = index.store, np.random.default_rng(seed)
         shards = [rows for _, rows in store.iter_shards() if len(rows)]
         most_rows = max(1, how.most_bytes // row_bytes)
         compared = shards
         if len(store) > most_rows:
-            order = dice.permutation(len(shards))
+            order = rng.permutation(len(shards))
             sizes = np.cumsum([len(shards[i]) for i in order])
             compared = [shards[i] for i in np.sort(order[: max(1, int((sizes <= most_rows).sum()))])]
         self.rows_compared = sum(len(rows) for rows in compared)
         self.share = self.rows_compared / len(store)
         wanted = min(_MOST_QUERIES, math.ceil(how.num_queries / self.share)) if self.share < 1 else how.num_queries
-        chosen = store.row_ids[np.sort(dice.choice(len(store), min(wanted, len(store)), replace=False))]
+        chosen = store.row_ids[np.sort(rng.choice(len(store), min(wanted, len(store)), replace=False))]
         self._index = index
         self._k = min(RECALL_AT, len(store))
-        self._query = _disturbed(store.memory(chosen), how.noise, dice)
+        self._query = _disturbed(store.memory(chosen), how.noise, rng)
         self._rows, self._scores = exact_among(store, compared, self._query, self._k, told)
 
     @property
@@ -131,7 +131,7 @@ class Recall:
         return len(self._query)
 
     def of(self, first_level: int) -> float:
-        """Recall@10 with that L, of ten at least: as many rows are wanted. Over every row it is exact; over a sample it is estimated from below.
+        """Recall@10 with this L (at least 10): exact over all rows, estimated from below over a sample.
 
         Let t be the score of the worst row found. Every row with a higher score that was not found is a miss, and
         recall is at least 1 − misses / 10, as a miss drives out one row found at most. Misses in the sample, divided by
@@ -158,10 +158,10 @@ class Recall:
             inverted.nprobe = before
 
 
-def _disturbed(memory: Floats, noise: float, dice: np.random.Generator) -> Floats:
+def _disturbed(memory: Floats, noise: float, rng: np.random.Generator) -> Floats:
     """Memory with Gaussian noise of `noise` times its length."""
     lengths = np.sqrt(np.square(memory).sum(axis=(1, 2), keepdims=True))
-    disturbance: NDArray[np.float64] = noise * lengths / math.sqrt(memory[0].size) * dice.standard_normal(memory.shape)
+    disturbance: NDArray[np.float64] = noise * lengths / math.sqrt(memory[0].size) * rng.standard_normal(memory.shape)
     return memory + disturbance.astype(np.float32)
 
 
@@ -220,14 +220,15 @@ def enforce_recall_floor(output: str, measured: Mapping[str, Any], *, recall_flo
     warning = recall_warning(output, measured, recall_floor)
     if warning and strict:
         raise InputError(
-            f"{warning}; or accept it without --strict-recall. Finished parts are kept: the same command continues from there"
+            f"{warning}; or accept it without --strict-recall. Finished parts are kept: "
+            "the same command continues from there"
         )
     if warning:
         _log.warning("%s", warning)
 
 
 def recall_from_manifest(source: Name | Artefact) -> tuple[float | None, str]:
-    """The recall@10 that an INDEX was built with (None: not measured), and a warning if it is under its floor, else empty."""
+    """The recall@10 measured when an INDEX was built (None: not measured), and a warning if it is under its floor."""
     index = Artefact.open(source, KIND, lazy=True)
     floor = index.manifest["made_by"].get(FLOOR, RECALL_FLOOR)
     return index.manifest["measured"]["recall_at_10"], recall_warning(index.name, index.manifest["measured"], floor)
@@ -250,8 +251,10 @@ def recall_warning(output: str, measured: Mapping[str, Any], recall_floor: float
     )
     found, floor = _apart(recall, recall_floor)
     return (
-        f"{output}: recall@10 is {found} with first_level {measured['first_level']} ({compared}, {measured['num_queries']} queries), "
-        f"under the floor of {floor}{would}. Raise first_level or the lists probed, give the MEMORY larger keys, or choose another factory"
+        f"{output}: recall@10 is {found} with first_level {measured['first_level']} ({compared}, "
+        f"{measured['num_queries']} queries), "
+        f"under the floor of {floor}{would}. Raise first_level or the lists probed, give the MEMORY larger keys, "
+        "or choose another factory"
     )
 
 

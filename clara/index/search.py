@@ -147,9 +147,8 @@ class TwoLevels(ABC):
             exclude: for each query row ids that are left out; L counts what remains.
 
         Returns:
-            Row ids `[B, k]` and scores `[B, k]`; -1 and -inf where there are fewer. Of a query that is not finite, or
-            whose length is not, nothing is found, and a warning says so: training has its own rule for steps that are
-            not finite, and the other queries are none the worse.
+            Row ids `[B, k]` and scores `[B, k]`; -1 and -inf where there are fewer. A query with a non-finite value or
+            norm returns no rows and logs a warning; other queries are unaffected.
 
         Raises:
             InputError: the query has another shape than the MEMORY's, or L is under k.
@@ -158,11 +157,12 @@ class TwoLevels(ABC):
         shape = (self.store.num_memory_tokens, self.store.hidden_size)
         if values.ndim != 3 or values.shape[1:] != shape:
             raise InputError(
-                f"query has shape {list(values.shape)}, expected [B, {shape[0]}, {shape[1]}] as {self.store.directory}; use the model that made it"
+                f"query has shape {list(values.shape)}, expected [B, {shape[0]}, "
+                f"{shape[1]}] as {self.store.directory}; use the model that made it"
             )
         if not 1 <= k <= first_level:
             raise InputError(f"k is {k} and first_level {first_level}; expected 1 ≤ k ≤ first_level")
-        barred = (
+        excluded = (
             [np.fromiter(rows, np.int64) for rows in exclude]
             if exclude is not None
             else [np.empty(0, np.int64)] * len(values)
@@ -170,20 +170,22 @@ class TwoLevels(ABC):
         rows = np.full((len(values), k), -1, np.int64)
         scores = np.full((len(values), k), -np.inf, np.float32)
         asked = _finite(values)
-        values, barred = values[asked], [barred[number] for number in asked]
-        for begin, candidates in self._first_level(values, first_level, barred):
+        values, excluded = values[asked], [excluded[number] for number in asked]
+        for begin, candidates in self._first_level(values, first_level, excluded):
             cosines = self._cosines(values[begin : begin + len(candidates)], candidates)
             for number, own, exact in zip(asked[begin:], candidates, cosines, strict=False):
                 order = best(exact, own, k)
                 rows[number, : len(order)], scores[number, : len(order)] = own[order], exact[order]
         return rows, scores
 
-    def _first_level(self, values: Floats, first_level: int, barred: Sequence[Ids]) -> Iterator[tuple[int, list[Ids]]]:
-        """Candidates `[≤ L]`, ascending, of groups of queries small enough for their payload; with each group's first number."""
+    def _first_level(
+        self, values: Floats, first_level: int, excluded: Sequence[Ids]
+    ) -> Iterator[tuple[int, list[Ids]]]:
+        """Yield (first query, ascending candidates `[≤ L]` of each) for groups whose payload fits in memory."""
         row_bytes = 4 * self.store.num_memory_tokens * self.store.hidden_size
         group = max(1, _PAYLOAD_BYTES // (row_bytes * first_level))
         for begin in range(0, len(values), group):
-            part = barred[begin : begin + group]
+            part = excluded[begin : begin + group]
             wanted = min(first_level + max(len(rows) for rows in part), len(self.store))
             owners = self._best_keys(self._projection.keys(values[begin : begin + group]), wanted)
             found = [merged(parts)[0] for parts in zip(*owners, strict=True)]
@@ -264,5 +266,6 @@ def check_rows(index: Any, store: MemoryStore, where: str) -> None:
     if index.ntotal != len(ids) or not np.array_equal(ids, store.row_ids):
         extra, missing = len(np.setdiff1d(ids, store.row_ids)), len(np.setdiff1d(store.row_ids, ids))
         raise InputError(
-            f"{where}: {len(ids)} rows, {extra} of them not in {store.directory}, {missing} of whose {len(store)} live rows are missing; build the index again"
+            f"{where}: {len(ids)} rows, {extra} of them not in {store.directory}, "
+            f"{missing} of whose {len(store)} live rows are missing; build the index again"
         )

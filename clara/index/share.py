@@ -62,8 +62,8 @@ def why_whole(index: Any) -> str:
 def not_shared(reason: str) -> str:
     """The message about a kind of index that search servers can't hold."""
     return (
-        f"an index of this kind can't be shared out among search servers: {reason}; build one that is Flat or has plain inverted lists (IVF…), "
-        "or set retrieval.search_shards=0"
+        f"an index of this kind can't be shared out among search servers: {reason}; "
+        "build one that is Flat or has plain inverted lists (IVF…), or set retrieval.search_shards=0"
     )
 
 

@@ -5,7 +5,7 @@
 | `float16` | rounded | 2·D |
 | `int8` | integers to ±127, one scale | D + 4 |
 | `int4` | integers to ±7, two in a byte, one scale (float16) for each 64 numbers | 0.53·D |
-| `pq4`, `pq8` | product quantisation: a byte for each 4 or 8 numbers, one scale; MEMORY holds the codebook | D/4 + 4, D/8 + 4 |
+| `pq4`, `pq8` | product quantisation: a byte for 4 or 8 numbers, one scale, a codebook in MEMORY | D/4 + 4, D/8 + 4 |
 """
 
 from collections.abc import Callable, Mapping

@@ -24,7 +24,7 @@ def compact(
     num_shards: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Fold overlays and tombstones of a version into plain shards: the same live rows, stored number for number. Returns the manifest.
+    """Fold overlays and tombstones of a version into plain shards with the same live rows and stored numbers.
 
     Finished shards of an earlier, interrupted call are kept.
 
@@ -32,7 +32,10 @@ def compact(
         store: the version.
         directory: the new one.
         num_shards: of the new one; 0: as many.
-        progress: is told (shards done, shards) after each.
+        progress: called with (shards done, shards) after each.
+
+    Returns:
+        The manifest.
 
     Raises:
         InputError: the directory is the store's own, or a file is damaged.

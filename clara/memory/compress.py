@@ -59,36 +59,36 @@ def compress_chunks(
     *,
     batch_tokens: int,
     codec: str = "float16",
-    told: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[Floats, list[Failure]]:
-    """Compress chunks in batches that depend on these chunks only, so that the same ones give the same bits on one machine.
+    """Compress chunks in batches that depend on these chunks only: one machine reproduces the result bit for bit.
 
-    A batch that fails is halved until the failing chunks stand alone: their neighbours stay.
+    A batch that fails is halved until the failing chunks are alone; the other chunks are kept.
 
     Args:
         model: the compressor.
         chunks: n of them, in any order.
         batch_tokens: tokens of a batch, padding and memory tokens included.
         codec: a memory that it can't hold is a failure too.
-        told: is called with the number of chunks that are done, after each batch.
+        on_progress: called with the number of chunks done after each batch.
 
     Returns:
         Memory `[n − failures, M, D]` of the surviving chunks in the order given, and the failures.
 
     Raises:
-        Exception: as of the model, when at least 16 chunks fail and none succeeds.
+        Exception: the model's own, when at least 16 chunks fail and none succeeds.
     """
     failed: dict[int, Exception] = {}
     ids: dict[int, list[int]] = {}
     for index, chunk in enumerate(chunks):
         try:
             ids[index] = model.document_ids(input_text(chunk.title, chunk.text))
-        except Exception as error:  # the boundary at which one bad text is told from its neighbours
+        except Exception as error:  # one bad text must not fail its neighbours
             failed[index] = error
     order = sorted(ids, key=lambda index: (len(ids[index]), chunks[index].row_id))
     out = np.empty((len(chunks), model.num_memory_tokens, model.hidden_size), np.float32)
     batches = tight_batches([len(ids[i]) for i in order], batch_tokens, model.num_memory_tokens)
-    pending = [[order[place] for place in batch] for batch in batches][::-1]
+    pending = [[order[position] for position in batch] for batch in batches][::-1]
     num_done = len(failed)
     while pending:
         batch = pending.pop()
@@ -103,7 +103,7 @@ def compress_chunks(
         else:
             out[batch] = memory
             num_done += len(batch)
-            told(num_done)
+            on_progress(num_done)
     if len(failed) == len(chunks) >= _MIN_CHUNKS_FOR_VERDICT:
         raise failed[min(failed)]
     failures = [Failure(chunks[i], f"{type(failed[i]).__name__}: {failed[i]}") for i in sorted(failed)]
@@ -120,7 +120,8 @@ def encode_chunks(model: Compressor, chunks: Sequence[Chunk], *, batch_tokens: i
     if failures:
         first = failures[0]
         raise InputError(
-            f"chunk {first.chunk.chunk_id} ({first.chunk.source}): not compressed ({first.reason}), {len(failures)} such; take it out of the corpus"
+            f"chunk {first.chunk.chunk_id} ({first.chunk.source}): not compressed ({first.reason}), "
+            f"{len(failures)} such; take it out of the corpus"
         )
     return memory
 
@@ -135,7 +136,7 @@ def write_memory_shard(
     codec: str,
     batch_tokens: int,
     codebook: Codebook | None = None,
-    told: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Compress the chunks of one shard and write it, or find that this has been done.
 
@@ -148,7 +149,7 @@ def write_memory_shard(
         codec: one of `clara.memory.codec.CODECS`.
         batch_tokens: tokens of a batch, padding included.
         codebook: of a product-quantised codec.
-        told: see `compress_chunks`.
+        on_progress: see `compress_chunks`.
 
     Returns:
         `{"name", "rows", "files", "failures": [{"chunk_id", "source", "document_id", "text", "reason"}], "reused":
@@ -160,7 +161,7 @@ def write_memory_shard(
     if finished is not None:
         return {**finished, "reused": True}
     chunks = sorted(chunks, key=lambda chunk: chunk.row_id)
-    memory, failures = compress_chunks(model(), chunks, batch_tokens=batch_tokens, codec=codec, told=told)
+    memory, failures = compress_chunks(model(), chunks, batch_tokens=batch_tokens, codec=codec, on_progress=on_progress)
     dead = {failure.chunk.chunk_id for failure in failures}
     keys = key_projection(
         fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed
@@ -185,7 +186,7 @@ def make_codebook(
 
     Args:
         model: gives the compressor; called only where there is something to compress.
-        chunks: the sample, as of `clara.memory.product_quantiser.sample_rows`.
+        chunks: the sample, as returned by `clara.memory.product_quantiser.sample_rows`.
         directory: the MEMORY.
         fingerprint: of the vectors.
         codec: of the MEMORY.

@@ -34,7 +34,7 @@ class DocumentRows:
         stored = pa.chunked_array(
             [chunk.cast(pa.large_string()) for column in columns for chunk in column.chunks], pa.large_string()
         )
-        documents = stored.combine_chunks().take(pa.array(begins[live.shard_of] + live.place_of))
+        documents = stored.combine_chunks().take(pa.array(begins[live.shard_of] + live.position_of))
         order = pc.sort_indices(documents)
         self._sorted, self._order, self._row_ids = documents.take(order), order.to_numpy(), live.row_ids
 

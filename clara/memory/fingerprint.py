@@ -1,4 +1,4 @@
-"""What determines the meaning of a stored vector, as named fields and one hash: a compressor never silently meets another's memory."""
+"""Fingerprint: what determines the meaning of a stored vector, so that a compressor never reads another's memory."""
 
 import dataclasses
 import hashlib
@@ -45,7 +45,7 @@ class EncodingSettings:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Exactly the settings that determine a vector's meaning. Shard count, codec, batch size and runner are not among them.
+    """The settings that determine a vector's meaning; shard count, codec, batch size and runner do not.
 
     Attributes:
         backbone: sha256 of the LM's weights.
@@ -55,7 +55,7 @@ class Fingerprint:
         num_memory_tokens: M.
         hidden_size: D.
         residual: `none` or `segment_mean`.
-        markers: whether a learned vector stands in front of each text.
+        markers: whether a learned vector precedes each text.
         max_tokens: tokens of a chunk, title included.
         overlap_tokens: tokens that a chunk repeats of the one before.
         key_size: numbers of a row's key.
@@ -102,7 +102,8 @@ class Fingerprint:
         if set(fields) != known:
             missing, extra = sorted(known - set(fields)), sorted(set(fields) - known)
             raise InputError(
-                f"{where}: missing fields {missing}, unknown fields {extra}; it was made by another version, make it again"
+                f"{where}: missing fields {missing}, unknown fields {extra}; it was made by another version, "
+                "make it again"
             )
         return cls(**fields)
 
@@ -129,7 +130,8 @@ def check(expected: Collection[Accepted], found: Fingerprint | Mapping[str, Any]
     for candidate in expected:
         if isinstance(candidate, str):
             sides.append(
-                f"expected fingerprint {candidate[:_SHOWN_DIGITS]}…, found {hash_of(fields)[:_SHOWN_DIGITS]}… ({_shown(fields)})"
+                f"expected fingerprint {candidate[:_SHOWN_DIGITS]}…, "
+                f"found {hash_of(fields)[:_SHOWN_DIGITS]}… ({_shown(fields)})"
             )
         else:
             sides.append(_differences(_fields(candidate), fields))
@@ -137,12 +139,14 @@ def check(expected: Collection[Accepted], found: Fingerprint | Mapping[str, Any]
     if dtypes and fields.get("dtype") not in (None, *dtypes):
         # The compressor is hashed as it is used, rounded to the dtype: that its hash differs says nothing here.
         raise InputError(
-            f"{where}: made in dtype {fields['dtype']}, this reader computes in {' or '.join(sorted(dtypes))}: {' | '.join(sides)}; set "
-            f"backbone.dtype to {fields['dtype']} (--dtype {fields['dtype']} of a command), or build it again with --dtype "
+            f"{where}: made in dtype {fields['dtype']}, this reader computes in {' or '.join(sorted(dtypes))}: "
+            f"{' | '.join(sides)}; set backbone.dtype to {fields['dtype']} (--dtype {fields['dtype']} of a command), "
+            "or build it again with --dtype "
             f"{' or '.join(sorted(dtypes))} (the compressor's hash follows from the dtype, so it may be the same one)"
         )
     raise InputError(
-        f"{where}: made by another compressor or with other settings than this reader accepts: {' | '.join(sides) or 'nothing is accepted'}; "
+        f"{where}: made by another compressor or with other settings than this reader accepts: "
+        f"{' | '.join(sides) or 'nothing is accepted'}; "
         "give the MEMORY of this checkpoint, the checkpoint of this MEMORY, or build it again"
     )
 
@@ -181,7 +185,7 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def compressor_hash(
     adapter: Mapping[str, Tensor], slots: Mapping[str, Tensor], *, dtype: str, settings: Mapping[str, Any]
 ) -> str:
-    """Sha256 of what makes memory besides the LM: equal for a live model, its checkpoint, and the checkpoint loaded again.
+    """Sha256 of what determines memory besides the LM; equal for a model, its checkpoint, and the loaded checkpoint.
 
     Args:
         adapter: the compressor's tensors under PEFT's names; hashed as they are used, rounded to `dtype`.
@@ -217,7 +221,7 @@ def of_memory(memory: Artefact) -> Fingerprint:
 
 
 def of_model(model: "ClaraModel", encoding: EncodingSettings) -> Fingerprint:
-    """Fingerprint of what a model in memory compresses to, in the dtype that it was loaded in, whatever `encoding.dtype` is.
+    """Fingerprint of what a loaded model compresses to; the dtype is the model's own, not `encoding.dtype`.
 
     The LM is known by the folder that it was read from: one that is itself being trained has to be saved and loaded
     first.

@@ -41,7 +41,8 @@ def key_projection(num_memory_tokens: int, hidden_size: int, key_size: int, seed
     """
     if not num_memory_tokens <= key_size <= num_memory_tokens * hidden_size:
         raise InputError(
-            f"key_size is {key_size}, expected M ≤ key_size ≤ M·D, here {num_memory_tokens} to {num_memory_tokens * hidden_size}; choose one between"
+            f"key_size is {key_size}, expected M ≤ key_size ≤ M·D, "
+            f"here {num_memory_tokens} to {num_memory_tokens * hidden_size}; choose one between"
         )
     # RandomState's stream is frozen for good, unlike Generator's: old keys keep their meaning.
     random = np.random.RandomState(seed)

@@ -1,4 +1,4 @@
-"""Which rows of a MEMORY are live, and where each lies: of equal ids the newest shard's, without tombstones."""
+"""Which rows of a MEMORY are live, with the position of each: of equal ids the newest shard's, without tombstones."""
 
 from collections.abc import Iterator, Sequence
 
@@ -16,7 +16,7 @@ class LiveRows:
     Attributes:
         row_ids: int64 `[rows]`, ascending.
         shard_of: the shard of each row.
-        place_of: its place in that shard.
+        position_of: its position in that shard.
     """
 
     def __init__(self, columns: Sequence[Ids], tombstones: Sequence[int], where: str) -> None:
@@ -29,13 +29,13 @@ class LiveRows:
         """
         row_ids = np.concatenate([np.empty(0, np.int64), *columns])
         shard_of = np.repeat(np.arange(len(columns), dtype=np.int32), [len(c) for c in columns])
-        place_of = np.concatenate([np.empty(0, np.int32), *(np.arange(len(c), dtype=np.int32) for c in columns)])
+        position_of = np.concatenate([np.empty(0, np.int32), *(np.arange(len(c), dtype=np.int32) for c in columns)])
         # Newest first among equal ids, of which `unique` keeps the first.
         order = np.lexsort((-shard_of, row_ids))
         live, first = np.unique(row_ids[order], return_index=True)
         chosen = order[first]
         kept = ~np.isin(live, np.asarray(tombstones, np.int64))
-        self.row_ids, self.shard_of, self.place_of = live[kept], shard_of[chosen][kept], place_of[chosen][kept]
+        self.row_ids, self.shard_of, self.position_of = live[kept], shard_of[chosen][kept], position_of[chosen][kept]
         self._where, self._num_shards = where, len(columns)
 
     @property
@@ -50,7 +50,7 @@ class LiveRows:
             begin, end = end, end + size
             yield self.row_ids[order[begin:end]]
 
-    def places(self, row_ids: Sequence[int] | Ids) -> NDArray[np.intp]:
+    def positions(self, row_ids: Sequence[int] | Ids) -> NDArray[np.intp]:
         """Positions of rows in `row_ids`.
 
         Raises:
@@ -69,10 +69,10 @@ class LiveRows:
         """Shard, positions in the request, ascending, places in the shard; shards ascend.
 
         Raises:
-            InputError: as of `places`.
+            InputError: see `positions`.
         """
-        index = self.places(row_ids)
+        index = self.positions(row_ids)
         order = np.argsort(self.shard_of[index], kind="stable")
         shards, begins = np.unique(self.shard_of[index[order]], return_index=True)
         for shard, where in zip(shards.tolist(), np.split(order, begins[1:]), strict=False):
-            yield shard, where, self.place_of[index[where]]
+            yield shard, where, self.position_of[index[where]]

@@ -55,9 +55,10 @@ def refuse_mixed(manifest: Mapping[str, Any], where: str, accept: Collection[Acc
         for made, names in sorted(found.items())
     )
     raise InputError(
-        f"{where}: a mixed MEMORY, whose rows {len(found)} versions of a compressor made ({parts}), as joint training with "
-        "joint.refresh.policy = 'incremental' leaves it; only the run that made it reads it. Encode it whole: set joint.refresh.final = true "
-        "in that run, or build a MEMORY with pipelines.build_memory and the CHECKPOINT"
+        f"{where}: a mixed MEMORY, whose rows {len(found)} versions of a compressor made ({parts}), "
+        "as joint training with "
+        "joint.refresh.policy = 'incremental' leaves it; only the run that made it reads it. Encode it whole: "
+        "set joint.refresh.final = true in that run, or build a MEMORY with pipelines.build_memory and the CHECKPOINT"
     )
 
 

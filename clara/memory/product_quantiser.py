@@ -1,4 +1,4 @@
-"""Product quantisation of memory: each memory token, divided by its scale, as one byte for every few numbers, by FAISS's k-means."""
+"""Product quantisation of memory: each memory token, divided by its scale, becomes one byte for every few numbers."""
 
 import hashlib
 import json
@@ -79,7 +79,7 @@ def num_sampled(num_memory_tokens: int) -> int:
 
 
 def sample_order(row_id: int) -> str:
-    """Key by which chunks are sampled, smallest first: seeded, of the row alone, so that no runner and no shard has a say."""
+    """Key by which chunks are sampled, smallest first: depends on seed and row only, not on runners or shards."""
     return hashlib.sha256(f"{_SEED}:{row_id}".encode()).hexdigest()
 
 
@@ -97,7 +97,8 @@ def train_codebook(memory: Floats, width: int) -> Codebook:
     tokens = memory.reshape(-1, memory.shape[-1])
     if len(tokens) < NUM_CENTROIDS:
         raise InputError(
-            f"codec pq{width}: {len(tokens)} memory tokens to train on, expected at least {NUM_CENTROIDS}; use int4 for so small a corpus"
+            f"codec pq{width}: {len(tokens)} memory tokens to train on, expected at least {NUM_CENTROIDS}; "
+            "use int4 for so small a corpus"
         )
     unit = np.ascontiguousarray(padded(tokens / scales(tokens)[:, None], width))
     quantiser = faiss.ProductQuantizer(unit.shape[1], unit.shape[1] // width, 8)
@@ -132,10 +133,11 @@ def load_codebook(directory: str | os.PathLike[str], width: int, hidden_size: in
         raise
     except (OSError, KeyError, ValueError, json.JSONDecodeError, safetensors.SafetensorError) as error:
         raise InputError(
-            f"{path}: not a readable codebook ({error}); make the MEMORY again, or copy it anew"
+            f"{path}: not a readable codebook ({error}); make the MEMORY again, or copy it again"
         ) from error
     if centroids.shape != shape or centroids.dtype != np.float32:
         raise InputError(
-            f"{path}: centroids are {centroids.dtype} {list(centroids.shape)}, expected float32 {list(shape)}; make the MEMORY again"
+            f"{path}: centroids are {centroids.dtype} {list(centroids.shape)}, expected float32 {list(shape)}; "
+            "make the MEMORY again"
         )
     return Codebook(centroids)

@@ -73,8 +73,8 @@ def check_whole(report: dict[str, Any], output: str | os.PathLike[str]) -> dict[
     if report["failures"]:
         first = report["failures"][0]
         raise InputError(
-            f"{output}/{report['name']}: {len(report['failures'])} rows not compressed, first {first['chunk_id']}: {first['reason']}; "
-            "mend the compressor"
+            f"{output}/{report['name']}: {len(report['failures'])} rows not compressed, first {first['chunk_id']}: "
+            f"{first['reason']}; fix the compressor"
         )
     return report
 
@@ -87,7 +87,7 @@ def new_codebook(
     fingerprint: Fingerprint,
     batch_tokens: int,
 ) -> Codebook | None:
-    """The codebook of the new compressor for a product-quantised store, trained by whoever needs it first; None for other codecs."""
+    """The new compressor's codebook, trained by the first process that needs it; None for codecs without codebook."""
     if not CODECS[store.codec].has_codebook:
         return None
     sample = store.records(product_quantiser.sample_rows(store.row_ids.tolist(), store.num_memory_tokens))
@@ -104,10 +104,10 @@ def reencode_shards(
     fingerprint: Fingerprint,
     batch_tokens: int,
 ) -> Iterator[dict[str, Any]]:
-    """The reports of some shards, compressed again one after the other; finished ones are found finished.
+    """The reports of some shards, compressed again one after the other; finished ones are skipped.
 
     Raises:
-        InputError: as of `reencode_shard`.
+        InputError: see `reencode_shard`.
     """
     codebook = new_codebook(store, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
     for index in shards:
@@ -132,7 +132,8 @@ def complete_reencode(
     num_rows = sum(report["rows"] for report in reports)
     if num_rows != len(store):
         raise InputError(
-            f"{output}: {num_rows} rows re-encoded, {store.directory} has {len(store)}; run it again, finished shards are kept"
+            f"{output}: {num_rows} rows re-encoded, {store.directory} has {len(store)}; run it again, "
+            "finished shards are kept"
         )
     return complete_memory(
         output,
@@ -164,10 +165,10 @@ def reencode(
         store: the version that it follows.
         model: the new compressor.
         output: directory of the new version.
-        fingerprint: of the new compressor, as of `clara.memory.fingerprint.of_model`; chunking and keys must be the
+        fingerprint: of the new compressor, see `clara.memory.fingerprint.of_model`; chunking and keys must be the
             store's.
         batch_tokens: tokens of a batch, padding included.
-        progress: is told (shards done, shards) after each.
+        progress: called with (shards done, shards) after each.
 
     Returns:
         The manifest of the new version.

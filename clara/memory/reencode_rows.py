@@ -1,4 +1,4 @@
-"""Some rows of a MEMORY again, with a newer compressor: overlays of a new version, beside the shards that they lie over.
+"""Encode some rows of a MEMORY again with a newer compressor, as overlays of a new version.
 
 The new version holds its parent's files as hard links (copies where the file system has none) and an overlay for each
 base shard that has a chosen row. Its manifest says of every shard which compressor made it
@@ -57,7 +57,7 @@ def reencode_rows(
         output: directory of the new version.
         fingerprint: of the new compressor; chunking and keys must be the store's.
         batch_tokens: tokens of a batch, padding included.
-        progress: is told (overlays done, overlays) after each.
+        progress: called with (overlays done, overlays) after each.
 
     Returns:
         The manifest of the new version.

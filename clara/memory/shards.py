@@ -63,7 +63,7 @@ def write_shard(
         memory: `[n, M, D]`, in the chunks' order.
         keys: `[n, KD]`, in the chunks' order.
         codec: one of `clara.memory.codec.CODECS`.
-        fingerprint: hash that stands in both files.
+        fingerprint: hash that is written into both files.
         codebook: of a product-quantised codec.
 
     Returns:
@@ -92,8 +92,8 @@ def check_row_ids(chunks: Sequence[Chunk], name: str) -> None:
     for first, second in itertools.pairwise(chunks):
         if first.row_id == second.row_id:
             raise InputError(
-                f"{name}: row_id {first.row_id} belongs to chunk {first.chunk_id} ({first.source}) and to {second.chunk_id} "
-                f"({second.source}); leave one of them out"
+                f"{name}: row_id {first.row_id} belongs to chunk {first.chunk_id} ({first.source}) and to "
+                f"{second.chunk_id} ({second.source}); leave one of them out"
             )
 
 
@@ -106,7 +106,7 @@ def write_stored(
     *,
     fingerprint: str = "",
 ) -> dict[str, Any]:
-    """Write one shard from what a shard holds: `tensors` as of `MemoryStore.stored`, each `[n, …]`, of n chunks ascending by `row_id`.
+    """Write one shard of n chunks, ascending by `row_id`, from stored `tensors [n, …]` (see `MemoryStore.stored`).
 
     Returns:
         `{"name", "rows", "files": [manifest entries]}`.

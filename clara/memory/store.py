@@ -79,7 +79,7 @@ class MemoryStore:
         hash: hash of the manifest, which an INDEX names.
         fingerprint: hash of its vectors' meaning; of the newest ones where versions are mixed.
         fingerprint_fields: the same, field by field.
-        live: which rows are live, and where each lies.
+        live: which rows are live, and the shard and position of each.
         row_ids: int64 `[rows]`, ascending, live rows only.
     """
 
@@ -155,7 +155,7 @@ class MemoryStore:
 
     @functools.cached_property
     def shard_fingerprints(self) -> list[Fingerprint]:
-        """What made each of `shard_names`: the same, but where versions are mixed (see `clara.memory.mixed_versions`)."""
+        """Fingerprint of each of `shard_names`; they differ if versions are mixed (`clara.memory.mixed_versions`)."""
         names = [*self.manifest["shards"], *self.manifest["overlays"]]
         made = dict(zip(names, shard_fingerprints(self.manifest, str(self.directory)), strict=True))
         return [made[name] for name in self.shard_names]
@@ -166,7 +166,7 @@ class MemoryStore:
         Raises:
             InputError: a row is not there, or not live.
         """
-        return self.live.shard_of[self.live.places(row_ids)]
+        return self.live.shard_of[self.live.positions(row_ids)]
 
     @functools.cached_property
     def codebook(self) -> Codebook | None:
@@ -203,9 +203,9 @@ class MemoryStore:
             InputError: a row is not there, or not live.
         """
         out = np.empty((len(row_ids), self.num_memory_tokens, self.hidden_size), np.float32)
-        for shard, where, places in self.live.by_shard(row_ids):
+        for shard, where, positions in self.live.by_shard(row_ids):
             tensors = self._tensors(shard)
-            stored = {name: tensor[places] for name, tensor in tensors.items() if name != "key"}
+            stored = {name: tensor[positions] for name, tensor in tensors.items() if name != "key"}
             out[where] = decode_memory(stored, self.codec, self.hidden_size, self.codebook)
         return out
 
@@ -213,28 +213,28 @@ class MemoryStore:
         """Keys `[n, KD]` in float32; of all rows, in the order of `row_ids`, if None is given."""
         wanted = self.row_ids if row_ids is None else row_ids
         out = np.empty((len(wanted), self.key_size), np.float32)
-        for shard, where, places in self.live.by_shard(wanted):
-            out[where] = self._tensors(shard)["key"][places]
+        for shard, where, positions in self.live.by_shard(wanted):
+            out[where] = self._tensors(shard)["key"][positions]
         return out
 
     def stored(self, row_ids: Sequence[int] | Ids) -> dict[str, NDArray[Any]]:
-        """The tensors of rows as they lie in the shards, undecoded, in the order asked: what another shard takes over bit for bit."""
+        """The undecoded tensors of rows, in the order of `row_ids`, to be written into another shard bit for bit."""
         shapes = {
             **layout(self.codec, self.num_memory_tokens, self.hidden_size),
             "key": (np.dtype(np.float16), (self.key_size,)),
         }
         out = {name: np.empty((len(row_ids), *shape), kind) for name, (kind, shape) in shapes.items()}
-        for shard, where, places in self.live.by_shard(row_ids):
+        for shard, where, positions in self.live.by_shard(row_ids):
             tensors = self._tensors(shard)
             for name in out:
-                out[name][where] = tensors[name][places]
+                out[name][where] = tensors[name][positions]
         return out
 
     def records(self, row_ids: Sequence[int] | Ids) -> list[Chunk]:
         """Records of rows, in the order asked."""
         found: list[Chunk | None] = [None] * len(row_ids)
-        for shard, where, places in self.live.by_shard(row_ids):
-            rows = self._table(shard).take(places).to_pylist()
+        for shard, where, positions in self.live.by_shard(row_ids):
+            rows = self._table(shard).take(positions).to_pylist()
             for index, row in zip(where.tolist(), rows, strict=True):
                 found[index] = Chunk(**row)
         return [chunk for chunk in found if chunk is not None]

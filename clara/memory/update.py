@@ -1,8 +1,8 @@
-"""Updates of a MEMORY: a new version for a changed corpus that compresses new content only, and compaction back into plain shards.
+"""Updates of a MEMORY: a new version for a changed corpus, for which only new content is compressed.
 
-A version lies in a directory of its own. Files of the old version that still hold live rows are hard links there
+Each version has its own directory. Files of the old version that still hold live rows are hard links there
 (copies where the file system has none), so that either directory can be removed. What is new, and rows whose record
-changed, stand in overlay shards; what is gone stands among the tombstones.
+changed, are in overlay shards; what is gone is listed in the tombstones.
 """
 
 import os
@@ -65,7 +65,7 @@ class Changes:
         kept: as they are.
         moved: of content that is there, with another record (document, place, source).
         fresh: of content that is not there.
-        gone: row ids of live rows that are none of `kept`, nor will be written again.
+        gone: ids of live rows that the new corpus no longer contains.
     """
 
     kept: list[Chunk]
@@ -97,7 +97,7 @@ def write_overlay(
     *,
     fingerprint: Fingerprint,
     batch_tokens: int,
-    told: Callable[[int], None] = lambda done: None,
+    on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Bring one shard up to date: compress what is new, take the stored numbers over where only the record changed.
 
@@ -109,7 +109,7 @@ def write_overlay(
         directory: the new version.
         fingerprint: of the vectors, the old version's.
         batch_tokens: tokens of a batch, padding included.
-        told: see `clara.memory.compress.compress_chunks`.
+        on_progress: see `clara.memory.compress.compress_chunks`.
 
     Returns:
         The report of `write_memory_shard`, with `rows` live ones of the shard (`kept`, `moved`, `compressed`) and
@@ -121,7 +121,14 @@ def write_overlay(
     changes = changes_of(chunks, {chunk.row_id: chunk for chunk in store.records(live)})
     check_row_ids(sorted(chunks, key=lambda chunk: chunk.row_id), name)
     written = _write_changes(
-        model, changes, store, directory, name, fingerprint=fingerprint, batch_tokens=batch_tokens, told=told
+        model,
+        changes,
+        store,
+        directory,
+        name,
+        fingerprint=fingerprint,
+        batch_tokens=batch_tokens,
+        on_progress=on_progress,
     )
     kept = np.array([chunk.row_id for chunk in changes.kept], np.int64)
     dead = {row for row in store.manifest["tombstones"] if row % store.num_shards == index}
@@ -147,7 +154,7 @@ def _write_changes(
     *,
     fingerprint: Fingerprint,
     batch_tokens: int,
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """The overlay of a shard, or that there is none to write: `written` row ids, `overlay_rows`, files and failures."""
     if not changes.moved and not changes.fresh:
@@ -164,7 +171,7 @@ def _write_changes(
     failures: list[Failure] = []
     if changes.fresh:
         memory, failures = compress_chunks(
-            model(), changes.fresh, batch_tokens=batch_tokens, codec=store.codec, told=told
+            model(), changes.fresh, batch_tokens=batch_tokens, codec=store.codec, on_progress=on_progress
         )
         projection = key_projection(
             fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed
@@ -177,7 +184,7 @@ def _write_changes(
         dead = {failure.chunk.chunk_id for failure in failures}
         rows += [chunk for chunk in changes.fresh if chunk.chunk_id not in dead]
     order = np.argsort([chunk.row_id for chunk in rows])
-    ordered = [rows[place] for place in order]
+    ordered = [rows[position] for position in order]
     report: dict[str, Any] = {"name": name, "files": []}
     if ordered:
         tensors = {tensor: values[order] for tensor, values in tensors.items()}

@@ -110,7 +110,8 @@ class Artefact:
         for path, entry in self._whole_files(entries):
             if sha256_file(path) != entry["sha256"]:
                 raise InputError(
-                    f"{path}: its sha256 is not the manifest's; the file is damaged, make the {self.kind} again, or copy it again"
+                    f"{path}: its sha256 is not the manifest's; the file is damaged, make the {self.kind} again, "
+                    "or copy it again"
                 )
 
     def _whole_files(self, entries: Collection[Mapping[str, Any]]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
@@ -121,6 +122,7 @@ class Artefact:
             if size != entry["bytes"]:
                 found = f"{size} bytes" if size >= 0 else "missing"
                 raise InputError(
-                    f"{path}: {found}, the manifest says {entry['bytes']} bytes; make the {self.kind} again, or copy it again"
+                    f"{path}: {found}, the manifest says {entry['bytes']} bytes; make the {self.kind} again, "
+                    "or copy it again"
                 )
             yield path, entry

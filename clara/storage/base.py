@@ -43,11 +43,11 @@ class Folder(Protocol):
         ...
 
     def tags(self, entries: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-        """What tells later whether files that were just written have been touched since; on this machine nothing is needed."""
+        """Tags of files that were just written, by which `unchanged` detects later writes; empty on this machine."""
         ...
 
     def unchanged(self, entries: Iterable[Mapping[str, Any]], tags: Mapping[str, str]) -> bool:
-        """Whether files of a manifest's entries are as they were written: by sha256 on this machine, by size and tag on a bucket."""
+        """Whether files are as they were written: by sha256 on this machine, by size and tag in a bucket."""
         ...
 
     def touch(self, name: str) -> None:

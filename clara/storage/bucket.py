@@ -1,7 +1,6 @@
 """A folder of a bucket, through fsspec: whole objects, listings, and patience with a store that does not answer.
 
-Two things are taken for granted of a store: an object that is written is there whole or not at all, and whoever lists
-sees what was written.
+A store must write an object whole or not at all, and list what was written.
 """
 
 import logging
@@ -24,8 +23,7 @@ def file_system(url: str) -> tuple[Any, str]:
     Raises:
         InputError: its kind is not known, or the package for it is not installed.
     """
-    # Plain objects are all that is needed; the other interface asks an endpoint of its own, which emulators and proxies
-    # have not.
+    # Plain objects suffice; the other interface needs an endpoint that emulators and proxies do not have.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
@@ -42,13 +40,13 @@ def file_system(url: str) -> tuple[Any, str]:
         raise InputError(
             f"{url}: {error}; give a local path, or a URL that fsspec knows, as s3://BUCKET/PATH or gs://BUCKET/PATH"
         ) from error
-    for client in ("s3fs", "gcsfs"):  # they tell of every try that failed, with a stack
+    for client in ("s3fs", "gcsfs"):  # they log every failed attempt with a stack trace
         logging.getLogger(client).setLevel(logging.CRITICAL)
     return found, path.rstrip("/")
 
 
 def require_credentials(url: str) -> None:
-    """Refuse a URL of S3 for whose store this machine has no credentials: Beam's client takes that for an outage, and tries on and on.
+    """Refuse a URL of S3 without credentials on this machine: Beam's client would retry endlessly, as in an outage.
 
     Raises:
         InputError: there are none, or the profile that is asked for is unknown.
@@ -59,15 +57,16 @@ def require_credentials(url: str) -> None:
         from botocore.exceptions import BotoCoreError
         from botocore.session import Session
     except ImportError:
-        return  # what is to be installed is said by whoever opens the URL
-    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it tells where it found some, each time
+        return  # `file_system` says what to install
+    logging.getLogger("botocore.credentials").setLevel(logging.WARNING)  # it logs where it found them, each time
     try:
         found, why = Session().get_credentials(), "no credentials for S3 on this machine"
     except BotoCoreError as error:
         found, why = None, str(error)
     if found is None:
         raise InputError(
-            f"{url}: {why}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE to a profile of ~/.aws/credentials"
+            f"{url}: {why}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "or AWS_PROFILE to a profile of ~/.aws/credentials"
         )
 
 

@@ -1,9 +1,8 @@
-"""Artefacts of a bucket on this machine: copied into a cache once, each file checked against the manifest, and from there mapped as usual.
+"""Local copies of artefacts in a bucket: copied into a cache once, each file checked against the manifest.
 
-The cache is `CLARA_CACHE` (default `~/.cache/clara`). Files lie there by their sha256, so that versions of a MEMORY
-share what they have in common, and an artefact is a folder of hard links to them, named by its manifest's sha256. A
-copy that was cut short goes on where it stood. Nothing is ever removed from it: the whole folder may be deleted while
-no command runs.
+The cache is `CLARA_CACHE` (default `~/.cache/clara`). Files are stored by their sha256, so that versions of a MEMORY
+share what they have in common; an artefact is a folder of hard links to them, named by its manifest's sha256. An
+interrupted copy is resumed. Nothing is ever removed: delete the whole folder while no command runs.
 """
 
 import hashlib
@@ -33,7 +32,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def cache_directory() -> Path:
-    """Where copies lie."""
+    """The folder of the copies."""
     chosen = os.environ.get(CACHE)
     return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clara"
 
@@ -133,33 +132,34 @@ def _fetch(source: Bucket, folder: Path, files: Sequence[Mapping[str, Any]], *, 
         total, free = sum(entry["bytes"] for entry in missing), shutil.disk_usage(cache_directory()).free
         if total > free:
             raise InputError(
-                f"{source}: {total} bytes to copy into {cache_directory()}, where {free} are free; make room, or name another place with {CACHE}"
+                f"{source}: {total} bytes to copy into {cache_directory()}, where {free} are free; make room, "
+                f"or name another place with {CACHE}"
             )
-        with progress_bar(f"copy {source}", total) as told, ThreadPoolExecutor(AT_ONCE) as pool:
-            for _ in pool.map(lambda entry: _fetch_file(source, folder, entry, told), missing):
+        with progress_bar(f"copy {source}", total) as advance, ThreadPoolExecutor(AT_ONCE) as pool:
+            for _ in pool.map(lambda entry: _fetch_file(source, folder, entry, advance), missing):
                 pass
 
 
-def _fetch_file(source: Bucket, folder: Path, entry: Mapping[str, Any], told: Callable[[int], Any]) -> None:
+def _fetch_file(source: Bucket, folder: Path, entry: Mapping[str, Any], advance: Callable[[int], Any]) -> None:
     """One file: from another artefact of the cache that has it too, or from the bucket."""
     path, content = folder / entry["path"], _content(entry)
     with locked(f"content-{entry['sha256'][:3]}"):
         if not content.is_file() or content.stat().st_size != entry["bytes"]:
-            download(source, entry, content, told)
+            download(source, entry, content, advance)
         path.parent.mkdir(parents=True, exist_ok=True)
         folders.link_or_copy(content, path, entry["sha256"])
 
 
 def download(
-    source: Bucket, entry: Mapping[str, Any], target: Path, told: Callable[[int], Any] = lambda done: None
+    source: Bucket, entry: Mapping[str, Any], target: Path, advance: Callable[[int], Any] = lambda done: None
 ) -> None:
-    """Copy one file from a bucket, block by block behind what an earlier try left, and put it in place once its sha256 is right.
+    """Copy one file from a bucket, resuming an interrupted copy; it appears at `target` once its sha256 is right.
 
     Args:
         source: the artefact.
         entry: of its manifest.
         target: where it goes, on this machine; nobody else may be at it.
-        told: is called with the bytes of each block.
+        advance: called with the bytes of each block.
 
     Raises:
         InputError: it is missing, or its size or sha256 is not the manifest's.
@@ -171,29 +171,30 @@ def download(
         if stream.tell() > size:
             stream.truncate(0)
         begin = stream.seek(0, os.SEEK_END)
-        told(begin)
+        advance(begin)
         while begin < size:
             block = source.read(entry["path"], begin, min(begin + _BLOCK_BYTES, size))
             if not block:
                 found = "missing" if block is None else f"{begin} bytes"
                 raise InputError(
-                    f"{where}: {found}, its manifest says {size} bytes; make the artefact again, or copy it there anew"
+                    f"{where}: {found}, its manifest says {size} bytes; make the artefact again, or copy it there again"
                 )
             stream.write(block)
             begin += len(block)
-            told(len(block))
+            advance(len(block))
     if folders.sha256_file(partial) != entry["sha256"]:
         partial.unlink()
         raise InputError(
-            f"{where}: its sha256 is not the manifest's; the object is damaged, make the artefact again, or copy it there anew"
+            f"{where}: its sha256 is not the manifest's; the object is damaged, make the artefact again, "
+            "or copy it there again"
         )
     os.replace(partial, target)
 
 
 def localised_folder(directory: paths.Name) -> Path:
-    """A directory of this machine that holds a folder without a manifest, as one of a language model: itself, or the copy of a URL's.
+    """The local directory of a folder without a manifest, such as a language model's: itself, or the copy of a URL.
 
-    A copy is known by the store's listing: names, sizes and tags. Whoever knows the hash of the bytes checks it.
+    A copy is identified by the store's listing: names, sizes and tags. Callers that know a hash check it.
 
     Raises:
         InputError: nothing there, no room, or a store that does not answer.
@@ -208,7 +209,7 @@ def localised_folder(directory: paths.Name) -> Path:
 
 
 def localised_file(path: paths.Name) -> Path:
-    """A file of this machine: itself, or the copy of a URL's.
+    """The local path of a file: itself, or the copy of a URL.
 
     Raises:
         InputError: see `localised_folder`.
@@ -229,7 +230,7 @@ def _copy_listed(source: Bucket, listed: Mapping[str, base.Stored]) -> Path:
     folder = cache_directory() / "folders" / key
     if folder.is_dir():
         return folder
-    with locked(key), progress_bar(f"copy {source}", sum(stored.bytes for stored in listed.values())) as told:
+    with locked(key), progress_bar(f"copy {source}", sum(stored.bytes for stored in listed.values())) as advance:
         scratch = folder.with_suffix(".partial")
         for name, stored in listed.items():
             path = scratch / name
@@ -239,7 +240,7 @@ def _copy_listed(source: Bucket, listed: Mapping[str, base.Stored]) -> Path:
             partial = path.with_name(f".{path.name}.part")
             with open(partial, "wb") as stream:
                 for begin in range(0, stored.bytes, _BLOCK_BYTES):
-                    told(stream.write(source.read(name, begin, min(begin + _BLOCK_BYTES, stored.bytes)) or b""))
+                    advance(stream.write(source.read(name, begin, min(begin + _BLOCK_BYTES, stored.bytes)) or b""))
             os.replace(partial, path)
         if not folder.is_dir():
             os.replace(scratch, folder)

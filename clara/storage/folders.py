@@ -1,4 +1,4 @@
-"""Where files lie: a folder of this machine, or one of a bucket behind a URL that fsspec knows. One small interface for both."""
+"""Folders of this machine and of buckets behind URLs, with one small interface for both."""
 
 import hashlib
 import os
@@ -30,7 +30,7 @@ def folder(path: Name) -> Folder:
 
 
 def unwritable(path: Name, error: OSError) -> InputError:
-    """What to tell of a place that can't be written."""
+    """The error for a path that can't be written."""
     return InputError(
         f"{path}: cannot be written ({error.strerror or error}); choose a directory that you may write to, with room"
     )

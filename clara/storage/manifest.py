@@ -40,7 +40,8 @@ def make_directory(path: paths.Name) -> Path:
     """
     if paths.is_url(path):
         raise InputError(
-            f"{path}: a URL, and this is written to a directory of this machine only; give one, and copy the result there after"
+            f"{path}: a URL, and this is written to a directory of this machine only; give one, "
+            "and copy the result there after"
         )
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -97,12 +98,12 @@ def write_manifest(
     Args:
         directory: the artefact.
         kind: MEMORY, INDEX, QUESTIONS, EXAMPLES or CHECKPOINT.
-        files: entries as of `file_entry`.
+        files: entries as returned by `file_entry`.
         recipe: what made it: resolved settings and the hashes of its inputs; `up_to_date` compares it.
         counts: records in, out, dropped and failed, by reason.
         fingerprint: of the vectors that it holds or makes.
         parent: manifest hash of the version that it follows.
-        aside: noted beside the recipe; neither compared nor part of the artefact's hash.
+        aside: stored beside the recipe; neither compared nor part of the artefact's hash.
         fields: what only this kind has.
 
     Raises:
@@ -138,7 +139,8 @@ def _check_arrived(directory: paths.Name, files: Iterable[Mapping[str, Any]]) ->
     for path, size in wanted.items():
         if found.get(path) != size:
             raise InputError(
-                f"{directory}/{path}: {found.get(path, 'no')} bytes there, {size} were written; let nothing else write there, and run again"
+                f"{directory}/{path}: {found.get(path, 'no')} bytes there, {size} were written; "
+                "let nothing else write there, and run again"
             )
 
 
@@ -161,7 +163,8 @@ def parse_manifest(raw: bytes | None, directory: paths.Name, kind: str | None = 
     wanted = kind or "artefact"
     if raw is None:
         raise InputError(
-            f"{directory}: no {MANIFEST}, so this is no finished {wanted}; make it (or run the interrupted command again), or correct the path"
+            f"{directory}: no {MANIFEST}, so this is no finished {wanted}; "
+            "make it (or run the interrupted command again), or correct the path"
         )
     try:
         manifest = json.loads(raw.decode("utf-8"))
@@ -174,7 +177,8 @@ def parse_manifest(raw: bytes | None, directory: paths.Name, kind: str | None = 
         raise InputError(f"{path}: {', '.join(missing)} missing; take an intact {wanted}, or make it again")
     if version != FORMAT_VERSION:
         raise InputError(
-            f"{path}: format_version {version}, this program reads {FORMAT_VERSION}; use the version that made it, or make it again"
+            f"{path}: format_version {version}, this program reads {FORMAT_VERSION}; use the version that made it, "
+            "or make it again"
         )
     return manifest
 
@@ -190,7 +194,7 @@ def hash_of_manifest(manifest: Mapping[str, Any]) -> str:
 
 
 def refuse_other(directory: paths.Name, kind: str) -> None:
-    """Refuse to write an artefact of this kind where one of another lies: no recipe and no `--overwrite` makes the one out of the other.
+    """Refuse to write an artefact over one of another kind, even with `--overwrite`.
 
     Raises:
         InputError: a finished artefact of another kind is there.
@@ -207,9 +211,9 @@ def refuse_other(directory: paths.Name, kind: str) -> None:
 
 
 def up_to_date(directory: paths.Name, kind: str, recipe: Mapping[str, Any]) -> bool:
-    """Whether the artefact is there, made by this recipe, with every file at its size (`Artefact.verify` checks the bytes).
+    """Whether the artefact exists, made by this recipe, with all files of the right size.
 
-    Whoever makes an artefact asks this before any work.
+    A command checks this before any work. `Artefact.verify` checks the bytes.
 
     Raises:
         InputError: an artefact of another kind is there, see `refuse_other`.

@@ -40,5 +40,5 @@ def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
                 raise ValueError(f"{name} {list(shape)} does not fit its {end - begin} bytes")
             tensors[name] = np.memmap(path, kind, "r", offset, shape) if end > begin else np.empty(shape, kind)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not a memory file ({error}); make the MEMORY again, or copy it anew") from error
+        raise InputError(f"{path}: not a memory file ({error}); make the MEMORY again, or copy it again") from error
     return tensors

@@ -75,13 +75,14 @@ def given_up() -> bool:
 
 def _unanswered(where: str, seconds: float, said: str) -> StorageError:
     return StorageError(
-        f"{where}: the store has not answered for {seconds:.0f} s ({said}); run the same command again when it does, what is finished "
+        f"{where}: the store has not answered for {seconds:.0f} s ({said}); run the same command again when it does, "
+        "what is finished "
         f"is kept, or wait longer with {PATIENCE}"
     )
 
 
 def within_patience(where: str, call: Callable[[], T]) -> T:
-    """What a call to a store gives, or raises; one that only waits is told of after seconds, and left to itself once patience ends.
+    """Result of a call to a store, in a thread that is abandoned once the store has been silent for too long.
 
     Raises:
         StorageError: it has neither returned nor raised for as long as a store is waited for.
@@ -133,7 +134,7 @@ def patiently(where: str, call: Callable[[], T]) -> T:
                 if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
                     raise
                 raise StorageError(
-                    f"{where}: the store refuses ({said}); mend the URL, the credentials or the rights, and run again"
+                    f"{where}: the store refuses ({said}); fix the URL, the credentials or the rights, and run again"
                 ) from error
             waited, patience = time.monotonic() - began, _patience.seconds()
             if waited + pause > patience:

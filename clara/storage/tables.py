@@ -1,4 +1,4 @@
-"""Parquet tables of artefacts: records in, records out, and damage told with the file's name."""
+"""Parquet tables of artefacts: records in, records out, and errors that name the file."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ def read_table(path: str | os.PathLike[str], columns: Sequence[str] | None = Non
         table.validate(full=True)  # a flipped byte may pass the decoder and leave a string that is none
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{path}: not readable as Parquet ({error}); make the artefact again, or copy it anew"
+            f"{path}: not readable as Parquet ({error}); make the artefact again, or copy it again"
         ) from error
     return table
 

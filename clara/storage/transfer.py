@@ -18,10 +18,10 @@ from clara.storage.manifest import MANIFEST, hash_of, make_directory, read_manif
 
 @contextmanager
 def published(directory: paths.Name) -> Iterator[Path]:
-    """Inside, a directory of this machine to write an artefact into: itself, or of a URL one in the cache, whose files are then put there.
+    """Yield a local directory to write an artefact into; for a URL, its files are uploaded afterwards.
 
-    The manifest is put last, so that an upload that is cut short leaves no artefact. What a run that failed has made so
-    far stays in the cache, for the next one to go on from.
+    The manifest is uploaded last, so that an interrupted upload leaves no artefact. The files of a failed run stay in
+    the cache, and the next one resumes from them.
 
     Raises:
         InputError: the store does not answer, or refuses.
@@ -69,7 +69,8 @@ def link(source: paths.Name, target: paths.Name, entries: Sequence[Mapping[str, 
         origin, place = Path(source) / entry["path"], Path(target) / entry["path"]
         if not origin.is_file() or origin.stat().st_size != entry["bytes"]:
             raise InputError(
-                f"{origin}: missing, or not of {entry['bytes']} bytes as the manifest says; copy the artefact again, or rebuild it"
+                f"{origin}: missing, or not of {entry['bytes']} bytes as the manifest says; copy the artefact again, "
+                "or rebuild it"
             )
         if not (place.is_file() and place.samefile(origin)):
             make_directory(place.parent)
@@ -90,7 +91,7 @@ def _transfer_file(
         origin = Path(source) / path
         if not origin.is_file() or folders.sha256_file(origin) != entry["sha256"]:
             raise InputError(
-                f"{origin}: missing, or its sha256 is not the manifest's; copy the artefact anew, or make it again"
+                f"{origin}: missing, or its sha256 is not the manifest's; copy the artefact again, or make it again"
             )
         Bucket(os.fspath(target)).put(path, origin)
     advance(entry["bytes"])
@@ -102,7 +103,8 @@ def _copy_between(here: Bucket, there: Bucket, entry: Mapping[str, Any]) -> None
     if found is None or found.bytes != entry["bytes"]:
         size = "missing" if found is None else f"{found.bytes} bytes"
         raise InputError(
-            f"{here}/{path}: {size}, its manifest says {entry['bytes']} bytes; make that artefact again, or copy it there anew"
+            f"{here}/{path}: {size}, its manifest says {entry['bytes']} bytes; make that artefact again, "
+            "or copy it there again"
         )
     if type(here.system) is not type(there.system):
         with TemporaryDirectory(prefix="clara-") as scratch:

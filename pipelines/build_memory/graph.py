@@ -102,7 +102,7 @@ class WriteShards(beam.DoFn):
                 job.output,
                 fingerprint=job.fingerprint,
                 batch_tokens=job.batch_tokens,
-                told=progress.tell,
+                on_progress=progress.tell,
             )
         return write_memory_shard(
             self._model,
@@ -113,7 +113,7 @@ class WriteShards(beam.DoFn):
             codec=job.codec,
             batch_tokens=job.batch_tokens,
             codebook=codebook_of(job.output, job.codec, job.fingerprint.hidden_size),
-            told=progress.tell,
+            on_progress=progress.tell,
         )
 
     def _model(self) -> ClaraModel:

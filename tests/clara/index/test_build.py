@@ -34,7 +34,8 @@ def memory_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clara.index.build._PART_BYTES", 4000)
-    monkeypatch.setattr("clara.index.build._ADD_ROWS", 50)
+    monkeypatch.setattr("clara.index.build.ADD_ROWS", 50)
+    monkeypatch.setattr("clara.index.rows.ADD_ROWS", 50)
 
 
 @pytest.mark.parametrize("factory", FACTORIES)

@@ -33,9 +33,9 @@ def test_rows_of_every_shard(shards: list[list[int]], tombstones: list[int]) -> 
 def test_a_request_is_cut_by_shard(shards: list[list[int]], data: st.DataObject) -> None:
     live = live_rows(shards, [])
     asked = data.draw(st.lists(st.sampled_from(live.row_ids.tolist()), max_size=30)) if len(live.row_ids) else []
-    index = live.places(asked)
+    index = live.positions(asked)
     expected = [
-        (shard, where.tolist(), live.place_of[index[where]].tolist())
+        (shard, where.tolist(), live.position_of[index[where]].tolist())
         for shard in range(len(shards))
         if len(where := np.flatnonzero(live.shard_of[index] == shard))
     ]
