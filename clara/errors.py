@@ -44,7 +44,7 @@ def command_line(main: Callable[[list[str]], int]) -> None:
 
 
 def explained(error: BaseException) -> str | None:
-    """What a user is told about an error that is theirs to mend; None where it is one of ours, whose stack is wanted."""
+    """Text for an error that the user can fix; None for an error of ours, whose stack trace is wanted."""
     if isinstance(error, InputError):
         return f"error: {error}"
     if isinstance(error, KeyboardInterrupt):

@@ -75,7 +75,7 @@ def _merge(tree: dict[str, Any], override: Override) -> None:
 
 
 def explain(error: ValidationError, source: str, overrides: Sequence[Override] = ()) -> InputError:
-    """Pydantic's findings as one error: each with its key, value and constraint, and the near ones of an unknown key."""
+    """Pydantic's findings as one error: each with key, value and constraint, and similar keys for an unknown one."""
     known = [key for key, _ in fields()]
     flags = {o.key: o.option for o in overrides if o.option != "--set"}
     lines = []

@@ -13,7 +13,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def given(self, prefix: str = "") -> Iterator[tuple[str, Any]]:
-        """Dotted keys below `prefix` that were given, not left to their defaults, with their values; of a table each entry."""
+        """Dotted keys below `prefix` that were set explicitly, with their values; of a table each entry."""
         for name in type(self).model_fields:
             if name not in self.model_fields_set:
                 continue
@@ -27,6 +27,6 @@ class Section(BaseModel):
 
 
 def near_entries(name: str, context: Mapping[str, Any]) -> str:
-    """Of the keys that a table may have, as pydantic tells them (`'a', 'b' or 'c'`), the near ones; where none is, all."""
+    """Keys of a table, as pydantic lists them (`'a', 'b' or 'c'`): the similar ones; if none is similar, all."""
     names = context["expected"].replace(" or ", ", ").replace("'", "").split(", ")
     return ", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.4) or names)

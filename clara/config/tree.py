@@ -1,4 +1,4 @@
-"""The typed configuration tree: TOML files hold what differs from the defaults, `--set a.b=c` overrides, an unknown key is an error."""
+"""The typed configuration tree: TOML files, then `--set a.b=c` overrides; an unknown key is an error."""
 
 from collections.abc import Iterable
 from typing import Any, Literal

@@ -1,4 +1,4 @@
-"""What a corpus job knows of itself, and how it ends: nothing lost, dead letters written, and the manifest last of all."""
+"""A corpus job's report and its completion: nothing lost, dead letters written, the manifest last."""
 
 import re
 import socket
@@ -138,7 +138,8 @@ def check_sees(job: Job) -> None:
     """
     if job.sees and not Path(job.sees).is_file():
         raise InputError(
-            f"--output {job.output}: {socket.gethostname()} does not see the file {job.sees} of the machine that submitted the job; give a directory "
+            f"--output {job.output}: {socket.gethostname()} does not see the file {job.sees} of the machine that "
+            "submitted the job; give a directory "
             "that all of them mount at this path, or a URL"
         )
 
@@ -162,7 +163,7 @@ _LEFTOVER = re.compile(rf"{NAME}[^/]*\.jsonl$|[^/]*shard-")
 
 
 def remove_leftovers(output: Name) -> None:
-    """Remove what earlier, interrupted attempts left: all shards and dead letters that the manifest does not list, but the plans of its shards."""
+    """Remove leftovers of interrupted attempts: shards and dead letters that the manifest does not list."""
     files = {entry["path"] for entry in read_manifest(output, KIND)["files"]}
     wanted = files | {f"{file.rpartition('/')[0]}/{PLAN}" for file in files}
     place = folder(output)

@@ -1,4 +1,4 @@
-"""Documents into chunks: by the compressor's own tokens, at sentence ends where there is one, nothing cut without a mark."""
+"""Documents into chunks: by the compressor's tokens, at sentence ends if possible, never cut silently."""
 
 import bisect
 import re
@@ -132,7 +132,7 @@ def _stripped(text: str, begin: int, end: int) -> tuple[int, int]:
 
 
 def _cut(text: str, starts: Sequence[int], ends: Sequence[int], begin: int, done: int, budget: int) -> tuple[int, bool]:
-    """Where a chunk that begins at `begin` ends, beyond `done`, within `budget` tokens; and whether that is inside a sentence."""
+    """End of the chunk that begins at `begin`, after `done`, within `budget` tokens; True if inside a sentence."""
     limit_token = bisect.bisect_left(starts, begin) + budget
     if limit_token >= len(starts):
         return len(text), False
@@ -149,7 +149,7 @@ def _cut(text: str, starts: Sequence[int], ends: Sequence[int], begin: int, done
 def _repeat_from(
     text: str, starts: Sequence[int], ends: Sequence[int], begin: int, end: int, overlap_tokens: int
 ) -> int:
-    """Where the next chunk begins so that it repeats at most about `overlap_tokens`: at a sentence, else at a word, else at `end`."""
+    """Start of the next chunk, repeating about `overlap_tokens` at most: at a sentence, a word, or `end`."""
     # One less: with some tokenizers a token begins at the white space behind the sentence's end, with others after it.
     target = starts[max(bisect.bisect_left(starts, end) - overlap_tokens, 0)] - 1
     place = bisect.bisect_left(ends, target)

@@ -70,13 +70,13 @@ def make_filters(
 
 
 def symbol_ratio(text: str) -> float:
-    """Share of the characters, white space aside, that are neither letters (with their marks) nor digits; 0 of no characters."""
+    """Share of characters, without white space, that are neither letters (with marks) nor digits; 0 if none."""
     shown = [character for character in text if not character.isspace()]
     return sum(unicodedata.category(character)[0] not in "LMN" for character in shown) / max(1, len(shown))
 
 
 def language_of(text: str) -> str:
-    """ISO 639 code of the language that a text is most likely in, told from its beginning; the model lies in the library's package."""
+    """ISO 639 code of a text's most likely language, from its beginning; the model is in the library's package."""
     return str(_identifier().classify(text[:_LANGUAGE_CHARACTERS])[0])
 
 

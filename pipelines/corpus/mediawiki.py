@@ -31,7 +31,7 @@ class Page:
 
 @dataclass(frozen=True)
 class Stream:
-    """A part of a multistream dump: bytes `start` to `end` (−1: to the file's end), its first page's number from 1, and its pages."""
+    """A part of a multistream dump: bytes `start` to `end` (−1: end of file), first page number from 1, and pages."""
 
     start: int
     end: int
@@ -78,7 +78,7 @@ def streams(index: Iterable[bytes]) -> Iterator[Stream]:
 
 
 def with_unlisted(listed: Sequence[Stream], dump: IO[bytes]) -> list[Stream]:
-    """All parts of a dump that hold pages: those that its index lists, and those that it lacks, which are looked for; numbered anew.
+    """All parts of a dump that hold pages: those in its index and those missing there, which are searched; renumbered.
 
     A part that can't be read is among them, so that its reader tells what is wrong. Header and footer hold no pages.
     """
@@ -97,7 +97,7 @@ def with_unlisted(listed: Sequence[Stream], dump: IO[bytes]) -> list[Stream]:
 
 
 def stream_starts(dump: IO[bytes]) -> Iterator[int]:
-    """Where bz2 streams begin in a file, by the ten bytes that each begins with; the whole file is read, and nothing decompressed."""
+    """Offsets of bz2 streams in a file, by their ten first bytes; reads the whole file, decompresses nothing."""
     dump.seek(0)
     before, data = 0, b""
     while block := dump.read(_BLOCK_BYTES):
@@ -165,7 +165,7 @@ class _Pieces:
 
 
 def unread_prefixes(dump: IO[bytes]) -> list[str]:
-    """The wiki's own names of files and categories, in lower case, as the first stream of its dump tells them; empty where it tells none.
+    """The wiki's lower-case names of files and categories from the dump's first stream; empty if there are none.
 
     Raises:
         OSError: the dump does not begin with a bz2 stream.
@@ -183,7 +183,7 @@ def unread_prefixes(dump: IO[bytes]) -> list[str]:
 
 
 def prefix_of(element: ElementTree.Element) -> str:
-    """The name, in lower case, that an element gives to a namespace whose links are no prose; empty: it is no such element."""
+    """The lower-case name of a namespace whose links are no prose; empty for any other element."""
     if _local(element) == "namespace" and element.get("key") in _UNREAD_NAMESPACES:
         return (element.text or "").strip().lower()
     return ""

@@ -1,4 +1,4 @@
-"""Records put aside on disk by partition, so that a corpus need not go through a runner's memory: what a shuffle does, in files.
+"""Records spilled to disk by partition, so that a corpus bypasses the runner's memory: a shuffle in files.
 
 A writer fills files of bounded size. Each has a table of where every partition begins, then the partitions' bytes one
 after the other. A reader takes a range of partitions of all files, with two small reads a file. Whole files only: they
@@ -42,7 +42,7 @@ def partition_of(number: int, num_shards: int) -> int:
 
 
 def partitions_of_shard(shard: int, num_shards: int) -> tuple[int, int]:
-    """First partition, and the one behind the last, that hold the numbers n of a shard (n % num_shards = shard), and perhaps of others.
+    """Range of partitions [first, last) that hold a shard's numbers (n % num_shards = shard) and perhaps others.
 
     Only for what was put aside without their number, which must be a power of two.
     """
@@ -53,7 +53,7 @@ def partitions_of_shard(shard: int, num_shards: int) -> tuple[int, int]:
 
 
 class SpillWriter:
-    """Collects records by partition, and writes them to a file, `STEM-00000.KIND` and so on, when it holds `file_bytes`, or is asked to."""
+    """Collects records by partition; writes `STEM-00000.KIND` and so on at `file_bytes`, or on request."""
 
     def __init__(self, stem: Path, kind: str, num_partitions: int, file_bytes: int | None = _FILE_BYTES) -> None:
         self._stem, self._kind, self._num_partitions, self._file_bytes = stem, kind, num_partitions, file_bytes
@@ -98,7 +98,7 @@ class SpillWriter:
 
 
 def read_partitions(files: Sequence[Path], first: int, last: int) -> Iterator[tuple[Path, bytes]]:
-    """Each file with the bytes of its partitions from `first` up to `last`, which is not read; files without any are left out."""
+    """Each file with the bytes of its partitions [first, last); files without any are left out."""
     for path in files:
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -151,7 +151,7 @@ def files_of(spill: str, kind: str) -> list[Path]:
 
 
 def begin_spill(spill: str, recipe: Any) -> None:
-    """A folder to put records aside in: what an interrupted run of the same recipe left there is kept, anything else is removed.
+    """A folder for spilled records: those of an interrupted run with the same recipe stay, others are removed.
 
     Raises:
         InputError: it cannot be made.

@@ -1,4 +1,4 @@
-"""A worker process of the local runner or of a pool: Beam's own, without what it says while it starts and ends, and never without its job."""
+"""Beam's worker with its start-up log silenced; exits when its runner is gone."""
 
 import logging
 import os

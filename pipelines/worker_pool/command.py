@@ -1,4 +1,4 @@
-"""Workers of one node of a Spark cluster, without containers: start this on every node, in the environment where `clara-rag[beam]` is installed.
+"""Workers of one Spark node without containers: start it on every node where `clara-rag[beam]` is installed.
 
     python -m pipelines.worker_pool --port 50000
 

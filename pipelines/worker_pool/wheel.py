@@ -1,4 +1,4 @@
-"""What a job staged for its workers: options and wheels, asked of the runner over Beam's provision and artifact services."""
+"""Files that a job staged for its workers: options and wheels, from Beam's provision and artifact services."""
 
 import hashlib
 import os
@@ -45,7 +45,7 @@ def fetch(artifact: Any, endpoint: str, worker: str) -> bytes:
 
 
 def unpack_wheel(data: bytes, folder: Path) -> Path:
-    """A folder with a wheel's files, the same one for the same wheel; ready once it has its name, whoever else unpacks it too."""
+    """The folder with a wheel's files, one per wheel; complete once it has its name, whoever unpacks it."""
     target = folder / hashlib.sha256(data).hexdigest()[:32]
     if target.is_dir():
         return target
