@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
 from clara.data.corpus import FIELDS, Fields, expand, input_hashes, read_rows, to_document
 from clara.data.examples import Example, write_examples
 from clara.data.records import Document, document_id, normalise
@@ -175,13 +175,9 @@ def read_described(files: Sequence[str], fields: Fields = FIELDS) -> Iterator[tu
                 yield document, normalise(str(row.get("description") or ""))
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    found = argparse.ArgumentParser(
-        prog=program("pipelines.build_examples"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = Command("pipelines.build_examples", __doc__)
     found.add_argument(
         "--input",
         required=True,
@@ -189,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="JSONL, Parquet or plain text files, compressed ones too, or quoted globs",
     )
-    found.add_argument("--output", required=True, metavar="DIR", help="EXAMPLES to write")
+    add_setting(found, "output", metavar="DIR", required=True)
     found.add_argument(
         "--format",
         choices=("corpus", "scp"),
@@ -197,26 +193,10 @@ def parser() -> argparse.ArgumentParser:
         help="corpus: id, title, text; scp: data_type, question, answers, docs (default: corpus)",
     )
     add_field_arguments(found.add_argument_group("format corpus"))
-    found.add_argument(
-        "--kinds", default="autoencode,cloze", help="what a corpus gives, comma-separated (default: autoencode,cloze)"
-    )
-    found.add_argument("--pairs", type=int, default=6, help="most pairs of a cloze example (default: 6)")
-    found.add_argument(
-        "--max-sentence-characters", type=int, default=300, help="longer sentences are not asked about (default: 300)"
-    )
-    found.add_argument(
-        "--exclude-held-out", action="store_true", help="leave out held-out articles and sentences that mention one"
-    )
-    found.add_argument(
-        "--held-out-share",
-        type=float,
-        default=0.1,
-        help="share of articles held out, as for build_questions (default: 0.1)",
-    )
-    found.add_argument(
-        "--salt", default="held-out", help="of the hash that holds out, as for build_questions (default: held-out)"
-    )
-    found.add_argument("--seed", type=int, default=0, help="draws the pairs (default: 0)")
+    for name in ("kinds", "pairs", "max_sentence_characters", "exclude_held_out"):
+        add_setting(found, f"examples_job.{name}")
+    for key in ("cloze.held_out_share", "cloze.salt", "seed"):
+        add_setting(found, key)
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     return found
 
@@ -227,9 +207,9 @@ def resolve(options: argparse.Namespace) -> Settings:
     Raises:
         InputError: a value is out of its range.
     """
-    kinds = tuple(k.strip() for k in options.kinds.split(",") if k.strip())
+    kinds = tuple(options.kinds)
     if not kinds or set(kinds) - {"autoencode", "cloze"}:
-        raise InputError(f"--kinds {options.kinds!r}; expected autoencode, cloze, or both with a comma")
+        raise InputError(f"--kinds {','.join(kinds)!r}; expected autoencode, cloze, or both with a comma")
     if options.pairs < 1:
         raise InputError(f"--pairs {options.pairs}; expected at least 1")
     if not 0 <= options.held_out_share < 1:

@@ -5,10 +5,9 @@
 The rows and their stored numbers stay what they are, bit for bit; nothing is compressed. The older version stays too.
 """
 
-import argparse
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
 from clara.memory.compact import compact, compact_recipe
 from clara.memory.shards import KIND
@@ -20,13 +19,11 @@ from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest
 from pipelines.job.locks import Lease
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    found = argparse.ArgumentParser(
-        prog=program("pipelines.compact"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    found.add_argument("--memory", required=True, metavar="DIR", help="MEMORY to compact")
-    found.add_argument("--output", required=True, metavar="DIR", help="MEMORY to write")
+    found = Command("pipelines.compact", __doc__)
+    add_setting(found, "memory", metavar="DIR", required=True)
+    add_setting(found, "output", metavar="DIR", required=True)
     found.add_argument("--num-shards", type=int, default=0, help="files of rows (default: 0, as many as before)")
     found.add_argument(
         "--no-verify",

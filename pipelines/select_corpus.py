@@ -6,7 +6,6 @@ Articles are taken away one by one, always the one with the fewest mentions to a
 computation of k-cores; mentions of one article count up to --max-per-target, as more give no question.
 """
 
-import argparse
 import hashlib
 import heapq
 import json
@@ -14,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
 from clara.data.corpus import expand, read_rows, to_document
 from clara.data.records import Document
 from clara.errors import InputError, command_line
@@ -92,14 +91,9 @@ def select(
     return [d for d in documents if d.id in kept]
 
 
-def main(argv: list[str]) -> int:
-    """The command line."""
-    standard = ClozeSettings()
-    parser = argparse.ArgumentParser(
-        prog=program("pipelines.select_corpus"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def parser() -> Command:
+    """The command line's arguments."""
+    parser = Command("pipelines.select_corpus", __doc__)
     parser.add_argument(
         "--input",
         required=True,
@@ -107,26 +101,19 @@ def main(argv: list[str]) -> int:
         metavar="FILE",
         help="corpus: JSONL, Parquet or plain text files, or quoted globs",
     )
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="JSONL to write: the chosen lines with all their fields"
+    add_setting(
+        parser, "output", metavar="FILE", required=True, note="here JSONL: the chosen lines with all their fields"
     )
     add_field_arguments(parser)
-    parser.add_argument("--documents", type=int, default=1000, help="articles to keep (default: 1000)")
-    parser.add_argument(
-        "--max-per-target",
-        type=int,
-        default=standard.max_per_target,
-        help="as for build_questions (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--held-out-share",
-        type=float,
-        default=standard.held_out_share,
-        help="as for build_questions (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="orders equally poor articles (default: 0)")
+    for key in ("selection.documents", "cloze.max_per_target", "cloze.held_out_share", "seed"):
+        add_setting(parser, key)
     parser.add_argument("--dry-run", action="store_true", help="choose and report, write nothing")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
     files, fields = expand(options.input), given_fields(options)
     documents = read_corpus(files, fields)
     settings = ClozeSettings(max_per_target=options.max_per_target, held_out_share=options.held_out_share)

@@ -30,9 +30,11 @@ def program(module: str) -> str:
 class Setting(argparse.Action):
     """A flag that sets a key of the tree."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, *, key: str, adds: bool, **options: Any) -> None:
+    def __init__(
+        self, option_strings: Sequence[str], dest: str, *, key: str, adds: bool, optional: bool, **options: Any
+    ) -> None:
         super().__init__(option_strings, dest, **options)
-        self.key, self._adds = key, adds
+        self.key, self.optional, self._adds = key, optional, adds
 
     def __call__(self, _: argparse.ArgumentParser, found: argparse.Namespace, value: Any, option: Any = None) -> None:
         """Note the value; of a flag that adds, behind those that it has."""
@@ -101,8 +103,9 @@ class Command(argparse.ArgumentParser):
         found.config = resolve(in_file, found.overrides, ahead.config)
         used = {*self.uses, *(action.key for action in settings)}
         self._check_used(in_file, found.overrides, used)
+        given = {*_leaves(in_file), *(override.key for override in found.overrides)}
         for action in settings:
-            value = _value(found.config, action.key)
+            value = None if action.optional and not _touches(action.key, given) else _value(found.config, action.key)
             setattr(found, action.dest, list(value) if isinstance(value, tuple) else value)
         missing = [action.option_strings[0] for action in required if not _value(found.config, action.key)]
         if missing:
@@ -141,6 +144,7 @@ def add_setting(
     required: bool = False,
     adds: bool = False,
     nargs: str | None = None,
+    optional: bool = False,
     note: str = "",
 ) -> None:
     """Add the short name of a key.
@@ -153,11 +157,12 @@ def add_setting(
         required: the key has to be set to something, by flag, `--set` or file.
         adds: the flag may be repeated, each use with one value of a list. Else a list is one value, comma-separated.
         nargs: `+`: the flag takes several values of a list, as words.
+        optional: the namespace has None where the key was not set, for a command that then derives a value.
         note: what this command does where the key is not set, if not the key's default.
     """
     field = field_of(key)
     flag = flag or f"--{key.rpartition('.')[2].replace('_', '-')}"
-    options: dict[str, Any] = {"key": key, "adds": adds or bool(nargs), "required": required}
+    options: dict[str, Any] = {"key": key, "adds": adds or bool(nargs), "optional": optional, "required": required}
     default = field.get_default(call_default_factory=True)
     text = f"{field.description}; {note}" if note else str(field.description)
     text += f" [{key} = {toml(default)}]" if default and not note else f" [{key}]"
@@ -171,7 +176,7 @@ def add_setting(
         if choices and not many:
             options["choices"] = choices
     dest = flag.removeprefix("--no-").removeprefix("--").replace("-", "_")  # of --no-verify, whether to verify
-    default = None if required else default
+    default = None if required else list(default) if isinstance(default, tuple) else default
     parser.add_argument(flag, dest=dest, action=Setting, default=default, help=text.replace("%", "%%"), **options)
 
 

@@ -98,10 +98,10 @@ class IndexJob(Section):
 class Cloze(Section):
     """Cloze questions out of a corpus (pipelines/corpus/bridges.py), and the articles that they hold out."""
 
-    max_per_target: int = Field(3, ge=1, description="most questions that ask for one article, in each split")
-    min_words: int = Field(6, ge=1, description="shortest sentence, in words")
+    max_per_target: int = Field(3, description="most questions that ask for one article, in each split")
+    min_words: int = Field(6, description="shortest sentence, in words")
     max_words: int = Field(60, description="longest sentence, in words")
-    held_out_share: float = Field(0.1, ge=0, lt=1, description="share of articles that training never asks for")
+    held_out_share: float = Field(0.1, description="share of articles that training never asks for")
     salt: str = Field("held-out", description="what the ids of held-out articles are hashed with")
     pool_size: int = Field(0, description="documents in the fixed pool of a seen or unseen question; 0: no pools")
     train_pools: bool = Field(
@@ -122,10 +122,8 @@ class QuestionsJob(Section):
 class ExamplesJob(Section):
     """Examples for stage pretrain that need no language model."""
 
-    kinds: tuple[Literal["autoencode", "cloze"], ...] = Field(
-        ("autoencode", "cloze"), min_length=1, description="what a corpus gives"
-    )
-    pairs: int = Field(6, ge=1, description="most pairs of a cloze example")
+    kinds: tuple[str, ...] = Field(("autoencode", "cloze"), description="what a corpus gives: autoencode, cloze")
+    pairs: int = Field(6, description="most pairs of a cloze example")
     max_sentence_characters: int = Field(300, description="longer sentences are not asked about")
     exclude_held_out: bool = Field(
         False, description="leave out held-out articles and sentences that mention one (see section cloze)"
@@ -142,9 +140,9 @@ class UtilityJob(Section):
     """Pools of questions, and the likelihood of the answer given each candidate alone."""
 
     split: str = Field("train", description="of the questions; empty: all")
-    pool_size: int = Field(20, ge=2, description="rows of a pool")
-    from_index: int = Field(5, ge=0, description="of these, best of the index")
-    from_bm25: int = Field(5, ge=0, description="of these, best of BM25")
+    pool_size: int = Field(20, description="rows of a pool")
+    from_index: int = Field(5, description="of these, best of the index")
+    from_bm25: int = Field(5, description="of these, best of BM25")
     positives: bool = Field(True, description="put the known positives into the pools")
     published_pools: bool = Field(
         False, description="score each question's own candidate_ids, all of them, instead of drawing a pool"

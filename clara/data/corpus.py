@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clara.config.jobs import Records
 from clara.data.records import Document, document_id, normalise
 from clara.errors import InputError
 from clara.storage.bucket import url_glob
@@ -32,13 +33,16 @@ DAMAGE = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
 """What reading a damaged file raises."""
 
 
+_RECORDS = Records()
+
+
 @dataclass(frozen=True)
 class Fields:
     """Names of a record's fields."""
 
-    id: str = "id"
-    title: str = "title"
-    text: str = "text"
+    id: str = _RECORDS.id_field
+    title: str = _RECORDS.title_field
+    text: str = _RECORDS.text_field
 
 
 FIELDS = Fields()

@@ -2,29 +2,21 @@
 
     python -m pipelines.build_memory --input 'corpus/*.jsonl' --output memory --checkpoint checkpoint
 
-A run that was interrupted goes on where it stood; one that has been done says so. Arguments that are not listed here
-are Beam's own. With --update, what stands at ° is the older MEMORY's own, and another value is refused.
+An interrupted run resumes; a finished one reports that it is up to date. Arguments that are not listed here
+are Beam's own. With --update, settings marked ° are those of the older MEMORY, and another value is refused.
 """
 
-import argparse
 import logging
 from collections.abc import Sequence
 
-from clara.config.flags import program
-from clara.memory.codec import CODECS
-from clara.memory.keys import DEFAULT_KEY_SIZE
+from clara.config.flags import Command, add_setting
 from pipelines.corpus.arguments import add_corpus_arguments
 from pipelines.job.tracking import add_tracking_arguments
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line."""
-    parse = argparse.ArgumentParser(
-        prog=program("pipelines.build_memory"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parse = Command("pipelines.build_memory", __doc__)
     add = parse.add_argument
     add(
         "--input",
@@ -34,11 +26,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="GLOB",
         help="corpus files: paths and globs; may be repeated",
     )
-    add(
-        "--output",
-        required=True,
-        metavar="DIR",
-        help="the MEMORY; a directory that every worker sees, or a URL (s3://…, gs://…)",
+    add_setting(
+        parse, "output", metavar="DIR", required=True, note="every worker must see it; or a URL (s3://…, gs://…)"
     )
     add(
         "--update",
@@ -46,75 +35,30 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="older MEMORY: --output becomes its new version for the (whole) changed corpus, and only new content is compressed",
     )
-    add("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT with the compressor")
-    add(
-        "--backbone",
-        default="",
-        metavar="DIR",
-        help="folder of the LM (default: the one that the checkpoint holds or names)",
-    )
+    add_setting(parse, "checkpoint", metavar="DIR", required=True)
+    add_setting(parse, "backbone.path", "--backbone", metavar="DIR")
     add_corpus_arguments(parse)
-    add(
-        "--max-tokens",
-        type=int,
-        default=0,
-        help="tokens of a chunk, title included (default: the checkpoint's max_document_tokens) °",
-    )
-    add("--overlap-tokens", type=int, help="tokens that a chunk repeats of the one before (default: 0) °")
-    add(
-        "--num-shards",
-        type=int,
-        default=0,
-        help="files of rows (default: 0, by the number of chunks, of 512 to 1,024 rows in a large corpus, of fewer in a small one) °",
-    )
-    add("--codec", choices=CODECS, help="how memory is stored (default: float16) °")
-    add(
-        "--key-size",
-        type=int,
-        default=0,
-        help=f"numbers of a row's index key (default: {DEFAULT_KEY_SIZE}, or M·D where that is less) °",
-    )
-    add("--key-seed", type=int, help="seed of the key projection (default: 0) °")
-    add(
-        "--batch-tokens",
-        type=int,
-        default=4096,
-        help="tokens of one compressing batch, padding included (default: %(default)s)",
-    )
-    add("--dtype", choices=("float32", "bfloat16"), help="type that the LM computes in (default: bfloat16) °")
-    add("--device", default="cpu", help="cpu or cuda; asked for and not there is an error (default: %(default)s)")
-    add(
-        "--gpu-type",
-        default="",
-        metavar="TYPE",
-        help="on Dataflow: GPU of the machines that compress, as nvidia-l4; others get none (default: none)",
-    )
-    add("--gpu-count", type=int, default=1, help="on Dataflow: GPUs of such a machine (default: %(default)s)")
-    add("--limit", type=int, default=0, help="use the first N documents only (default: 0, all)")
-    add(
-        "--max-failures",
-        type=int,
-        default=-1,
-        help="fail when more records than this can't be used (default: -1, no bound)",
-    )
-    add("--num-workers", type=int, default=0, help="processes of the local runner (default: 0, all cores)")
-    add(
-        "--spill",
-        default="",
-        metavar="DIR",
-        help="folder in which the local runner puts chunks aside, about as large as the text, and removes it at the end (default: .spill in --output)",
-    )
-    add(
-        "--runner",
-        default="local",
-        help="local, or a runner that Beam knows, with its own arguments (default: %(default)s)",
-    )
+    add_setting(parse, "corpus_job.max_tokens", note="°")
+    add_setting(parse, "corpus_job.overlap_tokens", optional=True, note="°")
+    add_setting(parse, "corpus_job.num_shards", note="°")
+    add_setting(parse, "corpus_job.codec", optional=True, note="°")
+    add_setting(parse, "corpus_job.key_size", note="°")
+    add_setting(parse, "corpus_job.key_seed", optional=True, note="°")
+    add_setting(parse, "corpus_job.batch_tokens")
+    add_setting(parse, "backbone.dtype", optional=True, note="°")
+    add_setting(parse, "device")
+    add_setting(parse, "engine.gpu_type", metavar="TYPE")
+    add_setting(parse, "engine.gpu_count")
+    add_setting(parse, "records.max_failures")
+    add_setting(parse, "engine.num_workers")
+    add_setting(parse, "engine.spill", metavar="DIR")
+    add_setting(parse, "engine.runner")
     add(
         "--no-wait",
         action="store_true",
         help="on Dataflow: end once the job is submitted; MEMORY is finished when its manifest.json is there",
     )
-    add_tracking_arguments(parse, "MEMORY")
+    add_tracking_arguments(parse)
     add("--overwrite", action="store_true", help="replace a finished MEMORY that was made by another recipe")
     add("--dry-run", action="store_true", help="print the resolved settings, the fingerprint and the input, and stop")
     return parse

@@ -10,6 +10,8 @@ from typing import Any
 from apache_beam.options.pipeline_options import PipelineOptions
 from transformers import AutoConfig
 
+from clara.config.jobs import CorpusJob
+from clara.config.model import Backbone
 from clara.errors import InputError
 from clara.memory.fingerprint import EncodingSettings, Fingerprint, of_checkpoint, of_memory
 from clara.memory.keys import DEFAULT_KEY_SIZE, key_projection
@@ -40,7 +42,9 @@ def take_over(args: argparse.Namespace, older: Artefact | None) -> None:
         InputError: there is none at `--update`, it is `--output` itself, or a setting that it determines was given
             otherwise.
     """
-    old: dict[str, Any] = {"overlap_tokens": 0, "key_seed": 0, "dtype": "bfloat16", "codec": "float16"}
+    defaults = CorpusJob()
+    old: dict[str, Any] = {name: getattr(defaults, name) for name in ("overlap_tokens", "key_seed", "codec")}
+    old["dtype"] = Backbone().dtype
     if older is not None:
         if absolute(args.update) == absolute(args.output):
             raise InputError(

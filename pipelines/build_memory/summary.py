@@ -6,7 +6,6 @@
 part of the artefact.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from clara.config.flags import program
+from clara.config.flags import Command
 from clara.errors import command_line
 from clara.memory.shards import KIND, PLAN, RECORDS
 from clara.storage.artefact import Artefact
@@ -211,17 +210,13 @@ def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> N
         print(f"{'run':>28}  {_log(summary, path, url, experiment)}")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line."""
-    parse = argparse.ArgumentParser(
-        prog=program("pipelines.build_memory.summary"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parse = Command("pipelines.build_memory.summary", __doc__)
     parse.add_argument(
         "--memory", required=True, metavar="DIR", help="a finished MEMORY; its summary.html is written anew"
     )
-    add_tracking_arguments(parse, "MEMORY")
+    add_tracking_arguments(parse)
     parse.add_argument("--dry-run", action="store_true", help="print what would be written and logged, and stop")
     return parse
 

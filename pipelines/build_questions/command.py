@@ -10,34 +10,28 @@ in front. `cloze` masks in an article's sentence the mention of another article,
 for: see pipelines/corpus/bridges.py.
 """
 
-import argparse
 import functools
 import json
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
+from clara.config.jobs import Cloze
 from clara.data.corpus import expand, input_hashes
 from clara.data.questions import write_questions
 from clara.errors import InputError
 from clara.storage.folders import exists
 from pipelines.build_questions.convert import bm25_recall, corpus_rows
 from pipelines.build_questions.formats import FORMATS
-from pipelines.build_questions.published import SPLITS
 from pipelines.build_questions.question_format import Built
 from pipelines.corpus.arguments import add_field_arguments
-from pipelines.corpus.bridges import ClozeSettings
 from pipelines.corpus.whole import write_jsonl
 from pipelines.job.artefact_job import ArtefactJob
 from pipelines.job.locks import Lease
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    found = argparse.ArgumentParser(
-        prog=program("pipelines.build_questions"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = Command("pipelines.build_questions", __doc__)
     found.add_argument("--input", required=True, nargs="+", metavar="FILE", help="files or quoted globs")
     found.add_argument(
         "--format",
@@ -45,44 +39,19 @@ def parser() -> argparse.ArgumentParser:
         choices=tuple(FORMATS),
         help="of the input; cloze reads a corpus: records of id, title, text",
     )
-    found.add_argument("--output", required=True, metavar="DIR", help="QUESTIONS to write")
-    found.add_argument("--seed", type=int, default=0, help="orders pools, draws what is drawn (default: 0)")
+    add_setting(found, "output", metavar="DIR", required=True)
+    add_setting(found, "seed")
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     published = found.add_argument_group("all formats but cloze")
     published.add_argument(
         "--corpus-output", metavar="FILE", help="JSONL to write with the questions' documents (formats that have some)"
     )
-    published.add_argument(
-        "--split",
-        default="",
-        choices=SPLITS,
-        help="split of all questions (default: of jsonl each row's own field split, else none)",
-    )
-    published.add_argument(
-        "--skip-bad", action="store_true", help="count rows without a question or answer and go on (default: stop)"
-    )
-    cloze, standard = found.add_argument_group("cloze"), ClozeSettings()
+    add_setting(published, "questions_job.split")
+    add_setting(published, "questions_job.skip_bad")
+    cloze = found.add_argument_group("cloze")
     add_field_arguments(cloze)
-    for name, kind, text in (
-        ("max_per_target", int, "most questions that ask for one article, in each split"),
-        ("min_words", int, "shortest sentence, in words"),
-        ("max_words", int, "longest sentence, in words"),
-        ("held_out_share", float, "share of articles that training never asks for"),
-        ("salt", str, "what their ids are hashed with"),
-        ("pool_size", int, "documents in the fixed pool of a seen or unseen question; 0: no pools"),
-    ):
-        default = getattr(standard, name)
-        cloze.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{text} (default: {default})"
-        )
-    cloze.add_argument(
-        "--train-pools",
-        action="store_true",
-        help=(
-            "give training questions a pool of --pool-size too, of articles that are not held out (for "
-            "instruct.negatives=pool)"
-        ),
-    )
+    for name in Cloze.model_fields:
+        add_setting(cloze, f"cloze.{name}")
     cloze.add_argument("--bm25", action="store_true", help="also print BM25's recall over the corpus")
     return found
 

@@ -2,24 +2,15 @@
 
 import argparse
 
+from clara.config.flags import add_setting
 from clara.data.corpus import FIELDS, Fields
 from clara.errors import InputError
 
 
 def add_field_arguments(parse: argparse._ActionsContainer) -> None:
     """Add the names of a record's fields."""
-    add = parse.add_argument
-    add(
-        "--id-field",
-        default=FIELDS.id,
-        help="field with the document's id; without it, the hash of its content (default: %(default)s)",
-    )
-    add(
-        "--title-field",
-        default=FIELDS.title,
-        help="field with the title, which goes in front of the text (default: %(default)s)",
-    )
-    add("--text-field", default=FIELDS.text, help="field with the text (default: %(default)s)")
+    for name in ("id_field", "title_field", "text_field"):
+        add_setting(parse, f"records.{name}")
 
 
 def given_fields(args: argparse.Namespace) -> Fields:
@@ -40,35 +31,11 @@ def refuse_fields(args: argparse.Namespace, reason: str) -> None:
 
 def add_corpus_arguments(parse: argparse._ActionsContainer) -> None:
     """Add what a corpus job asks about the records that it reads, and which of them it drops."""
-    add = parse.add_argument
-    add(
-        "--format",
-        default="auto",
-        help="of the input: jsonl, json (an array), parquet, text, mediawiki (a dump) (default: auto, by the file name)",
-    )
+    add_setting(parse, "records.format")
     add_field_arguments(parse)
-    add("--min-characters", type=int, default=0, help="drop documents with a shorter text (default: %(default)s)")
-    add("--max-characters", type=int, default=0, help="drop documents with a longer text (default: 0, no bound)")
-    add(
-        "--language",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="CODE",
-        help="drop documents in other languages than these, as en de (default: none)",
-    )
-    add(
-        "--max-symbol-ratio",
-        type=float,
-        default=1.0,
-        help="drop documents with a larger share of characters that are no letters or digits (default: 1)",
-    )
-    add(
-        "--near-duplicates",
-        type=float,
-        default=0.0,
-        metavar="SIMILARITY",
-        help="drop documents that are as like an earlier one as this, 0.8 say: estimated Jaccard similarity of five-word shingles; in scripts "
-        "without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character counts as a word; texts without words only where they are equal "
-        "(default: 0, off)",
-    )
+    add_setting(parse, "records.min_characters")
+    add_setting(parse, "records.max_characters")
+    add_setting(parse, "records.languages", "--language", nargs="+", metavar="CODE")
+    add_setting(parse, "records.max_symbol_ratio")
+    add_setting(parse, "records.near_duplicates", metavar="SIMILARITY")
+    add_setting(parse, "records.limit")

@@ -20,10 +20,13 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from clara.config.jobs import Cloze
 from clara.data.questions import Question
 from clara.data.records import Document
 from clara.retrieval.bm25 import Bm25
 from pipelines.corpus.mentions import MASK, Mention, Names, is_held_out, plain_title, sentences
+
+_DEFAULTS = Cloze()
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class ClozeSettings:
     """
 
     seed: int = 0
-    max_per_target: int = 3
-    min_words: int = 6
-    max_words: int = 60
-    held_out_share: float = 0.1
-    salt: str = "held-out"
-    pool_size: int = 0
-    train_pools: bool = False
+    max_per_target: int = _DEFAULTS.max_per_target
+    min_words: int = _DEFAULTS.min_words
+    max_words: int = _DEFAULTS.max_words
+    held_out_share: float = _DEFAULTS.held_out_share
+    salt: str = _DEFAULTS.salt
+    pool_size: int = _DEFAULTS.pool_size
+    train_pools: bool = _DEFAULTS.train_pools
 
 
 @dataclass(frozen=True)

@@ -7,26 +7,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from clara.config.flags import add_setting
 from clara.errors import InputError
 from clara.tracking.back_ends import open_log
 from clara.tracking.names import leaves
 from clara.tracking.run_log import Run, RunLog, TrackingError, failing
 
 
-def add_tracking_arguments(parse: argparse._ActionsContainer, what: str) -> None:
-    """Add the options that say where a finished artefact is logged."""
-    parse.add_argument(
-        "--tracking-uri",
-        default="",
-        help=f"MLflow store that the finished {what} and its summary.html are logged to, as sqlite:///PATH or "
-        "http://HOST:PORT (default: none)",
-    )
-    parse.add_argument(
-        "--tracking-experiment",
-        default="corpus",
-        metavar="NAME",
-        help="experiment that the logged run belongs to (default: %(default)s)",
-    )
+def add_tracking_arguments(parse: argparse._ActionsContainer) -> None:
+    """Add where a finished artefact is logged."""
+    add_setting(parse, "tracking.uri", "--tracking-uri", metavar="URI")
+    add_setting(parse, "tracking.corpus_experiment", "--tracking-experiment", metavar="NAME")
 
 
 def _mlflow() -> ModuleType:

@@ -16,19 +16,14 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
 from pipelines.corpus.arguments import add_corpus_arguments
 from pipelines.job.tracking import add_tracking_arguments
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line."""
-    parse = argparse.ArgumentParser(
-        prog=program("pipelines.synthesize"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parse = Command("pipelines.synthesize", __doc__)
     add = parse.add_argument
     add(
         "--input",
@@ -38,11 +33,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="GLOB",
         help="corpus files: paths and globs; may be repeated",
     )
-    add(
-        "--output",
-        required=True,
-        metavar="DIR",
-        help="the EXAMPLES; a directory that every worker sees, or, made on this machine, a URL (s3://…, gs://…)",
+    add_setting(
+        parse, "output", metavar="DIR", required=True, note="every worker must see it; or, made on this machine, a URL"
     )
     add(
         "--model",
@@ -73,7 +65,6 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="tokens that a chunk repeats of the one before (default: %(default)s)",
     )
-    add("--limit", type=int, default=0, help="use the first N documents only (default: 0, all)")
     group = parse.add_argument_group("the run")
     run = group.add_argument
     run(
@@ -82,20 +73,11 @@ def parser() -> argparse.ArgumentParser:
         default=0,
         help="pieces that are finished one by one (default: 0, about 64 chunks each)",
     )
-    run(
-        "--max-failures",
-        type=int,
-        default=-1,
-        help="fail when more records or examples than this fail (default: -1, no bound)",
-    )
+    add_setting(group, "records.max_failures")
     run("--retry-failed", action="store_true", help="of finished EXAMPLES, ask again for those whose requests failed")
-    run("--num-workers", type=int, default=0, help="processes of the local runner (default: 0, all cores)")
-    run(
-        "--runner",
-        default="local",
-        help="local, or a runner that Beam knows, with its own arguments (default: %(default)s)",
-    )
-    add_tracking_arguments(group, "EXAMPLES")
+    add_setting(group, "engine.num_workers")
+    add_setting(group, "engine.runner")
+    add_tracking_arguments(group)
     run(
         "--overwrite",
         action="store_true",

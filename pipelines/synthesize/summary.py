@@ -6,13 +6,12 @@
 part of the artefact.
 """
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import Command
 from clara.data.examples import Example, each_example
 from clara.data.records import chunk_id
 from clara.errors import InputError, command_line
@@ -118,13 +117,9 @@ def tell(
         print(f"{'run':>28}  {_log(summary, path, url, experiment)}")
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line."""
-    parse = argparse.ArgumentParser(
-        prog=program("pipelines.synthesize.summary"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parse = Command("pipelines.synthesize.summary", __doc__)
     parse.add_argument(
         "--examples",
         required=True,
@@ -135,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
         "--price-prompt", type=float, default=0.0, help="of a million prompt tokens, in your currency (default: 0)"
     )
     parse.add_argument("--price-reply", type=float, default=0.0, help="of a million reply tokens (default: 0)")
-    add_tracking_arguments(parse, "EXAMPLES")
+    add_tracking_arguments(parse)
     parse.add_argument("--dry-run", action="store_true", help="print what would be written and logged, and stop")
     return parse
 

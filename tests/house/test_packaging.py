@@ -80,6 +80,7 @@ def test_an_older_build_beside_the_sources_does_not_get_into_the_wheel(installed
         "pipelines",
         "training",
         "infra",
+        "bin",  # the console command
     }
 
 

@@ -459,7 +459,7 @@ def test_the_job_runs_on_a_pipeline_that_is_given(tmp_path: Path, corpus_file: P
         (["--overlap-tokens=90"], "--overlap-tokens 90: expected 0 to 48"),
         (["--key-size=2"], "key_size is 2, expected M ≤ key_size ≤ M·D, here 4 to 128"),
         (["--num-shards=-1"], "--num-shards -1: expected 0 or more"),
-        (["--batch-tokens=0"], "--batch-tokens 0: expected 1 or more"),
+        (["--batch-tokens=0"], "--batch-tokens is 0; expected 1 or more"),
         (["--device=cuda"], "no CUDA device here"),
     ],
 )
