@@ -200,7 +200,7 @@ class Backbone(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the LM lies."""
+        """Device of the LM."""
         return self.embedding.weight.device
 
     def embed(self, ids_BL: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ class Backbone(nn.Module):
     ) -> list[list[int]]:
         """Greedy continuation of each prompt `[length, D]`, up to a stop token or the LM's own, which is not returned.
 
-        `together`: every rank generates now, and goes on until the last one is done, as under ZeRO-3 each token is a
+        `together`: every rank generates now, and continues until the last one is done, as under ZeRO-3 each token is a
         collective.
         """
         own = getattr(self.lm.generation_config, "eos_token_id", None)

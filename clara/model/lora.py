@@ -141,7 +141,7 @@ def parameters(layers: dict[str, RoutedLinear], adapter: str) -> list[nn.Paramet
 
 
 def adapter_tensors(layers: dict[str, RoutedLinear], adapter: str, trunk_path: str) -> dict[str, Tensor]:
-    """An adapter's tensors under PEFT's names; `trunk_path` is where the trunk lies in the LM (`model` for most)."""
+    """An adapter's tensors under PEFT's names; `trunk_path` is the trunk's path in the LM (`model` for most)."""
     prefix = f"{PREFIX}{trunk_path}." if trunk_path else PREFIX
     tensors = {}
     for name, layer in layers.items():

@@ -159,7 +159,7 @@ class ClaraModel(nn.Module):
 
     @torch.no_grad()
     def compress(self, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Memory `[B, M, D]` of token lists as of `document_ids`, float32, without gradient or dropout."""
+        """Memory `[B, M, D]` of token lists as returned by `document_ids`, float32, without gradient or dropout."""
         return self.encode(texts, COMPRESSOR).memory
 
     @torch.no_grad()
@@ -173,7 +173,7 @@ class ClaraModel(nn.Module):
         """Input embeddings `[B, L, D]` of prompts with their answers, and the number of tokens in front of each answer.
 
         Args:
-            prompts: as of `PromptBuilder`.
+            prompts: see `PromptBuilder`.
             memories: a `[k, M, D]` for each prompt, best first; k may be 0.
         """
         device, num_memory = self.backbone.device, self.num_memory_tokens
@@ -258,7 +258,7 @@ class ClaraModel(nn.Module):
     def generate(
         self, questions: Sequence[str], memories: Sequence[Tensor], *, max_new_tokens: int = 32, together: bool = False
     ) -> list[str]:
-        """Greedy answers; `together` as of `Backbone.generate`."""
+        """Greedy answers; `together`: see `Backbone.generate`."""
         prompts = [self.prompts.question(q) for q in questions]
         return self.generate_from(prompts, memories, max_new_tokens=max_new_tokens, together=together)
 

@@ -137,7 +137,7 @@ class PromptBuilder:
         return self.tokenizer.eos_token if self.tokenizer.eos_token in plain or not plain else plain[0]
 
     def text_ids(self, text: str) -> list[int]:
-        """Tokens of a document's or question's text as it stands between bos and eos, without special ones.
+        """Tokens of a document's or question's text as between bos and eos, without special ones.
 
         Tokenised alone it could begin otherwise: some tokenizers put a space in front of a text, but not of what
         follows a special token.
@@ -150,7 +150,7 @@ class PromptBuilder:
         return self._prompt(self.prompts.answer_system, user, answer)
 
     def pairs(self, questions: Sequence[str], answers: Sequence[str], question_weight: float) -> Prompt:
-        """Questions and answers told from a memory; tokens outside the answers weigh `question_weight`."""
+        """Questions and answers generated from a memory; tokens outside the answers weigh `question_weight`."""
         text, spans = "", []
         for question, answer in zip(questions, answers, strict=True):
             text += f"{chr(10) if text else ''}Question: {self.safe(question)}\nAnswer: "
@@ -166,7 +166,7 @@ class PromptBuilder:
         )
 
     def paraphrase(self, text: str, variant: int) -> Prompt:
-        """The text, or other words for it, told from a memory; `variant` chooses the instruction."""
+        """The text, or other words for it, generated from a memory; `variant` chooses the instruction."""
         user = self.prompts.paraphrase_users[variant % len(self.prompts.paraphrase_users)].replace(
             "{documents}", _SLOTS
         )
@@ -224,7 +224,7 @@ class PromptBuilder:
         """Refuse an answer whose first token merges with the prompt's end, if that loses more than that token.
 
         Raises:
-            InputError: nothing of it would be asked for, or the memory slots would stand elsewhere.
+            InputError: nothing of it would be asked for, or the memory slots would be elsewhere.
         """
         if not slots_stay or not any(is_answer):
             lost = "all of it would count as prompt" if slots_stay else "the memory slots would move"

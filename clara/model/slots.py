@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class MemorySlots(nn.Module):
-    """Parameters that stand in prompts without being vocabulary: memory tokens, markers, and the gate of the residual.
+    """Parameters that occur in prompts without being vocabulary: memory tokens, markers, and the gate of the residual.
 
     They are handed out by the forward pass, as ZeRO-3 wants: elsewhere its partitioned parameters are empty.
     """

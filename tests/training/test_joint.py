@@ -330,7 +330,7 @@ def test_another_run_of_other_settings_is_told(world: World, tmp_path: Path, cap
     train(world, tmp_path, joint__steps=2, joint__on_nonfinite="skip")
     told = (
         "another run of other settings (joint.on_nonfinite stop → skip, joint.steps 1 → 2) "
-        f"stands in {tmp_path}; this one begins at step 0"
+        f"is in {tmp_path}; this one begins at step 0"
     )
     assert told in caplog.text
     # Not where it goes on, or is done.

@@ -148,7 +148,7 @@ def rank_loop(settings: dict[str, Any]) -> None:
     try:
         _train_rank(config, rank)
     except NotFiniteError as error:
-        # All ranks stop here, and would again: raised, it would start them anew.
+        # All ranks stop here, and would again: raised, it would restart them.
         logger.error("rank %d stops: %s", rank, error)
         if rank == 0:
             atomic_write(stopped_note(config), str(error))
@@ -193,7 +193,7 @@ def _train_rank(config: Config, rank: int) -> None:
 def train(config: Config, trained: bool) -> str:
     """Train on the ranks of a cluster, unless that is done, then make the last re-encoding where refreshes run.
 
-    Returns why the last re-encoding came to nothing.
+    Returns why the last re-encoding failed.
 
     Raises:
         InputError: of a rank, what it trains is not finite, or the cluster lacks what is asked for, has no room for it,
@@ -246,11 +246,11 @@ def _fit(config: Config) -> None:
         raise
     except RayError as error:
         # Not a rank that failed, which Ray Train starts again, but what would have started it.
-        told = str(error).strip().splitlines()[-1]
+        reason = str(error).strip().splitlines()[-1]
         raise InputError(
-            f"Ray's processes ended while training ({told}); start the cluster again where it is one of your own (no "
+            f"Ray's processes ended while training ({reason}); start the cluster again where it is one of your own (no "
             "`ray stop` beside a run on "
-            f"this machine), and run the same command again: it goes on from the last state in {where.run}"
+            f"this machine), and run the same command again: it resumes from the last state in {where.run}"
         ) from error
 
 
@@ -268,7 +268,7 @@ def input_error(error: BaseException) -> InputError | None:
 
 
 def not_started(error: BaseException, config: Config) -> InputError | None:
-    """What a user is told where the ranks never came to train."""
+    """The error for a user if the ranks never started to train."""
     failure = getattr(error, "controller_failure", None)
     if not isinstance(failure, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError):
         return None
@@ -285,6 +285,6 @@ def not_started(error: BaseException, config: Config) -> InputError | None:
     return InputError(
         f"launch: {launch.num_workers} ranks {why}, {launch.max_failures + 1} times in this run (launch.max_failures "
         "+ 1); end what else holds the "
-        "cluster, or add a node, and run the same command again: it goes on from the last state in "
+        "cluster, or add a node, and run the same command again: it resumes from the last state in "
         f"{run_paths(config).run}"
     )

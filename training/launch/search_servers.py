@@ -134,7 +134,7 @@ class Servers:
 
     def _start_all(self) -> None:
         waiting = list(range(len(self)))
-        while waiting and ray.is_initialized() and not self._stopped.is_set():  # else Ray would start anew
+        while waiting and ray.is_initialized() and not self._stopped.is_set():  # else Ray would start again
             try:
                 self._handle(waiting[0])
                 waiting.pop(0)
@@ -145,7 +145,7 @@ class Servers:
                 self._stopped.wait(_RETRY_SECONDS)
 
     def forget(self, number: int) -> None:
-        """A server is gone for good: rank 0 starts it anew at the next question, the others look for its name again.
+        """A server is gone for good: rank 0 restarts it at the next question, the others look for its name again.
 
         The handles of the others must stay, as Ray ends an actor whose owner has none.
         """
@@ -224,7 +224,7 @@ class _Question(threading.Thread):
                 ready, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=_LOOK_SECONDS)
                 for reference in ready:
                     self._take(waiting.pop(reference), reference)
-        except Exception as error:  # told to who asked
+        except Exception as error:  # reported to the caller
             self.error = error
 
     def _begin(self, number: int) -> Any:

@@ -28,15 +28,15 @@ class NewLines:
 
 @contextmanager
 def following(
-    path: Path, tell: Callable[[Sequence[str]], None], *, from_start: bool = False, every_seconds: float = 1.0
+    path: Path, show: Callable[[Sequence[str]], None], *, from_start: bool = False, every_seconds: float = 1.0
 ) -> Iterator[None]:
-    """Inside, hand each new whole line of a file to `tell`, in a thread; what is left is handed over at the end."""
+    """Inside, pass each new whole line of a file to `show`, in a thread; what is left is handed over at the end."""
     lines, stop = NewLines(path, from_start=from_start), threading.Event()
 
     def watch() -> None:
         while not stop.wait(every_seconds):
             if found := lines.read():
-                tell(found)
+                show(found)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -46,4 +46,4 @@ def following(
         stop.set()
         thread.join()
         if found := lines.read():
-            tell(found)
+            show(found)

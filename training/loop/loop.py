@@ -146,7 +146,7 @@ def run(
 
     A loss or gradient that is not finite on one rank leaves every rank's weights as they are. A run state counts as
     good once a step was made from it: where the run stops, the state that the first broken step began from is deleted.
-    No later step may tell whether an update was good (of the last one, or of weights that no loss depends on any more),
+    No later step may show whether an update was good (of the last one, or of weights that no loss depends on any more),
     so the weights themselves are looked at before a state is written and at the end.
 
     Args:

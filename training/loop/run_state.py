@@ -5,7 +5,7 @@ parameter that trains, whole
                         state.json          updates made, ranks that made them, and what the stage adds; written last
 
 What trains is small (adapters), so it is gathered to rank 0 by parameter name, which takes one collective after another
-on every rank, and written by a thread while training goes on. Batches, random numbers and learning rates are functions
+on every rank, and written by a thread beside training. Batches, random numbers and learning rates are functions
 of the step's number: they need no place here. Two files take the place of DeepSpeed's own, which hold a partition of
 each rank and fit only as many ranks of the same stage.
 """
@@ -145,13 +145,13 @@ class RunStates:
                 raise InputError(
                     f"{self._directory / RUN_STATE}: a run state is still being written after {WRITE_SECONDS:g} s; "
                     "see to the disk or network "
-                    "store, and run the same command again: it goes on from the last complete one"
+                    "store, and run the same command again: it resumes from the last complete one"
                 )
             self._thread = None
         if self._failure:
             before = run_states(self._directory)
             logger.error(
-                "run state: not written (%s); training goes on, and would resume after step %d",
+                "run state: not written (%s); training continues, and would resume after step %d",
                 self._failure,
                 _step(before[-1]) if before else 0,
             )
@@ -162,7 +162,7 @@ class RunStates:
             keep_newest(self._directory, self._keep)
 
     def forget(self, step: int) -> None:
-        """Delete the state after `step` updates, if there is one: its weights came to nothing."""
+        """Delete the state after `step` updates, if there is one: its weights led to a step that is not finite."""
         self.wait()
         if self._engine.rank == 0 and (note := self._folder(step) / _DONE).is_file():
             note.unlink()

@@ -44,7 +44,7 @@ class Ages:
             compressor_updates: in which the compressor trains, the first ones of the run.
 
         Raises:
-            InputError: as of `shard_steps`.
+            InputError: see `shard_steps`.
         """
         self._store, self._updates = store, compressor_updates
         self._shard_steps = shard_steps(store, steps)

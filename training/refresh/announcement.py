@@ -51,7 +51,7 @@ class Announcer:
         number = self._attempts.poll(wait=True, timeout_seconds=self._settings.wait_seconds)
         if number == 0:
             logger.warning(
-                "refresh: version %d is not ready after %.0f s; training goes on without it",
+                "refresh: version %d is not ready after %.0f s; training continues without it",
                 pending.number,
                 self._settings.wait_seconds,
             )
@@ -90,7 +90,7 @@ class Announcer:
         self._warned_version = current.number
         logger.warning(
             "refresh: at step %d MEMORY version %d lacks %d updates of the compressor, more than "
-            "joint.refresh.max_staleness_steps = %d; training goes on with it",
+            "joint.refresh.max_staleness_steps = %d; training continues with it",
             step + 1,
             current.number,
             current.staleness(step, self._compressor_updates),

@@ -50,8 +50,8 @@ class Attempts:
 
     Attributes:
         ready: what was made, once it is there and right.
-        lost_seconds: of tries that came to nothing, since somebody last set it to 0.
-        why: the last of these came to nothing.
+        lost_seconds: of failed attempts; the caller resets it.
+        why: the last of these failed.
     """
 
     def __init__(self, settings: Refresh, run: Path, worker: Worker | None) -> None:
@@ -140,7 +140,7 @@ class Attempts:
                 continue
             if made is not None:
                 self.ready = made
-                made.told(number)
+                made.log(number)
                 return number
             if not wait or time.monotonic() > deadline:
                 return 0

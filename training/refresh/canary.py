@@ -52,7 +52,7 @@ class Canary:
         """Choose the rows.
 
         Args:
-            questions: as of `canary_questions`.
+            questions: as returned by `canary_questions`.
             store: any version; later ones hold the same rows.
             num_rows: rows at most.
             num_selected: K; what is the same among the K best of the canary rows.

@@ -68,7 +68,7 @@ def cost(
     """What re-encoding cost, from the figures of all steps, the notes of all refreshes and failed attempts.
 
     `seconds`: of work, of refreshes that came to something. `mean_ready_seconds`: from a request beside training to
-    readiness. `compute_share`: see `Devices.share`; tries that came to nothing count with all their time, waiting for
+    readiness. `compute_share`: see `Devices.share`; failed attempts count with all their time, waiting for
     room included. Pace with a refresh beside it and without: median seconds of a step, and questions in a second over
     all such steps, evaluations and waiting included; `throughput_beside_a_refresh` is the ratio of the medians.
     """

@@ -55,7 +55,7 @@ class RefreshJob:
         device: where to encode.
         snapshot_step: updates after which the snapshot was taken.
         selection: file with the `training.refresh.working_set.RowSelection`; empty: all rows are encoded again.
-        parent_index: INDEX of the parent, which tells what coming questions find; empty: there is none.
+        parent_index: INDEX of the parent, in which upcoming questions are searched; empty: there is none.
         drift: file for the drift of chosen rows.
     """
 
@@ -119,8 +119,8 @@ class RefreshResult:
         }
         return {name: float(value) for name, value in found.items() if value is not None}
 
-    def told(self, number: int) -> None:
-        """Say that the version of that number is ready, and loudly if its INDEX finds too little."""
+    def log(self, number: int) -> None:
+        """Log that the version of that number is ready, with a warning if the recall of its INDEX is too low."""
         recall = "not measured" if self.recall_at_10 is None else f"{self.recall_at_10:.4f}"
         logger.info(
             "refresh: version %d is ready: %d rows, %d bytes, %.1f s, recall@10 %s",
@@ -212,7 +212,7 @@ def encode_share(job: RefreshJob, share: int, of: int) -> None:
     """Of a re-encoding of all rows every `of`-th shard, from number `share` on: `run_job` then finds it finished.
 
     Raises:
-        InputError: as of `run_job`.
+        InputError: see `run_job`.
     """
     store, fingerprint, model = _opened(job)
     check_follows(store, fingerprint, job.memory)

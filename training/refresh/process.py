@@ -86,7 +86,7 @@ class ProcessHandle:
 
 
 class ProcessWorker:
-    """Runs refreshes in a process of its own, which ends when this one does."""
+    """Runs refreshes in a separate process, which ends when this one does."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
@@ -103,7 +103,7 @@ class ProcessWorker:
         try:
             print(json.dumps([str(file), str(result), str(log)]), file=self._process.stdin, flush=True)
         except BrokenPipeError:
-            self._process.wait()  # it died a moment ago, which the handle tells
+            self._process.wait()  # it died a moment ago, which the handle reports
         return ProcessHandle(self._process, result, log)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Runs refreshes in Ray actors with their own shares of the cluster, kept between refreshes.
 
-Several share a whole encoding out, shard by shard; when all are through, the first makes the version of what lies
-there.
+Several share a whole encoding out, shard by shard; when all are through, the first makes the version of their
+shards.
 """
 
 import logging
@@ -122,7 +122,7 @@ class RayWorker:
     """
 
     def __init__(self, num_cpus: float, num_gpus: float, num_workers: int = 1) -> None:
-        # Without a strategy of its own the actor would wait for room inside the ranks' placement group, where there is
+        # Without its own strategy the actor would wait for room inside the ranks' placement group, where there is
         # none.
         self._refresher = ray.remote(
             num_cpus=num_cpus, num_gpus=num_gpus, max_restarts=0, scheduling_strategy="DEFAULT"

@@ -1,6 +1,6 @@
 """Which MEMORY versions of a run may go: what nobody uses is deleted, and nothing that something points to.
 
-A version stays while it is in use, is one of the `joint.refresh.keep_versions` before that, stands in a run state, or
+A version stays while it is in use, is one of the `joint.refresh.keep_versions` before that, is named by a run state, or
 is pinned: registering a model pins the MEMORY and INDEX that it points to, and so does an empty file of that name. What
 a run only read is never its to delete.
 """
@@ -53,7 +53,7 @@ class Made:
 
     @property
     def own(self) -> bool:
-        """Whether what lies there is what the run made: another run may have taken the names since."""
+        """Whether the files are what the run made: another run may have used the names since."""
         return bool(manifest_hash(self.memory) == json.loads(self.note.read_text())["memory_hash"])
 
     @property
@@ -144,7 +144,7 @@ def prune(output: Path, run: Path, *, current: int, keep: int, states: Iterable[
 
 
 def discard(output: Path, run: Path, number: int, fingerprint: str, *, states: Iterable[Path]) -> None:
-    """Delete what a version left that is given up, so that its room is free again. What can't be deleted is told.
+    """Delete the files of a version that is given up, to free their room. Logs what cannot be deleted.
 
     What has no manifest is nobody's. What is whole is this run's only if it was encoded by the snapshot of this
     version; and not if a run noted it, which this one did not, or something points to it: runs of other settings write
@@ -185,7 +185,7 @@ def _delete(artefact: Path) -> None:
 def forget_later(run: Path, number: int) -> None:
     """Delete notes about versions above a number, made after the state that a killed run resumes from.
 
-    What lies there stays: made again from the same snapshot, it is found finished.
+    The files stay: made again from the same snapshot, they are found finished.
     """
     for note in run.glob("refresh-v*.json"):
         if (match := _NOTE.fullmatch(note.name)) is not None and int(match[1]) > number:

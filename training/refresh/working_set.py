@@ -54,7 +54,7 @@ class RowSelection:
         questions: of coming steps, to be searched for.
         per_question: rows that the index gives each of them.
         steps: by fingerprint, the updates after which its snapshot was taken.
-        drift: file with measured drift of rows, as of `write_drift`; empty: none was measured.
+        drift: file with measured drift of rows, see `write_drift`; empty: none was measured.
     """
 
     num_rows: int

@@ -71,7 +71,7 @@ def check_settings(config: Config) -> None:
 
 
 def check_index(config: Config, store: MemoryStore) -> None:
-    """Refuse kinds of INDEX that search servers can't hold; without servers, tell of one that each rank reads whole.
+    """Refuse kinds of INDEX that search servers cannot hold; without servers, warn of one that each rank reads whole.
 
     Args:
         config: the root.

@@ -49,4 +49,4 @@ def warn_of_other_run(output: Path, run: Path, recipe: Mapping[str, Any]) -> Non
     changed = min((differences(before, recipe) for before in known), key=len, default=[])
     more = f" and {len(changed) - _MOST_NAMED} more" if len(changed) > _MOST_NAMED else ""
     named = f" ({', '.join(changed[:_MOST_NAMED])}{more})" if changed else ""
-    logger.warning("another run of other settings%s stands in %s; this one begins at step 0", named, output)
+    logger.warning("another run of other settings%s is in %s; this one begins at step 0", named, output)

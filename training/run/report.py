@@ -65,7 +65,7 @@ def finish(config: Config) -> dict[str, Any]:
         "memory_by_rank": found.state.get("memory_by_rank", []),
         "waited_after_last_step_seconds": found.state["waited_seconds"],
     }
-    # Nobody goes on from an older one any more, and what it names may go with it.
+    # No run resumes from an older one any more, so that the versions it names may be deleted.
     keep_newest(where.run, 1)
     needed = int(found.state["current"]["number"]) if final_refresh_due(config, found) else found.current
     prune(
@@ -136,7 +136,7 @@ def figures(report: Mapping[str, Any]) -> dict[str, float]:
 
 
 def made(where: RunPaths, report: Mapping[str, Any]) -> dict[str, str]:
-    """What a run made, as tags: where it lies, and manifest hashes."""
+    """What a run made, as tags: paths and manifest hashes."""
     tags: dict[str, str] = {}
     for name in ("checkpoint", "memory", "index"):
         if path := str(report[name]):

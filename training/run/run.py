@@ -140,7 +140,7 @@ def build_canary(config: Config, versions: Versions) -> Canary | None:
 
 
 def preflight(config: Config) -> None:
-    """Open everything that the ranks will open, so that what is wrong is said here and not by each of them.
+    """Open everything that the ranks will open, so that errors are reported here and not by each of them.
 
     Raises:
         InputError: an input is unfinished, damaged, or does not fit the others, or a refresh could not work.

@@ -9,7 +9,7 @@ def read_documents(path: str, wanted: set[str]) -> dict[str, str]:
     """What the compressor reads of each wanted document: its title and text.
 
     Args:
-        path: a file as of `read_rows`, or a glob of several, with `id` (else the content's hash is taken), `title`,
+        path: a file that `read_rows` reads, or a glob, with `id` (else the content's hash is taken), `title`,
             `text`.
         wanted: document ids.
 

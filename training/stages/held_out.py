@@ -1,4 +1,4 @@
-"""A quick look at held-out questions during joint training. The full evaluation is a command of its own."""
+"""A quick look at held-out questions during joint training. The full evaluation is a separate command."""
 
 import time
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ class HeldOut:
             questions: with a positive each.
             num_selected: K, rows that an answer is read from.
             published_pool: rank each question's own candidates instead of searching the INDEX.
-            fresh: rank published pools on memory encoded afresh too, which tells what a whole encoding at that moment
+            fresh: rank published pools on memory encoded afresh too, which shows what a whole encoding at that moment
                 would give.
             answer_tokens: longest answer that is generated; 0: none is.
         """
@@ -156,10 +156,10 @@ class HeldOut:
     ) -> float:
         """Number of answers generated from the documents found that match exactly; each rank generates its own."""
         memories = [candidates.stored(rows[: self._num_selected]).to(model.backbone.device) for rows in found]
-        told = model.generate(
+        answers = model.generate(
             [q.question for q in questions], memories, max_new_tokens=self._answer_tokens, together=True
         )
-        return sum(exact_match(answer, q.answers) for answer, q in zip(told, questions, strict=True))
+        return sum(exact_match(answer, q.answers) for answer, q in zip(answers, questions, strict=True))
 
     def _found(self, query: Floats, candidates: Candidates, known: Sequence[QuestionRows]) -> list[list[int]]:
         """Rows of each question, best first."""

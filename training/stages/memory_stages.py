@@ -60,7 +60,7 @@ class MemoryStage(Stage):
 
 
 class PretrainStage(MemoryStage):
-    """Compressor and generator (memory tokens, on demand the backbone) learn to tell a document from its memory."""
+    """Compressor and generator (memory tokens, optionally the backbone) learn to reproduce documents from memory."""
 
     def __init__(self, model: ClaraModel, examples: list[Example], config: Config, micro_batch: int) -> None:
         settings = config.pretrain

@@ -1,6 +1,6 @@
 """Stage `joint` on utilities scored beforehand: only the query reasoner trains, at the price of its own passes.
 
-See `pipelines/score_utilities.py`. The numbers hold while compressor and generator stand still, so both have to.
+See `pipelines/score_utilities.py`. The numbers are valid while compressor and generator do not train, so both must not.
 """
 
 import dataclasses
@@ -64,14 +64,14 @@ class ScoredStage(JointStage):
         """Take the questions that were scored.
 
         Args:
-            model: as of `JointStage`.
+            model: see `JointStage`.
             questions: of the training split; those that were not scored are left out, and counted in the log.
             config: the root, with `utilities`.
-            versions: as of `JointStage`.
-            others: as of `JointStage`.
+            versions: see `JointStage`.
+            others: see `JointStage`.
 
         Raises:
-            InputError: none of the questions was scored, or as of `check_scored`.
+            InputError: none of the questions was scored, or see `check_scored`.
         """
         check_scored(config)
         self._scored = read_utilities(config.utilities)
@@ -90,7 +90,7 @@ class ScoredStage(JointStage):
         super().__init__(model, chosen, config, versions, **others)
 
     def _pools(self, step: int, chosen: list[int], positions: list[int]) -> list[list[int]]:
-        """See the base class. Of a pool with more than N rows, N are drawn anew for each step."""
+        """See the base class. Of a pool with more than N rows, N are drawn again in each step."""
         return [list(self._drawn(step, position, chosen[position]).row_ids) for position in positions]
 
     def _batch(self, step: int, positions: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:

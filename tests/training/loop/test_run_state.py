@@ -75,7 +75,7 @@ def test_a_disk_without_room_costs_the_run_state_and_not_the_run(
         found = train(tmp_path / "full", Toy(4096))
     assert torch.equal(found, wanted)
     assert caplog.text.count("run state: not written") == 4
-    assert "training goes on, and would resume after step 0" in caplog.text
+    assert "training continues, and would resume after step 0" in caplog.text
     assert list((tmp_path / "full" / RUN_STATE).iterdir()) == []
     assert [p.parent.name for p in run_states(tmp_path / "whole")] == ["step-00000003", "step-00000004"]
 

@@ -249,7 +249,7 @@ def test_stop_waits_no_longer_than_it_is_told(
         **{f"joint__refresh__{n}": v for n, v in values.items()},
     )
     assert joint.main(["--launcher", "local", *sets]) == 0
-    assert "version 1 is not ready after 0 s; training goes on without it" in caplog.text
+    assert "version 1 is not ready after 0 s; training continues without it" in caplog.text
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["versions_by_step"] == [{"version": 0, "first_step": 1, "last_step": 3}]
     assert MemoryStore.open(report["memory"]).row_ids.size == 40

@@ -182,7 +182,7 @@ def test_a_late_refresh_is_waited_for_or_not(
     report = train(world, tmp_path, Late, monkeypatch, **values)
     spans = report["versions_by_step"]
     assert spans[1]["first_step"] == first_step  # type: ignore[index]
-    assert caplog.text.count("more than joint.refresh.max_staleness_steps = 3; training goes on") == warnings
+    assert caplog.text.count("more than joint.refresh.max_staleness_steps = 3; training continues") == warnings
     # Slower than its interval: no second one is begun beside it, and that is said.
     assert ("still being made after step 4; no snapshot this time" in caplog.text) == (when_stale != "wait")
     lacking = [v["staleness_steps"] for v in read(next(tmp_path.glob("run-*")) / "metrics.jsonl").values()]
@@ -264,7 +264,7 @@ def test_who_has_waited_in_vain_does_not_wait_again_at_every_step(
     ]
     # The fourth step would lack three updates: waited for at the end of the third, once.
     assert waited == [False, False, True, False, False, False, False, False]
-    assert caplog.text.count("more than joint.refresh.max_staleness_steps = 2; training goes on with it") == 1
+    assert caplog.text.count("more than joint.refresh.max_staleness_steps = 2; training continues with it") == 1
     assert report["versions_by_step"] == [{"version": 0, "first_step": 1, "last_step": 8}]
 
 
