@@ -1,4 +1,4 @@
-"""Errors that a user can mend."""
+"""Errors that a user can fix."""
 
 import errno
 import logging
@@ -35,10 +35,10 @@ def command_line(main: Callable[[list[str]], int]) -> None:
     try:
         status = main(sys.argv[1:])
     except (InputError, OSError, KeyboardInterrupt) as error:
-        told = explained(error)
-        if told is None or os.environ.get("CLARA_TRACEBACK"):
+        message = explained(error)
+        if message is None or os.environ.get("CLARA_TRACEBACK"):
             raise
-        print(told, file=sys.stderr)
+        print(message, file=sys.stderr)
         status = _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 2
     sys.exit(status)
 

@@ -1,4 +1,4 @@
-"""Compare systems on the same questions and pools: what they find, what they answer, and how likely the right answer is to them.
+"""Compare systems on the same questions and pools: what they find, their answers, and the likelihood of the right one.
 
 python -m training.evaluate --questions DIR --output DIR --system NAME=CHECKPOINT,MEMORY[,INDEX] [--system …]
 [--baselines bm25,dense,text]
@@ -104,7 +104,7 @@ def settings_of(section: Section) -> Settings:
 
 
 def chosen_questions(directory: str, splits: Sequence[str], limit: int) -> list[Question]:
-    """Questions of the splits, `limit` of each at most: those whose ids hash lowest, so that a larger limit only adds to them.
+    """Questions of the splits, at most `limit` of each: those whose ids hash lowest, so that a larger limit only adds.
 
     Raises:
         InputError: a split is empty.

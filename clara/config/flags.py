@@ -1,4 +1,4 @@
-"""Command lines over the configuration tree: a flag is the short name of a key, `--first-level 50` of `retrieval.first_level`.
+"""Command lines over the configuration tree: `--first-level 50` is short for `--set retrieval.first_level=50`.
 
 A flag takes its type, choices, default and help text from the key's field, so that each stands once. Every command also
 takes `--config FILE` and `--set key=value`. Precedence: defaults, then the file, then flags and `--set` in their order.
@@ -123,7 +123,8 @@ class Command(argparse.ArgumentParser):
         for override in overrides:
             if not _touches(override.key, used):
                 raise InputError(
-                    f"--set {override.key}: {self.prog} does not use this key; leave it out; it uses {', '.join(sorted(used))}"
+                    f"--set {override.key}: {self.prog} does not use this key; leave it out; "
+                    f"it uses {', '.join(sorted(used))}"
                 )
         unused = sorted({_widest(key, used) for key in _leaves(in_file) if not _touches(key, used)})
         if unused:

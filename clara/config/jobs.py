@@ -41,7 +41,8 @@ class Engine(Section):
     num_workers: int = Field(0, description="processes of the local runner; 0: all cores")
     spill: str = Field(
         "",
-        description="folder in which the local runner spills chunks, about as large as the text, and which it removes at the end; "
+        description="folder in which the local runner spills chunks, about as large as the text; "
+        "removed at the end; "
         "empty: .spill in the output",
     )
     gpu_type: str = Field(
@@ -57,7 +58,8 @@ class CorpusJob(Section):
     overlap_tokens: int = Field(0, description="tokens that a chunk repeats of the one before")
     num_shards: int = Field(
         0,
-        description="files of rows; 0: by the number of chunks, 512 to 1,024 rows each in a large corpus, fewer in a small one",
+        description="files of rows; 0: by the number of chunks, 512 to 1,024 rows each in a large corpus, "
+        "fewer in a small one",
     )
     codec: Literal["float16", "int8", "int4", "pq4", "pq8"] = Field("float16", description="how memory is stored")
     key_size: int = Field(0, description="numbers of a row's index key; 0: 256, or M·D where that is less")
@@ -74,13 +76,15 @@ class IndexJob(Section):
     queries: int = Field(
         64,
         ge=0,
-        description="indexed rows that the measurement asks for, disturbed by noise of half their length; it reads the payload once; "
+        description="indexed rows that the measurement asks for, disturbed by noise of half their length; "
+        "it reads the payload once; "
         "0: no measurement",
     )
     measure_gib: float = Field(
         32.0,
         gt=0,
-        description="GiB of payload that the measurement may read; of more, a sample of whole shards is read and recall is estimated "
+        description="GiB of payload that the measurement may read; of more, a sample of whole shards is read "
+        "and recall is estimated "
         "from below",
     )
     recall_floor: float = Field(0.9, ge=0, le=1, description="warn of recall@10 under this share, with what would help")
@@ -90,7 +94,8 @@ class IndexJob(Section):
     gpu: bool = Field(False, description="cluster and assign on a CUDA device, with faiss-gpu-cu12; else on the CPU")
     parent: str = Field(
         "",
-        description="INDEX of the version before: its training, and its rows whose shard files are the same, are reused; empty: none",
+        description="INDEX of the version before: its training, and its rows whose shard files are the same, "
+        "are reused; empty: none",
     )
     verify: bool = Field(True, description="read every byte of the MEMORY and check its sha256 first")
 
@@ -106,7 +111,8 @@ class Cloze(Section):
     pool_size: int = Field(0, description="documents in the fixed pool of a seen or unseen question; 0: no pools")
     train_pools: bool = Field(
         False,
-        description="give training questions a pool of that size too, of articles that are not held out (for instruct.negatives = pool)",
+        description="give training questions a pool of that size too, of articles that are not held out "
+        "(for instruct.negatives = pool)",
     )
 
 

@@ -33,7 +33,8 @@ def parser() -> Command:
         "--update",
         default="",
         metavar="DIR",
-        help="older MEMORY: --output becomes its new version for the (whole) changed corpus, and only new content is compressed",
+        help="older MEMORY: --output becomes its new version for the (whole) changed corpus, "
+        "and only new content is compressed",
     )
     add_setting(parse, "checkpoint", metavar="DIR", required=True)
     add_setting(parse, "backbone.path", "--backbone", metavar="DIR")
