@@ -10,10 +10,11 @@ in turn, and rows drawn at random. A run that was interrupted goes on.
 """
 
 import argparse
+import functools
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,9 @@ from clara.storage.artefact import (
     read_manifest,
     write_manifest,
 )
-from pipelines.engines.runner import LOCAL, beam_options, execute, make_pipeline
+from pipelines.engines.names import LOCAL
+from pipelines.engines.process_pool import WorkerPool, num_cores, retry_on_worker_death
+from pipelines.engines.runner import beam_options, execute, make_pipeline
 from pipelines.job.artefact_job import ArtefactJob, nothing
 from pipelines.job.locks import Lease
 from pipelines.job.progress import ShardProgress, progress_bar
@@ -142,7 +145,7 @@ def _number(text: str) -> int:
 
 
 class ScoreShard(beam.DoFn):
-    """Shard number → its manifest entry, scored and written, or found finished; or what is wrong with the input."""
+    """Shard number → `score_shard`."""
 
     def __init__(self, job: Job, num_shards: int) -> None:
         self._job, self._num_shards = job, num_shards
@@ -150,25 +153,55 @@ class ScoreShard(beam.DoFn):
 
     def process(self, number: int) -> Iterator[dict[str, Any]]:
         """Score one shard."""
-        job, name = self._job, shard_name(number, self._num_shards)
-        own = questions_of(job)[number :: self._num_shards]
-        progress = ShardProgress(job.output, name, len(own))
-        progress.tell(0)
-        try:
-            if folders.folder(job.output).sizes([f"{name}/{FILE}"]):
-                yield file_entry(job.output, f"{name}/{FILE}", len(own))
-            else:
-                with torch_threads(1):
-                    scorer = self._shared.acquire(lambda: Scorer(job))
-                    scored = []
-                    for question, pool in zip(own, scorer.pools(own), strict=True):
-                        scored.append(scorer.score(question, pool))
-                        progress.tell(len(scored))
-                yield write_shard(job.output, name, scored)
-        except InputError as error:
-            yield {"error": str(error)}
-            return
-        progress.tell(len(own))
+        yield score_shard(self._job, number, self._num_shards, lambda: self._shared.acquire(lambda: Scorer(self._job)))
+
+
+class Worker:
+    """A process of the local run."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """Made by the first shard that needs it."""
+        return Scorer(self._job)
+
+    def score(self, number: int, num_shards: int) -> dict[str, Any]:
+        """See `score_shard`."""
+        return score_shard(self._job, number, num_shards, lambda: self.scorer)
+
+
+def score_shard(job: Job, number: int, num_shards: int, scorer: Callable[[], Scorer]) -> dict[str, Any]:
+    """Score and write one shard, unless it is finished.
+
+    Args:
+        job: the job.
+        number: of the shard.
+        num_shards: of the UTILITIES.
+        scorer: called if there is something to score.
+
+    Returns:
+        The shard's manifest entry; or bad input as `error`.
+    """
+    name = shard_name(number, num_shards)
+    own = questions_of(job)[number::num_shards]
+    progress = ShardProgress(job.output, name, len(own))
+    progress.tell(0)
+    try:
+        if folders.folder(job.output).sizes([f"{name}/{FILE}"]):
+            entry = file_entry(job.output, f"{name}/{FILE}", len(own))
+        else:
+            with torch_threads(1):
+                scored = []
+                for question, pool in zip(own, scorer().pools(own), strict=True):
+                    scored.append(scorer().score(question, pool))
+                    progress.tell(len(scored))
+            entry = write_shard(job.output, name, scored)
+    except InputError as error:
+        return {"error": str(error)}
+    progress.tell(len(own))
+    return entry
 
 
 def questions_of(job: Job) -> list[Question]:
@@ -279,14 +312,12 @@ def prepare(output: str, recipe: dict[str, Any], overwrite: bool) -> None:
     place.write(PLAN, plan)
 
 
-def run(job: Job, pipeline: beam.Pipeline, recipe: dict[str, Any], lease: Lease | None = None) -> int:
-    """Score all shards and write the manifest. Returns the number of questions.
+def score_on_beam(job: Job, num_shards: int, pipeline: beam.Pipeline) -> list[dict[str, Any]]:
+    """What `score_shard` returns for all shards, scored by the runner of a pipeline.
 
     Raises:
         InputError: a worker's.
     """
-    questions = questions_of(job)
-    num_shards = -(-len(questions) // _QUESTIONS_A_SHARD)
     found = (
         pipeline
         | "shards" >> beam.Create(range(num_shards))
@@ -298,9 +329,38 @@ def run(job: Job, pipeline: beam.Pipeline, recipe: dict[str, Any], lease: Lease 
         | "once" >> beam.Create([None])
         | "collect" >> beam.Map(_collect, AsList(found), paths.join(job.output, _ENTRIES))
     )
+    execute(pipeline)
+    return list(json.loads(folders.folder(job.output).read(_ENTRIES) or b"[]"))
+
+
+def score_here(job: Job, num_shards: int, num_workers: int) -> list[dict[str, Any]]:
+    """What `score_shard` returns for all shards, scored on this machine's cores.
+
+    Raises:
+        BrokenProcessPool: a process was killed.
+    """
+    with WorkerPool(num_workers, Worker, job) as pool:
+        return list(pool.map(functools.partial(Worker.score, num_shards=num_shards), range(num_shards)))
+
+
+def run(
+    job: Job, score: Callable[[int], list[dict[str, Any]]], recipe: dict[str, Any], lease: Lease | None = None
+) -> int:
+    """Score all shards and write the manifest. Returns the number of questions.
+
+    Args:
+        job: the job.
+        score: `score_on_beam` or `score_here` for a number of shards.
+        recipe: what determines the numbers.
+        lease: on the place of a URL.
+
+    Raises:
+        InputError: a worker's.
+    """
+    questions = questions_of(job)
+    num_shards = -(-len(questions) // _QUESTIONS_A_SHARD)
     with progress_bar(job.output, time.time(), quiet=False, what="questions", doing="score"):
-        execute(pipeline)
-    entries = json.loads(folders.folder(job.output).read(_ENTRIES) or b"[]")
+        entries = score(num_shards)
     errors = sorted(e["error"] for e in entries if "error" in e)
     if errors:
         raise InputError(errors[0])
@@ -329,6 +389,12 @@ def main(argv: list[str]) -> int:
     beam_arguments = beam_options(rest, options.runner, options.num_workers)
     recipe = job.recipe()
     read_manifest(job.memory, "MEMORY")
+
+    def score(num_shards: int) -> list[dict[str, Any]]:
+        if options.runner == LOCAL:
+            return score_here(job, num_shards, options.num_workers or num_cores())
+        return score_on_beam(job, num_shards, make_pipeline(beam_arguments, options.runner))
+
     pools = "published pools" if job.published else f"pools of {job.pool_size}"
     return ArtefactJob(
         output=options.output,
@@ -337,7 +403,7 @@ def main(argv: list[str]) -> int:
         recipe=lambda: recipe,
         prepare=nothing,
         clear=lambda: prepare(job.output, recipe, options.overwrite),
-        write=lambda _, lease: run(job, make_pipeline(beam_arguments, options.runner), recipe, lease),
+        write=lambda _, lease: retry_on_worker_death(lambda: run(job, score, recipe, lease), options.output),
         report=lambda count: print(f"{options.output}: UTILITIES of {count} questions, {pools}"),
     ).run(dry_run=options.dry_run)
 

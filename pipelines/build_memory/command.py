@@ -68,7 +68,7 @@ def parser() -> Command:
 def main(argv: Sequence[str]) -> int:
     """Build the MEMORY; 0 also where records failed, which is told and noted."""
     args, beam_arguments = parser().parse_known_args(argv)
-    # Beam takes seconds to import, which --help need not wait for, and warns of every cloud that is not installed.
+    # Beam warns of every cloud whose client is not installed.
     logging.disable(logging.WARNING)
     from pipelines.build_memory import run as memory_run
 

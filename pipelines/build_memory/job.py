@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from apache_beam.options.pipeline_options import PipelineOptions
 from transformers import AutoConfig
 
 from clara.config.jobs import CorpusJob
@@ -28,8 +27,8 @@ from pipelines.corpus.filters import make_filters
 from pipelines.corpus.near_duplicates import make_likeness
 from pipelines.corpus.spill import SPILL
 from pipelines.corpus.splits import Unit, describe
-from pipelines.engines import dataflow, spark
-from pipelines.engines.runner import LOCAL
+from pipelines.engines.gpu import gpu_hint
+from pipelines.engines.names import LOCAL, SPARK
 from pipelines.job.locks import LOCK
 
 _LOG = logging.getLogger(__name__)
@@ -174,26 +173,9 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         likeness=likeness,
         update=absolute(args.update) if args.update else "",
         spill=spill_folder(args) if args.runner == LOCAL else "",
-        accelerator=dataflow.gpu_hint(args.gpu_type, args.gpu_count, runner=args.runner, device=args.device),
-        sees=join(absolute(args.output), LOCK) if args.runner == spark.RUNNER and not is_url(args.output) else "",
+        accelerator=gpu_hint(args.gpu_type, args.gpu_count, runner=args.runner, device=args.device),
+        sees=join(absolute(args.output), LOCK) if args.runner == SPARK and not is_url(args.output) else "",
     )
-
-
-def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
-    """Refuse paths that the machines of an engine cannot have.
-
-    Raises:
-        InputError: names the flag.
-    """
-    local = [path for path in args.input if "://" not in path]
-    paths = {"output": args.output, "checkpoint": args.checkpoint, "backbone": args.backbone, "update": args.update}
-    if args.runner == spark.RUNNER:
-        relative = [path for path in local if not Path(path).is_absolute()]
-        spark.check_paths(options, {**paths, "input": relative[0] if relative else ""})
-    elif args.runner == dataflow.RUNNER:
-        dataflow.check_paths({**paths, "input": local[0] if local else ""})
-    if args.no_wait and args.runner != dataflow.RUNNER:
-        raise InputError(f"--no-wait: the job of --runner {args.runner} ends with this process; leave it out")
 
 
 def spill_folder(args: argparse.Namespace) -> str:

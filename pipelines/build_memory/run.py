@@ -1,60 +1,62 @@
-"""What `build_memory` does with its arguments: resolve them, run the job where nothing else writes, and tell what came of it."""
+"""What `build_memory` does with its arguments: resolve them, run the job where nothing else writes, report the result."""
 
 import argparse
-import json
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import apache_beam as beam
-
+from clara.errors import InputError
 from clara.memory.shards import KIND
 from clara.storage.artefact import MANIFEST
-from pipelines.build_memory.graph import add_memory_job
-from pipelines.build_memory.job import check_places, make_job
-from pipelines.build_memory.local.graph import add_local_job
+from pipelines.build_memory.job import make_job
 from pipelines.build_memory.local.records import ReadSoFar
+from pipelines.build_memory.local.run import run_local
 from pipelines.build_memory.outcome import Job, remove_leftovers
 from pipelines.build_memory.summary import tell
 from pipelines.corpus.spill import begin_spill, remove_spill
 from pipelines.corpus.splits import Unit, find_units
-from pipelines.engines import dataflow
-from pipelines.engines.local_workers import again_when_killed
-from pipelines.engines.runner import beam_options, execute, make_pipeline, num_cores
+from pipelines.engines.names import DATAFLOW, LOCAL
+from pipelines.engines.process_pool import num_cores, retry_on_worker_death
 from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest, nothing
-from pipelines.job.completion import read_outcome, tell_counts
+from pipelines.job.completion import tell_counts
 from pipelines.job.locks import Lease, locked
 from pipelines.job.progress import progress_bar
 from pipelines.job.tracking import open_run_log
 
-_LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from pipelines.build_memory.on_beam import BeamEngine
 
 
-def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
-    """Run the job on a pipeline that is given. Returns the counts.
+def _beam_engine(args: argparse.Namespace, beam_arguments: Sequence[str]) -> "BeamEngine | None":
+    """The runner of Beam; None for the local run, for which Beam is imported only if there are arguments for it.
 
     Raises:
-        InputError: the job says what is wrong with its input.
+        InputError: of the arguments.
+    """
+    if args.no_wait and args.runner != DATAFLOW:
+        raise InputError(f"--no-wait: the job of --runner {args.runner} ends with this process; leave it out")
+    if args.runner == LOCAL and not beam_arguments:
+        return None
+    from pipelines.build_memory.on_beam import BeamEngine
+
+    engine = BeamEngine(args, beam_arguments)
+    return None if args.runner == LOCAL else engine
+
+
+def run_here(job: Job, units: Sequence[Unit], num_workers: int) -> dict[str, Any]:
+    """Run the job on this machine's cores; 0 workers: all of them. Returns the counts.
+
+    Raises:
+        InputError: of the input, the checkpoint or the output.
+        BrokenProcessPool: a process was killed.
     """
     started = time.time()
-    (add_local_job if job.spill else add_memory_job)(pipeline, units, job)
-    reading = ReadSoFar(job.spill, len(units)) if job.spill else None
-    with progress_bar(job.output, started, quiet=quiet, reading=reading):
-        counted = execute(pipeline)
-    _LOG.info("counters of the runner: %s", counted)
-    counts = read_outcome(job.output)
+    with progress_bar(job.output, started, quiet=False, reading=ReadSoFar(job.spill, len(units))):
+        counts = run_local(job, units, num_workers or num_cores())
     remove_leftovers(job.output)
     return {**counts, "seconds": round(time.time() - started, 1)}
-
-
-def submit(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline) -> beam.Pipeline:
-    """Give the job to the pipeline's runner, and don't wait."""
-    add_memory_job(pipeline, units, job)
-    pipeline.run()
-    return pipeline
 
 
 def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
@@ -63,15 +65,11 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     Raises:
         InputError: of the arguments, the input, the checkpoint or the output.
     """
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    options = beam_options(beam_arguments, args.runner, args.num_workers)
-    check_places(args, options)
+    engine = _beam_engine(args, beam_arguments)
     units = find_units(args.input, args.format)
     job = make_job(args, units)
     if not args.dry_run:
-        dataflow.prepare_gpu(options, job.accelerator)
-        if dataflow.is_rehearsal(options, args.runner):
-            print(json.dumps(dataflow.graph(submit(job, units, make_pipeline(options, args.runner))), indent=1))
+        if engine and engine.rehearse(job, units):
             return 0
         if args.tracking_uri:
             open_run_log(args.tracking_uri)  # hours before it is needed
@@ -87,16 +85,16 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
                 remove_spill(job.spill)
 
     def write(_: None, lease: Lease | None) -> dict[str, Any] | None:
-        """Counts; None where the job runs on elsewhere."""
-        if args.no_wait:
-            submit(job, units, make_pipeline(options, args.runner))
-            return None
-        if job.spill:
-            begin_spill(job.spill, job.recipe)
+        """Counts; None if the job was submitted to run elsewhere."""
         held = replace(job, lease=lease)
-        counts = again_when_killed(lambda: run(held, units, make_pipeline(options, args.runner)), args.output)
-        if job.spill:
-            remove_spill(job.spill)
+        if engine and args.no_wait:
+            engine.submit(job, units)
+            return None
+        if engine:
+            return engine.run(held, units)
+        begin_spill(job.spill, job.recipe)
+        counts = retry_on_worker_death(lambda: run_here(held, units, args.num_workers), args.output)
+        remove_spill(job.spill)
         return counts
 
     def report(counts: dict[str, Any] | None) -> None:

@@ -7,14 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from apache_beam.metrics.metric import Metrics
-from apache_beam.pvalue import AsSingleton, PCollection
-from apache_beam.transforms import Create, FlatMap, Flatten, GroupByKey, Map, combiners
-
 from clara.storage.artefact import write_file
 from pipelines.corpus.dead_letter import DeadLetter, clean
 
-COUNTERS = "build_memory"
 NAME = "dead_letters"
 SNIPPET_CHARACTERS = 200
 _LETTERS_PER_FILE = 200_000
@@ -44,10 +39,6 @@ def number_of(letter: DeadLetter) -> int:
     return zlib.crc32(f"{letter.source}:{letter.line}".encode())
 
 
-def _to_part(letter: DeadLetter, num_parts: int) -> tuple[int, DeadLetter | None]:
-    return number_of(letter) % num_parts, letter
-
-
 def write_part(element: tuple[int, Iterable[DeadLetter | None]], num_parts: int, directory: str) -> dict[str, Any]:
     """Write one part, sorted, whole or not at all. Returns its manifest entry."""
     part, found = element
@@ -55,36 +46,3 @@ def write_part(element: tuple[int, Iterable[DeadLetter | None]], num_parts: int,
     lines = "".join(json.dumps(asdict(letter), ensure_ascii=False) + "\n" for letter in letters)
     name = file_name(part, num_parts)
     return write_file(directory, name, lines.encode(), len(letters))
-
-
-def write_letters(letters: PCollection[DeadLetter], directory: str) -> PCollection[dict[str, Any]]:
-    """Write the letters into a MEMORY. Returns the manifest entries of their files, one at least."""
-    num_parts = AsSingleton(letters | "CountLetters" >> combiners.Count.Globally() | "ChooseParts" >> Map(num_parts_of))
-    first = letters.pipeline | "FirstPart" >> Create([(0, None)])
-    parted = letters | "PartLetters" >> Map(_to_part, num_parts)
-    return (
-        [first, parted]
-        | "AllParts" >> Flatten()
-        | "GatherLetters" >> GroupByKey()
-        | "WriteLetters" >> Map(write_part, num_parts, directory)
-    )
-
-
-def tell_runner(dropped: bool, reason: str, count: int) -> None:
-    """Count letters of a reason in the runner's own counters too."""
-    Metrics.counter(COUNTERS, f"{'dropped' if dropped else 'failed'}: {reason}").inc(count)
-
-
-def _reason(letter: DeadLetter) -> tuple[bool, str]:
-    tell_runner(letter.dropped, letter.reason, 1)
-    return letter.dropped, letter.reason
-
-
-def count_reasons(letters: PCollection[DeadLetter]) -> PCollection[tuple[tuple[bool, str], int]]:
-    """((Whether dropped, reason), how many). Each reason is a counter of the runner's too."""
-    return letters | "Reasons" >> Map(_reason) | "CountReasons" >> combiners.Count.PerElement()
-
-
-def failures(reports: PCollection[dict[str, Any]]) -> PCollection[DeadLetter]:
-    """Letters of all shards' failures."""
-    return reports | "LettersOfShards" >> FlatMap(letters_of_report)

@@ -10,10 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import apache_beam as beam
 import numpy as np
-from apache_beam.pvalue import AsSingleton, PCollection
-from apache_beam.transforms import combiners
 
 from clara.data.records import Document
 from pipelines.corpus.spill import NUM_PARTITIONS, SpillWriter, files_of, partition_of, read_partitions
@@ -36,7 +33,8 @@ def _digest(text: str, num_bytes: int) -> bytes:
     return hashlib.blake2b(text.encode(), digest_size=num_bytes).digest()
 
 
-def _content(document: Document) -> bytes:
+def content_digest(document: Document) -> bytes:
+    """Eight bytes that tell the content of a document from others."""
     return _digest(f"{document.title}\n{document.text}", 8)
 
 
@@ -45,52 +43,11 @@ def example(document_id: str, first: tuple[str, int], other: tuple[str, int]) ->
     return f"{document_id!r} ({first[0]}:{first[1]} and {other[0]}:{other[1]})"
 
 
-# --- in a graph
-# --------------------------------------------------------------------------------------------------------
-
-
-def _by_id(document: Document) -> tuple[str, tuple[Place, ...]]:
-    return document.id, ((document.source, document.line, _content(document).hex()),)
-
-
 def two_that_differ(found: Iterable[tuple[Place, ...]]) -> tuple[Place, ...]:
     """The first place of all, and the first whose content is another, if there is one; of parts, what it gives for the whole."""
     places = sorted(place for part in found for place in part)
     others = [place for place in places if place[2] != places[0][2]]
     return tuple([*places[:1], *others[:1]])
-
-
-def _pair(element: tuple[str, tuple[Place, ...]]) -> list[tuple[tuple[str, int], str]]:
-    document_id, places = element
-    if len(places) < 2:
-        return []
-    first, other = places
-    return [(first[:2], example(document_id, first[:2], other[:2]))]
-
-
-def _first_text(found: Iterable[Any]) -> Any:
-    return min((entry for entry in found if entry), default=None)
-
-
-def _text_of(entry: Any) -> str:
-    return entry[1] if entry else ""
-
-
-def ids_of_several(documents: PCollection[Document]) -> tuple[PCollection[tuple[str, int]], AsSingleton]:
-    """A tally of the ids that stand for several texts, and the first as an example (empty: there is none)."""
-    pairs = (
-        documents
-        | "IdsOfDocuments" >> beam.Map(_by_id)
-        | "TextsOfIds" >> beam.CombinePerKey(two_that_differ)
-        | "SeveralTexts" >> beam.FlatMap(_pair)
-    )
-    count = (
-        pairs
-        | "CountSeveralTexts" >> combiners.Count.Globally()
-        | "TallySeveralTexts" >> beam.Map(lambda n: (SEVERAL, n))
-    )
-    first = pairs | "FirstSeveralTexts" >> beam.CombineGlobally(_first_text) | "TellSeveralTexts" >> beam.Map(_text_of)
-    return count, AsSingleton(first)
 
 
 # --- on one machine's disk
@@ -108,7 +65,7 @@ class IdWriter:
         """Add one."""
         own = _digest(document.id, 16)
         partition = partition_of(int.from_bytes(own[-2:], "big"), 0)
-        self._writer.add(partition, struct.pack(_PACKED, own, _content(document), self._unit, document.line))
+        self._writer.add(partition, struct.pack(_PACKED, own, content_digest(document), self._unit, document.line))
 
     def flush(self) -> None:
         """Write what was collected."""
@@ -119,7 +76,7 @@ Numbered = tuple[int, int]
 """Number of a unit and line: a place, as units are numbered in the order of the corpus."""
 
 
-def compare_ids(group: int, spill: str, _ready: int) -> tuple[int, tuple[Numbered, Numbered] | None]:
+def compare_ids(group: int, spill: str) -> tuple[int, tuple[Numbered, Numbered] | None]:
     """How many ids of a group stand for several texts, and the two places of the first."""
     first, last = (NUM_PARTITIONS * edge // NUM_GROUPS for edge in (group, group + 1))
     blocks = [np.frombuffer(block, _ENTRY) for _, block in read_partitions(files_of(spill, _FILES), first, last)]
@@ -143,32 +100,12 @@ def _place(entry: Any) -> Numbered:
     return int(entry["unit"]), int(entry["line"])
 
 
-def _sum_and_first(found: Iterable[Any]) -> tuple[int, Any]:
-    entries = list(found)
-    return sum(count for count, _ in entries), min((pair for _, pair in entries if pair), default=None)
-
-
-def _told(pair: Any, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]]) -> str:
+def example_of(
+    pair: tuple[Numbered, Numbered] | None, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]]
+) -> str:
+    """The `example` of a pair that `compare_ids` gave; `read` gives a unit's documents once more, for the id."""
     if not pair:
         return ""
     (number, line), (other, other_line) = pair
     document = next(found for found in read(units[number]) if isinstance(found, Document) and found.line == line)
     return example(document.id, (document.source, line), (units[other].name, other_line))
-
-
-def add_comparison(
-    pipeline: beam.Pipeline,
-    spill: str,
-    ready: AsSingleton,
-    units: Sequence[Unit],
-    read: Callable[[Unit], Iterable[Any]],
-) -> tuple[PCollection[tuple[str, int]], AsSingleton]:
-    """`ids_of_several` of what was put aside; `read` gives a unit's documents once more, for the example's id."""
-    compared = (
-        pipeline
-        | "ListIdGroups" >> beam.Create(range(NUM_GROUPS))
-        | "CompareIds" >> beam.Map(compare_ids, spill, ready)
-        | "SumIds" >> beam.CombineGlobally(_sum_and_first)
-    )
-    told = compared | "TellSeveralTexts" >> beam.Map(lambda found: _told(found[1], units, read))
-    return compared | "TallySeveralTexts" >> beam.Map(lambda found: (SEVERAL, found[0])), AsSingleton(told)

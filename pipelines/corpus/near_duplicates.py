@@ -10,11 +10,9 @@ import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import apache_beam as beam
 import numpy as np
-from apache_beam.pvalue import PCollection
 from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
@@ -125,50 +123,3 @@ def letter(document: Document, like: Origin) -> DeadLetter:
     detail = f"of {like[0]}:{like[1]}"
     snippet = document.text[:SNIPPET_CHARACTERS]
     return DeadLetter(document.source, document.line, REASON, detail, snippet, dropped=True, document_id=document.id)
-
-
-def _bands(document: Document, likeness: Likeness) -> Iterator[tuple[bytes, tuple[Origin, bytes]]]:
-    own = signature(document.text)
-    for key in band_keys(own, likeness):
-        yield key, ((document.source, document.line), own.tobytes())
-
-
-def _losers(element: tuple[bytes, Iterable[tuple[Origin, bytes]]], threshold: float) -> Iterator[tuple[Origin, Origin]]:
-    yield from losers(((origin, np.frombuffer(own, np.uint32)) for origin, own in element[1]), threshold)
-
-
-def _by_origin(document: Document) -> tuple[Origin, Document]:
-    return (document.source, document.line), document
-
-
-class _Decide(beam.DoFn):
-    """(Origin, its document and what it is like) → the document, or its letter aside."""
-
-    def process(self, element: tuple[Origin, dict[str, Any]]) -> Iterator[Any]:
-        """Decide on one document."""
-        _, found = element
-        like = list(found["like"])
-        for document in found["documents"]:
-            if like:
-                yield beam.pvalue.TaggedOutput("letters", letter(document, like[0]))
-            else:
-                yield document
-
-
-def drop_near_duplicates(
-    documents: PCollection[Document], likeness: Likeness
-) -> tuple[PCollection[Document], PCollection[DeadLetter]]:
-    """The documents that stay, and letters of the others; each names the first document that drops it."""
-    like = (
-        documents
-        | "Sign" >> beam.FlatMap(_bands, likeness)
-        | "GatherBuckets" >> beam.GroupByKey()
-        | "CompareInBuckets" >> beam.FlatMap(_losers, likeness.threshold)
-        | "FirstLike" >> beam.CombinePerKey(min)
-    )
-    joined = {
-        "documents": documents | "ByOrigin" >> beam.Map(_by_origin),
-        "like": like,
-    } | "JoinVerdicts" >> beam.CoGroupByKey()
-    decided = joined | "DropNearDuplicates" >> beam.ParDo(_Decide()).with_outputs("letters", main="documents")
-    return decided.documents, decided.letters

@@ -7,14 +7,13 @@ from typing import IO, Any
 from xml.etree.ElementTree import ParseError
 
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 from mwparserfromhell.parser import ParserError
 
 from clara.data.corpus import DAMAGE, Fields, decompressed
 from clara.data.records import Document, document_id, normalise
 from pipelines.corpus import mediawiki
 from pipelines.corpus.dead_letter import DeadLetter, clean
+from pipelines.corpus.files import open_file
 from pipelines.corpus.splits import Unit
 from pipelines.corpus.wikitext import UNREAD_LINKS, plain_text
 
@@ -32,7 +31,7 @@ def read_unit(unit: Unit, fields: Fields) -> Iterator[Document | DeadLetter]:
     try:
         for line, raw in _records(unit, fields):
             yield to_document(raw, fields, unit.name, line)
-    except (*DAMAGE, BeamIOError, ParseError) as error:
+    except (*DAMAGE, ParseError) as error:
         yield DeadLetter(
             unit.name, line, "damaged file", f"unreadable after record {line}: {type(error).__name__}: {error}"
         )
@@ -82,7 +81,7 @@ def to_document(raw: Any, fields: Fields, source: str, line: int) -> Document | 
 
 def _records(unit: Unit, fields: Fields) -> Iterator[tuple[int, Any]]:
     """Line or row number from 1, and the record: bytes of JSON, an object, or a dead letter."""
-    with FileSystems.open(unit.path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
+    with open_file(unit.path) as raw:
         if unit.format == "parquet":
             yield from _parquet_rows(raw, unit, fields)
             return

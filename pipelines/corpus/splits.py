@@ -9,15 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
 from clara.data.corpus import COMPRESSIONS, DAMAGE, decompressed
 from clara.errors import InputError
 from clara.storage.artefact import sha256_file
-from clara.storage.bucket import require_credentials
-from clara.storage.retry import within_patience
 from pipelines.corpus import mediawiki
+from pipelines.corpus.files import exists, list_files, open_file, size_and_change
 
 FORMATS = ("jsonl", "json", "parquet", "text", "mediawiki")
 _SUFFIXES = {
@@ -82,7 +79,7 @@ def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
     for pattern in patterns:
         local = "://" not in pattern
         relative = local and not os.path.isabs(pattern)
-        paths = [path for path in _listed(pattern) if not (local and os.path.isdir(path))]
+        paths = list_files(pattern)
         if not paths:
             if local and os.path.isdir(pattern):
                 raise InputError(
@@ -97,28 +94,6 @@ def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
             f"--input {' '.join(patterns)}: names nothing but the index of a dump; give the dump, whose index is found beside it"
         )
     return [unit for path in dumps for unit in _units_of(path, names[path], file_format)]
-
-
-def _listed(pattern: str) -> list[str]:
-    def match(place: str) -> list[str]:
-        return [entry.path for entry in FileSystems.match([place])[0].metadata_list]
-
-    def match_in_store() -> list[str]:
-        require_credentials(pattern)
-        return match(pattern)
-
-    try:
-        return (
-            within_patience(f"--input {pattern}", match_in_store)
-            if "://" in pattern
-            else match(os.path.abspath(pattern))
-        )
-    except (BeamIOError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"--input {pattern!r}: cannot be listed ({error}); correct the path, or install Beam's extra for this kind"
-        ) from error
 
 
 def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
@@ -141,7 +116,7 @@ def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
     if kind != "parquet":
         return [Unit(path, name, kind, compression)]
     try:
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as stream:
+        with open_file(path) as stream:
             metadata = pq.ParquetFile(stream).metadata
             rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     except (OSError, pa.ArrowException):
@@ -179,20 +154,20 @@ def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
     """One unit for each stream of a dump, its index's and those that it lacks; without an index one for the whole file."""
     whole = [Unit(path, name, "mediawiki", compression)]
     index = mediawiki.index_path(path)
-    if not index or not FileSystems.exists(index):
+    if not index or not exists(index):
         return whole
     try:
         with (
-            FileSystems.open(index, compression_type=CompressionTypes.UNCOMPRESSED) as raw,
+            open_file(index) as raw,
             decompressed(raw, "bz2") as lines,
         ):
             listed = list(mediawiki.streams(lines))
         if "://" in path:
             _LOG.info("%s: read once, to find streams that its index lacks", name)
-        with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as raw:
+        with open_file(path) as raw:
             prefixes = tuple(mediawiki.unread_prefixes(raw))
             found = mediawiki.with_unlisted(listed, raw) if listed else []
-    except (*DAMAGE, BeamIOError, ValueError) as error:
+    except (*DAMAGE, ValueError) as error:
         raise InputError(
             f"{index}: cannot be read ({error}); copy it and the dump anew, or move it away to read the dump as one piece"
         ) from error
@@ -213,8 +188,8 @@ def describe(units: Sequence[Unit]) -> list[dict[str, Any]]:
     described = []
     for path, name in sorted({(unit.path, unit.name) for unit in units}):
         if "://" in path:
-            entry = FileSystems.match([path])[0].metadata_list[0]
-            described.append({"path": name, "bytes": entry.size_in_bytes, "changed": entry.last_updated_in_seconds})
+            size, changed = size_and_change(path)
+            described.append({"path": name, "bytes": size, "changed": changed})
         else:
             described.append({"path": name, "bytes": os.path.getsize(path), "sha256": sha256_file(path)})
     return described

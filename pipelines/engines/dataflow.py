@@ -1,7 +1,6 @@
 """A job on Google Cloud Dataflow: which options it needs, which it takes over, and which stages get GPUs. What is wrong is told before anything is sent."""
 
 import importlib.util
-import re
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
@@ -22,13 +21,13 @@ from apache_beam.portability.common_urns import resource_hints
 from apache_beam.pvalue import PCollection
 
 from clara.errors import InputError
+from pipelines.engines.names import DATAFLOW
 from pipelines.engines.option_names import option_names
 
 Element = TypeVar("Element")
-RUNNER = "DataflowRunner"
+RUNNER = DATAFLOW
 ACCELERATOR = resource_hints.ACCELERATOR.urn
 _ONE_PROCESS = "no_use_multiple_sdk_containers"
-_GPU_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
 
 
 def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) -> None:
@@ -98,39 +97,6 @@ def check_paths(paths: Mapping[str, str]) -> None:
             raise InputError(
                 f"--{flag} {path}: is on this machine, which Dataflow's workers do not see; give gs://BUCKET/FOLDER"
             )
-
-
-def gpu_hint(gpu_type: str, gpu_count: int, *, runner: str, device: str) -> str:
-    """Beam's resource hint for the compressing stages; empty where they need no GPU of their own.
-
-    Args:
-        gpu_type: as Google Cloud names it, `nvidia-l4`; empty: none.
-        gpu_count: GPUs of a machine.
-        runner: where the job runs.
-        device: that the model is to run on.
-
-    Raises:
-        InputError: these do not go together.
-    """
-    if not gpu_type:
-        if runner == RUNNER and device.startswith("cuda"):
-            raise InputError(
-                f"--device {device}: Dataflow's machines have no GPU unless the job asks for one; give --gpu-type, as nvidia-l4"
-            )
-        return ""
-    if runner != RUNNER:
-        raise InputError(
-            f"--gpu-type {gpu_type}: only {RUNNER} chooses machines by it; elsewhere start the workers on machines with GPUs and give --device cuda"
-        )
-    if not _GPU_NAME.fullmatch(gpu_type):
-        raise InputError(
-            f"--gpu-type {gpu_type!r}: expected Google Cloud's name of a GPU, as nvidia-l4 or nvidia-tesla-t4"
-        )
-    if gpu_count < 1:
-        raise InputError(f"--gpu-count {gpu_count}: expected 1 or more, GPUs of a machine")
-    if not device.startswith("cuda"):
-        raise InputError(f"--device {device}: would leave the GPUs of --gpu-type {gpu_type} idle; give --device cuda")
-    return f"type:{gpu_type};count:{gpu_count};install-nvidia-driver"
 
 
 def prepare_gpu(options: PipelineOptions, hint: str) -> None:

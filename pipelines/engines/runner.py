@@ -4,8 +4,6 @@ import itertools
 import logging
 import os
 import re
-import shlex
-import sys
 from collections.abc import Sequence
 
 import apache_beam as beam
@@ -16,13 +14,12 @@ from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
 from apache_beam.runners.runner import PipelineResult
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
 from clara.errors import InputError
 from pipelines.engines import dataflow, spark
-from pipelines.engines.local_workers import KilledWorkerError, killed_worker, watch_workers
+from pipelines.engines.names import LOCAL
+from pipelines.engines.process_pool import num_cores
 
-LOCAL = "local"
 # Of the counters that jobs keep.
 NAMESPACES = ("build_memory", "score_utilities")
 # What Beam takes as options, the store's client of artefacts reads from here; worker processes of the local runner
@@ -40,18 +37,13 @@ _WORKER_ERROR = re.compile(
 _LOG = logging.getLogger(__name__)
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> PipelineOptions:
     """Beam's options from the arguments that are not the job's own.
 
     Args:
         rest: `--name=value` arguments for Beam.
         runner: `local`, or a runner's name for Beam.
-        num_workers: worker processes of the local runner; 0: all cores.
+        num_workers: threads of the local runner; 0: as many as there are cores.
 
     Raises:
         InputError: an argument that Beam does not know either, or that has no effect with this runner.
@@ -72,7 +64,8 @@ def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> Pipeline
     options.view_as(SetupOptions).save_main_session = False
     if runner == LOCAL:
         workers = num_workers or num_cores()
-        options.view_as(DirectOptions).direct_num_workers = workers
+        direct = options.view_as(DirectOptions)
+        direct.direct_num_workers, direct.direct_running_mode = workers, "multi_threading"
     elif runner == spark.RUNNER:
         spark.prepare(options, typed, num_workers)
     elif runner == dataflow.RUNNER:
@@ -87,8 +80,7 @@ def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> Pipeline
 def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
     """A pipeline on the runner.
 
-    `local` is the portable runner that ships with Beam, built here with the options for its worker processes: Beam's
-    own `DirectRunner` first tries to download another one.
+    `local` is the portable runner that ships with Beam: its `DirectRunner` first tries to download another one.
 
     Raises:
         InputError: what the runner needs is not there.
@@ -103,16 +95,8 @@ def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
                 f"--runner {runner}: Beam makes no pipeline for it ({error}); give {LOCAL}, or a runner that is installed here"
             ) from error
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
-    environment = None
-    if options.view_as(DirectOptions).direct_num_workers > 1:
-        watch_workers()
-        environment = SubprocessSDKEnvironment.from_command_string(
-            f"exec {shlex.quote(sys.executable)} -m pipelines.engines.worker"
-        )
     information = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))
-    return beam.Pipeline(
-        runner=fn_runner.FnApiRunner(default_environment=environment, provision_info=information), options=options
-    )
+    return beam.Pipeline(runner=fn_runner.FnApiRunner(provision_info=information), options=options)
 
 
 def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
@@ -120,7 +104,6 @@ def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
 
     Raises:
         InputError: a worker met one; what the runner says around it is left out.
-        KilledWorkerError: a process of the local runner was killed.
     """
     try:
         result = pipeline.run()
@@ -131,8 +114,6 @@ def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
         found = _WORKER_ERROR.search(str(error))
         if found:
             raise InputError(found[1]) from error
-        if why := killed_worker():
-            raise KilledWorkerError(why) from error
         raise
     return counters(result)
 

@@ -32,9 +32,10 @@ from apache_beam.runners.portability.spark_runner import LOCAL_MASTER_PATTERN, S
 
 from clara.errors import InputError
 from pipelines.engines.check_pool import probe_pool
+from pipelines.engines.names import SPARK
 from pipelines.engines.option_names import option_names
 
-RUNNER = "SparkRunner"
+RUNNER = SPARK
 # Options of the Java job server that Beam's Python passes on without knowing them.
 SERVER_OPTIONS = frozenset(
     {

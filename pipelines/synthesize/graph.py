@@ -11,16 +11,15 @@ from typing import Any
 
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
-from apache_beam.utils.shared import Shared
 
 from clara.errors import InputError
 from clara.processes import torch_threads
 from clara.storage.artefact import atomic_write
-from pipelines.corpus.chunks import chosen_num_shards, unique_chunks
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.exact_duplicates import Kept
 from pipelines.corpus.splits import Unit
-from pipelines.job.completion import add_end
+from pipelines.corpus.transforms.reading import chosen_num_shards, unique_chunks
+from pipelines.job.end import add_end
 from pipelines.job.progress import ShardProgress
 from pipelines.synthesize import dialogues as streams
 from pipelines.synthesize import shards as work
@@ -40,7 +39,7 @@ class Ask(beam.DoFn):
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._shared = Shared()
+        self._model: FolderModel | None = None  # of one instance, as its tokenizer is not for several threads
 
     def process(self, element: tuple[int, Iterable[Shard]]) -> Iterator[dict[str, Any]]:
         """Ask about the shards of a lane."""
@@ -61,7 +60,7 @@ class Ask(beam.DoFn):
         if report := work.finished(output, shard):
             progress.tell(shard.num_chunks)
             return report
-        model = self._shared.acquire(lambda: FolderModel(settings))
+        model = self._model = self._model or FolderModel(settings)
         chunks = work.read_chunks(output, shard)
         # One thread a process: the cores are used by processes, and the last bits depend on the number of threads.
         with torch_threads(1):

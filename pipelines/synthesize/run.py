@@ -30,7 +30,8 @@ from pipelines.corpus.filters import make_filters
 from pipelines.corpus.near_duplicates import make_likeness
 from pipelines.corpus.splits import Unit, describe, find_units
 from pipelines.engines import dataflow, spark
-from pipelines.engines.runner import LOCAL, beam_options, execute, make_pipeline
+from pipelines.engines.names import LOCAL
+from pipelines.engines.runner import beam_options, execute, make_pipeline
 from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest, nothing
 from pipelines.job.completion import read_outcome, tell_counts
 from pipelines.job.locks import Lease, locked

@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from pipelines.engines import worker
+from pipelines.worker_pool import worker
 
 GRACE_SECONDS = 10.0
 _POLL_SECONDS = 0.05

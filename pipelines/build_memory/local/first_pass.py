@@ -10,14 +10,10 @@ import itertools
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import apache_beam as beam
 import numpy as np
-from apache_beam.pvalue import AsSingleton, PCollection
-from apache_beam.transforms import combiners
 
 from clara.data.records import Document
 from clara.storage.artefact import atomic_write
@@ -38,7 +34,8 @@ from pipelines.corpus.spill import (
 from pipelines.corpus.splits import Unit
 
 _BANDS, _LOSERS = "bands", "losers"
-_NUM_PARTITIONS = 256  # of band entries: one is sorted in memory
+NUM_PARTITIONS = 256
+"""Of band entries: one is sorted in memory."""
 _ENTRY = ">II"  # unit, place of the document in it
 _SIGNED = np.dtype([("line", "<i8"), ("signature", "<u4", NUM_HASHES)])
 
@@ -54,51 +51,42 @@ def _signatures(spill: str, number: int) -> Path:
     return unit_stem(spill, number).with_suffix(".signatures")
 
 
-class Survey(beam.DoFn):
-    """(Number, unit) → (number, its documents that pass the filters), and their signatures on disk."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def process(self, element: tuple[int, Unit]) -> Iterator[tuple[int, int]]:
-        """Read one unit, or find it surveyed."""
-        number, unit = element
-        note = _note(self._job.spill, number)
-        report = noted_report(note)
-        if report is None:
-            documents = (found for found in documents_of(unit, self._job) if isinstance(found, Document))
-            count = self._sign(number, documents) if self._job.likeness else sum(1 for _ in documents)
-            report = {"documents": count, "source": unit.name}
-            atomic_write(note, json.dumps(report))
-        yield number, report["documents"]
-
-    def _sign(self, number: int, documents: Iterator[Document]) -> int:
-        """Write signatures and band entries of the documents. Returns how many there are."""
-        job = self._job
-        assert job.likeness
-        bands = SpillWriter(unit_stem(job.spill, number), _BANDS, _NUM_PARTITIONS)
-        path = _signatures(job.spill, number)
-        partial = path.with_suffix(".partial")
-        count = 0
-        with open(partial, "wb") as stream:
-            for document in documents:
-                if not job.limit or count < job.limit:
-                    own = signature(document.text)
-                    stream.write(struct.pack("<q", document.line) + own.astype("<u4").tobytes())
-                    for key in band_keys(own, job.likeness):
-                        bands.add(
-                            partition_of(zlib.crc32(key), _NUM_PARTITIONS), key + struct.pack(_ENTRY, number, count)
-                        )
-                count += 1
-        bands.flush()
-        partial.replace(path)
-        return count
+def survey(number: int, unit: Unit, job: Job) -> int:
+    """Number of a unit's documents that pass the filters; their signatures are on disk by then, if the job needs them."""
+    note = _note(job.spill, number)
+    report = noted_report(note)
+    if report is None:
+        documents = (found for found in documents_of(unit, job) if isinstance(found, Document))
+        count = _sign(number, documents, job) if job.likeness else sum(1 for _ in documents)
+        report = {"documents": count, "source": unit.name}
+        atomic_write(note, json.dumps(report))
+    return int(report["documents"])
 
 
-def within_limit(counts: list[tuple[int, int]], limit: int) -> list[int]:
+def _sign(number: int, documents: Iterator[Document], job: Job) -> int:
+    """Write signatures and band entries of the documents. Returns how many there are."""
+    assert job.likeness
+    bands = SpillWriter(unit_stem(job.spill, number), _BANDS, NUM_PARTITIONS)
+    path = _signatures(job.spill, number)
+    partial = path.with_suffix(".partial")
+    count = 0
+    with open(partial, "wb") as stream:
+        for document in documents:
+            if not job.limit or count < job.limit:
+                own = signature(document.text)
+                stream.write(struct.pack("<q", document.line) + own.astype("<u4").tobytes())
+                for key in band_keys(own, job.likeness):
+                    bands.add(partition_of(zlib.crc32(key), NUM_PARTITIONS), key + struct.pack(_ENTRY, number, count))
+            count += 1
+    bands.flush()
+    partial.replace(path)
+    return count
+
+
+def within_limit(counts: Sequence[int], limit: int) -> list[int]:
     """How many documents of each unit are among the first `limit` of the corpus."""
-    before = itertools.accumulate((count for _, count in sorted(counts)), initial=0)
-    return [max(0, min(count, limit - seen)) for (_, count), seen in zip(sorted(counts), before, strict=False)]
+    before = itertools.accumulate(counts, initial=0)
+    return [max(0, min(count, limit - seen)) for count, seen in zip(counts, before, strict=False)]
 
 
 # --- near duplicates
@@ -142,8 +130,8 @@ def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None
             ]
 
 
-def compare(partition: int, taken: list[int] | None, num_units: int, job: Job) -> int:
-    """Find the losers of one partition's buckets, or find that done, and put them aside by unit. Returns the partition."""
+def compare(partition: int, taken: list[int] | None, num_units: int, job: Job) -> None:
+    """Spill the near duplicates of one partition's buckets, by unit."""
     assert job.likeness
     stem = Path(job.spill) / f"near-{partition:06d}"
     note = stem.with_suffix(".json")
@@ -158,7 +146,6 @@ def compare(partition: int, taken: list[int] | None, num_units: int, job: Job) -
                 written.add(unit, to_line([line, *like]))
         written.flush()
         atomic_write(note, "{}")
-    return partition
 
 
 def losers_of_unit(spill: str, number: int) -> dict[int, Place]:
@@ -178,40 +165,3 @@ def _source(spill: str, number: int) -> str:
     report = noted_report(_note(spill, number))
     assert report is not None, "a unit was compared before it was surveyed"
     return str(report["source"])
-
-
-# --- the graph
-# ---------------------------------------------------------------------------------------------------------
-
-
-def add_survey(
-    pipeline: beam.Pipeline, numbered: PCollection[tuple[int, Unit]], num_units: int, job: Job
-) -> tuple[PCollection[Any], PCollection[Any]]:
-    """Add the first pass where it is needed.
-
-    Returns:
-        How many documents of each unit are within the limit (None: all), and a number once near duplicates are known.
-    """
-    nothing = pipeline | "NoLimit" >> beam.Create([None]), pipeline | "NothingToCompare" >> beam.Create([0])
-    if not job.limit and not job.likeness:
-        return nothing
-    counts = (
-        numbered
-        | "SpreadSurvey" >> beam.Reshuffle()
-        | "Survey" >> beam.ParDo(Survey(job))
-        | "AllCounts" >> combiners.ToList()
-    )
-    taken = (
-        counts | "WithinLimit" >> beam.Map(within_limit, job.limit)
-        if job.limit
-        else counts | "Surveyed" >> beam.Map(lambda _: None)
-    )
-    if not job.likeness:
-        return taken, nothing[1]
-    compared = (
-        pipeline
-        | "ListBuckets" >> beam.Create(range(_NUM_PARTITIONS))
-        | "CompareInBuckets" >> beam.Map(compare, AsSingleton(taken), num_units, job)
-        | "CountCompared" >> combiners.Count.Globally()
-    )
-    return taken, compared

@@ -110,7 +110,7 @@ def _unique_ids(spill: str, group: int, num_partitions: int) -> Any:
     return np.unique(np.concatenate([np.empty(0, "<i8"), *blocks]))
 
 
-def count_unique(group: int, spill: str, _ready: int) -> int:
+def count_unique(group: int, spill: str) -> int:
     """How many contents there are in one group of partitions."""
     return len(_unique_ids(spill, group, NUM_PARTITIONS))
 
@@ -143,12 +143,16 @@ class LetterWriter:
 
     def __init__(self, stem: Path) -> None:
         self._writer = SpillWriter(stem, _LETTERS, NUM_PARTITIONS)
-        self.reasons: Counter[tuple[bool, str]] = Counter()
+        self._reasons: Counter[tuple[bool, str]] = Counter()
 
     def add(self, letter: DeadLetter) -> None:
         """Add one."""
-        self.reasons[letter.dropped, letter.reason] += 1
+        self._reasons[letter.dropped, letter.reason] += 1
         self._writer.add(partition_of(number_of(letter), 0), to_line(list(vars(letter).values())))
+
+    def by_reason(self) -> list[tuple[bool, str, int]]:
+        """(Dropped, reason, number of letters)."""
+        return [(*reason, count) for reason, count in self._reasons.items()]
 
     def flush(self) -> None:
         """Write what was collected."""

@@ -13,7 +13,8 @@ from clara.storage.base import StorageError
 from clara.storage.bucket import Bucket
 from clara.storage.retry import PATIENCE
 from pipelines.corpus.splits import find_units
-from pipelines.engines.runner import LOCAL, beam_options
+from pipelines.engines.names import LOCAL
+from pipelines.engines.runner import beam_options
 from tests.helpers import stores
 
 

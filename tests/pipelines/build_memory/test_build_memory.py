@@ -29,15 +29,16 @@ from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.storage.artefact import read_manifest, sha256_file
-from pipelines.build_memory import run as memory_run
+from pipelines.build_memory import on_beam
 from pipelines.build_memory.command import main, parser
-from pipelines.build_memory.graph import default_num_shards
 from pipelines.build_memory.job import make_job
 from pipelines.build_memory.outcome import stages
+from pipelines.build_memory.shard import default_num_shards
 from pipelines.corpus.document_ids import two_that_differ
 from pipelines.corpus.exact_duplicates import Kept, first_of
 from pipelines.corpus.splits import find_units
 from pipelines.engines import runner
+from pipelines.engines.process_pool import num_cores
 from pipelines.engines.runner import beam_options
 from pipelines.job.accounting import Account
 from pipelines.job.locks import LOCK, locked
@@ -424,7 +425,8 @@ def test_relative_globs(build: Build, tmp_path: Path, tiny_checkpoint: Path, mon
 
 def test_every_bundle_twice_changes_nothing(build: Build, corpus_file: Path) -> None:
     once = build(corpus_file, "--num-shards=3", output="once")
-    twice = build(corpus_file, "--num-shards=3", "--direct_runner_bundle_repeat=1", output="twice")
+    repeat = ("--runner=FnApiRunner", "--direct_runner_bundle_repeat=1")
+    twice = build(corpus_file, "--num-shards=3", *repeat, output="twice")
     assert shard_bytes(once) == shard_bytes(twice)
     assert MemoryStore.open(once).hash == MemoryStore.open(twice).hash
 
@@ -438,7 +440,7 @@ def test_the_job_runs_on_a_pipeline_that_is_given(tmp_path: Path, corpus_file: P
     job = make_job(args, units)
     (tmp_path / "memory").mkdir()
     given = beam.Pipeline(runner="BundleBasedDirectRunner", options=PipelineOptions([]))
-    counts = memory_run.run(job, units, given, quiet=True)
+    counts = on_beam.run(job, units, given, quiet=True)
     assert (counts["rows"], counts["shards"]) == (40, 2)
 
 
@@ -514,7 +516,7 @@ def test_two_jobs_at_one_place(build: Build, corpus_file: Path, tmp_path: Path) 
 
 def test_workers_default_to_all_cores() -> None:
     chosen = beam_options([], "local", 0).get_all_options()
-    assert chosen["direct_num_workers"] == runner.num_cores()
+    assert chosen["direct_num_workers"] == num_cores()
 
 
 # --- pure parts ------------------------------------------------------------------------------------------------------

@@ -83,9 +83,9 @@ def test_of_a_batch_only_the_text_that_the_model_refuses_is_a_dead_letter(
 
 def children(pid: int) -> list[int]:
     listed = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=False
     ).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if "pipelines.engines.worker" in line]
+    return [int(line.split()[0]) for line in listed.splitlines() if "multiprocessing.spawn import spawn_main" in line]
 
 
 def wait_for_shards(job: "subprocess.Popen[Any]", memory: Path, started: float, count: int) -> None:

@@ -15,8 +15,8 @@ from clara.storage.artefact import read_manifest, sha256_file
 from pipelines import compact
 from pipelines.build_memory import run as memory_run
 from pipelines.build_memory.command import main
-from pipelines.build_memory.local import graph as local_job
 from pipelines.build_memory.local import records as local_records
+from pipelines.build_memory.local import worker as local_worker
 from pipelines.corpus import spill
 from pipelines.corpus import splits as units
 from pipelines.job.progress import Reading, Seen, shards_told
@@ -141,7 +141,7 @@ def test_what_an_interrupted_run_put_aside_is_taken_up(
     given = corpus(3)
     whole = build("whole", given, "--near-duplicates=0.6")
     chunked: list[str] = []
-    original = local_job.chunks_of
+    original = local_worker.chunks_of
 
     def counted(document: Any, *rest: Any) -> Any:
         chunked.append(document.id)
@@ -149,8 +149,8 @@ def test_what_an_interrupted_run_put_aside_is_taken_up(
             raise KeyboardInterrupt
         return original(document, *rest)
 
-    monkeypatch.setattr(local_job, "chunks_of", counted)
-    with pytest.raises(BaseException):  # noqa: B017, PT011 (the runner wraps it)
+    monkeypatch.setattr(local_worker, "chunks_of", counted)
+    with pytest.raises(KeyboardInterrupt):
         build("stopped", given, "--near-duplicates=0.6")
     done = len(list((whole.parent / "stopped" / ".spill").glob("unit-??????.json")))
     assert done > 0

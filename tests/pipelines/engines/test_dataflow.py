@@ -18,6 +18,7 @@ from pipelines.build_memory.graph import add_memory_job
 from pipelines.build_memory.outcome import Job
 from pipelines.corpus.splits import Unit
 from pipelines.engines import dataflow
+from pipelines.engines.gpu import gpu_hint
 from pipelines.engines.runner import beam_options, make_pipeline
 
 pytest.importorskip("google.cloud.storage", reason="the extra gcp is not installed")
@@ -29,7 +30,7 @@ NEEDED = [
     "--temp_location=gs://bucket/temp",
     f"--sdk_container_image={IMAGE}",
 ]
-GPU = dataflow.gpu_hint("nvidia-l4", 1, runner=dataflow.RUNNER, device="cuda")
+GPU = gpu_hint("nvidia-l4", 1, runner=dataflow.RUNNER, device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_gpus_that_nobody_would_use_are_refused(
     gpu_type: str, count: int, runner: str, device: str, message: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(message)):
-        dataflow.gpu_hint(gpu_type, count, runner=runner, device=device)
+        gpu_hint(gpu_type, count, runner=runner, device=device)
 
 
 def test_a_submission_without_waiting_is_dataflows_alone(

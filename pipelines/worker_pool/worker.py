@@ -1,4 +1,4 @@
-"""Beam's worker with its start-up log silenced; exits when its runner is gone."""
+"""A worker process of a pool: Beam's worker with its start-up log silenced; it exits when its job or its pool is gone."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from clara.processes import end_with_parent
 
 
 def main(argv: list[str]) -> None:
-    """Serve until the runner closes the channel; errors are still told."""
+    """Serve until the runner closes the channel; errors are still logged."""
     end_with_parent(os.getppid())
     logging.disable(logging.WARNING)
     from apache_beam.runners.worker import sdk_worker_main

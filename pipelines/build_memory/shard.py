@@ -1,0 +1,145 @@
+"""The work of one shard: its chunks are compressed and written. Called by the Beam graph and by the local run."""
+
+import math
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from clara.config.model import Backbone
+from clara.data.records import Chunk
+from clara.errors import InputError
+from clara.memory.codec import codebook_of
+from clara.memory.compress import make_codebook, write_memory_shard
+from clara.memory.fingerprint import check, of_model
+from clara.memory.shards import shard_name
+from clara.memory.update import write_overlay
+from clara.model.checkpoint import load_checkpoint
+from clara.model.model import ClaraModel
+from clara.processes import torch_threads
+from clara.storage.base import StorageError
+from pipelines.build_memory.outcome import Job
+from pipelines.corpus.exact_duplicates import Kept
+from pipelines.job.progress import ShardProgress
+
+
+def default_num_shards(num_chunks: int) -> int:
+    """Shards by the number of chunks: up to 16 have 128 rows at most, up to 1,024 have 1,024, beyond that they have 4,096.
+
+    A few shards for each worker, where there are few chunks; then rows enough that batches are full and their lengths
+    alike. A power of two, so that a corpus that grew a little has the same shards, and that chunks can be spilled
+    before they are counted.
+    """
+    wanted = max(
+        1, min(math.ceil(num_chunks / 128), 16), min(math.ceil(num_chunks / 1024), 1024), math.ceil(num_chunks / 4096)
+    )
+    return 1 << (wanted - 1).bit_length()
+
+
+def compress_shard(
+    job: Job,
+    index: int,
+    kept: Sequence[Kept],
+    num_shards: int,
+    codebook: Mapping[str, Any] | None,
+    load_model: Callable[[], ClaraModel],
+) -> dict[str, Any]:
+    """Compress and write one shard, unless it is finished.
+
+    Args:
+        job: the job.
+        index: number of the shard.
+        kept: its chunks.
+        num_shards: of the MEMORY.
+        codebook: manifest entry of the codebook, which is in MEMORY by now; None: the codec has none.
+        load_model: called if there is something to compress.
+
+    Returns:
+        The report of the shard. Bad input is in it as `error`, so that other shards are still written.
+
+    Raises:
+        StorageError: the store does not answer.
+    """
+    name = shard_name(index, num_shards)
+    progress = ShardProgress(job.output, name, len(kept))
+    progress.tell(0)
+    try:
+        if codebook and "error" in codebook:
+            raise InputError(codebook["error"])
+        # One thread a process: the cores are used by processes, and the last bits depend on the number of threads.
+        with torch_threads(1):
+            report = _write(job, index, name, [candidate.chunk for candidate in kept], progress, load_model)
+        progress.tell(len(kept))
+    except StorageError:
+        raise
+    except InputError as error:
+        report = {"name": name, "rows": 0, "files": [], "failures": [], "reused": False, "error": str(error)}
+    lines = {candidate.chunk.chunk_id: candidate.line for candidate in kept}
+    report["failures"] = [{**failure, "line": lines[failure["chunk_id"]]} for failure in report["failures"]]
+    return report
+
+
+def _write(
+    job: Job,
+    index: int,
+    name: str,
+    chunks: list[Chunk],
+    progress: ShardProgress,
+    load_model: Callable[[], ClaraModel],
+) -> dict[str, Any]:
+    if job.update:
+        return write_overlay(
+            load_model,
+            chunks,
+            job.update,
+            index,
+            job.output,
+            fingerprint=job.fingerprint,
+            batch_tokens=job.batch_tokens,
+            on_progress=progress.tell,
+        )
+    return write_memory_shard(
+        load_model,
+        chunks,
+        job.output,
+        name,
+        fingerprint=job.fingerprint,
+        codec=job.codec,
+        batch_tokens=job.batch_tokens,
+        codebook=codebook_of(job.output, job.codec, job.fingerprint.hidden_size),
+        on_progress=progress.tell,
+    )
+
+
+def trained_codebook(job: Job, sample: Sequence[Kept], load_model: Callable[[], ClaraModel]) -> dict[str, Any] | None:
+    """The manifest entry of the codebook trained on a sample, or `{"error": …}`; None: the codec has none."""
+    try:
+        with torch_threads(1):
+            return make_codebook(
+                load_model,
+                [kept.chunk for kept in sample],
+                job.output,
+                fingerprint=job.fingerprint,
+                codec=job.codec,
+                batch_tokens=job.batch_tokens,
+            )
+    except StorageError:
+        raise
+    except InputError as error:
+        return {"error": str(error)}
+
+
+def load_compressor(job: Job) -> ClaraModel:
+    """The model of a job, in eval mode.
+
+    Raises:
+        InputError: the checkpoint or backbone on this machine differs from the one where the job was submitted.
+    """
+    disable_progress_bar()  # of the library, for weights: the job has its own
+    backbone = Backbone.model_validate({"path": job.backbone, "dtype": job.fingerprint.dtype})
+    model = load_checkpoint(job.checkpoint, backbone, device=job.device).eval()
+    wanted = job.fingerprint
+    found = of_model(model, wanted.encoding)
+    check([wanted], found, f"--checkpoint {job.checkpoint} on {socket.gethostname()}")
+    return model

@@ -1,0 +1,68 @@
+"""Input files: of this machine, or at URLs that Beam's file systems know (Beam is imported for these only)."""
+
+import glob
+import os
+from typing import IO
+
+from clara.errors import InputError
+from clara.storage.bucket import require_credentials
+from clara.storage.paths import is_url
+from clara.storage.retry import within_patience
+
+
+def open_file(path: str) -> IO[bytes]:
+    """A file as it is stored, compressed or not.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if not is_url(path):
+        return open(path, "rb")
+    from apache_beam.io.filesystem import CompressionTypes
+    from apache_beam.io.filesystems import FileSystems
+
+    stream: IO[bytes] = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    return stream
+
+
+def exists(path: str) -> bool:
+    """Whether there is such a file."""
+    if not is_url(path):
+        return os.path.exists(path)
+    from apache_beam.io.filesystems import FileSystems
+
+    return bool(FileSystems.exists(path))
+
+
+def list_files(pattern: str) -> list[str]:
+    """Absolute paths of the files that a glob matches, or URLs.
+
+    Raises:
+        InputError: the store cannot be listed.
+    """
+    if not is_url(pattern):
+        found = glob.glob(os.path.abspath(pattern), recursive=True, include_hidden=True)
+        return [path for path in found if not os.path.isdir(path)]
+    from apache_beam.io.filesystem import BeamIOError
+    from apache_beam.io.filesystems import FileSystems
+
+    def match() -> list[str]:
+        require_credentials(pattern)
+        return [entry.path for entry in FileSystems.match([pattern])[0].metadata_list]
+
+    try:
+        return within_patience(f"--input {pattern}", match)
+    except (BeamIOError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"--input {pattern!r}: cannot be listed ({error}); correct the path, or install Beam's extra for this kind"
+        ) from error
+
+
+def size_and_change(url: str) -> tuple[int, float]:
+    """Bytes of a file at a URL, and when it changed last, in seconds since the epoch."""
+    from apache_beam.io.filesystems import FileSystems
+
+    entry = FileSystems.match([url])[0].metadata_list[0]
+    return entry.size_in_bytes, entry.last_updated_in_seconds

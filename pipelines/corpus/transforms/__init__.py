@@ -1,0 +1,1 @@
+"""Beam transforms over the plain functions of `pipelines.corpus`. Nothing else there imports Beam."""

@@ -1,0 +1,56 @@
+"""How the Beam graph of a corpus job ends: all parts are there, what was counted is checked, and the artefact is completed."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.pvalue import AsDict, AsList, AsSideInput, PCollection
+
+from clara.errors import InputError
+from clara.storage import paths
+from clara.storage.artefact import atomic_write
+from clara.storage.base import StorageError
+from pipelines.corpus.dead_letter import DeadLetter
+from pipelines.corpus.transforms.dead_letters import count_reasons, write_letters
+from pipelines.job.artefact_job import OUTCOME
+
+Completion = Callable[..., dict[str, Any]]
+"""(Reports, entries of letter files, letters by (dropped, reason), tallies, …) → counts; writes the manifest last of all."""
+
+
+def _outcome(_: None, complete: Completion, output: str, *parts: Any) -> dict[str, Any]:
+    try:
+        outcome: dict[str, Any] = {"counts": complete(*parts)}
+    except StorageError:
+        raise  # where the store is away, the outcome could not be told either
+    except InputError as error:
+        # Told by the job as its outcome: through the runner it would come as a stack of Beam's.
+        outcome = {"error": str(error)}
+    atomic_write(paths.join(output, OUTCOME), json.dumps(outcome))
+    return outcome
+
+
+def add_outcome(
+    pipeline: beam.Pipeline, complete: Completion, output: str, *parts: AsSideInput
+) -> PCollection[dict[str, Any]]:
+    """Complete the artefact when all parts are there. Returns the job's one outcome: `{"counts": …}` or `{"error": …}`."""
+    return pipeline | "Once" >> beam.Create([None]) | "Complete" >> beam.Map(_outcome, complete, output, *parts)
+
+
+def add_end(
+    pipeline: beam.Pipeline,
+    complete: Completion,
+    output: str,
+    reports: PCollection[dict[str, Any]],
+    tallies: Sequence[PCollection[tuple[str, int]]],
+    letters: Sequence[PCollection[DeadLetter]],
+    *further: AsSideInput,
+) -> PCollection[dict[str, Any]]:
+    """Write the dead letters, sum up what was counted, and `add_outcome`."""
+    totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
+    all_letters = letters | "AllLetters" >> beam.Flatten()
+    files, reasons = write_letters(all_letters, output), count_reasons(all_letters)
+    return add_outcome(
+        pipeline, complete, output, AsList(reports), AsList(files), AsDict(reasons), AsDict(totals), *further
+    )
