@@ -1,4 +1,4 @@
-"""One page about a MEMORY: what came in and what became of it, lengths, shards, throughput, settings; and the same for a tracking server.
+"""One page about a MEMORY: input, outcomes, lengths, shards, throughput, settings; the same for tracking.
 
     python -m pipelines.build_memory.summary --memory DIR [--tracking-uri URI]
 

@@ -1,4 +1,4 @@
-"""Bridge cloze: questions from a corpus alone, whose answer lies in another document than the one that they were cut from.
+"""Bridge cloze: questions from a corpus alone; the answer is in another document than the cut sentence.
 
 In a sentence of one article (the source) the mention of another (the target) is masked. The answer is the target's
 name, the positive document the target, and the source is kept out of the candidates: a retriever has to find the
@@ -65,7 +65,7 @@ class Bridge:
 
 
 def find_bridges(documents: Sequence[Document], settings: ClozeSettings) -> tuple[list[Bridge], dict[str, int]]:
-    """Every usable mention of another article, in the corpus' order, and how many mentions there were and were dropped, by reason."""
+    """Usable mentions of other articles in corpus order; the number of mentions, and of dropped ones by reason."""
     names = Names(documents)
     held_out = [d for d in documents if is_held_out(d.id, settings.held_out_share, settings.salt)]
     # Names that two articles share are nobody's, but a sentence that may mean a held-out one is not trained on.
@@ -157,7 +157,7 @@ def _question(bridge: Bridge, title: str, settings: ClozeSettings) -> Question:
 def with_pools(
     questions: Sequence[Question], documents: Sequence[Document], settings: ClozeSettings, splits: Collection[str]
 ) -> list[Question]:
-    """Questions of these splits with a fixed pool: the positives, the best by BM25 up to half of it, and random ones, shuffled."""
+    """Questions of these splits with a fixed, shuffled pool: positives, up to half by BM25, the rest random."""
     ids = [d.id for d in documents]
     place = {name: number for number, name in enumerate(ids)}
     asked = [q for q in questions if q.split in splits]

@@ -127,8 +127,10 @@ def test_help_says_them_alike(command, capsys: pytest.CaptureFixture[str]) -> No
     assert ended.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
     for words in (
-        '--id-field ID_FIELD field with the document\'s id; without it, the hash of its content [records.id_field = "id"]',
-        '--title-field TITLE_FIELD field with the title, which goes in front of the text [records.title_field = "title"]',
+        "--id-field ID_FIELD field with the document's id; without it, "
+        'the hash of its content [records.id_field = "id"]',
+        "--title-field TITLE_FIELD field with the title, which goes in front of the text [records.title_field = "
+        '"title"]',
         '--text-field TEXT_FIELD field with the text [records.text_field = "text"]',
     ):
         assert words in said
