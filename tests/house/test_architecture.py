@@ -19,28 +19,7 @@ CORE = sorted(
 )
 MAX_LINES = 300
 # Files that were longer when the limit was set. The list only gets shorter.
-LONGER = {
-    "benchmarks/corpus_job.py",
-    "benchmarks/index.py",
-    "benchmarks/joint_step.py",
-    "clara/index/build.py",
-    "clara/model/backbone.py",
-    "clara/storage/cache.py",
-    "infra/demo/command.py",
-    "infra/evidence/command.py",
-    "infra/evidence/report.py",
-    "pipelines/build_examples.py",
-    "pipelines/score_utilities.py",
-    "pipelines/synthesize/endpoint.py",
-    "pipelines/synthesize/run.py",
-    "training/evaluate.py",
-    "training/launch/ray_train.py",
-    "training/launch/search_servers.py",
-    "training/refresh/job.py",
-    "training/refresh/versions.py",
-    "training/register.py",
-    "training/stages/joint_stage.py",
-}
+LONGER = {"pipelines/score_utilities.py", "pipelines/synthesize/run.py"}
 # Words that the docs of comparable libraries don't use in this sense; `ARCHITECTURE.md` and the docs follow the same
 # list. Identifiers count too: their parts between underscores are words.
 AVOIDED = (
@@ -48,7 +27,7 @@ AVOIDED = (
     "goes on|go on|asked for and not there|anew|(?:is|are) said|of (?:its|their) own|none the worse"
 )
 # How often they still occur. The numbers only fall; a package with none stays at none.
-OCCURRENCES = {"clara": 227, "pipelines": 290, "training": 135, "infra": 42, "benchmarks": 61, "tests": 454}
+OCCURRENCES = {"clara": 86, "pipelines": 249, "training": 33, "infra": 8, "benchmarks": 40, "tests": 429}
 
 
 def sources(package: str) -> Iterator[Path]:

@@ -87,7 +87,7 @@ def test_nothing_is_encoded_that_is_as_the_compressor_makes_it(
     assert report["memory_lag_steps"] == 0
 
 
-# --- the selection -----------------------------------------------------------------------------------------------------
+# --- the selection ---------------------------------------------------------------------------------------------------
 
 
 def chosen(lag: list[int], uses: list[int], rate: list[float], **options: float) -> list[int]:
