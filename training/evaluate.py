@@ -138,10 +138,10 @@ def evaluate(
 ) -> "Evaluation":
     """Measure all systems and write the EVALUATION."""
     from training.evaluation.report import Evaluation, write_report  # imports torch, as the next
-    from training.evaluation.run import Measuring, compared_pairs
+    from training.evaluation.run import EvaluationRun, compared_pairs
 
     output, names = Path(config.output), [system.name for system in systems]
-    measuring = Measuring(
+    measuring = EvaluationRun(
         systems=systems,
         questions=questions,
         settings=settings,

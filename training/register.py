@@ -44,7 +44,7 @@ def registered(client: "MlflowClient", name: str, identity: str) -> "ModelVersio
 
 
 def metrics_beside(checkpoint: Path) -> Path | None:
-    """The metrics.jsonl of the run that made a checkpoint, where it still lies beside it."""
+    """The metrics.jsonl of the run that made a checkpoint, if it is still beside it."""
     recipe = read_manifest(checkpoint, "CHECKPOINT")["made_by"]["recipe"]
     path = checkpoint.resolve().parent / f"run-{hash_of(recipe)[:12]}" / "metrics.jsonl"
     return path if path.is_file() else None

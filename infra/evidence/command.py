@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     add("--data", required=True, metavar="DIR", help="folder with 2wiki/, hotpotqa/, musique/ and scp/, as published")
     add("--output", required=True, metavar="DIR", help="folder of this run")
     add("--backbone", default="", help="folder of SmolLM2-135M-Instruct (default: unpacked beside the output)")
-    add("--start", default=SHIPPED, help="CHECKPOINT that stage pretrain goes on from (default %(default)s)")
+    add("--start", default=SHIPPED, help="CHECKPOINT that stage pretrain continues from (default %(default)s)")
     add(
         "--dense-model",
         default="",

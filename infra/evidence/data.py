@@ -117,11 +117,11 @@ def scp_questions(examples: Sequence[Example], split: str, sizes: Sizes, count: 
     )
     complete = []
     for question, rows in zip(asked, near.tolist(), strict=True):
-        dice = random.Random(f"{sizes.seed}:{question.question_id}")
+        rng = random.Random(f"{sizes.seed}:{question.question_id}")
         pool = [*question.positive_ids, *(documents[row].document_id for row in rows if row >= 0)][: sizes.pool_size]
         rest = [e.document_id for e in documents if e.document_id not in pool]
-        pool += dice.sample(rest, min(len(rest), max(0, sizes.pool_size - len(pool))))
-        dice.shuffle(pool)
+        pool += rng.sample(rest, min(len(rest), max(0, sizes.pool_size - len(pool))))
+        rng.shuffle(pool)
         complete.append(dataclasses.replace(question, candidate_ids=tuple(pool)))
     return complete
 

@@ -22,8 +22,8 @@ from tests.helpers.artefacts import verify
 from tests.helpers.evaluation_world import World
 from training import evaluate
 from training.evaluation.measures import differences, figures, hop_measures, likelihood_measures, retrieval_measures
-from training.evaluation.pairs import Shared, evaluate_system
-from training.evaluation.readers import Known, Likelihood, MemoryReader, Reading, TextReader
+from training.evaluation.pairs import ReadingCaches, evaluate_system
+from training.evaluation.readers import Likelihood, MemoryReader, Reading, ReadingCache, TextReader
 from training.evaluation.retrievers import Corpus, Rankings, rank_and_score, select
 from training.evaluation.systems import Settings
 
@@ -356,18 +356,18 @@ def test_readers_of_one_generator_share_what_they_read_also_with_a_later_process
     assert MemoryReader.identity(same) == MemoryReader.identity(retriever)
     assert MemoryReader.identity(other) != MemoryReader.identity(retriever)
     asked = [Reading("Who?", "Ada", tuple(retriever.store.row_ids.tolist()[:k])) for k in (0, 2)]
-    shared = Shared(directory=tmp_path)
+    shared = ReadingCaches(directory=tmp_path)
     reader = MemoryReader(retriever, shared.known("one"))
     likelihoods, answers = reader.likelihoods(asked), reader.answers(asked, 4)
     shared.save()
     advanced: list[int] = []
-    later = MemoryReader(same, Shared(directory=tmp_path).known("one"))
+    later = MemoryReader(same, ReadingCaches(directory=tmp_path).known("one"))
     assert later.likelihoods(asked, advanced.append) == likelihoods
     assert later.answers(asked, 4, advanced.append) == answers
     assert not advanced
     later.answers(asked, 5, advanced.append)  # another length is another answer
     assert advanced
-    assert Shared(directory=tmp_path).known("another") == Known()
+    assert ReadingCaches(directory=tmp_path).known("another") == ReadingCache()
 
 
 def test_only_the_conditions_that_are_asked_for_are_read(world: World, tmp_path: Path) -> None:

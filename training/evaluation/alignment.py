@@ -2,7 +2,7 @@
 
 The utility of a candidate is the gain in the answer's log-likelihood from its being among the selected: with it minus
 without it, the others kept; one that is not selected is put in the place of the last. Its solo utility: alone against
-nothing. Both are told by whoever reads: the generator, and the plain LM on raw text, which saw none of the training.
+nothing. Both are measured by the reader: the generator, and the plain LM on raw text, which saw none of the training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def utilities(of: Mapping[int, Probe], likelihoods: Mapping[Reading, Likelihood]
 
 
 def rank_correlation(scores: Sequence[float], utility: Sequence[float]) -> float | None:
-    """Spearman's correlation; None where there are fewer than three candidates or one side does not tell them apart."""
+    """Spearman's correlation; None where there are fewer than three candidates or all values of one side are equal."""
     if len(scores) < _FEWEST or np.ptp(scores) == 0 or np.ptp(utility) == 0:
         return None
     from scipy.stats import spearmanr  # a second, for what only some evaluations ask
@@ -77,7 +77,7 @@ def aligned_rows(
 ) -> dict[str, Row]:
     """Measures of alignment by question id, and `CANDIDATES` for pictures and tables.
 
-    `alignment.WHO` and `alignment.WHO_solo`: correlation of the retriever's score with the utility that WHO tells;
+    `alignment.WHO` and `alignment.WHO_solo`: correlation of the retriever's score with the utility that WHO measures;
     `…_lexical`: of BM25's score with the same utility.
 
     Args:
@@ -85,7 +85,7 @@ def aligned_rows(
         questions: those to be measured, each with a pool.
         rankings: of their pools, with scores, by the retriever.
         lexical: the same by BM25.
-        readers: who tells utility, by name.
+        readers: what measures utility, by name.
         num_selected: K.
         store: whose titles are shown.
     """
@@ -96,18 +96,18 @@ def aligned_rows(
     wanted = [
         reading for plan in plans for of in plan.values() for p in of.values() for reading in (p.present, p.absent)
     ]
-    told = {}
+    measured = {}
     for who, reader in readers.items():
         title = f"{label}: utility, {who}"
         with Progress(reader.likelihood_tokens(wanted), title, " tokens", unit_scale=True) as bar:
-            told[who] = reader.likelihoods(wanted, bar.update)
+            measured[who] = reader.likelihoods(wanted, bar.update)
     rows = {}
     for question, ranking, plan, common in zip(questions, rankings, plans, lexical, strict=True):
         words = dict(zip(common.pool, common.pool_scores, strict=True))
         lexical_scores = [words[row] for row in ranking.pool]
         row: Row = {}
         columns: dict[str, Sequence[Any]] = {"score": ranking.pool_scores, "lexical": lexical_scores}
-        for who, likelihoods in told.items():
+        for who, likelihoods in measured.items():
             for kind, of in plan.items():
                 utility = columns[f"{who}{kind}"] = utilities(of, likelihoods)
                 row[f"alignment.{who}{kind}"] = rank_correlation(ranking.pool_scores, utility)

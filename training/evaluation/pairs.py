@@ -18,7 +18,7 @@ from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
 from training.evaluation.alignment import GENERATOR, TEXT, aligned_rows
 from training.evaluation.measures import Row, answer_measures, hop_measures, likelihood_measures, retrieval_measures
-from training.evaluation.readers import Known, Likelihood, MemoryReader, Reader, Reading, TextReader
+from training.evaluation.readers import Likelihood, MemoryReader, Reader, Reading, ReadingCache, TextReader
 from training.evaluation.retrievers import (
     DEPTH,
     Corpus,
@@ -33,7 +33,7 @@ KEPT_DOCUMENTS = 20
 
 
 @dataclass(frozen=True)
-class Way:
+class Pairing:
     """A name, what was found for each question, and who reads it."""
 
     label: str
@@ -42,7 +42,7 @@ class Way:
 
 
 @dataclass
-class Shared:
+class ReadingCaches:
     """What the systems of one evaluation share: the embedding model, and what readers said, by what that depends on.
 
     With a directory, it outlives the process: `save` after each system.
@@ -50,12 +50,14 @@ class Shared:
 
     dense: DenseEncoder | None = None
     directory: Path | None = None
-    _known: dict[str, Known] = field(default_factory=dict)
+    _known: dict[str, ReadingCache] = field(default_factory=dict)
 
-    def known(self, identity: str) -> Known:
+    def known(self, identity: str) -> ReadingCache:
         """What readers of this identity have computed, and what gets more of it."""
         if identity not in self._known:
-            self._known[identity] = Known.load(self.directory / self._name(identity)) if self.directory else Known()
+            self._known[identity] = (
+                ReadingCache.load(self.directory / self._name(identity)) if self.directory else ReadingCache()
+            )
         return self._known[identity]
 
     def save(self) -> None:
@@ -93,7 +95,7 @@ def evaluate_system(
     settings: Settings,
     *,
     with_text: bool,
-    shared: Shared | None = None,
+    shared: ReadingCaches | None = None,
     found: Mapping[str, Sequence[Rankings]] | None = None,
 ) -> list[Row]:
     """Rows of one system and of everything that shares its generator, MEMORY and LM.
@@ -111,7 +113,7 @@ def evaluate_system(
     Raises:
         InputError: see `own_rankings`.
     """
-    corpus, shared = Corpus(retriever.store), shared or Shared()
+    corpus, shared = Corpus(retriever.store), shared or ReadingCaches()
     found = {name: own_rankings(name, retriever, questions, settings)} if found is None else found
     _check(name, questions, corpus, settings)
     pools = pools_of(questions, corpus, settings)
@@ -131,17 +133,19 @@ def evaluate_system(
         baselines["dense"] = rank_and_score(ranker, queries, pools, retriever.store)
     if "bm25" in settings.baselines:
         baselines = {"bm25": lexical} | baselines
-    ways = [Way(name, found[name], memory)]
+    ways = [Pairing(name, found[name], memory)]
     ways += [
-        Way(f"{other}/{name}", rankings, memory)
+        Pairing(f"{other}/{name}", rankings, memory)
         for other, rankings in ({**found, **baselines}).items()
         if other != name
     ]
     if "text" in settings.baselines:
         if with_text:
-            ways += [Way(f"text/{base}", rankings, text) for base, rankings in ({"bm25": lexical} | baselines).items()]
+            ways += [
+                Pairing(f"text/{base}", rankings, text) for base, rankings in ({"bm25": lexical} | baselines).items()
+            ]
         if settings.cross:
-            ways.append(Way(f"text/{name}", found[name], text))
+            ways.append(Pairing(f"text/{name}", found[name], text))
     rows = []
     for way in ways:
         readers = {TEXT: text} if way.reader is text else {GENERATOR: memory, TEXT: text}
@@ -166,7 +170,7 @@ def _check(name: str, questions: Sequence[Question], corpus: Corpus, settings: S
 
 
 def _evaluate_way(
-    way: Way,
+    way: Pairing,
     questions: Sequence[Question],
     lexical: Sequence[Rankings],
     readers: Mapping[str, Reader],
@@ -179,8 +183,8 @@ def _evaluate_way(
         for q, s in zip(questions, selections, strict=True)
     ]
     likelihoods = _likelihoods(way, [reading for chosen in readings for reading in chosen.values()])
-    told = first_of_each_split(questions, settings.num_generated)
-    texts = _texts(way, questions, readings, told, settings)
+    answered = first_of_each_split(questions, settings.num_generated)
+    texts = _texts(way, questions, readings, answered, settings)
     aligned: dict[str, Row] = {}
     if settings.num_aligned:
         first = first_of_each_split(questions, settings.num_aligned)
@@ -209,14 +213,14 @@ def _evaluate_way(
         for reading in list(chosen.values())[:1]:
             row["num_answer_tokens"] = likelihoods[reading].num_tokens
         for condition, reading in chosen.items():
-            if question.question_id in told and condition in settings.generate_conditions:
+            if question.question_id in answered and condition in settings.generate_conditions:
                 row[f"{condition}_answer"] = texts[reading]
                 row |= answer_measures(condition, texts[reading], question)
         rows.append(row | aligned.get(question.question_id, {}))
     return rows
 
 
-def _likelihoods(way: Way, readings: Sequence[Reading]) -> dict[Reading, Likelihood]:
+def _likelihoods(way: Pairing, readings: Sequence[Reading]) -> dict[Reading, Likelihood]:
     if not readings:
         return {}
     with Progress(
@@ -226,17 +230,17 @@ def _likelihoods(way: Way, readings: Sequence[Reading]) -> dict[Reading, Likelih
 
 
 def _texts(
-    way: Way,
+    way: Pairing,
     questions: Sequence[Question],
     readings: Sequence[Mapping[str, Reading]],
-    told: set[str],
+    answered: set[str],
     settings: Settings,
 ) -> dict[Reading, str]:
-    """Generated answers of the questions in `told`."""
+    """Generated answers of the questions in `answered`."""
     wanted = [
         reading
         for question, chosen in zip(questions, readings, strict=True)
-        if question.question_id in told
+        if question.question_id in answered
         for condition, reading in chosen.items()
         if condition in settings.generate_conditions
     ]
@@ -260,7 +264,7 @@ def _retrieval_rows(questions: Sequence[Question], rankings: Sequence[Rankings],
         questions, index, pool, measured, strict=True
     ):
         row: Row = {"index_documents": over_index[:KEPT_DOCUMENTS], "pool_documents": in_pool[:KEPT_DOCUMENTS]}
-        # Beyond the depth of a ranking nothing is known but that it lies behind: the next rank is a lower bound.
+        # Beyond the depth of a ranking the rank is unknown: the next one is a lower bound.
         hops = hop_measures("index", over_index, question, DEPTH + 1) | hop_measures("pool", in_pool, question)
         rows.append(row | index_measures | pool_measures | hops)
     return rows

@@ -25,7 +25,7 @@ from clara.storage.artefact import atomic_write, hash_of, manifest_hash
 # Enough to keep a few cores busy; more would only make progress jerky.
 BATCH_TOKENS = 1024
 Advance = Callable[[int], object]
-"""Is told the number of tokens that were read."""
+"""Called with the number of tokens that were read."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Likelihood:
 
 
 @dataclass
-class Known:
+class ReadingCache:
     """What equal readers have computed: likelihoods by reading, answers by reading and longest length."""
 
     likelihoods: dict[Reading, Likelihood] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class Known:
         atomic_write(path, json.dumps({"likelihoods": likelihoods, "answers": answers}, ensure_ascii=False))
 
     @classmethod
-    def load(cls, path: Path) -> "Known":
+    def load(cls, path: Path) -> "ReadingCache":
         """What `save` wrote; nothing where there is no file."""
         if not path.is_file():
             return cls()
@@ -84,7 +84,7 @@ class Known:
 class Reader(ABC):
     """Answers from rows with one adapter of one model."""
 
-    def __init__(self, retriever: Retriever, role: str | None, known: Known | None = None) -> None:
+    def __init__(self, retriever: Retriever, role: str | None, known: ReadingCache | None = None) -> None:
         """Take a system's parts.
 
         Args:
@@ -93,7 +93,7 @@ class Reader(ABC):
             known: what equal readers have computed, and what gets that of this one.
         """
         self._retriever, self._role = retriever, role
-        known = Known() if known is None else known
+        known = ReadingCache() if known is None else known
         self._likelihoods, self._answers = known.likelihoods, known.answers
 
     @property
@@ -107,7 +107,7 @@ class Reader(ABC):
 
     @abstractmethod
     def memory(self, reading: Reading) -> Tensor:
-        """What stands in the prompt's slots `[k, M, D]`."""
+        """The memory in the prompt's slots `[k, M, D]`."""
 
     def num_tokens(self, reading: Reading, prompt: Prompt) -> int:
         """Positions that the model computes for a prompt."""
@@ -167,7 +167,7 @@ class Reader(ABC):
 class MemoryReader(Reader):
     """The generator on memory."""
 
-    def __init__(self, retriever: Retriever, known: Known | None = None) -> None:
+    def __init__(self, retriever: Retriever, known: ReadingCache | None = None) -> None:
         super().__init__(retriever, GENERATOR, known)
 
     @staticmethod
@@ -193,7 +193,7 @@ class MemoryReader(Reader):
 class TextReader(Reader):
     """The plain LM on the raw passages: standard retrieval-augmented generation."""
 
-    def __init__(self, retriever: Retriever, known: Known | None = None) -> None:
+    def __init__(self, retriever: Retriever, known: ReadingCache | None = None) -> None:
         super().__init__(retriever, None, known)
 
     @staticmethod

@@ -55,7 +55,7 @@ class Corpus:
         return [row for document in documents for row in self.store.rows_of(document)]
 
     def ranked_documents(self, rows: Sequence[int]) -> list[str]:
-        """Documents of ranked rows: one with several chunks stands where its best chunk does."""
+        """Documents of ranked rows: one with several chunks has the rank of its best chunk."""
         return list(dict.fromkeys(self._document[row] for row in rows))
 
     def document(self, row: int) -> str:

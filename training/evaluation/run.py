@@ -14,7 +14,7 @@ from clara.retrieval.retriever import Retriever
 from clara.storage import artefact
 from clara.storage.artefact import hash_of
 from training.evaluation.measures import Row
-from training.evaluation.pairs import Shared, evaluate_system, own_rankings
+from training.evaluation.pairs import ReadingCaches, evaluate_system, own_rankings
 from training.evaluation.retrievers import Rankings
 from training.evaluation.systems import Settings, SystemPaths, missing_documents, open_system, questions_hash
 
@@ -23,7 +23,7 @@ PARTS = ".parts"
 
 
 @dataclass
-class Measuring:
+class EvaluationRun:
     """One evaluation under way.
 
     Attributes:
@@ -55,7 +55,9 @@ class Measuring:
             InputError: artefacts that are damaged or do not belong together.
         """
         found = self._found() if self.settings.cross else None
-        shared = Shared(DenseEncoder(self.dense_model, self.device) if self.dense_model else None, self.output / PARTS)
+        shared = ReadingCaches(
+            DenseEncoder(self.dense_model, self.device) if self.dense_model else None, self.output / PARTS
+        )
         rows: list[Row] = []
         counts: dict[str, Any] = {}
         for number, system in enumerate(self.systems):

@@ -23,7 +23,7 @@ from training.evaluation.alignment import (
 )
 from training.evaluation.measures import hop_measures
 from training.evaluation.pictures import likelihood_bars, recall_curves, utility_points
-from training.evaluation.readers import Known, MemoryReader, Reading, TextReader
+from training.evaluation.readers import MemoryReader, Reading, ReadingCache, TextReader
 from training.evaluation.retrievers import rank_and_score
 
 ASKED = Question("q", "Who?", ("Ada", "A."), ("d",))
@@ -117,7 +117,7 @@ def test_two_systems_over_one_lm_share_what_the_plain_lm_said(world: World, retr
     asked = [Reading("Who?", "Ada", tuple(retriever.store.row_ids.tolist()[:2]))]
     known = TextReader(retriever).likelihoods(asked)
     advanced: list[int] = []
-    assert TextReader(other, Known(dict(known))).likelihoods(asked, advanced.append) == known
+    assert TextReader(other, ReadingCache(dict(known))).likelihoods(asked, advanced.append) == known
     assert not advanced
     assert TextReader(other).likelihoods(asked)[asked[0]].nats == pytest.approx(known[asked[0]].nats, abs=1e-4)
 

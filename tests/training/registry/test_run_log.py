@@ -84,7 +84,7 @@ def test_figures_wait_while_the_store_does_not_answer(
             r".*report.json: give the same command",
         ):
             tracker.finish(tmp_path / "report.json", tmp_path / "metrics.jsonl", tmp_path / "curves", {})
-    assert caplog.text.count("training goes on") == 1
+    assert caplog.text.count("training continues") == 1
     tracker.log_lines(['{"step": 4, "loss": 1.0}'])
     history = MlflowClient(settings.uri).get_metric_history(tracker.run_id, "loss")
     assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.0), (3, 1.5), (4, 1.0)]
