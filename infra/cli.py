@@ -90,7 +90,7 @@ def compact() -> Main:
 
 def score_utilities() -> Main:
     """Pools of questions, and the likelihood of the answer given each candidate"""
-    from pipelines.score_utilities import main
+    from pipelines.score_utilities.command import main
 
     return main
 

@@ -61,6 +61,6 @@ def _main(job: str) -> Callable[[list[str]], int]:
         from pipelines.build_memory.command import main as build_memory
 
         return build_memory
-    from pipelines.score_utilities import main as score_utilities
+    from pipelines.score_utilities.command import main as score_utilities
 
     return score_utilities

@@ -1,4 +1,4 @@
-"""How every corpus job ends: once all of it is there, what was counted is checked and the artefact completed; the command reads what came of it."""
+"""How the command of a corpus job reads the job's outcome, and reports its counts."""
 
 import json
 import logging
@@ -41,8 +41,8 @@ def tell_counts(counts: Mapping[str, Any], output: paths.Name, remedy: str = "")
         print(f"{name:>28}  {value}")
     if counts.get(EXAMPLE):
         _LOG.warning(
-            "%d document ids stand for several texts, all of which were taken, so that a question's positive means all of them; the first is %s; "
-            "give each document an id of its own",
+            "%d document ids are shared by different texts, all of which were kept, so that a question's positive "
+            "means all of them; the first is %s; give each document its own id",
             counts[SEVERAL],
             counts[EXAMPLE],
         )

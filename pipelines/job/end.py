@@ -1,4 +1,4 @@
-"""How the Beam graph of a corpus job ends: all parts are there, what was counted is checked, and the artefact is completed."""
+"""How the Beam graph of a corpus job ends: counts are checked, and the artefact is completed."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from pipelines.corpus.transforms.dead_letters import count_reasons, write_letter
 from pipelines.job.artefact_job import OUTCOME
 
 Completion = Callable[..., dict[str, Any]]
-"""(Reports, entries of letter files, letters by (dropped, reason), tallies, …) → counts; writes the manifest last of all."""
+"""(Reports, entries of letter files, letters by (dropped, reason), tallies, …) → counts; writes the manifest last."""
 
 
 def _outcome(_: None, complete: Completion, output: str, *parts: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def _outcome(_: None, complete: Completion, output: str, *parts: Any) -> dict[st
 def add_outcome(
     pipeline: beam.Pipeline, complete: Completion, output: str, *parts: AsSideInput
 ) -> PCollection[dict[str, Any]]:
-    """Complete the artefact when all parts are there. Returns the job's one outcome: `{"counts": …}` or `{"error": …}`."""
+    """Complete the artefact when all parts exist. Returns the job's one outcome: `{"counts": …}` or `{"error": …}`."""
     return pipeline | "Once" >> beam.Create([None]) | "Complete" >> beam.Map(_outcome, complete, output, *parts)
 
 

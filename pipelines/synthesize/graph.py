@@ -28,7 +28,7 @@ from pipelines.synthesize.endpoint import Endpoint
 from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.estimate import Cost, at_most, expected
 from pipelines.synthesize.local_model import FolderModel, FolderSettings, in_step
-from pipelines.synthesize.outcome import Job, complete
+from pipelines.synthesize.outcome import SynthesisJob, complete
 from pipelines.synthesize.reply_cache import ReplyCache
 from pipelines.synthesize.shards import Shard
 from pipelines.synthesize.summary import SPENDING
@@ -37,7 +37,7 @@ from pipelines.synthesize.summary import SPENDING
 class Ask(beam.DoFn):
     """(Lane, its shards) → their reports, asked and written, or found finished; or what is wrong with the model."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: SynthesisJob) -> None:
         self._job = job
         self._model: FolderModel | None = None  # of one instance, as its tokenizer is not for several threads
 
@@ -69,19 +69,19 @@ class Ask(beam.DoFn):
         return work.write_result(output, shard, chunks, outcomes)
 
 
-def _progress(job: Job, shard: Shard) -> ShardProgress:
+def _progress(job: SynthesisJob, shard: Shard) -> ShardProgress:
     progress = ShardProgress(Path(job.output) / work.WORK, shard.name, shard.num_chunks)
     progress.tell(0)
     return progress
 
 
-def _streams(job: Job, chunks: Sequence[tuple[Any, int]]) -> list[Stream]:
+def _streams(job: SynthesisJob, chunks: Sequence[tuple[Any, int]]) -> list[Stream]:
     return [
         streams.stream(chunk, kind, job.templates, job.settings) for chunk, _ in chunks for kind in job.settings.kinds
     ]
 
 
-async def ask_endpoint(job: Job, settings: EndpointSettings, shards: Sequence[Shard]) -> list[dict[str, Any]]:
+async def ask_endpoint(job: SynthesisJob, settings: EndpointSettings, shards: Sequence[Shard]) -> list[dict[str, Any]]:
     """Ask about all shards, a few of them at once, so that the end of one is no lull. Returns their reports.
 
     Raises:
@@ -131,7 +131,7 @@ def _to_shard(element: tuple[str, Kept], num_shards: int) -> tuple[int, Kept]:
     return work.shard_of(element[1].chunk.row_id, num_shards), element[1]
 
 
-def _plan(element: tuple[int, Iterable[Kept]], num_shards: int, job: Job) -> tuple[int, Shard]:
+def _plan(element: tuple[int, Iterable[Kept]], num_shards: int, job: SynthesisJob) -> tuple[int, Shard]:
     index, kept = element
     lane = 0 if isinstance(job.model, EndpointSettings) else index % job.copies if job.copies else index
     return lane, work.plan_shard(Path(job.output), index, num_shards, kept, job.key)
@@ -141,7 +141,7 @@ def _letters_of(report: Mapping[str, Any], output: str) -> list[DeadLetter]:
     return [] if "error" in report else work.read_letters(Path(output), report["name"])
 
 
-def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
+def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: SynthesisJob) -> PCollection[dict[str, Any]]:
     """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
     unique, tallies, letters, several = unique_chunks(
         pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens
@@ -159,7 +159,7 @@ def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) 
     return add_end(pipeline, functools.partial(complete, job), job.output, reports, tallies, letters, several)
 
 
-def _costs(element: tuple[str, Kept], job: Job) -> tuple[int, Cost, Cost]:
+def _costs(element: tuple[str, Kept], job: SynthesisJob) -> tuple[int, Cost, Cost]:
     tokens = element[1].chunk.num_tokens
     most = at_most(tokens, job.templates, job.settings, job.model.max_reply_tokens)
     return 1, most, expected(tokens, job.templates, job.settings)
@@ -172,7 +172,7 @@ def _add(costs: Iterable[tuple[int, Cost, Cost]]) -> tuple[int, Cost, Cost]:
     return count, most, likely
 
 
-def add_estimate(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job, path: str) -> None:
+def add_estimate(pipeline: beam.Pipeline, units: Sequence[Unit], job: SynthesisJob, path: str) -> None:
     """Count the chunks and what they may cost into a JSON file: `chunks`, `at most` and `expected`."""
 
     def tell(found: tuple[int, Cost, Cost]) -> None:

@@ -39,7 +39,7 @@ class Chunking:
 
 
 @dataclass(frozen=True)
-class Job:
+class SynthesisJob:
     """All that the workers need to know; it travels with the pipeline, so that it holds no secret.
 
     Attributes:
@@ -71,7 +71,7 @@ class Job:
 
 
 def complete(
-    job: Job,
+    job: SynthesisJob,
     reports: Sequence[Mapping[str, Any]],
     letter_files: Sequence[Mapping[str, Any]],
     reasons: Mapping[tuple[bool, str], int],

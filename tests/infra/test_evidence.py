@@ -18,8 +18,8 @@ from infra.evidence import fewer_slots
 from infra.evidence.rows import TOGETHER, compare, systems_of, table
 from infra.evidence.steps import CONFIG, QUICK, TRAINED, WHOLE, Evidence, Size
 from infra.evidence.targets import Target, targets
-from pipelines import score_utilities
 from pipelines.build_memory import command as build_memory
+from pipelines.score_utilities import command as score_utilities
 from tests.helpers.tiny import NUM_MEMORY_TOKENS, build_model
 from training import evaluate
 

@@ -1,6 +1,6 @@
 """Stage `joint` on utilities scored beforehand: only the query reasoner trains, at the price of its own passes.
 
-See `pipelines/score_utilities.py`. The numbers are valid while compressor and generator do not train, so both must not.
+See `pipelines/score_utilities`. The numbers are valid while compressor and generator do not train, so both must not.
 """
 
 import dataclasses

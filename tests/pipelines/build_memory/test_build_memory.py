@@ -323,7 +323,7 @@ def test_an_id_of_several_texts_is_told_with_an_example(
         memory = build(files, f"--runner={runner}")
     assert read_manifest(memory)["counts"]["document ids of several texts"] == 2
     corpus = memory.parent / "corpus"
-    assert "2 document ids stand for several texts" in caplog.text
+    assert "2 document ids are shared by different texts" in caplog.text
     assert f"the first is 'b' ({corpus}/a.jsonl:1 and {corpus}/c.jsonl:1)" in caplog.text
     store = MemoryStore.open(memory)
     assert [len(store.rows_of(name)) for name in "ab"] == [2, 3]

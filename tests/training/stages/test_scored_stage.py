@@ -17,7 +17,7 @@ from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.retrieval.pools import QuestionRows
 from clara.storage.artefact import read_manifest
-from pipelines import score_utilities
+from pipelines.score_utilities import command as score_utilities
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training import joint

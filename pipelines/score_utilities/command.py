@@ -1,4 +1,4 @@
-"""UTILITIES of questions: pools drawn once, and how likely each candidate alone makes the answer (a Beam job over all cores, or a runner's).
+"""UTILITIES of questions: pools drawn once, and the likelihood of the answer given each candidate alone.
 
     python -m pipelines.score_utilities --questions DIR --checkpoint DIR --memory DIR [--index DIR] --output DIR
     [--pool-size 20]
@@ -11,32 +11,21 @@ in turn, and rows drawn at random. A run that was interrupted goes on.
 
 import argparse
 import functools
-import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import apache_beam as beam
-import torch
 from apache_beam.pvalue import AsList
-from apache_beam.utils.shared import Shared
 
 from clara.config.flags import program
-from clara.data.questions import Question, read_questions
-from clara.data.utilities import FILE, KIND, Scored, reader_hash, write_shard
-from clara.errors import InputError, command_line
-from clara.memory.shards import shard_name
-from clara.processes import torch_threads
-from clara.retrieval.pools import QuestionRows, Source, fill_at_random, own_candidates, text_sources
-from clara.retrieval.ranker import Queries
-from clara.retrieval.retriever import Retriever
+from clara.data.utilities import FILE, KIND, reader_hash
+from clara.errors import InputError
 from clara.storage import folders, paths
 from clara.storage.artefact import (
     MANIFEST,
     atomic_write,
-    file_entry,
     manifest_hash,
     read_manifest,
     write_manifest,
@@ -46,171 +35,12 @@ from pipelines.engines.process_pool import WorkerPool, num_cores, retry_on_worke
 from pipelines.engines.runner import beam_options, execute, make_pipeline
 from pipelines.job.artefact_job import ArtefactJob, nothing
 from pipelines.job.locks import Lease
-from pipelines.job.progress import ShardProgress, progress_bar
+from pipelines.job.progress import progress_bar
+from pipelines.score_utilities.scoring import ScoreShard, ScoringJob, Worker, questions_of
 
 PLAN = "plan.json"
 _ENTRIES = ".entries.json"
 _QUESTIONS_A_SHARD = 64
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the workers need to know. See the command's arguments."""
-
-    questions: str
-    split: str
-    checkpoint: str
-    memory: str
-    index: str
-    backbone: str
-    output: str
-    device: str
-    pool_size: int
-    from_index: int
-    from_bm25: int
-    positives: bool
-    published: bool
-    seed: int
-
-    def recipe(self) -> dict[str, Any]:
-        """What determines the numbers."""
-        inputs = {
-            name: manifest_hash(path)
-            for name in ("questions", "checkpoint", "memory", "index")
-            if (path := getattr(self, name))
-        }
-        settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "published", "seed", "device")
-        return {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
-
-
-class Scorer:
-    """Draws a question's pool and reads each of its rows: a model, a MEMORY and its texts, once a process."""
-
-    def __init__(self, job: Job) -> None:
-        """Open everything.
-
-        Raises:
-            InputError: see `Retriever.open`.
-        """
-        self._job = job
-        self._retriever = Retriever.open(
-            job.checkpoint, job.memory, job.index or None, backbone=job.backbone, device=job.device
-        )
-        self._sources = [] if job.published else text_sources(job, self._retriever.store)
-        if job.from_index and not job.published:
-            self._sources.insert(0, Source(self._retriever.ranker, job.from_index))
-
-    def pools(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Rows for each question: positives, index and BM25 in turn, then random rows, none that the question excludes.
-
-        With published pools, all rows of a question's own pool, whatever their number.
-
-        Raises:
-            InputError: published pools are scored, and a question has none in MEMORY.
-        """
-        job, store = self._job, self._retriever.store
-        named = [QuestionRows.of(q, store) for q in questions]
-        if job.published:
-            for question, rows in zip(questions, named, strict=True):
-                if not rows.pool:
-                    raise InputError(
-                        f"--published-pools: question {question.question_id!r} has no candidate_ids in {job.memory}; "
-                        "give the MEMORY of the corpus that it was published with, or leave the option out"
-                    )
-            return [list(rows.pool) for rows in named]
-        texts = [q.question for q in questions]
-        vectors = self._retriever.queries(texts) if job.from_index else None
-        queries = Queries(texts, [rows.excluded for rows in named], vectors)
-        own = own_candidates(queries, named, self._sources, positives=job.positives, size=job.pool_size)
-        pools = []
-        for question, candidates, rows in zip(questions, own, named, strict=True):
-            rng = torch.Generator().manual_seed(_number(f"{job.seed} {question.question_id}"))
-            pools.append(fill_at_random(candidates, store.row_ids, rows.excluded, job.pool_size, rng))
-        return pools
-
-    def score(self, question: Question, pool: Sequence[int]) -> Scored:
-        """Likelihood of the question's first answer given each row of its pool alone, and given none."""
-        memory_NMD = self._retriever.memories(pool).to(self._retriever.model.backbone.device)
-        memories = [*(m[None] for m in memory_NMD), memory_NMD[:0]]
-        count = len(memories)
-        nats, _ = self._retriever.model.answer_log_likelihood(
-            [question.question] * count, memories, [question.answers[0]] * count
-        )
-        *given, without = nats.tolist()
-        return Scored(question.question_id, tuple(pool), tuple(given), without)
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-
-
-class ScoreShard(beam.DoFn):
-    """Shard number → `score_shard`."""
-
-    def __init__(self, job: Job, num_shards: int) -> None:
-        self._job, self._num_shards = job, num_shards
-        self._shared = Shared()
-
-    def process(self, number: int) -> Iterator[dict[str, Any]]:
-        """Score one shard."""
-        yield score_shard(self._job, number, self._num_shards, lambda: self._shared.acquire(lambda: Scorer(self._job)))
-
-
-class Worker:
-    """A process of the local run."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    @functools.cached_property
-    def scorer(self) -> Scorer:
-        """Made by the first shard that needs it."""
-        return Scorer(self._job)
-
-    def score(self, number: int, num_shards: int) -> dict[str, Any]:
-        """See `score_shard`."""
-        return score_shard(self._job, number, num_shards, lambda: self.scorer)
-
-
-def score_shard(job: Job, number: int, num_shards: int, scorer: Callable[[], Scorer]) -> dict[str, Any]:
-    """Score and write one shard, unless it is finished.
-
-    Args:
-        job: the job.
-        number: of the shard.
-        num_shards: of the UTILITIES.
-        scorer: called if there is something to score.
-
-    Returns:
-        The shard's manifest entry; or bad input as `error`.
-    """
-    name = shard_name(number, num_shards)
-    own = questions_of(job)[number::num_shards]
-    progress = ShardProgress(job.output, name, len(own))
-    progress.tell(0)
-    try:
-        if folders.folder(job.output).sizes([f"{name}/{FILE}"]):
-            entry = file_entry(job.output, f"{name}/{FILE}", len(own))
-        else:
-            with torch_threads(1):
-                scored = []
-                for question, pool in zip(own, scorer().pools(own), strict=True):
-                    scored.append(scorer().score(question, pool))
-                    progress.tell(len(scored))
-            entry = write_shard(job.output, name, scored)
-    except InputError as error:
-        return {"error": str(error)}
-    progress.tell(len(own))
-    return entry
-
-
-def questions_of(job: Job) -> list[Question]:
-    """The questions that are scored, in the order of their ids.
-
-    Raises:
-        InputError: there is none.
-    """
-    return sorted(read_questions(job.questions, job.split or None), key=lambda q: q.question_id)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -260,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def job_of(options: argparse.Namespace) -> Job:
+def job_of(options: argparse.Namespace) -> ScoringJob:
     """The job of the arguments.
 
     Raises:
@@ -273,7 +103,7 @@ def job_of(options: argparse.Namespace) -> Job:
     def whole(path: str) -> str:
         return paths.absolute(path) if path else ""
 
-    return Job(
+    return ScoringJob(
         questions=whole(options.questions),
         split=options.split,
         checkpoint=whole(options.checkpoint),
@@ -305,14 +135,14 @@ def prepare(output: str, recipe: dict[str, Any], overwrite: bool) -> None:
     if not same and (shards or MANIFEST in there):
         if not overwrite:
             raise InputError(
-                f"--output {output}: holds utilities of another recipe (other questions, checkpoint, MEMORY or settings); choose another "
-                "directory, or replace them with --overwrite"
+                f"--output {output}: holds utilities of another recipe (other questions, checkpoint, MEMORY or "
+                "settings); choose another directory, or replace them with --overwrite"
             )
         place.remove([MANIFEST, *shards])
     place.write(PLAN, plan)
 
 
-def score_on_beam(job: Job, num_shards: int, pipeline: beam.Pipeline) -> list[dict[str, Any]]:
+def score_on_beam(job: ScoringJob, num_shards: int, pipeline: beam.Pipeline) -> list[dict[str, Any]]:
     """What `score_shard` returns for all shards, scored by the runner of a pipeline.
 
     Raises:
@@ -333,7 +163,7 @@ def score_on_beam(job: Job, num_shards: int, pipeline: beam.Pipeline) -> list[di
     return list(json.loads(folders.folder(job.output).read(_ENTRIES) or b"[]"))
 
 
-def score_here(job: Job, num_shards: int, num_workers: int) -> list[dict[str, Any]]:
+def score_here(job: ScoringJob, num_shards: int, num_workers: int) -> list[dict[str, Any]]:
     """What `score_shard` returns for all shards, scored on this machine's cores.
 
     Raises:
@@ -344,7 +174,7 @@ def score_here(job: Job, num_shards: int, num_workers: int) -> list[dict[str, An
 
 
 def run(
-    job: Job, score: Callable[[int], list[dict[str, Any]]], recipe: dict[str, Any], lease: Lease | None = None
+    job: ScoringJob, score: Callable[[int], list[dict[str, Any]]], recipe: dict[str, Any], lease: Lease | None = None
 ) -> int:
     """Score all shards and write the manifest. Returns the number of questions.
 
@@ -406,7 +236,3 @@ def main(argv: list[str]) -> int:
         write=lambda _, lease: retry_on_worker_death(lambda: run(job, score, recipe, lease), options.output),
         report=lambda count: print(f"{options.output}: UTILITIES of {count} questions, {pools}"),
     ).run(dry_run=options.dry_run)
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -1,0 +1,1 @@
+"""UTILITIES of questions: python -m pipelines.score_utilities."""
