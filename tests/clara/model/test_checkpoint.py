@@ -109,7 +109,7 @@ def test_what_storing_an_lm_imports_can_be_imported_ahead(tmp_path: Path):
 import sys
 from transformers import LlamaConfig, LlamaForCausalLM
 from clara.model.checkpoint import prepare_to_store_backbone
-sizes = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+sizes = {{"vocab_size": 32, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}}
 model = LlamaForCausalLM(LlamaConfig(**sizes))
 prepare_to_store_backbone()
 before = set(sys.modules)
