@@ -1,4 +1,4 @@
-"""The Beam graph of `build_memory`: read, chunk, keep each content once, compress a shard at a time, and complete with the manifest last."""
+"""The Beam graph of `build_memory`: read, chunk, deduplicate, compress shard by shard, manifest last."""
 
 import functools
 from collections.abc import Iterator, Sequence

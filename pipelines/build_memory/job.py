@@ -55,7 +55,8 @@ def take_over(args: argparse.Namespace, older: Artefact | None) -> None:
         if args.update and given not in (None, 0, value):
             flag = name.replace("_", "-")
             raise InputError(
-                f"--{flag} {given}: {args.update} has {value}, which its new version keeps; leave --{flag} out, or build a MEMORY without --update"
+                f"--{flag} {given}: {args.update} has {value}, which its new version keeps; leave --{flag} out, "
+                "or build a MEMORY without --update"
             )
         if given is None or args.update:
             setattr(args, name, value)
@@ -72,7 +73,8 @@ def resolve_fingerprint(args: argparse.Namespace, checkpoint: Checkpoint, older:
     max_tokens = args.max_tokens or settings["max_document_tokens"]
     if settings.get("cut_inputs") and max_tokens > settings["max_document_tokens"]:
         raise InputError(
-            f"--max-tokens {max_tokens}: this checkpoint cuts texts at {settings['max_document_tokens']} tokens, as the reference that it comes "
+            f"--max-tokens {max_tokens}: this checkpoint cuts texts at {settings['max_document_tokens']} tokens, "
+            "as the reference that it comes "
             f"from does; give at most {settings['max_document_tokens']}"
         )
     check_limits(max_tokens, args.overlap_tokens)
@@ -106,8 +108,10 @@ def check_trained_for(args: argparse.Namespace, max_tokens: int, checkpoint: Che
     room = positions - num_memory_tokens - 3
     if positions and max_tokens > room:
         raise InputError(
-            f"--max-tokens {max_tokens}: the backbone has {positions} positions (max_position_embeddings), of which {num_memory_tokens} memory tokens "
-            f"and up to 3 special ones need theirs; give at most {room}, or better {trained}, which the checkpoint was trained with"
+            f"--max-tokens {max_tokens}: the backbone has {positions} positions (max_position_embeddings), "
+            f"of which {num_memory_tokens} memory tokens "
+            f"and up to 3 special ones need theirs; give at most {room}, or better {trained}, "
+            "which the checkpoint was trained with"
         )
     _LOG.warning(
         "--max-tokens %d: the checkpoint was trained with at most %d tokens a chunk (max_document_tokens)",
@@ -186,7 +190,8 @@ def spill_folder(args: argparse.Namespace) -> str:
     """
     if is_url(args.spill):
         raise InputError(
-            f"--spill {args.spill}: a URL; what is put aside is read and written all the time, so give a directory of this machine"
+            f"--spill {args.spill}: a URL; what is put aside is read and written all the time, "
+            "so give a directory of this machine"
         )
     if not args.spill and is_url(args.output):
         return str(cache_directory() / "spill" / hash_of(absolute(args.output)))

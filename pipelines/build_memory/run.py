@@ -1,4 +1,4 @@
-"""What `build_memory` does with its arguments: resolve them, run the job where nothing else writes, report the result."""
+"""`build_memory` after parsing: resolve arguments, run the job under a lock, report the result."""
 
 import argparse
 import time

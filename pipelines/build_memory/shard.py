@@ -25,7 +25,7 @@ from pipelines.job.progress import ShardProgress
 
 
 def default_num_shards(num_chunks: int) -> int:
-    """Shards by the number of chunks: up to 16 have 128 rows at most, up to 1,024 have 1,024, beyond that they have 4,096.
+    """Number of shards: up to 16 shards of at most 128 rows, up to 1,024 shards of 1,024 rows, beyond that 4,096 rows.
 
     A few shards for each worker, where there are few chunks; then rows enough that batches are full and their lengths
     alike. A power of two, so that a corpus that grew a little has the same shards, and that chunks can be spilled

@@ -76,7 +76,10 @@ def chunks_of(document: Document, tokens: Tokens, limits: Limits) -> list[Chunk]
 
 
 def chunk_tallies(document: Document, chunks: Sequence[Chunk], tokens: Tokens) -> list[tuple[str, int]]:
-    """What is counted of a document's chunks. Of texts nothing is ever cut off: what one chunk leaves stands in the next; of titles the end is."""
+    """What is counted of a document's chunks.
+
+    Of texts nothing is ever cut off: what one chunk leaves stands in the next; of titles the end is.
+    """
     truncated = [chunk.num_tokens for chunk in chunks if chunk.truncated]
     split = [chunk.num_tokens for chunk in chunks] if len(chunks) > 1 else []
     title = chunks[0].title
@@ -92,7 +95,7 @@ def chunk_tallies(document: Document, chunks: Sequence[Chunk], tokens: Tokens) -
 
 
 def checkpoint_tokens(source: Name | Artefact) -> Tokens:
-    """What chunking needs of a checkpoint's tokenizer; `count` sees exactly what `ClaraModel.document_ids` would give."""
+    """The part of a checkpoint's tokenizer that chunking needs; `count` agrees with `ClaraModel.document_ids`."""
     checkpoint = Checkpoint.open(source)
     return folder_tokens(checkpoint.folder / "tokenizer", checkpoint.prompts)
 

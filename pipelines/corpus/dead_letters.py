@@ -1,4 +1,4 @@
-"""The dead-letter dataset of a corpus job: each record that is not used, with file, line and reason, in as many files as it takes."""
+"""The dead-letter dataset of a corpus job: each unused record with file, line and reason, in numbered files."""
 
 import json
 import math

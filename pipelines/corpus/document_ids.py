@@ -1,4 +1,4 @@
-"""Document ids that stand for several texts: all of these are taken, and it is told how many such ids there are, with the first one as an example.
+"""Document ids shared by different texts: every text is kept; the job warns with a count and one example.
 
 What is compared of a document is short, whatever its text: on one machine 36 bytes on disk, in a graph one entry of a
 combiner.
@@ -44,7 +44,7 @@ def example(document_id: str, first: tuple[str, int], other: tuple[str, int]) ->
 
 
 def two_that_differ(found: Iterable[tuple[Place, ...]]) -> tuple[Place, ...]:
-    """The first place of all, and the first whose content is another, if there is one; of parts, what it gives for the whole."""
+    """The first position, and the first with other content if any; combines partial results."""
     places = sorted(place for part in found for place in part)
     others = [place for place in places if place[2] != places[0][2]]
     return tuple([*places[:1], *others[:1]])

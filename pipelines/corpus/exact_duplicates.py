@@ -1,4 +1,4 @@
-"""Exact duplicates: of chunks with one id, the one that stands first in the corpus stays, on every runner; each of the others has a letter."""
+"""Exact duplicates: the first chunk in the corpus stays, on every runner; each other one gets a dead letter."""
 
 import functools
 from collections.abc import Iterable
@@ -39,7 +39,10 @@ def first_of(candidates: Iterable[Kept | None]) -> Kept | None:
 
 
 def letter(place: Place, document_id: str, end: int) -> DeadLetter:
-    """The letter of a duplicate: whose part it was, and the chunk that stands for it. No snippet: its text stands in the MEMORY, under that id."""
+    """The letter of a duplicate: whose part it was, and the chunk that stands for it.
+
+    No snippet: its text stands in the MEMORY, under that id.
+    """
     chunk_id, source, line, start = place
     detail = f"of {chunk_id} (characters {start} to {end} of the document)"
     return DeadLetter(source, line, REASON, detail, dropped=True, document_id=document_id)

@@ -1,4 +1,4 @@
-"""Near duplicates among documents: MinHash signatures, banded into buckets; of alike ones the first in the corpus stays, on every runner.
+"""Near duplicates: MinHash signatures in banded buckets; the first similar document stays, on every runner.
 
 In a bucket documents come in the order of the corpus. Each is compared with those that stand for the ones before it,
 and is dropped when its estimated similarity with one of them reaches the threshold; else it stands for itself. One
@@ -42,7 +42,7 @@ Signature = NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Likeness:
-    """What counts as alike: an estimated Jaccard similarity of at least `threshold`, looked for in bands of so many hashes."""
+    """Similarity that counts as duplicate: an estimated Jaccard of at least `threshold`, in bands of so many hashes."""
 
     threshold: float
     num_bands: int
@@ -57,7 +57,8 @@ def make_likeness(threshold: float) -> Likeness | None:
     """
     if not 0 <= threshold <= _LARGEST_THRESHOLD:
         raise InputError(
-            f"--near-duplicates {threshold}: expected a similarity, 0 (off) to {_LARGEST_THRESHOLD}; of equal chunks only the first stays anyway"
+            f"--near-duplicates {threshold}: expected a similarity, 0 (off) to {_LARGEST_THRESHOLD}; "
+            "of equal chunks only the first stays anyway"
         )
     if not threshold:
         return None
@@ -67,7 +68,7 @@ def make_likeness(threshold: float) -> Likeness | None:
 
 
 def shingles(text: str) -> set[bytes]:
-    """Each five words in a row, in lower case; all words where there are fewer, all that is no white space where there are none.
+    """Shingles: each five lower-case words in a row; with fewer words all of them, without words all characters.
 
     In scripts without spaces between words each character is a word.
     """

@@ -1,4 +1,7 @@
-"""Units of a corpus as documents: JSONL, JSON arrays, Parquet, plain text and MediaWiki dumps, plain or compressed. What can't be read is told."""
+"""Units of a corpus as documents: JSONL, JSON arrays, Parquet, plain text and MediaWiki dumps, plain or compressed.
+
+What can't be read is told.
+"""
 
 import json
 from collections.abc import Collection, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What a corpus job reads: the files that globs name, as pieces of work; and the letter that tells of a record that is not used."""
+"""Input of a corpus job: files named by globs, as units of work; the dead letter of an unused record."""
 
 import logging
 import os
@@ -28,7 +28,7 @@ _SUFFIXES = {
     ".xml": "mediawiki",
 }
 UNIT_BYTES = 16 * 2**20
-"""Bytes of a large JSONL file that one unit reads: small enough for all cores to have some, large beside what a unit costs in itself."""
+"""Bytes of a large JSONL file per unit: small enough for all cores to have some, large beside a unit's overhead."""
 _BLOCK_BYTES = 2**20
 _LOG = logging.getLogger(__name__)
 _PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
@@ -36,7 +36,7 @@ _PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of work for one reader: a file, some lines of a JSONL file, one row group of a Parquet file, or one stream of a multistream dump.
+    """A unit of work for one reader: a file, lines of a JSONL file, a Parquet row group, or a stream of a dump.
 
     Attributes:
         path: what is opened.
@@ -91,7 +91,8 @@ def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
     dumps = [path for path in sorted(names) if not mediawiki.is_index(path)]
     if not dumps:
         raise InputError(
-            f"--input {' '.join(patterns)}: names nothing but the index of a dump; give the dump, whose index is found beside it"
+            f"--input {' '.join(patterns)}: names nothing but the index of a dump; give the dump, "
+            "whose index is found beside it"
         )
     return [unit for path in dumps for unit in _units_of(path, names[path], file_format)]
 
@@ -104,7 +105,8 @@ def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
     kind = _SUFFIXES.get(suffix, "") if file_format == "auto" else file_format
     if not kind:
         raise InputError(
-            f"{name}: its format is not known from its name ({', '.join(_SUFFIXES)}, with {', '.join(COMPRESSIONS)}); give --format"
+            f"{name}: its format is not known from its name ({', '.join(_SUFFIXES)}, with {', '.join(COMPRESSIONS)}); "
+            "give --format"
         )
     if kind == "mediawiki":
         return _streams_of(path, name, compression)
@@ -125,7 +127,7 @@ def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
 
 
 def line_ranges(path: str, range_bytes: int) -> list[tuple[int, int, int]]:
-    """Pieces of a file of about so many bytes, cut at line ends: first byte, byte behind the last (−1: the file's end), number of the first line."""
+    """Pieces of a file cut at line ends: first byte, end byte (−1: end of file), number of the first line."""
     ranges, begin, first_line = [], 0, 1
     try:
         size = os.path.getsize(path)
@@ -151,7 +153,7 @@ def line_ranges(path: str, range_bytes: int) -> list[tuple[int, int, int]]:
 
 
 def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
-    """One unit for each stream of a dump, its index's and those that it lacks; without an index one for the whole file."""
+    """One unit per stream of a dump, including streams missing in its index; without an index one for the file."""
     whole = [Unit(path, name, "mediawiki", compression)]
     index = mediawiki.index_path(path)
     if not index or not exists(index):
@@ -169,7 +171,8 @@ def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
             found = mediawiki.with_unlisted(listed, raw) if listed else []
     except (*DAMAGE, ValueError) as error:
         raise InputError(
-            f"{index}: cannot be read ({error}); copy it and the dump anew, or move it away to read the dump as one piece"
+            f"{index}: cannot be read ({error}); copy it and the dump anew, "
+            "or move it away to read the dump as one piece"
         ) from error
     if len(found) > len(listed) > 0:
         known = {stream.start for stream in listed}

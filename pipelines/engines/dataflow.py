@@ -1,4 +1,7 @@
-"""A job on Google Cloud Dataflow: which options it needs, which it takes over, and which stages get GPUs. What is wrong is told before anything is sent."""
+"""A job on Google Cloud Dataflow: which options it needs, which it takes over, and which stages get GPUs.
+
+What is wrong is told before anything is sent.
+"""
 
 import importlib.util
 from collections.abc import Collection, Mapping
@@ -43,13 +46,15 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
     """
     if importlib.util.find_spec("google.cloud.storage") is None:
         raise InputError(
-            f"--runner {RUNNER}: Beam's part for Google Cloud is not installed; install the extra gcp: pip install 'clara-rag[gcp]'"
+            f"--runner {RUNNER}: Beam's part for Google Cloud is not installed; install the extra gcp: "
+            "pip install 'clara-rag[gcp]'"
         )
     for name in sorted(set(typed) & option_names(DirectOptions, SparkRunnerOptions, PortableOptions)):
         raise InputError(f"--{name}: {RUNNER} does not take it; leave it out")
     if num_workers:
         raise InputError(
-            f"--num-workers {num_workers}: is for the local runner; Dataflow takes --num_workers and --max_num_workers, in machines"
+            f"--num-workers {num_workers}: is for the local runner; "
+            "Dataflow takes --num_workers and --max_num_workers, in machines"
         )
     cloud, worker, setup = (
         options.view_as(GoogleCloudOptions),
@@ -69,7 +74,8 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
             raise InputError(f"--{name} {value}: expected gs://BUCKET/FOLDER")
     if setup.requirements_file or setup.setup_file:
         raise InputError(
-            "--requirements_file, --setup_file: would install packages on each worker; put them into the image, and stage a wheel with --extra_package"
+            "--requirements_file, --setup_file: would install packages on each worker; put them into the image, "
+            "and stage a wheel with --extra_package"
         )
     if setup.sdk_location not in ("default", "container"):
         raise InputError(f"--sdk_location {setup.sdk_location}: the worker image has Beam; leave it out")
@@ -91,7 +97,8 @@ def check_paths(paths: Mapping[str, str]) -> None:
         if flag in ("checkpoint", "backbone"):
             if not path.startswith("/"):
                 raise InputError(
-                    f"--{flag} {path}: relative; give gs://…, or the absolute path at which the worker image (and this machine) has it"
+                    f"--{flag} {path}: relative; give gs://…, or the absolute path at which the worker image (and "
+                    "this machine) has it"
                 )
         elif "://" not in path:
             raise InputError(
@@ -110,11 +117,13 @@ def prepare_gpu(options: PipelineOptions, hint: str) -> None:
     cloud, debug = options.view_as(GoogleCloudOptions), options.view_as(DebugOptions)
     if cloud.flexrs_goal:
         raise InputError(
-            f"--flexrs_goal {cloud.flexrs_goal}: not with --gpu-type, as FlexRS gives all stages the same machines; leave it out"
+            f"--flexrs_goal {cloud.flexrs_goal}: not with --gpu-type, as FlexRS gives all stages the same machines; "
+            "leave it out"
         )
     if any("worker_accelerator" in given for given in cloud.dataflow_service_options or []):
         raise InputError(
-            "--dataflow_service_options worker_accelerator: would put a GPU into every machine, those that read text too; --gpu-type is enough"
+            "--dataflow_service_options worker_accelerator: would put a GPU into every machine, "
+            "those that read text too; --gpu-type is enough"
         )
     if not debug.lookup_experiment(_ONE_PROCESS):
         debug.add_experiment(_ONE_PROCESS)
@@ -126,12 +135,12 @@ def on_gpu(transform: beam.ParDo, hint: str) -> Any:
 
 
 def apart(values: PCollection[Element], hint: str, label: str) -> PCollection[Element]:
-    """The same values, but what comes after does not run on the machine of what came before; where there is no hint, as they are."""
+    """Fusion break: keep the next stage off the workers of the previous one; without a hint the values as they are."""
     return values | label >> beam.Reshuffle() if hint else values
 
 
 def is_rehearsal(options: PipelineOptions, runner: str) -> bool:
-    """Whether Beam is told to make the job and not to send it (its own `--dry_run=True`; ours, `--dry-run`, makes no job)."""
+    """True if Beam builds the job without sending it (its `--dry_run=True`; our `--dry-run` builds no job)."""
     return runner == RUNNER and bool(options.view_as(TestOptions).dry_run)
 
 

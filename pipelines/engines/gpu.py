@@ -23,12 +23,14 @@ def gpu_hint(gpu_type: str, gpu_count: int, *, runner: str, device: str) -> str:
     if not gpu_type:
         if runner == DATAFLOW and device.startswith("cuda"):
             raise InputError(
-                f"--device {device}: Dataflow's machines have no GPU unless the job asks for one; give --gpu-type, as nvidia-l4"
+                f"--device {device}: Dataflow's machines have no GPU unless the job asks for one; give --gpu-type, "
+                "as nvidia-l4"
             )
         return ""
     if runner != DATAFLOW:
         raise InputError(
-            f"--gpu-type {gpu_type}: only {DATAFLOW} chooses machines by it; elsewhere start the workers on machines with GPUs and give --device cuda"
+            f"--gpu-type {gpu_type}: only {DATAFLOW} chooses machines by it; "
+            "elsewhere start the workers on machines with GPUs and give --device cuda"
         )
     if not _GPU_NAME.fullmatch(gpu_type):
         raise InputError(

@@ -1,4 +1,4 @@
-"""Where a job runs: Beam's portable runner on this machine's cores without any download, or whatever runner Beam knows."""
+"""Where a job runs: Beam's portable runner on local cores without a download, or any runner Beam has."""
 
 import itertools
 import logging
@@ -92,7 +92,8 @@ def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
             return beam.Pipeline(options=options)
         except (ValueError, ImportError, AttributeError) as error:
             raise InputError(
-                f"--runner {runner}: Beam makes no pipeline for it ({error}); give {LOCAL}, or a runner that is installed here"
+                f"--runner {runner}: Beam makes no pipeline for it ({error}); give {LOCAL}, "
+                "or a runner that is installed here"
             ) from error
     encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
     information = fn_runner.ExtendedProvisionInfo(beam_provision_api_pb2.ProvisionInfo(pipeline_options=encoded))

@@ -1,4 +1,4 @@
-"""A job on Spark through Beam's own runner: which options it takes, what stands in its way before it starts, and the job server's log.
+"""A job on Spark through Beam's runner: accepted options, early checks, and the job server's log.
 
 The job server is a Java program that this process starts; it is Spark's driver. Python code runs in this process
 (LOOPBACK, a local master only), in the worker pools of the nodes (EXTERNAL, see `pipelines.worker_pool`) or in
@@ -90,7 +90,8 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
         raise InputError(f"--{name}: {RUNNER} does not take it{instead}")
     if num_workers:
         raise InputError(
-            f"--num-workers {num_workers}: is for the local runner; on Spark give --sdk_worker_parallelism, worker processes a node"
+            f"--num-workers {num_workers}: is for the local runner; on Spark give --sdk_worker_parallelism, "
+            "worker processes a node"
         )
     _check_environment(options)
     portable, setup = options.view_as(PortableOptions), options.view_as(SetupOptions)
@@ -104,7 +105,8 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
         )
     if "environment_cache_millis" in typed:
         raise InputError(
-            "--environment_cache_millis: a worker that has died stays in that cache, and all tries of its task fail; leave it out"
+            "--environment_cache_millis: a worker that has died stays in that cache, and all tries of its task fail; "
+            "leave it out"
         )
     if not options.view_as(DebugOptions).lookup_experiment("pre_optimize"):
         options.view_as(DebugOptions).add_experiment("pre_optimize=all")
@@ -122,12 +124,15 @@ def _check_environment(options: PipelineOptions) -> None:
         kind = portable.environment_type = kind or "LOOPBACK"
     elif not master.startswith("spark://"):
         raise InputError(
-            f"--spark_master_url {master!r}: expected local, local[N] or spark://HOST:PORT; Beam's job server is the driver and knows no other manager"
+            f"--spark_master_url {master!r}: expected local, local[N] or spark://HOST:PORT; "
+            "Beam's job server is the driver and knows no other manager"
         )
     elif kind in (None, "LOOPBACK"):
         raise InputError(
-            f"--environment_type {kind}: executors of {master} cannot run Python code in this process; give EXTERNAL with "
-            "--environment_config=localhost:50000 (a worker pool on every node) or DOCKER with --environment_config=IMAGE"
+            f"--environment_type {kind}: executors of {master} cannot run Python code in this process; "
+            "give EXTERNAL with "
+            "--environment_config=localhost:50000 (a worker pool on every node) "
+            "or DOCKER with --environment_config=IMAGE"
         )
     if kind not in ("LOOPBACK", "EXTERNAL", "DOCKER", "PROCESS"):
         raise InputError(f"--environment_type {kind!r}: expected LOOPBACK, EXTERNAL, DOCKER or PROCESS")
@@ -155,7 +160,8 @@ def check_paths(options: PipelineOptions, paths: dict[str, str]) -> None:
     for flag, path in paths.items():
         if path and "://" not in path and not Path(path).is_absolute():
             raise InputError(
-                f"--{flag} {path}: relative, which means nothing to Spark's nodes; give an absolute path that all of them share, or a URL"
+                f"--{flag} {path}: relative, which means nothing to Spark's nodes; "
+                "give an absolute path that all of them share, or a URL"
             )
 
 
@@ -188,13 +194,15 @@ def check_java(launcher: str) -> None:
     path = shutil.which(launcher)
     if path is None:
         raise InputError(
-            f"{launcher}: not found, and Beam's Spark job server is a Java program; install Java 17, or give --job_server_java_launcher"
+            f"{launcher}: not found, and Beam's Spark job server is a Java program; install Java 17, "
+            "or give --job_server_java_launcher"
         )
     said = subprocess.run([path, "-version"], capture_output=True, text=True, check=False).stderr
     version = re.search(r'version "(?:1\.)?(\d+)', said)
     if version is None or int(version[1]) < _MIN_JAVA:
         raise InputError(
-            f"{path}: is {said.splitlines()[0] if said else 'no Java'}; Beam's Spark job server needs Java {_MIN_JAVA} or newer, 17 say"
+            f"{path}: is {said.splitlines()[0] if said else 'no Java'}; "
+            f"Beam's Spark job server needs Java {_MIN_JAVA} or newer, 17 say"
         )
 
 
@@ -203,7 +211,8 @@ def _fetch_jar(options: PipelineOptions) -> None:
     given = options.view_as(SparkRunnerOptions).spark_job_server_jar
     if given and "://" not in given and not Path(given).is_file():
         raise InputError(
-            f"--spark_job_server_jar {given}: no such file; give the jar of Beam's Spark 3 job server, or leave it out to fetch it"
+            f"--spark_job_server_jar {given}: no such file; give the jar of Beam's Spark 3 job server, "
+            "or leave it out to fetch it"
         )
     server = SparkJarJobServer(options)
     where = server.path_to_jar()
@@ -241,7 +250,7 @@ def is_this_machine(host: str) -> bool:
 
 
 def _check_pool(address: str, master_host: str | None) -> None:
-    """See that a pool here answers and that its workers come up; pools of other machines can't be seen from here, as each node asks its own.
+    """Check that a pool on this machine answers and its workers start; pools of other nodes can't be checked from here.
 
     Raises:
         InputError: of a pool on this machine.

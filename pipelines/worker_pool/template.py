@@ -1,4 +1,4 @@
-"""A process of a worker pool that has imported everything and becomes a worker as often as it is asked: by forking, which takes no time.
+"""A process of a worker pool with all imports done, which forks a worker on request without start-up time.
 
 Spark starts new workers for every stage of a job and after every fault; importing torch for each would take longer than
 the stage. The pool writes one line of JSON for each order to the standard input, `{"start": {variable: value}}`,

@@ -1,4 +1,4 @@
-"""A worker process of a pool: Beam's worker with its start-up log silenced; it exits when its job or its pool is gone."""
+"""A worker process of a pool: Beam's worker with its start-up log silenced; exits when its job or pool is gone."""
 
 import logging
 import os

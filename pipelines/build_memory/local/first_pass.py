@@ -1,4 +1,4 @@
-"""What the local job must know of all documents before it chunks any: how many each unit has, and which are near duplicates; on disk.
+"""What the local job needs from all documents before chunking, on disk: counts by unit, near duplicates.
 
 A first pass over the corpus, only where `--limit` or `--near-duplicates` asks for it. Near duplicates are decided by
 the rule of `near_duplicates`, from signatures and band entries on disk: about 520 bytes a document for the one, and 30
@@ -52,7 +52,7 @@ def _signatures(spill: str, number: int) -> Path:
 
 
 def survey(number: int, unit: Unit, job: Job) -> int:
-    """Number of a unit's documents that pass the filters; their signatures are on disk by then, if the job needs them."""
+    """Number of a unit's documents that pass the filters; their signatures are on disk, if the job needs them."""
     note = _note(job.spill, number)
     report = noted_report(note)
     if report is None:

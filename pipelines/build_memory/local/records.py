@@ -1,4 +1,4 @@
-"""What the local job puts aside on disk, and reads back: chunks by partition, of which the first in the corpus wins, and dead letters."""
+"""Records that the local job spills to disk: chunks by partition (the first in the corpus wins), dead letters."""
 
 import heapq
 import struct
@@ -54,7 +54,10 @@ class ChunkWriter:
         self._num_bytes = 0
 
     def add(self, chunk: Chunk, line: int) -> bool:
-        """Add the chunk that comes next in the corpus. Returns whether it is put aside, and not only counted as one that is there."""
+        """Add the chunk that comes next in the corpus.
+
+        Returns whether it is put aside, and not only counted as one that is there.
+        """
         self._counts[chunk.chunk_id] += 1
         if chunk.chunk_id in self._records:
             return False
@@ -84,7 +87,7 @@ def _partitions(shard: int, num_shards: int, fixed: bool) -> tuple[int, int]:
 def winners(
     files: Sequence[Path], shard: int, num_shards: int, *, fixed: bool, lost: Callable[[Kept], None] = lambda kept: None
 ) -> list[Kept]:
-    """Of each content in a shard the first in the corpus, out of all files; one line after the other, so that duplicates take no memory.
+    """The first chunk of each content in a shard, over all files, read line by line: duplicates take no memory.
 
     `lost` is told each of the others; not those that `ChunkWriter` has not put aside.
     """
@@ -116,7 +119,7 @@ def count_unique(group: int, spill: str) -> int:
 
 
 def codebook_sample(job: Job, num_shards: int) -> list[Kept]:
-    """The chunks that a codebook is trained on: those of the smallest `sample_order`, a group of partitions at a time."""
+    """The chunks that a codebook is trained on: smallest `sample_order`, read by groups of partitions."""
     size = num_sampled(job.fingerprint.num_memory_tokens)
     chosen: list[tuple[str, int]] = []
     for group in range(NUM_GROUPS):

@@ -108,7 +108,10 @@ def unique_chunks(
 ) -> tuple[
     PCollection[tuple[str, Kept]], list[PCollection[tuple[str, int]]], list[PCollection[DeadLetter]], AsSingleton
 ]:
-    """Read, filter, chunk, and keep each content once. Returns the chunks by id, tallies, dead letters, and the example of `ids_of_several`."""
+    """Read, filter, chunk, and keep each content once.
+
+    Returns the chunks by id, tallies, dead letters, and the example of `ids_of_several`.
+    """
     read = (
         pipeline
         | "ListUnits" >> beam.Create(list(units))
