@@ -75,7 +75,8 @@ class Tracker:
         except TrackingError as error:
             if not self._warned:
                 logger.warning(
-                    "tracking.uri %r does not answer (%s); training continues, and figures are sent when it answers again",
+                    "tracking.uri %r does not answer (%s); training continues, "
+                    "and figures are sent when it answers again",
                     self._uri,
                     error,
                 )
