@@ -1,5 +1,6 @@
 """Where a job runs: Beam's portable runner on local cores without a download, or any runner Beam has."""
 
+import argparse
 import itertools
 import logging
 import os
@@ -9,7 +10,15 @@ from collections.abc import Sequence
 import apache_beam as beam
 import grpc
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, S3Options, SetupOptions
+from apache_beam.options.pipeline_options import (
+    AzureOptions,
+    DirectOptions,
+    GoogleCloudOptions,
+    HadoopFileSystemOptions,
+    PipelineOptions,
+    S3Options,
+    SetupOptions,
+)
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 from apache_beam.runners.portability.portable_runner import JobServiceHandle
@@ -63,6 +72,11 @@ def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> Pipeline
     # Everything that a worker needs is in an installed package; the main module's state is not.
     options.view_as(SetupOptions).save_main_session = False
     if runner == LOCAL:
+        if no_effect := [typed[name] for name in typed if name not in _store_options()]:
+            raise InputError(
+                f"{', '.join(no_effect)}: without effect on --runner {LOCAL}, which takes Beam's options of stores only "
+                "(s3_…, those of Google Cloud); leave it out, or name the runner that it is for"
+            )
         workers = num_workers or num_cores()
         direct = options.view_as(DirectOptions)
         direct.direct_num_workers, direct.direct_running_mode = workers, "multi_threading"
@@ -75,6 +89,14 @@ def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> Pipeline
         if value := getattr(options.view_as(S3Options), name):
             os.environ[variable] = value
     return options
+
+
+def _store_options() -> set[str]:
+    """Names of Beam's options that say how to reach files."""
+    parser = argparse.ArgumentParser(add_help=False)
+    for kind in (S3Options, GoogleCloudOptions, AzureOptions, HadoopFileSystemOptions):
+        kind._add_argparse_args(parser)
+    return {action.dest for action in parser._actions}
 
 
 def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:

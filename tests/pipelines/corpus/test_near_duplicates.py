@@ -153,7 +153,9 @@ def test_the_job_keeps_the_first_of_alike_documents_and_tells_of_the_others(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus")
-    store = build(tiny_checkpoint, corpus, tmp_path / "memory", "--num-workers=1", "--direct_runner_bundle_repeat=1")
+    store = build(
+        tiny_checkpoint, corpus, tmp_path / "memory", "--runner=FnApiRunner", "--direct_runner_bundle_repeat=1"
+    )
     assert sorted(set(store.document_ids)) == [str(n) for n in range(6)]
     counts = read_manifest(tmp_path / "memory")["counts"]
     assert (counts["records read"], counts["documents"], counts["dropped by reason"]) == (9, 6, {"near duplicate": 3})
