@@ -74,8 +74,8 @@ def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> Pipeline
     if runner == LOCAL:
         if no_effect := [typed[name] for name in typed if name not in _store_options()]:
             raise InputError(
-                f"{', '.join(no_effect)}: without effect on --runner {LOCAL}, which takes Beam's options of stores only "
-                "(s3_…, those of Google Cloud); leave it out, or name the runner that it is for"
+                f"{', '.join(no_effect)}: no effect on --runner {LOCAL}, which takes only Beam's options of stores "
+                "(as --s3_region_name); leave it out, or name the runner that it is for"
             )
         workers = num_workers or num_cores()
         direct = options.view_as(DirectOptions)

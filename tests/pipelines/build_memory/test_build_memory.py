@@ -451,7 +451,7 @@ def test_the_job_runs_on_a_pipeline_that_is_given(tmp_path: Path, corpus_file: P
     ("arguments", "message"),
     [
         (["--no-such-flag=1"], "--no-such-flag: neither this job nor Beam knows"),
-        (["--direct_running_mode=multi_processing"], "--direct_running_mode: without effect on --runner local"),
+        (["--direct_running_mode=multi_processing"], "--direct_running_mode: no effect on --runner local"),
         (["stray.jsonl"], "stray.jsonl: neither an option"),
         (["--max-tokens=4"], "--max-tokens 4: expected at least 16"),
         (
