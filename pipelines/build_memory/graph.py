@@ -13,22 +13,22 @@ from apache_beam.utils.shared import Shared
 from clara.memory.codec import CODECS
 from clara.memory.product_quantiser import num_sampled, sample_order
 from clara.model.model import ClaraModel
-from pipelines.build_memory.outcome import Job, check_sees, complete
+from pipelines.build_memory.outcome import MemoryJob, check_sees, complete
 from pipelines.build_memory.shard import compress_shard, default_num_shards, load_compressor, trained_codebook
 from pipelines.corpus.chunking import Tokens
 from pipelines.corpus.chunks import checkpoint_tokens
-from pipelines.corpus.exact_duplicates import Kept
+from pipelines.corpus.exact_duplicates import UniqueChunk
 from pipelines.corpus.splits import Unit
 from pipelines.corpus.transforms.dead_letters import COUNTERS, failures
 from pipelines.corpus.transforms.reading import chosen_num_shards, unique_chunks
-from pipelines.engines.dataflow import apart, on_gpu
+from pipelines.engines.dataflow import fusion_break, on_gpu
 from pipelines.job.end import add_end
 
 
 class WriteShards(beam.DoFn):
     """(Shard, its chunks) → report of the shard, compressed and written."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: MemoryJob) -> None:
         self._job = job
         self._shared = Shared()
 
@@ -45,25 +45,25 @@ class WriteShards(beam.DoFn):
         yield report
 
 
-def _model_of(shared: Shared, job: Job) -> ClaraModel:
+def _model_of(shared: Shared, job: MemoryJob) -> ClaraModel:
     return shared.acquire(lambda: load_compressor(job))
 
 
-def _tokens_of(job: Job) -> Tokens:
+def _tokens_of(job: MemoryJob) -> Tokens:
     check_sees(job)
     return checkpoint_tokens(job.checkpoint)
 
 
-def _to_shard(element: tuple[str, Kept], num_shards: int) -> tuple[int, Kept | None]:
+def _to_shard(element: tuple[str, UniqueChunk], num_shards: int) -> tuple[int, UniqueChunk | None]:
     return element[1].chunk.row_id % num_shards, element[1]
 
 
-def _to_empty_shard(index: int) -> tuple[int, Kept | None]:
+def _to_empty_shard(index: int) -> tuple[int, UniqueChunk | None]:
     return index, None
 
 
 def _codebook(
-    pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], job: Job
+    pipeline: beam.Pipeline, unique: PCollection[tuple[str, UniqueChunk]], job: MemoryJob
 ) -> PCollection[dict[str, Any] | None]:
     """The codebook's manifest entry, once it lies in MEMORY; an update keeps the older version's."""
     if job.update or not CODECS[job.codec].has_codebook:
@@ -74,13 +74,13 @@ def _codebook(
         | "Contents" >> beam.Values()
         | "SampleChunks" >> combiners.Top.Smallest(size, key=lambda kept: sample_order(kept.chunk.row_id))
     )
-    trained = apart(sample, hint, "SampleToGPU") | "TrainCodebook" >> on_gpu(
+    trained = fusion_break(sample, hint, "SampleToGPU") | "TrainCodebook" >> on_gpu(
         beam.Map(lambda sample: trained_codebook(job, sample, lambda: load_compressor(job))), hint
     )
-    return apart(trained, hint, "CodebookFromGPU")
+    return fusion_break(trained, hint, "CodebookFromGPU")
 
 
-def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> PCollection[dict[str, Any]]:
+def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: MemoryJob) -> PCollection[dict[str, Any]]:
     """Add the whole job to a pipeline. Returns its one outcome: `{"counts": …}` or `{"error": …}`."""
     unique, tallies, letters, several = unique_chunks(
         pipeline, units, job, job.fingerprint, functools.partial(_tokens_of, job)
@@ -97,7 +97,7 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Job) -> 
     written = (
         assigned | "AllShards" >> beam.Flatten() | "GatherShards" >> beam.GroupByKey() | "CompressAndWrite" >> compress
     )
-    reports = apart(written, job.accelerator, "ReportsFromGPU")
+    reports = fusion_break(written, job.accelerator, "ReportsFromGPU")
     letters.append(failures(reports))
     return add_end(
         pipeline, functools.partial(complete, job), job.output, reports, tallies, letters, several, num_shards, codebook

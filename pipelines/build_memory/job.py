@@ -20,11 +20,11 @@ from clara.model.artefact import Checkpoint
 from clara.storage.artefact import Artefact, hash_of
 from clara.storage.cache import cache_directory, localised_folder
 from clara.storage.paths import absolute, is_url, join
-from pipelines.build_memory.outcome import Job
+from pipelines.build_memory.outcome import MemoryJob
 from pipelines.corpus.arguments import given_fields
 from pipelines.corpus.chunking import check_limits
 from pipelines.corpus.filters import make_filters
-from pipelines.corpus.near_duplicates import make_likeness
+from pipelines.corpus.near_duplicates import make_min_hash_settings
 from pipelines.corpus.spill import SPILL
 from pipelines.corpus.splits import Unit, describe
 from pipelines.engines.gpu import gpu_hint
@@ -34,7 +34,7 @@ from pipelines.job.locks import LOCK
 _LOG = logging.getLogger(__name__)
 
 
-def take_over(args: argparse.Namespace, older: Artefact | None) -> None:
+def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> None:
     """Fill in what an update takes over from the older MEMORY, else the defaults.
 
     Raises:
@@ -68,7 +68,7 @@ def resolve_fingerprint(args: argparse.Namespace, checkpoint: Checkpoint, older:
     Raises:
         InputError: of the checkpoint, the backbone, the chunk limits or the key size.
     """
-    take_over(args, older)
+    inherit_from_update(args, older)
     settings = checkpoint.manifest["model"]
     max_tokens = args.max_tokens or settings["max_document_tokens"]
     if settings.get("cut_inputs") and max_tokens > settings["max_document_tokens"]:
@@ -120,7 +120,7 @@ def check_trained_for(args: argparse.Namespace, max_tokens: int, checkpoint: Che
     )
 
 
-def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
+def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> MemoryJob:
     """The job of these arguments.
 
     Raises:
@@ -135,7 +135,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         if value < least:
             raise InputError(f"--{name} {value}: expected {least} or more")
     filters = make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio)
-    likeness = make_likeness(args.near_duplicates)
+    min_hash = make_min_hash_settings(args.near_duplicates)
     fields = given_fields(args)
     checkpoint = Checkpoint.open(args.checkpoint)
     older = Artefact.open(args.update, KIND, lazy=True) if args.update else None
@@ -156,11 +156,11 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
     }
     if filters.settings():  # only then: a recipe without any stays what it was
         recipe["filters"] = filters.settings()
-    if likeness:
-        recipe["near_duplicates"] = likeness.threshold
+    if min_hash:
+        recipe["near_duplicates"] = min_hash.threshold
     if older is not None:
         recipe["update"] = older.hash
-    return Job(
+    return MemoryJob(
         output=absolute(args.output),
         checkpoint=absolute(args.checkpoint),
         backbone=absolute(args.backbone) if args.backbone else "",
@@ -174,7 +174,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> Job:
         max_failures=args.max_failures,
         recipe=recipe,
         filters=filters,
-        likeness=likeness,
+        min_hash=min_hash,
         update=absolute(args.update) if args.update else "",
         spill=spill_folder(args) if args.runner == LOCAL else "",
         accelerator=gpu_hint(args.gpu_type, args.gpu_count, runner=args.runner, device=args.device),

@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 
 from pipelines.build_memory.graph import add_memory_job
-from pipelines.build_memory.outcome import Job, remove_leftovers
+from pipelines.build_memory.outcome import MemoryJob, remove_leftovers
 from pipelines.corpus.splits import Unit
 from pipelines.engines import dataflow, spark
 from pipelines.engines.runner import beam_options, execute, make_pipeline
@@ -44,7 +44,7 @@ class BeamEngine:
         elif args.runner == dataflow.RUNNER:
             dataflow.check_paths({**paths, "input": local[0] if local else ""})
 
-    def rehearse(self, job: Job, units: Sequence[Unit]) -> bool:
+    def rehearse(self, job: MemoryJob, units: Sequence[Unit]) -> bool:
         """Print what Dataflow is asked for, if Beam's own `--dry_run` is given. Returns whether it is."""
         dataflow.prepare_gpu(self._options, job.accelerator)
         if not dataflow.is_rehearsal(self._options, self._runner):
@@ -52,19 +52,19 @@ class BeamEngine:
         print(json.dumps(dataflow.graph(self.submit(job, units)), indent=1))
         return True
 
-    def submit(self, job: Job, units: Sequence[Unit]) -> beam.Pipeline:
+    def submit(self, job: MemoryJob, units: Sequence[Unit]) -> beam.Pipeline:
         """Submit the job without waiting for its end."""
         pipeline = make_pipeline(self._options, self._runner)
         add_memory_job(pipeline, units, job)
         pipeline.run()
         return pipeline
 
-    def run(self, job: Job, units: Sequence[Unit]) -> dict[str, Any]:
+    def run(self, job: MemoryJob, units: Sequence[Unit]) -> dict[str, Any]:
         """See `run`."""
         return run(job, units, make_pipeline(self._options, self._runner))
 
 
-def run(job: Job, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
+def run(job: MemoryJob, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
     """Run the job on a pipeline that is given. Returns the counts.
 
     Raises:

@@ -22,13 +22,13 @@ from pipelines.corpus.dead_letters import NAME
 from pipelines.corpus.document_ids import EXAMPLE
 from pipelines.corpus.exact_duplicates import REASON as DUPLICATE
 from pipelines.corpus.filters import Filters
-from pipelines.corpus.near_duplicates import Likeness
+from pipelines.corpus.near_duplicates import MinHashSettings
 from pipelines.job.accounting import Account, raise_first_error
 from pipelines.job.locks import Lease
 
 
 @dataclass(frozen=True)
-class Job:
+class MemoryJob:
     """All that the workers need to know; it travels with the pipeline.
 
     Attributes:
@@ -45,7 +45,7 @@ class Job:
         max_failures: more failed records than this fail the job; below 0: no bound.
         recipe: what determines the result.
         filters: which documents stay.
-        likeness: which documents are near duplicates; None: none is.
+        min_hash: which documents are near duplicates; None: none is.
         update: MEMORY of which this is a new version; empty: none.
         spill: folder for what the local job puts aside; empty: everything goes through the runner.
         accelerator: Beam's resource hint for the stages that compress; empty: none.
@@ -66,7 +66,7 @@ class Job:
     max_failures: int = -1
     recipe: Mapping[str, Any] = field(default_factory=dict)
     filters: Filters = field(default_factory=Filters)
-    likeness: Likeness | None = None
+    min_hash: MinHashSettings | None = None
     update: str = ""
     spill: str = ""
     accelerator: str = ""
@@ -75,7 +75,7 @@ class Job:
 
 
 def complete(
-    job: Job,
+    job: MemoryJob,
     reports: Sequence[Mapping[str, Any]],
     letter_files: Sequence[Mapping[str, Any]],
     reasons: Mapping[tuple[bool, str], int],
@@ -130,7 +130,7 @@ def complete(
     return {**counts, **told, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
 
 
-def check_sees(job: Job) -> None:
+def check_sees(job: MemoryJob) -> None:
     """See that this machine shares the job's output with the one that submitted it.
 
     Raises:

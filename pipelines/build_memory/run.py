@@ -13,14 +13,14 @@ from clara.storage.artefact import MANIFEST
 from pipelines.build_memory.job import make_job
 from pipelines.build_memory.local.records import ReadSoFar
 from pipelines.build_memory.local.run import run_local
-from pipelines.build_memory.outcome import Job, remove_leftovers
-from pipelines.build_memory.summary import tell
+from pipelines.build_memory.outcome import MemoryJob, remove_leftovers
+from pipelines.build_memory.summary import write_summary
 from pipelines.corpus.spill import begin_spill, remove_spill
 from pipelines.corpus.splits import Unit, find_units
 from pipelines.engines.names import DATAFLOW, LOCAL
 from pipelines.engines.process_pool import num_cores, retry_on_worker_death
 from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest, nothing
-from pipelines.job.completion import tell_counts
+from pipelines.job.completion import report_counts
 from pipelines.job.locks import Lease, locked
 from pipelines.job.progress import progress_bar
 from pipelines.job.tracking import open_run_log
@@ -45,7 +45,7 @@ def _beam_engine(args: argparse.Namespace, beam_arguments: Sequence[str]) -> "Be
     return None if args.runner == LOCAL else engine
 
 
-def run_here(job: Job, units: Sequence[Unit], num_workers: int) -> dict[str, Any]:
+def run_here(job: MemoryJob, units: Sequence[Unit], num_workers: int) -> dict[str, Any]:
     """Run the job on this machine's cores; 0 workers: all of them. Returns the counts.
 
     Raises:
@@ -101,8 +101,8 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         if counts is None:
             print(f"{args.output}: submitted; finished when {MANIFEST} is there")
             return
-        tell_counts(counts, args.output)
-        tell(args.output, counts, args.tracking_uri, args.tracking_experiment)
+        report_counts(counts, args.output)
+        write_summary(args.output, counts, args.tracking_uri, args.tracking_experiment)
 
     return ArtefactJob(
         output=args.output,

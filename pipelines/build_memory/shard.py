@@ -19,8 +19,8 @@ from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.processes import torch_threads
 from clara.storage.base import StorageError
-from pipelines.build_memory.outcome import Job
-from pipelines.corpus.exact_duplicates import Kept
+from pipelines.build_memory.outcome import MemoryJob
+from pipelines.corpus.exact_duplicates import UniqueChunk
 from pipelines.job.progress import ShardProgress
 
 
@@ -38,9 +38,9 @@ def default_num_shards(num_chunks: int) -> int:
 
 
 def compress_shard(
-    job: Job,
+    job: MemoryJob,
     index: int,
-    kept: Sequence[Kept],
+    kept: Sequence[UniqueChunk],
     num_shards: int,
     codebook: Mapping[str, Any] | None,
     load_model: Callable[[], ClaraModel],
@@ -63,14 +63,14 @@ def compress_shard(
     """
     name = shard_name(index, num_shards)
     progress = ShardProgress(job.output, name, len(kept))
-    progress.tell(0)
+    progress.report(0)
     try:
         if codebook and "error" in codebook:
             raise InputError(codebook["error"])
         # One thread a process: the cores are used by processes, and the last bits depend on the number of threads.
         with torch_threads(1):
             report = _write(job, index, name, [candidate.chunk for candidate in kept], progress, load_model)
-        progress.tell(len(kept))
+        progress.report(len(kept))
     except StorageError:
         raise
     except InputError as error:
@@ -81,7 +81,7 @@ def compress_shard(
 
 
 def _write(
-    job: Job,
+    job: MemoryJob,
     index: int,
     name: str,
     chunks: list[Chunk],
@@ -97,7 +97,7 @@ def _write(
             job.output,
             fingerprint=job.fingerprint,
             batch_tokens=job.batch_tokens,
-            on_progress=progress.tell,
+            on_progress=progress.report,
         )
     return write_memory_shard(
         load_model,
@@ -108,11 +108,13 @@ def _write(
         codec=job.codec,
         batch_tokens=job.batch_tokens,
         codebook=codebook_of(job.output, job.codec, job.fingerprint.hidden_size),
-        on_progress=progress.tell,
+        on_progress=progress.report,
     )
 
 
-def trained_codebook(job: Job, sample: Sequence[Kept], load_model: Callable[[], ClaraModel]) -> dict[str, Any] | None:
+def trained_codebook(
+    job: MemoryJob, sample: Sequence[UniqueChunk], load_model: Callable[[], ClaraModel]
+) -> dict[str, Any] | None:
     """The manifest entry of the codebook trained on a sample, or `{"error": …}`; None: the codec has none."""
     try:
         with torch_threads(1):
@@ -130,7 +132,7 @@ def trained_codebook(job: Job, sample: Sequence[Kept], load_model: Callable[[], 
         return {"error": str(error)}
 
 
-def load_compressor(job: Job) -> ClaraModel:
+def load_compressor(job: MemoryJob) -> ClaraModel:
     """The model of a job, in eval mode.
 
     Raises:

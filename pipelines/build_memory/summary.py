@@ -197,7 +197,7 @@ def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
     return log_artefact(logged, url, experiment)
 
 
-def tell(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> None:
+def write_summary(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> None:
     """Write the page at the end of a job, and log it where that was asked for.
 
     Raises:

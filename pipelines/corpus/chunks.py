@@ -25,13 +25,13 @@ from pipelines.corpus.counts import (
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.dead_letters import SNIPPET_CHARACTERS
 from pipelines.corpus.filters import Filters, why_dropped
-from pipelines.corpus.near_duplicates import Likeness
+from pipelines.corpus.near_duplicates import MinHashSettings
 from pipelines.corpus.readers import read_unit
 from pipelines.corpus.splits import Unit
 
 
 class Reading(Protocol):
-    """What a job asks of the records that it reads; of `limit` and `likeness` see `Job`."""
+    """What a job asks of the records that it reads; of `limit` and `min_hash` see `MemoryJob`."""
 
     @property
     def fields(self) -> Fields: ...  # noqa: D102
@@ -43,7 +43,7 @@ class Reading(Protocol):
     def limit(self) -> int: ...  # noqa: D102
 
     @property
-    def likeness(self) -> Likeness | None: ...  # noqa: D102
+    def min_hash(self) -> MinHashSettings | None: ...  # noqa: D102
 
 
 class Limits(Protocol):

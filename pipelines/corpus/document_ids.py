@@ -24,9 +24,8 @@ _FILES = "documents"
 _ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("content", ">u8"), ("unit", ">u4"), ("line", ">i8")])
 _PACKED = ">16s8sIq"
 
-Place = tuple[str, int, str]
-"""Source and line of a document, and what tells its content from others."""
-Pair = tuple[Place, Place]
+TextOrigin = tuple[str, int, str]
+"""Source and line of a document, and a digest of its content."""
 
 
 def _digest(text: str, num_bytes: int) -> bytes:
@@ -43,11 +42,11 @@ def example(document_id: str, first: tuple[str, int], other: tuple[str, int]) ->
     return f"{document_id!r} ({first[0]}:{first[1]} and {other[0]}:{other[1]})"
 
 
-def two_that_differ(found: Iterable[tuple[Place, ...]]) -> tuple[Place, ...]:
+def two_that_differ(found: Iterable[tuple[TextOrigin, ...]]) -> tuple[TextOrigin, ...]:
     """The first position, and the first with other content if any; combines partial results."""
-    places = sorted(place for part in found for place in part)
-    others = [place for place in places if place[2] != places[0][2]]
-    return tuple([*places[:1], *others[:1]])
+    origins = sorted(origin for part in found for origin in part)
+    others = [origin for origin in origins if origin[2] != origins[0][2]]
+    return tuple([*origins[:1], *others[:1]])
 
 
 # --- on one machine's disk
@@ -72,11 +71,11 @@ class IdWriter:
         self._writer.flush()
 
 
-Numbered = tuple[int, int]
-"""Number of a unit and line: a place, as units are numbered in the order of the corpus."""
+UnitOrigin = tuple[int, int]
+"""Number of a unit and line of a document; units are numbered in the order of the corpus."""
 
 
-def compare_ids(group: int, spill: str) -> tuple[int, tuple[Numbered, Numbered] | None]:
+def compare_ids(group: int, spill: str) -> tuple[int, tuple[UnitOrigin, UnitOrigin] | None]:
     """How many ids of a group stand for several texts, and the two places of the first."""
     first, last = (NUM_PARTITIONS * edge // NUM_GROUPS for edge in (group, group + 1))
     blocks = [np.frombuffer(block, _ENTRY) for _, block in read_partitions(files_of(spill, _FILES), first, last)]
@@ -91,17 +90,17 @@ def compare_ids(group: int, spill: str) -> tuple[int, tuple[Numbered, Numbered] 
     differing = np.flatnonzero(entries["content"] != entries["content"][starts][own])
     ids, at = np.unique(own[differing], return_index=True)
     pairs = (
-        (_place(entries[starts[one]]), _place(entries[differing[other]])) for one, other in zip(ids, at, strict=True)
+        (_origin(entries[starts[one]]), _origin(entries[differing[other]])) for one, other in zip(ids, at, strict=True)
     )
     return len(ids), min(pairs, default=None)
 
 
-def _place(entry: Any) -> Numbered:
+def _origin(entry: Any) -> UnitOrigin:
     return int(entry["unit"]), int(entry["line"])
 
 
 def example_of(
-    pair: tuple[Numbered, Numbered] | None, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]]
+    pair: tuple[UnitOrigin, UnitOrigin] | None, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]]
 ) -> str:
     """The `example` of a pair that `compare_ids` gave; `read` gives a unit's documents once more, for the id."""
     if not pair:

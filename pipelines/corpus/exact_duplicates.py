@@ -8,12 +8,12 @@ from clara.data.records import Chunk
 from pipelines.corpus.dead_letter import DeadLetter
 
 REASON = "duplicate"
-Place = tuple[str, str, int, int]
-"""Chunk id, and origin: a candidate's own."""
+ChunkOrigin = tuple[str, str, int, int]
+"""Chunk id, source, line and start of a chunk."""
 
 
 @dataclass(frozen=True)
-class Kept:
+class UniqueChunk:
     """The first chunk of its content, the line that it came from, and how many there were."""
 
     chunk: Chunk
@@ -22,32 +22,33 @@ class Kept:
 
     @property
     def origin(self) -> tuple[str, int, int]:
-        """Place in the corpus; the smallest wins."""
+        """Source, line and start; the chunk with the smallest origin is kept."""
         return self.chunk.source, self.line, self.chunk.start
 
 
-def first_of_two(one: Kept, other: Kept) -> Kept:
+def first_of_two(one: UniqueChunk, other: UniqueChunk) -> UniqueChunk:
     """The one with the smaller origin, and the sum of both counts."""
     first = min(one, other, key=lambda kept: kept.origin)
-    return Kept(first.chunk, first.line, one.count + other.count)
+    return UniqueChunk(first.chunk, first.line, one.count + other.count)
 
 
-def first_of(candidates: Iterable[Kept | None]) -> Kept | None:
+def first_of(candidates: Iterable[UniqueChunk | None]) -> UniqueChunk | None:
     """The candidate with the smallest origin, and the sum of all counts; order doesn't matter."""
     present = [candidate for candidate in candidates if candidate is not None]
     return functools.reduce(first_of_two, present) if present else None
 
 
-def letter(place: Place, document_id: str, end: int) -> DeadLetter:
-    """The letter of a duplicate: whose part it was, and the chunk that stands for it.
+def dead_letter_at(origin: ChunkOrigin, document_id: str, end: int) -> DeadLetter:
+    """The dead letter of a duplicate: its document and position, and the id of the chunk that is kept.
 
-    No snippet: its text stands in the MEMORY, under that id.
+    No snippet: the text is stored in the MEMORY under that id.
     """
-    chunk_id, source, line, start = place
+    chunk_id, source, line, start = origin
     detail = f"of {chunk_id} (characters {start} to {end} of the document)"
     return DeadLetter(source, line, REASON, detail, dropped=True, document_id=document_id)
 
 
-def letter_of(lost: Kept) -> DeadLetter:
-    """The letter of a candidate that did not win."""
-    return letter((lost.chunk.chunk_id, *lost.origin), lost.chunk.document_id, lost.chunk.end)
+def dead_letter_for(duplicate: UniqueChunk) -> DeadLetter:
+    """The dead letter of a chunk that repeats an earlier one."""
+    chunk = duplicate.chunk
+    return dead_letter_at((chunk.chunk_id, *duplicate.origin), chunk.document_id, chunk.end)

@@ -36,12 +36,12 @@ _UNSPACED = (  # scripts written without spaces between words: of these each cha
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 
 Origin = tuple[str, int]
-Place = TypeVar("Place", Origin, tuple[int, int])
+AnyOrigin = TypeVar("AnyOrigin", Origin, tuple[int, int])
 Signature = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
-class Likeness:
+class MinHashSettings:
     """Similarity that counts as duplicate: an estimated Jaccard of at least `threshold`, in bands of so many hashes."""
 
     threshold: float
@@ -49,8 +49,8 @@ class Likeness:
     band_size: int
 
 
-def make_likeness(threshold: float) -> Likeness | None:
-    """The likeness of a threshold; None for 0, which is off.
+def make_min_hash_settings(threshold: float) -> MinHashSettings | None:
+    """The settings for a threshold; None for 0, which is off.
 
     Raises:
         InputError: not between 0 and 0.95.
@@ -64,7 +64,7 @@ def make_likeness(threshold: float) -> Likeness | None:
         return None
     # Of misses and false alarms only misses matter here: alarms are compared, and cost time alone.
     lsh = MinHashLSH(threshold=threshold, num_perm=NUM_HASHES, weights=(0.1, 0.9))
-    return Likeness(threshold, lsh.b, lsh.r)
+    return MinHashSettings(threshold, lsh.b, lsh.r)
 
 
 def shingles(text: str) -> set[bytes]:
@@ -97,30 +97,32 @@ def similarity(first: Signature, second: Signature) -> float:
     return float((first == second).mean())
 
 
-def losers(bucket: Iterable[tuple[Origin, Signature]], threshold: float) -> Iterator[tuple[Origin, Origin]]:
-    """(Dropped, the one that it is like) of a bucket in any order."""
-    yield from losers_in_order(sorted(bucket, key=lambda entry: entry[0]), threshold)
+def duplicates(bucket: Iterable[tuple[Origin, Signature]], threshold: float) -> Iterator[tuple[Origin, Origin]]:
+    """(Dropped, the kept one that it is similar to) of a bucket in any order."""
+    yield from duplicates_in_order(sorted(bucket, key=lambda entry: entry[0]), threshold)
 
 
-def losers_in_order(bucket: Iterable[tuple[Place, Signature]], threshold: float) -> Iterator[tuple[Place, Place]]:
-    """(Dropped, the one that it is like) of a bucket that comes in the order of the corpus; only what stays is held."""
-    standing: list[tuple[Place, Signature]] = []
+def duplicates_in_order(
+    bucket: Iterable[tuple[AnyOrigin, Signature]], threshold: float
+) -> Iterator[tuple[AnyOrigin, AnyOrigin]]:
+    """`duplicates` of a bucket in the order of the corpus; only kept documents are held in memory."""
+    kept: list[tuple[AnyOrigin, Signature]] = []
     for origin, own in bucket:
-        like = next((other for other, theirs in standing if similarity(own, theirs) >= threshold), None)
+        like = next((other for other, theirs in kept if similarity(own, theirs) >= threshold), None)
         if like is None:
-            standing.append((origin, own))
+            kept.append((origin, own))
         else:
             yield origin, like
 
 
-def band_keys(own: Signature, likeness: Likeness) -> Iterator[bytes]:
+def band_keys(own: Signature, min_hash: MinHashSettings) -> Iterator[bytes]:
     """Name of the bucket that a signature falls into, for each band: two bytes, and four for each hash."""
-    for band in range(likeness.num_bands):
-        yield band.to_bytes(2, "big") + own[band * likeness.band_size : (band + 1) * likeness.band_size].tobytes()
+    for band in range(min_hash.num_bands):
+        yield band.to_bytes(2, "big") + own[band * min_hash.band_size : (band + 1) * min_hash.band_size].tobytes()
 
 
-def letter(document: Document, like: Origin) -> DeadLetter:
-    """The letter of a near duplicate, which names what it is like."""
+def dead_letter_for(document: Document, like: Origin) -> DeadLetter:
+    """The dead letter of a near duplicate; names the document that it is similar to."""
     detail = f"of {like[0]}:{like[1]}"
     snippet = document.text[:SNIPPET_CHARACTERS]
     return DeadLetter(document.source, document.line, REASON, detail, snippet, dropped=True, document_id=document.id)

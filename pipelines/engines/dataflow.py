@@ -134,7 +134,7 @@ def on_gpu(transform: beam.ParDo, hint: str) -> Any:
     return transform.with_resource_hints(accelerator=hint) if hint else transform
 
 
-def apart(values: PCollection[Element], hint: str, label: str) -> PCollection[Element]:
+def fusion_break(values: PCollection[Element], hint: str, label: str) -> PCollection[Element]:
     """Fusion break: keep the next stage off the workers of the previous one; without a hint the values as they are."""
     return values | label >> beam.Reshuffle() if hint else values
 

@@ -35,8 +35,8 @@ def read_outcome(output: paths.Name) -> dict[str, Any]:
     return dict(outcome["counts"])
 
 
-def tell_counts(counts: Mapping[str, Any], output: paths.Name, remedy: str = "") -> None:
-    """Tell what was done, and loudly what was not; `remedy` says what can be done about that."""
+def report_counts(counts: Mapping[str, Any], output: paths.Name, remedy: str = "") -> None:
+    """Print the counts, and warn of records that could not be used; `remedy` ends that warning."""
     for name, value in counts.items():
         print(f"{name:>28}  {value}")
     if counts.get(EXAMPLE):

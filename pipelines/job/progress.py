@@ -17,7 +17,7 @@ from clara.storage.paths import Name, is_url
 
 PROGRESS = ".progress"
 _POLL_SECONDS = 0.5
-_TOLD_SECONDS = 1.0
+_REPORT_SECONDS = 1.0
 _BUCKET_SECONDS = 10.0  # requests are paid for
 
 
@@ -26,17 +26,17 @@ class ShardProgress:
 
     def __init__(self, directory: Name, shard: str, total: int) -> None:
         self._directory, self._shard, self._total = directory, shard, total
-        self._told = -float("inf")
+        self._last_report = -float("inf")
 
-    def tell(self, done: int) -> None:
+    def report(self, done: int) -> None:
         """Report finished chunks: at most once a second, every ten seconds into a bucket; always the first and last."""
         now = time.monotonic()
         bucket = is_url(self._directory)
-        if done not in (0, self._total) and now - self._told < (_BUCKET_SECONDS if bucket else _TOLD_SECONDS):
+        if done not in (0, self._total) and now - self._last_report < (_BUCKET_SECONDS if bucket else _REPORT_SECONDS):
             return
-        self._told = now
+        self._last_report = now
         if bucket:
-            _tell_bucket(str(self._directory), self._shard, f"{done} of {self._total}")
+            _write_to_bucket(str(self._directory), self._shard, f"{done} of {self._total}")
             return
         try:
             folder = Path(self._directory) / self._shard
@@ -46,7 +46,7 @@ class ShardProgress:
             return
 
 
-def _tell_bucket(url: str, shard: str, text: str) -> None:
+def _write_to_bucket(url: str, shard: str, text: str) -> None:
     try:
         Bucket(url, patient=False).write(f"{PROGRESS}/{shard}", text.encode())
     except Exception:  # a store that is away is for the shard itself to wait for
@@ -72,7 +72,7 @@ class Reading:
     documents: int
     chunks: int
 
-    def told(self, seconds: float) -> str:
+    def describe(self, seconds: float) -> str:
         """In words, after so many seconds."""
         left = seconds * (self.num_units - self.units_done) / self.units_done if self.units_done else 0.0
         rest = f", {tqdm.format_interval(left)} left" if self.units_done else ""
@@ -105,7 +105,7 @@ def seen(directory: Path, started: float) -> Seen | None:
     return Seen(done, max(known, round(known * num_shards / len(shards))), finished, num_shards)
 
 
-def shards_told(now: Seen, reading: Reading | None, chunks_a_second: float) -> str:
+def describe_shards(now: Seen, reading: Reading | None, chunks_a_second: float) -> str:
     """Shards done of planned, and documents a second where it is known how many chunks a document has."""
     rate = chunks_a_second * reading.documents / reading.chunks if reading and reading.chunks else 0.0
     return f"{now.shards_done:,} of {now.num_shards:,} shards" + (f", {rate:,.1f} documents a second" if rate else "")
@@ -197,11 +197,12 @@ def progress_bar(
                     bar.set_description_str(doing, refresh=False)
                     if now.num_shards:
                         bar.set_postfix_str(
-                            shards_told(now, read, now.done / max(time.time() - begun, _POLL_SECONDS)), refresh=False
+                            describe_shards(now, read, now.done / max(time.time() - begun, _POLL_SECONDS)),
+                            refresh=False,
                         )
                     bar.update(now.done - bar.n)
                 elif read:
-                    bar.set_description_str(read.told(max(time.time() - started, _POLL_SECONDS)))
+                    bar.set_description_str(read.describe(max(time.time() - started, _POLL_SECONDS)))
                 if ended:
                     return
 

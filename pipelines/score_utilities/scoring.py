@@ -160,7 +160,7 @@ def score_shard(job: ScoringJob, number: int, num_shards: int, scorer: Callable[
     name = shard_name(number, num_shards)
     own = questions_of(job)[number::num_shards]
     progress = ShardProgress(job.output, name, len(own))
-    progress.tell(0)
+    progress.report(0)
     try:
         if folders.folder(job.output).sizes([f"{name}/{FILE}"]):
             entry = file_entry(job.output, f"{name}/{FILE}", len(own))
@@ -169,11 +169,11 @@ def score_shard(job: ScoringJob, number: int, num_shards: int, scorer: Callable[
                 scored = []
                 for question, pool in zip(own, scorer().pools(own), strict=True):
                     scored.append(scorer().score(question, pool))
-                    progress.tell(len(scored))
+                    progress.report(len(scored))
             entry = write_shard(job.output, name, scored)
     except InputError as error:
         return {"error": str(error)}
-    progress.tell(len(own))
+    progress.report(len(own))
     return entry
 
 

@@ -16,7 +16,7 @@ from clara.errors import InputError
 from clara.processes import torch_threads
 from clara.storage.artefact import atomic_write
 from pipelines.corpus.dead_letter import DeadLetter
-from pipelines.corpus.exact_duplicates import Kept
+from pipelines.corpus.exact_duplicates import UniqueChunk
 from pipelines.corpus.splits import Unit
 from pipelines.corpus.transforms.reading import chosen_num_shards, unique_chunks
 from pipelines.job.end import add_end
@@ -58,20 +58,20 @@ class Ask(beam.DoFn):
         output = Path(self._job.output)
         progress = _progress(self._job, shard)
         if report := work.finished(output, shard):
-            progress.tell(shard.num_chunks)
+            progress.report(shard.num_chunks)
             return report
         model = self._model = self._model or FolderModel(settings)
         chunks = work.read_chunks(output, shard)
         # One thread a process: the cores are used by processes, and the last bits depend on the number of threads.
         with torch_threads(1):
             kinds = len(self._job.settings.kinds)
-            outcomes = in_step(_streams(self._job, chunks), model.replies, lambda done: progress.tell(done // kinds))
+            outcomes = in_step(_streams(self._job, chunks), model.replies, lambda done: progress.report(done // kinds))
         return work.write_result(output, shard, chunks, outcomes)
 
 
 def _progress(job: SynthesisJob, shard: Shard) -> ShardProgress:
     progress = ShardProgress(Path(job.output) / work.WORK, shard.name, shard.num_chunks)
-    progress.tell(0)
+    progress.report(0)
     return progress
 
 
@@ -98,14 +98,14 @@ async def ask_endpoint(job: SynthesisJob, settings: EndpointSettings, shards: Se
                 requests = stream.send(await asyncio.gather(*map(endpoint.ask, requests)))
         except StopIteration as end:
             told["done"] += 1
-            progress.tell(told["done"] // len(job.settings.kinds))
+            progress.report(told["done"] // len(job.settings.kinds))
             return end.value
 
     async def report(shard: Shard) -> dict[str, Any]:
         async with open_shards:
             output, progress = Path(job.output), _progress(job, shard)
             if found := work.finished(output, shard):
-                progress.tell(shard.num_chunks)
+                progress.report(shard.num_chunks)
                 return found
             chunks, told = work.read_chunks(output, shard), Counter[str]()
             outcomes = await asyncio.gather(*(outcome(stream, told, progress) for stream in _streams(job, chunks)))
@@ -127,11 +127,11 @@ async def ask_endpoint(job: SynthesisJob, settings: EndpointSettings, shards: Se
     return [task.result() for task in tasks]
 
 
-def _to_shard(element: tuple[str, Kept], num_shards: int) -> tuple[int, Kept]:
+def _to_shard(element: tuple[str, UniqueChunk], num_shards: int) -> tuple[int, UniqueChunk]:
     return work.shard_of(element[1].chunk.row_id, num_shards), element[1]
 
 
-def _plan(element: tuple[int, Iterable[Kept]], num_shards: int, job: SynthesisJob) -> tuple[int, Shard]:
+def _plan(element: tuple[int, Iterable[UniqueChunk]], num_shards: int, job: SynthesisJob) -> tuple[int, Shard]:
     index, kept = element
     lane = 0 if isinstance(job.model, EndpointSettings) else index % job.copies if job.copies else index
     return lane, work.plan_shard(Path(job.output), index, num_shards, kept, job.key)
@@ -159,7 +159,7 @@ def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Synth
     return add_end(pipeline, functools.partial(complete, job), job.output, reports, tallies, letters, several)
 
 
-def _costs(element: tuple[str, Kept], job: SynthesisJob) -> tuple[int, Cost, Cost]:
+def _costs(element: tuple[str, UniqueChunk], job: SynthesisJob) -> tuple[int, Cost, Cost]:
     tokens = element[1].chunk.num_tokens
     most = at_most(tokens, job.templates, job.settings, job.model.max_reply_tokens)
     return 1, most, expected(tokens, job.templates, job.settings)

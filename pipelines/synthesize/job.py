@@ -21,7 +21,7 @@ from pipelines.corpus.arguments import given_fields
 from pipelines.corpus.chunking import Tokens, check_limits
 from pipelines.corpus.chunks import folder_tokens
 from pipelines.corpus.filters import make_filters
-from pipelines.corpus.near_duplicates import make_likeness
+from pipelines.corpus.near_duplicates import make_min_hash_settings
 from pipelines.corpus.splits import Unit, describe
 from pipelines.engines import spark
 from pipelines.engines.names import LOCAL
@@ -157,7 +157,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> SynthesisJob:
         fields=given_fields(args),
         filters=make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio),
         limit=args.limit,
-        likeness=make_likeness(args.near_duplicates),
+        min_hash=make_min_hash_settings(args.near_duplicates),
         load_tokens=functools.partial(_tokens_of, str(Path(tokenizer).resolve())) if tokenizer else pieces,
         max_tokens=args.max_tokens,
         overlap_tokens=args.overlap_tokens,

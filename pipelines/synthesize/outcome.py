@@ -15,7 +15,7 @@ from pipelines.corpus.dead_letters import NAME
 from pipelines.corpus.document_ids import EXAMPLE
 from pipelines.corpus.exact_duplicates import REASON as DUPLICATE
 from pipelines.corpus.filters import Filters
-from pipelines.corpus.near_duplicates import Likeness
+from pipelines.corpus.near_duplicates import MinHashSettings
 from pipelines.job.accounting import Account, raise_first_error
 from pipelines.synthesize import dialogues as streams
 from pipelines.synthesize import shards as work
@@ -32,7 +32,7 @@ class Chunking:
     fields: Fields
     filters: Filters
     limit: int
-    likeness: Likeness | None
+    min_hash: MinHashSettings | None
     load_tokens: Callable[[], Tokens]
     max_tokens: int
     overlap_tokens: int

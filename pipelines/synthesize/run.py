@@ -23,7 +23,7 @@ from pipelines.engines import dataflow
 from pipelines.engines.names import LOCAL
 from pipelines.engines.runner import beam_options, execute, make_pipeline
 from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest, nothing
-from pipelines.job.completion import read_outcome, tell_counts
+from pipelines.job.completion import read_outcome, report_counts
 from pipelines.job.locks import Lease, locked
 from pipelines.job.progress import progress_bar
 from pipelines.job.tracking import open_run_log
@@ -149,7 +149,7 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     def report(result: tuple[dict[str, Any], dict[str, Any]]) -> None:
         counts, spent = result
         remedy = "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else ""
-        tell_counts(counts, args.output, remedy)
+        report_counts(counts, args.output, remedy)
         prices = args.price_prompt or 0.0, args.price_reply or 0.0
         tell(args.output, counts, spent, prices, args.tracking_uri, args.tracking_experiment)
         kept = (

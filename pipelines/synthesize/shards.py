@@ -13,7 +13,7 @@ from clara.memory.shards import shard_name
 from clara.storage.artefact import atomic_write, hash_of
 from pipelines.corpus.dead_letter import DeadLetter, clean
 from pipelines.corpus.dead_letters import SNIPPET_CHARACTERS
-from pipelines.corpus.exact_duplicates import Kept
+from pipelines.corpus.exact_duplicates import UniqueChunk
 from pipelines.synthesize.dialogues import FAILED, Outcome
 
 WORK = "work"
@@ -42,7 +42,7 @@ def default_num_shards(num_chunks: int) -> int:
     return max(1, min(-(-num_chunks // 64), 4096))
 
 
-def plan_shard(output: Path, index: int, num_shards: int, kept: Iterable[Kept], settings: str) -> Shard:
+def plan_shard(output: Path, index: int, num_shards: int, kept: Iterable[UniqueChunk], settings: str) -> Shard:
     """Write down a shard's chunks, by id."""
     ordered = sorted(kept, key=lambda k: k.chunk.row_id)
     lines = [json.dumps({"line": k.line, **asdict(k.chunk)}, ensure_ascii=False) for k in ordered]

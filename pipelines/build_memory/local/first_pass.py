@@ -17,10 +17,12 @@ import numpy as np
 
 from clara.data.records import Document
 from clara.storage.artefact import atomic_write
-from pipelines.build_memory.outcome import Job
+from pipelines.build_memory.outcome import MemoryJob
+from pipelines.corpus import near_duplicates
 from pipelines.corpus.chunks import documents_of
 from pipelines.corpus.dead_letter import DeadLetter
-from pipelines.corpus.near_duplicates import NUM_HASHES, Signature, band_keys, letter, losers_in_order, signature
+from pipelines.corpus.document_ids import UnitOrigin
+from pipelines.corpus.near_duplicates import NUM_HASHES, Signature, band_keys, duplicates_in_order, signature
 from pipelines.corpus.spill import (
     SpillWriter,
     files_of,
@@ -33,14 +35,11 @@ from pipelines.corpus.spill import (
 )
 from pipelines.corpus.splits import Unit
 
-_BANDS, _LOSERS = "bands", "losers"
+_BANDS, _DUPLICATES = "bands", "losers"  # endings of spilled files
 NUM_PARTITIONS = 256
 """Of band entries: one is sorted in memory."""
 _ENTRY = ">II"  # unit, place of the document in it
 _SIGNED = np.dtype([("line", "<i8"), ("signature", "<u4", NUM_HASHES)])
-
-Place = tuple[int, int]
-"""Number of a unit and line: an origin, as units are numbered in the order of the corpus."""
 
 
 def _note(spill: str, number: int) -> Path:
@@ -51,21 +50,21 @@ def _signatures(spill: str, number: int) -> Path:
     return unit_stem(spill, number).with_suffix(".signatures")
 
 
-def survey(number: int, unit: Unit, job: Job) -> int:
+def survey(number: int, unit: Unit, job: MemoryJob) -> int:
     """Number of a unit's documents that pass the filters; their signatures are on disk, if the job needs them."""
     note = _note(job.spill, number)
     report = noted_report(note)
     if report is None:
         documents = (found for found in documents_of(unit, job) if isinstance(found, Document))
-        count = _sign(number, documents, job) if job.likeness else sum(1 for _ in documents)
+        count = _sign(number, documents, job) if job.min_hash else sum(1 for _ in documents)
         report = {"documents": count, "source": unit.name}
         atomic_write(note, json.dumps(report))
     return int(report["documents"])
 
 
-def _sign(number: int, documents: Iterator[Document], job: Job) -> int:
+def _sign(number: int, documents: Iterator[Document], job: MemoryJob) -> int:
     """Write signatures and band entries of the documents. Returns how many there are."""
-    assert job.likeness
+    assert job.min_hash
     bands = SpillWriter(unit_stem(job.spill, number), _BANDS, NUM_PARTITIONS)
     path = _signatures(job.spill, number)
     partial = path.with_suffix(".partial")
@@ -75,7 +74,7 @@ def _sign(number: int, documents: Iterator[Document], job: Job) -> int:
             if not job.limit or count < job.limit:
                 own = signature(document.text)
                 stream.write(struct.pack("<q", document.line) + own.astype("<u4").tobytes())
-                for key in band_keys(own, job.likeness):
+                for key in band_keys(own, job.min_hash):
                     bands.add(partition_of(zlib.crc32(key), NUM_PARTITIONS), key + struct.pack(_ENTRY, number, count))
             count += 1
     bands.flush()
@@ -99,7 +98,7 @@ class Signatures:
     def __init__(self, spill: str) -> None:
         self._open = functools.lru_cache(64)(lambda number: open(_signatures(spill, number), "rb", buffering=0))  # noqa: SIM115 (closed when dropped)
 
-    def read(self, number: int, place: int) -> tuple[Place, Signature]:
+    def read(self, number: int, place: int) -> tuple[UnitOrigin, Signature]:
         """Origin and signature of a unit's document."""
         stream = self._open(number)
         stream.seek(_SIGNED.itemsize * place)
@@ -107,7 +106,7 @@ class Signatures:
         return (number, int(found["line"])), found["signature"]
 
 
-def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None) -> Iterator[list[Place]]:
+def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None) -> Iterator[list[UnitOrigin]]:
     """Each bucket of a partition with two documents or more, as (unit, place), in the order of the corpus."""
     kind = np.dtype([("key", f"S{key_bytes}"), ("unit", ">u4"), ("place", ">u4")])
     blocks = [
@@ -130,35 +129,35 @@ def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None
             ]
 
 
-def compare(partition: int, taken: list[int] | None, num_units: int, job: Job) -> None:
+def compare(partition: int, taken: list[int] | None, num_units: int, job: MemoryJob) -> None:
     """Spill the near duplicates of one partition's buckets, by unit."""
-    assert job.likeness
+    assert job.min_hash
     stem = Path(job.spill) / f"near-{partition:06d}"
     note = stem.with_suffix(".json")
     if noted_report(note) is None:
-        written = SpillWriter(stem, _LOSERS, num_units)
+        written = SpillWriter(stem, _DUPLICATES, num_units)
         signatures = Signatures(job.spill)
-        key_bytes = 2 + 4 * job.likeness.band_size
+        key_bytes = 2 + 4 * job.min_hash.band_size
         for bucket in _buckets(job.spill, partition, key_bytes, taken):
-            for (unit, line), like in losers_in_order(
-                (signatures.read(*entry) for entry in bucket), job.likeness.threshold
+            for (unit, line), like in duplicates_in_order(
+                (signatures.read(*entry) for entry in bucket), job.min_hash.threshold
             ):
                 written.add(unit, to_line([line, *like]))
         written.flush()
         atomic_write(note, "{}")
 
 
-def losers_of_unit(spill: str, number: int) -> dict[int, Place]:
+def duplicates_of_unit(spill: str, number: int) -> dict[int, UnitOrigin]:
     """Line of each near duplicate in a unit, and the first document that it is like."""
-    found: dict[int, Place] = {}
-    for _, (line, unit, like_line) in read_lines(files_of(spill, _LOSERS), number, number + 1):
+    found: dict[int, UnitOrigin] = {}
+    for _, (line, unit, like_line) in read_lines(files_of(spill, _DUPLICATES), number, number + 1):
         found[line] = min(found.get(line, (unit, like_line)), (unit, like_line))
     return found
 
 
-def letter_of(document: Document, like: Place, spill: str) -> DeadLetter:
+def dead_letter_for(document: Document, like: UnitOrigin, spill: str) -> DeadLetter:
     """The letter of a near duplicate."""
-    return letter(document, (_source(spill, like[0]), like[1]))
+    return near_duplicates.dead_letter_for(document, (_source(spill, like[0]), like[1]))
 
 
 def _source(spill: str, number: int) -> str:

@@ -12,11 +12,11 @@ import orjson
 
 from clara.data.records import Chunk
 from clara.memory.product_quantiser import num_sampled, sample_order
-from pipelines.build_memory.outcome import Job
+from pipelines.build_memory.outcome import MemoryJob
 from pipelines.corpus.counts import CHUNKS, DOCUMENTS
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.dead_letters import number_of, write_part
-from pipelines.corpus.exact_duplicates import Kept, first_of_two
+from pipelines.corpus.exact_duplicates import UniqueChunk, first_of_two
 from pipelines.corpus.spill import (
     NUM_PARTITIONS,
     SpillWriter,
@@ -84,24 +84,29 @@ def _partitions(shard: int, num_shards: int, fixed: bool) -> tuple[int, int]:
     return (shard, shard + 1) if fixed else partitions_of_shard(shard, num_shards)
 
 
-def winners(
-    files: Sequence[Path], shard: int, num_shards: int, *, fixed: bool, lost: Callable[[Kept], None] = lambda kept: None
-) -> list[Kept]:
+def first_occurrences(
+    files: Sequence[Path],
+    shard: int,
+    num_shards: int,
+    *,
+    fixed: bool,
+    on_duplicate: Callable[[UniqueChunk], None] = lambda duplicate: None,
+) -> list[UniqueChunk]:
     """The first chunk of each content in a shard, over all files, read line by line: duplicates take no memory.
 
     `lost` is told each of the others; not those that `ChunkWriter` has not put aside.
     """
-    found: dict[str, Kept] = {}
+    found: dict[str, UniqueChunk] = {}
     for _, block in read_partitions(files, *_partitions(shard, num_shards, fixed)):
         for entry in block.splitlines():
             count, _, record = entry.partition(b" ")
             line, *values = orjson.loads(record)
-            kept = Kept(Chunk(*values), line, int(count))
+            kept = UniqueChunk(Chunk(*values), line, int(count))
             if kept.chunk.row_id % num_shards == shard:
                 other = found.get(kept.chunk.chunk_id)
                 first = kept if other is None else first_of_two(other, kept)
                 if other is not None:
-                    lost(other if first.chunk is kept.chunk else kept)
+                    on_duplicate(other if first.chunk is kept.chunk else kept)
                 found[kept.chunk.chunk_id] = first
     return list(found.values())
 
@@ -118,7 +123,7 @@ def count_unique(group: int, spill: str) -> int:
     return len(_unique_ids(spill, group, NUM_PARTITIONS))
 
 
-def codebook_sample(job: Job, num_shards: int) -> list[Kept]:
+def codebook_sample(job: MemoryJob, num_shards: int) -> list[UniqueChunk]:
     """The chunks that a codebook is trained on: smallest `sample_order`, read by groups of partitions."""
     size = num_sampled(job.fingerprint.num_memory_tokens)
     chosen: list[tuple[str, int]] = []
@@ -132,7 +137,9 @@ def codebook_sample(job: Job, num_shards: int) -> list[Kept]:
     sample = []
     for shard in sorted({row % num_shards for row in rows}):
         sample += [
-            kept for kept in winners(files, shard, num_shards, fixed=bool(job.num_shards)) if kept.chunk.row_id in rows
+            kept
+            for kept in first_occurrences(files, shard, num_shards, fixed=bool(job.num_shards))
+            if kept.chunk.row_id in rows
         ]
     return sample
 
@@ -162,7 +169,7 @@ class LetterWriter:
         self._writer.flush()
 
 
-def write_letters_part(part: int, num_parts: int, job: Job) -> dict[str, Any]:
+def write_letters_part(part: int, num_parts: int, job: MemoryJob) -> dict[str, Any]:
     """One part of the dead-letter dataset, from what was put aside. Returns its manifest entry."""
     found = (
         DeadLetter(*values)

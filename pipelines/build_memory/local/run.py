@@ -15,7 +15,7 @@ from clara.memory.codec import CODECS
 from pipelines.build_memory.local import first_pass
 from pipelines.build_memory.local.records import NUM_GROUPS
 from pipelines.build_memory.local.worker import ShardPlan, Worker
-from pipelines.build_memory.outcome import Job, complete
+from pipelines.build_memory.outcome import MemoryJob, complete
 from pipelines.build_memory.shard import default_num_shards
 from pipelines.corpus import document_ids
 from pipelines.corpus.chunks import documents_of
@@ -24,7 +24,7 @@ from pipelines.corpus.splits import Unit
 from pipelines.engines.process_pool import WorkerPool
 
 
-def run_local(job: Job, units: Sequence[Unit], num_workers: int) -> dict[str, Any]:
+def run_local(job: MemoryJob, units: Sequence[Unit], num_workers: int) -> dict[str, Any]:
     """Build the MEMORY of a job that has a spill folder. Returns its counts.
 
     Raises:
@@ -58,13 +58,13 @@ def run_local(job: Job, units: Sequence[Unit], num_workers: int) -> dict[str, An
     return complete(job, reports, files, reasons, tallies, several, num_shards, codebook)
 
 
-def _first_pass(pool: WorkerPool[Worker], numbered: Sequence[tuple[int, Unit]], job: Job) -> list[int] | None:
+def _first_pass(pool: WorkerPool[Worker], numbered: Sequence[tuple[int, Unit]], job: MemoryJob) -> list[int] | None:
     """How many documents of each unit are within the limit (None: all); finds near duplicates, too."""
-    if not job.limit and not job.likeness:
+    if not job.limit and not job.min_hash:
         return None
     counts = list(pool.map(Worker.survey, numbered))
     taken = first_pass.within_limit(counts, job.limit) if job.limit else None
-    if job.likeness:
+    if job.min_hash:
         compare = functools.partial(Worker.compare, taken=taken, num_units=len(numbered))
         for _ in pool.map(compare, range(first_pass.NUM_PARTITIONS)):
             pass

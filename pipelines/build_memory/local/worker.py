@@ -19,18 +19,18 @@ from pipelines.build_memory.local.records import (
     LetterWriter,
     codebook_sample,
     count_unique,
-    winners,
+    first_occurrences,
     write_letters_part,
 )
-from pipelines.build_memory.outcome import Job
+from pipelines.build_memory.outcome import MemoryJob
 from pipelines.build_memory.shard import compress_shard, load_compressor, trained_codebook
 from pipelines.corpus.chunking import Tokens
 from pipelines.corpus.chunks import checkpoint_tokens, chunk_tallies, chunks_of, documents_of
 from pipelines.corpus.counts import BEYOND_LIMIT, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.dead_letters import letters_of_report
-from pipelines.corpus.document_ids import IdWriter, Numbered, compare_ids
-from pipelines.corpus.exact_duplicates import Kept, letter_of
+from pipelines.corpus.document_ids import IdWriter, UnitOrigin, compare_ids
+from pipelines.corpus.exact_duplicates import UniqueChunk, dead_letter_for
 from pipelines.corpus.spill import files_of, noted_report, unit_stem
 from pipelines.corpus.splits import Unit
 
@@ -46,7 +46,7 @@ class ShardPlan:
 class Worker:
     """Tokenizer and model are loaded by the first task that needs them."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: MemoryJob) -> None:
         self.job = job
         self._chunk_files: list[Path] | None = None
 
@@ -88,7 +88,7 @@ class Worker:
     def _spill_unit(self, number: int, unit: Unit, taken: list[int] | None) -> dict[str, Any]:
         job, stem = self.job, unit_stem(self.job.spill, number)
         chunks, letters, ids = ChunkWriter(stem, job.num_shards), LetterWriter(stem), IdWriter(stem, number)
-        alike = first_pass.losers_of_unit(job.spill, number) if job.likeness else {}
+        alike = first_pass.duplicates_of_unit(job.spill, number) if job.min_hash else {}
         tallies: Counter[str] = Counter({RECORDS: 0, **({BEYOND_LIMIT: 0} if taken else {})})
         position = 0
         for found in documents_of(unit, job):
@@ -100,7 +100,7 @@ class Worker:
             if taken and position > taken[number]:
                 tallies[BEYOND_LIMIT] += 1
             elif found.line in alike:
-                letters.add(first_pass.letter_of(found, alike[found.line], job.spill))
+                letters.add(first_pass.dead_letter_for(found, alike[found.line], job.spill))
             else:
                 tallies[DOCUMENTS] += 1
                 ids.add(found)
@@ -112,7 +112,7 @@ class Worker:
                     tallies[name] += count
                 for chunk in made:
                     if not chunks.add(chunk, found.line):
-                        letters.add(letter_of(Kept(chunk, found.line)))
+                        letters.add(dead_letter_for(UniqueChunk(chunk, found.line)))
         chunks.flush()
         letters.flush()
         ids.flush()
@@ -122,7 +122,7 @@ class Worker:
         """See `records.count_unique`."""
         return count_unique(group, self.job.spill)
 
-    def compare_ids(self, group: int) -> tuple[int, tuple[Numbered, Numbered] | None]:
+    def compare_ids(self, group: int) -> tuple[int, tuple[UnitOrigin, UnitOrigin] | None]:
         """See `document_ids.compare_ids`."""
         return compare_ids(group, self.job.spill)
 
@@ -141,12 +141,12 @@ class Worker:
         if self._chunk_files is None:
             self._chunk_files = files_of(job.spill, CHUNK_FILES)
         letters = LetterWriter(Path(job.spill) / f"shard-{index:06d}")
-        kept = winners(
+        kept = first_occurrences(
             self._chunk_files,
             index,
             plan.num_shards,
             fixed=bool(job.num_shards),
-            lost=lambda duplicate: letters.add(letter_of(duplicate)),
+            on_duplicate=lambda duplicate: letters.add(dead_letter_for(duplicate)),
         )
         if not kept and not job.update:
             return None

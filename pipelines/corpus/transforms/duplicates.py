@@ -10,11 +10,9 @@ from apache_beam.transforms import combiners
 
 from clara.data.records import Document
 from pipelines.corpus.dead_letter import DeadLetter
-from pipelines.corpus.document_ids import SEVERAL, Place, content_digest, example, two_that_differ
-from pipelines.corpus.exact_duplicates import Kept, first_of
-from pipelines.corpus.exact_duplicates import Place as ChunkPlace
-from pipelines.corpus.exact_duplicates import letter as letter_of_duplicate
-from pipelines.corpus.near_duplicates import Likeness, Origin, band_keys, letter, losers, signature
+from pipelines.corpus.document_ids import SEVERAL, TextOrigin, content_digest, example, two_that_differ
+from pipelines.corpus.exact_duplicates import ChunkOrigin, UniqueChunk, dead_letter_at, first_of
+from pipelines.corpus.near_duplicates import MinHashSettings, Origin, band_keys, dead_letter_for, duplicates, signature
 
 # --- equal chunks
 
@@ -22,54 +20,53 @@ from pipelines.corpus.near_duplicates import Likeness, Origin, band_keys, letter
 class KeepFirst(beam.CombineFn):
     """`first_of` as a combiner, so that ten thousand equal chunks are one before they are shuffled."""
 
-    def create_accumulator(self) -> Kept | None:
+    def create_accumulator(self) -> UniqueChunk | None:
         """Nothing yet."""
         return None
 
-    def add_input(self, accumulator: Kept | None, element: Kept) -> Kept | None:
+    def add_input(self, accumulator: UniqueChunk | None, element: UniqueChunk) -> UniqueChunk | None:
         """Add one."""
         return first_of((accumulator, element))
 
-    def merge_accumulators(self, accumulators: Iterable[Kept | None]) -> Kept | None:
-        """Merge partial winners."""
+    def merge_accumulators(self, accumulators: Iterable[UniqueChunk | None]) -> UniqueChunk | None:
+        """Merge partial results."""
         return first_of(accumulators)
 
-    def extract_output(self, accumulator: Kept | None) -> Kept:
-        """The winner."""
+    def extract_output(self, accumulator: UniqueChunk | None) -> UniqueChunk:
+        """The first occurrence."""
         assert accumulator is not None, "a key without elements"
         return accumulator
 
 
-def _candidate(element: tuple[str, Kept]) -> tuple[ChunkPlace, tuple[str, int] | None]:
+def _candidate(element: tuple[str, UniqueChunk]) -> tuple[ChunkOrigin, tuple[str, int] | None]:
     chunk_id, kept = element
     return (chunk_id, *kept.origin), (kept.chunk.document_id, kept.chunk.end)
 
 
-def _winner(element: tuple[str, Kept]) -> tuple[ChunkPlace, tuple[str, int] | None]:
+def _first(element: tuple[str, UniqueChunk]) -> tuple[ChunkOrigin, tuple[str, int] | None]:
     chunk_id, kept = element
     return (chunk_id, *kept.origin), None
 
 
-def _lost(element: tuple[ChunkPlace, Iterable[tuple[str, int] | None]]) -> Iterator[DeadLetter]:
-    place, found = element
+def _lost(element: tuple[ChunkOrigin, Iterable[tuple[str, int] | None]]) -> Iterator[DeadLetter]:
+    origin, found = element
     marks = list(found)
     candidates = [mark for mark in marks if mark is not None]
-    for document_id, end in candidates[
-        len(marks) - len(candidates) :
-    ]:  # a place that won has its mark, and gives one letter less
-        yield letter_of_duplicate(place, document_id, end)
+    # The origin of the first occurrence has one mark, and so gives one letter less.
+    for document_id, end in candidates[len(marks) - len(candidates) :]:
+        yield dead_letter_at(origin, document_id, end)
 
 
 def letters_of_duplicates(
-    candidates: PCollection[tuple[str, Kept]], unique: PCollection[tuple[str, Kept]]
+    candidates: PCollection[tuple[str, UniqueChunk]], unique: PCollection[tuple[str, UniqueChunk]]
 ) -> PCollection[DeadLetter]:
     """A letter for each candidate that is not the one of its content that stays.
 
-    Joined by place and not by content: however often a text stands in the corpus, no group has more than two members.
+    Joined by origin and not by content: however often a text appears in the corpus, no group has more than two members.
     """
-    places = candidates | "PlacesOfAll" >> beam.Map(_candidate), unique | "PlacesOfFirst" >> beam.Map(_winner)
+    origins = candidates | "PlacesOfAll" >> beam.Map(_candidate), unique | "PlacesOfFirst" >> beam.Map(_first)
     return (
-        places
+        origins
         | "AllPlaces" >> beam.Flatten()
         | "GatherPlaces" >> beam.GroupByKey()
         | "LettersOfDuplicates" >> beam.FlatMap(_lost)
@@ -79,16 +76,16 @@ def letters_of_duplicates(
 # --- documents that are alike
 
 
-def _bands(document: Document, likeness: Likeness) -> Iterator[tuple[bytes, tuple[Origin, bytes]]]:
+def _bands(document: Document, min_hash: MinHashSettings) -> Iterator[tuple[bytes, tuple[Origin, bytes]]]:
     own = signature(document.text)
-    for key in band_keys(own, likeness):
+    for key in band_keys(own, min_hash):
         yield key, ((document.source, document.line), own.tobytes())
 
 
-def _losers_of_bucket(
+def _duplicates_of_bucket(
     element: tuple[bytes, Iterable[tuple[Origin, bytes]]], threshold: float
 ) -> Iterator[tuple[Origin, Origin]]:
-    yield from losers(((origin, np.frombuffer(own, np.uint32)) for origin, own in element[1]), threshold)
+    yield from duplicates(((origin, np.frombuffer(own, np.uint32)) for origin, own in element[1]), threshold)
 
 
 def _by_origin(document: Document) -> tuple[Origin, Document]:
@@ -104,20 +101,20 @@ class _Decide(beam.DoFn):
         like = list(found["like"])
         for document in found["documents"]:
             if like:
-                yield beam.pvalue.TaggedOutput("letters", letter(document, like[0]))
+                yield beam.pvalue.TaggedOutput("letters", dead_letter_for(document, like[0]))
             else:
                 yield document
 
 
 def drop_near_duplicates(
-    documents: PCollection[Document], likeness: Likeness
+    documents: PCollection[Document], min_hash: MinHashSettings
 ) -> tuple[PCollection[Document], PCollection[DeadLetter]]:
     """The documents that stay, and letters of the others; each names the first document that drops it."""
     like = (
         documents
-        | "Sign" >> beam.FlatMap(_bands, likeness)
+        | "Sign" >> beam.FlatMap(_bands, min_hash)
         | "GatherBuckets" >> beam.GroupByKey()
-        | "CompareInBuckets" >> beam.FlatMap(_losers_of_bucket, likeness.threshold)
+        | "CompareInBuckets" >> beam.FlatMap(_duplicates_of_bucket, min_hash.threshold)
         | "FirstLike" >> beam.CombinePerKey(min)
     )
     joined = {
@@ -131,15 +128,15 @@ def drop_near_duplicates(
 # --- document ids
 
 
-def _by_id(document: Document) -> tuple[str, tuple[Place, ...]]:
+def _by_id(document: Document) -> tuple[str, tuple[TextOrigin, ...]]:
     return document.id, ((document.source, document.line, content_digest(document).hex()),)
 
 
-def _pair(element: tuple[str, tuple[Place, ...]]) -> list[tuple[tuple[str, int], str]]:
-    document_id, places = element
-    if len(places) < 2:
+def _pair(element: tuple[str, tuple[TextOrigin, ...]]) -> list[tuple[tuple[str, int], str]]:
+    document_id, origins = element
+    if len(origins) < 2:
         return []
-    first, other = places
+    first, other = origins
     return [(first[:2], example(document_id, first[:2], other[:2]))]
 
 

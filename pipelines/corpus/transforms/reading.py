@@ -14,7 +14,7 @@ from pipelines.corpus.chunking import Tokens
 from pipelines.corpus.chunks import Limits, Reading, chunk_tallies, chunks_of, documents_of
 from pipelines.corpus.counts import BEYOND_LIMIT, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
 from pipelines.corpus.dead_letter import DeadLetter
-from pipelines.corpus.exact_duplicates import Kept
+from pipelines.corpus.exact_duplicates import UniqueChunk
 from pipelines.corpus.splits import Unit
 from pipelines.corpus.transforms.dead_letters import COUNTERS
 from pipelines.corpus.transforms.duplicates import (
@@ -67,7 +67,7 @@ class ChunkDocuments(beam.DoFn):
         """Load the tokenizer, once a process."""
         self._tokens = self._shared.acquire(self._load_tokens)
 
-    def process(self, document: Document) -> Iterator[tuple[str, Kept] | FailedOutput | TallyOutput]:
+    def process(self, document: Document) -> Iterator[tuple[str, UniqueChunk] | FailedOutput | TallyOutput]:
         """Chunk one document."""
         assert self._tokens is not None
         yield tally(DOCUMENTS, 1)
@@ -79,7 +79,7 @@ class ChunkDocuments(beam.DoFn):
             yield tally(name, count)
         Metrics.counter(COUNTERS, "chunks").inc(len(chunks))
         for chunk in chunks:
-            yield chunk.chunk_id, Kept(chunk, document.line)
+            yield chunk.chunk_id, UniqueChunk(chunk, document.line)
 
 
 def _first_documents(
@@ -99,14 +99,14 @@ def _first_documents(
     return chosen, beyond
 
 
-def _tally_duplicates(element: tuple[str, Kept]) -> list[tuple[str, int]]:
+def _tally_duplicates(element: tuple[str, UniqueChunk]) -> list[tuple[str, int]]:
     return [(UNIQUE, 1), (DUPLICATES, element[1].count - 1)]
 
 
 def unique_chunks(
     pipeline: beam.Pipeline, units: Sequence[Unit], job: Reading, limits: Limits, load_tokens: Callable[[], Tokens]
 ) -> tuple[
-    PCollection[tuple[str, Kept]], list[PCollection[tuple[str, int]]], list[PCollection[DeadLetter]], AsSingleton
+    PCollection[tuple[str, UniqueChunk]], list[PCollection[tuple[str, int]]], list[PCollection[DeadLetter]], AsSingleton
 ]:
     """Read, filter, chunk, and keep each content once.
 
@@ -123,8 +123,8 @@ def unique_chunks(
         documents, beyond = _first_documents(documents, job.limit)
         tallies.append(beyond)
     letters = [read[FAILED]]
-    if job.likeness:
-        documents, alike = drop_near_duplicates(documents, job.likeness)
+    if job.min_hash:
+        documents, alike = drop_near_duplicates(documents, job.min_hash)
         letters.append(alike)
     several, first_of_several = ids_of_several(documents)
     tallies.append(several)
@@ -141,7 +141,7 @@ def unique_chunks(
 
 
 def chosen_num_shards(
-    pipeline: beam.Pipeline, unique: PCollection[tuple[str, Kept]], fixed: int, by_count: Callable[[int], int]
+    pipeline: beam.Pipeline, unique: PCollection[tuple[str, UniqueChunk]], fixed: int, by_count: Callable[[int], int]
 ) -> AsSingleton:
     """The number of shards: as given, or (0) by the number of chunks."""
     if fixed:

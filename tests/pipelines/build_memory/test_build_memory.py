@@ -35,7 +35,7 @@ from pipelines.build_memory.job import make_job
 from pipelines.build_memory.outcome import stages
 from pipelines.build_memory.shard import default_num_shards
 from pipelines.corpus.document_ids import two_that_differ
-from pipelines.corpus.exact_duplicates import Kept, first_of
+from pipelines.corpus.exact_duplicates import UniqueChunk, first_of
 from pipelines.corpus.splits import find_units
 from pipelines.engines import runner
 from pipelines.engines.process_pool import num_cores
@@ -524,13 +524,13 @@ def test_workers_default_to_all_cores() -> None:
 
 
 def test_the_first_in_the_corpus_wins_in_any_order() -> None:
-    def kept(source: str, line: int, start: int) -> Kept:
-        return Kept(Chunk(1, "c", f"{source}{line}", "", "t", start, start + 1, 1, False, source), line)
+    def kept(source: str, line: int, start: int) -> UniqueChunk:
+        return UniqueChunk(Chunk(1, "c", f"{source}{line}", "", "t", start, start + 1, 1, False, source), line)
 
     candidates = [kept("b", 1, 0), kept("a", 10, 0), kept("a", 9, 5), kept("a", 9, 2)]
     for order in (candidates, candidates[::-1], candidates[2:] + candidates[:2]):
         winner = first_of([first_of(order[:2]), None, first_of(order[2:])])
-        assert winner == Kept(candidates[3].chunk, 9, 4)
+        assert winner == UniqueChunk(candidates[3].chunk, 9, 4)
     assert first_of([None, None]) is None
 
 
@@ -614,12 +614,12 @@ def test_progress_counts_chunks_and_estimates_the_shards_that_have_not_begun(tmp
     before = time.time() - 10
     assert seen(tmp_path, before) is None
     first, second = (ShardProgress(tmp_path, f"shard-0000{n}-of-00004", total) for n, total in ((0, 10), (1, 12)))
-    first.tell(0)
-    first.tell(10)
-    second.tell(0)
-    second.tell(5)  # within the same second: not told
+    first.report(0)
+    first.report(10)
+    second.report(0)
+    second.report(5)  # within the same second: not told
     assert seen(tmp_path, before) == Seen(done=10, total=44, shards_done=1, num_shards=4)
-    second.tell(12)
+    second.report(12)
     assert seen(tmp_path, before) == Seen(done=22, total=44, shards_done=2, num_shards=4)
     stale = tmp_path / "shard-00000-of-00004" / PROGRESS
     os.utime(stale, (before - 10, before - 10))

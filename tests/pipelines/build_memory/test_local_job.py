@@ -19,7 +19,7 @@ from pipelines.build_memory.local import records as local_records
 from pipelines.build_memory.local import worker as local_worker
 from pipelines.corpus import spill
 from pipelines.corpus import splits as units
-from pipelines.job.progress import Reading, Seen, shards_told
+from pipelines.job.progress import Reading, Seen, describe_shards
 from tests.helpers import tiny
 
 Job = Callable[..., Path]
@@ -234,7 +234,7 @@ def test_memory_does_not_grow_with_the_corpus(
 
     def read_back(folder: Path, num_shards: int) -> None:
         files = spill.files_of(str(folder), "chunks")
-        local_records.winners(files, 0, num_shards, fixed=False)
+        local_records.first_occurrences(files, 0, num_shards, fixed=False)
 
     put_aside(tmp_path / "warm", 500)
     small, large = (peak_bytes(lambda n=n: put_aside(tmp_path / f"n{n}", n)) for n in (1000, 5000))
@@ -251,11 +251,11 @@ def test_memory_does_not_grow_with_the_corpus(
 def test_progress_is_told_in_pieces_documents_and_shards(tmp_path: Path) -> None:
     so_far = local_records.ReadSoFar(str(tmp_path), 4)
     assert so_far() == Reading(0, 4, 0, 0)
-    assert so_far().told(2.0) == "read 0 of 4 pieces, 0 documents (0.0 a second)"
+    assert so_far().describe(2.0) == "read 0 of 4 pieces, 0 documents (0.0 a second)"
     (tmp_path / "unit-000001.json").write_text(json.dumps({"tallies": {"documents": 10, "chunks": 30}}))
     (tmp_path / "unit-000002.survey.json").write_text(json.dumps({"documents": 99}))
     (tmp_path / "unit-000003.json").write_text("{half")
     assert so_far() == Reading(1, 4, 10, 30)
-    assert so_far().told(20.0) == "read 1 of 4 pieces, 10 documents (0.5 a second), 01:00 left"
-    assert shards_told(Seen(90, 300, 3, 12), so_far(), 60.0) == "3 of 12 shards, 20.0 documents a second"
-    assert shards_told(Seen(90, 300, 3, 12), None, 60.0) == "3 of 12 shards"
+    assert so_far().describe(20.0) == "read 1 of 4 pieces, 10 documents (0.5 a second), 01:00 left"
+    assert describe_shards(Seen(90, 300, 3, 12), so_far(), 60.0) == "3 of 12 shards, 20.0 documents a second"
+    assert describe_shards(Seen(90, 300, 3, 12), None, 60.0) == "3 of 12 shards"

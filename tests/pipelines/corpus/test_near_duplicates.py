@@ -13,7 +13,7 @@ from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import read_manifest
 from pipelines.build_memory.command import main
-from pipelines.corpus.near_duplicates import losers, make_likeness, shingles, signature, similarity
+from pipelines.corpus.near_duplicates import duplicates, make_min_hash_settings, shingles, signature, similarity
 from tests.helpers.fuzz import examples
 
 DICE = random.Random(0)
@@ -47,7 +47,7 @@ def test_texts_without_words_are_alike_only_where_they_are_equal() -> None:
     assert len({frozenset(shingles(text)) for text in texts}) == len(texts)
     assert shingles("∑  ∞\n≠ ☃ ") == shingles(texts[0])
     bucket = [(("corpus", n), signature(text)) for n, text in enumerate([*texts, "∑ ∞\t≠ ☃"])]
-    assert list(losers(bucket, 0.5)) == [(("corpus", 5), ("corpus", 0))]
+    assert list(duplicates(bucket, 0.5)) == [(("corpus", 5), ("corpus", 0))]
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_in_any_order_a_bucket_drops_the_later_ones(order: list[int], threshold:
         BASE[1],
     ]
     bucket = [(("corpus", n), signature(text)) for n, text in enumerate(texts)]
-    found = dict(losers([bucket[n] for n in order], threshold))
+    found = dict(duplicates([bucket[n] for n in order], threshold))
     standing: list[int] = []
     for n in range(len(texts)):  # the rule, by every pair
         like = [m for m in standing if similarity(bucket[n][1], bucket[m][1]) >= threshold]
@@ -113,16 +113,16 @@ def test_in_any_order_a_bucket_drops_the_later_ones(order: list[int], threshold:
 
 
 def test_bands_find_what_is_alike() -> None:
-    assert make_likeness(0) is None
+    assert make_min_hash_settings(0) is None
     for threshold in (0.5, 0.8, 0.95):
-        likeness = make_likeness(threshold)
-        assert likeness is not None
-        assert likeness.num_bands * likeness.band_size <= 128
+        min_hash = make_min_hash_settings(threshold)
+        assert min_hash is not None
+        assert min_hash.num_bands * min_hash.band_size <= 128
         for alike, found in ((threshold, 0.8), ((1 + threshold) / 2, 0.97)):
-            assert 1 - (1 - alike**likeness.band_size) ** likeness.num_bands > found
+            assert 1 - (1 - alike**min_hash.band_size) ** min_hash.num_bands > found
     for bad in (-0.1, 0.96):
         with pytest.raises(InputError, match=f"--near-duplicates {bad}: expected a similarity"):
-            make_likeness(bad)
+            make_min_hash_settings(bad)
 
 
 def build(checkpoint: Path, corpus: Path, output: Path, *arguments: str) -> MemoryStore:

@@ -15,7 +15,7 @@ from clara.errors import InputError
 from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from pipelines.build_memory.command import main
 from pipelines.build_memory.graph import add_memory_job
-from pipelines.build_memory.outcome import Job
+from pipelines.build_memory.outcome import MemoryJob
 from pipelines.corpus.splits import Unit
 from pipelines.engines import dataflow
 from pipelines.engines.gpu import gpu_hint
@@ -99,7 +99,7 @@ def test_a_submission_without_waiting_is_dataflows_alone(
 def rehearse(checkpoint: Path, *arguments: str, codec: str = "float16", gpu: str = "", limit: int = 0) -> beam.Pipeline:
     """The pipeline after Beam has made its job of it."""
     fingerprint = of_checkpoint(checkpoint, EncodingSettings(96, 0, key_size=64, key_seed=0, dtype="float32"))
-    job = Job(
+    job = MemoryJob(
         output="gs://bucket/memory",
         checkpoint=str(checkpoint),
         backbone="",
