@@ -66,7 +66,7 @@ def parser() -> Command:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Build the MEMORY; 0 also where records failed, which is told and noted."""
+    """Build the MEMORY. Returns 0 even if records failed; failures are logged and listed in the dead letters."""
     args, beam_arguments = parser().parse_known_args(argv)
     # Beam warns of every cloud whose client is not installed.
     logging.disable(logging.WARNING)

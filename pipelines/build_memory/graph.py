@@ -65,7 +65,7 @@ def _to_empty_shard(index: int) -> tuple[int, UniqueChunk | None]:
 def _codebook(
     pipeline: beam.Pipeline, unique: PCollection[tuple[str, UniqueChunk]], job: MemoryJob
 ) -> PCollection[dict[str, Any] | None]:
-    """The codebook's manifest entry, once it lies in MEMORY; an update keeps the older version's."""
+    """The manifest entry of the codebook, once it is written to MEMORY; None for an update, which keeps the older."""
     if job.update or not CODECS[job.codec].has_codebook:
         return pipeline | "NoCodebook" >> beam.Create([None])
     size, hint = num_sampled(job.fingerprint.num_memory_tokens), job.accelerator
@@ -89,7 +89,7 @@ def add_memory_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: MemoryJo
     codebook = AsSingleton(_codebook(pipeline, unique, job))
     assigned = [unique | "AssignShard" >> beam.Map(_to_shard, num_shards)]
     if job.update:
-        # A shard of which the corpus has nothing any more is a change too.
+        # A shard without any chunk left in the corpus is a change, too.
         assigned.append(
             pipeline | "ListShards" >> beam.Create(range(job.num_shards)) | "VisitShards" >> beam.Map(_to_empty_shard)
         )

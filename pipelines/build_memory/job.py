@@ -1,4 +1,4 @@
-"""The compress job from its arguments: fingerprint, checks and settings."""
+"""Makes a `MemoryJob` from the arguments: fingerprint, checks and settings."""
 
 import argparse
 import logging
@@ -35,11 +35,10 @@ _LOG = logging.getLogger(__name__)
 
 
 def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> None:
-    """Fill in what an update takes over from the older MEMORY, else the defaults.
+    """Set the arguments that an update inherits from the older MEMORY; without an update, their defaults.
 
     Raises:
-        InputError: there is none at `--update`, it is `--output` itself, or a setting that it determines was given
-            otherwise.
+        InputError: `--update` is `--output`, or an argument differs from an inherited setting.
     """
     defaults = CorpusJob()
     old: dict[str, Any] = {name: getattr(defaults, name) for name in ("overlap_tokens", "key_seed", "codec")}
@@ -63,10 +62,10 @@ def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> Non
 
 
 def resolve_fingerprint(args: argparse.Namespace, checkpoint: Checkpoint, older: Artefact | None = None) -> Fingerprint:
-    """The fingerprint of what these arguments make of an opened CHECKPOINT; a derived default has its home here.
+    """The fingerprint of a MEMORY made with these arguments from an opened CHECKPOINT; resolves derived defaults.
 
     Raises:
-        InputError: of the checkpoint, the backbone, the chunk limits or the key size.
+        InputError: the checkpoint, the backbone, the chunk limits or the key size are not valid.
     """
     inherit_from_update(args, older)
     settings = checkpoint.manifest["model"]
@@ -74,8 +73,7 @@ def resolve_fingerprint(args: argparse.Namespace, checkpoint: Checkpoint, older:
     if settings.get("cut_inputs") and max_tokens > settings["max_document_tokens"]:
         raise InputError(
             f"--max-tokens {max_tokens}: this checkpoint cuts texts at {settings['max_document_tokens']} tokens, "
-            "as the reference that it comes "
-            f"from does; give at most {settings['max_document_tokens']}"
+            f"as the reference that it comes from does; give at most {settings['max_document_tokens']}"
         )
     check_limits(max_tokens, args.overlap_tokens)
 
@@ -91,11 +89,10 @@ def resolve_fingerprint(args: argparse.Namespace, checkpoint: Checkpoint, older:
 
 
 def check_trained_for(args: argparse.Namespace, max_tokens: int, checkpoint: Checkpoint) -> None:
-    """Warn of chunks that are longer than those that the checkpoint was trained with.
+    """Warn if chunks may be longer than those that the checkpoint was trained with.
 
     Raises:
-        InputError: they are longer than the backbone has positions for, with what stands around a text: marker, bos,
-            eos, memory tokens.
+        InputError: a chunk with marker, bos, eos and memory tokens may exceed the positions of the backbone.
     """
     settings = checkpoint.manifest["model"]
     trained, num_memory_tokens = settings["max_document_tokens"], settings["num_memory_tokens"]
@@ -109,9 +106,8 @@ def check_trained_for(args: argparse.Namespace, max_tokens: int, checkpoint: Che
     if positions and max_tokens > room:
         raise InputError(
             f"--max-tokens {max_tokens}: the backbone has {positions} positions (max_position_embeddings), "
-            f"of which {num_memory_tokens} memory tokens "
-            f"and up to 3 special ones need theirs; give at most {room}, or better {trained}, "
-            "which the checkpoint was trained with"
+            f"of which {num_memory_tokens} memory tokens and up to 3 special ones need theirs; "
+            f"give at most {room}, or better {trained}, which the checkpoint was trained with"
         )
     _LOG.warning(
         "--max-tokens %d: the checkpoint was trained with at most %d tokens a chunk (max_document_tokens)",
@@ -124,7 +120,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> MemoryJob:
     """The job of these arguments.
 
     Raises:
-        InputError: a value out of range, or as of `resolve_fingerprint`.
+        InputError: a value is out of range, or as raised by `resolve_fingerprint`.
     """
     for name, value, least in (
         ("num-shards", args.num_shards, 0),
@@ -154,7 +150,7 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> MemoryJob:
         "limit": args.limit,
         "device": args.device,
     }
-    if filters.settings():  # only then: a recipe without any stays what it was
+    if filters.settings():  # a recipe without filters has no such key
         recipe["filters"] = filters.settings()
     if min_hash:
         recipe["near_duplicates"] = min_hash.threshold
@@ -183,14 +179,14 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> MemoryJob:
 
 
 def spill_folder(args: argparse.Namespace) -> str:
-    """Where the local runner puts chunks aside: on this machine, also where the MEMORY goes to a URL.
+    """The folder to which the local run spills chunks: on this machine, even if the MEMORY is written to a URL.
 
     Raises:
         InputError: a URL was given.
     """
     if is_url(args.spill):
         raise InputError(
-            f"--spill {args.spill}: a URL; what is put aside is read and written all the time, "
+            f"--spill {args.spill}: a URL; spilled records are read and written all the time, "
             "so give a directory of this machine"
         )
     if not args.spill and is_url(args.output):

@@ -1,4 +1,4 @@
-"""`build_memory` on a runner of Beam: its options, and the graph submitted or run."""
+"""`build_memory` on a Beam runner: checks its options, submits or runs the graph."""
 
 import argparse
 import json
@@ -25,10 +25,10 @@ class BeamEngine:
     """A runner with its options."""
 
     def __init__(self, args: argparse.Namespace, beam_arguments: Sequence[str]) -> None:
-        """Check everything that needs no input.
+        """Check everything that can be checked before the input is read.
 
         Raises:
-            InputError: an unknown argument, or a path that the machines of the engine cannot have.
+            InputError: an argument is unknown, or the machines of the engine cannot see a path.
         """
         logging.getLogger("apache_beam").setLevel(logging.ERROR)
         self._runner = args.runner
@@ -45,7 +45,7 @@ class BeamEngine:
             dataflow.check_paths({**paths, "input": local[0] if local else ""})
 
     def rehearse(self, job: MemoryJob, units: Sequence[Unit]) -> bool:
-        """Print what Dataflow is asked for, if Beam's own `--dry_run` is given. Returns whether it is."""
+        """Print the steps requested from Dataflow if Beam's `--dry_run` is given. Returns whether it is."""
         dataflow.prepare_gpu(self._options, job.accelerator)
         if not dataflow.is_rehearsal(self._options, self._runner):
             return False
@@ -65,10 +65,10 @@ class BeamEngine:
 
 
 def run(job: MemoryJob, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
-    """Run the job on a pipeline that is given. Returns the counts.
+    """Run the job on a given pipeline. Returns the counts.
 
     Raises:
-        InputError: of the input, the checkpoint or the output.
+        InputError: the input, the checkpoint or the output is not usable.
     """
     started = time.time()
     add_memory_job(pipeline, units, job)

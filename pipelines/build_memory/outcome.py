@@ -1,4 +1,4 @@
-"""A corpus job's report and its completion: nothing lost, dead letters written, the manifest last."""
+"""The settings of a memory job and its completion: check that no record is lost, then write the manifest."""
 
 import re
 import socket
@@ -29,28 +29,28 @@ from pipelines.job.locks import Lease
 
 @dataclass(frozen=True)
 class MemoryJob:
-    """All that the workers need to know; it travels with the pipeline.
+    """The settings of a job, pickled and sent to the workers.
 
     Attributes:
         output: directory of the MEMORY, on a file system that every worker sees, or a URL.
         checkpoint: CHECKPOINT with the compressor.
         backbone: folder of the LM; empty: the one that the checkpoint holds or names.
         device: `cpu` or `cuda`.
-        fingerprint: of the vectors; says dtype, chunking and keys too.
+        fingerprint: of the vectors; includes dtype, chunking and keys.
         fields: names of the records' fields.
-        num_shards: 0: by the number of chunks.
+        num_shards: number of shards; 0: chosen by the number of chunks.
         codec: one of `clara.memory.codec.CODECS`.
         batch_tokens: tokens of a batch, padding included.
-        limit: documents at most, the first ones; 0: all.
-        max_failures: more failed records than this fail the job; below 0: no bound.
+        limit: only the first so many documents are used; 0: all.
+        max_failures: the job fails if more records than this fail; below 0: no limit.
         recipe: what determines the result.
         filters: which documents stay.
-        min_hash: which documents are near duplicates; None: none is.
+        min_hash: decides which documents are near duplicates; None: near duplicates are kept.
         update: MEMORY of which this is a new version; empty: none.
-        spill: folder for what the local job puts aside; empty: everything goes through the runner.
+        spill: folder to which the local job spills records; empty: all data passes through the runner.
         accelerator: Beam's resource hint for the stages that compress; empty: none.
-        sees: a file in `output` that every worker must see, as it is there before the job starts; empty: is not asked.
-        lease: on the place of a URL, which must still be held when the MEMORY is completed.
+        sees: a file in `output`, created before the job starts, that every worker must see; empty: not checked.
+        lease: lease of an output URL; it must still be held when the MEMORY is completed.
     """
 
     output: str
@@ -90,9 +90,9 @@ def complete(
         job: the job.
         reports: of all shards.
         letter_files: manifest entries of the dead letters.
-        reasons: how many letters have a reason, by whether they were dropped and which.
-        tallies: what was counted.
-        several: the first document id of several texts, as it is told; empty: there is none.
+        reasons: number of dead letters by (dropped, reason).
+        tallies: counts by name.
+        several: example of a document id shared by different texts; empty: there is none.
         num_shards: of the MEMORY.
         codebook: manifest entry of a codebook made for it.
 
@@ -103,7 +103,7 @@ def complete(
     account = Account.of(tallies, reasons)
     rows = sum(report["rows"] for report in reports)
     account.check_stages(stages(account, rows))
-    # Duplicates are chunks, which the tallies count: what was dropped counts records.
+    # Duplicates are chunks and are among the tallies; `dropped` counts records only.
     records = replace(account, dropped={reason: n for reason, n in account.dropped.items() if reason != DUPLICATE})
     letters = paths.join(job.output, letter_files[0]["path"])
     records.check_result(rows, "--input: no document could be used", letters, job.max_failures)
@@ -126,12 +126,12 @@ def complete(
             counts=counts,
             extra_files=[*letter_files, *([codebook] if codebook else [])],
         )
-    told = {EXAMPLE: several} if several else {}
-    return {**counts, **told, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
+    shared_id = {EXAMPLE: several} if several else {}
+    return {**counts, **shared_id, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
 
 
 def check_sees(job: MemoryJob) -> None:
-    """See that this machine shares the job's output with the one that submitted it.
+    """Check that this machine shares the output directory with the machine that submitted the job.
 
     Raises:
         InputError: it does not.
@@ -139,13 +139,12 @@ def check_sees(job: MemoryJob) -> None:
     if job.sees and not Path(job.sees).is_file():
         raise InputError(
             f"--output {job.output}: {socket.gethostname()} does not see the file {job.sees} of the machine that "
-            "submitted the job; give a directory "
-            "that all of them mount at this path, or a URL"
+            "submitted the job; give a directory that all of them mount at this path, or a URL"
         )
 
 
 def stages(account: Account, rows: int) -> list[tuple[str, int, int]]:
-    """What came into each stage of the job, and what is accounted for; see `Account.check_stages`."""
+    """(Stage, records that came in, records accounted for) of each stage; see `Account.check_stages`."""
     failed, dropped, total = account.failed, account.dropped, account.total
     unchunked, uncompressed = failed.get("not chunked", 0), failed.get("not compressed", 0)
     unread = sum(failed.values()) - unchunked - uncompressed

@@ -33,7 +33,7 @@ def _beam_engine(args: argparse.Namespace, beam_arguments: Sequence[str]) -> "Be
     """The runner of Beam; None for the local run, for which Beam is imported only if there are arguments for it.
 
     Raises:
-        InputError: of the arguments.
+        InputError: the arguments are not valid.
     """
     if args.no_wait and args.runner != DATAFLOW:
         raise InputError(f"--no-wait: the job of --runner {args.runner} ends with this process; leave it out")
@@ -46,10 +46,10 @@ def _beam_engine(args: argparse.Namespace, beam_arguments: Sequence[str]) -> "Be
 
 
 def run_here(job: MemoryJob, units: Sequence[Unit], num_workers: int) -> dict[str, Any]:
-    """Run the job on this machine's cores; 0 workers: all of them. Returns the counts.
+    """Run the job on this machine; `num_workers` 0: one worker per core. Returns the counts.
 
     Raises:
-        InputError: of the input, the checkpoint or the output.
+        InputError: the input, the checkpoint or the output is not usable.
         BrokenProcessPool: a process was killed.
     """
     started = time.time()
@@ -63,7 +63,7 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     """Run the command. Returns the exit status.
 
     Raises:
-        InputError: of the arguments, the input, the checkpoint or the output.
+        InputError: the arguments, the input, the checkpoint or the output are not usable.
     """
     engine = _beam_engine(args, beam_arguments)
     units = find_units(args.input, args.format)
@@ -72,7 +72,7 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         if engine and engine.rehearse(job, units):
             return 0
         if args.tracking_uri:
-            open_run_log(args.tracking_uri)  # hours before it is needed
+            open_run_log(args.tracking_uri)  # fails now rather than hours later
 
     def plan() -> dict[str, Any]:
         workers = args.num_workers or num_cores()

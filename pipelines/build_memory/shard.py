@@ -1,4 +1,4 @@
-"""The work of one shard: its chunks are compressed and written. Called by the Beam graph and by the local run."""
+"""Compresses and writes one shard. Called by the Beam graph and by the local run."""
 
 import math
 import socket
@@ -27,9 +27,9 @@ from pipelines.job.progress import ShardProgress
 def default_num_shards(num_chunks: int) -> int:
     """Number of shards: up to 16 shards of at most 128 rows, up to 1,024 shards of 1,024 rows, beyond that 4,096 rows.
 
-    A few shards for each worker, where there are few chunks; then rows enough that batches are full and their lengths
-    alike. A power of two, so that a corpus that grew a little has the same shards, and that chunks can be spilled
-    before they are counted.
+    With few chunks, there are a few shards for each worker; with many, shards have enough rows to fill batches with
+    chunks of similar lengths. A power of two, so that a slightly larger corpus has the same shards, and chunks can be
+    spilled before they are counted.
     """
     wanted = max(
         1, min(math.ceil(num_chunks / 128), 16), min(math.ceil(num_chunks / 1024), 1024), math.ceil(num_chunks / 4096)
@@ -52,11 +52,11 @@ def compress_shard(
         index: number of the shard.
         kept: its chunks.
         num_shards: of the MEMORY.
-        codebook: manifest entry of the codebook, which is in MEMORY by now; None: the codec has none.
+        codebook: manifest entry of the codebook, which is already written to MEMORY; None: the codec has none.
         load_model: called if there is something to compress.
 
     Returns:
-        The report of the shard. Bad input is in it as `error`, so that other shards are still written.
+        The report of the shard. It reports bad input as `error`, so that other shards are still written.
 
     Raises:
         StorageError: the store does not answer.
@@ -138,7 +138,7 @@ def load_compressor(job: MemoryJob) -> ClaraModel:
     Raises:
         InputError: the checkpoint or backbone on this machine differs from the one where the job was submitted.
     """
-    disable_progress_bar()  # of the library, for weights: the job has its own
+    disable_progress_bar()  # transformers' bar for weights; the job shows its own
     backbone = Backbone.model_validate({"path": job.backbone, "dtype": job.fingerprint.dtype})
     model = load_checkpoint(job.checkpoint, backbone, device=job.device).eval()
     wanted = job.fingerprint

@@ -2,8 +2,8 @@
 
     python -m pipelines.build_memory.summary --memory DIR [--tracking-uri URI]
 
-`build_memory` writes the page at its end, as `summary.html` in the MEMORY. It is drawn from what stands there and is no
-part of the artefact.
+`build_memory` writes the page at its end, as `summary.html` in the MEMORY. The page is made from the files of the
+MEMORY and is not part of the artefact.
 """
 
 import json
@@ -30,17 +30,17 @@ _NUM_POINTS = 120
 
 @dataclass(frozen=True)
 class Summary:
-    """What the page tells.
+    """The data of the page.
 
     Attributes:
         name: the MEMORY as it was named.
         manifest: of the MEMORY.
         hash: of the manifest.
-        lengths: how many rows have so many tokens `[longest + 1]`.
+        lengths: number of rows by number of tokens `[longest + 1]`.
         truncated: rows that end inside a sentence or whose title was cut.
         shards: rows and bytes of each, by name.
-        finished: seconds since the first shard was finished, and rows by then; empty where the place tells no times.
-        run: what only this run knows, as `seconds`.
+        finished: seconds since the first shard was finished, and rows by then; empty for a store without file times.
+        run: figures of this run that are not in the manifest, e.g. `seconds`.
     """
 
     name: str
@@ -70,10 +70,10 @@ class Summary:
 
 
 def summarise(memory: str, run: Mapping[str, Any] | None = None) -> Summary:
-    """Read what the page tells, one shard after the other.
+    """Read the data of the page, one shard after the other.
 
     Raises:
-        InputError: no finished MEMORY.
+        InputError: there is no finished MEMORY.
     """
     artefact = Artefact.open(memory, KIND, lazy=True)
     manifest = artefact.manifest
@@ -131,7 +131,7 @@ def _lengths(summary: Summary) -> Section:
         ("chunks cut inside a sentence or title", summary.truncated),
         ("documents split into several chunks", counts.get("documents split", 0)),
     ]
-    # Of all chunks, duplicates too; a compacted MEMORY of an older one may lack them.
+    # These count all chunks, including duplicates; a compacted MEMORY may lack them.
     labels = {
         "documents truncated": "documents cut inside a sentence or title",
         "tokens of chunks truncated": "tokens of chunks cut inside a sentence or title",
@@ -168,7 +168,7 @@ def _throughput(summary: Summary) -> list[Section]:
 
 
 def page(summary: Summary) -> str:
-    """The page as HTML, complete in itself."""
+    """The page as self-contained HTML."""
     manifest = summary.manifest
     counts, made = manifest["counts"], manifest["made_by"]
     facts = [
@@ -198,10 +198,10 @@ def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
 
 
 def write_summary(memory: str, counts: Mapping[str, Any], url: str, experiment: str) -> None:
-    """Write the page at the end of a job, and log it where that was asked for.
+    """Write the page at the end of a job, and log it if a tracking URI is given.
 
     Raises:
-        InputError: the tracking server refuses; the MEMORY is finished all the same.
+        InputError: the tracking server refuses; the MEMORY is finished nevertheless.
     """
     summary = summarise(memory, {name: counts[name] for name in ("seconds", "shards", "shards reused")})
     path = pages.write(summary.name, page(summary))
@@ -214,7 +214,7 @@ def parser() -> Command:
     """The command line."""
     parse = Command("pipelines.build_memory.summary", __doc__)
     parse.add_argument(
-        "--memory", required=True, metavar="DIR", help="a finished MEMORY; its summary.html is written anew"
+        "--memory", required=True, metavar="DIR", help="a finished MEMORY; its summary.html is rewritten"
     )
     add_tracking_arguments(parse)
     parse.add_argument("--dry-run", action="store_true", help="print what would be written and logged, and stop")

@@ -1,4 +1,4 @@
-"""What every command that reads a corpus asks about its records, in the same words."""
+"""Arguments about the records of a corpus, shared by all commands that read one."""
 
 import argparse
 
@@ -19,10 +19,10 @@ def given_fields(args: argparse.Namespace) -> Fields:
 
 
 def refuse_fields(args: argparse.Namespace, reason: str) -> None:
-    """Refuse names of fields where nothing would heed them.
+    """Refuse field names where they have no effect.
 
     Raises:
-        InputError: another than its standard name is given; the message ends with the reason.
+        InputError: a name differs from its default; the message ends with `reason`.
     """
     for name, value in vars(given_fields(args)).items():
         if value != getattr(FIELDS, name):
@@ -30,7 +30,7 @@ def refuse_fields(args: argparse.Namespace, reason: str) -> None:
 
 
 def add_corpus_arguments(parse: argparse._ActionsContainer) -> None:
-    """Add what a corpus job asks about the records that it reads, and which of them it drops."""
+    """Add the arguments for format, fields and filters of the records that a corpus job reads."""
     add_setting(parse, "records.format")
     add_field_arguments(parse)
     add_setting(parse, "records.min_characters")

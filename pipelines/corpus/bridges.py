@@ -1,8 +1,8 @@
 """Bridge cloze: questions from a corpus alone; the answer is in another document than the cut sentence.
 
 In a sentence of one article (the source) the mention of another (the target) is masked. The answer is the target's
-name, the positive document the target, and the source is kept out of the candidates: a retriever has to find the
-article that the gap means, which says the sentence's facts in other words.
+name, the target is the positive document, and the source is excluded from the candidates: a retriever has to find the
+article that the gap refers to, which states the facts of the sentence in other words.
 
 The split of a question follows from two ids alone, never from the corpus around them:
 
@@ -68,7 +68,7 @@ def find_bridges(documents: Sequence[Document], settings: ClozeSettings) -> tupl
     """Usable mentions of other articles in corpus order; the number of mentions, and of dropped ones by reason."""
     names = Names(documents)
     held_out = [d for d in documents if is_held_out(d.id, settings.held_out_share, settings.salt)]
-    # Names that two articles share are nobody's, but a sentence that may mean a held-out one is not trained on.
+    # A name shared by two articles identifies neither, but a sentence that may mean a held-out one is not trained on.
     secrets = Names(held_out, keep_shared=True)
     found: list[Bridge] = []
     counts: Counter[str] = Counter(mentions=0)
@@ -159,25 +159,25 @@ def with_pools(
 ) -> list[Question]:
     """Questions of these splits with a fixed, shuffled pool: positives, up to half by BM25, the rest random."""
     ids = [d.id for d in documents]
-    place = {name: number for number, name in enumerate(ids)}
+    row_of = {name: number for number, name in enumerate(ids)}
     asked = [q for q in questions if q.split in splits]
-    kept_out = [{place[name] for name in (*q.positive_ids, *q.exclude_ids)} for q in asked]
+    excluded = [{row_of[name] for name in (*q.positive_ids, *q.exclude_ids)} for q in asked]
     index = Bm25.of_documents(documents)
-    hard, _ = index.search([q.question for q in asked], settings.pool_size // 2, kept_out)
+    hard, _ = index.search([q.question for q in asked], settings.pool_size // 2, excluded)
     pools = {}
-    for question, best, forbidden in zip(asked, hard.tolist(), kept_out, strict=True):
-        dice = random.Random(f"{settings.seed}:{question.question_id}")
-        pool = [place[name] for name in question.positive_ids] + [row for row in best if row >= 0]
-        barred = forbidden | set(pool)
-        free = len(documents) - len(barred)
+    for question, best, excluded_rows in zip(asked, hard.tolist(), excluded, strict=True):
+        rng = random.Random(f"{settings.seed}:{question.question_id}")
+        pool = [row_of[name] for name in question.positive_ids] + [row for row in best if row >= 0]
+        used = excluded_rows | set(pool)
+        free = len(documents) - len(used)
         missing = min(settings.pool_size - len(pool), free)
         while missing > 0:
-            row = dice.randrange(len(documents))
-            if row not in barred:
-                barred.add(row)
+            row = rng.randrange(len(documents))
+            if row not in used:
+                used.add(row)
                 pool.append(row)
                 missing -= 1
-        dice.shuffle(pool)
+        rng.shuffle(pool)
         pools[question.question_id] = tuple(ids[row] for row in pool)
     return [
         Question(

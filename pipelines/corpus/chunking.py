@@ -1,4 +1,4 @@
-"""Documents into chunks: by the compressor's tokens, at sentence ends if possible, never cut silently."""
+"""Splits documents into chunks: by the compressor's tokens, at sentence ends if possible, never truncated silently."""
 
 import bisect
 import re
@@ -16,7 +16,7 @@ _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」�
 
 @dataclass(frozen=True)
 class Tokens:
-    """What chunking needs of a tokenizer.
+    """The functions of a tokenizer that chunking needs.
 
     Attributes:
         offsets: a text's tokens as character spans (start, end), ascending; special tokens in the text are plain text.
@@ -32,7 +32,7 @@ class ChunkingError(ValueError):
 
 
 def check_limits(max_tokens: int, overlap_tokens: int) -> None:
-    """Refuse limits under which chunks can't advance.
+    """Check that chunks advance with these limits.
 
     Raises:
         InputError: `max_tokens` under 16, or `overlap_tokens` not between 0 and half of it.
@@ -44,16 +44,16 @@ def check_limits(max_tokens: int, overlap_tokens: int) -> None:
 
 
 def chunk_document(document: Document, tokens: Tokens, max_tokens: int, overlap_tokens: int) -> list[Chunk]:
-    """The chunks of a document, in order; together they hold every character of its text but white space at the cuts.
+    """The chunks of a document, in order; together they contain the whole text except white space at the cuts.
 
     A title longer than half of `max_tokens` is cut, and a sentence longer than a chunk is cut between words: such
     chunks are `truncated`.
 
     Args:
         document: its title and text are normalised.
-        tokens: of the compressor.
-        max_tokens: tokens of a chunk with its title, at most.
-        overlap_tokens: about as many tokens are repeated from the chunk before.
+        tokens: the compressor's tokenizer.
+        max_tokens: maximum number of tokens of a chunk, including its title.
+        overlap_tokens: about this many tokens are repeated from the previous chunk.
 
     Raises:
         ChunkingError: the text has no tokens.
@@ -91,7 +91,7 @@ def _spans(
     title: str, text: str, tokens: Tokens, max_tokens: int, overlap_tokens: int
 ) -> list[tuple[int, int, int, bool]]:
     """Character spans with their number of tokens, and whether each ends inside a sentence."""
-    if len(text) <= _CHARACTERS_A_TOKEN * max_tokens:  # else it is hardly one chunk
+    if len(text) <= _CHARACTERS_A_TOKEN * max_tokens:  # a longer text is unlikely to fit into one chunk
         num_tokens = tokens.count(input_text(title, text))
         if 0 < num_tokens <= max_tokens:
             return [(*_stripped(text, 0, len(text)), num_tokens, False)]
@@ -137,9 +137,9 @@ def _cut(text: str, starts: Sequence[int], ends: Sequence[int], begin: int, done
     if limit_token >= len(starts):
         return len(text), False
     limit = starts[limit_token]
-    place = bisect.bisect_right(ends, limit) - 1
-    if place >= 0 and ends[place] > max(begin, done):
-        return ends[place], False
+    position = bisect.bisect_right(ends, limit) - 1
+    if position >= 0 and ends[position] > max(begin, done):
+        return ends[position], False
     space = text.rfind(" ", max(begin, done) + 1, limit + 1)
     if space > 0:
         return space, True
@@ -152,8 +152,8 @@ def _repeat_from(
     """Start of the next chunk, repeating about `overlap_tokens` at most: at a sentence, a word, or `end`."""
     # One less: with some tokenizers a token begins at the white space behind the sentence's end, with others after it.
     target = starts[max(bisect.bisect_left(starts, end) - overlap_tokens, 0)] - 1
-    place = bisect.bisect_left(ends, target)
-    if place < len(ends) and begin < ends[place] < end:
-        return ends[place]
+    position = bisect.bisect_left(ends, target)
+    if position < len(ends) and begin < ends[position] < end:
+        return ends[position]
     space = text.find(" ", max(target, begin + 1), end)
     return space if space > 0 else end

@@ -1,4 +1,4 @@
-"""How every corpus job begins: a unit is read and filtered, a document is chunked."""
+"""The first steps of every corpus job: read and filter a unit, chunk a document."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ from pipelines.corpus.splits import Unit
 
 
 class Reading(Protocol):
-    """What a job asks of the records that it reads; of `limit` and `min_hash` see `MemoryJob`."""
+    """Settings of a job for reading records; for `limit` and `min_hash` see `MemoryJob`."""
 
     @property
     def fields(self) -> Fields: ...  # noqa: D102
@@ -47,7 +47,7 @@ class Reading(Protocol):
 
 
 class Limits(Protocol):
-    """How long a chunk may be, in tokens."""
+    """Limits of a chunk, in tokens."""
 
     @property
     def max_tokens(self) -> int: ...  # noqa: D102
@@ -57,7 +57,7 @@ class Limits(Protocol):
 
 
 def documents_of(unit: Unit, job: Reading) -> Iterator[Document | DeadLetter]:
-    """One of a unit's records after the other: the document, where it passes the filters, else its letter."""
+    """Each record of a unit in order: a document if it passes the filters, else a dead letter."""
     for found in read_unit(unit, job.fields):
         if isinstance(found, Document) and (why := why_dropped(found, job.filters)):
             snippet = found.text[:SNIPPET_CHARACTERS]
@@ -67,7 +67,7 @@ def documents_of(unit: Unit, job: Reading) -> Iterator[Document | DeadLetter]:
 
 
 def chunks_of(document: Document, tokens: Tokens, limits: Limits) -> list[Chunk] | DeadLetter:
-    """The chunks of a document, or its letter."""
+    """The chunks of a document, or its dead letter."""
     try:
         return chunk_document(document, tokens, limits.max_tokens, limits.overlap_tokens)
     except ChunkingError as error:
@@ -76,9 +76,9 @@ def chunks_of(document: Document, tokens: Tokens, limits: Limits) -> list[Chunk]
 
 
 def chunk_tallies(document: Document, chunks: Sequence[Chunk], tokens: Tokens) -> list[tuple[str, int]]:
-    """What is counted of a document's chunks.
+    """Counts of a document's chunks.
 
-    Of texts nothing is ever cut off: what one chunk leaves stands in the next; of titles the end is.
+    Text is never lost, it continues in the next chunk; long titles are truncated.
     """
     truncated = [chunk.num_tokens for chunk in chunks if chunk.truncated]
     split = [chunk.num_tokens for chunk in chunks] if len(chunks) > 1 else []
@@ -101,10 +101,10 @@ def checkpoint_tokens(source: Name | Artefact) -> Tokens:
 
 
 def folder_tokens(folder: str | os.PathLike[str], prompts: Prompts) -> Tokens:
-    """What chunking needs of the tokenizer in a folder."""
+    """The functions of the tokenizer in a folder that chunking needs."""
     builder = PromptBuilder(load_tokenizer(folder), prompts)
-    # Whether special tokens are split is a state of the tokenizer, set by each call: threads share these two, each of
-    # which is always called alike.
+    # Whether special tokens are split is a state of the tokenizer, set by each call. Threads share these tokenizers, so
+    # each is always called with the same setting.
     splitting = load_tokenizer(folder)
 
     return Tokens(lambda text: token_spans(splitting, text), lambda text: len(builder.text_ids(text)))

@@ -1,6 +1,6 @@
-"""Names of what a corpus job counts; the invariants tie the counts together."""
+"""Names of the counts of a corpus job."""
 
-# What is counted; the invariants tie them together.
+# The stages of a job check equations between these counts.
 RECORDS, DOCUMENTS, BEYOND_LIMIT, CHUNKS, TRUNCATED, SPLIT = (
     "records read",
     "documents",
@@ -9,7 +9,7 @@ RECORDS, DOCUMENTS, BEYOND_LIMIT, CHUNKS, TRUNCATED, SPLIT = (
     "chunks truncated",
     "documents split",
 )
-# What truncation and splitting touched, in tokens as they are compressed: a title or an overlap counts in each chunk.
+# Extent of truncation and splitting, in compressed tokens: a title or an overlap counts in each chunk.
 DOCUMENTS_TRUNCATED, TRUNCATED_TOKENS, CUT_TOKENS, SPLIT_TOKENS = (
     "documents truncated",
     "tokens of chunks truncated",

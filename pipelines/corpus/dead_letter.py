@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A record that is not used: where it stands, the reason (counted), what happened, and how the record begins.
+    """A record that is not used: source and line, reason (counted), details, and the beginning of the record.
 
-    `dropped` says that it was left out as it should be; otherwise it failed. `document_id` is empty where the record
-    has none.
+    `dropped` is True if the record was excluded on purpose, False if it failed. `document_id` is empty for a record
+    without an id.
     """
 
     source: str
@@ -21,5 +21,5 @@ class DeadLetter:
 
 
 def clean(text: str) -> str:
-    """The text with lone surrogates replaced, which no coder takes."""
+    """The text with lone surrogates replaced, because no coder accepts them."""
     return text.encode("utf-8", "replace").decode()

@@ -16,12 +16,12 @@ _LETTERS_PER_FILE = 200_000
 
 
 def file_name(part: int, num_parts: int) -> str:
-    """Name of a part; of the only one `dead_letters.jsonl`."""
+    """File name of a part; a single part is named `dead_letters.jsonl`."""
     return f"{NAME}.jsonl" if num_parts == 1 else f"{NAME}-{part:05d}-of-{num_parts:05d}.jsonl"
 
 
 def letters_of_report(report: Mapping[str, Any]) -> Iterator[DeadLetter]:
-    """Letters of the chunks that a shard could not compress."""
+    """Dead letters of the chunks that a shard could not compress."""
     for f in report["failures"]:
         snippet = f["text"][:SNIPPET_CHARACTERS]
         yield DeadLetter(
@@ -30,17 +30,17 @@ def letters_of_report(report: Mapping[str, Any]) -> Iterator[DeadLetter]:
 
 
 def num_parts_of(num_letters: int) -> int:
-    """Parts for so many letters: a power of two."""
+    """Number of parts for so many dead letters: a power of two."""
     return 1 << (max(1, math.ceil(num_letters / _LETTERS_PER_FILE)) - 1).bit_length()
 
 
 def number_of(letter: DeadLetter) -> int:
-    """A number by which letters are spread over parts, the same everywhere."""
+    """A hash that assigns a dead letter to a part, equal on every machine."""
     return zlib.crc32(f"{letter.source}:{letter.line}".encode())
 
 
 def write_part(element: tuple[int, Iterable[DeadLetter | None]], num_parts: int, directory: str) -> dict[str, Any]:
-    """Write one part, sorted, whole or not at all. Returns its manifest entry."""
+    """Write one part, sorted, atomically. Returns its manifest entry."""
     part, found = element
     letters = sorted((x for x in found if x is not None), key=lambda x: (x.source, x.line, x.reason, x.detail))
     lines = "".join(json.dumps(asdict(letter), ensure_ascii=False) + "\n" for letter in letters)

@@ -1,7 +1,6 @@
 """Document ids shared by different texts: every text is kept; the job warns with a count and one example.
 
-What is compared of a document is short, whatever its text: on one machine 36 bytes on disk, in a graph one entry of a
-combiner.
+Only a short digest of each document is compared: 36 bytes on disk in the local run, one combiner entry in a graph.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from pipelines.corpus.splits import Unit
 SEVERAL = "document ids of several texts"
 EXAMPLE = "document id of several texts, the first"
 NUM_GROUPS = 64
-"""Of ids that are compared together."""
+"""Groups of ids; the ids of a group are compared together."""
 _FILES = "documents"
 _ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("content", ">u8"), ("unit", ">u4"), ("line", ">i8")])
 _PACKED = ">16s8sIq"
@@ -33,17 +32,17 @@ def _digest(text: str, num_bytes: int) -> bytes:
 
 
 def content_digest(document: Document) -> bytes:
-    """Eight bytes that tell the content of a document from others."""
+    """An eight-byte digest of a document's title and text."""
     return _digest(f"{document.title}\n{document.text}", 8)
 
 
 def example(document_id: str, first: tuple[str, int], other: tuple[str, int]) -> str:
-    """How an id of several texts is told: the id, and the first two places that differ."""
+    """Text that reports an id of several texts: the id, and the first two origins whose content differs."""
     return f"{document_id!r} ({first[0]}:{first[1]} and {other[0]}:{other[1]})"
 
 
 def two_that_differ(found: Iterable[tuple[TextOrigin, ...]]) -> tuple[TextOrigin, ...]:
-    """The first position, and the first with other content if any; combines partial results."""
+    """The first origin, and the first with other content if there is one; also combines partial results."""
     origins = sorted(origin for part in found for origin in part)
     others = [origin for origin in origins if origin[2] != origins[0][2]]
     return tuple([*origins[:1], *others[:1]])
@@ -54,7 +53,7 @@ def two_that_differ(found: Iterable[tuple[TextOrigin, ...]]) -> tuple[TextOrigin
 
 
 class IdWriter:
-    """Puts aside what is compared of a unit's documents."""
+    """Spills the digests of a unit's documents."""
 
     def __init__(self, stem: Path, unit: int) -> None:
         self._unit = unit
@@ -76,7 +75,7 @@ UnitOrigin = tuple[int, int]
 
 
 def compare_ids(group: int, spill: str) -> tuple[int, tuple[UnitOrigin, UnitOrigin] | None]:
-    """How many ids of a group stand for several texts, and the two places of the first."""
+    """Number of ids in a group that different texts share, and two origins of the first such id."""
     first, last = (NUM_PARTITIONS * edge // NUM_GROUPS for edge in (group, group + 1))
     blocks = [np.frombuffer(block, _ENTRY) for _, block in read_partitions(files_of(spill, _FILES), first, last)]
     entries = np.concatenate([np.empty(0, _ENTRY), *blocks])
@@ -102,7 +101,7 @@ def _origin(entry: Any) -> UnitOrigin:
 def example_of(
     pair: tuple[UnitOrigin, UnitOrigin] | None, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]]
 ) -> str:
-    """The `example` of a pair that `compare_ids` gave; `read` gives a unit's documents once more, for the id."""
+    """The `example` for a pair returned by `compare_ids`; `read` reads a unit's documents again, to get the id."""
     if not pair:
         return ""
     (number, line), (other, other_line) = pair

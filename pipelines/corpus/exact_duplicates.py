@@ -14,7 +14,7 @@ ChunkOrigin = tuple[str, str, int, int]
 
 @dataclass(frozen=True)
 class UniqueChunk:
-    """The first chunk of its content, the line that it came from, and how many there were."""
+    """The first chunk of its content, the line of its document, and the number of equal chunks."""
 
     chunk: Chunk
     line: int

@@ -1,4 +1,4 @@
-"""Input files: of this machine, or at URLs that Beam's file systems know (Beam is imported for these only)."""
+"""Input files on this machine, or at URLs of Beam's file systems (Beam is imported only for URLs)."""
 
 import glob
 import os
@@ -61,7 +61,7 @@ def list_files(pattern: str) -> list[str]:
 
 
 def size_and_change(url: str) -> tuple[int, float]:
-    """Bytes of a file at a URL, and when it changed last, in seconds since the epoch."""
+    """Size of a file at a URL in bytes, and time of its last change in seconds since the epoch."""
     from apache_beam.io.filesystems import FileSystems
 
     entry = FileSystems.match([url])[0].metadata_list[0]

@@ -1,6 +1,6 @@
 """Filters over documents: length, language and symbols.
 
-Each is off by default, and what it drops is told with its reason.
+Each filter is off by default; dropped documents are counted and written to the dead letters with their reason.
 """
 
 import difflib
@@ -13,19 +13,18 @@ from typing import Any
 from clara.data.records import Document
 from clara.errors import InputError
 
-_LANGUAGE_CHARACTERS = 2_000  # more of a text changes the verdict no more
+_LANGUAGE_CHARACTERS = 2_000  # more text does not change the result
 
 
 @dataclass(frozen=True)
 class Filters:
-    """What a document must be to stay.
+    """Conditions for a document to be kept.
 
     Attributes:
-        min_characters: of its text, at least.
-        max_characters: of its text, at most; 0: no bound.
-        languages: ISO 639 codes, of which its language must be one; none: any.
-        max_symbol_ratio: share of the text's characters, white space aside, that are neither letters nor digits, at
-            most; 1: any.
+        min_characters: minimum length of the text.
+        max_characters: maximum length of the text; 0: no limit.
+        languages: allowed languages as ISO 639 codes; empty: any.
+        max_symbol_ratio: maximum share of characters, without white space, that are neither letters nor digits; 1: any.
     """
 
     min_characters: int = 0
@@ -34,7 +33,7 @@ class Filters:
     max_symbol_ratio: float = 1.0
 
     def settings(self) -> dict[str, Any]:
-        """What differs from no filter at all, for a recipe."""
+        """Settings that differ from the defaults, for a recipe."""
         nothing = asdict(Filters())
         return {name: value for name, value in asdict(self).items() if value != nothing[name]}
 
@@ -42,11 +41,11 @@ class Filters:
 def make_filters(
     min_characters: int, max_characters: int, languages: Sequence[str], max_symbol_ratio: float
 ) -> Filters:
-    """Filters of the command's flags.
+    """Filters from the command's flags.
 
     Raises:
-        InputError: a bound below 0, a maximum under the minimum, a ratio not between 0 and 1, or a language that is not
-            known.
+        InputError: a limit is below 0, the maximum is under the minimum, the ratio is not between 0 and 1, or a
+            language is unknown.
     """
     for name, value in (("min-characters", min_characters), ("max-characters", max_characters)):
         if value < 0:
@@ -91,7 +90,7 @@ def _identifier() -> Any:
 
 
 def why_dropped(document: Document, filters: Filters) -> tuple[str, str] | None:
-    """Reason (counted) and detail for which a document is dropped; None: it stays."""
+    """Reason (counted) and detail if the document is dropped; None if it is kept."""
     length = len(document.text)
     if length < filters.min_characters:
         return "too short", f"{length} characters, --min-characters {filters.min_characters}"

@@ -16,7 +16,7 @@ _LONG_WORD = re.compile(r"\b[^\W\d_A-Z]{7,}\b")
 def spans(sentence: str, own_name: str, others: Names) -> list[tuple[int, int]]:
     """Character spans of a sentence to mask: its own title, names of several words, numbers, else the longest word.
 
-    No span overlaps another article's name, or stands in the sentence twice.
+    No span overlaps another article's name or occurs twice in the sentence.
     """
     own = re.search(rf"\b{re.escape(own_name)}\b", sentence, re.IGNORECASE) if own_name else None
     matches = [own.span()] if own else []

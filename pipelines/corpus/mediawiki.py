@@ -1,4 +1,4 @@
-"""MediaWiki XML dumps: their pages one by one, and where the streams of a multistream dump begin."""
+"""Reads MediaWiki XML dumps: pages one by one, and the streams of a multistream dump."""
 
 import bz2
 import io
@@ -20,7 +20,7 @@ _BEGINNING, _FIRST_BLOCK = re.compile(rb"BZh[1-9]"), b"1AY&SY"  # of a bz2 strea
 
 @dataclass(frozen=True)
 class Page:
-    """One page of a dump; `text` is the wikitext of its revision, None where the dump has none."""
+    """One page of a dump; `text` is the wikitext of its revision, None if the dump has none."""
 
     id: str
     title: str
@@ -40,10 +40,10 @@ class Stream:
 
 
 class Readable(Protocol):
-    """What pages are read from."""
+    """A stream that pages are read from."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Some more bytes; nothing at the end."""
+        """Some more bytes; empty at the end."""
         ...
 
 
@@ -53,7 +53,7 @@ def is_index(path: str) -> bool:
 
 
 def index_path(path: str) -> str:
-    """Where the index of a dump stands; empty: its name is not that of a multistream dump."""
+    """Path of the index of a dump; empty if the name is not that of a multistream dump."""
     found = _DUMP.fullmatch(path)
     return f"{found['stem']}-index{found['part']}.txt{found['pages'] or ''}.bz2" if found else ""
 
@@ -62,7 +62,7 @@ def streams(index: Iterable[bytes]) -> Iterator[Stream]:
     """The streams that an index lists, by lines of `offset:page id:title`.
 
     Raises:
-        ValueError: a line is none of these, or offsets go back; the message says which line.
+        ValueError: a line has another form, or offsets decrease; the message names the line.
     """
     start, first, number = -1, 1, 0
     for number, line in enumerate(index, 1):
@@ -78,9 +78,9 @@ def streams(index: Iterable[bytes]) -> Iterator[Stream]:
 
 
 def with_unlisted(listed: Sequence[Stream], dump: IO[bytes]) -> list[Stream]:
-    """All parts of a dump that hold pages: those in its index and those missing there, which are searched; renumbered.
+    """All parts of a dump that contain pages, renumbered: those in its index, and others that a search finds.
 
-    A part that can't be read is among them, so that its reader tells what is wrong. Header and footer hold no pages.
+    A part that can't be read is included, so that its reader reports the error. Header and footer contain no pages.
     """
     known = {stream.start: stream.num_pages for stream in listed}
     starts = sorted({0, *known, *stream_starts(dump)})
@@ -110,7 +110,7 @@ def stream_starts(dump: IO[bytes]) -> Iterator[int]:
 
 
 def _count_pages(dump: IO[bytes], start: int, end: int) -> tuple[int, bool]:
-    """Pages of a part, and whether there is damage behind them."""
+    """Number of readable pages of a part, and whether damaged data follows them."""
     number = 0
     try:
         for page in pages(_Pieces(contents(dump, start, end))):
@@ -121,27 +121,27 @@ def _count_pages(dump: IO[bytes], start: int, end: int) -> tuple[int, bool]:
 
 
 def part_pages(dump: IO[bytes], part: Stream) -> Iterator[Page | str]:
-    """The pages of a part, which may hold several bz2 streams, as of `pages`; one stream is in memory at a time.
+    """The pages of a part, as returned by `pages`; of its bz2 streams one is in memory at a time.
 
     Raises:
-        OSError: a stream is damaged or cut short; the pages of those before have been given.
-        xml.etree.ElementTree.ParseError: as of `pages`.
+        OSError: a stream is damaged or truncated; pages of the streams before it have been returned.
+        xml.etree.ElementTree.ParseError: as raised by `pages`.
     """
     return pages(_Pieces(contents(dump, part.start, part.end)))
 
 
 def contents(dump: IO[bytes], start: int, end: int) -> Iterator[bytes]:
-    """The content of the bz2 streams from one byte to another, one by one, as a document of its own.
+    """The content of the bz2 streams from `start` to `end`, one by one, which together form one XML document.
 
     Raises:
-        OSError: a stream is damaged, or cut short; what stands before has been given.
+        OSError: a stream is damaged or truncated; the streams before it have been returned.
     """
     dump.seek(start)
     data = dump.read(end - start) if end >= 0 else dump.read()
     first, last = True, b""
     while data:
         inner = bz2.BZ2Decompressor()
-        content = inner.decompress(data)  # whole: only at a block's end it is known to be what was written
+        content = inner.decompress(data)  # whole: a block is verified only at its end
         if not inner.eof:
             raise OSError(f"the stream at byte {start} is cut short, or its offset in the index is wrong")
         start, data = start + len(data) - len(inner.unused_data), inner.unused_data
@@ -154,13 +154,13 @@ def contents(dump: IO[bytes], start: int, end: int) -> Iterator[bytes]:
 
 
 class _Pieces:
-    """What `read` gives piece by piece, of whatever size."""
+    """A stream whose `read` returns the next piece, of any size."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = (piece for piece in pieces if piece)
 
     def read(self, _size: int = -1) -> bytes:
-        """The next piece; nothing at the end."""
+        """The next piece; empty at the end."""
         return next(self._pieces, b"")
 
 
@@ -177,7 +177,7 @@ def unread_prefixes(dump: IO[bytes]) -> list[str]:
             if not isinstance(page, str):
                 break
             found.append(page)
-    except ElementTree.ParseError:  # cut where the bytes end, which is behind what is wanted
+    except ElementTree.ParseError:  # the header is truncated after the namespaces
         return found
     return found
 
@@ -190,10 +190,10 @@ def prefix_of(element: ElementTree.Element) -> str:
 
 
 def pages(stream: Readable) -> Iterator[Page | str]:
-    """The pages of a dump, in order; a string is a prefix as of `prefix_of`, which stand ahead of all pages.
+    """The pages of a dump, in order; strings are prefixes as returned by `prefix_of` and precede all pages.
 
     Raises:
-        xml.etree.ElementTree.ParseError: not XML from some place on; what stands before has been given.
+        xml.etree.ElementTree.ParseError: the stream is not valid XML; pages before the error have been returned.
     """
     root = None
     for event, element in ElementTree.iterparse(stream, ["start", "end"]):
@@ -203,7 +203,7 @@ def pages(stream: Readable) -> Iterator[Page | str]:
             continue
         if _local(element) == "page":
             yield _page(element)
-            root.clear()  # what has been given is done with
+            root.clear()  # frees the memory of returned pages
         elif prefix := prefix_of(element):
             yield prefix
 
@@ -212,7 +212,7 @@ def _page(element: ElementTree.Element) -> Page:
     found = {_local(child): child for child in element}
     revision = found.get("revision")
     texts = [child for child in revision if _local(child) == "text"] if revision is not None else []
-    # An empty element is an empty page; a deleted one has no text to speak of.
+    # An empty element is an empty page; a deleted revision has no text.
     text = (texts[-1].text or "") if texts and texts[-1].get("deleted") is None else None
 
     def value(name: str) -> str:

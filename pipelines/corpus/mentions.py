@@ -6,7 +6,7 @@ A title can be mentioned when it is *specific*:
   then share is nobody's;
 * the name has at least four characters and begins with a capital letter;
 * a name of one word is no function word, and its own article does not write it small inside a sentence: "A tower is a
-  tall structure" tells that Tower is a common noun. (Several words of which only the first has a capital, as in
+  tall structure" shows that Tower is a common noun. (Several words of which only the first has a capital, as in
   "Chemical element", are written small inside a sentence; matching is case-sensitive, so those are found only as
   names.)
 

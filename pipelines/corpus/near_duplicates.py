@@ -1,9 +1,9 @@
 """Near duplicates: MinHash signatures in banded buckets; the first similar document stays, on every runner.
 
-In a bucket documents come in the order of the corpus. Each is compared with those that stand for the ones before it,
-and is dropped when its estimated similarity with one of them reaches the threshold; else it stands for itself. One
-shuffle, no connected components: in a chain where a is like b and b like c, but a not like c, c goes although b, which
-it is like, went too. Bands miss one pair in five whose similarity is just the threshold, and few above it.
+The documents of a bucket are compared in the order of the corpus. A document is dropped if its estimated similarity
+with a kept document of the bucket reaches the threshold; otherwise it is kept. This takes one shuffle and no connected
+components: if a is similar to b and b to c, but a not to c, then c may be dropped although b was dropped, too. Bands
+miss one pair in five whose similarity is just the threshold, and few pairs above it.
 """
 
 import functools
@@ -24,8 +24,8 @@ from pipelines.corpus.dead_letters import SNIPPET_CHARACTERS
 REASON = "near duplicate"
 NUM_HASHES, _SEED, _SCHEME = 128, 1, "affine32"
 _SHINGLE_WORDS = 5
-_LARGEST_THRESHOLD = 0.95  # beyond, 128 hashes tell nothing apart
-_UNSPACED = (  # scripts written without spaces between words: of these each character is a word of its own
+_LARGEST_THRESHOLD = 0.95  # above it, 128 hashes do not discriminate
+_UNSPACED = (  # scripts written without spaces between words: each of their characters counts as a word
     "\u0e00-\u0eff"  # Thai, Lao
     "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
     "\u1780-\u17ff"  # Khmer
@@ -62,7 +62,7 @@ def make_min_hash_settings(threshold: float) -> MinHashSettings | None:
         )
     if not threshold:
         return None
-    # Of misses and false alarms only misses matter here: alarms are compared, and cost time alone.
+    # Misses weigh more than false positives, which are compared anyway and only cost time.
     lsh = MinHashLSH(threshold=threshold, num_perm=NUM_HASHES, weights=(0.1, 0.9))
     return MinHashSettings(threshold, lsh.b, lsh.r)
 
@@ -75,7 +75,7 @@ def shingles(text: str) -> set[bytes]:
     lower = text.lower()
     words = _WORD.findall(lower)
     if not words:
-        return {" ".join(["", *lower.split()]).encode()}  # which no words give
+        return {" ".join(["", *lower.split()]).encode()}  # no text with words has this shingle
     spans = max(1, len(words) - _SHINGLE_WORDS + 1)
     return {" ".join(words[begin : begin + _SHINGLE_WORDS]).encode() for begin in range(spans)}
 
@@ -116,7 +116,7 @@ def duplicates_in_order(
 
 
 def band_keys(own: Signature, min_hash: MinHashSettings) -> Iterator[bytes]:
-    """Name of the bucket that a signature falls into, for each band: two bytes, and four for each hash."""
+    """Key of the signature's bucket for each band: two bytes, and four for each hash."""
     for band in range(min_hash.num_bands):
         yield band.to_bytes(2, "big") + own[band * min_hash.band_size : (band + 1) * min_hash.band_size].tobytes()
 

@@ -1,6 +1,6 @@
-"""Units of a corpus as documents: JSONL, JSON arrays, Parquet, plain text and MediaWiki dumps, plain or compressed.
+"""Reads units of a corpus: JSONL, JSON arrays, Parquet, plain text and MediaWiki dumps, plain or compressed.
 
-What can't be read is told.
+Each record that can't be read becomes a dead letter.
 """
 
 import json
@@ -26,9 +26,9 @@ _PARQUET_ROWS = 1024  # of a row group in memory at once
 
 
 def read_unit(unit: Unit, fields: Fields) -> Iterator[Document | DeadLetter]:
-    """The documents of a unit, normalised, and a dead letter for each record that is none. Blank lines are no records.
+    """The documents of a unit, normalised, and a dead letter for each invalid record. Blank lines are skipped.
 
-    A file that is damaged in the middle gives what stands before, and one dead letter.
+    A damaged file yields the records before the damage, and one dead letter.
     """
     line = unit.first_line
     try:
@@ -41,7 +41,7 @@ def read_unit(unit: Unit, fields: Fields) -> Iterator[Document | DeadLetter]:
 
 
 def to_document(raw: Any, fields: Fields, source: str, line: int) -> Document | DeadLetter:
-    """A record, either bytes of JSON or an object, as a document; or the reason why it is none."""
+    """A record, given as bytes of JSON or an object, as a document; a dead letter if it is invalid."""
 
     def dead(reason: str, detail: str) -> DeadLetter:
         shown = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else repr(raw)
@@ -153,7 +153,7 @@ def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields) -> Iterator[tuple[
     if not file.metadata.num_row_groups:
         return
     columns = [name for name in (fields.id, fields.title, fields.text) if name in file.schema_arrow.names]
-    # Without the text column each row is a dead letter that names the columns there are.
+    # Without the text column each row becomes a dead letter that lists the columns of the file.
     wanted = columns if fields.text in columns else None
     number = unit.first_line
     for batch in file.iter_batches(_PARQUET_ROWS, row_groups=[unit.row_group], columns=wanted):
@@ -164,7 +164,7 @@ def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields) -> Iterator[tuple[
 def _stream_pages(
     raw: IO[bytes], unit: Unit, stream: mediawiki.Stream, fields: Fields
 ) -> Iterator[tuple[int, Mapping[str, str] | DeadLetter]]:
-    """The pages of a part of a dump, and a dead letter where there are not as many as the index lists."""
+    """The pages of a part of a dump, and a dead letter if their number differs from the index."""
     number = stream.first_page - 1
     for number, record in _records_of(mediawiki.part_pages(raw, stream), unit, fields):
         yield number, record
@@ -189,7 +189,7 @@ def _records_of(
 def _of_page(
     page: mediawiki.Page, blank: DeadLetter, unread: Collection[str], fields: Fields
 ) -> Mapping[str, str] | DeadLetter:
-    """The fields of a page, or the filled-in letter that says why it is left out."""
+    """The fields of a page, or `blank` completed with the reason why the page is excluded."""
     if page.namespace != "0":
         return replace(
             blank, reason="other namespace", detail=f"namespace {page.namespace}, articles have 0", dropped=True

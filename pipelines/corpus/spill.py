@@ -1,11 +1,10 @@
 """Records spilled to disk by partition, so that a corpus bypasses the runner's memory: a shuffle in files.
 
-A writer fills files of bounded size. Each has a table of where every partition begins, then the partitions' bytes one
-after the other. A reader takes a range of partitions of all files, with two small reads a file. Whole files only: they
-are written under another name first.
+A writer produces files of bounded size: a table with the offset of every partition, then the bytes of the partitions.
+A reader reads a range of partitions of all files, with two small reads per file. Files are written atomically.
 
-Where the number of shards is not known yet when records are put aside, partitions stand in the order of the row id's
-last bits reversed. The rows of one of 2^k shards are then neighbours in every file, whatever k is.
+If the number of shards is not known when records are spilled, partitions are ordered by the reversed last bits of the
+row id. The rows of one of 2^k shards are then adjacent in every file, for any k.
 """
 
 import itertools
@@ -44,7 +43,7 @@ def partition_of(number: int, num_shards: int) -> int:
 def partitions_of_shard(shard: int, num_shards: int) -> tuple[int, int]:
     """Range of partitions [first, last) that hold a shard's numbers (n % num_shards = shard) and perhaps others.
 
-    Only for what was put aside without their number, which must be a power of two.
+    Only for records that were spilled without a number of shards; that number must be a power of two.
     """
     if num_shards & (num_shards - 1):
         raise ValueError(f"{num_shards} shards: not a power of two")
@@ -60,7 +59,7 @@ class SpillWriter:
         self._records: dict[int, list[bytes]] = {}
         self._num_bytes = 0
         self.num_files = 0
-        for number in itertools.count():  # what an attempt that was interrupted left
+        for number in itertools.count():  # files of an interrupted attempt
             try:
                 self._path(number).unlink()
             except FileNotFoundError:
@@ -80,7 +79,7 @@ class SpillWriter:
         """Write what was collected.
 
         Raises:
-            InputError: the disk refuses.
+            InputError: the file cannot be written.
         """
         if not self._records:
             return
@@ -118,7 +117,7 @@ def _read(handle: int, offset: int, size: int) -> bytes:
         part = os.pread(handle, size, offset)
         if not part:
             raise InputError(
-                "a file that was put aside is shorter than it was; remove the .spill folder and run the command again"
+                "a spilled file is shorter than it was; remove the .spill folder and run the command again"
             )
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
@@ -141,12 +140,12 @@ def to_line(value: Any) -> bytes:
 
 
 def unit_stem(spill: str, unit: int) -> Path:
-    """What the names of a unit's files begin with."""
+    """The common beginning of the names of a unit's files."""
     return Path(spill) / f"unit-{unit:06d}"
 
 
 def files_of(spill: str, kind: str) -> list[Path]:
-    """All files of a kind, by unit; of finished units only, so ask when all are."""
+    """All files of a kind, by unit; call it after all units are finished."""
     return sorted(Path(spill).glob(f"*.{kind}"))
 
 
@@ -154,7 +153,7 @@ def begin_spill(spill: str, recipe: Any) -> None:
     """A folder for spilled records: those of an interrupted run with the same recipe stay, others are removed.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: the folder cannot be created.
     """
     plan = hash_of({"recipe": recipe, "format": _FORMAT, "versions": versions()})
     noted = Path(spill) / PLAN
@@ -169,13 +168,13 @@ def begin_spill(spill: str, recipe: Any) -> None:
 
 
 def remove_spill(spill: str) -> None:
-    """Remove the folder, the note of what it holds first: a folder that is half removed is not taken up again."""
+    """Remove the folder, its plan first: without a plan, a half-removed folder is not reused."""
     (Path(spill) / PLAN).unlink(missing_ok=True)
     shutil.rmtree(spill, ignore_errors=True)
 
 
 def noted_report(path: Path) -> dict[str, Any] | None:
-    """What a finished piece of work noted of itself; None: it has not finished."""
+    """The report that a finished task wrote; None if it has not finished."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):

@@ -39,16 +39,16 @@ class Unit:
     """A unit of work for one reader: a file, lines of a JSONL file, a Parquet row group, or a stream of a dump.
 
     Attributes:
-        path: what is opened.
-        name: how the user named it; stands in every record as its source.
+        path: absolute path or URL.
+        name: path as the user gave it; the source of every record.
         format: one of `FORMATS`.
         compression: `gzip`, `bz2`, `zstd`, `xz` or empty.
         row_group: of a Parquet file.
         first_line: number of the unit's first line, row or page.
         stream: of a multistream dump.
-        unread_links: the wiki's names of links that are no prose, where the unit itself does not tell them.
+        unread_links: the wiki's names of links that are no prose, if the unit itself does not contain them.
         start: byte of a JSONL file at which the unit's first line begins.
-        end: byte behind its last line; −1: the file's end.
+        end: byte after its last line; −1: end of file.
     """
 
     path: str
@@ -122,7 +122,7 @@ def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
             metadata = pq.ParquetFile(stream).metadata
             rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     except (OSError, pa.ArrowException):
-        return [Unit(path, name, kind)]  # the reader will say what is wrong, as a dead letter
+        return [Unit(path, name, kind)]  # the reader reports the error as a dead letter
     return [Unit(path, name, kind, row_group=group, first_line=1 + sum(rows[:group])) for group in range(len(rows))]
 
 
@@ -148,7 +148,7 @@ def line_ranges(path: str, range_bytes: int) -> list[tuple[int, int, int]]:
                 ranges.append((begin, end, first_line))
                 begin, first_line = end, first_line + lines
     except OSError:
-        return [(0, -1, 1)]  # the reader will say what is wrong, as a dead letter
+        return [(0, -1, 1)]  # the reader reports the error as a dead letter
     return [*ranges, (begin, -1, first_line)]
 
 
@@ -171,7 +171,7 @@ def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
             found = mediawiki.with_unlisted(listed, raw) if listed else []
     except (*DAMAGE, ValueError) as error:
         raise InputError(
-            f"{index}: cannot be read ({error}); copy it and the dump anew, "
+            f"{index}: cannot be read ({error}); copy it and the dump again, "
             "or move it away to read the dump as one piece"
         ) from error
     if len(found) > len(listed) > 0:
@@ -187,7 +187,7 @@ def _streams_of(path: str, name: str, compression: str) -> list[Unit]:
 
 
 def describe(units: Sequence[Unit]) -> list[dict[str, Any]]:
-    """What the input is, for a recipe: name and sha256 of local files; size and time of change of remote ones."""
+    """The input for a recipe: name and sha256 of local files; size and time of change of remote files."""
     described = []
     for path, name in sorted({(unit.path, unit.name) for unit in units}):
         if "://" in path:

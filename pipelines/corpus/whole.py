@@ -1,4 +1,4 @@
-"""The corpus files that the small commands read and write: whole corpora in RAM."""
+"""Reads and writes whole corpora in memory, for the small commands."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def read_corpus(files: Sequence[str], fields: Fields = FIELDS) -> list[Document]
 
 
 def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write rows as JSONL to a path or URL, whole or not at all; returns their number."""
+    """Write rows as JSONL to a path or URL, atomically. Returns their number."""
     lines = [json.dumps(row, ensure_ascii=False, default=str) for row in rows]
     atomic_write(path, "".join(line + "\n" for line in lines))
     return len(lines)

@@ -50,7 +50,7 @@ def plain_text(wikitext: str, unread_links: Collection[str] = UNREAD_LINKS) -> s
         mwparserfromhell.parser.ParserError: the source can't be parsed.
     """
     text = _of_code(mwparserfromhell.parse(wikitext), unread_links)
-    # What a template stood for leaves its brackets behind.
+    # A removed template may leave empty brackets behind.
     return _EMPTY_BRACKETS.sub("", _BEHAVIOUR_SWITCH.sub("", text))
 
 
@@ -82,7 +82,7 @@ def _of_node(node: Node, unread_links: Collection[str]) -> str:
 def _of_link(node: Wikilink, unread_links: Collection[str]) -> str:
     title = str(node.title).strip()
     prefix, colon, _ = title.partition(":")
-    # A colon in front makes any link one to read.
+    # A link with a leading colon is part of the prose.
     if colon and prefix and (prefix.strip().lower() in unread_links or _LANGUAGE_LINK.fullmatch(prefix)):
         return ""
     return _of_code(node.text, unread_links) if node.text is not None else title.removeprefix(":")

@@ -1,6 +1,6 @@
-"""Does a worker pool give workers?
+"""Checks that a worker pool can start workers.
 
-Asked before a job is submitted: a pool whose processes cannot start answers as if they did, and the job waits for ever.
+Runs before a job is submitted: a pool whose processes cannot start answers as if they did, and the job would hang.
 """
 
 import threading
@@ -28,19 +28,19 @@ class _Runner(
     beam_fn_api_pb2_grpc.BeamFnLoggingServicer,
     beam_provision_api_pb2_grpc.ProvisionServiceServicer,
 ):
-    """Just enough of a runner for a worker to report to."""
+    """A minimal runner that a worker can connect to."""
 
     def __init__(self) -> None:
         self.reported, self.over = threading.Event(), threading.Event()
 
     def Control(self, responses: Any, context: Any) -> Iterator[Any]:  # noqa: N802
-        """A worker is here; it gets nothing to do."""
+        """Note that a worker has connected; it gets no work."""
         self.reported.set()
         self.over.wait()
         yield from ()
 
     def Logging(self, messages: Any, context: Any) -> Iterator[Any]:  # noqa: N802
-        """What a worker logs; nobody reads it."""
+        """Ignore the log of a worker."""
         self.over.wait()
         yield from ()
 

@@ -1,6 +1,6 @@
-"""A job on Google Cloud Dataflow: which options it needs, which it takes over, and which stages get GPUs.
+"""A job on Google Cloud Dataflow: which options it needs, which it sets, and which stages get GPUs.
 
-What is wrong is told before anything is sent.
+Errors are reported before the job is submitted.
 """
 
 import importlib.util
@@ -34,12 +34,12 @@ _ONE_PROCESS = "no_use_multiple_sdk_containers"
 
 
 def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) -> None:
-    """Check the options and fill in what a corpus job wants of Dataflow.
+    """Check the options, and set those that a corpus job needs on Dataflow.
 
     Args:
-        options: Beam's; changed in place.
+        options: Beam's options; changed in place.
         typed: names of the options that the user gave.
-        num_workers: of the job's own `--num-workers`.
+        num_workers: value of the job's `--num-workers`.
 
     Raises:
         InputError: an option is missing, has no effect here, or would install packages on the workers.
@@ -83,13 +83,13 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
 
 
 def check_paths(paths: Mapping[str, str]) -> None:
-    """Refuse paths that Dataflow's machines cannot have.
+    """Check that Dataflow's machines can see the paths.
 
     Args:
-        paths: flag → path; empty ones are not given. Those of the model may lie in the image.
+        paths: flag → path, empty if not given. `checkpoint` and `backbone` may be stored in the worker image.
 
     Raises:
-        InputError: names the flag.
+        InputError: a path is not visible; the message names its flag.
     """
     for flag, path in paths.items():
         if not path or path.startswith("gs://"):
@@ -97,8 +97,8 @@ def check_paths(paths: Mapping[str, str]) -> None:
         if flag in ("checkpoint", "backbone"):
             if not path.startswith("/"):
                 raise InputError(
-                    f"--{flag} {path}: relative; give gs://…, or the absolute path at which the worker image (and "
-                    "this machine) has it"
+                    f"--{flag} {path}: relative; give gs://…, or the absolute path at which the worker image "
+                    "(and this machine) has it"
                 )
         elif "://" not in path:
             raise InputError(
@@ -107,10 +107,10 @@ def check_paths(paths: Mapping[str, str]) -> None:
 
 
 def prepare_gpu(options: PipelineOptions, hint: str) -> None:
-    """Let one process with many threads, and so one model, use a machine's GPU.
+    """Run one process with many threads on a GPU machine, so that it loads one model.
 
     Raises:
-        InputError: an option that Dataflow does not allow with GPUs for single stages.
+        InputError: an option excludes GPUs for single stages.
     """
     if not hint:
         return
@@ -130,12 +130,12 @@ def prepare_gpu(options: PipelineOptions, hint: str) -> None:
 
 
 def on_gpu(transform: beam.ParDo, hint: str) -> Any:
-    """The transform, on a machine of the hint; where there is none, as it is."""
+    """The transform with a resource hint; without a hint, unchanged."""
     return transform.with_resource_hints(accelerator=hint) if hint else transform
 
 
 def fusion_break(values: PCollection[Element], hint: str, label: str) -> PCollection[Element]:
-    """Fusion break: keep the next stage off the workers of the previous one; without a hint the values as they are."""
+    """Keep the next stage off the workers of the previous one, with a `Reshuffle`; without a hint, do nothing."""
     return values | label >> beam.Reshuffle() if hint else values
 
 
@@ -145,10 +145,10 @@ def is_rehearsal(options: PipelineOptions, runner: str) -> bool:
 
 
 def graph(pipeline: beam.Pipeline) -> list[dict[str, str]]:
-    """What Dataflow is asked for: each step that runs our code, in which image and with which accelerator.
+    """The steps requested from Dataflow that run our code, each with its image and accelerator.
 
     Args:
-        pipeline: one that its runner has submitted, or made.
+        pipeline: a pipeline that its runner has submitted or built.
     """
     runner: Any = pipeline.runner
     parts = runner.proto_pipeline.components

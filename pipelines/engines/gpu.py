@@ -1,4 +1,4 @@
-"""Which GPU a job asks Dataflow for."""
+"""The GPU that a job requests from Dataflow."""
 
 import re
 
@@ -9,16 +9,16 @@ _GPU_NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)+")
 
 
 def gpu_hint(gpu_type: str, gpu_count: int, *, runner: str, device: str) -> str:
-    """Beam's resource hint for the compressing stages; empty where they need no GPU of their own.
+    """Beam's resource hint for the stages that compress; empty if the job requests no GPU.
 
     Args:
-        gpu_type: as Google Cloud names it, `nvidia-l4`; empty: none.
-        gpu_count: GPUs of a machine.
-        runner: where the job runs.
-        device: that the model is to run on.
+        gpu_type: Google Cloud's name of the GPU, e.g. `nvidia-l4`; empty: none.
+        gpu_count: GPUs per machine.
+        runner: name of the runner.
+        device: device of the model.
 
     Raises:
-        InputError: these do not go together.
+        InputError: the arguments contradict each other.
     """
     if not gpu_type:
         if runner == DATAFLOW and device.startswith("cuda"):

@@ -1,4 +1,4 @@
-"""Names of the runners that this project knows more of than their name."""
+"""Names of the runners that this project has code for."""
 
 LOCAL = "local"
 SPARK = "SparkRunner"

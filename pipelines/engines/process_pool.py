@@ -42,23 +42,23 @@ def _call(task: Callable[[Any, Item], Result], item: Item) -> Result:
         return task(_worker, item)
     except (InputError, OSError):
         raise
-    except Exception as error:  # of a class that the parent may be unable to unpickle
+    except Exception as error:  # the parent may be unable to unpickle its class
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
 
 
 class WorkerPool(Generic[Worker]):
-    """Runs tasks on workers: objects that keep what loads slowly (a model, a tokenizer), one in each process.
+    """Runs tasks on workers, one object per process, which keep a loaded model and tokenizer.
 
-    With one worker there is no other process: tasks run here.
+    With one worker, tasks run in this process.
     """
 
     def __init__(self, num_workers: int, make: Callable[[Setting], Worker], setting: Setting) -> None:
-        """Processes start when the first tasks come.
+        """Processes start with the first tasks.
 
         Args:
-            num_workers: processes.
-            make: makes a worker; importable by name.
-            setting: its argument, picklable.
+            num_workers: number of processes.
+            make: returns a worker; importable by name.
+            setting: argument of `make`, picklable.
         """
         self._here = make(setting) if num_workers == 1 else None
         self._others = set(multiprocessing.active_children())
@@ -80,7 +80,7 @@ class WorkerPool(Generic[Worker]):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None) -> None:
-        """End the processes; after an error at once, whatever they are doing."""
+        """End the processes; kill them after an error."""
         if kind is not None:
             for process in set(multiprocessing.active_children()) - self._others:
                 process.kill()
@@ -88,7 +88,7 @@ class WorkerPool(Generic[Worker]):
 
 
 def retry_on_worker_death(run: Callable[[], Result], output: str) -> Result:
-    """The result of a job that can resume: if one of its processes is killed, it runs again, three times at most.
+    """Run a job that can resume; if one of its processes is killed, run it again, at most three times in total.
 
     Raises:
         InputError: processes were killed in each run.

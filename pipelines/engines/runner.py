@@ -29,10 +29,10 @@ from pipelines.engines import dataflow, spark
 from pipelines.engines.names import LOCAL
 from pipelines.engines.process_pool import num_cores
 
-# Of the counters that jobs keep.
+# Namespaces of the counters of our jobs.
 NAMESPACES = ("build_memory", "score_utilities")
-# What Beam takes as options, the store's client of artefacts reads from here; worker processes of the local runner
-# inherit it.
+# Beam's S3 options are passed on to the S3 client for artefacts through these variables; workers on this machine
+# inherit them.
 _S3_VARIABLES = {
     "s3_endpoint_url": "AWS_ENDPOINT_URL",
     "s3_access_key_id": "AWS_ACCESS_KEY_ID",
@@ -47,7 +47,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def beam_options(rest: Sequence[str], runner: str, num_workers: int) -> PipelineOptions:
-    """Beam's options from the arguments that are not the job's own.
+    """Parse the arguments that are not the job's own as Beam's options.
 
     Args:
         rest: `--name=value` arguments for Beam.
@@ -105,7 +105,7 @@ def make_pipeline(options: PipelineOptions, runner: str) -> beam.Pipeline:
     `local` is the portable runner that ships with Beam: its `DirectRunner` first tries to download another one.
 
     Raises:
-        InputError: what the runner needs is not there.
+        InputError: the runner, or something that it needs, is missing.
     """
     if runner == spark.RUNNER:
         spark.preflight(options)
@@ -126,14 +126,14 @@ def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
     """Run a pipeline to its end. Returns its counters as `counters` does.
 
     Raises:
-        InputError: a worker met one; what the runner says around it is left out.
+        InputError: raised in a worker; the text that the runner adds is removed.
     """
     try:
         result = pipeline.run()
         result.wait_until_finish()
-    except InputError as error:  # from this very process, where the runner has only added where it was
+    except InputError as error:  # raised in this process; the runner only appends the stage
         raise InputError(str(error).partition(" [while running")[0]) from error
-    except Exception as error:  # the runner's, around what a worker said
+    except Exception as error:  # the runner's error, with the worker's error in its text
         found = _WORKER_ERROR.search(str(error))
         if found:
             raise InputError(found[1]) from error
@@ -142,10 +142,9 @@ def execute(pipeline: beam.Pipeline) -> dict[str, int] | None:
 
 
 def counters(result: PipelineResult) -> dict[str, int] | None:
-    """Sums of all counters that a pipeline's own functions have, by name; None where the runner cannot tell.
+    """Sums of all counters of our functions, by name; None if the runner does not report counters.
 
-    They count attempts on some runners, so that nothing is derived from them: a manifest's counts are data of the
-    pipeline.
+    Some runners count attempts, so the counts of a manifest do not use counters: they are data of the pipeline.
     """
     try:
         found = result.metrics().query()["counters"]
@@ -154,7 +153,7 @@ def counters(result: PipelineResult) -> dict[str, int] | None:
         TypeError,
         grpc.RpcError,
     ) as error:  # TypeError: Beam 2.77 where Spark runs an uber jar
-        _LOG.info("the runner does not tell its counters (%s)", error)
+        _LOG.info("the runner does not report its counters (%s)", error)
         return None
     sums: dict[str, int] = {}
     for counter in found:

@@ -36,7 +36,7 @@ from pipelines.engines.names import SPARK
 from pipelines.engines.option_names import option_names
 
 RUNNER = SPARK
-# Options of the Java job server that Beam's Python passes on without knowing them.
+# Options of the Java job server that Beam's Python passes on without declaring them.
 SERVER_OPTIONS = frozenset(
     {
         "bundle_size",
@@ -63,17 +63,17 @@ _LOG = logging.getLogger(__name__)
 
 
 def is_local(options: PipelineOptions) -> bool:
-    """Whether the master is this process's own."""
+    """True if the master runs in the job server of this process."""
     return bool(re.match(LOCAL_MASTER_PATTERN, options.view_as(SparkRunnerOptions).spark_master_url))
 
 
 def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) -> None:
-    """Check the options and fill in what a corpus job wants of Spark.
+    """Check the options, and set those that a corpus job needs on Spark.
 
     Args:
-        options: Beam's; changed in place.
+        options: Beam's options; changed in place.
         typed: names of the options that the user gave.
-        num_workers: of the job's own `--num-workers`.
+        num_workers: value of the job's `--num-workers`.
 
     Raises:
         InputError: an option that has no effect here, or an environment that cannot work with this master.
@@ -113,10 +113,10 @@ def prepare(options: PipelineOptions, typed: Collection[str], num_workers: int) 
 
 
 def _check_environment(options: PipelineOptions) -> None:
-    """Refuse a master and an environment that do not go together.
+    """Check that the environment works with the master.
 
     Raises:
-        InputError: says which would.
+        InputError: it does not; the message names environments that do.
     """
     master, portable = options.view_as(SparkRunnerOptions).spark_master_url, options.view_as(PortableOptions)
     kind, config = portable.environment_type, portable.environment_config
@@ -130,8 +130,7 @@ def _check_environment(options: PipelineOptions) -> None:
     elif kind in (None, "LOOPBACK"):
         raise InputError(
             f"--environment_type {kind}: executors of {master} cannot run Python code in this process; "
-            "give EXTERNAL with "
-            "--environment_config=localhost:50000 (a worker pool on every node) "
+            "give EXTERNAL with --environment_config=localhost:50000 (a worker pool on every node) "
             "or DOCKER with --environment_config=IMAGE"
         )
     if kind not in ("LOOPBACK", "EXTERNAL", "DOCKER", "PROCESS"):
@@ -146,14 +145,14 @@ def _check_environment(options: PipelineOptions) -> None:
 
 
 def check_paths(options: PipelineOptions, paths: dict[str, str]) -> None:
-    """Refuse relative paths where other machines are to read them.
+    """Refuse relative paths if other machines must read them.
 
     Args:
-        options: Beam's.
-        paths: flag → path; empty ones are not given.
+        options: Beam's options.
+        paths: flag → path, empty if not given.
 
     Raises:
-        InputError: names the flag.
+        InputError: a path is relative; the message names its flag.
     """
     if is_local(options):
         return
@@ -166,10 +165,10 @@ def check_paths(options: PipelineOptions, paths: dict[str, str]) -> None:
 
 
 def preflight(options: PipelineOptions) -> None:
-    """See that Java, the job server's jar, the master and the worker pool are there.
+    """Check that Java, the job server's jar, the master and the worker pool are available.
 
     Raises:
-        InputError: says which is not, and what to do.
+        InputError: one of them is not; the message says what to do.
     """
     check_java(options.view_as(JobServerOptions).job_server_java_launcher)
     _fetch_jar(options)
@@ -186,10 +185,10 @@ def preflight(options: PipelineOptions) -> None:
 
 
 def check_java(launcher: str) -> None:
-    """See that there is a Java new enough for the job server.
+    """Check that Java is installed and new enough for the job server.
 
     Raises:
-        InputError: there is none.
+        InputError: it is not.
     """
     path = shutil.which(launcher)
     if path is None:
@@ -239,7 +238,7 @@ def _check_answers(what: str, address: str, remedy: str) -> None:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether an address is one of this machine's own."""
+    """Whether an address belongs to this machine."""
     try:
         address = socket.gethostbyname(host)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
@@ -253,7 +252,7 @@ def _check_pool(address: str, master_host: str | None) -> None:
     """Check that a pool on this machine answers and its workers start; pools of other nodes can't be checked from here.
 
     Raises:
-        InputError: of a pool on this machine.
+        InputError: a pool on this machine does not answer or start workers.
     """
     host = address.rpartition(":")[0]
     if master_host and host in ("localhost", "127.0.0.1") and not is_this_machine(master_host):
@@ -266,7 +265,7 @@ def _check_pool(address: str, master_host: str | None) -> None:
 
 
 def _log_job_server() -> str:
-    """Send what the job server says to a file instead of the terminal. Returns its name."""
+    """Write the log of the job server to a file instead of the terminal. Returns its name."""
     logger = logging.getLogger(SparkJarJobServer.__name__)
     if not logger.handlers:
         with tempfile.NamedTemporaryFile(prefix="spark-job-server-", suffix=".log", delete=False) as file:

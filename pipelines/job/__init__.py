@@ -1,1 +1,1 @@
-"""How every job begins and ends: locks, progress, completion, its page, tracking."""
+"""Parts of every job: locks, progress, completion, summary page, tracking."""

@@ -8,7 +8,7 @@ from clara.errors import InputError
 
 
 def raise_first_error(reports: Sequence[Mapping[str, Any]]) -> None:
-    """Raise what the shards of a job report as wrong with its input.
+    """Raise the errors that the shards of a job report about its input.
 
     Raises:
         InputError: the first error in alphabetical order, and how many more there are.
@@ -20,7 +20,7 @@ def raise_first_error(reports: Sequence[Mapping[str, Any]]) -> None:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the records of a job.
+    """The outcomes of a job's records.
 
     Attributes:
         tallies: counts by name.
@@ -44,7 +44,7 @@ class Account:
         return sum(self.tallies.get(name, 0) for name in names)
 
     def check_stages(self, stages: Iterable[tuple[str, int, int]]) -> None:
-        """Check that as much came out of each stage as went in.
+        """Check that no stage loses records.
 
         Args:
             stages: (name, records that came in, records that are accounted for) of each.
@@ -63,13 +63,13 @@ class Account:
         """Check that there is a result, without too many failures.
 
         Args:
-            made: rows or examples of the result.
-            without: the error's beginning if there is none.
+            made: number of rows or examples of the result.
+            without: beginning of the error message if there is none.
             letters: path of the dead letters.
-            max_failures: more failed records than this are an error; below 0: no bound.
+            max_failures: more failed records than this are an error; below 0: no limit.
 
         Raises:
-            InputError: nothing was made, or more records failed than allowed.
+            InputError: the result is empty, or more records failed than allowed.
         """
         if not made:
             raise InputError(
@@ -83,7 +83,7 @@ class Account:
             )
 
     def counts(self, **made: int) -> dict[str, Any]:
-        """The counts of the artefact's manifest, with those of what was made."""
+        """The counts for the artefact's manifest; `made` are counts of the result."""
         return {
             **self.tallies,
             **made,

@@ -1,4 +1,4 @@
-"""How the command of a corpus job reads the job's outcome, and reports its counts."""
+"""Reads the outcome of a corpus job, and reports its counts."""
 
 import json
 import logging
@@ -16,11 +16,11 @@ _LOG = logging.getLogger(__name__)
 
 
 def read_outcome(output: paths.Name) -> dict[str, Any]:
-    """Counts of a job that has run, and remove the note.
+    """Read the counts of a job that has run, and remove the outcome file.
 
     Raises:
-        InputError: the job says that it failed.
-        RuntimeError: it left no word.
+        InputError: the outcome is an error.
+        RuntimeError: there is no outcome.
     """
     folder = folders.folder(output)
     raw = folder.read(OUTCOME)

@@ -1,4 +1,4 @@
-"""How the Beam graph of a corpus job ends: counts are checked, and the artefact is completed."""
+"""The end of a corpus job's Beam graph: check the counts, complete the artefact."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ from pipelines.corpus.transforms.dead_letters import count_reasons, write_letter
 from pipelines.job.artefact_job import OUTCOME
 
 Completion = Callable[..., dict[str, Any]]
-"""(Reports, entries of letter files, letters by (dropped, reason), tallies, …) → counts; writes the manifest last."""
+"""(Reports, entries of letter files, dead letters by (dropped, reason), tallies, …) → counts; writes the manifest."""
 
 
 def _outcome(_: None, complete: Completion, output: str, *parts: Any) -> dict[str, Any]:
     try:
         outcome: dict[str, Any] = {"counts": complete(*parts)}
     except StorageError:
-        raise  # where the store is away, the outcome could not be told either
+        raise  # the outcome could not be written either
     except InputError as error:
-        # Told by the job as its outcome: through the runner it would come as a stack of Beam's.
+        # Written as the outcome: raised through the runner, it would be buried in Beam's stack trace.
         outcome = {"error": str(error)}
     atomic_write(paths.join(output, OUTCOME), json.dumps(outcome))
     return outcome
@@ -47,7 +47,7 @@ def add_end(
     letters: Sequence[PCollection[DeadLetter]],
     *further: AsSideInput,
 ) -> PCollection[dict[str, Any]]:
-    """Write the dead letters, sum up what was counted, and `add_outcome`."""
+    """Write the dead letters, sum the tallies, and call `add_outcome`."""
     totals = tallies | "AllTallies" >> beam.Flatten() | "SumTallies" >> beam.CombinePerKey(sum)
     all_letters = letters | "AllLetters" >> beam.Flatten()
     files, reasons = write_letters(all_letters, output), count_reasons(all_letters)

@@ -1,15 +1,16 @@
-"""One job at a time in one place: a lock of the operating system on a directory, a lease on a URL.
+"""One job at a time per output: a lock of the operating system on a directory, a lease on a URL.
 
-A lease is an object that its holder renews. What it rests on is the store's conditional write: of two that create one
-object, one is told no.
+A lease is an object that its holder renews. It relies on the store's conditional write: if two jobs create the same
+object, one of them fails.
 
-* A second job refuses while the holder renews, and for `CLARA_LEASE_SECONDS` (120) after; a holder that died on this
-  very machine is known at once.
-* Then it may take the place. It first watches for longer than a holder needs to renew, so that clocks need not agree.
-* Whoever takes it creates the next number, and a higher number ends every lower one: a job that was held up, by a
-  sleeping machine say, finds that when it wakes, ends, and completes nothing. Between its last look and its next write
-  lies a moment in which it may still put a file over one of the new holder's. Of an equal job such a file is the same,
-  bit for bit; of another job readers refuse it, as its sha256 is not the manifest's.
+* A second job refuses to start while the holder renews, and for `CLARA_LEASE_SECONDS` (120) after. A holder that died
+  on this machine is detected at once.
+* Then the second job may acquire the lease. It first waits for longer than a renewal interval and checks that the
+  lease does not change, so that clocks need not agree.
+* The new holder creates the next number, and a higher number ends every lower one. A suspended job finds it when it
+  resumes, and ends without completing its artefact. Between its last check and its next write it may still overwrite
+  a file of the new holder. If both jobs are equal, the file is the same bit for bit; otherwise readers refuse it,
+  because its sha256 differs from the manifest's.
 """
 
 import _thread
@@ -35,16 +36,16 @@ from clara.storage.retry import given_up
 LOCK = ".lock"
 SECONDS = "CLARA_LEASE_SECONDS"
 _LEASE_SECONDS = 120.0
-_RENEWALS = 8  # in that time
-_HELD: set[str] = set()  # owners of this process' leases
+_RENEWALS = 8  # per lease duration
+_HELD: set[str] = set()  # owners of the leases that this process holds
 
 
 @contextmanager
 def locked(directory: Name, flag: str = "--output") -> Iterator["Lease | None"]:
-    """Hold a place for one job at a time, as it is named by `flag`. Gives the lease of a URL.
+    """Lock an output, which `flag` names in messages. Yields the lease of a URL, None for a directory.
 
     Raises:
-        InputError: another job holds it, or it can't be written.
+        InputError: another job has locked it, or it can't be written.
     """
     if is_url(directory):
         with leased(os.fspath(directory)) as lease:
@@ -56,7 +57,7 @@ def locked(directory: Name, flag: str = "--output") -> Iterator["Lease | None"]:
 
 @contextmanager
 def _locked_directory(directory: Path, flag: str) -> Iterator[None]:
-    """The operating system's lock on an open file, which ends with its process however that ends."""
+    """Lock an open file through the operating system, which releases it when the process ends in any way."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         stream = open(directory / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (closed below, outside of this try)
@@ -87,10 +88,10 @@ def _locked_directory(directory: Path, flag: str) -> Iterator[None]:
 
 
 def lease_seconds() -> float:
-    """How long a holder that is not heard of keeps its place.
+    """How long a lease is valid after its last renewal.
 
     Raises:
-        InputError: the environment says no number.
+        InputError: the value of the environment variable is not a positive number.
     """
     text = os.environ.get(SECONDS, "")
     try:
@@ -113,7 +114,7 @@ def _process(pid: int) -> dict[str, Any] | None:
 
 
 def _dead(record: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that has ended, or this one, which holds it no more."""
+    """True if the holder is a process of this machine that has ended, or this process, which has released it."""
     theirs, own = record.get("process"), _process(os.getpid())
     if not theirs or not own or (theirs["boot"], theirs["space"]) != (own["boot"], own["space"]):
         return False
@@ -122,13 +123,13 @@ def _dead(record: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Lease:
-    """A place that this job holds; travels to its workers.
+    """A lock on a URL held by this job; sent to its workers.
 
     Attributes:
-        url: the place.
-        number: of this lease, higher than those before.
-        owner: that nobody else has.
-        who: holds it, for messages.
+        url: the locked URL.
+        number: number of this lease, higher than all earlier ones.
+        owner: unique id of the holder.
+        who: name of the holder for messages.
     """
 
     url: str
@@ -138,11 +139,11 @@ class Lease:
 
     @property
     def name(self) -> str:
-        """Of its object."""
+        """Name of its object."""
         return f"{LOCK}/{self.number:08d}"
 
     def record(self, *, released: bool = False) -> bytes:
-        """What its object says now."""
+        """The current content of its object."""
         said = {
             "owner": self.owner,
             "who": self.who,
@@ -153,10 +154,10 @@ class Lease:
         return json.dumps(said).encode()
 
     def check(self) -> None:
-        """Make sure that the place is still this job's.
+        """Check that this job still holds the lease.
 
         Raises:
-            InputError: another job has taken it.
+            InputError: another job has acquired it.
         """
         bucket = Bucket(self.url)
         highest = max(bucket.files(LOCK), default="")
@@ -164,16 +165,15 @@ class Lease:
         if highest != self.name or said.get("owner") != self.owner:
             raise InputError(
                 f"--output {self.url}: {said.get('who', 'another job')} has taken the place, as this job was not "
-                "heard of for "
-                f"{lease_seconds():.0f} s; let that one end, or choose another place"
+                f"heard of for {lease_seconds():.0f} s; let that one end, or choose another place"
             )
 
 
 def acquire(url: str) -> Lease:
-    """Take a place.
+    """Acquire the lease of a URL.
 
     Raises:
-        InputError: somebody holds it, or the store knows no conditional write.
+        InputError: another job holds it, or the store has no conditional writes.
     """
     bucket = Bucket(url)
     while True:
@@ -188,18 +188,17 @@ def acquire(url: str) -> Lease:
         bucket.remove([lease.name])
         raise InputError(
             f"--output {url}: this store lets a second job write over the first one's lock (it does not know "
-            "`If-None-Match` or "
-            "`ifGenerationMatch`); choose a store that does, or a directory"
+            "`If-None-Match` or `ifGenerationMatch`); choose a store that does, or a directory"
         )
     bucket.remove(names)
     return lease
 
 
 def _refuse_or_wait(bucket: Bucket, name: str) -> None:
-    """Return once nobody holds a place, by its highest lease.
+    """Return if the highest lease is released or expired; an expired one is watched for a while first.
 
     Raises:
-        InputError: somebody does.
+        InputError: another job holds it.
     """
     said = bucket.read(name)
     record = json.loads(said) if said else {"released": True}
@@ -213,17 +212,16 @@ def _refuse_or_wait(bucket: Bucket, name: str) -> None:
         age = 0.0
     raise InputError(
         f"--output {bucket}: {record['who']} is writing there (heard of {max(age, 0.0):.0f} s ago); wait for it, or "
-        "choose another place. If it has "
-        f"died, the place is free {longest:.0f} s after it was last heard of"
+        f"choose another place. If it has died, the place is free {longest:.0f} s after it was last heard of"
     )
 
 
 @contextmanager
 def leased(url: str) -> Iterator[Lease]:
-    """Hold a place of a store, and renew the lease until the end.
+    """Acquire the lease of a URL, and renew it until the end.
 
     Raises:
-        InputError: see `acquire`; or another job has taken the place meanwhile.
+        InputError: as raised by `acquire`, or another job has acquired the lease meanwhile.
     """
     lease = acquire(url)
     ended, lost = threading.Event(), threading.Event()
@@ -237,7 +235,7 @@ def leased(url: str) -> Iterator[Lease]:
                     _thread.interrupt_main()
                     return
                 bucket.write(lease.name, lease.record())
-            except Exception:  # a store that is away: tried again, and nobody else can renew meanwhile either
+            except Exception:  # the store does not answer: try again; no other job can renew meanwhile
                 continue
 
     thread = threading.Thread(target=renew, name="lease", daemon=True)
@@ -258,8 +256,8 @@ def leased(url: str) -> Iterator[Lease]:
 
 def _release(lease: Lease) -> None:
     if given_up():
-        return  # it runs out
+        return  # the lease expires
     try:
         Bucket(lease.url, patient=False).write(lease.name, lease.record(released=True))
     except (StorageError, OSError):
-        return  # it runs out
+        return  # the lease expires

@@ -1,4 +1,4 @@
-"""Pages about artefacts: sections of tables, charts, quotes and text, rendered by one template, which escapes them."""
+"""Pages about artefacts: tables, charts, quotes and text in sections, rendered and escaped by one template."""
 
 import functools
 import json
@@ -44,7 +44,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Quote:
-    """A document with what was made of it.
+    """A document with the examples made from it.
 
     Attributes:
         title, text: of the document.
@@ -138,7 +138,7 @@ def grouped(counts: Sequence[int], unit: str) -> tuple[list[int], list[str]]:
 
 
 def records(counts: Mapping[str, Any]) -> Section:
-    """All counts of a manifest, and what was not used, by reason."""
+    """All counts of a manifest, and unused records by reason."""
     reasons = [
         (f"{what}: {reason}", count)
         for what, key in (("failed", "dead letters by reason"), ("dropped", "dropped by reason"))
@@ -150,7 +150,7 @@ def records(counts: Mapping[str, Any]) -> Section:
 
 
 def settings(made: Mapping[str, Any]) -> list[Section]:
-    """What made an artefact, from its manifest's `made_by`: the recipe, and versions."""
+    """Recipe and versions of an artefact, from its manifest's `made_by`."""
     recipe = Text(json.dumps(made["recipe"], indent=1, ensure_ascii=False), "pre")
     return [Section("Settings", [recipe]), Section("Versions", [Table(list(made["versions"].items()))])]
 
@@ -180,7 +180,7 @@ def _template() -> "jinja2.Template":
 
 
 def page(title: str, sections: Iterable[Section]) -> str:
-    """The whole page as HTML, complete in itself."""
+    """The whole page as self-contained HTML."""
     return _template().render(title=title, sections=list(sections)) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Progress of a corpus job through files in its output: works on any runner and any number of machines."""
+"""Progress of a corpus job, reported through files in its output: works on any runner and number of machines."""
 
 import re
 import threading
@@ -18,7 +18,7 @@ from clara.storage.paths import Name, is_url
 PROGRESS = ".progress"
 _POLL_SECONDS = 0.5
 _REPORT_SECONDS = 1.0
-_BUCKET_SECONDS = 10.0  # requests are paid for
+_BUCKET_SECONDS = 10.0  # requests cost money
 
 
 class ShardProgress:
@@ -42,20 +42,20 @@ class ShardProgress:
             folder = Path(self._directory) / self._shard
             folder.mkdir(parents=True, exist_ok=True)
             (folder / PROGRESS).write_text(f"{done} of {self._total}", encoding="ascii")
-        except OSError:  # a disk that is full is for the shard itself to report
+        except OSError:  # a full disk is reported when the shard is written
             return
 
 
 def _write_to_bucket(url: str, shard: str, text: str) -> None:
     try:
         Bucket(url, patient=False).write(f"{PROGRESS}/{shard}", text.encode())
-    except Exception:  # a store that is away is for the shard itself to wait for
+    except Exception:  # writing the shard waits for the store
         return
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Progress read from the files: chunks done and in all, estimated for shards that have not begun; shards."""
+    """Progress read from the files: chunks done and in total (estimated for shards not yet begun), and shards."""
 
     done: int
     total: int
@@ -65,7 +65,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Reading:
-    """How far a corpus is read: pieces done and planned, documents and chunks in them."""
+    """Progress of reading a corpus: units done and planned, documents and chunks in them."""
 
     units_done: int
     num_units: int
@@ -73,7 +73,7 @@ class Reading:
     chunks: int
 
     def describe(self, seconds: float) -> str:
-        """In words, after so many seconds."""
+        """Text for the progress bar, after so many seconds."""
         left = seconds * (self.num_units - self.units_done) / self.units_done if self.units_done else 0.0
         rest = f", {tqdm.format_interval(left)} left" if self.units_done else ""
         pieces = f"{self.units_done:,} of {self.num_units:,} pieces"
@@ -81,11 +81,11 @@ class Reading:
 
 
 def seen(directory: Path, started: float) -> Seen | None:
-    """Read the progress of all shards off a directory; None before the first has begun.
+    """Read the progress of all shards from a directory; None before the first has begun.
 
     Args:
         directory: the MEMORY that is being written.
-        started: time in seconds since the epoch; what was told before does not count.
+        started: time in seconds since the epoch; earlier reports are ignored.
     """
     done, known, finished, shards = 0, 0, 0, []
     for file in directory.glob(f"*shard-*/{PROGRESS}"):
@@ -106,32 +106,32 @@ def seen(directory: Path, started: float) -> Seen | None:
 
 
 def describe_shards(now: Seen, reading: Reading | None, chunks_a_second: float) -> str:
-    """Shards done of planned, and documents a second where it is known how many chunks a document has."""
+    """Text: shards done of planned, and documents per second if the chunks per document are known."""
     rate = chunks_a_second * reading.documents / reading.chunks if reading and reading.chunks else 0.0
     return f"{now.shards_done:,} of {now.num_shards:,} shards" + (f", {rate:,.1f} documents a second" if rate else "")
 
 
 class BucketProgress:
-    """What `seen` is for a directory, for a place in a bucket, where it is emptied before and after."""
+    """`seen` for a URL; the progress objects are removed before and after the job."""
 
     def __init__(self, url: str) -> None:
         self._bucket = Bucket(url, patient=False)
         self._known: dict[str, tuple[str, int, int]] = {}
 
     def clear(self) -> None:
-        """Remove what is told there."""
+        """Remove the progress objects."""
         try:
             self._bucket.remove(self._bucket.files(PROGRESS))
         except Exception:  # as above
             return
 
     def seen(self) -> Seen | None:
-        """Read what has changed since the last call."""
+        """Read the objects that changed since the last call."""
         try:
             for name, stored in self._bucket.files(PROGRESS).items():
                 if self._known.get(name, ("", 0, 0))[0] != stored.tag and (raw := self._bucket.read(name)):
-                    told, _, of = raw.decode().partition(" of ")
-                    self._known[name] = (stored.tag, int(told), int(of))
+                    text, _, of = raw.decode().partition(" of ")
+                    self._known[name] = (stored.tag, int(text), int(of))
         except Exception:  # as above
             pass
         if not self._known:
@@ -166,15 +166,15 @@ def progress_bar(
     doing: str = "compress",
     reading: Callable[[], Reading] | None = None,
 ) -> Iterator[None]:
-    """A bar of what is done, with rate and time left, while the job runs inside.
+    """Show a progress bar with rate and time left while the job runs in the context.
 
     Args:
         directory: the MEMORY that is being written, or a URL.
-        started: time in seconds since the epoch; what was told before does not count.
+        started: time in seconds since the epoch; earlier reports are ignored.
         quiet: no bar.
-        what: is counted.
-        doing: what is done with it; until the first shard begins, it is read.
-        reading: tells how far that is; None: nobody knows.
+        what: the counted items.
+        doing: description of the bar; "read" until the first shard begins.
+        reading: returns the progress of reading; None: unknown.
     """
     bucket = BucketProgress(str(directory)) if is_url(directory) else None
     if bucket:

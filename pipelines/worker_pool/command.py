@@ -5,7 +5,7 @@
 Jobs that are submitted with `--environment_type=EXTERNAL --environment_config=localhost:50000` then get their Python
 processes here. They learn the job's options and import the wheel that was staged with it, if one was. Nothing is
 installed. Whoever can reach the port can start processes of this user: it listens on this machine alone unless --host
-says otherwise. SIGTERM or Ctrl-C ends the pool and its workers.
+is given. SIGTERM or Ctrl-C ends the pool and its workers.
 """
 
 import argparse
@@ -46,14 +46,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def check_workers() -> None:
-    """See that a process of this environment can do a worker's work.
+    """Check that a worker can start in this environment.
 
     Raises:
-        InputError: something that it imports is missing.
+        InputError: an import fails.
     """
     tried = subprocess.run([sys.executable, "-c", _CHECK], capture_output=True, text=True, check=False)
     if tried.returncode:
-        last = (tried.stderr.strip().splitlines() or ["no word"])[-1]
+        last = (tried.stderr.strip().splitlines() or ["no error message"])[-1]
         raise InputError(
             f"{sys.executable}: a worker cannot start ({last}); install the wheel with its extra here: "
             "clara_rag-….whl[beam]"
@@ -78,12 +78,12 @@ class Template:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(
-                f"a process for workers ended with status {self.process.wait()}; its error stands in the pool's own"
+                f"a process for workers ended with status {self.process.wait()}; see its error in the log of the pool"
             )
         return dict(json.loads(line))
 
     def order(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Have an order carried out; see `pipelines.worker_pool.template`."""
+        """Send an order and return its answer; see `pipelines.worker_pool.template`."""
         assert self.process.stdin is not None
         with self._lock:
             self.process.stdin.write(json.dumps(order) + "\n")
@@ -91,7 +91,7 @@ class Template:
             return self._read()
 
     def close(self) -> None:
-        """End it, and its workers."""
+        """End the process and its workers."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -100,7 +100,7 @@ class Template:
 class Workers:
     """The processes of a pool.
 
-    Each runs in this environment, whatever PATH says, and is told what the runner says of its job.
+    Each runs in this environment, regardless of PATH, and gets the job's options from the runner.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -129,8 +129,8 @@ class Workers:
     def stop(self, request: Any) -> None:
         """Stop the worker of a `StopWorkerRequest`.
 
-        The request names no runner, and two executors of a node may have workers of one name: these are left, and end
-        as their runner's channel closes.
+        The request names no runner, and two executors of a node may have workers of one name. Such workers are left
+        running; they end when their runner closes the channel.
         """
         found = [key for key in list(self._running) if key[1] == request.worker_id]
         if len(found) == 1:

@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.05
 
 
 class Template:
-    """The workers that were forked off, and what can be done with them."""
+    """The forked workers; carries out orders."""
 
     def __init__(self) -> None:
         self._running: set[int] = set()
@@ -39,7 +39,7 @@ class Template:
         return {}
 
     def stop(self, processes: list[int]) -> None:
-        """End workers, those that don't want to after a while too."""
+        """End workers: SIGTERM first, SIGKILL for those that still run after `GRACE_SECONDS`."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + GRACE_SECONDS
             for process in self._running.intersection(processes):
@@ -57,7 +57,7 @@ class Template:
 
 
 def _become_worker(environment: dict[str, str]) -> None:
-    """In the new process: never returns."""
+    """Run a worker in the new process; never returns."""
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)

@@ -22,7 +22,7 @@ _TIMEOUT_SECONDS = 60
 
 
 def provision(endpoint: str, worker: str) -> Any:
-    """What the runner tells a worker of its job."""
+    """The runner's information about a worker's job."""
     with grpc.insecure_channel(endpoint) as channel:
         stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
         request = beam_provision_api_pb2.GetProvisionInfoRequest()
@@ -45,7 +45,7 @@ def fetch(artifact: Any, endpoint: str, worker: str) -> bytes:
 
 
 def unpack_wheel(data: bytes, folder: Path) -> Path:
-    """The folder with a wheel's files, one per wheel; complete once it has its name, whoever unpacks it."""
+    """The folder of an unpacked wheel, renamed into place when complete: several threads may unpack it at once."""
     target = folder / hashlib.sha256(data).hexdigest()[:32]
     if target.is_dir():
         return target
@@ -57,7 +57,7 @@ def unpack_wheel(data: bytes, folder: Path) -> Path:
         try:
             os.rename(Path(parts) / "wheel", target)
         except OSError:
-            if not target.is_dir():  # else another was faster
+            if not target.is_dir():  # otherwise another thread has unpacked it
                 raise
     return target
 
@@ -75,11 +75,11 @@ def _described(url: str) -> str:
 
 
 def worker_environment(request: Any, info: Any) -> dict[str, str]:
-    """Variables of Beam's worker: who it is, whom it serves, and the job's options.
+    """Environment variables of Beam's worker: its id, the runner's endpoints, and the job's options.
 
     Args:
         request: the runner's `StartWorkerRequest`.
-        info: as of `provision`.
+        info: as returned by `provision`.
     """
     found = {
         "WORKER_ID": request.worker_id,

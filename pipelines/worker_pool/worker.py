@@ -16,8 +16,7 @@ def main(argv: list[str]) -> None:
     try:
         sdk_worker_main.main(argv)
     except BaseException:
-        # Whoever gave the work is gone, and may have given it to another already: threads that still write end here
-        # too.
+        # The runner is gone and may have given the work to another worker, so threads that still write must end, too.
         os._exit(1)
 
 

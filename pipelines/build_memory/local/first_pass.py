@@ -1,8 +1,7 @@
 """What the local job needs from all documents before chunking, on disk: counts by unit, near duplicates.
 
-A first pass over the corpus, only where `--limit` or `--near-duplicates` asks for it. Near duplicates are decided by
-the rule of `near_duplicates`, from signatures and band entries on disk: about 520 bytes a document for the one, and 30
-for each of its bands.
+The corpus is read an extra time, only for `--limit` or `--near-duplicates`. Near duplicates follow the rule of
+`near_duplicates`, with signatures and band entries on disk: about 520 bytes per document, and 30 for each of its bands.
 """
 
 import functools
@@ -37,8 +36,8 @@ from pipelines.corpus.splits import Unit
 
 _BANDS, _DUPLICATES = "bands", "losers"  # endings of spilled files
 NUM_PARTITIONS = 256
-"""Of band entries: one is sorted in memory."""
-_ENTRY = ">II"  # unit, place of the document in it
+"""Partitions of band entries; one partition is sorted in memory."""
+_ENTRY = ">II"  # unit, position of the document in the unit
 _SIGNED = np.dtype([("line", "<i8"), ("signature", "<u4", NUM_HASHES)])
 
 
@@ -51,7 +50,7 @@ def _signatures(spill: str, number: int) -> Path:
 
 
 def survey(number: int, unit: Unit, job: MemoryJob) -> int:
-    """Number of a unit's documents that pass the filters; their signatures are on disk, if the job needs them."""
+    """Count the documents of a unit that pass the filters, and write their signatures if the job needs them."""
     note = _note(job.spill, number)
     report = noted_report(note)
     if report is None:
@@ -83,7 +82,7 @@ def _sign(number: int, documents: Iterator[Document], job: MemoryJob) -> int:
 
 
 def within_limit(counts: Sequence[int], limit: int) -> list[int]:
-    """How many documents of each unit are among the first `limit` of the corpus."""
+    """Number of documents of each unit among the first `limit` of the corpus."""
     before = itertools.accumulate(counts, initial=0)
     return [max(0, min(count, limit - seen)) for count, seen in zip(counts, before, strict=False)]
 
@@ -93,7 +92,7 @@ def within_limit(counts: Sequence[int], limit: int) -> list[int]:
 
 
 class Signatures:
-    """Reads signatures of single documents; not mapped, so that they don't count as this process's memory."""
+    """Reads signatures of single documents. Files are not memory-mapped: mapped pages would count as process memory."""
 
     def __init__(self, spill: str) -> None:
         self._open = functools.lru_cache(64)(lambda number: open(_signatures(spill, number), "rb", buffering=0))  # noqa: SIM115 (closed when dropped)
@@ -148,7 +147,7 @@ def compare(partition: int, taken: list[int] | None, num_units: int, job: Memory
 
 
 def duplicates_of_unit(spill: str, number: int) -> dict[int, UnitOrigin]:
-    """Line of each near duplicate in a unit, and the first document that it is like."""
+    """Line of each near duplicate in a unit → the first document that it is similar to."""
     found: dict[int, UnitOrigin] = {}
     for _, (line, unit, like_line) in read_lines(files_of(spill, _DUPLICATES), number, number + 1):
         found[line] = min(found.get(line, (unit, like_line)), (unit, like_line))
@@ -156,7 +155,7 @@ def duplicates_of_unit(spill: str, number: int) -> dict[int, UnitOrigin]:
 
 
 def dead_letter_for(document: Document, like: UnitOrigin, spill: str) -> DeadLetter:
-    """The letter of a near duplicate."""
+    """The dead letter of a near duplicate."""
     return near_duplicates.dead_letter_for(document, (_source(spill, like[0]), like[1]))
 
 

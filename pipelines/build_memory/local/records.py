@@ -33,16 +33,16 @@ from pipelines.job.progress import Reading
 CHUNK_FILES = "chunks"
 _IDS, _LETTERS = "ids", "letters"
 _FILE_BYTES = 16 * 2**20
-_RECORD_BYTES = 500  # what a chunk takes in memory beside its text
+_RECORD_BYTES = 500  # memory of a chunk beside its text
 NUM_GROUPS = 64
-"""Of partitions that are counted together."""
+"""Groups of partitions; the partitions of a group are counted together."""
 
 # --- chunks on disk
 # ----------------------------------------------------------------------------------------------------
 
 
 class ChunkWriter:
-    """Puts the chunks of a unit aside; of equal ones in one file the first stays, with how many there were."""
+    """Spills the chunks of a unit; of equal chunks in one file only the first is written, with their number."""
 
     def __init__(self, stem: Path, num_shards: int) -> None:
         self._num_shards = num_shards
@@ -56,7 +56,7 @@ class ChunkWriter:
     def add(self, chunk: Chunk, line: int) -> bool:
         """Add the chunk that comes next in the corpus.
 
-        Returns whether it is put aside, and not only counted as one that is there.
+        Returns True if the chunk will be written, False if it only counts as a repetition of an earlier one.
         """
         self._counts[chunk.chunk_id] += 1
         if chunk.chunk_id in self._records:
@@ -94,7 +94,7 @@ def first_occurrences(
 ) -> list[UniqueChunk]:
     """The first chunk of each content in a shard, over all files, read line by line: duplicates take no memory.
 
-    `lost` is told each of the others; not those that `ChunkWriter` has not put aside.
+    `on_duplicate` is called with each other chunk, except those that `ChunkWriter` did not write.
     """
     found: dict[str, UniqueChunk] = {}
     for _, block in read_partitions(files, *_partitions(shard, num_shards, fixed)):
@@ -119,7 +119,7 @@ def _unique_ids(spill: str, group: int, num_partitions: int) -> Any:
 
 
 def count_unique(group: int, spill: str) -> int:
-    """How many contents there are in one group of partitions."""
+    """Number of different contents in one group of partitions."""
     return len(_unique_ids(spill, group, NUM_PARTITIONS))
 
 
@@ -144,12 +144,12 @@ def codebook_sample(job: MemoryJob, num_shards: int) -> list[UniqueChunk]:
     return sample
 
 
-# --- letters on disk
+# --- dead letters on disk
 # ---------------------------------------------------------------------------------------------------
 
 
 class LetterWriter:
-    """Puts dead letters aside, and counts them by reason."""
+    """Spills dead letters, and counts them by reason."""
 
     def __init__(self, stem: Path) -> None:
         self._writer = SpillWriter(stem, _LETTERS, NUM_PARTITIONS)
@@ -170,7 +170,7 @@ class LetterWriter:
 
 
 def write_letters_part(part: int, num_parts: int, job: MemoryJob) -> dict[str, Any]:
-    """One part of the dead-letter dataset, from what was put aside. Returns its manifest entry."""
+    """Write one part of the dead-letter dataset from spilled records. Returns its manifest entry."""
     found = (
         DeadLetter(*values)
         for _, values in read_lines(files_of(job.spill, _LETTERS), *partitions_of_shard(part, num_parts))
@@ -181,14 +181,14 @@ def write_letters_part(part: int, num_parts: int, job: MemoryJob) -> dict[str, A
 
 
 class ReadSoFar:
-    """How many units' chunks are on disk, told by their notes, each of which is read once."""
+    """Progress of reading, from the reports of finished units; each report is read once."""
 
     def __init__(self, spill: str, num_units: int) -> None:
         self._spill, self._num_units = Path(spill), num_units
         self._known: dict[str, tuple[int, int]] = {}
 
     def __call__(self) -> Reading:
-        """As of now."""
+        """The progress now."""
         for path in self._spill.glob("unit-??????.json"):
             if path.name not in self._known and (report := noted_report(path)):
                 self._known[path.name] = report["tallies"].get(DOCUMENTS, 0), report["tallies"].get(CHUNKS, 0)

@@ -28,10 +28,10 @@ def run_local(job: MemoryJob, units: Sequence[Unit], num_workers: int) -> dict[s
     """Build the MEMORY of a job that has a spill folder. Returns its counts.
 
     Raises:
-        InputError: of the input, or of `complete`.
+        InputError: the input is not usable, or as raised by `complete`.
         BrokenProcessPool: a process was killed; what was finished is not done again by the next call.
     """
-    # The number of a unit says where it is in the corpus, as a document's source and line do.
+    # Units are numbered in the order of the corpus, that of (source, line).
     ordered = sorted(units, key=lambda unit: (unit.name, unit.first_line))
     numbered = list(enumerate(ordered))
     tallies: Counter[str] = Counter()

@@ -1,6 +1,6 @@
-"""The tasks of the local run, done by one process of its pool: a unit is read and chunked, a shard is compressed.
+"""Tasks of the local run, executed by one process of its pool: read and chunk a unit, compress a shard.
 
-Each task that writes to the spill folder notes that it is finished; a task that is noted is not done again.
+A task that writes to the spill folder writes a report last; a task with a report is not executed again.
 """
 
 import functools
@@ -73,7 +73,7 @@ class Worker:
 
         Args:
             unit: the unit and its number.
-            taken: how many documents of each unit are within the limit; None: all.
+            taken: number of documents of each unit within the limit; None: all.
 
         Returns:
             `tallies`, and `reasons`: (dropped, reason, number of dead letters).
@@ -134,8 +134,8 @@ class Worker:
         """Compress and write one shard from the spill folder.
 
         Returns:
-            `report` of the shard, and `tallies` and `reasons` as `read_unit` gives them. None: the shard has no chunk;
-            a shard of an update has a report nevertheless.
+            `report` of the shard, `tallies` and `reasons` as returned by `read_unit`; None if the shard has no chunk (a
+            shard of an update always has a report).
         """
         job = self.job
         if self._chunk_files is None:
@@ -155,7 +155,7 @@ class Worker:
             letters.add(letter)
         letters.flush()
         tallies = {UNIQUE: len(kept), DUPLICATES: sum(one.count for one in kept) - len(kept)}
-        # What grows with the rows is on disk by now.
+        # Entries that grow with the rows are on disk and need not pass between processes.
         report = {name: value for name, value in report.items() if name not in ("failures", "written")}
         return {"report": report, "tallies": tallies, "reasons": letters.by_reason()}
 

@@ -18,7 +18,7 @@ def _to_part(letter: DeadLetter, num_parts: int) -> tuple[int, DeadLetter | None
 
 
 def write_letters(letters: PCollection[DeadLetter], directory: str) -> PCollection[dict[str, Any]]:
-    """Write the letters into a MEMORY. Returns the manifest entries of their files, one at least."""
+    """Write the dead letters into a MEMORY. Returns the manifest entries of their files, at least one."""
     num_parts = AsSingleton(letters | "CountLetters" >> combiners.Count.Globally() | "ChooseParts" >> Map(num_parts_of))
     first = letters.pipeline | "FirstPart" >> Create([(0, None)])
     parted = letters | "PartLetters" >> Map(_to_part, num_parts)
@@ -36,10 +36,10 @@ def _reason(letter: DeadLetter) -> tuple[bool, str]:
 
 
 def count_reasons(letters: PCollection[DeadLetter]) -> PCollection[tuple[tuple[bool, str], int]]:
-    """((Whether dropped, reason), how many). Each reason is a counter of the runner's too."""
+    """((Dropped, reason), number of dead letters). Also increments a counter of the runner for each reason."""
     return letters | "Reasons" >> Map(_reason) | "CountReasons" >> combiners.Count.PerElement()
 
 
 def failures(reports: PCollection[dict[str, Any]]) -> PCollection[DeadLetter]:
-    """Letters of all shards' failures."""
+    """Dead letters of all shards' failures."""
     return reports | "LettersOfShards" >> FlatMap(letters_of_report)

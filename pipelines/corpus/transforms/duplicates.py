@@ -1,4 +1,4 @@
-"""Duplicates in a Beam graph: equal chunks, documents that are alike, document ids of several texts."""
+"""Duplicates in a Beam graph: equal chunks, similar documents, document ids of several texts."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,7 +18,7 @@ from pipelines.corpus.near_duplicates import MinHashSettings, Origin, band_keys,
 
 
 class KeepFirst(beam.CombineFn):
-    """`first_of` as a combiner, so that ten thousand equal chunks are one before they are shuffled."""
+    """`first_of` as a combiner, so that equal chunks are merged before they are shuffled."""
 
     def create_accumulator(self) -> UniqueChunk | None:
         """Nothing yet."""
@@ -60,7 +60,7 @@ def _lost(element: tuple[ChunkOrigin, Iterable[tuple[str, int] | None]]) -> Iter
 def letters_of_duplicates(
     candidates: PCollection[tuple[str, UniqueChunk]], unique: PCollection[tuple[str, UniqueChunk]]
 ) -> PCollection[DeadLetter]:
-    """A letter for each candidate that is not the one of its content that stays.
+    """A dead letter for each candidate that is not the first of its content.
 
     Joined by origin and not by content: however often a text appears in the corpus, no group has more than two members.
     """
@@ -73,7 +73,7 @@ def letters_of_duplicates(
     )
 
 
-# --- documents that are alike
+# --- similar documents
 
 
 def _bands(document: Document, min_hash: MinHashSettings) -> Iterator[tuple[bytes, tuple[Origin, bytes]]]:
@@ -93,7 +93,7 @@ def _by_origin(document: Document) -> tuple[Origin, Document]:
 
 
 class _Decide(beam.DoFn):
-    """(Origin, its document and what it is like) → the document, or its letter aside."""
+    """(Origin, document and similar origins) → the document, or its dead letter on the output `letters`."""
 
     def process(self, element: tuple[Origin, dict[str, Any]]) -> Iterator[Any]:
         """Decide on one document."""
@@ -109,7 +109,7 @@ class _Decide(beam.DoFn):
 def drop_near_duplicates(
     documents: PCollection[Document], min_hash: MinHashSettings
 ) -> tuple[PCollection[Document], PCollection[DeadLetter]]:
-    """The documents that stay, and letters of the others; each names the first document that drops it."""
+    """The kept documents, and dead letters of the others; each names the first document that it is similar to."""
     like = (
         documents
         | "Sign" >> beam.FlatMap(_bands, min_hash)
@@ -149,7 +149,7 @@ def _text_of(entry: Any) -> str:
 
 
 def ids_of_several(documents: PCollection[Document]) -> tuple[PCollection[tuple[str, int]], AsSingleton]:
-    """A tally of the ids that stand for several texts, and the first as an example (empty: there is none)."""
+    """A tally of the ids that different texts share, and the first as an example (empty: there is none)."""
     pairs = (
         documents
         | "IdsOfDocuments" >> beam.Map(_by_id)

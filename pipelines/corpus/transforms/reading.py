@@ -1,4 +1,4 @@
-"""How a Beam graph over a corpus begins: units are read, filtered and chunked, and each content is kept once."""
+"""The beginning of a Beam graph over a corpus: read, filter and chunk units, and keep each content once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -30,17 +30,17 @@ TallyOutput = TaggedOutput[Literal["tally"], tuple[str, int]]
 
 
 def failed(letter: DeadLetter) -> FailedOutput:
-    """A dead letter, on the output for them."""
+    """A dead letter, on its output."""
     return TaggedOutput("failed", letter)
 
 
 def tally(name: str, count: int) -> TallyOutput:
-    """A count, on the output for them."""
+    """A count, on its output."""
     return TaggedOutput("tally", (name, count))
 
 
 class Read(beam.DoFn):
-    """Unit → documents that pass the filters; dead letters and the number of records aside."""
+    """Unit → documents that pass the filters; dead letters and the number of records on further outputs."""
 
     def __init__(self, job: Reading) -> None:
         self._job = job
@@ -56,7 +56,7 @@ class Read(beam.DoFn):
 
 
 class ChunkDocuments(beam.DoFn):
-    """Document → (chunk id, candidate); documents that can't be chunked aside."""
+    """Document → (chunk id, candidate); dead letters and tallies on further outputs."""
 
     def __init__(self, limits: Limits, load_tokens: Callable[[], Tokens]) -> None:
         self._limits, self._load_tokens = limits, load_tokens
