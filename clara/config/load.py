@@ -107,8 +107,12 @@ def _of_flag(flag: str, finding: ErrorDetails) -> str:
         choices = limits["expected"].replace(" or ", ", ").replace("'", "")
         return f"{flag}: {value!r} is not known; choose from {choices}"
     words = {"ge": "{} or more", "gt": "more than {}", "le": "{} or less", "lt": "less than {}"}
-    expected = next((text.format(limits[name]) for name, text in words.items() if name in limits), None)
+    expected = next((text.format(_number(limits[name])) for name, text in words.items() if name in limits), None)
     return f"{flag} is {value}; " + (f"expected {expected}" if expected else finding["msg"])
+
+
+def _number(limit: float) -> str:
+    return str(int(limit)) if limit == int(limit) else str(limit)
 
 
 def read_file(path: str) -> dict[str, Any]:

@@ -2,12 +2,25 @@
 
 import glob
 import os
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from clara.errors import InputError
 from clara.storage.bucket import require_credentials
 from clara.storage.paths import is_url
 from clara.storage.retry import within_patience
+
+if TYPE_CHECKING:
+    from apache_beam.io.filesystems import FileSystems
+
+
+def _file_systems() -> "type[FileSystems]":
+    """Beam's file systems; without options of a job's own, as in a worker process, with what the environment says."""
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    if FileSystems._pipeline_options is None:
+        FileSystems.set_options(PipelineOptions([]))
+    return FileSystems
 
 
 def open_file(path: str) -> IO[bytes]:
@@ -19,9 +32,8 @@ def open_file(path: str) -> IO[bytes]:
     if not is_url(path):
         return open(path, "rb")
     from apache_beam.io.filesystem import CompressionTypes
-    from apache_beam.io.filesystems import FileSystems
 
-    stream: IO[bytes] = FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+    stream: IO[bytes] = _file_systems().open(path, compression_type=CompressionTypes.UNCOMPRESSED)
     return stream
 
 
@@ -29,9 +41,7 @@ def exists(path: str) -> bool:
     """Whether there is such a file."""
     if not is_url(path):
         return os.path.exists(path)
-    from apache_beam.io.filesystems import FileSystems
-
-    return bool(FileSystems.exists(path))
+    return bool(_file_systems().exists(path))
 
 
 def list_files(pattern: str) -> list[str]:
@@ -44,11 +54,12 @@ def list_files(pattern: str) -> list[str]:
         found = glob.glob(os.path.abspath(pattern), recursive=True, include_hidden=True)
         return [path for path in found if not os.path.isdir(path)]
     from apache_beam.io.filesystem import BeamIOError
-    from apache_beam.io.filesystems import FileSystems
+
+    file_systems = _file_systems()
 
     def match() -> list[str]:
         require_credentials(pattern)
-        return [entry.path for entry in FileSystems.match([pattern])[0].metadata_list]
+        return [entry.path for entry in file_systems.match([pattern])[0].metadata_list]
 
     try:
         return within_patience(f"--input {pattern}", match)
@@ -62,7 +73,5 @@ def list_files(pattern: str) -> list[str]:
 
 def size_and_change(url: str) -> tuple[int, float]:
     """Size of a file at a URL in bytes, and time of its last change in seconds since the epoch."""
-    from apache_beam.io.filesystems import FileSystems
-
-    entry = FileSystems.match([url])[0].metadata_list[0]
+    entry = _file_systems().match([url])[0].metadata_list[0]
     return entry.size_in_bytes, entry.last_updated_in_seconds

@@ -113,7 +113,13 @@ def recipe(config: Config, *, exclude_defaults: bool = True) -> dict[str, Any]:
     inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
     sections = {"seed", "stage", "joint", "retrieval"}
     settings = config.model_dump(include=sections, exclude=_NOT_OF_THE_RECIPE, exclude_defaults=exclude_defaults)
-    return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
+    return {"settings": _without_empty_sections(settings), "dtype": config.backbone.dtype, "inputs": inputs}
+
+
+def _without_empty_sections(tree: dict[str, Any]) -> dict[str, Any]:
+    """A section of which only excluded settings were set is as if it was not there."""
+    kept = {name: _without_empty_sections(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    return {name: value for name, value in kept.items() if value != {}}
 
 
 def run_paths(config: Config) -> RunPaths:

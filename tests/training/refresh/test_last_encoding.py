@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from clara.config.load import load
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from tests.helpers import joint_world
@@ -150,9 +151,7 @@ def test_one_that_hangs_is_ended(world: World, tmp_path: Path, monkeypatch: pyte
 
 
 def test_room_that_the_whole_cluster_lacks_is_told_before_a_step(world: World, tmp_path: Path) -> None:
-    config = joint.load(
-        None, world.sets(tmp_path, **RUN | {"joint__refresh__num_cpus": 3, "launch__num_workers": 1})[1::2]
-    )
+    config = load(None, world.sets(tmp_path, **RUN | {"joint__refresh__num_cpus": 3, "launch__num_workers": 1})[1::2])
     with pytest.raises(InputError, match=r"joint\.refresh\.num_cpus is 3, the cluster has 2 cores; add a node"):
         scaling(config, {"CPU": 2.0})
     check_room(config, {"CPU": 3.0})

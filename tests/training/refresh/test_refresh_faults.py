@@ -256,11 +256,11 @@ def test_who_has_waited_in_vain_does_not_wait_again_at_every_step(
         "joint__refresh__delta_steps": 0,
         "joint__refresh__max_staleness_steps": 2,
         "joint__refresh__when_stale": "wait",
-        "joint__refresh__wait_seconds": 1,
+        "joint__refresh__wait_seconds": 4,  # longer than a busy machine takes for a snapshot
     }
     report = train(world, tmp_path, Never, monkeypatch, **values)
     waited = [
-        values["blocked_seconds"] >= 1 for values in read(next(tmp_path.glob("run-*")) / "metrics.jsonl").values()
+        values["blocked_seconds"] >= 4 for values in read(next(tmp_path.glob("run-*")) / "metrics.jsonl").values()
     ]
     # The fourth step would lack three updates: waited for at the end of the third, once.
     assert waited == [False, False, True, False, False, False, False, False]
