@@ -92,7 +92,7 @@ PARENT = """
 import sys, time
 from pathlib import Path
 from training.refresh.process import ProcessWorker
-from training.refresh import RefreshJob
+from training.refresh.job import RefreshJob
 fields = dict(part.split("=", 1) for part in sys.argv[1:])
 job = RefreshJob(**fields, factory="Flat", first_level=20, batch_tokens=1024, threads=1)
 handle = ProcessWorker().start(job, Path(fields["memory"]).with_name("log"))
