@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 def _file_systems() -> "type[FileSystems]":
-    """Beam's file systems; without options of a job's own, as in a worker process, with what the environment says."""
+    """Beam's file systems with the job's options; a local run without any uses what the environment says.
+
+    Workers of Beam have the job's options as runtime options, which `set_options` would hide.
+    """
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.value_provider import RuntimeValueProvider
 
-    if FileSystems._pipeline_options is None:
+    if FileSystems._pipeline_options is None and RuntimeValueProvider.runtime_options is None:
         FileSystems.set_options(PipelineOptions([]))
     return FileSystems
 
