@@ -1,4 +1,4 @@
-"""What a command line tells about errors: a line for those that a user can mend, the stack for ours."""
+"""What a command prints about errors: one line for those that a user can correct, the stack for bugs."""
 
 import errno
 import subprocess

@@ -79,9 +79,9 @@ def test_V10_ranking_vectors() -> None:
 @pytest.mark.filterwarnings("ignore:unsafe cast")
 def test_rankings_equal_those_of_ranx() -> None:
     ranx = pytest.importorskip("ranx", reason="extra `dev` is not installed")
-    dice = np.random.default_rng(1)
-    rankings = [dice.permutation(30)[: int(dice.integers(1, 12))].tolist() for _ in range(99)]
-    positives = [dice.permutation(30)[: int(dice.integers(1, 5))].tolist() for _ in range(99)]
+    rng = np.random.default_rng(1)
+    rankings = [rng.permutation(30)[: int(rng.integers(1, 12))].tolist() for _ in range(99)]
+    positives = [rng.permutation(30)[: int(rng.integers(1, 5))].tolist() for _ in range(99)]
     qrels = ranx.Qrels({f"{n:02d}": {str(d): 1 for d in right} for n, right in enumerate(positives)})
     found = ranx.Run(
         {f"{n:02d}": {str(d): float(-place) for place, d in enumerate(ranking)} for n, ranking in enumerate(rankings)}
@@ -94,9 +94,9 @@ def test_rankings_equal_those_of_ranx() -> None:
 
 
 def test_ranking_equals_the_definitions_in_the_questions_order() -> None:
-    dice = np.random.default_rng(1)
-    rankings = [dice.permutation(30)[: int(dice.integers(0, 12))].tolist() for _ in range(123)]
-    positives = [dice.permutation(30)[: int(dice.integers(1, 5))].tolist() for _ in range(123)]
+    rng = np.random.default_rng(1)
+    rankings = [rng.permutation(30)[: int(rng.integers(0, 12))].tolist() for _ in range(123)]
+    positives = [rng.permutation(30)[: int(rng.integers(1, 5))].tolist() for _ in range(123)]
     values = ranking_metrics(rankings, positives, (1, 5))
     for number, (ranking, right) in enumerate(zip(rankings, positives, strict=True)):
         for k in (1, 5):
@@ -142,8 +142,8 @@ def test_paired_test_equals_all_sign_flips() -> None:
 
 @pytest.mark.parametrize("number", [2, 9, 60])
 def test_paired_test_is_the_permutation_test_of_scipy(number: int) -> None:
-    dice = np.random.default_rng(number)
-    a, b = dice.integers(0, 3, number).astype(float), dice.integers(0, 3, number) - 0.2
+    rng = np.random.default_rng(number)
+    a, b = rng.integers(0, 3, number).astype(float), rng.integers(0, 3, number) - 0.2
     theirs = scipy.stats.permutation_test(
         (a, b),
         lambda x, y, axis: np.mean(x - y, axis=axis),
@@ -157,8 +157,8 @@ def test_paired_test_is_the_permutation_test_of_scipy(number: int) -> None:
 
 def test_paired_test_of_equal_systems_finds_nothing() -> None:
     assert paired_test([0, 1, 1], [0, 1, 1]).p_value == 1
-    dice = np.random.default_rng(0)
-    assert paired_test(dice.normal(size=200), dice.normal(size=200)).p_value > 0.01
+    rng = np.random.default_rng(0)
+    assert paired_test(rng.normal(size=200), rng.normal(size=200)).p_value > 0.01
 
 
 def test_bad_values_are_refused() -> None:

@@ -8,5 +8,5 @@ from clara.storage.paths import Name
 
 
 def verify(directory: Name, kind: str | None = None) -> Mapping[str, Any]:
-    """The manifest of an artefact, once every byte has been compared with it; of its own kind, if none is given."""
+    """The manifest of an artefact after a check of every byte; `kind` defaults to the one that the manifest names."""
     return Artefact.open(directory, kind or read_manifest(directory)["kind"], verify=True).manifest

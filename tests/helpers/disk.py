@@ -25,7 +25,7 @@ def full_disk(bytes_left: int) -> Iterator[None]:
 
 
 class SmallDisk:
-    """A disk of its own with little room."""
+    """A separate disk with little room."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -62,7 +62,7 @@ def small_disk(root: Path, size: str) -> Iterator[SmallDisk]:
         ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(root)], capture_output=True, text=True
     )
     if done.returncode:
-        pytest.skip(f"a disk of its own cannot be mounted here: {done.stderr.strip()}")
+        pytest.skip(f"a separate disk cannot be mounted here: {done.stderr.strip()}")
     try:
         yield SmallDisk(root)
     finally:

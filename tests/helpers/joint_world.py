@@ -25,7 +25,7 @@ NUM_SHARDS = 2
 
 
 class Inline:
-    """A worker that encodes at once, in this process: a process of its own takes seconds to import torch."""
+    """A worker that encodes at once, in this process: a separate process takes seconds to import torch."""
 
     def start(self, job: RefreshJob, log: Path) -> "Inline":
         self._result: RefreshResult | RefreshError

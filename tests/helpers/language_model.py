@@ -24,8 +24,8 @@ def sense(user: str) -> Any:
     """What a good model would say: it asks about each sentence by its number, but forgets the last one at first."""
     title = re.search(r"^TITLE: (.*)$", user, re.MULTILINE)[1]
     text = re.search(r"^TEXT: (.*)$", user, re.MULTILINE)[1]
-    told = sentences(text)
-    about = {k: f"What does sentence {k} of {title} say?" for k in range(1, len(told) + 1)}
+    parts = sentences(text)
+    about = {k: f"What does sentence {k} of {title} say?" for k in range(1, len(parts) + 1)}
     if "Write simple questions" in user:
         return {"questions": [about[k] for k in about if k < len(about) or k == 1]}
     if "Write demanding questions" in user:
@@ -45,10 +45,10 @@ def sense(user: str) -> Any:
     if "\nQUESTION: " in user:
         found = re.search(r"^QUESTION: .*sentence (\d+)", user, re.MULTILINE)
         number = int(found[1]) if found else 0
-        return {"answer": " ".join(told[number - 1].split()[:4]) if 0 < number <= len(told) else None}
+        return {"answer": " ".join(parts[number - 1].split()[:4]) if 0 < number <= len(parts) else None}
     if "\nPARAPHRASE: " in user:
         return {"verdict": "yes" if "In other words" in user else "no"}
-    return {"paraphrase": " ".join(["In other words:", *reversed(told)])}
+    return {"paraphrase": " ".join(["In other words:", *reversed(parts)])}
 
 
 def key_of(body: dict[str, Any]) -> str:
@@ -114,7 +114,7 @@ class LanguageModel:
         if fault.isdigit():
             headers = {"Retry-After": self.retry_after} if fault == "429" and self.retry_after else {}
             return handler.send(
-                int(fault), {"error": {"message": f"told {fault} with key {self.key}", "code": None}}, headers
+                int(fault), {"error": {"message": f"status {fault} with key {self.key}", "code": None}}, headers
             )
         if fault == "shape":
             return handler.send(200, {"object": "list", "data": []})

@@ -10,8 +10,8 @@ _LOWEST, _OUTGOING = 20_000, Path("/proc/sys/net/ipv4/ip_local_port_range")
 def free_ports(count: int) -> list[int]:
     """Different TCP ports that nobody uses.
 
-    They lie below those that the kernel gives to outgoing connections: one of these would be taken again before a
-    server that takes its time has bound it, and Ray's clusters hold hundreds.
+    They are below those that the kernel gives to outgoing connections: one of these would be taken again before a
+    slow server has bound it, and Ray's clusters hold hundreds.
     """
     above = int(_OUTGOING.read_text().split()[0]) if _OUTGOING.exists() else 32_768
     # Of the operating system: tests seed their own generators alike.

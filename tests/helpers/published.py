@@ -40,7 +40,7 @@ QUESTIONS = [
 ANSWERS = ["the Tamo", "Ida Marlowe"]
 DOCUMENTS = [
     [
-        "This is a document about Arlen \n The mill of Arlen stands on the river Tamo and makes paper by hand.",
+        "This is a document about Arlen \n The mill of Arlen worked on the river Tamo and makes paper by hand.",
         "Mills.",
         "Copper turns green in the open air; Zürich's cafés are busy on Sundays, "
         "and the baker opens at six every day but one. " * 3,
@@ -241,7 +241,7 @@ def make(folder: Path, case: Case) -> tuple[Path, Path]:
     (checkpoint / "config.json").write_text(json.dumps(config))
     lm = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     tokenizer = grown_tokenizer(config, base)
-    dice = torch.Generator().manual_seed(11)
+    rng = torch.Generator().manual_seed(11)
     linear = {
         n: m for n, m in lm.named_modules() if isinstance(m, torch.nn.Linear) and m is not lm.get_output_embeddings()
     }
@@ -249,15 +249,15 @@ def make(folder: Path, case: Case) -> tuple[Path, Path]:
     for name in case.adapters:
         tensors = adapters[name] = {}
         for path, module in linear.items():
-            tensors[f"{path}.lora_A.weight"] = 0.3 * torch.randn(config["lora_r"], module.in_features, generator=dice)
-            tensors[f"{path}.lora_B.weight"] = 0.1 * torch.randn(module.out_features, config["lora_r"], generator=dice)
+            tensors[f"{path}.lora_A.weight"] = 0.3 * torch.randn(config["lora_r"], module.in_features, generator=rng)
+            tensors[f"{path}.lora_B.weight"] = 0.1 * torch.randn(module.out_features, config["lora_r"], generator=rng)
     lm.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     num_own = len(AutoTokenizer.from_pretrained(base))
     layers = {}
     for name, parameter in lm.named_parameters():  # tied matrices come once, as the reference saves them
         if name.endswith(("embed_tokens.weight", "lm_head.weight")):
             rows = parameter.detach().clone()
-            rows[num_own:] = 0.2 * torch.randn(len(tokenizer) - num_own, rows.shape[1], generator=dice)
+            rows[num_own:] = 0.2 * torch.randn(len(tokenizer) - num_own, rows.shape[1], generator=rng)
             layers[name] = rows
     for tensors in adapters.values() if case.copies else ():
         tensors.update({name: rows.clone() for name, rows in layers.items()})

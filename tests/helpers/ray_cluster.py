@@ -54,7 +54,7 @@ class Cluster:
 
     def __init__(self, folder: Path, num_cpus: int) -> None:
         """Start the head."""
-        # Sockets lie below it, and their paths may not be long.
+        # Sockets are below it, and their paths may not be long.
         self._temporary = Path("/tmp") / f"ray-{os.getpid()}"
         self._folder = folder
         self._nodes: list[psutil.Popen] = []

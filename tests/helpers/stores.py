@@ -27,7 +27,7 @@ class Proxy:
     """Passes requests on, and refuses them while `down` says so.
 
     Attributes:
-        backend: port of what it stands in front of.
+        backend: port of the store behind it.
         port: of the loopback.
         down: method and path of a request → whether the store is away for it, which is answered with 503.
         refused: how many requests were.
@@ -189,7 +189,7 @@ class Store:
 
 
 def forget_clients() -> None:
-    """Have the next call make its client anew, for the store that the environment names then."""
+    """Have the next call make a new client, for the store that the environment names then."""
     os.environ.setdefault(
         "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
     )  # as `clara.storage.bucket.file_system` does, which may not have run yet

@@ -123,7 +123,7 @@ def test_images_install_from_pyproject_alone_and_hold_what_a_worker_imports() ->
         "transformers",
         "safetensors",
     }
-    # Nothing is installed when a container starts, and no sources lie in its working directory, where they would hide a
+    # Nothing is installed when a container starts, and no sources are in its working directory, where they would hide a
     # staged wheel.
     assert 'ENTRYPOINT ["/opt/apache/beam/boot"]' in stages["beam"]
     assert stages["beam"].index("WORKDIR /\n") < stages["beam"].index("ENTRYPOINT")

@@ -35,7 +35,7 @@ def test_an_unknown_command_names_near_ones(capsys: pytest.CaptureFixture[str]) 
 
 
 def help_of(name: str) -> tuple[str, list[str]]:
-    """The help of a command in a process of its own, and which heavy libraries that imported."""
+    """The help of a command in a separate process, and the heavy libraries that it imported."""
     program = f"""
 import contextlib, sys
 from infra import cli

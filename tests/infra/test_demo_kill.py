@@ -132,14 +132,14 @@ def test_killed_at_random_points_the_demo_ends_with_the_same_artefacts(
     whole_seconds = time.monotonic() - began
     expected = content(home / "run")
     shutil.rmtree(home)
-    dice = random.Random(int(time.time()))
+    rng = random.Random(int(time.time()))
     kills, finished = 0, 0
     while kills < num_kills or not finished:
         process = start()
         try:
             # What is done stays done, so that half a run's time from each start on reaches every step. Past the last
             # kill it may run to its end.
-            status = process.wait(timeout=dice.uniform(0.0, whole_seconds / 2) if kills < num_kills else None)
+            status = process.wait(timeout=rng.uniform(0.0, whole_seconds / 2) if kills < num_kills else None)
         except subprocess.TimeoutExpired:
             kill_tree(process)
             kills += 1

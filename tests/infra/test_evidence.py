@@ -153,12 +153,12 @@ def test_baselines_are_read_by_the_first_systems_generator() -> None:
 
 
 def test_targets_say_whether_and_by_how_much() -> None:
-    told = targets(rows(), [])
+    lines = targets(rows(), [])
     assert any(
         line.startswith("joint beats its start by 0.15 of Recall@2, 2wiki: +0.500") and line.endswith("reached")
-        for line in told
+        for line in lines
     )
-    assert any("beats bm25" in line and line.endswith("not shown: the interval holds 0") for line in told)
-    assert any("control cut" in line and line.endswith("not measured") for line in told)
+    assert any("beats bm25" in line and line.endswith("not shown: the interval holds 0") for line in lines)
+    assert any("control cut" in line and line.endswith("not measured") for line in lines)
     assert Target("a", PairedTest(0.1, 0.05, 0.2, 0.01, 9), 0.15).outcome().endswith("missed by 0.050")
     assert Target("a", PairedTest(0.2, -0.05, 0.4, 0.2, 9), 0.15).outcome().endswith("the interval holds 0")

@@ -28,7 +28,7 @@ NAMES = [f"Town {a}{b}" for a in "ABCDEFGH" for b in "klmnop"]
 def paragraph(place: int) -> tuple[str, str]:
     return NAMES[
         place
-    ], f"{NAMES[place]} lies on a river and was founded in {1200 + place}. Its mayor is {NAMES[place][5:]}us."
+    ], f"{NAMES[place]} sits on a river and was founded in {1200 + place}. Its mayor is {NAMES[place][5:]}us."
 
 
 def multi_hop(number: int, *, first: int, answer: str = "") -> dict[str, object]:

@@ -72,7 +72,7 @@ def test_where_nothing_was_looked_at_there_is_a_dash() -> None:
     assert "| none | – | – |" in markdown(result({"0": found}))
 
 
-def test_seeds_are_told_by_mean_and_range() -> None:
+def test_seeds_are_summarised_by_mean_and_range() -> None:
     seeds = {str(n): compare({"full": run([2, 4, 6, 8 + 2 * n], [0.5, 0.25 * n], refreshes=n)}) for n in (0, 1, 3)}
     text = markdown(result(seeds))
     assert "Seeds of world and training: 0, 1, 3;" in text

@@ -38,7 +38,7 @@ def test_a_row_for_each_measure_that_there_is_and_a_column_for_each_system() -> 
     ]
 
 
-def test_terminal_and_markdown_tell_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_terminal_and_markdown_show_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     said = []
     for options in ([], ["--markdown"]):
@@ -50,7 +50,7 @@ def test_terminal_and_markdown_tell_the_same(tmp_path: Path, capsys: pytest.Capt
         assert "Recall@5, pool of 20 +0.20 [+0.10, +0.30], p = 0.04" in line
 
 
-def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_report_or_split_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no report\.json there"):
         summary.read(tmp_path)
     with pytest.raises(InputError, match="--split 'seen': the report has unseen"):

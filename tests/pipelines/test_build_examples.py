@@ -147,22 +147,22 @@ def test_published_pairs(tmp_path: Path) -> None:
         "data_type": "qa",
         "question": ["Which river?"],
         "answers": ["Tamo"],
-        "docs": ["This a document about St. Arlen. \n It lies on the Tamo."],
+        "docs": ["This a document about St. Arlen. \n It sits on the Tamo."],
     }
     other = {
         "data_type": "paraphrase",
         "question": [],
-        "answers": ["On the Tamo lies a town."],
+        "answers": ["On the Tamo sits a town."],
         "docs": ["A town on the Tamo."],
     }
     first, second = scp(tmp_path, row, other, row)
-    assert (first.kind, first.title, first.text) == ("qa", "St. Arlen", "It lies on the Tamo.")
+    assert (first.kind, first.title, first.text) == ("qa", "St. Arlen", "It sits on the Tamo.")
     assert (first.questions, first.answers) == (("Which river?",), ("Tamo",))
     assert (second.kind, second.title, second.text, second.answers) == (
         "paraphrase",
         "",
         "A town on the Tamo.",
-        ("On the Tamo lies a town.",),
+        ("On the Tamo sits a town.",),
     )
     counts = read_manifest(tmp_path / "out")["counts"]
     assert (counts["rows"], counts["examples"], counts["dropped: repeated"]) == (3, 2, 1)

@@ -30,7 +30,7 @@ def lines(path: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def corpora(tmp_path: Path) -> tuple[Path, Path]:
-    """The same corpus twice; the other's names stand for something else in the second one."""
+    """The same corpus twice; in the second one the other's names mean something else."""
     plain, named = towns.write(tmp_path / "plain.jsonl"), tmp_path / "named.jsonl"
     rows = [
         {NAMES.get(name, name): value for name, value in row.items()} | {"text": 3, "id": "x"} for row in lines(plain)
@@ -82,7 +82,7 @@ def test_the_same_selection_under_its_own_names(tmp_path: Path, corpora: tuple[P
 
 
 @pytest.mark.parametrize("given", [EXAMPLES, QUESTIONS, SELECTED], ids=["examples", "questions", "selection"])
-def test_a_name_that_is_not_there_is_told(tmp_path: Path, corpora: tuple[Path, Path], given: list) -> None:
+def test_a_missing_field_name_is_reported(tmp_path: Path, corpora: tuple[Path, Path], given: list) -> None:
     main, *arguments = given
     with pytest.raises(InputError, match=r"plain\.jsonl:1: no `body` \(fields: description, id, text, title\)"):
         main(["--input", str(corpora[0]), "--output", str(tmp_path / "out"), *arguments, "--text-field", "body"])
@@ -109,7 +109,7 @@ def test_where_no_corpus_is_read_they_are_refused(
 
 
 def test_plain_text_is_read_whatever_its_field_is_called(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_text("Arlen lies on the Tamo, and its market was opened in 1700.", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("Arlen sits on the Tamo, and its market was opened in 1700.", encoding="utf-8")
     for flags in ([], FLAGS):
         assert (
             build_examples.main(

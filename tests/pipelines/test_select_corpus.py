@@ -45,23 +45,23 @@ def questions_of(kept: set[str], edges: list[tuple[str, str]], cap: int) -> int:
 
 
 def test_dense_choices_beat_random_ones_and_do_not_depend_on_order() -> None:
-    dice = random.Random(0)
+    rng = random.Random(0)
     nodes = [f"n{i}" for i in range(60)]
     edges = [
         (a, b)
-        for a, b in ((dice.choice(nodes), nodes[min(59, int(dice.expovariate(0.1)))]) for _ in range(250))
+        for a, b in ((rng.choice(nodes), nodes[min(59, int(rng.expovariate(0.1)))]) for _ in range(250))
         if a != b
     ]
     kept = densest(edges, nodes, 20, cap=3)
-    at_random = [questions_of(set(dice.sample(nodes, 20)), edges, 3) for _ in range(200)]
+    at_random = [questions_of(set(rng.sample(nodes, 20)), edges, 3) for _ in range(200)]
     assert questions_of(kept, edges, 3) > max(at_random)
-    dice.shuffle(edges)
+    rng.shuffle(edges)
     assert densest(edges, sorted(nodes, reverse=True), 20, cap=3) == kept
 
 
 def test_selection_keeps_the_corpus_order_and_gives_questions() -> None:
     corpus = towns.documents() + [
-        Document(f"lone-{n}", f"Lonely Place {n}", "It stands for itself.") for n in range(40)
+        Document(f"lone-{n}", f"Lonely Place {n}", "It has no neighbours.") for n in range(40)
     ]
     chosen = select(corpus, 30)
     assert [d.id for d in corpus if d in chosen] == [d.id for d in chosen]
@@ -152,7 +152,7 @@ def test_a_damaged_file_of_any_kind_is_named(tmp_path: Path, name: str) -> None:
         read_corpus([str(tmp_path / name)])
 
 
-def test_files_of_one_name_in_different_folders_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_one_name_in_different_folders_are_distinguished(tmp_path: Path) -> None:
     """Else a changed one would not be missed."""
     files = [str(tmp_path / name / "part.jsonl") for name in "ab"]
     for file in files:
@@ -161,7 +161,7 @@ def test_files_of_one_name_in_different_folders_are_told_apart(tmp_path: Path) -
     before = input_hashes(files)
     Path(files[0]).write_text('{"text": "b"}\n', encoding="utf-8")
     assert input_hashes(files) != before
-    assert list(input_hashes(files[:1])) == ["part.jsonl"]  # wherever it lies
+    assert list(input_hashes(files[:1])) == ["part.jsonl"]  # in any folder
 
 
 def test_an_article_as_a_row() -> None:

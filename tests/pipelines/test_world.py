@@ -19,8 +19,8 @@ SIZES = world.Sizes(train=200, held_out=40, pretrain=60)
 
 @pytest.fixture(scope="module")
 def made():
-    documents, questions, told = world.generate(3, SIZES)
-    return {d["id"]: d["text"] for d in documents}, questions, told
+    documents, questions, examples = world.generate(3, SIZES)
+    return {d["id"]: d["text"] for d in documents}, questions, examples
 
 
 def test_pools_hold_one_answer_four_decoys_and_fifteen_others(made):
@@ -72,12 +72,12 @@ def names_in(texts):
 
 
 def test_held_out_names_are_new_together_and_known_apart(made):
-    texts, questions, told = made
+    texts, questions, examples = made
     train = names_in(
         [t for key, t in texts.items() if key.startswith("train-")]
         + [q.question for q in questions if q.split == "train"]
     )
-    train |= names_in([e.text for e in told] + [w for e in told for w in (*e.questions, *e.answers)])
+    train |= names_in([e.text for e in examples] + [w for e in examples for w in (*e.questions, *e.answers)])
     unseen = names_in([q.question for q in questions if q.split != "train"])
     assert unseen
     assert not unseen & train

@@ -1,4 +1,4 @@
-"""What tests of runs on a Ray cluster share: a cluster of their own, and something small to train on."""
+"""What tests of runs on a Ray cluster share: a separate cluster, and something small to train on."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -145,7 +145,7 @@ def test_made_pools_are_fixed_hold_the_positives_and_not_the_excluded(
         corpus.pool(dataclasses.replace(q, candidate_ids=q.candidate_ids[::-1]), 10).index("doc-00") for q in ordered
     ] == places
     seen = [q for q in questions if not q.candidate_ids]
-    assert len({corpus.pool(q, 12).index(q.positive_ids[0]) for q in seen}) > 1  # the right one has no place of its own
+    assert len({corpus.pool(q, 12).index(q.positive_ids[0]) for q in seen}) > 1  # the right one has no fixed position
 
 
 def test_selection(retriever: Retriever, questions: list[Question]) -> None:
@@ -211,13 +211,13 @@ def test_a_paragraph_that_no_ranking_holds_has_the_rank_behind_them() -> None:
 
 
 def test_likelihood_measures_worked_by_hand() -> None:
-    told = {
+    likelihoods = {
         "right": Likelihood(-2.0, 4),
         "wrong": Likelihood(-5.0, 4),
         "none": Likelihood(-4.0, 4),
         "index": Likelihood(-3.0, 4),
     }
-    measures = likelihood_measures(told)
+    measures = likelihood_measures(likelihoods)
     assert measures["right.log_likelihood_per_token"] == -0.5
     gaps = {name: value for name, value in measures.items() if name.startswith("gap.")}
     assert gaps == {"gap.right_minus_wrong": 3.0, "gap.right_minus_none": 2.0, "gap.index_minus_none": 1.0}

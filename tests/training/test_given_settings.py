@@ -39,10 +39,10 @@ def planned(world: World, tmp_path: Path, stage: str, *arguments: str) -> int:
 def test_a_setting_that_the_checkpoint_has_otherwise_is_refused(
     world: World, tmp_path: Path, stage: str, key: str, given: str, own: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"{key} is '?{given}'?, the checkpoint's {own}") as told:
+    with pytest.raises(InputError, match=rf"{key} is '?{given}'?, the checkpoint's {own}") as caught:
         planned(world, tmp_path, stage, "--set", f"{key}={given}")
-    assert f"{world.checkpoint} was made with its own" in str(told.value)
-    assert f"leave --set {key} out" in str(told.value)
+    assert f"{world.checkpoint} was made with its own" in str(caught.value)
+    assert f"leave --set {key} out" in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
@@ -60,7 +60,7 @@ def test_equal_settings_and_those_left_to_their_defaults_are_none_of_it(
     assert planned(world, tmp_path, stage) == 0
 
 
-def test_a_file_may_serve_checkpoints_of_other_makes_and_what_counts_is_told(
+def test_a_file_may_serve_checkpoints_of_other_makes_and_the_effective_settings_are_logged(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "other.toml"
@@ -79,7 +79,7 @@ def test_a_file_may_serve_checkpoints_of_other_makes_and_what_counts_is_told(
 def test_all_that_differ_are_named_at_once(world: World, tmp_path: Path) -> None:
     file = tmp_path / "other.toml"
     file.write_text("[model]\nnum_memory_tokens = 9\nlora = { alpha = 8.0, dropout = 0.5 }\n", encoding="utf-8")
-    with pytest.raises(InputError) as told:
+    with pytest.raises(InputError) as caught:
         planned(
             world,
             tmp_path,
@@ -96,9 +96,9 @@ def test_all_that_differ_are_named_at_once(world: World, tmp_path: Path) -> None
         "model.markers is False",
         "leave --set model.markers, model.lora.dropout out",
     ):
-        assert words in str(told.value)
+        assert words in str(caught.value)
     for words in ("num_memory_tokens", "alpha", "rank"):
-        assert words not in str(told.value)
+        assert words not in str(caught.value)
 
 
 def test_a_checkpoint_from_nothing_takes_them(world: World, tmp_path: Path) -> None:
@@ -117,6 +117,6 @@ def test_what_was_given() -> None:
     assert dict(config.model.given("model.")) == {"model.lora.rank": 16, "model.markers": True}
 
 
-def test_a_damaged_checkpoint_is_told_as_such(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported_as_damaged(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no manifest\.json, so this is no finished CHECKPOINT"):
         check_given(tmp_path, Config(), [])

@@ -177,7 +177,7 @@ def test_final_memory_fits_the_final_checkpoint(world: World, tmp_path: Path, mo
     assert MemoryStore.open(memory, accept=[expected]).fingerprint == expected.hash
 
 
-def test_a_compressor_that_stands_still_after_the_snapshot_needs_no_final_refresh(world: World, tmp_path: Path) -> None:
+def test_a_compressor_unchanged_since_the_snapshot_needs_no_final_refresh(world: World, tmp_path: Path) -> None:
     settings = FIXED | {
         "joint__refresh__every_steps": 0,
         "joint__compressor_steps": 2,
@@ -324,16 +324,18 @@ def test_a_run_is_taken_up_by_other_micro_batches(
     assert max(float((one[name] - other[name]).abs().max()) for name in one) < 1e-3
 
 
-def test_another_run_of_other_settings_is_told(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_run_of_other_settings_is_reported(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     train(world, tmp_path, joint__steps=1)
     assert "another run" not in caplog.text
     train(world, tmp_path, joint__steps=2, joint__on_nonfinite="skip")
-    told = (
+    warning = (
         "another run of other settings (joint.on_nonfinite stop → skip, joint.steps 1 → 2) "
         f"is in {tmp_path}; this one begins at step 0"
     )
-    assert told in caplog.text
-    # Not where it goes on, or is done.
+    assert warning in caplog.text
+    # Not where it resumes, or is done.
     caplog.clear()
     train(world, tmp_path, joint__steps=2, joint__on_nonfinite="skip")
     assert "another run" not in caplog.text

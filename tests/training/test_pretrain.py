@@ -70,8 +70,8 @@ def inputs(tiny_backbone: Path, corpus_file: Path, tmp_path_factory: pytest.Temp
         )
         for n, r in enumerate(ROWS[:8])
     ]
-    told = [Example(f"a{n}", r["id"], r["title"], r["text"], "autoencode") for n, r in enumerate(ROWS[8:12])]
-    write_examples(directory / "examples", qa + told, recipe={})
+    autoencoded = [Example(f"a{n}", r["id"], r["title"], r["text"], "autoencode") for n, r in enumerate(ROWS[8:12])]
+    write_examples(directory / "examples", qa + autoencoded, recipe={})
     write_questions(
         directory / "questions",
         [*map(question, range(8)), Question("q-none", "Why?", ("so",), split="train")],
@@ -210,14 +210,14 @@ def test_dry_run_writes_nothing(inputs: list[str], tmp_path: Path, capsys: pytes
         (["stage=pretrain"], ("--micro-batch", "-1"), "--micro-batch is -1"),
     ],
 )
-def test_what_is_missing_or_wrong_is_told(
+def test_what_is_missing_or_wrong_is_reported(
     inputs: list[str], tmp_path: Path, sets: list[str], flags: tuple[str, ...], wanted: str
 ):
     with pytest.raises(InputError, match=wanted):
         main(command(inputs, f"output={tmp_path}", *sets, flags=flags))
 
 
-def test_a_place_that_cannot_be_written_is_told_before_the_model_is_read(inputs: list[str], tmp_path: Path):
+def test_an_output_that_cannot_be_written_is_reported_before_the_model_is_read(inputs: list[str], tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"file/output/run-.*: cannot be written"):
         main(command(inputs, f"output={tmp_path}/file/output", "stage=pretrain", "backbone.path=/nowhere"))

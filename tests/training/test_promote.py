@@ -232,7 +232,7 @@ def test_aliases_that_mlflow_refuses_are_refused(store: str, alias: str) -> None
         promote.main(promotion(store, "1", "--alias", alias))
 
 
-def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("no database " * 400)
     with pytest.raises(InputError, match=r"cannot be opened .*not a database"):
         promote.main(promotion(f"sqlite:///{tmp_path / 'notes'}", "1"))

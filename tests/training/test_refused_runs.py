@@ -95,7 +95,7 @@ def test_an_index_that_search_servers_cannot_hold(world: World, tmp_path: Path) 
     prepared(world, tmp_path / "run", retrieval__factory="'HNSW8'", retrieval__search_shards=2)
 
 
-def test_an_index_that_every_rank_reads_whole_is_told_with_its_size(
+def test_an_index_that_every_rank_reads_whole_is_logged_with_its_size(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     build_index(world.memory, tmp_path / "blocks", "PQ8x4fs")
@@ -138,7 +138,7 @@ def test_refreshes_that_would_never_begin(world: World, tmp_path: Path, policy: 
         train(world, tmp_path, joint__refresh__policy=policy, joint__train_compressor="true")
 
 
-def test_what_nothing_comes_of_is_told(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_without_effect_are_logged(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     values = REFRESHED | {
         "joint__refresh__start_step": 7,
         "joint__learning_rates": "{generator = 1e-3, compressor = 1e-3}",
@@ -146,8 +146,8 @@ def test_what_nothing_comes_of_is_told(world: World, tmp_path: Path, caplog: pyt
     arguments = ["--launcher", "local", "--dry-run", *world.sets(tmp_path, joint__train_generator="false", **values)]
     with caplog.at_level(logging.WARNING):
         assert joint.main(arguments) == 0
-    told = [record.getMessage() for record in caplog.records]
-    assert told == [
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages == [
         "joint.refresh.start_step is 7, joint.steps 6: no refresh will take place; lower start_step",
         "joint.learning_rates.generator is 0.001, joint.train_generator false: the rate is not used",
     ]

@@ -99,7 +99,7 @@ def test_an_override_below_a_plain_value_is_an_error(tmp_path: Path):
         load(str(tmp_path / "run.toml"), ["seed.more=3"])
 
 
-def test_several_faults_are_told_at_once(tmp_path: Path):
+def test_several_errors_are_reported_at_once(tmp_path: Path):
     path = tmp_path / "run.toml"
     path.write_text("seeed = 3\n[joint]\nsteps = -1\n")
     with pytest.raises(InputError, match=r"run.toml: .*joint.steps is -1.*seeed: unknown key") as caught:

@@ -202,7 +202,7 @@ def check_gradients(model: ClaraModel, numbers: Mapping[str, Any]) -> None:
         nll.mean().backward()
         for name, gradient in (("grad_query_memory", query_BMD.grad), ("grad_scores", scores_BN.grad)):
             wanted_gradient = np.asarray(numbers[f"{name}{suffix}"])
-            # Gradients have a size of their own, from hundredths to tens: a share of it.
+            # Gradients differ in size, from hundredths to tens: the tolerance is relative.
             close(gradient, wanted_gradient, f"{name}{suffix}", TOLERANCE * np.abs(wanted_gradient).max())
         model.zero_grad()
         step(batch, batch.weight, len(questions)).loss.backward()
@@ -274,7 +274,7 @@ def test_a_made_up_checkpoint_computes_what_the_notes_say(tmp_path: Path, name: 
 
 
 def test_an_emitted_added_token_is_read_as_the_reference_reads_it(small: tuple[Path, Path], tmp_path: Path):
-    """The LM may say a token that only the reference's vocabulary has, and goes on from that token's own embedding."""
+    """A generated token that only the reference's vocabulary has is read back as that token's embedding."""
     base, checkpoint = small
     layers = torch.load(checkpoint / "decoder_first_last_layers.pth", weights_only=True)
     num_own = len(AutoTokenizer.from_pretrained(base))
@@ -324,8 +324,8 @@ def test_saved_again_it_computes_the_same(small: tuple[Path, Path], tmp_path: Pa
     assert (tmp_path / "again" / "added_tokens.safetensors").exists() != store_backbone
     memory = model.compress([model.document_ids(text) for text in published.DOCUMENTS[0][:2]])
     assert torch.equal(memory, again.compress([again.document_ids(text) for text in published.DOCUMENTS[0][:2]]))
-    told = [m.answer_log_likelihood(["Who?"], [memory], ["Bob"])[0] for m in (model, again)]
-    assert torch.equal(*told)
+    likelihoods = [m.answer_log_likelihood(["Who?"], [memory], ["Bob"])[0] for m in (model, again)]
+    assert torch.equal(*likelihoods)
 
 
 def test_no_text_holds_an_added_token(small: tuple[Path, Path], tmp_path: Path):
@@ -362,11 +362,11 @@ def test_importing_again_is_up_to_date_and_something_else_needs_overwrite(
         run(checkpoint, base, checkpoint)
 
 
-def test_a_dry_run_tells_all_and_writes_nothing(copy: tuple[Path, Path], tmp_path: Path, capsys):
+def test_a_dry_run_prints_everything_and_writes_nothing(copy: tuple[Path, Path], tmp_path: Path, capsys):
     base, checkpoint = copy
     (checkpoint / "tokenizer.json").write_text("{}")
     run(checkpoint, base, tmp_path / "imported", "--dry-run")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert not (tmp_path / "imported").exists()
     for line in (
         "encoder_adapter: 28 tensors",
@@ -376,8 +376,8 @@ def test_a_dry_run_tells_all_and_writes_nothing(copy: tuple[Path, Path], tmp_pat
         "tokenizer.json",
         "doc_max_length 30",
     ):
-        assert line in told
-    assert all(line.rstrip().split("  ")[-1].strip() for line in told.splitlines())
+        assert line in output
+    assert all(line.rstrip().split("  ")[-1].strip() for line in output.splitlines())
 
 
 def test_the_generator_is_left_out_only_where_that_is_asked_for(small: tuple[Path, Path], tmp_path: Path):

@@ -135,7 +135,7 @@ def new_version(old: Path, directory: Path, numbers: list[int], gone: list[int])
 
 
 @pytest.mark.parametrize("factory", ["IVF16,SQfp16", "Flat"])
-def test_a_version_built_from_its_parents_index_is_what_is_built_anew(
+def test_an_index_built_from_its_parent_equals_one_built_from_scratch(
     tmp_path: Path, memory_dir: Path, factory: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -155,11 +155,11 @@ def test_a_version_built_from_its_parents_index_is_what_is_built_anew(
         assert "nothing is taken over" in caplog.text
         return
     assert f"{ROWS - 62} of {ROWS + 38} rows are taken over" in caplog.text
-    # The same trained index, and every row added anew.
-    anew = faiss.read_index(str(tmp_path / "index-v0" / FILE))
-    anew.reset()
-    anew.add_with_ids(store.keys(), store.row_ids)
-    assert (tmp_path / "index-v1" / FILE).read_bytes() == faiss.serialize_index(anew).tobytes()
+    # The same trained index, with every row added again.
+    rebuilt = faiss.read_index(str(tmp_path / "index-v0" / FILE))
+    rebuilt.reset()
+    rebuilt.add_with_ids(store.keys(), store.row_ids)
+    assert (tmp_path / "index-v1" / FILE).read_bytes() == faiss.serialize_index(rebuilt).tobytes()
     assert set(ids_of(searched.faiss).tolist()) == set(store.row_ids.tolist())
 
 
@@ -169,7 +169,7 @@ def test_a_parent_whose_overlays_are_gone_is_not_trusted(
     caplog.set_level("INFO")
     version = new_version(memory_dir, tmp_path / "v1", list(range(50)), gone=[])
     build_index(version, tmp_path / "index-v1", "IVF16,SQfp16", num_queries=0)
-    # In the older version the overlay's rows lie in their base shards again, whose files the parent had too.
+    # In the older version the overlay's rows are in their base shards again, whose files the parent had too.
     build_index(memory_dir, tmp_path / "back", "IVF16,SQfp16", num_queries=0, parent=str(tmp_path / "index-v1"))
     assert "nothing is taken over" in caplog.text
     plain = build_index(memory_dir, tmp_path / "plain", "IVF16,SQfp16", num_queries=0)
@@ -207,7 +207,7 @@ def test_recall_on_a_sample_of_shards_bounds_the_recall_from_below(tmp_path: Pat
     assert abs(np.mean(estimates) - bound) < 4 * error + 0.01
 
 
-def test_a_sample_is_told(tmp_path: Path, memory_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_sampled_measurement_is_logged(tmp_path: Path, memory_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     how = Build("Flat", measurement=Measurement(200, 64, most_bytes=500 * 2 * M * D))
     measured = build(memory_dir, tmp_path / "index", how)["measured"]

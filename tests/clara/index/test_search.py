@@ -201,13 +201,13 @@ def test_low_recall_is_warned_of_with_what_would_help_and_refused_where_that_is_
 ) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(400), key_size=M)
     arguments = ["--memory", str(memory), "--output", str(tmp_path / "index"), "--first-level", "10", "--quiet"]
-    told = r"recall@10 is 0\.\d+ with first_level 10.*with first_level 40 it would be"
-    with pytest.raises(InputError, match=told + ".*--strict-recall"):
+    message = r"recall@10 is 0\.\d+ with first_level 10.*with first_level 40 it would be"
+    with pytest.raises(InputError, match=message + ".*--strict-recall"):
         main([*arguments, "--strict-recall"])
     assert not (tmp_path / "index" / "manifest.json").exists()
     assert main(arguments) == 0
     assert read_manifest(tmp_path / "index", "INDEX")["measured"]["recall_at_10"] < 0.9
-    assert re.search(told, caplog.text)
+    assert re.search(message, caplog.text)
     # That it is there does not make it good.
     with pytest.raises(InputError, match="under the floor"):
         main([*arguments, "--strict-recall"])
@@ -275,7 +275,7 @@ def test_command_line(tmp_path: Path, memory_dir: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         (["--seed", "-1"], "--seed is -1; expected 0 or more"),
         (["--measure-gib", "nan"], "--measure-gib is nan; Input should be a finite number"),
@@ -294,15 +294,15 @@ def test_command_line(tmp_path: Path, memory_dir: Path, capsys: pytest.CaptureFi
         (["--first-level", "1"], "--first-level 1; expected at least 10, as recall@10 is measured"),
     ],
 )
-def test_bad_flags_are_told_in_one_line(tmp_path: Path, memory_dir: Path, flags: list[str], told: str) -> None:
+def test_bad_flags_are_reported_in_one_line(tmp_path: Path, memory_dir: Path, flags: list[str], message: str) -> None:
     with pytest.raises(InputError) as caught:
         main(["--memory", str(memory_dir), "--output", str(tmp_path / "index"), "--quiet", *flags])
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "index" / "manifest.json").exists()
 
 
-def test_a_recall_just_under_the_floor_is_told_apart_from_it() -> None:
+def test_a_recall_just_under_the_floor_is_distinguished_from_it() -> None:
     measured = {"recall_at_10": 0.8999609375, "first_level": 200, "num_queries": 64, "exact": True}
     assert "recall@10 is 0.89996 with" in recall_warning("here", measured, 0.9)
     assert "under the floor of 0.90000" in recall_warning("here", measured, 0.9)
@@ -310,7 +310,7 @@ def test_a_recall_just_under_the_floor_is_told_apart_from_it() -> None:
     assert not recall_warning("here", measured | {"recall_at_10": 0.9}, 0.9)
 
 
-def test_first_level_is_told_as_it_was_searched_with(tmp_path: Path, memory_dir: Path) -> None:
+def test_first_level_is_reported_as_it_was_searched_with(tmp_path: Path, memory_dir: Path) -> None:
     assert build_index(memory_dir, tmp_path / "index", first_level=1, num_queries=8)["measured"]["first_level"] == 10
 
 
@@ -360,7 +360,7 @@ def test_a_memory_with_a_flipped_byte_is_not_indexed(tmp_path: Path) -> None:
     assert main([*arguments, "--no-verify"]) == 0
 
 
-def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path, memory_dir: Path) -> None:
+def test_an_output_that_cannot_be_written_is_reported_before_any_work(tmp_path: Path, memory_dir: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file/index: cannot be written"):
         main(["--memory", str(memory_dir), "--output", str(tmp_path / "file" / "index")])
@@ -369,8 +369,8 @@ def test_a_place_that_cannot_be_written_is_told_before_any_work(tmp_path: Path, 
 def test_help_says_what_recall_is_measured_with(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
-    told = " ".join(capsys.readouterr().out.split())
-    assert "rows of the INDEX itself as queries: each one's memory plus Gaussian noise of half its length" in told
-    assert "No row is held back" in told
+    output = " ".join(capsys.readouterr().out.split())
+    assert "rows of the INDEX itself as queries: each one's memory plus Gaussian noise of half its length" in output
+    assert "No row is held back" in output
     # The number that the words state.
     assert Measurement().noise == 0.5

@@ -1,4 +1,4 @@
-"""Processes that open one INDEX share its pages: none has a copy of its own."""
+"""Processes that open one INDEX share its pages: none has a private copy."""
 
 import os
 import subprocess
@@ -11,8 +11,8 @@ from clara.index.build import build_index
 from clara.index.search import FILE
 from tests.helpers.memories import random_memory, write_memory
 
-# Opens the INDEX, searches all of it, tells its maps of the file when every partner has done so, and waits to be told
-# to go.
+# Opens the INDEX, searches all of it, prints its memory maps of the file when every other process has done so, and
+# waits until it may exit.
 _PROGRAM = """
 import re, sys
 import faiss, numpy as np
@@ -41,7 +41,9 @@ _PROCESSES = 3
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="the system tells no process's maps")
+@pytest.mark.skipif(
+    not Path("/proc/self/smaps").is_file(), reason="this system does not show the memory maps of a process"
+)
 @pytest.mark.parametrize("factory", ["IVF16,Flat", "Flat"])
 def test_processes_share_the_pages_of_an_index(tmp_path: Path, factory: str) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(20_000))
@@ -54,7 +56,7 @@ def test_processes_share_the_pages_of_an_index(tmp_path: Path, factory: str) -> 
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(_PROCESSES)
     ]
-    told = []
+    measured = []
     try:
         for rank in ranks:
             assert rank.stdout is not None
@@ -64,12 +66,12 @@ def test_processes_share_the_pages_of_an_index(tmp_path: Path, factory: str) -> 
             assert rank.stdout is not None
             rank.stdin.write("\n")
             rank.stdin.flush()
-            told.append([int(part) for part in rank.stdout.readline().split()])
+            measured.append([int(part) for part in rank.stdout.readline().split()])
     finally:
         for rank in ranks:
             rank.communicate("\n", timeout=60)
     size = (tmp_path / "index" / FILE).stat().st_size / 1024
-    for resident, proportional, dirty, clean in told:
+    for resident, proportional, dirty, clean in measured:
         assert resident > 0.6 * size  # it is there …
         assert dirty == clean == 0  # … nothing of it is this process's alone …
         assert proportional < resident * 1.05 / _PROCESSES + 4  # … and each is charged its share

@@ -120,7 +120,7 @@ def test_padding_is_under_three_percent_at_the_sizes_of_default_shards(rows: int
     assert 1 - real / padded < 0.03
 
 
-def test_memory_stands_in_the_order_given_whatever_that_is() -> None:
+def test_memory_keeps_the_given_order() -> None:
     one_by_one = np.concatenate([encode_chunks(WordHashes(), [c], batch_tokens=1) for c in CHUNKS])
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(len(CHUNKS))
@@ -174,8 +174,8 @@ def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def pairs(num: int, num_slots: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of memories with a shared part, slots of unequal norm."""
-    dice = np.random.default_rng(0)
-    a, noise = dice.standard_normal((2, num, num_slots, size)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    a, noise = rng.standard_normal((2, num, num_slots, size)).astype(np.float32)
     share = np.linspace(-1, 1, num, dtype=np.float32)[:, None, None]
     scale = np.linspace(0.5, 1.5, num_slots, dtype=np.float32)[:, None]
     return a * scale, (share * a + (1 - np.abs(share)) * noise) * scale

@@ -40,7 +40,7 @@ def test_fields_hashes_and_fingerprints_are_accepted() -> None:
         check([], FINGERPRINT)
 
 
-def test_another_dtype_is_told_before_the_compressor_whose_hash_follows_from_it() -> None:
+def test_another_dtype_is_reported_before_the_compressor_whose_hash_depends_on_it() -> None:
     found = dataclasses.replace(FINGERPRINT, dtype="bfloat16", compressor="d" * 64)
     with pytest.raises(
         InputError, match=r"memory/v1: made in dtype bfloat16, this reader computes in float32: dtype: .*compressor: "

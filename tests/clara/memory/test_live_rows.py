@@ -48,14 +48,14 @@ def test_a_request_is_cut_by_shard(shards: list[list[int]], data: st.DataObject)
 
 
 def test_documents_of_rows_and_rows_of_documents(tmp_path: Path) -> None:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(30):
-        shards = [np.sort(dice.choice(200, int(dice.integers(0, 40)), replace=False)) for _ in range(number % 5)]
-        documents = [[DOCUMENTS[i] for i in dice.integers(0, len(DOCUMENTS) - 1, len(rows))] for rows in shards]
+        shards = [np.sort(rng.choice(200, int(rng.integers(0, 40)), replace=False)) for _ in range(number % 5)]
+        documents = [[DOCUMENTS[i] for i in rng.integers(0, len(DOCUMENTS) - 1, len(rows))] for rows in shards]
         paths = [tmp_path / f"{number}-{shard}.parquet" for shard in range(len(shards))]
         for path, column in zip(paths, documents, strict=True):
             pq.write_table(pa.table({"document_id": pa.array(column, pa.string())}), path)
-        live = live_rows([rows.tolist() for rows in shards], dice.integers(0, 200, 9).tolist())
+        live = live_rows([rows.tolist() for rows in shards], rng.integers(0, 200, 9).tolist())
         found = DocumentRows(paths, live)
         newest = {
             row: name

@@ -36,10 +36,10 @@ SETTINGS = EncodingSettings(96, 0, key_size=32, key_seed=0, dtype="float32")
 def moved(checkpoint: Path, folder: Path, seed: int) -> tuple[ClaraModel, Fingerprint, Path]:
     """Another compressor on the same backbone, saved."""
     model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.role_parameters("compressor"):
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=dice))
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=rng))
     save_checkpoint(model, folder, stage="joint", recipe={"seed": seed}, store_backbone=False)
     return model, of_checkpoint(folder, SETTINGS), folder
 

@@ -45,10 +45,10 @@ def chunk(number: int) -> Chunk:
 
 
 CHUNKS = [chunk(number) for number in range(25)]
-DICE = np.random.default_rng(0)
-MEMORY = DICE.standard_normal((25, M, D)).astype(np.float32)
-KEYS = DICE.standard_normal((25, KD)).astype(np.float32)
-CODEBOOK = Codebook(DICE.standard_normal((2, 256, 4)).astype(np.float32))
+RNG = np.random.default_rng(0)
+MEMORY = RNG.standard_normal((25, M, D)).astype(np.float32)
+KEYS = RNG.standard_normal((25, KD)).astype(np.float32)
+CODEBOOK = Codebook(RNG.standard_normal((2, 256, 4)).astype(np.float32))
 
 
 def write_version(directory: Path, codec: str = "float16", num_shards: int = 4) -> Path:
@@ -194,8 +194,8 @@ def test_each_piece_becomes_the_centroid_nearest_to_it(width: int, size: int) ->
 
 
 def test_training_is_repeatable_and_lessens_the_error() -> None:
-    dice = np.random.default_rng(5)
-    memory = (dice.standard_normal((400, 1, 1)) * dice.standard_normal((400, 2, 8))).astype(np.float32)
+    rng = np.random.default_rng(5)
+    memory = (rng.standard_normal((400, 1, 1)) * rng.standard_normal((400, 2, 8))).astype(np.float32)
     assert train_codebook(memory, 4).hash == train_codebook(memory, 4).hash
     errors = {}
     for codec in ("pq8", "pq4", "int4", "int8"):
@@ -221,7 +221,7 @@ def test_the_sample_is_of_the_rows_alone() -> None:
     assert 18_000 < np.mean(sample) < 22_000
 
 
-def test_a_damaged_codebook_is_told(tmp_path: Path) -> None:
+def test_a_damaged_codebook_is_reported(tmp_path: Path) -> None:
     directory = write_version(tmp_path / "memory", "pq4")
     path = directory / "codebook" / "centroids.safetensors"
     whole = path.read_bytes()
@@ -241,9 +241,9 @@ def test_rows_come_back_in_the_order_asked(tmp_path: Path, codec: str) -> None:
     store = MemoryStore.open(write_version(tmp_path / codec, codec), [FINGERPRINT], verify=True)
     assert len(store) == 25
     assert store.row_ids.tolist() == sorted(c.row_id for c in CHUNKS)
-    dice = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     for _ in range(20):
-        asked = dice.integers(0, 25, size=int(dice.integers(0, 12)))
+        asked = rng.integers(0, 25, size=int(rng.integers(0, 12)))
         rows = [CHUNKS[i].row_id for i in asked]
         assert np.array_equal(
             store.memory(rows),
@@ -351,10 +351,10 @@ def test_a_flipped_byte_anywhere_is_found_by_verifying_and_never_met_with_a_stra
     directory = write_version(tmp_path / "memory", num_shards=1)
     path = directory / shard_name(0, 1) / file
     whole = path.read_bytes()
-    dice = np.random.default_rng(3)
-    told = []
-    for place in [0, 7, 8, len(whole) - 5, *dice.integers(0, len(whole), 60).tolist()]:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ int(dice.integers(1, 256))]) + whole[place + 1 :])
+    rng = np.random.default_rng(3)
+    messages = []
+    for place in [0, 7, 8, len(whole) - 5, *rng.integers(0, len(whole), 60).tolist()]:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ int(rng.integers(1, 256))]) + whole[place + 1 :])
         with pytest.raises(InputError, match=f"{file}: its sha256"):
             MemoryStore.open(directory, verify=True)
         try:
@@ -363,9 +363,9 @@ def test_a_flipped_byte_anywhere_is_found_by_verifying_and_never_met_with_a_stra
             store.memory(store.row_ids)
             store.keys()
         except InputError as error:
-            told.append(str(error))
-    assert len(told) >= 2
-    assert all(str(path) in message for message in told)
+            messages.append(str(error))
+    assert len(messages) >= 2
+    assert all(str(path) in message for message in messages)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,7 @@ def test_a_flipped_byte_anywhere_is_found_by_verifying_and_never_met_with_a_stra
         (60).to_bytes(8, "little") + b'{"key":{"dtype":"F16","shape":[9],"data_offsets":[0,18]}}    ',
     ],
 )
-def test_a_file_that_is_no_memory_is_told(tmp_path: Path, data: bytes) -> None:
+def test_a_file_that_is_no_memory_is_reported(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "memory.safetensors").write_bytes(data)
     with pytest.raises(InputError, match="not a memory file"):
         map_tensors(tmp_path / "memory.safetensors")

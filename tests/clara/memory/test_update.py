@@ -141,7 +141,7 @@ def test_any_chain_of_updates_equals_a_build_from_nothing_and_so_does_its_compac
         assert_same(MemoryStore.open(folder / "v0", verify=True), built(folder / "again", versions[0], codec))
 
 
-def test_changes_are_told_apart() -> None:
+def test_changes_are_classified() -> None:
     known = {c.row_id: c for c in (chunk(0), chunk(1), chunk(2))}
     twin = replace(chunk(2), chunk_id="other content of the same row id")
     found = changes_of([chunk(9), chunk(1, "elsewhere"), chunk(0), twin], known)
@@ -161,7 +161,7 @@ def test_a_compacted_store_has_the_bytes_of_one_that_was_never_updated(tmp_path:
     assert all(sha256_file(tmp_path / "plain" / file) == sha256_file(tmp_path / "fresh" / file) for file in files)
 
 
-def test_either_version_can_be_removed_and_a_copy_stands_in_for_a_link(
+def test_either_version_can_be_removed_and_a_copy_replaces_a_link(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks = [chunk(n) for n in range(20)]
@@ -304,7 +304,7 @@ def test_the_job_updates_and_compacts(
 
 @pytest.mark.parametrize("codec", ["int4", "pq8"])
 def test_the_job_stores_by_codec_and_an_update_keeps_it(tiny_checkpoint: Path, tmp_path: Path, codec: str) -> None:
-    rows = [{"id": f"n{n}", "text": f"Number {n} of {n * 7919 % 104729} stands here."} for n in range(70)]
+    rows = [{"id": f"n{n}", "text": f"Number {n} of {n * 7919 % 104729} occurs here."} for n in range(70)]
     corpus = write_rows(tmp_path / "corpus.jsonl", rows[:65])
     for name, arguments in (("exact", ["--codec=float16"]), ("one", [f"--codec={codec}"])):
         run(tiny_checkpoint, corpus, tmp_path / name, "--num-shards=2", "--dtype=float32", *arguments)
@@ -328,7 +328,7 @@ def test_the_job_stores_by_codec_and_an_update_keeps_it(tiny_checkpoint: Path, t
     assert found[:, 0].tolist() == new.row_ids[:9].tolist()
 
 
-def test_too_small_a_corpus_for_a_codebook_is_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_corpus_too_small_for_a_codebook_is_reported(tiny_checkpoint: Path, tmp_path: Path) -> None:
     corpus = write_rows(tmp_path / "corpus.jsonl", tiny.documents()[:9])
     with pytest.raises(InputError, match="codec pq8: 36 memory tokens to train on, expected at least 256"):
         run(tiny_checkpoint, corpus, tmp_path / "v0", "--codec=pq8")

@@ -74,11 +74,11 @@ def test_utility_divergence_ignores_places_without_a_candidate():
 
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_the_losses_pass_gradcheck(temperature):
-    dice = torch.Generator().manual_seed(3)
-    scores = torch.randn(3, 5, dtype=torch.float64, generator=dice).requires_grad_()
+    rng = torch.Generator().manual_seed(3)
+    scores = torch.randn(3, 5, dtype=torch.float64, generator=rng).requires_grad_()
     mask = torch.tensor([[True, False, True, False, False], [False] * 5, [False, True, False, False, False]])
     valid = torch.tensor([[True] * 5, [True] * 5, [True, True, True, False, False]])
-    likelihood = torch.randn(3, 5, dtype=torch.float64, generator=dice)
+    likelihood = torch.randn(3, 5, dtype=torch.float64, generator=rng)
     assert torch.autograd.gradcheck(lambda s: info_nce(s, mask, temperature, valid), (scores,))
     assert torch.autograd.gradcheck(lambda s: utility_divergence(s, likelihood, temperature, 1.0, valid), (scores,))
     assert torch.autograd.gradcheck(state_mse, (scores, likelihood))

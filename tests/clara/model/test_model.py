@@ -103,13 +103,13 @@ def test_questions_are_cut_and_documents_are_not(tiny_backbone: Path):
 
 
 def memories(model: ClaraModel, *counts: int) -> list[Tensor]:
-    dice = torch.Generator().manual_seed(5)
-    return [torch.randn(k, 4, model.hidden_size, generator=dice).to(model.backbone.dtype) for k in counts]
+    rng = torch.Generator().manual_seed(5)
+    return [torch.randn(k, 4, model.hidden_size, generator=rng).to(model.backbone.dtype) for k in counts]
 
 
 @pytest.mark.parametrize("markers", [True, False])
 def test_V8_slot_writing(tiny_backbone: Path, markers: bool):
-    """Document j lies at f + j·(M + 1), a marker behind it; everything else keeps its embedding."""
+    """Document j is at f + j·(M + 1), followed by a marker; everything else keeps its embedding."""
     model = tiny.build_model(tiny_backbone, markers=markers)
     prompt = model.prompts.question("Who?", "Bob")
     (memory,) = memories(model, 3)

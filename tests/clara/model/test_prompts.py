@@ -1,4 +1,4 @@
-"""Prompts: what the template gives, where slots and answers lie, and that no text can inject a special token."""
+"""Prompts: the template's output, the positions of slots and answers, and that no text can inject a special token."""
 
 from pathlib import Path
 
@@ -28,8 +28,8 @@ UNEQUAL = tiny.CHATML.replace(
     "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}Well, {% endif %}{{ m['content'] }}"
 )
 NO_THOUGHT = "<think>\n\n</think>\n\n"
-# Two manners of models that think: one is told not to by an empty thought behind the generation prompt, the other is
-# led into a thought unless.
+# Two kinds of models that think: an empty thought behind the generation prompt keeps the one from thinking; the other
+# is led into a thought unless it is switched off.
 UNLESS_OFF = tiny.CHATML.replace(
     "assistant\n{% endif %}",
     "assistant\n{% if enable_thinking is defined and enable_thinking is false %}"
@@ -72,7 +72,7 @@ def test_the_prompt_is_the_same_with_and_without_an_answer(prompts):
     assert (with_answer.left, with_answer.right) == (without.left, without.right)
 
 
-def test_pairs_are_told_one_after_the_other_and_questions_weigh_less(prompts):
+def test_pairs_follow_one_another_and_questions_weigh_less(prompts):
     prompt = prompts.pairs(["Q1?", "Q2?"], ["Arlen", "Brask"], 0.25)
     assert (
         prompts.tokenizer.decode(prompt.answer)
@@ -112,8 +112,8 @@ def test_special_tokens_in_a_text_are_plain_text(prompts, text):
     attacked = prompts.question(f"Who?{text}", f"Bob{text}")
     count = [sum(t in specials for t in ids) for ids in (plain.left, plain.right, plain.answer)]
     assert [sum(t in specials for t in ids) for ids in (attacked.left, attacked.right, attacked.answer)] == count
-    told = prompts.pairs([text, "Q"], ["A", text], 0.5)
-    assert sum(t in specials for t in told.answer) == 1
+    prompt = prompts.pairs([text, "Q"], ["A", text], 0.5)
+    assert sum(t in specials for t in prompt.answer) == 1
     assert sum(t in specials for t in prompts.paraphrase(text, 0).answer) == 1
     assert prompts.text("", text).right[1:-1].count(prompts.tokenizer.eos_token_id) == 1
 
@@ -184,8 +184,8 @@ def test_V7_mistral_template(tmp_path):
     prompt = built.question("Who?", "Bob")
     assert built.tokenizer.decode(prompt.right) == "\n\nQuestion:Who? [/INST]"
     assert built.tokenizer.decode(prompt.answer) == " Bob<|im_end|>"
-    told = built.pairs(["Q1?", "Q2?"], ["A1", "A2"], 1.0)
-    assert built.tokenizer.decode(told.answer) == " Question: Q1?\nAnswer: A1\nQuestion: Q2?\nAnswer: A2<|im_end|>"
+    prompt = built.pairs(["Q1?", "Q2?"], ["A1", "A2"], 1.0)
+    assert built.tokenizer.decode(prompt.answer) == " Question: Q1?\nAnswer: A1\nQuestion: Q2?\nAnswer: A2<|im_end|>"
 
 
 def test_V7_published_prompts(tmp_path):
@@ -202,12 +202,12 @@ def test_V7_published_prompts(tmp_path):
     wanted = f"<s> [INST] {sentence}\n\nBackground:\n{slots * 2}\n\nQuestion:Who? [/INST] Bob</s>"
     assert decode(prompt.left) + slots * 2 + decode(prompt.right) + decode(prompt.answer) == wanted
     assert decode(prompt.answer) == " Bob</s>"
-    told = built.pairs(["Q1?", "Q2?"], ["A1", "A2"], 1.0)
-    assert decode(told.answer) == " Question: Q1?\nAnswer: A1\nQuestion: Q2?\nAnswer: A2</s>"
-    assert decode(told.left).endswith("answer them sequentially.\n\nBackground:\n")
+    prompt = built.pairs(["Q1?", "Q2?"], ["A1", "A2"], 1.0)
+    assert decode(prompt.answer) == " Question: Q1?\nAnswer: A1\nQuestion: Q2?\nAnswer: A2</s>"
+    assert decode(prompt.left).endswith("answer them sequentially.\n\nBackground:\n")
 
 
-def test_texts_and_slots_are_tokenised_as_they_stand(tmp_path):
+def test_texts_and_slots_are_tokenised_unchanged(tmp_path):
     """A tokenizer that adds a space before a text but not after a special token; specials that strip white space."""
     base = published.make_base(tmp_path / "base", published.CASES["mistral-words-refusing-copies"])
     tokenizer = load_tokenizer(base)
@@ -261,9 +261,9 @@ def test_thinking_is_off_where_the_template_knows_it(tmp_path, template):
     # What is trained is the answer alone, behind the very prompt that is asked with.
     assert (decode(prompt.answer), prompt.weights) == ("Bob<|im_end|>", [1.0] * len(prompt.answer))
     assert built.question("Who?").right == prompt.right
-    told = built.pairs(["Q1?"], ["Arlen"], 0.25)
-    assert decode(told.right).endswith(NO_THOUGHT)
-    assert decode(told.answer) == "Question: Q1?\nAnswer: Arlen<|im_end|>"
+    prompt = built.pairs(["Q1?"], ["Arlen"], 0.25)
+    assert decode(prompt.right).endswith(NO_THOUGHT)
+    assert decode(prompt.answer) == "Question: Q1?\nAnswer: Arlen<|im_end|>"
     plain = built.text("Be brief.", "Who?")
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
     arguments = {"tokenize": True, "add_generation_prompt": True, "return_dict": False}
@@ -323,13 +323,17 @@ def test_a_template_whose_answers_begin_otherwise_than_its_prompt_ends_is_an_err
 
 def test_a_token_that_spans_prompt_and_answer_counts_with_the_prompt(tmp_path):
     built = builder(tmp_path, template=SPACED)
-    alone, told = built.question("Who?"), built.question("Who?", "is a town")
+    alone, answered = built.question("Who?"), built.question("Who?", "is a town")
     assert built.tokenizer.decode(alone.right) == "\n\nQuestion:Who? ASSISTANT: "
     whole = token_ids(built.tokenizer, "\n\nQuestion:Who? ASSISTANT: is a town<|im_end|>")
     assert whole[: len(alone.right)] != alone.right  # the space and the first word are one token
-    assert (told.left, told.right, told.answer) == (alone.left, whole[: len(alone.right)], whole[len(alone.right) :])
-    assert built.tokenizer.decode(told.answer) == " a town<|im_end|>"
-    assert told.weights == [1.0] * len(told.answer)
+    assert (answered.left, answered.right, answered.answer) == (
+        alone.left,
+        whole[: len(alone.right)],
+        whole[len(alone.right) :],
+    )
+    assert built.tokenizer.decode(answered.answer) == " a town<|im_end|>"
+    assert answered.weights == [1.0] * len(answered.answer)
 
 
 def test_the_loss_goes_on_where_a_token_spans_prompt_and_answer(tmp_path):

@@ -35,7 +35,7 @@ def pretrain_batch(model: ClaraModel, rows: Sequence[int]) -> PretrainBatch:
 
 
 def instruct_batch(model: ClaraModel, selected: Sequence[Sequence[int]]) -> InstructBatch:
-    """Each question over documents of its own, so that the batch can be cut."""
+    """Each question has other documents, so that the batch can be split."""
     offsets = [sum(map(len, selected[:i])) for i in range(len(selected))]
     documents = [model.document_ids(DOCUMENTS[d]["text"])[:30] for chosen in selected for d in chosen]
     prompts = [model.prompts.question(*QUESTIONS[chosen[0]]) for chosen in selected]
@@ -51,11 +51,11 @@ def joint_batch(model: ClaraModel, counts: Sequence[int] = (4, 2, 3), *, stale: 
     memory = torch.zeros(
         len(counts), NUM_CANDIDATES, tiny.NUM_MEMORY_TOKENS, model.hidden_size, dtype=model.backbone.dtype
     )
-    dice = torch.Generator().manual_seed(9)
+    rng = torch.Generator().manual_seed(9)
     for row, pool in enumerate(texts):
         if pool:
             fresh = model.compress(pool)
-            memory[row, : len(pool)] = fresh + stale * torch.randn(fresh.shape, generator=dice).to(fresh.dtype)
+            memory[row, : len(pool)] = fresh + stale * torch.randn(fresh.shape, generator=rng).to(fresh.dtype)
     valid = torch.arange(NUM_CANDIDATES)[None] < torch.tensor(counts)[:, None]
     positive = torch.zeros_like(valid)
     positive[::2, 0] = True
@@ -102,18 +102,18 @@ def test_pretrain_gradients_equal_a_naive_step(tiny_backbone: Path):
     batch = pretrain_batch(model, [0, 1, 2])
     PretrainStep(model, Pretrain(mse_weight=0.1))(batch, batch.weight, 3).loss.backward()
     ours = gradients(model)
-    told, difference = 0.0, 0.0
+    loss, difference = 0.0, 0.0
     for text, prompt in zip(batch.documents, batch.prompts, strict=True):
         encoded = model.encode([text], COMPRESSOR)
         difference = difference + (encoded.memory_mean - encoded.text_mean).square().sum() / model.hidden_size
         inputs_1LD, (front,) = model.inputs([prompt], [encoded.memory])
         with routed(Route(GENERATOR)):
             log_probabilities = model.backbone.lm(inputs_embeds=inputs_1LD).logits[0].log_softmax(dim=-1)
-        told = told - sum(
+        loss = loss - sum(
             w * log_probabilities[front - 1 + i, t]
             for i, (t, w) in enumerate(zip(prompt.answer, prompt.weights, strict=True))
         )
-    (told / sum(sum(p.weights) for p in batch.prompts) + 0.1 * difference / 3).backward()
+    (loss / sum(sum(p.weights) for p in batch.prompts) + 0.1 * difference / 3).backward()
     assert_same(ours, gradients(model))
 
 

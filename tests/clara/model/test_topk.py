@@ -212,9 +212,9 @@ def test_the_surrogate_passes_gradcheck():
 
 
 def test_the_score_passes_gradcheck():
-    dice = torch.Generator().manual_seed(1)
-    query = torch.randn(2, 3, 4, dtype=torch.float64, generator=dice).requires_grad_()
-    memory = torch.randn(2, 5, 3, 4, dtype=torch.float64, generator=dice)
+    rng = torch.Generator().manual_seed(1)
+    query = torch.randn(2, 3, 4, dtype=torch.float64, generator=rng).requires_grad_()
+    memory = torch.randn(2, 5, 3, 4, dtype=torch.float64, generator=rng)
     assert torch.autograd.gradcheck(lambda q: flattened_cosine(q, memory), (query,))
 
 
@@ -234,12 +234,12 @@ def test_places_without_a_candidate_are_chosen_last_and_get_no_gradient():
 @given(st.integers(0, 2**31))
 @settings(max_examples=examples(20), deadline=None)
 def test_the_order_of_the_candidates_does_not_matter(seed):
-    dice = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(seed)
     scores_BN, g_BKN = (
-        torch.randn(1, 6, dtype=torch.float64, generator=dice),
-        torch.randn(1, 3, 6, dtype=torch.float64, generator=dice),
+        torch.randn(1, 6, dtype=torch.float64, generator=rng),
+        torch.randn(1, 3, 6, dtype=torch.float64, generator=rng),
     )
-    order = torch.randperm(6, generator=dice)
+    order = torch.randperm(6, generator=rng)
 
     def gradient(scores: Tensor, weights: Tensor) -> Tensor:
         scores = scores.clone().requires_grad_()

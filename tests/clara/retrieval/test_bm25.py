@@ -70,10 +70,10 @@ def test_a_question_without_known_words_finds_nothing(question: str) -> None:
 
 
 def test_top_equals_a_stable_sort() -> None:
-    dice = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for _ in range(50):
-        scores = dice.integers(0, 5, 40).astype(np.float32)
-        k = int(dice.integers(1, 50))
+        scores = rng.integers(0, 5, 40).astype(np.float32)
+        k = int(rng.integers(1, 50))
         whole = [i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] > 0]
         assert top(scores, k).tolist() == whole[:k]
 

@@ -52,7 +52,7 @@ def test_missing_credentials_are_no_outage(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("kind", ["s3", "gs"])
-def test_a_store_that_is_silent_is_waited_for_as_long_as_said_and_told_of(
+def test_a_silent_store_is_waited_for_as_long_as_configured_and_reported(
     kind: str, deaf: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     given = {

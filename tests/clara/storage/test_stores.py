@@ -304,7 +304,7 @@ def test_copies_are_checked_shared_and_go_on(
         Artefact.open(memory, "MEMORY")
 
 
-def test_a_damaged_or_missing_object_is_told(place: Place, local: Path) -> None:
+def test_a_damaged_or_missing_object_is_reported(place: Place, local: Path) -> None:
     memory = put(local, place / "memory")
     name = "shard-00001-of-00003/memory.safetensors"
     damaged = bytearray((local / name).read_bytes())
@@ -359,7 +359,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(place: Place, local: Pat
 
 
 @pytest.mark.slow
-def test_a_store_that_stays_away_is_told_and_the_next_run_finishes(
+def test_a_store_that_stays_away_is_reported_and_the_next_run_finishes(
     place: Place, local: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if place.url.startswith("gs"):

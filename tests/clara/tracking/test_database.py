@@ -124,7 +124,7 @@ def test_killed_while_mlflow_makes_it_the_next_one_opens_it(tmp_path: Path) -> N
         "import sys; from training.registry.store import open_store; "
         "print('begins', flush=True); open_store(sys.argv[1])"
     )
-    dice = random.Random(0)
+    rng = random.Random(0)
     for number in range(4):
         uri = f"sqlite:///{tmp_path / str(number) / 'runs.db'}"
         process = subprocess.Popen(
@@ -139,7 +139,7 @@ def test_killed_while_mlflow_makes_it_the_next_one_opens_it(tmp_path: Path) -> N
             and time.monotonic() < deadline
         ):
             time.sleep(0.005)
-        time.sleep(dice.uniform(0.0, 1.0))
+        time.sleep(rng.uniform(0.0, 1.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
         again = subprocess.run([sys.executable, "-c", code, uri], capture_output=True, text=True, check=False)

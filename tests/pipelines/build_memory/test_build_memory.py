@@ -177,7 +177,7 @@ def test_added_documents_reuse_untouched_shards_and_equal_a_build_from_nothing(b
     assert sum(report["rows"] for report in before.values()) == 40
 
 
-def test_bad_records_are_told_and_the_others_stay(build: Build, caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_records_are_reported_and_the_others_stay(build: Build, caplog: pytest.LogCaptureFixture) -> None:
     bad = (
         b'{"id": "1", "text": "One."}\nnot json\n{"title": "no text"}\n{"text": "\xff"}\n{"text": ""}\n'
         b'{"id": "6", "text": "Six."}\n'
@@ -222,7 +222,7 @@ def test_a_dump_is_read_stream_by_stream_and_what_is_dropped_is_no_failure(build
     ]
 
 
-def test_many_dead_letters_stand_in_several_files(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_dead_letters_fill_several_files(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.corpus.dead_letters._LETTERS_PER_FILE", 10)
     memory = build({"a.jsonl": b'{"text": "One."}\n' + b"bad\n" * 35})
     parts = sorted(memory.glob("dead_letters*"))
@@ -265,7 +265,7 @@ def test_ten_thousand_equal_documents_are_one_row(build: Build) -> None:
 
 
 @pytest.mark.parametrize("runner", ["local", pytest.param("BundleBasedDirectRunner", marks=pytest.mark.slow)])
-def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_for_it(
+def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_is_kept(
     build: Build, runner: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -286,17 +286,17 @@ def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_fo
     assert len(letters) == counts["duplicate chunks dropped"] == counts["chunks"] - len(rows) > 10
     assert (counts["dropped"], counts["records read"]) == (0, counts["documents"] + counts["dead letters"])
     lost = []
-    for told in letters:
+    for letter in letters:
         chunk_id, start, end = re.fullmatch(
-            r"of (\w+) \(characters (\d+) to (\d+) of the document\)", told["detail"]
+            r"of (\w+) \(characters (\d+) to (\d+) of the document\)", letter["detail"]
         ).groups()  # type: ignore[union-attr]
-        assert told["dropped"]
-        name = Path(told["source"]).name
-        document = json.loads(files[name].splitlines()[told["line"] - 1])
-        assert told["document_id"] == document["id"]
+        assert letter["dropped"]
+        name = Path(letter["source"]).name
+        document = json.loads(files[name].splitlines()[letter["line"] - 1])
+        assert letter["document_id"] == document["id"]
         assert rows[chunk_id].text == document["text"][int(start) : int(end)]
         assert rows[chunk_id].title == document.get("title", "")
-        lost.append((name, told["line"], int(start)))
+        lost.append((name, letter["line"], int(start)))
         assert (Path(rows[chunk_id].source).name, rows[chunk_id].start) <= (name, int(start))
     assert len(set(lost)) == len(lost)
     assert [(name, line) for name, line, _ in lost if name == "b.jsonl"] == [("b.jsonl", n) for n in (1, 2, 3, 4, 6, 7)]
@@ -304,7 +304,7 @@ def test_each_dropped_duplicate_has_a_letter_that_names_the_chunk_that_stands_fo
 
 
 @pytest.mark.parametrize("runner", ["local", pytest.param("BundleBasedDirectRunner", marks=pytest.mark.slow)])
-def test_an_id_of_several_texts_is_told_with_an_example(
+def test_an_id_of_several_texts_is_reported_with_an_example(
     build: Build, runner: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = {
@@ -330,11 +330,11 @@ def test_an_id_of_several_texts_is_told_with_an_example(
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from("xyz"))), st.randoms())
-def test_two_that_differ_are_found_in_any_parts(places: list[tuple[int, int, str]], dice: Any) -> None:
+def test_two_that_differ_are_found_in_any_parts(places: list[tuple[int, int, str]], rng: Any) -> None:
     parts = [((str(source), line, content),) for source, line, content in places]
     whole = two_that_differ(parts)
-    dice.shuffle(parts)
-    cut = dice.randint(0, len(parts))
+    rng.shuffle(parts)
+    cut = rng.randint(0, len(parts))
     assert two_that_differ([two_that_differ(parts[:cut]), two_that_differ(parts[cut:])]) == whole
 
 
@@ -367,7 +367,7 @@ def test_a_long_document_is_split_and_counted(build: Build) -> None:
     assert counts["title tokens cut off"] == 0
 
 
-def test_what_truncation_touches_is_told_in_documents_and_tokens(
+def test_truncation_is_reported_in_documents_and_tokens(
     build: Build, tiny_model: ClaraModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     title = " ".join(f"title{n}" for n in range(40))
@@ -389,10 +389,10 @@ def test_what_truncation_touches_is_told_in_documents_and_tokens(
         "tokens of documents split": 0,
     }
     assert expected.items() <= read_manifest(memory)["counts"].items()
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     page = Page((memory / "summary.html").read_text()).rows
     for name, value in expected.items():
-        assert f"{name}  {value}\n" in told
+        assert f"{name}  {value}\n" in output
         assert page[name] == str(value)
     assert page["tokens cut off titles"] == str(cut)
     assert page["documents cut inside a sentence or title"] == "1"
@@ -474,14 +474,14 @@ def test_bad_arguments_are_refused(
     assert not (tmp_path / "memory" / "manifest.json").exists()
 
 
-def test_chunks_longer_than_the_checkpoint_was_trained_with_are_told(
+def test_chunks_longer_than_the_checkpoint_was_trained_with_are_reported(
     build: Build, corpus_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     build(corpus_file, "--dry-run", "--max-tokens=96")
     assert not any("trained with" in message for message in caplog.messages)
     build(corpus_file, "--dry-run", "--max-tokens=2041")
-    told = "--max-tokens 2041: the checkpoint was trained with at most 96 tokens a chunk (max_document_tokens)"
-    assert caplog.messages.count(told) == 1
+    warning = "--max-tokens 2041: the checkpoint was trained with at most 96 tokens a chunk (max_document_tokens)"
+    assert caplog.messages.count(warning) == 1
 
 
 def test_no_input_no_checkpoint_no_place(
@@ -587,7 +587,7 @@ def test_one_and_two_workers_write_the_same_bytes(build: Build, corpus_file: Pat
 @pytest.mark.slow
 def test_killed_and_run_again_is_as_never_killed(build: Build, tiny_checkpoint: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "many.jsonl"
-    corpus.write_bytes(jsonl(*({"id": f"n{n}", "text": f"Number {n} stands here. " * 4} for n in range(900))))
+    corpus.write_bytes(jsonl(*({"id": f"n{n}", "text": f"Number {n} occurs here. " * 4} for n in range(900))))
     arguments = command(str(corpus), tmp_path / "killed", tiny_checkpoint, "--num-shards=30", "--num-workers=2")
     started = time.time()
     job = subprocess.Popen([sys.executable, "-m", "pipelines.build_memory", *arguments], stderr=subprocess.PIPE)
@@ -617,7 +617,7 @@ def test_progress_counts_chunks_and_estimates_the_shards_that_have_not_begun(tmp
     first.report(0)
     first.report(10)
     second.report(0)
-    second.report(5)  # within the same second: not told
+    second.report(5)  # within the same second: not reported
     assert seen(tmp_path, before) == Seen(done=10, total=44, shards_done=1, num_shards=4)
     second.report(12)
     assert seen(tmp_path, before) == Seen(done=22, total=44, shards_done=2, num_shards=4)
@@ -626,6 +626,6 @@ def test_progress_counts_chunks_and_estimates_the_shards_that_have_not_begun(tmp
     assert seen(tmp_path, before) == Seen(done=12, total=48, shards_done=1, num_shards=4)
 
 
-def test_a_runner_that_beam_does_not_know_is_told() -> None:
+def test_a_runner_that_beam_does_not_know_is_reported() -> None:
     with pytest.raises(InputError, match=r"--runner Nope: Beam makes no pipeline for it .*give local"):
         runner.make_pipeline(beam_options([], "Nope", 1), "Nope")

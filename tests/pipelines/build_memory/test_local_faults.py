@@ -27,7 +27,7 @@ NUM_KILLS = 20
 
 
 def write_corpus(path: Path, num_documents: int) -> Path:
-    rows = [{"id": f"n{n}", "text": f"Number {n} stands here. " * (1 + n % 5)} for n in range(num_documents)]
+    rows = [{"id": f"n{n}", "text": f"Number {n} occurs here. " * (1 + n % 5)} for n in range(num_documents)]
     path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]) + "broken\n")
     return path
 
@@ -45,7 +45,7 @@ def files(memory: Path) -> dict[str, str]:
 
 
 def run_quietly(arguments: list[str]) -> None:
-    """The command in a process of its own, which a test kills."""
+    """The command in a separate process, which a test kills."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -112,9 +112,9 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time
     workers = children(job.pid)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    _, told = job.communicate(timeout=600)
-    assert job.returncode == 0, told
-    assert "a worker process was killed" in told
+    _, errors = job.communicate(timeout=600)
+    assert job.returncode == 0, errors
+    assert "a worker process was killed" in errors
     assert len(finished_shards(tmp_path / "memory", started)) == 40
     assert (
         main(
@@ -151,16 +151,16 @@ def test_killed_at_random_points_it_ends_in_the_same_dataset(
     begin(tmp_path / "whole").join()
     duration = time.monotonic() - before
     whole = MemoryStore.open(tmp_path / "whole", verify=True)
-    dice, number, kills = random.Random(0), 0, 0
+    rng, number, kills = random.Random(0), 0, 0
     while kills < NUM_KILLS // 2:
         output = tmp_path / f"killed-{number}"
         process = begin(output)
-        process.join(dice.uniform(0.1, 1.0) * duration)
+        process.join(rng.uniform(0.1, 1.0) * duration)
         process.kill()
         process.join()
         interrupted = not (output / "manifest.json").exists()
         kills += interrupted  # one that came after the end is none
-        if dice.random() < 0.3 or not interrupted or kills == NUM_KILLS // 2:
+        if rng.random() < 0.3 or not interrupted or kills == NUM_KILLS // 2:
             process = begin(output)
             process.join()
             assert process.exitcode == 0

@@ -27,10 +27,10 @@ Job = Callable[..., Path]
 
 def corpus(seed: int) -> dict[str, bytes]:
     """Two files of documents with exact and near duplicates, long and short texts and broken lines, shuffled."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     rows: list[dict[str, str]] = list(tiny.documents())
     for number in range(12):
-        words = [f"w{dice.randrange(400)}" for _ in range(60)]
+        words = [f"w{rng.randrange(400)}" for _ in range(60)]
         rows.append({"id": f"near{number}", "text": " ".join(words)})
         rows.append({"id": f"nearly{number}", "text": " ".join([*words[:-1], "other"])})
     rows += [{"id": f"copy{n}", "title": rows[n]["title"], "text": rows[n]["text"]} for n in range(0, 40, 5)]
@@ -42,10 +42,10 @@ def corpus(seed: int) -> dict[str, bytes]:
         {"id": "near2", "text": "Other."}
     ]
     rows += [
-        {"id": f"long{n}", "text": " ".join(f"Sentence {n} of {k} stands here." for k in range(40))} for n in range(3)
+        {"id": f"long{n}", "text": " ".join(f"Sentence {n} of {k} occurs here." for k in range(40))} for n in range(3)
     ]
     lines = [json.dumps(row).encode() for row in rows] + [b"{broken", b'{"text": ""}', b'{"text": "x"}', b""] * 3
-    dice.shuffle(lines)
+    rng.shuffle(lines)
     half = len(lines) // 2
     return {"b.jsonl": b"\n".join(lines[:half]) + b"\n", "a.jsonl": b"\n".join(lines[half:])}
 
@@ -127,7 +127,7 @@ def test_an_update_is_what_the_plain_graph_makes_of_it(build: Job, in_pieces: No
     assert files(local) == files(plain)
     assert MemoryStore.open(local, verify=True).hash == MemoryStore.open(plain).hash
     assert read_manifest(local)["counts"]["rows gone"] > 0
-    # What was not used is told as by a build from nothing, and stays told where the version is folded.
+    # Unused records are reported as by a build from nothing, and still are after the version is folded.
     letters = (build("fresh", second, "--num-shards=4") / "dead_letters.jsonl").read_bytes()
     assert b'"reason": "duplicate"' in letters
     assert (local / "dead_letters.jsonl").read_bytes() == letters
@@ -181,7 +181,7 @@ def test_a_run_that_was_killed_behind_its_manifest_is_cleared_up(build: Job, mon
     assert not (memory / ".spill").exists()
 
 
-def test_many_letters_stand_in_the_same_parts(build: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_letters_fill_the_same_parts(build: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.corpus.dead_letters._LETTERS_PER_FILE", 10)
     given = {"a.jsonl": b'{"text": "One."}\n' + b"bad\n" * 55}
     local, plain = build("local", given), build("plain", given, PLAIN)
@@ -189,7 +189,7 @@ def test_many_letters_stand_in_the_same_parts(build: Job, monkeypatch: pytest.Mo
     assert len(list(local.glob("dead_letters-*-of-00008.jsonl"))) == 8
 
 
-def test_the_spill_may_lie_elsewhere(build: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_spill_folder_can_be_elsewhere(build: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     original = memory_run.remove_spill
     monkeypatch.setattr(
@@ -226,7 +226,7 @@ def test_memory_does_not_grow_with_the_corpus(
 
     def put_aside(folder: Path, num_chunks: int) -> None:
         folder.mkdir()
-        for unit in range(num_chunks // 500):  # as of a corpus that grows: more units
+        for unit in range(num_chunks // 500):  # a corpus that grows has more units
             writer = local_records.ChunkWriter(spill.unit_stem(str(folder), unit), 0)
             for number in range(500 * unit, 500 * unit + 500):
                 writer.add(some_chunk(number % num_contents), number)
@@ -240,7 +240,7 @@ def test_memory_does_not_grow_with_the_corpus(
     small, large = (peak_bytes(lambda n=n: put_aside(tmp_path / f"n{n}", n)) for n in (1000, 5000))
     assert large < 1.1 * small
     # Shards of as many rows: five times the chunks are about five times the shards; few contents in as many shards,
-    # however often each stands there.
+    # however often each occurs.
     more = 1 if num_contents == 100 else 4
     small, large = (
         peak_bytes(lambda n=n, s=s: read_back(tmp_path / f"n{n}", s)) for n, s in ((1000, 4), (5000, 4 * more))
@@ -248,7 +248,7 @@ def test_memory_does_not_grow_with_the_corpus(
     assert large < 1.5 * small
 
 
-def test_progress_is_told_in_pieces_documents_and_shards(tmp_path: Path) -> None:
+def test_progress_counts_pieces_documents_and_shards(tmp_path: Path) -> None:
     so_far = local_records.ReadSoFar(str(tmp_path), 4)
     assert so_far() == Reading(0, 4, 0, 0)
     assert so_far().describe(2.0) == "read 0 of 4 pieces, 0 documents (0.0 a second)"

@@ -98,7 +98,7 @@ def test_charts_of_few_values() -> None:
     assert heights[2] == pytest.approx(heights[1] * 2, abs=0.2)
 
 
-def test_a_tracking_server_that_is_not_there_is_told_before_anything_is_done(
+def test_an_unreachable_tracking_server_is_reported_before_any_work(
     corpus_file: Path, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     given = ["--input", str(corpus_file), "--output", str(tmp_path / "memory"), "--checkpoint", str(tiny_checkpoint)]

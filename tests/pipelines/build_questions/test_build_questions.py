@@ -27,7 +27,7 @@ HOTPOT = {
     "answer": "Tamo",
     "supporting_facts": [["Arlen", 0], ["Arlen", 1]],
     "context": [
-        ["Arlen", ["Arlen lies on the Tamo.", " It is small."]],
+        ["Arlen", ["Arlen sits on the Tamo.", " It is small."]],
         ["Brask", ["Brask is a town."]],
         ["Empty", [""]],
     ],
@@ -40,7 +40,7 @@ MUSIQUE = {
     "answerable": True,
     "paragraphs": [
         {"idx": 0, "title": "Brask", "paragraph_text": "Brask is a town.", "is_supporting": False},
-        {"idx": 1, "title": "Arlen", "paragraph_text": "Arlen lies on the Tamo. It is small.", "is_supporting": True},
+        {"idx": 1, "title": "Arlen", "paragraph_text": "Arlen sits on the Tamo. It is small.", "is_supporting": True},
     ],
 }
 SQUAD = {
@@ -49,7 +49,7 @@ SQUAD = {
             "title": "Arlen",
             "paragraphs": [
                 {
-                    "context": "Arlen lies on the Tamo. It is small.",
+                    "context": "Arlen sits on the Tamo. It is small.",
                     "qas": [
                         {"id": "q1", "question": "Which river?", "answers": [{"text": "Tamo", "answer_start": 18}] * 2}
                     ],
@@ -58,7 +58,7 @@ SQUAD = {
         }
     ]
 }
-ARLEN, BRASK = document_id("Arlen", "Arlen lies on the Tamo. It is small."), document_id("Brask", "Brask is a town.")
+ARLEN, BRASK = document_id("Arlen", "Arlen sits on the Tamo. It is small."), document_id("Brask", "Brask is a town.")
 
 
 def build(tmp_path: Path, form: str, content: Any, *extra: str, lines: bool = False) -> list[Question]:
@@ -102,7 +102,7 @@ def test_formats_with_documents(
     assert set(question.candidate_ids) == ({ARLEN, BRASK} if has_pool else set())
     written = documents(corpus)
     assert written.keys() == ({ARLEN, BRASK} if has_pool else {ARLEN})
-    assert written[ARLEN] == {"id": ARLEN, "title": "Arlen", "text": "Arlen lies on the Tamo. It is small."}
+    assert written[ARLEN] == {"id": ARLEN, "title": "Arlen", "text": "Arlen sits on the Tamo. It is small."}
 
 
 def test_columns_as_dataset_hubs_make_them_are_the_same(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_overlap_repeats_sentences_else_words() -> None:
     assert [c.text for c in chunks] == ["a b c d", "d e f g", "g h"]
 
 
-def test_the_title_stands_in_front_of_each_chunk_and_counts() -> None:
+def test_the_title_precedes_each_chunk_and_counts() -> None:
     chunks = chunk_document(document("a b c. d e f.", "The Title"), BY_WORD, max_tokens=5, overlap_tokens=0)
     assert [(c.title, c.text, c.num_tokens) for c in chunks] == [("The Title", "a b c.", 5), ("The Title", "d e f.", 5)]
 
@@ -84,7 +84,7 @@ def test_limits_under_which_chunks_cannot_advance_are_refused(max_tokens: int, o
         check_limits(max_tokens, overlap)
 
 
-def test_a_text_without_tokens_is_told() -> None:
+def test_a_text_without_tokens_is_reported() -> None:
     with pytest.raises(ChunkingError, match="no token"):
         chunk_document(document("\ue000 "), Tokens(words, lambda text: len(text.replace("\ue000", "").split())), 16, 0)
 
@@ -161,6 +161,6 @@ def test_a_document_that_fits_is_one_chunk_and_is_read_by_the_tokenizer_once(tok
     def offsets(text: str) -> list[tuple[int, int]]:
         raise AssertionError("the text fits, so that nothing is to be cut")
 
-    (chunk,) = chunk_document(document("The bridge was built. It stands.", "Tamo"), Tokens(offsets, count), 64, 8)
-    assert (chunk.text, chunk.truncated) == ("The bridge was built. It stands.", False)
-    assert texts == ["Tamo", "Tamo\nThe bridge was built. It stands."]
+    (chunk,) = chunk_document(document("The bridge was built. It lasted.", "Tamo"), Tokens(offsets, count), 64, 8)
+    assert (chunk.text, chunk.truncated) == ("The bridge was built. It lasted.", False)
+    assert texts == ["Tamo", "Tamo\nThe bridge was built. It lasted."]

@@ -14,7 +14,7 @@ from clara.storage.artefact import read_manifest
 from pipelines.build_memory.command import main
 from pipelines.corpus.filters import Filters, language_of, make_filters, symbol_ratio, why_dropped
 
-ENGLISH = "The town stands on the river, and its market sells bread and wool to everybody who comes."
+ENGLISH = "The town sits on the river, and its market sells bread and wool to everybody who comes."
 GERMAN = "Die Stadt liegt am Fluss, und auf ihrem Markt werden Brot und Wolle an alle verkauft, die kommen."
 FRENCH = "La ville se trouve au bord du fleuve, et son marché vend du pain et de la laine à tous ceux qui viennent."
 
@@ -76,7 +76,7 @@ def test_bad_bounds_are_refused(arguments: tuple[int, int, list[str], float], me
         make_filters(*arguments)
 
 
-def test_the_job_drops_and_tells(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_the_job_drops_documents_and_reports_them(tiny_checkpoint: Path, tmp_path: Path) -> None:
     texts = [ENGLISH, GERMAN, "Short.", "{{{ [[[ %%% ]]] }}} of no use at all ((( ### )))", ENGLISH + " Again."]
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text(

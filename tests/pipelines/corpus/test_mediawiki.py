@@ -29,16 +29,16 @@ def test_every_form_of_a_dump_gives_the_same_documents_and_letters(tmp_path: Pat
     whole = (HEADER + "".join(PAGES) + "</mediawiki>").encode()
     (tmp_path / "w.xml").write_bytes(whole)
     expected = read(find_units([str(tmp_path / "w.xml")], "auto"))
-    told = [
+    events = [
         (f.line, f.id, f.title, f.text) if isinstance(f, Document) else (f.line, f.reason, f.snippet, f.dropped)
         for f in expected
     ]
-    assert told == [
+    assert events == [
         (1, "1001", "Arlen & Co", "Arlen is a town."),
         (2, "redirect", "Page 2", True),
         (3, "other namespace", "Page 3", True),
         (4, "1004", "Page 4", "Second page, bold."),
-        (5, "empty text", told[4][2], False),
+        (5, "empty text", events[4][2], False),
         (6, "1006", "Page 6", "Third page."),
         (7, "no text", "Gone", False),
     ]
@@ -80,7 +80,7 @@ def test_a_damaged_stream_costs_its_own_pages_only(tmp_path: Path) -> None:
     assert [f.id for f in found if isinstance(f, Document)] == ["1001", "1006"]
 
 
-def test_pages_that_the_index_has_and_the_dump_has_not_are_told(tmp_path: Path) -> None:
+def test_pages_in_the_index_but_not_in_the_dump_are_reported(tmp_path: Path) -> None:
     path = multistream(tmp_path, PAGES, 4)
     index = Path(index_path(str(path)))
     lines = bz2.decompress(index.read_bytes()).splitlines(keepends=True)
@@ -135,7 +135,7 @@ def test_streams_that_a_range_holds_besides_its_first_are_read_to_the_last(tmp_p
     ]
 
 
-def test_bytes_between_the_header_and_the_first_stream_are_told(tmp_path: Path) -> None:
+def test_bytes_between_the_header_and_the_first_stream_are_reported(tmp_path: Path) -> None:
     path = multistream(tmp_path, PAGES, 2)
     first = next(unit.stream.start for unit in find_units([str(path)], "auto") if unit.stream)
     data = path.read_bytes()
@@ -152,7 +152,7 @@ def test_bytes_between_the_header_and_the_first_stream_are_told(tmp_path: Path) 
     assert [f.id for f in found if isinstance(f, Document)] == ["1001", "1004", "1006"]
 
 
-def test_a_dump_whose_header_and_footer_stand_in_its_pages_streams(tmp_path: Path) -> None:
+def test_a_dump_whose_header_and_footer_are_in_the_streams_of_its_pages(tmp_path: Path) -> None:
     expected = read(find_units([str(multistream(tmp_path, PAGES, 3))], "auto"))
     parts = [HEADER + "".join(PAGES[:3]), "".join(PAGES[3:6]), PAGES[6] + "</mediawiki>\n"]
     data, index = b"", b""
@@ -166,7 +166,7 @@ def test_a_dump_whose_header_and_footer_stand_in_its_pages_streams(tmp_path: Pat
         assert [_placeless(f) for f in read(find_units([str(path)], "auto"))] == [_placeless(f) for f in expected]
 
 
-def test_xml_that_ends_in_the_middle_gives_what_stands_before(tmp_path: Path) -> None:
+def test_truncated_xml_gives_the_pages_before_the_end(tmp_path: Path) -> None:
     (tmp_path / "w.xml").write_text(HEADER + PAGES[0] + PAGES[3][:60])
     first, dead = read(find_units([str(tmp_path / "w.xml")], "auto"))
     assert isinstance(first, Document)

@@ -16,15 +16,15 @@ from pipelines.build_memory.command import main
 from pipelines.corpus.near_duplicates import duplicates, make_min_hash_settings, shingles, signature, similarity
 from tests.helpers.fuzz import examples
 
-DICE = random.Random(0)
+RNG = random.Random(0)
 WORDS = [f"word{n}" for n in range(400)]
-BASE = [" ".join(DICE.choices(WORDS, k=60)) for _ in range(6)]
+BASE = [" ".join(RNG.choices(WORDS, k=60)) for _ in range(6)]
 
 
 def edited(text: str, num_edits: int, seed: int) -> str:
-    words, dice = text.split(), random.Random(seed)
+    words, rng = text.split(), random.Random(seed)
     for _ in range(num_edits):
-        words[dice.randrange(len(words))] = f"edit{dice.randrange(99)}"
+        words[rng.randrange(len(words))] = f"edit{rng.randrange(99)}"
     return " ".join(words)
 
 
@@ -149,7 +149,7 @@ def write_corpus(folder: Path) -> Path:
     return folder
 
 
-def test_the_job_keeps_the_first_of_alike_documents_and_tells_of_the_others(
+def test_the_job_keeps_the_first_of_alike_documents_and_reports_the_others(
     tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus")

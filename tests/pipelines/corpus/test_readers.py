@@ -89,7 +89,7 @@ BAD_LINES = [
 
 
 @pytest.mark.parametrize(("bad", "reason"), BAD_LINES)
-def test_a_bad_line_is_told_and_its_neighbours_stay(tmp_path: Path, bad: bytes, reason: str) -> None:
+def test_a_bad_line_is_reported_and_its_neighbours_stay(tmp_path: Path, bad: bytes, reason: str) -> None:
     path = tmp_path / "corpus.jsonl"
     path.write_bytes(b'{"text": "before"}\n\n' + bad + b'\n{"text": "after"}')
     first, dead, last = read(path)
@@ -109,7 +109,7 @@ def test_a_null_character_is_taken_out(tmp_path: Path) -> None:
     ("suffix", "compress"),
     [(".gz", gzip.compress), (".bz2", bz2.compress), (".zst", zstandard.compress), (".xz", lzma.compress)],
 )
-def test_a_truncated_file_gives_what_stands_before_or_at_least_says_so(
+def test_a_truncated_file_gives_the_records_before_the_end_or_an_error(
     tmp_path: Path, suffix: str, compress: Callable[[bytes], bytes]
 ) -> None:
     data = compress(b"".join(json.dumps({"text": f"{n} {n * 7919 % 104729}"}).encode() + b"\n" for n in range(20_000)))
@@ -123,7 +123,7 @@ def test_a_truncated_file_gives_what_stands_before_or_at_least_says_so(
         assert len(found) > 5_000
 
 
-def test_damaged_parquet_and_missing_column_are_told(tmp_path: Path) -> None:
+def test_damaged_parquet_and_a_missing_column_are_reported(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
     assert [d.reason for d in read(tmp_path / "bad.parquet") if isinstance(d, DeadLetter)] == ["damaged file"]
     pq.write_table(pa.table({"body": ["x"]}), tmp_path / "other.parquet")
@@ -132,7 +132,7 @@ def test_damaged_parquet_and_missing_column_are_told(tmp_path: Path) -> None:
     assert (dead.reason, dead.detail) == ("no text", "no field 'text'; fields are body")
 
 
-def test_a_line_without_end_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_end_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_RECORD_BYTES", 50)
     (tmp_path / "a.jsonl").write_text('{"text": "' + "x" * 180 + '"}\n{"text": "after"}\n')
     dead, after = read(tmp_path / "a.jsonl")

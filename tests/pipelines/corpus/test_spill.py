@@ -1,4 +1,4 @@
-"""Records put aside by partition: every one is found again where it belongs, and nothing else is."""
+"""Records spilled by partition: each is read back from its partition, and nothing else is."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,7 +50,7 @@ def test_a_given_number_of_shards_has_a_partition_each() -> None:
         partitions_of_shard(1, 6)
 
 
-def test_a_file_that_was_cut_is_told(tmp_path: Path) -> None:
+def test_a_truncated_spill_file_is_reported(tmp_path: Path) -> None:
     writer = SpillWriter(tmp_path / "unit-000000", "chunks", 4)
     writer.add(3, b"x" * 100)
     writer.flush()

@@ -123,7 +123,9 @@ def java(tmp_path: Path) -> Callable[[str], str]:
     return of
 
 
-def test_what_is_missing_is_told_before_anything_starts(jar: str, java: Callable[[str], str], tmp_path: Path) -> None:
+def test_what_is_missing_is_reported_before_anything_starts(
+    jar: str, java: Callable[[str], str], tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"no-such-java: not found.*install Java 17"):
         preflight("--job_server_java_launcher=no-such-java", jar)
     with pytest.raises(InputError, match=r"1\.8\.0_392.*needs Java 11 or newer"):
@@ -155,7 +157,7 @@ def serving(servicer: BeamFnExternalWorkerPoolServicer) -> Iterator[str]:
         server.stop(0)
 
 
-def test_a_pool_whose_python_has_no_beam_is_told_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_pool_whose_python_lacks_beam_is_recognised(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text("#!/bin/sh\necho 'ModuleNotFoundError: apache_beam' >&2\nexit 1\n")
     python.chmod(0o755)
@@ -173,7 +175,7 @@ def test_a_pool_that_cannot_start_a_process_says_why() -> None:
         probe_pool(address, seconds=30)
 
 
-def test_what_is_no_pool_is_told(tmp_path: Path) -> None:
+def test_what_is_no_pool_is_reported(tmp_path: Path) -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     port = server.add_insecure_port("localhost:0")
     server.start()
@@ -182,7 +184,7 @@ def test_what_is_no_pool_is_told(tmp_path: Path) -> None:
     server.stop(0)
 
 
-def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_a_taken_port_is_reported(tmp_path: Path) -> None:
     server, port = worker_pool.start_server("127.0.0.1", 0, worker_pool.Workers(tmp_path))
     with pytest.raises(InputError, match=f"--port {port}"):
         worker_pool.start_server("127.0.0.1", port, worker_pool.Workers(tmp_path))
@@ -229,7 +231,7 @@ def test_stopping_a_name_that_two_runners_use_ends_neither(tmp_path: Path) -> No
 
 
 class Provision(beam_provision_api_pb2_grpc.ProvisionServiceServicer):
-    """Tells workers of a job that staged one file."""
+    """Describes to workers a job that staged one file."""
 
     def __init__(self, path: Path, name: str) -> None:
         options = json_format.ParseDict({"beam:option:s3_endpoint_url:v1": "http://store"}, Struct())
@@ -350,15 +352,15 @@ def test_a_local_master_makes_what_the_local_runner_makes(
     check_same(tmp_path / "memory", local)
     # Counters of every reason come back from Spark.
     counts = read_manifest(tmp_path / "memory")["counts"]
-    told = ran.stderr.partition("counters of the runner: ")[2].partition("\n")[0]
+    counters = ran.stderr.partition("counters of the runner: ")[2].partition("\n")[0]
     assert {f"failed: {reason}" for reason in counts["dead letters by reason"]} == {
         "failed: no text",
         "failed: not JSON",
     }
     assert all(
-        f"'{name}': {count}" in told
+        f"'{name}': {count}" in counters
         for name, count in (("failed: no text", 3), ("failed: not JSON", 3), ("rows", counts["rows"]))
-    ), told
+    ), counters
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from tests.helpers.fuzz import examples
 from tests.helpers.language_model import sense
 
 TEMPLATES = load_templates()
-TEXT = "Arlen lies on the Tamo. Its mayor is called Arlmo. The bridge was built in 1700. The market sells bread."
+TEXT = "Arlen sits on the Tamo. Its mayor is called Arlmo. The bridge was built in 1700. The market sells bread."
 Model = Callable[[Request], Any]
 
 
@@ -77,7 +77,7 @@ def test_a_good_model_covers_the_document_in_one_round() -> None:
     assert outcome.example is not None
     assert outcome.example.questions == tuple(f"What does sentence {k} of Arlen say?" for k in (1, 2, 3, 4))
     assert outcome.example.answers == (
-        "Arlen lies on the",
+        "Arlen sits on the",
         "Its mayor is called",
         "The bridge was built",
         "The market sells bread.",

@@ -113,7 +113,7 @@ def test_one_poisoned_prompt_fails_alone(ask: Ask, fault: str, tried: int) -> No
     ("fault", "message"),
     [("401", "check the key"), ("403", "check the key's rights"), ("404", "--model-name"), ("quota", "no more quota")],
 )
-def test_what_no_patience_mends_ends_the_job_at_once(ask: Ask, fault: str, message: str) -> None:
+def test_permanent_errors_end_the_job_at_once(ask: Ask, fault: str, message: str) -> None:
     with LanguageModel(echo, lambda user, before: fault).running() as model:
         with pytest.raises(InputError, match=message):
             ask(model, requests(50), concurrency=2)
@@ -124,7 +124,7 @@ def test_an_outage_ends_the_job_and_what_was_paid_stays(ask: Ask) -> None:
     with LanguageModel(
         echo, lambda user, before: "500" if len(user) > len("Say it.\n\nSay 9.") else ""
     ).running() as model:
-        with pytest.raises(InputError, match=r"failed 10 requests in a row, the last with: 500 .*told 500"):
+        with pytest.raises(InputError, match=r"failed 10 requests in a row, the last with: 500 .*status 500"):
             ask(model, requests(200), concurrency=3, tries=2)
         assert len(model.seen) < 60
         found, spent = ask(model, requests(10))
@@ -176,7 +176,7 @@ def test_tokens_a_minute_are_kept(ask: Ask) -> None:
         assert seconds >= (total - total / 8) / 1000 * 0.95
 
 
-def test_the_key_is_sent_and_told_nobody(
+def test_the_key_is_sent_and_never_shown(
     ask: Ask, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -186,7 +186,7 @@ def test_the_key_is_sent_and_told_nobody(
         monkeypatch.setenv("MY_KEY", KEY)
         found, _ = ask(model, requests(3), key_variable="MY_KEY")
         assert [r.text for r in found] == ["my key is ***", "", "my key is ***"]
-        assert found[1].error == "told 400 with key ***" or "***" in found[1].error
+        assert found[1].error == "status 400 with key ***" or "***" in found[1].error
         assert only_model(EndpointSettings(model.url, "", "MY_KEY")) == "tiny"
         monkeypatch.setenv("MY_KEY", "wrong")
         with pytest.raises(InputError, match="check the key"):
@@ -205,10 +205,10 @@ def test_without_a_key_none_is_sent(ask: Ask) -> None:
     ["http://me:pw@host/v1", "http://host/v1?key=sk-1", "http://host/v1#x", "http://", "ftp:///x", "http://host:x/v1"],
 )
 def test_urls_with_secrets_or_without_a_host_are_refused(url: str) -> None:
-    with pytest.raises(InputError, match="--model: ") as told:
+    with pytest.raises(InputError, match="--model: ") as caught:
         check_url(url)
-    assert "pw" not in str(told.value)
-    assert "sk-1" not in str(told.value)
+    assert "pw" not in str(caught.value)
+    assert "sk-1" not in str(caught.value)
 
 
 def test_what_is_sent() -> None:
@@ -246,7 +246,7 @@ def test_several_models_want_a_choice() -> None:
         only_model(EndpointSettings(model.url, ""))
 
 
-def test_usage_that_is_not_told_is_estimated(ask: Ask) -> None:
+def test_usage_that_is_not_reported_is_estimated(ask: Ask) -> None:
     with LanguageModel(echo).running() as model:
         model.usage = False
         (found,), spent = ask(model, requests(1))

@@ -17,8 +17,8 @@ from pipelines.synthesize.local_model import FolderModel, FolderSettings
 from pipelines.synthesize.prompts import Request, load_templates
 from tests.helpers import tiny
 
-TEXT = "Arlen lies on the Tamo."
-PARAPHRASE, YES = '{"paraphrase": "On the Tamo lies Arlen."}', '{"verdict": "yes"}'
+TEXT = "Arlen sits on the Tamo."
+PARAPHRASE, YES = '{"paraphrase": "On the Tamo sits Arlen."}', '{"verdict": "yes"}'
 
 
 def settings(folder: Path, **given: int) -> FolderSettings:
@@ -108,7 +108,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = {"title": "(none)", "text": TEXT}
     asked = [
         templates.request("paraphrase", **values),
-        templates.request("verify_paraphrase", **values, paraphrase="On the Tamo lies Arlen."),
+        templates.request("verify_paraphrase", **values, paraphrase="On the Tamo sits Arlen."),
     ]
     prompts = [
         builder.text(builder.safe(r.system), r.user, answer) for r, answer in zip(asked, (PARAPHRASE, YES), strict=True)
@@ -151,7 +151,7 @@ def test_a_model_that_knows_the_form_makes_examples(
     arguments = ["--kinds=paraphrase", "--max-reply-tokens=48"]
     assert main(command(corpus, tmp_path / "out", taught, *arguments)) == 0
     (example,) = read_examples(tmp_path / "out")
-    assert (example.kind, example.text, example.answers) == ("paraphrase", TEXT, ("On the Tamo lies Arlen.",))
+    assert (example.kind, example.text, example.answers) == ("paraphrase", TEXT, ("On the Tamo sits Arlen.",))
     manifest = read_manifest(tmp_path / "out")
     assert manifest["model"]["device"] == "cpu" and len(manifest["model"]["weights"]) == 64  # noqa: PT018
     assert manifest["counts"]["requests"] == 2

@@ -75,7 +75,7 @@ def test_other_forms(form: Any, text: str, expected: Any) -> None:
         (replies.paraphrase, Reply('{"paraphrase": " "}'), "another form"),
     ],
 )
-def test_what_is_no_use_is_told(form: Any, reply: Reply, why: str) -> None:
+def test_an_unusable_reply_is_reported(form: Any, reply: Reply, why: str) -> None:
     with pytest.raises(UnusableError, match=why):
         parse(reply, form)
 

@@ -111,14 +111,14 @@ def test_some_of_each_kind_and_of_what_was_dropped_are_shown_and_nothing_is_take
     evil = summary.summarise(str(made[0].examples))
     for kind in evil.kinds.values():
         kind.shown[:] = [e for e in examples if e.document_id == "evil"]
-    told = summary.page(evil)
-    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so it goes." in told
-    assert "<b>&lt;i&gt;Title</b>" in told
-    assert "<script>" not in told
-    Page(told)
+    markup = summary.page(evil)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; so it goes." in markup
+    assert "<b>&lt;i&gt;Title</b>" in markup
+    assert "<script>" not in markup
+    Page(markup)
 
 
-def test_replies_from_the_cache_are_told(made: tuple[Made, LanguageModel]) -> None:
+def test_replies_from_the_cache_are_counted(made: tuple[Made, LanguageModel]) -> None:
     found, model = made
     given, requests = (
         [
@@ -162,7 +162,7 @@ def test_it_is_no_part_of_the_artefact_and_can_be_written_later(
     assert list(each_example(tmp_path / "others")) == read_examples(tmp_path / "others")
 
 
-def test_a_tracking_server_that_is_not_there_is_told_before_anything_is_asked(
+def test_an_unreachable_tracking_server_is_reported_before_any_request(
     made: tuple[Made, LanguageModel], tmp_path: Path
 ) -> None:
     requests = len(made[1].seen)

@@ -88,12 +88,12 @@ def test_what_is_made(clean: Path) -> None:
     ids = [chunk_id(e.title, e.text) for e in examples]
     assert ids == sorted(ids), "in the order of content's hashes"
     for example in examples:
-        row, told = rows[example.document_id], sentences(example.text)
+        row, parts = rows[example.document_id], sentences(example.text)
         assert (example.title, example.text) == (row["title"], row["text"])
         if example.kind == "qa":
             assert all(answer in example.text for answer in example.answers)
         else:
-            assert example.answers == (normalise("In other words: " + " ".join(reversed(told))),)
+            assert example.answers == (normalise("In other words: " + " ".join(reversed(parts))),)
     assert [e.kind for e in examples[:3]] == ["qa", "qa", "paraphrase"]
     manifest = read_manifest(clean, "EXAMPLES")
     counts = {
@@ -176,8 +176,8 @@ def test_a_misbehaving_endpoint_leads_to_the_same_artefact(
 
 def babble(user: str) -> Any:
     """Good content in bad form, by the prompt's hash; a prompt that names the fault gets better replies for half."""
-    good, dice = json.dumps(sense(user)), hashlib.sha256(user.encode()).digest()
-    if "could not be used" in user and dice[1] % 2:
+    good, digest = json.dumps(sense(user)), hashlib.sha256(user.encode()).digest()
+    if "could not be used" in user and digest[1] % 2:
         return good
     forms = [
         good,
@@ -190,18 +190,18 @@ def babble(user: str) -> Any:
         "[1, 2]",
         "No.",
     ]
-    return forms[dice[0] % len(forms)]
+    return forms[digest[0] % len(forms)]
 
 
-def test_replies_of_no_use_are_dropped_and_told(run: Run) -> None:
+def test_unusable_replies_are_dropped_and_reported(run: Run) -> None:
     with LanguageModel(babble).running() as model:
         output = run(model)
-        counts, told = read_manifest(output)["counts"], letters(output)
+        counts, dropped = read_manifest(output)["counts"], letters(output)
         assert counts["examples asked for"] == 36 == counts["examples made"] + counts["examples dropped"]
         assert counts["examples dropped"] > 3
         assert counts["examples made"] == len(read_examples(output)) > 3
-        assert counts["dropped by reason"] == dict(Counter(d["reason"] for d in told))
-        assert all(d["dropped"] for d in told)
+        assert counts["dropped by reason"] == dict(Counter(d["reason"] for d in dropped))
+        assert all(d["dropped"] for d in dropped)
         assert counts["questions"] == sum(
             counts.get(f"questions {what}", 0) for what in ("kept", "dropped", "of examples not made")
         )
@@ -210,7 +210,7 @@ def test_replies_of_no_use_are_dropped_and_told(run: Run) -> None:
         )
         assert all(
             d["source"].endswith("corpus.jsonl") and 1 <= d["line"] <= NUM_DOCUMENTS and d["detail"] and d["snippet"]
-            for d in told
+            for d in dropped
         )
         assert set(model.paid.values()) == {1}
 
@@ -270,7 +270,7 @@ def test_a_dry_run_asks_nothing_and_bounds_the_cost(
     assert likely["minutes_at_least"] == pytest.approx(likely["requests"] / 60, abs=0.1)
 
 
-def test_the_key_stands_nowhere(
+def test_the_key_is_written_nowhere(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SOME_KEY", KEY)
@@ -284,10 +284,10 @@ def test_the_key_stands_nowhere(
         output = run(model, "--key-variable=SOME_KEY", "--num-shards=1")
         assert read_manifest(output)["counts"]["examples failed"] == NUM_DOCUMENTS
         monkeypatch.setenv("SOME_KEY", "wrong")
-        with pytest.raises(InputError, match="check the key") as told:
+        with pytest.raises(InputError, match="check the key") as caught:
             run(model, "--key-variable=SOME_KEY", output="refused")
     shown = capfd.readouterr()
-    for text in (shown.out, shown.err, caplog.text, str(told.value).replace("expected " + KEY, "")):
+    for text in (shown.out, shown.err, caplog.text, str(caught.value).replace("expected " + KEY, "")):
         assert KEY not in text
     for file in output.rglob("*"):
         assert file.is_dir() or KEY.encode() not in file.read_bytes(), file
@@ -324,10 +324,10 @@ def test_records_that_look_like_prompts_and_records_that_are_none(run: Run, tmp_
 
 
 def test_nothing_usable_at_all(run: Run, tmp_path: Path) -> None:
-    told = r"no example could be made.*'example: unusable reply': 36.*dead_letters.jsonl names each"
+    message = r"no example could be made.*'example: unusable reply': 36.*dead_letters.jsonl names each"
     with (
         LanguageModel(lambda user: "I can't help with that.").running() as model,
-        pytest.raises(InputError, match=told),
+        pytest.raises(InputError, match=message),
     ):
         run(model)
     assert len(letters(tmp_path / "examples")) == 36
@@ -412,7 +412,7 @@ def test_help_needs_no_beam(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1500)  # four times Beam's start, on whatever machine
 def test_killed_anywhere_and_run_again_it_ends_in_the_same_artefact(clean: Path, corpus: Path, tmp_path: Path) -> None:
-    concurrency, dice, kills = 4, random.Random(7), 3
+    concurrency, rng, kills = 4, random.Random(7), 3
     with LanguageModel(fault=faults, latency_seconds=0.03).running() as model:
         given = command(
             corpus,
@@ -427,7 +427,7 @@ def test_killed_anywhere_and_run_again_it_ends_in_the_same_artefact(clean: Path,
         for _ in range(kills):
             # To read the corpus takes as long as the machine likes: what is counted until the kill are requests, not
             # seconds.
-            goal = len(model.seen) + dice.randint(5, 50)
+            goal = len(model.seen) + rng.randint(5, 50)
             process = subprocess.Popen(
                 arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
             )
@@ -453,11 +453,11 @@ def test_two_jobs_at_once_on_several_processes(clean: Path, corpus: Path, tmp_pa
         jobs = [
             subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)
         ]
-        told = [job.communicate()[1] for job in jobs]
+        errors = [job.communicate()[1] for job in jobs]
         assert sorted(job.returncode for job in jobs) in (
             [0, 2],
             [0, 0],
         )  # the second may begin when the first has ended
-        assert all("is writing there" in text for job, text in zip(jobs, told, strict=True) if job.returncode)
+        assert all("is writing there" in text for job, text in zip(jobs, errors, strict=True) if job.returncode)
         assert set(model.paid.values()) == {1}
         assert same(tmp_path / "examples", clean)

@@ -78,7 +78,7 @@ def test_utilities_are_the_models_own_and_the_plain_lm_reads_text(world: World, 
         "x", questions, rankings, lexical, {"generator": MemoryReader(retriever), "text": text}, 2, store
     )
 
-    def told(question: Question, chosen: list[int]) -> float:
+    def likelihood(question: Question, chosen: list[int]) -> float:
         nats, _ = retriever.model.answer_log_likelihood(
             [question.question], [retriever.memories(chosen)], [question.answers[0]]
         )
@@ -90,12 +90,14 @@ def test_utilities_are_the_models_own_and_the_plain_lm_reads_text(world: World, 
         assert [c["row_id"] for c in candidates] == list(ranking.pool)
         assert [c["score"] for c in candidates] == sorted((c["score"] for c in candidates), reverse=True)
         expected = [
-            told(question, [first, second]) - told(question, [second]),
-            told(question, [first, second]) - told(question, [first]),
-            told(question, [first, third]) - told(question, [first]),
+            likelihood(question, [first, second]) - likelihood(question, [second]),
+            likelihood(question, [first, second]) - likelihood(question, [first]),
+            likelihood(question, [first, third]) - likelihood(question, [first]),
         ]
         assert [c["generator"] for c in candidates[:3]] == pytest.approx(expected, abs=1e-3)
-        assert candidates[2]["generator_solo"] == pytest.approx(told(question, [third]) - told(question, []), abs=1e-3)
+        assert candidates[2]["generator_solo"] == pytest.approx(
+            likelihood(question, [third]) - likelihood(question, []), abs=1e-3
+        )
         chunk = store.records([third])[0]
         assert input_text(chunk.title, chunk.text) in retriever.model.tokenizer.decode(
             text.prompt(Reading("?", "x", (third,)), None).right

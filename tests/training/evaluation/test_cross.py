@@ -94,7 +94,7 @@ def test_every_generator_reads_what_every_retriever_found(world: World, tmp_path
     assert any(rows["before", n]["index_documents"] != rows["after", n]["index_documents"] for n in names)
     open_after = Retriever.open(after, world.memory)
     for n in names:
-        # The documents are the retriever's, what stands in no prompt is the generator's.
+        # The documents are the retriever's; what no prompt contains is the generator's.
         for finder, crossed in (
             ("before", "before/after"),
             ("after", "after/before"),
@@ -109,7 +109,7 @@ def test_every_generator_reads_what_every_retriever_found(world: World, tmp_path
         assert rows["text/before", n]["none.log_likelihood"] == pytest.approx(
             rows["text/bm25", n]["none.log_likelihood"], abs=1e-4
         )
-    # Read anew: what `before` found in the pool, under the generator of `after`.
+    # Read again: what `before` found in the pool, under the generator of `after`.
     row = rows["before/after", names[0]]
     chunks = [
         c["row_id"]
@@ -145,7 +145,7 @@ def test_every_generator_reads_what_every_retriever_found(world: World, tmp_path
     for measure in ("alignment.generator", "alignment.generator_solo", "alignment.text", "alignment.text_lexical"):
         assert -1 <= report["systems"]["before/after"]["unseen"][measure]["value"] <= 1
     assert "alignment.generator" not in report["systems"]["text/bm25"]["unseen"]
-    # The plain LM saw no training: on one retrieval it tells one utility, whoever else reads.
+    # The plain LM saw no training: on one retrieval it gives one utility, whoever else reads.
     text = [
         report["systems"][name]["unseen"]["alignment.text"]["value"]
         for name in ("before", "before/after", "text/before")

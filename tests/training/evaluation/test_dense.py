@@ -75,7 +75,7 @@ def test_scores_and_rankings_are_those_of_the_model(folder: Path, world: World) 
     vectors_NE = torch.stack([embedded(folder, t) for t in texts])
     expected_BN = torch.stack([vectors_NE @ embedded(folder, q.question) for q in questions]).numpy()
     np.testing.assert_allclose(scores_BN, expected_BN, atol=1e-5)
-    assert np.ptp(expected_BN) > 0.1  # the texts are told apart at all
+    assert np.ptp(expected_BN) > 0.1  # the scores differ between texts
 
     corpus = Corpus(store)
     pools = [corpus.rows(corpus.pool(q, 6)) for q in questions]

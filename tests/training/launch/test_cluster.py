@@ -19,7 +19,7 @@ def taken_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])
-def test_a_port_in_use_by_another_program_is_told(taken_port: int, scheme: str) -> None:
+def test_a_port_in_use_by_another_program_is_reported(taken_port: int, scheme: str) -> None:
     with pytest.raises(
         InputError,
         match=rf"RAY_ADDRESS is '{scheme}127\.0\.0\.1:{taken_port}': no Ray cluster answers there within 0\.5 s",
@@ -27,7 +27,7 @@ def test_a_port_in_use_by_another_program_is_told(taken_port: int, scheme: str) 
         check_reachable(f"{scheme}127.0.0.1:{taken_port}", 0.5)
 
 
-def test_a_cluster_that_has_ended_is_told(taken_port: int) -> None:
+def test_a_cluster_that_has_ended_is_reported(taken_port: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(InputError, match="start one with `ray start --head`"):
@@ -35,7 +35,7 @@ def test_a_cluster_that_has_ended_is_told(taken_port: int) -> None:
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "head:", ":6379", "http://127.0.0.1:8265"])
-def test_what_is_no_address_is_told(address: str) -> None:
+def test_an_invalid_address_is_reported(address: str) -> None:
     with pytest.raises(InputError, match="expected HOST:PORT of a cluster's head"):
         check_reachable(address, 0.5)
 

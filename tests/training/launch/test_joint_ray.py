@@ -92,7 +92,7 @@ def test_two_ranks_equal_one_process(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_SECONDS)
-def test_bad_input_that_only_ranks_find_is_told_as_such(world: World, tmp_path: Path) -> None:
+def test_bad_input_that_only_ranks_find_is_reported_as_bad_input(world: World, tmp_path: Path) -> None:
     values = {"joint__from_index": 0, "joint__from_bm25": 0, "launch__launcher": "ray", "launch__max_failures": 0}
     done = subprocess.run(command(world, tmp_path, **values), capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     assert done.returncode == 2
@@ -143,7 +143,7 @@ def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(
             assert time.monotonic() < deadline
             time.sleep(0.02)
 
-    # The disk is full where the refresh writes. Its next try has a process of its own; training waits for it ahead of
+    # The disk is full where the refresh writes. Its next attempt has a separate process; training waits for it ahead of
     # the fixed step.
     wait_for(lambda: below(psutil.Process(process.pid), "ray::Refresher"))
     for refresher in below(psutil.Process(process.pid), "ray::Refresher"):
@@ -158,7 +158,7 @@ def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(
     def refreshers() -> set[int]:
         return {worker.pid for worker in below(psutil.Process(process.pid), "ray::Refresher")}
 
-    # The last re-encoding has an actor of its own too, as that of rank 0 ended with it.
+    # The last re-encoding has a separate actor too, as that of rank 0 ended with it.
     while not (tmp_path / "b/checkpoint" / MANIFEST).exists():
         assert process.poll() is None
         assert time.monotonic() < deadline

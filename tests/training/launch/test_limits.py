@@ -26,7 +26,7 @@ def test_a_collective_outlasts_what_one_rank_alone_may_wait_for() -> None:
     assert launch.collective_seconds(config(joint={"refresh": {"wait_seconds": 0.0}})) == 1800
 
 
-def test_what_hinders_ranks_from_starting_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_keeps_ranks_from_starting_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
     settings = config(output=str(tmp_path), launch={"num_workers": 3, "max_failures": 2, "gpu": True})
     no_room = launch.not_started(ControllerError(WorkerGroupStartupTimeoutError(3)), settings)

@@ -1,6 +1,6 @@
 """No node is left with room for a run's search servers: the run ends in time, says why, and resumes elsewhere.
 
-Who waits for what, and how long, stands in `training.launch.ray_train`.
+`training.launch.ray_train` says who waits for what, and how long.
 """
 
 import time
@@ -64,7 +64,7 @@ def test_no_node_is_left_for_the_servers(world: World, tmp_path: Path, nodes: Cl
     # 3. No rank is left, whether it waited for the servers or for the other rank.
     assert not psutil.wait_procs(ranks, timeout=RUN_MARGIN_SECONDS)[1]
     done = max(read(run / "metrics.jsonl"))
-    # 4. The same command goes on where there is room.
+    # 4. The same command resumes where there is room.
     nodes.add_node(num_cpus=1)
     process = begin(world, tmp_path, nodes, retrieval__search_seconds=SEARCH_SECONDS)
     said, _ = process.communicate(timeout=TIMEOUT_SECONDS)

@@ -151,16 +151,16 @@ class Stuck(Servers):
         self.release.wait()
 
 
-def test_a_call_that_does_not_come_back_is_told_within_the_time(indices: dict[str, Path]) -> None:
+def test_a_call_that_does_not_return_is_reported_within_the_time_limit(indices: dict[str, Path]) -> None:
     servers = Stuck(indices["Flat"], Retrieval(search_shards=2, search_seconds=0.5, search_cpus=1.5))
     began = time.monotonic()
     with pytest.raises(
         SearchLostError,
         match=r"no answer to memory within retrieval\.search_seconds = 0\.5 from search-\w+-1-of-2 over .*",
-    ) as told:
+    ) as caught:
         servers.ask("memory", {1: ()})
     assert 0.5 <= time.monotonic() - began < 20
-    assert "room for 2 servers of retrieval.search_cpus = 1.5" in str(told.value)
+    assert "room for 2 servers of retrieval.search_cpus = 1.5" in str(caught.value)
     # Nothing of it stays behind once the call does come back.
     servers.release.set()
     for asking in [thread for thread in threading.enumerate() if thread.name == "search-memory"]:
@@ -207,7 +207,7 @@ def test_servers_that_are_killed_are_started_again(cluster: None, memory_dir: Pa
     equal(index, whole)
     other, _ = open_servers(memory_dir, indices["IVF16,SQfp16"], owner=False)  # another rank finds them by name
     before = other.servers.ask("process", {n: () for n in range(3)})
-    # The first death is Ray's to mend, the second rank 0's.
+    # Ray replaces the first server that dies, rank 0 the second.
     for _ in range(2):
         process = index.servers.ask("process", {1: ()})[1]
         os.kill(process, signal.SIGKILL)
@@ -236,7 +236,7 @@ def test_a_rank_reaches_a_server_that_rank_0_never_asks(
 
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_SECONDS)
-def test_a_server_that_stays_away_is_told_within_the_time(
+def test_a_server_that_stays_away_is_reported_within_the_time_limit(
     cluster: None, memory_dir: Path, indices: dict[str, Path]
 ) -> None:
     index, _ = open_servers(memory_dir, indices["Flat"])
@@ -264,7 +264,7 @@ def test_a_server_that_stays_away_is_told_within_the_time(
 
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_SECONDS)
-def test_what_is_wrong_with_an_index_is_told_by_who_asks(cluster: None, memory_dir: Path, tmp_path: Path) -> None:
+def test_the_caller_reports_what_is_wrong_with_an_index(cluster: None, memory_dir: Path, tmp_path: Path) -> None:
     build_index(memory_dir, tmp_path / "index", "HNSW8", num_queries=0)
     index, _ = open_servers(memory_dir, tmp_path / "index")
     with pytest.raises(InputError, match="can't be shared out"):

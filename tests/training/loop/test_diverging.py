@@ -108,7 +108,7 @@ def test_the_last_good_run_state_is_kept_and_taken_up(
 def test_the_last_update_is_looked_at_too(
     world: World, tmp_path: Path, on_nonfinite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No later step would tell that it made the weights infinite."""
+    """No later step would reveal that it made the weights infinite."""
     sound = explode(monkeypatch, update=6)
     values = {"joint__optimiser__learning_rate": 1e-3, "joint__on_nonfinite": on_nonfinite}
     with pytest.raises(NotFiniteError, match=r"weights are not finite after step 6; lower the learning rate"):
@@ -140,7 +140,7 @@ def test_no_state_and_no_checkpoint_holds_broken_weights(
 def test_weights_that_no_loss_depends_on_any_more_are_looked_at_too(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The compressor stands still after the update that breaks it, and memory is stored."""
+    """The compressor is frozen after the update that breaks it, and memory is stored."""
     sound, made = LocalEngine.update, itertools.count(1)
 
     def updated(self: LocalEngine, factors: Sequence[float]) -> float:

@@ -65,7 +65,7 @@ def config(**pretrain: object) -> Config:
 def start(
     backbone: Path, *, crash_at: int = -1, micro_batch: int = 2, double: bool = False
 ) -> tuple[ClaraModel, CrashingStage, LocalEngine]:
-    """Everything anew, as in a new process; with dropout, so that the random state counts."""
+    """Everything is rebuilt, as in a new process; with dropout, so that the random state counts."""
     model = tiny.build_model(backbone, lora={"rank": 4, "alpha": 8.0, "dropout": 0.0 if double else 0.2})
     if double:
         model.double()

@@ -119,10 +119,10 @@ def test_what_is_being_written_is_not_taken_up_but_nothing_it_names_may_go(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [("other", r"do not train here.*give another output"), ("torn", "not readable.*run state before it")],
 )
-def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, damage: str, told: str) -> None:
+def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, damage: str, message: str) -> None:
     train(tmp_path, Toy())
     stage = Toy()
     parameters = list(stage.module.layer.parameters())
@@ -132,5 +132,5 @@ def test_a_state_that_does_not_fit_is_refused(tmp_path: Path, damage: str, told:
     else:
         parameters = parameters[:1]
     engine = LocalEngine(stage.module, [(0.1, parameters)], stage.optimiser)
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=message):
         RunStates(tmp_path, engine).resume(stage)

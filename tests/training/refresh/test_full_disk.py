@@ -288,7 +288,7 @@ def test_what_a_refresh_that_is_given_up_took_is_free_for_the_run_state_and_the_
     assert list(run.glob("run_state/step-*/state.json"))
 
 
-def test_figures_that_never_find_room_are_told_at_the_end(
+def test_figures_that_never_find_room_are_reported_at_the_end(
     world: World, disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refill = FilledAfter(disk, "version 1 is given up")
@@ -332,7 +332,7 @@ def test_ranks_on_a_disk_that_is_full_for_a_while(world: World, disk: SmallDisk)
 
     def reached_while_full() -> bool:
         disk.fill()  # again and again, as what is given up is deleted
-        # Directories are made all the same, and tell how far the ranks are while neither figures nor logs can be
+        # Directories can still be made, and show how far the ranks are while neither metrics nor logs can be
         # written.
         return (run / f"run_state/step-{full_from + 12:08d}").is_dir()
 
@@ -342,9 +342,9 @@ def test_ranks_on_a_disk_that_is_full_for_a_while(world: World, disk: SmallDisk)
     said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, said
     assert written < full_from + 11
-    told = (run / "log-rank0.txt").read_text()
-    assert "metrics.jsonl: written again" in told
-    assert "resuming" not in told
+    log = (run / "log-rank0.txt").read_text()
+    assert "metrics.jsonl: written again" in log
+    assert "resuming" not in log
     assert list(read(run / "metrics.jsonl")) == list(range(1, steps + 1))
     report = json.loads((disk.root / "report.json").read_text())
     assert report["memory_lag_steps"] == 0

@@ -64,7 +64,7 @@ def trained(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_nothing_is_encoded_that_is_as_the_compressor_makes_it(
     world: World, tmp_path: Path, policy: str, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the first step on: not what MEMORY begins with, nor, once the compressor stands still, any row again."""
+    """From the first step on: neither the initial MEMORY, nor any row again once the compressor is frozen."""
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     values = {
         "joint__refresh__policy": policy,

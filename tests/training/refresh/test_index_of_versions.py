@@ -29,7 +29,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
 
 
 @pytest.mark.parametrize("policy", ["full", "incremental"])
-def test_settings_are_taken_over_and_a_low_recall_is_told_everywhere(
+def test_settings_are_inherited_and_a_low_recall_is_reported_everywhere(
     world: World, tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
@@ -54,14 +54,14 @@ def test_settings_are_taken_over_and_a_low_recall_is_told_everywhere(
         read_manifest(world.memory.parent / "coarse")["measured"]["recall_at_10"],
     )
     assert 0 < recall < 0.95
-    # What the worker says may lie on another machine; rank 0 and the report say it too.
-    told = [(r.name, r.getMessage()) for r in caplog.records if "under the floor of 0.95" in r.getMessage()]
-    assert [text.split("/")[-1].split(":")[0] for name, text in told if name == "training.refresh.job"] == [
+    # The worker's log may be on another machine; rank 0's log and the report have the message too.
+    messages = [(r.name, r.getMessage()) for r in caplog.records if "under the floor of 0.95" in r.getMessage()]
+    assert [text.split("/")[-1].split(":")[0] for name, text in messages if name == "training.refresh.job"] == [
         "coarse",
         "index-v1",
         "index-v1",
     ]
-    assert [f"version 1: {tmp_path}/index-v1: recall@10 is" in text for _, text in told].count(True) == 1
+    assert [f"version 1: {tmp_path}/index-v1: recall@10 is" in text for _, text in messages].count(True) == 1
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["recall_at_10"] == report["refreshes"][0]["recall_at_10"] == recall
     assert "under the floor of 0.95" in report["refreshes"][0]["recall_warning"]

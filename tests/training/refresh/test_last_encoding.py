@@ -32,7 +32,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
 
 
 class Unlucky(Inline):
-    """Comes to nothing the first times that it is to encode with the run's CHECKPOINT."""
+    """Fails the first `failing` times that it is to encode with the run's CHECKPOINT."""
 
     failing, jobs = 0, 0
 
@@ -150,7 +150,7 @@ def test_one_that_hangs_is_ended(world: World, tmp_path: Path, monkeypatch: pyte
     assert report(tmp_path)["memory_lag_steps"] == 2
 
 
-def test_room_that_the_whole_cluster_lacks_is_told_before_a_step(world: World, tmp_path: Path) -> None:
+def test_resources_that_the_cluster_lacks_are_reported_before_a_step(world: World, tmp_path: Path) -> None:
     config = load(None, world.sets(tmp_path, **RUN | {"joint__refresh__num_cpus": 3, "launch__num_workers": 1})[1::2])
     with pytest.raises(InputError, match=r"joint\.refresh\.num_cpus is 3, the cluster has 2 cores; add a node"):
         scaling(config, {"CPU": 2.0})

@@ -237,7 +237,7 @@ class Never(Inline):
         """Nothing runs."""
 
 
-def test_stop_waits_no_longer_than_it_is_told(
+def test_stop_waits_no_longer_than_its_limit(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Never)

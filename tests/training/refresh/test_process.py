@@ -76,7 +76,7 @@ def test_one_process_does_refresh_after_refresh_and_is_replaced_when_gone(
     assert result(third).memory_hash == made.memory_hash
     assert third.process.pid != first.process.pid
 
-    # One that fails says why, in the log of its own job, and the next is done all the same.
+    # A failed job logs the reason in its own log, and the next job is done.
     broken = dataclasses.replace(job(world, tmp_path / "4"), checkpoint=str(tmp_path / "nothing"))
     failed = worker.start(broken, tmp_path / "4.log")
     with pytest.raises(RefreshError, match=r"exit status 2; error: .*nothing.*\(log: .*4\.log\)"):

@@ -90,14 +90,14 @@ def test_a_corrupt_shard_and_a_late_refresh_on_another_node(world: World, tmp_pa
     number, refresher = corrupt_unfinished(tmp_path, lambda: below(node, REFRESHER), process)
     (run,) = tmp_path.glob("run-*")
     log = run / "log-rank0.txt"
-    # Later than its interval: training goes on, and says so.
+    # Later than its interval: training continues and logs it.
     wait_for(lambda: f"version {number} is still being made after step" in log.read_text(), process)
     refresher.resume()
     said, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 0, said
-    told = log.read_text()
-    assert re.search(rf"try 1 of version {number} failed: .*sha256 is not the manifest's", told), told
-    assert "resuming" not in told
+    text = log.read_text()
+    assert re.search(rf"try 1 of version {number} failed: .*sha256 is not the manifest's", text), text
+    assert "resuming" not in text
     # The next try made the damaged shard again; nothing that was switched to is damaged.
     report = json.loads((tmp_path / "report.json").read_text())
     used = [span["version"] for span in report["versions_by_step"]]

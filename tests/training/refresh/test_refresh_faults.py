@@ -51,7 +51,7 @@ def nothing_left(output: Path) -> None:
 
 
 @pytest.mark.parametrize(("attempts", "spans"), [(1, STAYED), (2, SWITCHED)])
-def test_a_corrupt_shard_is_never_switched_to_and_mended_by_the_next_try(
+def test_a_corrupt_shard_is_never_used_and_the_next_attempt_repairs_it(
     world: World,
     tmp_path: Path,
     attempts: int,
@@ -127,7 +127,7 @@ def test_a_snapshot_that_finds_no_room_leaves_training_on_the_old_version(
 
 
 class Impostor(Inline):
-    """Says it made something other than what lies there."""
+    """Reports another hash than that of the files it wrote."""
 
     def result(self, timeout_seconds: float) -> RefreshResult | None:
         found = super().result(timeout_seconds)
@@ -183,7 +183,7 @@ def test_a_late_refresh_is_waited_for_or_not(
     spans = report["versions_by_step"]
     assert spans[1]["first_step"] == first_step  # type: ignore[index]
     assert caplog.text.count("more than joint.refresh.max_staleness_steps = 3; training continues") == warnings
-    # Slower than its interval: no second one is begun beside it, and that is said.
+    # Slower than its interval: no second one starts beside it, and this is logged.
     assert ("still being made after step 4; no snapshot this time" in caplog.text) == (when_stale != "wait")
     lacking = [v["staleness_steps"] for v in read(next(tmp_path.glob("run-*")) / "metrics.jsonl").values()]
     if when_stale == "wait":
@@ -241,7 +241,7 @@ def test_what_the_last_re_encoding_replaces_is_not_waited_for(
     assert Unfinished.stopped - before == 1
     (line,) = lost_tries(next(tmp_path.glob("run-*")))
     assert (line["number"], line["why"]) == (1, "ended for the last re-encoding")
-    # Under a number of its own; nothing is left of what was ended.
+    # Under a new number; nothing is left of the cancelled one.
     assert report["memory"] == str(tmp_path / "memory-v2")
     assert not (tmp_path / "memory-v1").exists()
     assert report["memory_lag_steps"] == 0

@@ -32,7 +32,7 @@ def test_metrics_of_a_resumed_run_count_once() -> None:
     assert parse(lines) == {1: {"loss": 3.0}, 2: {"loss": 1.5}}
 
 
-def test_new_lines_are_whole_and_told_once(tmp_path: Path) -> None:
+def test_new_lines_are_whole_and_reported_once(tmp_path: Path) -> None:
     path = tmp_path / "log"
     lines = NewLines(path, from_start=True)
     assert lines.read() == []
@@ -90,7 +90,7 @@ def test_figures_wait_while_the_store_does_not_answer(
     assert [(point.step, point.value) for point in history] == [(1, 3.0), (2, 2.0), (3, 1.5), (4, 1.0)]
 
 
-def test_a_server_that_is_not_there_is_told_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_reported_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     began = time.monotonic()
     with pytest.raises(InputError, match=r"tracking.uri 'http://127.0.0.1:9': cannot be used"):
@@ -194,7 +194,7 @@ def test_store_that_cannot_be_used_is_refused(tmp_path: Path, tiny_checkpoint: P
         joint.main(["--launcher", "local", *world.sets(tmp_path / "out", tracking__uri="nonsense://x")])
 
 
-def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_reported(tmp_path: Path) -> None:
     (tmp_path / "notes").write_text("no database " * 400)
     with pytest.raises(InputError, match=r"tracking\.uri .*cannot be used .*not a database"):
         Tracker(Tracking(uri=f"sqlite:///{tmp_path / 'notes'}"), "run", {}, {})

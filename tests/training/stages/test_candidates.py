@@ -90,11 +90,11 @@ def test_bm25_reads_each_shard_once_and_ranks_as_rows_do(tmp_path: Path, monkeyp
     memory = write_memory(tmp_path / "memory", random_memory(4200), num_shards=7)
     read: list[str] = []
 
-    def told(path: Path, columns: list[str] | None = None) -> object:
+    def recording(path: Path, columns: list[str] | None = None) -> object:
         read.extend([path.parent.name] * (columns is None or "text" in columns))
         return read_table(path, columns)
 
-    monkeypatch.setattr("clara.memory.store.read_table", told)
+    monkeypatch.setattr("clara.memory.store.read_table", recording)
     monkeypatch.setattr("clara.memory.store._NUM_TABLES", 2)  # far fewer tables are kept than there are shards
     store = MemoryStore.open(memory)
     source = Candidates(Joint(from_index=0, from_bm25=9), first_level=20, seed=3, store=store, index=None)
