@@ -1,8 +1,9 @@
-"""A folder of a bucket, through fsspec: whole objects, listings, and patience with a store that does not answer.
+"""A folder of a bucket, through fsspec: whole objects, listings, with retries.
 
 A store must write an object whole or not at all, and list what was written.
 """
 
+import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import Any
 
 from clara.errors import InputError
 from clara.storage.base import StorageError, Stored
-from clara.storage.retry import T, patiently
+from clara.storage.retry import T, request_seconds, with_retries
 
 _EXTRAS = {"s3": "aws", "s3a": "aws", "gs": "gcp", "gcs": "gcp"}
 _log = logging.getLogger(__name__)
@@ -29,8 +30,16 @@ def file_system(url: str) -> tuple[Any, str]:
 
     kind = url.partition("://")[0]
     options: dict[str, Any] = {"use_listings_cache": False} if kind in _EXTRAS else {}
-    if kind in ("gs", "gcs") and os.environ.get("STORAGE_EMULATOR_HOST"):
-        options["token"] = "anon"
+    seconds = request_seconds()
+    if _EXTRAS.get(kind) == "aws":
+        once = {"total_max_attempts": 1}
+        options["config_kwargs"] = {"connect_timeout": seconds, "read_timeout": seconds, "retries": once}
+    if _EXTRAS.get(kind) == "gcp":
+        import aiohttp
+
+        options["requests_timeout"] = aiohttp.ClientTimeout(sock_connect=seconds, sock_read=seconds)
+        if os.environ.get("STORAGE_EMULATOR_HOST"):
+            options["token"] = "anon"
     try:
         found, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
@@ -40,6 +49,10 @@ def file_system(url: str) -> tuple[Any, str]:
         raise InputError(
             f"{url}: {error}; give a local path, or a URL that fsspec knows, as s3://BUCKET/PATH or gs://BUCKET/PATH"
         ) from error
+    if kind in _EXTRAS:  # retries are those of `with_retries`
+        found.retries = 1
+    if _EXTRAS.get(kind) == "gcp":
+        found._request = functools.partial(type(found)._request.__wrapped__, found)  # its six attempts take 30 s
     for client in ("s3fs", "gcsfs"):  # they log every failed attempt with a stack trace
         logging.getLogger(client).setLevel(logging.CRITICAL)
     return found, path.rstrip("/")
@@ -74,7 +87,7 @@ def url_glob(pattern: str) -> list[str]:
     """The URLs of the objects that a pattern names, in order."""
     system, path = file_system(pattern)
     kind = pattern.partition("://")[0]
-    return [f"{kind}://{name.lstrip('/')}" for name in sorted(patiently(pattern, lambda: system.glob(path)))]
+    return [f"{kind}://{name.lstrip('/')}" for name in sorted(with_retries(pattern, lambda: system.glob(path)))]
 
 
 def _tag(info: Mapping[str, Any]) -> str:
@@ -98,13 +111,13 @@ class Bucket:
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}" if name else self.root
 
-    def _patiently(self, name: str, call: Callable[[], T]) -> T:
-        return patiently(f"{self.url}/{name}", call) if self._patient else call()
+    def _call(self, name: str, call: Callable[[], T]) -> T:
+        return with_retries(f"{self.url}/{name}", call) if self._patient else call()
 
     def read(self, name: str, begin: int | None = None, end: int | None = None) -> bytes | None:
         """See `Folder`; or only the bytes from `begin` to `end`."""
         try:
-            found: bytes = self._patiently(name, lambda: self.system.cat_file(self._path(name), start=begin, end=end))
+            found: bytes = self._call(name, lambda: self.system.cat_file(self._path(name), start=begin, end=end))
         except FileNotFoundError:
             return None
         except StorageError:
@@ -117,7 +130,7 @@ class Bucket:
     def stored(self, name: str) -> Stored | None:
         """What the store says of one object; None where there is none."""
         try:
-            info = self._patiently(name, lambda: self.system.info(self._path(name)))
+            info = self._call(name, lambda: self.system.info(self._path(name)))
         except FileNotFoundError:
             return None
         return Stored(int(info["size"]), _tag(info)) if info["type"] == "file" else None
@@ -145,7 +158,7 @@ class Bucket:
 
     def _written(self, name: str, call: Callable[[], Any]) -> None:
         try:
-            self._patiently(name, call)
+            self._call(name, call)
         except FileNotFoundError as error:
             raise StorageError(
                 f"{self.url}/{name}: cannot be written ({error}); make the bucket, or correct the URL"
@@ -155,14 +168,14 @@ class Bucket:
         """See `Folder`."""
         for name in names:
             try:
-                self._patiently(name, lambda name=name: self.system.rm_file(self._path(name)))  # type: ignore[misc]
+                self._call(name, lambda name=name: self.system.rm_file(self._path(name)))  # type: ignore[misc]
             except FileNotFoundError:
                 continue
 
     def files(self, below: str = "") -> dict[str, Stored]:
         """See `Folder`."""
         try:
-            found = self._patiently(below, lambda: self.system.find(self._path(below), detail=True))
+            found = self._call(below, lambda: self.system.find(self._path(below), detail=True))
         except FileNotFoundError:
             return {}
         start = len(self.root) + 1

@@ -1,13 +1,13 @@
-"""How long a store that does not answer is asked again."""
+"""Retries of calls to a store that does not answer."""
 
 import errno
 import logging
+import multiprocessing.pool
 import os
-import random
-import threading
-import time
 from collections.abc import Callable
 from typing import TypeVar
+
+import tenacity
 
 from clara.errors import InputError
 from clara.storage.base import StorageError
@@ -15,11 +15,10 @@ from clara.storage.base import StorageError
 _log = logging.getLogger(__name__)
 PATIENCE = "CLARA_STORAGE_PATIENCE_SECONDS"
 _PATIENCE_SECONDS = 300.0
+_REQUEST_SECONDS = 15.0
 _LONGEST_PAUSE_SECONDS = 15.0
-_TOLD_SECONDS = 30.0
-_SILENT_SECONDS = 8.0
 _CLIENTS = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "requests", "urllib3"}
-_LOST_FOR_GOOD = {
+_PERMANENT = {
     errno.EINVAL,
     errno.ENOSYS,
     errno.EPERM,
@@ -32,119 +31,107 @@ _LOST_FOR_GOOD = {
 T = TypeVar("T")
 
 
-def passing(error: BaseException) -> bool:
-    """Whether an error may go by itself: the store is away or overloaded, and not that it refuses."""
+def is_transient(error: BaseException) -> bool:
+    """Whether a later attempt may succeed: the store is unreachable or overloaded, but does not refuse the call."""
     if isinstance(
         error, FileNotFoundError | FileExistsError | PermissionError | IsADirectoryError | NotADirectoryError
     ):
         return False
-    origin = type(error).__module__.partition(".")[0]
-    if origin in _CLIENTS:
+    if _is_of_a_client(error):
         code = getattr(error, "code", None) or getattr(error, "status", None)
         refused = str(code).isdigit() and 400 <= int(str(code)) < 500 and str(code) not in ("408", "429")
         return (
             not refused and "Credentials" not in type(error).__name__ and "ParamValidation" not in type(error).__name__
         )
     if isinstance(error, OSError):
-        return error.errno not in _LOST_FOR_GOOD and not str(error).startswith("Forbidden")
-    return isinstance(error, TimeoutError)
+        return error.errno not in _PERMANENT and not str(error).startswith("Forbidden")
+    return False
 
 
-class _Patience:
-    """How long a store is waited for. Once used up, no call waits again until one has been answered."""
-
-    used_up = False
-    answered = False  # ever, by whichever store
-
-    def seconds(self) -> float:
-        text = os.environ.get(PATIENCE, "")
-        try:
-            seconds = float(text or _PATIENCE_SECONDS)
-        except ValueError as error:
-            raise InputError(f"{PATIENCE}={text!r}: expected seconds, as 300") from error
-        return 0.0 if self.used_up else seconds
+def _is_of_a_client(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in _CLIENTS
 
 
-_patience = _Patience()
+def patience_seconds() -> float:
+    """How long a store is retried before a command fails.
+
+    Raises:
+        InputError: the value of the environment variable is no number.
+    """
+    text = os.environ.get(PATIENCE, "")
+    try:
+        return float(text or _PATIENCE_SECONDS)
+    except ValueError as error:
+        raise InputError(f"{PATIENCE}={text!r}: expected seconds, as 300") from error
 
 
-def given_up() -> bool:
-    """Whether the store was waited for in vain, and has not answered since: what is only tidying up need not try."""
-    return _patience.used_up
+def request_seconds() -> float:
+    """Time-out of one request: to connect, and between two bytes of the reply."""
+    return min(_REQUEST_SECONDS, patience_seconds()) or _REQUEST_SECONDS
 
 
-def _unanswered(where: str, seconds: float, said: str) -> StorageError:
+def _warn(where: str, seconds: float, reason: object) -> None:
+    _log.warning("%s: the store does not answer; retrying for %.0f s (%s; %s)", where, seconds, PATIENCE, reason)
+
+
+def _unreachable(where: str, seconds: float, reason: object) -> StorageError:
     return StorageError(
-        f"{where}: the store has not answered for {seconds:.0f} s ({said}); run the same command again when it does, "
-        "what is finished "
-        f"is kept, or wait longer with {PATIENCE}"
+        f"{where}: the store has not answered for {seconds:.0f} s ({reason}); run the same command again when it does, "
+        f"finished files are kept, or wait longer with {PATIENCE}"
     )
 
 
-def within_patience(where: str, call: Callable[[], T]) -> T:
-    """Result of a call to a store, in a thread that is abandoned once the store has been silent for too long.
+def _summary(error: BaseException | None) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def with_retries(where: str, call: Callable[[], T]) -> T:
+    """Call a store until it answers; `where` names the URL in messages.
 
     Raises:
-        StorageError: it has neither returned nor raised for as long as a store is waited for.
+        OSError: the store's answer is that the file does not exist, or exists already.
+        StorageError: the store refuses, or has not answered for `patience_seconds`.
     """
-    answers: list[T] = []
-    errors: list[BaseException] = []
-    ended = threading.Event()
+    seconds = patience_seconds()
 
-    def attempt() -> None:
-        try:
-            answers.append(call())
-        except BaseException as error:  # raised again below, in the thread that asked
-            errors.append(error)
-        finally:
-            ended.set()
+    def report(state: tenacity.RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome:
+            _warn(where, seconds, _summary(state.outcome.exception()))
 
-    seconds = _patience.seconds() or _SILENT_SECONDS
-    threading.Thread(target=attempt, name="store", daemon=True).start()
-    silent = min(seconds, _SILENT_SECONDS)
-    if not ended.wait(silent) and seconds > silent:
-        _log.warning("%s: the store does not answer; waiting on for %.0f s (%s)", where, seconds - silent, PATIENCE)
-        ended.wait(seconds - silent)
-    if errors:
-        raise errors[0]
-    if not answers:
-        _patience.used_up = True
-        raise _unanswered(where, seconds, "no connection, or no reply")
-    return answers[0]
-
-
-def patiently(where: str, call: Callable[[], T]) -> T:
-    """Call a store until it answers.
-
-    Raises:
-        OSError: what the store says of itself: not there, there already.
-        StorageError: it refuses, or has not answered for as long as it is waited for.
-    """
-    began, pause, told = time.monotonic(), 0.25, -_TOLD_SECONDS
-    while True:
-        try:
-            # A client may try for many minutes in one call: that a store was never reached is not left to it.
-            answer = call() if _patience.answered else within_patience(where, call)
-        except (FileNotFoundError, FileExistsError):
-            _patience.used_up, _patience.answered = False, True
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        wait=tenacity.wait_random_exponential(multiplier=0.25, max=_LONGEST_PAUSE_SECONDS),
+        stop=tenacity.stop_after_delay(seconds),
+        before_sleep=report,
+    )
+    try:
+        return retrying(call)
+    except (FileNotFoundError, FileExistsError):
+        raise
+    except tenacity.RetryError as error:
+        reason = error.last_attempt.exception()
+        raise _unreachable(where, seconds, _summary(reason)) from reason
+    except Exception as error:
+        if not isinstance(error, OSError) and not _is_of_a_client(error):
             raise
-        except Exception as error:  # each store's client has errors of its own
-            said = f"{type(error).__name__}: {error}"[:300]
-            if not passing(error):
-                if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _CLIENTS:
-                    raise
-                raise StorageError(
-                    f"{where}: the store refuses ({said}); fix the URL, the credentials or the rights, and run again"
-                ) from error
-            waited, patience = time.monotonic() - began, _patience.seconds()
-            if waited + pause > patience:
-                _patience.used_up = True
-                raise _unanswered(where, waited, said) from error
-            if waited - told >= _TOLD_SECONDS:
-                _log.warning("%s: the store does not answer (%s); trying on for %.0f s", where, said, patience - waited)
-                told = waited
-            time.sleep(pause * random.uniform(0.5, 1.0))
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-        else:
-            _patience.used_up, _patience.answered = False, True
-            return answer
+        raise StorageError(
+            f"{where}: the store refuses ({_summary(error)}); fix the URL, the credentials or the rights, and run again"
+        ) from error
+
+
+def with_deadline(where: str, call: Callable[[], T]) -> T:
+    """Call a client without time-outs in a thread, which is abandoned after `patience_seconds`.
+
+    Raises:
+        StorageError: the client has neither returned nor raised by then.
+    """
+    seconds = patience_seconds() or _REQUEST_SECONDS
+    with multiprocessing.pool.ThreadPool(1) as pool:
+        result = pool.apply_async(call)
+        result.wait(request_seconds())
+        if not result.ready():
+            _warn(where, seconds, "no connection, or no reply")
+            result.wait(seconds - request_seconds())
+        if not result.ready():
+            raise _unreachable(where, seconds, "no connection, or no reply")
+        return result.get()

@@ -7,7 +7,7 @@ from typing import IO, TYPE_CHECKING
 from clara.errors import InputError
 from clara.storage.bucket import require_credentials
 from clara.storage.paths import is_url
-from clara.storage.retry import within_patience
+from clara.storage.retry import with_deadline
 
 if TYPE_CHECKING:
     from apache_beam.io.filesystems import FileSystems
@@ -66,7 +66,7 @@ def list_files(pattern: str) -> list[str]:
         return [entry.path for entry in file_systems.match([pattern])[0].metadata_list]
 
     try:
-        return within_patience(f"--input {pattern}", match)
+        return with_deadline(f"--input {pattern}", match)
     except (BeamIOError, ValueError) as error:
         if isinstance(error, InputError):
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clara.errors import InputError
-from clara.storage import retry as bucket
+from clara.storage import retry
 from clara.storage.base import StorageError
 from clara.storage.bucket import Bucket
 from clara.storage.retry import PATIENCE
@@ -20,14 +20,12 @@ from tests.helpers import stores
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without credentials, files or services that have some, whose process has not met a store yet."""
+    """A machine without credentials, files or services that have some, whose process has no client of a store."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setattr(bucket._patience, "answered", False)
-    monkeypatch.setattr(bucket._patience, "used_up", False)
     stores.forget_clients()
     beam_options([], LOCAL, 1)
 
@@ -64,12 +62,11 @@ def test_a_silent_store_is_waited_for_as_long_as_configured_and_reported(
     }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(bucket, "_SILENT_SECONDS", 0.5)
+    monkeypatch.setattr(retry, "_REQUEST_SECONDS", 0.5)
     with pytest.raises(StorageError, match=f"--input {kind}://nobucket/x.jsonl: the store has not answered for 2 s"):
         find_units([f"{kind}://nobucket/x.jsonl"], "auto")
-    monkeypatch.setattr(bucket._patience, "used_up", False)
     with pytest.raises(StorageError, match="the store has not answered for 2 s"):
         Bucket(f"{kind}://nobucket/folder").read("x")
     assert [
         message.partition(" (")[0].partition(": ")[2] for message in caplog.messages if "does not answer" in message
-    ] == ["the store does not answer; waiting on for 2 s"] * 2
+    ] == ["the store does not answer; retrying for 2 s"] * 2
