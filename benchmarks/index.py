@@ -138,6 +138,7 @@ def run_system(name: str, folder: Path, options: argparse.Namespace) -> dict[str
             "--factory",
             options.factory,
             "--no-verify",
+            "--no-words",  # the rows have no texts
             "--quiet",
             "--queries",
             "0",

@@ -1,4 +1,4 @@
-"""INDEX over a MEMORY: FAISS over its keys.
+"""INDEX over a MEMORY: FAISS over its keys, and the words of its texts for BM25.
 
 python -m pipelines.build_index --memory DIR --output DIR
 
@@ -36,6 +36,7 @@ def parser() -> Command:
     for name in ("queries", "measure_gib", "recall_floor", "strict_recall", "gpu"):
         add_setting(found, f"index_job.{name}")
     add_setting(found, "index_job.parent", metavar="DIR")
+    add_setting(found, "index_job.words", "--no-words")
     add_setting(found, "index_job.verify", "--no-verify")
     found.add_argument("--quiet", action="store_true", help="no progress bars")
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
@@ -71,6 +72,7 @@ def build_of(config: Config, *, progress: bool) -> Build:
         strict_recall=job.strict_recall,
         gpu=job.gpu,
         verify=job.verify,
+        words=job.words,
         parent=Artefact.open(job.parent, KIND) if job.parent else None,
         progress=progress,
     )

@@ -97,6 +97,7 @@ class IndexJob(Section):
         description="INDEX of the version before: its training, and its rows whose shard files are the same, "
         "are reused; empty: none",
     )
+    words: bool = Field(True, description="write the words of all rows too, which BM25 searches")
     verify: bool = Field(True, description="read every byte of the MEMORY and check its sha256 first")
 
 

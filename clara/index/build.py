@@ -24,6 +24,8 @@ from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, merge
 from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, enforce_recall_floor, measure
 from clara.index.rows import ADD_ROWS, parts_of, pieces_of, sources_of, unchanged_rows
 from clara.index.search import FILE, KIND, MemoryIndex, check_rows
+from clara.index.tokens import TOKENISER
+from clara.index.words import make_part, move_part
 from clara.memory.store import Ids, MemoryStore
 from clara.progress import Progress
 from clara.storage import artefact
@@ -60,6 +62,8 @@ class Build:
         gpu: k-means and the assignment to lists run on a CUDA device.
         verify: read every byte of the MEMORY against its sha256 before.
         parent: INDEX of an earlier version, from which the training and unchanged rows are reused; None: none.
+        words: write the words part, which BM25 searches.
+        words_from: INDEX whose words part is linked where its rows are the same; None: the parent.
         progress: show bars.
         mixed: take a MEMORY of several versions too, within a joint run.
     """
@@ -73,6 +77,8 @@ class Build:
     gpu: bool = False
     verify: bool = False
     parent: Artefact | None = None
+    words: bool = True
+    words_from: Artefact | None = None
     progress: bool = False
     mixed: bool = False
 
@@ -85,11 +91,17 @@ def build_index(
     first_level: int = 200,
     num_queries: int = 64,
     parent: Name = "",
+    words_from: Name = "",
     **options: Any,
 ) -> dict[str, Any]:
     """Call `build` with the usual settings; `options` are fields of `Build`. Returns the manifest."""
-    opened = Artefact.open(parent, KIND) if parent else None
-    how = Build(factory, measurement=Measurement(first_level, num_queries), parent=opened, **options)
+    how = Build(
+        factory,
+        measurement=Measurement(first_level, num_queries),
+        parent=Artefact.open(parent, KIND) if parent else None,
+        words_from=Artefact.open(words_from, KIND, lazy=True) if words_from else None,
+        **options,
+    )
     return build(memory_dir, output, how)
 
 
@@ -98,7 +110,8 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
 
     Raises:
         InputError: no finished MEMORY, a damaged one, one without rows, a factory string that FAISS refuses, a GPU that
-            is not there, no place to write, or, where that is asked for, a recall under the floor.
+            is not there, no place to write, or, where that is asked for, a recall under the floor; or no row has
+            a word, and the words part is asked for.
     """
     if how.gpu:
         require_gpu()
@@ -126,12 +139,14 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
         MemoryIndex(store, index), how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress
     )
     enforce_recall_floor(str(output), measured, recall_floor=how.recall_floor, strict=how.strict_recall)
+    described = work.words() if how.words else None
     (Path(output) / artefact.MANIFEST).unlink(missing_ok=True)
     os.replace(file, Path(output) / FILE)
+    files = [file_entry(output, FILE, len(store)), *move_part(work.folder, Path(output), described)]
     manifest = write_manifest(
         output,
         kind=KIND,
-        files=[file_entry(output, FILE, len(store))],
+        files=files,
         recipe=recipe,
         aside={FLOOR: how.recall_floor},
         counts={"rows": len(store)},
@@ -139,6 +154,7 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
         memory=store.hash,
         sources=sources_of(store),
         factory=recipe["factory"],
+        words=described,
         measured={key: value for key, value in measured.items() if key != "remedies"},
     )
     shutil.rmtree(work.folder)
@@ -154,20 +170,6 @@ def _with_floor(output: str | os.PathLike[str], recall_floor: float) -> dict[str
     return manifest
 
 
-def next_settings(index_dir: str, factory: str) -> dict[str, Any]:
-    """Settings that the next version's INDEX inherits: recall floor, and kind and probes unless `factory` differs."""
-    if not index_dir:
-        return {"factory": factory}
-    made_by = Artefact.open(index_dir, KIND, lazy=True).manifest["made_by"]
-    recipe = made_by["recipe"]
-    same = factory in ("auto", recipe["factory"])
-    return {
-        "factory": recipe["factory"] if same else factory,
-        "probes": recipe["probes"] if same else 0,
-        FLOOR: made_by.get(FLOOR, RECALL_FLOOR),
-    }
-
-
 def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:
     """What determines an INDEX."""
     measurement = how.measurement
@@ -178,6 +180,7 @@ def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:
         "probes": how.probes,
         "measurement": [measurement.first_level, measurement.num_queries, measurement.noise, measurement.most_bytes],
         "parent": how.parent.hash if how.parent else "",
+        "words": TOKENISER if how.words else 0,
     }
 
 
@@ -228,6 +231,11 @@ class _Work:
         with self._bar("merge", inverted.nlist, "list") as told:
             merge(self._trained, sources, self.folder / FILE, lambda _: told(1))
         return self.folder / FILE
+
+    def words(self) -> dict[str, Any]:
+        """Link or build the words part, see `make_part`."""
+        with self._bar("words", len(self._store), "row") as advance:
+            return make_part(self._store, self.folder, self._how.words_from or self._how.parent, advance)
 
     def _set_probes(self) -> Any:
         """Set how many lists a query probes. Returns the inverted-list index inside the trained one, if any."""

@@ -112,12 +112,12 @@ class TwoLevels(ABC):
 
     Attributes:
         store: the MEMORY.
-        hash: of the index's manifest; empty where it has just been built.
+        artefact: the INDEX; None where it has just been built.
     """
 
-    def __init__(self, store: MemoryStore, hash: str = "") -> None:
+    def __init__(self, store: MemoryStore, artefact: Artefact | None = None) -> None:
         self.store = store
-        self.hash = hash
+        self.artefact = artefact
         fields = store.fingerprint_fields
         self._projection: KeyProjection = key_projection(
             fields.num_memory_tokens, fields.hidden_size, fields.key_size, fields.key_seed
@@ -211,8 +211,8 @@ def _finite(values: Floats) -> list[int]:
 class MemoryIndex(TwoLevels):
     """An open INDEX with the MEMORY that it is for, both mapped: processes of one machine share their pages."""
 
-    def __init__(self, store: MemoryStore, index: Any, hash: str = "") -> None:
-        super().__init__(store, hash)
+    def __init__(self, store: MemoryStore, index: Any, artefact: Artefact | None = None) -> None:
+        super().__init__(store, artefact)
         self.faiss = index
         self._rows = IndexedRows(store, index)
 
@@ -226,7 +226,7 @@ class MemoryIndex(TwoLevels):
         artefact = open_index(source, store)
         index = read_mapped(artefact.folder / FILE)
         check_rows(index, store, artefact.name)
-        return cls(store, index, artefact.hash)
+        return cls(store, index, artefact)
 
     def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
         return [self._rows.best_keys(keys, wanted)]

@@ -9,54 +9,85 @@ from numpy.typing import NDArray
 
 from clara.data.records import Document, input_text
 from clara.errors import InputError
+from clara.index.tokens import words_of
+from clara.index.words import empty_words, no_words, open_words
 from clara.memory.store import MemoryStore
 from clara.retrieval.ranker import NO_ROW, Queries, row_lists
+from clara.storage.artefact import Artefact
 
-# bm25s sets its logger to DEBUG at import and would log every index that is built.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
+_log = logging.getLogger(__name__)
 
 
 class Bm25:
-    """An index in RAM over texts (Lucene's BM25, k1 = 1.5, b = 0.75; English stop words, no stemming). A `Ranker`.
+    """Lucene's BM25 over words (k1 = 1.5, b = 0.75; English stop words, no stemming). A `Ranker`."""
 
-    Args:
-        texts: what is searched.
-        row_ids: their ids, aligned, each once; their order breaks ties.
+    def __init__(self, index: bm25s.BM25, row_ids: Sequence[int] | NDArray[np.int64]) -> None:
+        """Take an index.
 
-    Raises:
-        InputError: no text, texts and ids of different number, or an id twice.
-    """
+        Args:
+            index: of n texts, its words as returned by `words_of`.
+            row_ids: their ids `[n]`, aligned, each once; their order breaks ties.
 
-    def __init__(self, texts: Sequence[str], row_ids: Sequence[int] | NDArray[np.int64]) -> None:
-        self.row_ids = np.asarray(row_ids, np.int64)
-        if not len(texts) or len(texts) != len(self.row_ids):
+        Raises:
+            InputError: texts and ids of different number, or an id twice.
+        """
+        self._index, self.row_ids = index, np.asarray(row_ids, np.int64)
+        num_texts = index.scores["num_docs"]
+        if num_texts != len(self.row_ids):
             raise InputError(
-                f"BM25 of {len(texts)} texts and {len(self.row_ids)} row ids; expected one id for each text, at "
-                "least one"
+                f"BM25 of {num_texts} texts and {len(self.row_ids)} row ids; expected one id for each text"
             )
-        self._position = {row: position for position, row in enumerate(self.row_ids.tolist())}
-        if len(self._position) != len(self.row_ids):
-            raise InputError(
-                f"BM25: {len(self.row_ids) - len(self._position)} row ids stand twice; give each text its own"
-            )
-        self._index = bm25s.BM25(method="lucene")
-        tokens = _tokenise(texts)
-        self._index.index(tokens, show_progress=False)
+        self._order = np.argsort(self.row_ids, kind="stable")
+        self._sorted = self.row_ids[self._order]
+        if twice := int((self._sorted[1:] == self._sorted[:-1]).sum()):
+            raise InputError(f"BM25: {twice} row ids occur twice; give each text its own")
+
+    @classmethod
+    def open(cls, index: Artefact | None, store: MemoryStore) -> "Bm25":
+        """Over title and text of every row of a MEMORY: the words part of its INDEX, mapped; else built in RAM.
+
+        Args:
+            index: INDEX over the MEMORY; None: there is none.
+            store: the MEMORY.
+
+        Raises:
+            InputError: the words part is damaged or of other rows, or no row has a word.
+        """
+        words = None if index is None else open_words(index)
+        if words is not None:
+            return cls(words, store.row_ids)
+        if index is not None:
+            _log.warning("%s has no words part: BM25 is built in RAM; build the INDEX again to store it", index.name)
+        return cls.of_memory(store)
+
+    @classmethod
+    def of_texts(cls, texts: Sequence[str], row_ids: Sequence[int] | NDArray[np.int64]) -> "Bm25":
+        """Over texts, built in RAM.
+
+        Raises:
+            InputError: no text has a word; see `__init__`.
+        """
+        tokens = [words_of(text) for text in texts]
+        if not any(tokens):
+            raise no_words(f"BM25 of {len(texts)} texts")
+        index = empty_words()
+        index.index(tokens, show_progress=False)
+        return cls(index, row_ids)
 
     @classmethod
     def of_memory(cls, store: MemoryStore) -> "Bm25":
-        """Over title and text of every row of a MEMORY. Each shard is read once: ascending ids lie in all of them."""
+        """Over title and text of every row of a MEMORY, in RAM. Ascending ids lie in all shards: each is read once."""
         texts = [""] * len(store)
         for _, rows in store.iter_shards():
             positions = np.searchsorted(store.row_ids, rows).tolist()
             for position, chunk in zip(positions, store.records(rows), strict=True):
                 texts[position] = input_text(chunk.title, chunk.text)
-        return cls(texts, store.row_ids)
+        return cls.of_texts(texts, store.row_ids)
 
     @classmethod
     def of_documents(cls, documents: Sequence[Document]) -> "Bm25":
         """Over title and text of documents; row ids are their positions."""
-        return cls([input_text(d.title, d.text) for d in documents], range(len(documents)))
+        return cls.of_texts([input_text(d.title, d.text) for d in documents], range(len(documents)))
 
     def rank(self, queries: Queries, k: int) -> list[list[int]]:
         """See `Ranker`. Rows without a common word are left out."""
@@ -64,24 +95,27 @@ class Bm25:
 
     def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Ranker`. Excluded rows and rows without a common word score 0."""
-        scores_BN = (
-            self._scores(words, excluded)
-            for words, excluded in zip(_tokenise(queries.texts), queries.excluded, strict=True)
-        )
-        return [
-            [0.0 if scores is None else float(scores[self._position[row]]) for row in own]
-            for scores, own in zip(scores_BN, rows, strict=True)
-        ]
+        found: list[list[float]] = []
+        for text, excluded, own in zip(queries.texts, queries.excluded, rows, strict=True):
+            scores, positions = self._scores(text, excluded), self._positions(own)
+            if len(positions) != len(own):
+                raise ValueError(f"{len(own) - len(positions)} rows are not among those that BM25 is of")
+            found.append([0.0] * len(own) if scores is None else scores[positions].tolist())
+        return found
 
-    def _scores(self, words: list[str], excluded: Collection[int]) -> NDArray[np.float32] | None:
+    def _positions(self, rows: Collection[int]) -> NDArray[np.intp]:
+        """Positions of rows in `row_ids`, in their order; rows that are not there are left out."""
+        wanted = np.fromiter(rows, np.int64, len(rows))
+        places = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return self._order[places[self._sorted[places] == wanted]]
+
+    def _scores(self, question: str, excluded: Collection[int]) -> NDArray[np.float32] | None:
         """Scores of all rows, 0 for excluded ones; None: no word of the question is in any text."""
-        known = self._index.get_tokens_ids(words)
+        known = self._index.get_tokens_ids(words_of(question))
         if not known:
             return None
         scores: NDArray[np.float32] = self._index.get_scores_from_ids(known)
-        for row in excluded:
-            if (position := self._position.get(row)) is not None:
-                scores[position] = 0
+        scores[self._positions(excluded)] = 0
         return scores
 
     def search(
@@ -100,8 +134,8 @@ class Bm25:
         """
         rows = np.full((len(questions), k), NO_ROW, np.int64)
         best = np.full((len(questions), k), -np.inf, np.float32)
-        for number, words in enumerate(_tokenise(questions)):
-            scores = self._scores(words, exclude[number] if exclude is not None else ())
+        for number, question in enumerate(questions):
+            scores = self._scores(question, exclude[number] if exclude is not None else ())
             if scores is None:
                 continue
             order = top(scores, k)
@@ -117,7 +151,3 @@ def top(scores: NDArray[np.float32], k: int) -> NDArray[np.intp]:
         # Keep all ties at the k-th score until they are sorted: `partition` would choose among them arbitrarily.
         found = found[scores[found] >= np.partition(scores[found], len(found) - k)[len(found) - k]]
     return found[np.argsort(-scores[found], kind="stable")][:k]
-
-
-def _tokenise(texts: Sequence[str]) -> list[list[str]]:
-    return bm25s.tokenize(list(texts), stopwords="english", return_ids=False, show_progress=False)

@@ -10,9 +10,12 @@ from clara.data.questions import Question
 from clara.memory.store import Ids, MemoryStore
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.ranker import Queries, Ranker
+from clara.storage.artefact import Artefact
 
-TEXT_RANKERS: dict[str, Callable[[MemoryStore], Ranker]] = {"bm25": Bm25.of_memory}
-"""Rankers that read the texts of a MEMORY, by name: a pool takes `from_NAME` rows of each, after those of the index."""
+TEXT_RANKERS: dict[str, Callable[[Artefact | None, MemoryStore], Ranker]] = {"bm25": Bm25.open}
+"""Rankers that read questions as text, by name, made from an INDEX, if there is one, and its MEMORY.
+
+A pool takes `from_NAME` rows of each, after those found by query vectors."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,10 @@ class Source:
     count: int
 
 
-def text_sources(settings: object, store: MemoryStore) -> list[Source]:
+def text_sources(settings: object, store: MemoryStore, index: Artefact | None) -> list[Source]:
     """The sources of `TEXT_RANKERS` of which the settings ask for rows, in the order of that table."""
     counts = {name: int(getattr(settings, f"from_{name}")) for name in TEXT_RANKERS}
-    return [Source(TEXT_RANKERS[name](store), count) for name, count in counts.items() if count]
+    return [Source(TEXT_RANKERS[name](index, store), count) for name, count in counts.items() if count]
 
 
 def own_candidates(

@@ -86,13 +86,16 @@ class Artefact:
             self.copy.fetch([entry for entry in self.manifest["files"] if entry["path"] == path])
         return self.folder / path
 
-    def check_sizes(self) -> None:
+    def check_sizes(self, *, only: Collection[str] | None = None) -> None:
         """Compare the size of each file with the manifest.
+
+        Args:
+            only: check only the files below these folders of the artefact.
 
         Raises:
             InputError: a file is missing or has another size.
         """
-        for _ in self._whole_files(self.manifest["files"]):
+        for _ in self._whole_files(self._entries(only)):
             pass
 
     def verify(self, *, only: Collection[str] | None = None) -> None:
@@ -104,7 +107,7 @@ class Artefact:
         Raises:
             InputError: a file is missing, or its size or sha256 differs.
         """
-        entries = [e for e in self.manifest["files"] if only is None or e["path"].partition("/")[0] in only]
+        entries = self._entries(only)
         if self.copy is not None:
             self.copy.fetch(entries, verify=True)
         for path, entry in self._whole_files(entries):
@@ -113,6 +116,10 @@ class Artefact:
                     f"{path}: its sha256 is not the manifest's; the file is damaged, make the {self.kind} again, "
                     "or copy it again"
                 )
+
+    def _entries(self, only: Collection[str] | None) -> list[Mapping[str, Any]]:
+        """Manifest entries of all files, or of those below some folders."""
+        return [e for e in self.manifest["files"] if only is None or e["path"].partition("/")[0] in only]
 
     def _whole_files(self, entries: Collection[Mapping[str, Any]]) -> Iterator[tuple[Path, Mapping[str, Any]]]:
         """Path and entry of each file, once its size is checked."""

@@ -112,7 +112,7 @@ def scp_questions(examples: Sequence[Example], split: str, sizes: Sizes, count: 
             )
     if not asked:
         return []
-    near, _ = Bm25([e.document for e in documents], range(len(documents))).search(
+    near, _ = Bm25.of_texts([e.document for e in documents], range(len(documents))).search(
         [q.question for q in asked], _HARD_NEGATIVES, exclude=[{place[q.positive_ids[0]]} for q in asked]
     )
     complete = []

@@ -17,6 +17,7 @@ from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
 from clara.data.records import Document
+from clara.data.scripts import UNSPACED
 from clara.errors import InputError
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.dead_letters import SNIPPET_CHARACTERS
@@ -25,15 +26,8 @@ REASON = "near duplicate"
 NUM_HASHES, _SEED, _SCHEME = 128, 1, "affine32"
 _SHINGLE_WORDS = 5
 _LARGEST_THRESHOLD = 0.95  # above it, 128 hashes do not discriminate
-_UNSPACED = (  # scripts written without spaces between words: each of their characters counts as a word
-    "\u0e00-\u0eff"  # Thai, Lao
-    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Burmese
-    "\u1780-\u17ff"  # Khmer
-    # kana, bopomofo
-    "\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c\u3041-\u312f\u31a0-\u31bf\u31f0-\u31ff\uff66-\uff9d"
-    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U0001aff0-\U0001b16f\U00020000-\U000323af"  # ideographs, rarer kana
-)
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
+# Without spaces between words, each character counts as a word.
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 
 Origin = tuple[str, int]
 AnyOrigin = TypeVar("AnyOrigin", Origin, tuple[int, int])

@@ -69,7 +69,8 @@ class Scorer:
         self._retriever = Retriever.open(
             job.checkpoint, job.memory, job.index or None, backbone=job.backbone, device=job.device
         )
-        self._sources = [] if job.published else text_sources(job, self._retriever.store)
+        store, index = self._retriever.store, self._retriever.index
+        self._sources = [] if job.published else text_sources(job, store, None if index is None else index.artefact)
         if job.from_index and not job.published:
             self._sources.insert(0, Source(self._retriever.ranker, job.from_index))
 

@@ -40,7 +40,7 @@ def test_likeness_misleads(made):
     texts, questions, _ = made
     first_is_right = 0
     for question in questions:
-        bm25 = Bm25([texts[c] for c in question.candidate_ids], list(range(world.POOL_SIZE)))
+        bm25 = Bm25.of_texts([texts[c] for c in question.candidate_ids], list(range(world.POOL_SIZE)))
         rows, _ = bm25.search([question.question], 1)
         first_is_right += question.candidate_ids[int(rows[0][0])] in question.positive_ids
     assert first_is_right == 0

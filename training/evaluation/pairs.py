@@ -123,7 +123,8 @@ def evaluate_system(
     lexical: Sequence[Rankings] = ()
     queries = Queries.of(questions, retriever.store)
     if settings.baselines or settings.num_aligned:
-        lexical = rank_and_score(Bm25.of_memory(retriever.store), queries, pools, retriever.store)
+        index = None if retriever.index is None else retriever.index.artefact
+        lexical = rank_and_score(Bm25.open(index, retriever.store), queries, pools, retriever.store)
     if "dense" in settings.baselines:
         if shared.dense is None:
             raise InputError(

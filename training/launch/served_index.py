@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from clara.config.tree import Retrieval
-from clara.index.search import Ranked, TwoLevels
+from clara.index.search import KIND, Ranked, TwoLevels
 from clara.index.share import owner_of
 from clara.memory.codec import Floats
 from clara.memory.store import Ids, MemoryStore
-from clara.storage.artefact import manifest_hash
+from clara.storage.artefact import Artefact
 from clara.storage.paths import from_root
 from training.launch.search_servers import Servers
 
@@ -17,8 +17,8 @@ from training.launch.search_servers import Servers
 class ServedIndex(TwoLevels):
     """An INDEX whose rows are held by search servers."""
 
-    def __init__(self, store: MemoryStore, servers: Servers, hash: str) -> None:
-        super().__init__(store, hash)
+    def __init__(self, store: MemoryStore, servers: Servers, artefact: Artefact | None) -> None:
+        super().__init__(store, artefact)
         self.servers = servers
 
     def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
@@ -60,7 +60,8 @@ def served(settings: Retrieval, *, owner: bool) -> Callable[[str, MemoryStore], 
     opened: dict[str, Servers] = {}
 
     def open_index(index_dir: str, store: MemoryStore) -> ServedIndex:
-        key = manifest_hash(index_dir)
+        artefact = Artefact.open(index_dir, KIND, lazy=True)
+        key = artefact.hash
         if key not in opened:
             opened[key] = Servers(store.name, from_root(index_dir), settings, owner=owner)
             for old in list(opened)[:-2]:
@@ -69,6 +70,6 @@ def served(settings: Retrieval, *, owner: bool) -> Callable[[str, MemoryStore], 
                     servers.stop()
             if owner:
                 opened[key].start()
-        return ServedIndex(store, opened[key], key)
+        return ServedIndex(store, opened[key], artefact)
 
     return open_index

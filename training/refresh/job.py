@@ -21,6 +21,7 @@ from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.recall import RECALL_FLOOR, recall_from_manifest
 from clara.index.search import MemoryIndex
+from clara.index.versions import has_words
 from clara.memory.fingerprint import Fingerprint, of_checkpoint, of_memory
 from clara.memory.reencode import check_follows, reencode, reencode_recipe, reencode_shards
 from clara.memory.reencode_rows import reencode_rows, rows_recipe
@@ -49,6 +50,9 @@ class RefreshJob:
         factory: of the index.
         probes: inverted lists that a query looks into; 0: by their number.
         recall_floor: a lower recall of the index is warned of.
+        words: write the words part of the index.
+        words_index: INDEX of the same rows whose words part is linked; where it has none, none is written. Empty: there
+            is none, and the part is built.
         first_level: L that the index's recall is measured with.
         batch_tokens: tokens of a compressing batch, padding included.
         threads: torch threads.
@@ -75,6 +79,8 @@ class RefreshJob:
     drift: str = ""
     probes: int = 0
     recall_floor: float = RECALL_FLOOR
+    words: bool = True
+    words_index: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,8 @@ def run_job(job: RefreshJob) -> RefreshResult:
         parent=job.parent_index,
         probes=job.probes,
         recall_floor=job.recall_floor,
+        words=job.words and (not job.words_index or has_words(job.words_index)),
+        words_from=job.words_index,
     )
     recall, warning = recall_from_manifest(job.index)
     own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.selection else set())

@@ -8,7 +8,7 @@ from torch import nn
 from clara.config.roles import ROLES
 from clara.config.tree import Config
 from clara.errors import InputError
-from clara.index.build import next_settings
+from clara.index.versions import next_settings
 from clara.model.checkpoint import save_checkpoint
 from clara.model.model import ClaraModel
 from training.refresh.job import RefreshJob
@@ -79,6 +79,8 @@ class RefreshRequests:
             snapshot_step=snapshot_step,
             selection=str(paths.selection) if incremental else "",
             parent_index=current.index if incremental else "",
+            words=config.index_job.words,
+            words_index=current.index,
             drift=str(paths.drift) if incremental else "",
         )
 

@@ -6,11 +6,12 @@ import torch
 
 from clara.config.tree import Config
 from clara.errors import InputError
-from clara.index.build import next_settings
 from clara.index.factory import check_trainable, empty_index
 from clara.index.ivf_file import is_mapped
+from clara.index.search import FILE
 from clara.index.search import KIND as INDEX
 from clara.index.share import not_shared, why_whole
+from clara.index.versions import next_settings
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import read_manifest
 from training.refresh.policy import policy_of
@@ -99,7 +100,7 @@ def check_index(config: Config, store: MemoryStore) -> None:
             config.index,
             manifest["factory"],
             ranks,
-            manifest["files"][0]["bytes"] / 2**30,
+            next(file["bytes"] for file in manifest["files"] if file["path"] == FILE) / 2**30,
         )
 
 

@@ -36,7 +36,7 @@ class Candidates:
     def __init__(
         self, settings: Joint, *, first_level: int, seed: int, store: MemoryStore, index: TwoLevels | None
     ) -> None:
-        """Read the texts for BM25, where it is asked for.
+        """Open BM25, where it is asked for: the words part of the INDEX, or the texts of MEMORY where there is none.
 
         Args:
             settings: which sources, and N.
@@ -49,7 +49,9 @@ class Candidates:
         # L is at least what is asked for.
         self.first_level = max(first_level, settings.from_index)
         self.store, self.index = store, index
-        self._text_sources = [] if settings.published_pool else text_sources(settings, store)
+        self._text_sources = (
+            [] if settings.published_pool else text_sources(settings, store, None if index is None else index.artefact)
+        )
         self._tokens: dict[int, list[int]] = {}
 
     def use(self, store: MemoryStore, index: TwoLevels | None) -> None:

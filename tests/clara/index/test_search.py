@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from clara.errors import InputError
-from clara.index.build import build_index, next_settings
+from clara.index.build import build_index
 from clara.index.factory import resolve_factory
 from clara.index.recall import Measurement, exact_search, recall_warning
 from clara.index.search import FILE, MemoryIndex
+from clara.index.versions import next_settings
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import manifest_hash, read_manifest

@@ -39,7 +39,7 @@ def brute_force(question: str, texts: list[str]) -> list[float]:
 
 @pytest.mark.parametrize("question", ["Which city is in Nigeria?", "cassava Ghana", "strings of a city violin"])
 def test_scores_are_those_of_the_formula(question: str) -> None:
-    rows, scores = Bm25(TEXTS, [10, 11, 12, 13]).search([question], 4)
+    rows, scores = Bm25.of_texts(TEXTS, [10, 11, 12, 13]).search([question], 4)
     expected = brute_force(question, TEXTS)
     order = [i for i in sorted(range(4), key=lambda i: -expected[i]) if expected[i] > 0]
     assert rows[0, : len(order)].tolist() == [10 + i for i in order]
@@ -49,13 +49,13 @@ def test_scores_are_those_of_the_formula(question: str) -> None:
 
 
 def test_equal_scores_come_in_the_order_of_rows() -> None:
-    rows, scores = Bm25(["violin music", *["sailing boat"] * 5], [7, 3, 9, 1, 8, 2]).search(["boat"], 3)
+    rows, scores = Bm25.of_texts(["violin music", *["sailing boat"] * 5], [7, 3, 9, 1, 8, 2]).search(["boat"], 3)
     assert rows.tolist() == [[3, 9, 1]]
     assert len(set(scores[0].tolist())) == 1
 
 
 def test_excluded_rows_make_room_for_the_next_and_only_for_their_question() -> None:
-    index = Bm25(TEXTS, [10, 11, 12, 13])
+    index = Bm25.of_texts(TEXTS, [10, 11, 12, 13])
     rows, _ = index.search(["city Nigeria", "city Nigeria"], 2, exclude=[{10, 999}, set()])
     assert 10 not in rows[0].tolist()
     assert rows[1, 0] == 10
@@ -64,7 +64,7 @@ def test_excluded_rows_make_room_for_the_next_and_only_for_their_question() -> N
 
 @pytest.mark.parametrize("question", ["", "the of and", "zzzz qqqq"])
 def test_a_question_without_known_words_finds_nothing(question: str) -> None:
-    rows, scores = Bm25(TEXTS, [0, 1, 2, 3]).search([question], 2)
+    rows, scores = Bm25.of_texts(TEXTS, [0, 1, 2, 3]).search([question], 2)
     assert rows.tolist() == [[-1, -1]]
     assert np.isneginf(scores).all()
 
@@ -80,11 +80,11 @@ def test_top_equals_a_stable_sort() -> None:
 
 def test_bad_ids_are_refused() -> None:
     with pytest.raises(InputError, match="one id for each text"):
-        Bm25(["a text"], [1, 2])
-    with pytest.raises(InputError, match="stand twice"):
-        Bm25(["a text", "another"], [1, 1])
+        Bm25.of_texts(["a text"], [1, 2])
+    with pytest.raises(InputError, match="occur twice"):
+        Bm25.of_texts(["a text", "another"], [1, 1])
 
 
 def test_search_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
-    Bm25(TEXTS, [0, 1, 2, 3]).search(["city"] * 100, 2)
+    Bm25.of_texts(TEXTS, [0, 1, 2, 3]).search(["city"] * 100, 2)
     assert capfd.readouterr() == ("", "")

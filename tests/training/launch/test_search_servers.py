@@ -96,7 +96,7 @@ def test_any_number_of_shares_finds_what_the_index_finds(
 ) -> None:
     store = MemoryStore.open(memory_dir)
     whole = MemoryIndex.open(indices[factory], store)
-    equal(ServedIndex(store, InProcess(memory_dir, indices[factory], number), ""), whole)
+    equal(ServedIndex(store, InProcess(memory_dir, indices[factory], number), None), whole)
     shares = [ids_of(open_share(indices[factory], store, n, number)._index) for n in range(number)]
     assert np.array_equal(np.sort(np.concatenate(shares)), store.row_ids)
     assert all((ids % number == n).all() for n, ids in enumerate(shares))

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from clara.config.model import Backbone
+from clara.index.build import build_index
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.storage.artefact import MANIFEST
 from tests.helpers import joint_world
@@ -58,6 +60,19 @@ def test_shares_make_what_one_process_makes(world: World, tmp_path: Path) -> Non
     alone = run_job(dataclasses.replace(job(world, tmp_path / "alone"), checkpoint=snapshot))
     assert (made.memory_hash, made.index_hash, made.rows) == (alone.memory_hash, alone.index_hash, alone.rows)
     check_result(shared, made)
+
+
+def test_a_version_links_the_words_of_the_index_before(world: World, tmp_path: Path) -> None:
+    run_job(dataclasses.replace(job(world, tmp_path), words_index=str(world.index)))
+    words = list((world.index / "words").iterdir())
+    assert words
+    assert all(os.path.samefile(path, tmp_path / "index" / "words" / path.name) for path in words)
+
+
+def test_a_version_has_no_words_where_the_index_before_has_none(world: World, tmp_path: Path) -> None:
+    build_index(world.memory, tmp_path / "without", "Flat", num_queries=0, words=False)
+    run_job(dataclasses.replace(job(world, tmp_path), words_index=str(tmp_path / "without")))
+    assert not (tmp_path / "index" / "words").exists()
 
 
 def test_a_version_of_another_snapshot_is_refused(world: World, tmp_path: Path) -> None:

@@ -102,9 +102,26 @@ def test_bm25_reads_each_shard_once_and_ranks_as_rows_do(tmp_path: Path, monkeyp
     found = source.own(questions, [QuestionRows((), frozenset(), ())] * 60, None)
     assert sorted(read) == sorted(store.shard_names)
     texts = [input_text(chunk.title, chunk.text) for chunk in store.records(store.row_ids)]
-    rows, _ = Bm25(texts, store.row_ids).search([q.question for q in questions], 9)
+    rows, _ = Bm25.of_texts(texts, store.row_ids).search([q.question for q in questions], 9)
     assert found == [[row for row in line if row != -1] for line in rows.tolist()]
     assert any(found)
+
+
+def test_bm25_is_that_of_the_index_where_there_is_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore.open(world.memory)
+    expected = Bm25.of_memory(store)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("BM25 is built in RAM")
+
+    monkeypatch.setattr(Bm25, "of_memory", refuse)
+    source = candidates(world, from_index=0, from_bm25=4)
+    questions = read_questions(world.questions, "train")[:6]
+    known = [QuestionRows.of(question, store) for question in questions]
+    found = source.own(questions, known, None)
+    rows = expected.search([q.question for q in questions], 4, [k.excluded for k in known])[0]
+    assert found == [[row for row in line if row != -1] for line in rows.tolist()]
+    assert all(found)
 
 
 @pytest.mark.parametrize("values", [{"from_bm25": 0}, {"from_bm25": 2, "published_pool": True}])
