@@ -14,7 +14,6 @@ object, one of them fails.
 """
 
 import _thread
-import fcntl
 import json
 import os
 import socket
@@ -26,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from clara.errors import InputError
 from clara.storage.bucket import Bucket
@@ -55,31 +56,26 @@ def locked(directory: Name, flag: str = "--output") -> Iterator["Lease | None"]:
 
 @contextmanager
 def _locked_directory(directory: Path, flag: str) -> Iterator[None]:
-    """Lock an open file through the operating system, which releases it when the process ends in any way."""
+    """Lock a file through the operating system, which releases it when the process ends in any way."""
+    path = directory / LOCK
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        stream = open(directory / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 (closed below, outside of this try)
+        path.touch()
+        lock = FileLock(path, timeout=0).acquire()
+    except Timeout as error:
+        holder = path.read_text(encoding="utf-8") or "another process"
+        raise InputError(
+            f"{flag} {directory}: {holder} is writing there; wait for it, or choose another directory"
+        ) from error
     except OSError as error:
         raise InputError(
             f"{flag} {directory}: cannot be written ({error.strerror or error}); choose a directory that you may "
             "write to"
         ) from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.seek(0)
-            holder = stream.read().strip() or "another process"
-            raise InputError(
-                f"{flag} {directory}: {holder} is writing there; wait for it, or choose another directory"
-            ) from error
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}")
-        stream.flush()
-        try:
-            yield
-        finally:
-            stream.truncate(0)  # the file stays: removing it would let two jobs lock two files of one name
+    with lock:
+        path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+        path.write_text("", encoding="utf-8")
 
 
 # --- a lease ---------------------------------------------------------------------------------------------------------
@@ -142,14 +138,14 @@ class Lease:
 
     def record(self, *, released: bool = False) -> bytes:
         """The current content of its object."""
-        said = {
+        record = {
             "owner": self.owner,
             "who": self.who,
             "time": time.time(),
             "process": _process(os.getpid()),
             "released": released,
         }
-        return json.dumps(said).encode()
+        return json.dumps(record).encode()
 
     def check(self) -> None:
         """Check that this job still holds the lease.
@@ -159,11 +155,11 @@ class Lease:
         """
         bucket = Bucket(self.url)
         highest = max(bucket.files(LOCK), default="")
-        said = json.loads(bucket.read(highest) or b"{}") if highest else {}
-        if highest != self.name or said.get("owner") != self.owner:
+        record = json.loads(bucket.read(highest) or b"{}") if highest else {}
+        if highest != self.name or record.get("owner") != self.owner:
             raise InputError(
-                f"--output {self.url}: {said.get('who', 'another job')} has taken the place, as this job was not "
-                f"heard of for {lease_seconds():.0f} s; let that one end, or choose another place"
+                f"--output {self.url}: {record.get('who', 'another job')} has taken the place, as this job did not "
+                f"renew its lease for {lease_seconds():.0f} s; let that one end, or choose another place"
             )
 
 
@@ -198,19 +194,19 @@ def _refuse_or_wait(bucket: Bucket, name: str) -> None:
     Raises:
         InputError: another job holds it.
     """
-    said = bucket.read(name)
-    record = json.loads(said) if said else {"released": True}
+    raw = bucket.read(name)
+    record = json.loads(raw) if raw else {"released": True}
     if record["released"] or _dead(record):
         return
     age, longest = time.time() - record["time"], lease_seconds()
     if age > longest:
         time.sleep(3 * longest / _RENEWALS)
-        if bucket.read(name) == said:
+        if bucket.read(name) == raw:
             return
         age = 0.0
     raise InputError(
-        f"--output {bucket}: {record['who']} is writing there (heard of {max(age, 0.0):.0f} s ago); wait for it, or "
-        f"choose another place. If it has died, the place is free {longest:.0f} s after it was last heard of"
+        f"--output {bucket}: {record['who']} is writing there (lease renewed {max(age, 0.0):.0f} s ago); wait for it, "
+        f"or choose another place. If it has died, the place is free {longest:.0f} s after its last renewal"
     )
 
 

@@ -1,15 +1,14 @@
 """What a joint run is made from, where it writes, and whether it has finished."""
 
-import fcntl
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic.main import IncEx
 
 from clara.config.tree import Config
@@ -154,21 +153,16 @@ def threads_of_rank(config: Config, num_ranks: int) -> int:
 
 @contextmanager
 def sole_user(path: Path, *, wait_seconds: float) -> Iterator[None]:
-    """Inside, no other process trains in this directory, nor ranks of a run that was just killed.
+    """Lock the directory of a run: no other process, nor the ranks of a run that was just killed, trains there.
 
     Raises:
-        InputError: somebody still does after the wait.
+        InputError: another process still holds the lock after the wait.
     """
-    deadline = time.monotonic() + wait_seconds
-    with open(path, "w") as stream:
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise InputError(
-                        f"{path.parent}: another process trains there; wait until it is done, or give another output"
-                    ) from error
-                time.sleep(0.2)
-        yield  # closing the file releases the lock, and so does the end of the process, however it ends
+    try:
+        lock = FileLock(path, timeout=wait_seconds).acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{path.parent}: another process trains there; wait until it is done, or give another output"
+        ) from error
+    with lock:
+        yield
