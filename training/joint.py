@@ -12,20 +12,23 @@ import json
 import sys
 from pathlib import Path
 
-if (
-    __name__ == "__main__"
-):  # run as a file, Python puts training/ first on the path, where a module could shadow a library
+if __name__ == "__main__":
+    # Run as a file, Python puts training/ first on the path, where a module could shadow a library.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from clara.config.flags import Command, add_setting
 from clara.config.tree import TRAINING, Config
 from clara.errors import InputError, command_line
 from clara.storage import artefact
 
+if TYPE_CHECKING:
+    from training.run.recipe import RunPaths
 
-def launcher(config: Config) -> Callable[[Config, bool], str]:
+
+def launcher(config: Config) -> Callable[[Config, "RunPaths", bool], str]:
     """The function that trains, up to the CHECKPOINT and the last re-encoding.
 
     Imported when chosen: Ray and DeepSpeed take seconds to import, and one process needs neither.
@@ -63,7 +66,7 @@ def main(argv: list[str]) -> int:
     from clara.model.checkpoint import check_given  # imports torch, as the others
     from training.registry.run_log import tracked
     from training.run.last_encoding import final_refresh_due, finished_run
-    from training.run.recipe import absolute, finished, plan, recipe, run_paths
+    from training.run.recipe import absolute, finished, plan, run_paths
     from training.run.report import figures, finish, made
     from training.run.run import check, preflight
 
@@ -74,21 +77,21 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         shown = {
             "config": config.part(TRAINING),
-            "inputs": recipe(config)["inputs"],
+            "inputs": where.recipe["inputs"],
             "plan": plan(config),
             "run": str(where.run),
         }
         print(json.dumps(shown, indent=1))
         return 0
-    if finished(config):
+    if finished(config, where):
         print(f"{where.checkpoint}: up to date")
         return 0
-    preflight(config)
+    preflight(config, where)
     with tracked(config, where.run.name, where.metrics) as tracker:
-        trained, why = artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)), ""
-        if not trained or final_refresh_due(config, finished_run(config)):
-            why = launcher(config)(config, trained)
-        report = finish(config)
+        trained, why = artefact.up_to_date(where.checkpoint, "CHECKPOINT", where.recipe), ""
+        if not trained or final_refresh_due(config, finished_run(config, where)):
+            why = launcher(config)(config, where, trained)
+        report = finish(config, where)
     if tracker is not None:
         tracker.finish(where.report, where.metrics, where.run / "curves", made(where, report), figures(report))
         artefact.atomic_write(where.tracked, json.dumps({"uri": config.tracking.uri, "run_id": tracker.run_id}) + "\n")
@@ -98,7 +101,7 @@ def main(argv: list[str]) -> int:
         raise InputError(
             f"{where.checkpoint}: CHECKPOINT after {report['steps']} steps is there, report {where.report} too, but "
             f"MEMORY {report['memory']} lags it by "
-            f"{report['memory_lag_steps']} steps: the last re-encoding (joint.refresh.final) came to nothing "
+            f"{report['memory_lag_steps']} steps: the last re-encoding (joint.refresh.final) failed "
             f"({why}); run the same command again: it "
             "makes that alone"
         )

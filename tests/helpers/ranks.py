@@ -17,7 +17,7 @@ import torch.distributed as dist
 from clara.config.load import load
 from training.loop.zero_engine import engine_for
 from training.run.report import finish
-from training.run.recipe import absolute
+from training.run.recipe import absolute, run_paths
 from training.run.run import train_rank
 from training.refresh.process import ProcessWorker
 
@@ -27,12 +27,13 @@ rank, world = dist.get_rank(), dist.get_world_size()
 worker = ProcessWorker() if rank == 0 else None
 for sets in json.loads(sys.argv[1]):
     config = absolute(load(None, sets))
+    where = run_paths(config)
     train_rank(
-        config, lambda stage: engine_for(config, stage, num_ranks=world, device="cpu"), num_ranks=world,
+        config, where, lambda stage: engine_for(config, stage, num_ranks=world, device="cpu"), num_ranks=world,
         worker=worker, device="cpu",
     )
     if rank == 0:
-        finish(config)
+        finish(config, where)
     dist.barrier()
 dist.destroy_process_group()
 """

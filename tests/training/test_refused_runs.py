@@ -14,7 +14,7 @@ from clara.index.build import build_index
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training import joint
-from training.run.recipe import absolute
+from training.run.recipe import absolute, run_paths, sole_user
 from training.run.run import preflight
 
 
@@ -81,7 +81,21 @@ def test_an_index_that_no_refresh_could_build(world: World, tmp_path: Path, fact
 
 def prepared(world: World, output: Path, **values: object) -> None:
     """What a command does before anything starts."""
-    preflight(absolute(load(None, [part for part in world.sets(output, stage="joint", **values) if part != "--set"])))
+    sets = [part for part in world.sets(output, stage="joint", **values) if part != "--set"]
+    config = absolute(load(None, sets))
+    preflight(config, run_paths(config))
+
+
+def test_two_processes_in_one_run(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    with (
+        sole_user(lock, wait_seconds=0.1),
+        pytest.raises(InputError, match="another process trains there"),
+        sole_user(lock, wait_seconds=0.1),
+    ):
+        pass
+    with sole_user(lock, wait_seconds=0.1):
+        pass
 
 
 def test_an_index_that_search_servers_cannot_hold(world: World, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from clara.errors import InputError
 from training.loop.engine import LocalEngine
 from training.refresh.process import ProcessWorker
 from training.run.last_encoding import encode
-from training.run.recipe import threads_of_rank
+from training.run.recipe import RunPaths, threads_of_rank
 from training.run.run import train_rank
 from training.stages.joint_stage import JointStage
 
@@ -32,12 +32,12 @@ def engine(stage: JointStage) -> LocalEngine:
     return LocalEngine(stage.module, stage.groups(), stage.optimiser)
 
 
-def train(config: Config, trained: bool) -> str:
+def train(config: Config, where: RunPaths, trained: bool) -> str:
     """Train in this process, unless that is done, then make the last re-encoding. Returns why that failed, or ""."""
     place, worker = device(config), ProcessWorker()
     try:
         if not trained:
-            train_rank(config, engine, num_ranks=1, worker=worker, device=place)
-        return encode(config, worker, threads=threads_of_rank(config, 1))
+            train_rank(config, where, engine, num_ranks=1, worker=worker, device=place)
+        return encode(config, where, worker, threads=threads_of_rank(config, 1))
     finally:
         worker.close()

@@ -52,7 +52,7 @@ from training.loop.run_state import WRITE_SECONDS
 from training.loop.zero_engine import engine_for
 from training.refresh.ray_actors import RayWorker
 from training.run.last_encoding import encode
-from training.run.recipe import run_paths
+from training.run.recipe import RunPaths, run_paths
 from training.run.run import train_rank
 from training.stages.joint_stage import JointStage
 
@@ -114,14 +114,14 @@ def failures(most: int) -> FailureConfig:
     return FailureConfig(max_failures=most, controller_failure_limit=most)  # type: ignore[call-arg]
 
 
-def log_file(config: Config, rank: int) -> Path:
-    """What a rank says."""
-    return run_paths(config).run / f"log-rank{rank}.txt"
+def log_file(where: RunPaths, rank: int) -> Path:
+    """The log of a rank."""
+    return where.run / f"log-rank{rank}.txt"
 
 
-def stopped_note(config: Config) -> Path:
-    """Why the ranks ended by themselves before the last step."""
-    return run_paths(config).run / "stopped.txt"
+def stopped_note(where: RunPaths) -> Path:
+    """The file that says why the ranks stopped before the last step."""
+    return where.run / "stopped.txt"
 
 
 def log_to(path: Path) -> None:
@@ -142,16 +142,16 @@ def show(lines: Sequence[str]) -> None:
 
 def rank_loop(settings: dict[str, Any]) -> None:
     """What every rank runs."""
-    config = Config.model_validate(settings)
+    config, where = Config.model_validate(settings["config"]), settings["where"]
     rank = ray_train.get_context().get_world_rank()
-    log_to(log_file(config, rank))
+    log_to(log_file(where, rank))
     try:
-        _train_rank(config, rank)
+        _train_rank(config, where, rank)
     except NotFiniteError as error:
         # All ranks stop here, and would again: raised, it would restart them.
         logger.error("rank %d stops: %s", rank, error)
         if rank == 0:
-            atomic_write(stopped_note(config), str(error))
+            atomic_write(stopped_note(where), str(error))
     except Exception as error:
         # Else nobody would read why Ray Train starts the ranks again.
         logger.error("rank %d stops: %s", rank, error)
@@ -170,7 +170,7 @@ def keep_heap() -> None:
     gc.freeze()
 
 
-def _train_rank(config: Config, rank: int) -> None:
+def _train_rank(config: Config, where: RunPaths, rank: int) -> None:
     context = ray_train.get_context()
     logger.info("rank %d of %d: process %d on %s", rank, context.get_world_size(), os.getpid(), platform.node())
     device = "cuda" if config.launch.gpu else "cpu"
@@ -185,12 +185,11 @@ def _train_rank(config: Config, rank: int) -> None:
     place = f"cuda:{torch.cuda.current_device()}" if device == "cuda" else device
     retrieval = config.retrieval
     open_index = served(retrieval, owner=rank == 0) if retrieval.search_shards else MemoryIndex.open
-    train_rank(
-        config, engine, num_ranks=context.get_local_world_size(), worker=worker, device=place, open_index=open_index
-    )
+    ranks_here = context.get_local_world_size()
+    train_rank(config, where, engine, num_ranks=ranks_here, worker=worker, device=place, open_index=open_index)
 
 
-def train(config: Config, trained: bool) -> str:
+def train(config: Config, where: RunPaths, trained: bool) -> str:
     """Train on the ranks of a cluster, unless that is done, then make the last re-encoding where refreshes run.
 
     Returns why the last re-encoding failed.
@@ -203,26 +202,24 @@ def train(config: Config, trained: bool) -> str:
     connect()
     try:
         if not trained:
-            _fit(config)
+            _fit(config, where)
         try:
             check_room(config, ray.cluster_resources())
         except InputError as error:
             return str(error)
-        return encode(
-            config, RayWorker(refresh.num_cpus, refresh.num_gpus, refresh.num_workers), threads=refresh.threads
-        )
+        worker = RayWorker(refresh.num_cpus, refresh.num_gpus, refresh.num_workers)
+        return encode(config, where, worker, threads=refresh.threads)
     finally:
         ray.shutdown()
 
 
-def _fit(config: Config) -> None:
+def _fit(config: Config, where: RunPaths) -> None:
     """Ranks that die are started again, from the last run state."""
-    where = run_paths(config)
-    stopped_note(config).unlink(missing_ok=True)
+    stopped_note(where).unlink(missing_ok=True)
     try:
         trainer = TorchTrainer(
             rank_loop,
-            train_loop_config=config.model_dump(),
+            train_loop_config={"config": config.model_dump(), "where": where},
             scaling_config=scaling(config, ray.cluster_resources()),
             torch_config=TorchConfig(
                 backend="nccl" if config.launch.gpu else "gloo",
@@ -236,9 +233,9 @@ def _fit(config: Config) -> None:
             ),
         )
         keep_heap()
-        with following(log_file(config, 0), show):
+        with following(log_file(where, 0), show):
             trainer.fit()
-        if (note := stopped_note(config)).is_file():
+        if (note := stopped_note(where)).is_file():
             raise InputError(note.read_text(encoding="utf-8"))
     except ray_train.TrainingFailedError as error:
         if (cause := input_error(error) or not_started(error, config)) is not None:

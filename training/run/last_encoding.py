@@ -11,7 +11,7 @@ from training.refresh.attempts import Attempts
 from training.refresh.process import Worker
 from training.refresh.version import Pending, Version
 from training.refresh.versions import Versions
-from training.run.recipe import LOCK_SECONDS, run_paths, sole_user
+from training.run.recipe import LOCK_SECONDS, RunPaths, sole_user
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class FinishedRun:
     lag_steps: int
 
 
-def finished_run(config: Config) -> FinishedRun:
+def finished_run(config: Config, where: RunPaths) -> FinishedRun:
     """What the run of a configuration left; it has made all its steps."""
-    where, trained = run_paths(config), config.joint.compressor_updates
+    trained = config.joint.compressor_updates
     state = json.loads((where.run / "versions.json").read_text())
     current = state["current"]
     notes = [json.loads(p.read_text()) for p in where.run.glob("refresh-v*.json") if p.name.count(".") == 1]
@@ -59,15 +59,16 @@ def final_refresh_due(config: Config, found: FinishedRun) -> bool:
     return config.joint.refresh.final and found.lag_steps > 0
 
 
-def encode(config: Config, worker: Worker, *, threads: int) -> str:
+def encode(config: Config, where: RunPaths, worker: Worker, *, threads: int) -> str:
     """Make the last re-encoding, if it is due, as a refresh is made. Returns why it failed, or "".
 
     Args:
         config: the root, of a run that has made all its steps.
+        where: its directories.
         worker: where refreshes run.
         threads: torch threads.
     """
-    where, found = run_paths(config), finished_run(config)
+    found = finished_run(config, where)
     if not final_refresh_due(config, found):
         return ""
     with sole_user(where.run / "lock", wait_seconds=LOCK_SECONDS):

@@ -42,10 +42,17 @@ _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where a run writes."""
+    """Where a run writes, and what it is made from: its directory is named by the hash of its recipe.
+
+    Attributes:
+        output: the directory that the user named.
+        run: the run's own directory in it.
+        recipe: as returned by `recipe`.
+    """
 
     output: Path
     run: Path
+    recipe: Mapping[str, Any]
 
     @property
     def checkpoint(self) -> Path:
@@ -96,10 +103,19 @@ def absolute(config: Config) -> Config:
     return config.model_copy(update={**paths, "backbone": section})
 
 
-def recipe(config: Config, *, exclude_defaults: bool = True) -> dict[str, Any]:
-    """What determines the CHECKPOINT: settings of the stage, and hashes of what it reads.
+def recipe(config: Config) -> dict[str, Any]:
+    """What determines the CHECKPOINT: settings of the stage, and hashes of its inputs, whose manifests are read.
 
     Settings at their defaults are excluded, so that adding a setting does not invalidate earlier runs.
+    """
+    names = ("checkpoint", "questions", "memory", "index", "utilities")
+    inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
+    return {"settings": recipe_settings(config), "dtype": config.backbone.dtype, "inputs": inputs}
+
+
+def recipe_settings(config: Config, *, exclude_defaults: bool = True) -> dict[str, Any]:
+    """The settings of a recipe.
+
     Who computes is not part of it: a run may be resumed on other ranks and with other micro-batches, which sum the same
     numbers in another order. (Dropout is drawn by each rank for each micro-batch, so that with it the numbers are
     others, of the same kind.)
@@ -108,11 +124,9 @@ def recipe(config: Config, *, exclude_defaults: bool = True) -> dict[str, Any]:
         config: the root.
         exclude_defaults: False: all settings, to show them to a person.
     """
-    names = ("checkpoint", "questions", "memory", "index", "utilities")
-    inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
     sections = {"seed", "stage", "joint", "retrieval"}
     settings = config.model_dump(include=sections, exclude=_NOT_OF_THE_RECIPE, exclude_defaults=exclude_defaults)
-    return {"settings": _without_empty_sections(settings), "dtype": config.backbone.dtype, "inputs": inputs}
+    return _without_empty_sections(settings)
 
 
 def _without_empty_sections(tree: dict[str, Any]) -> dict[str, Any]:
@@ -122,15 +136,14 @@ def _without_empty_sections(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_paths(config: Config) -> RunPaths:
-    """Directories of a run; runs of different recipes don't meet."""
-    output = Path(config.output).absolute()
-    return RunPaths(output, output / f"run-{artefact.hash_of(recipe(config))[:12]}")
+    """Directories and recipe of a run; runs of different recipes have different directories."""
+    output, made_by = Path(config.output).absolute(), recipe(config)
+    return RunPaths(output, output / f"run-{artefact.hash_of(made_by)[:12]}", made_by)
 
 
-def finished(config: Config) -> bool:
-    """Whether CHECKPOINT, report and, if asked for, last re-encoding and tracking of this run are complete."""
-    where = run_paths(config)
-    if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", recipe(config)) or not where.report.is_file():
+def finished(config: Config, where: RunPaths) -> bool:
+    """Whether CHECKPOINT, report and, if enabled, last re-encoding and tracking of this run are complete."""
+    if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", where.recipe) or not where.report.is_file():
         return False
     if config.tracking.uri and not (
         where.tracked.is_file() and json.loads(where.tracked.read_text())["uri"] == config.tracking.uri

@@ -14,7 +14,7 @@ from training.refresh.cost import cost
 from training.refresh.job import recall_of
 from training.refresh.retention import deleted, prune
 from training.run.last_encoding import FinishedRun, final_refresh_due, finished_run
-from training.run.recipe import RunPaths, run_paths, threads_of_rank
+from training.run.recipe import RunPaths, threads_of_rank
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +45,13 @@ def staleness(metrics: Mapping[int, Mapping[str, float]]) -> list[dict[str, floa
     return found
 
 
-def finish(config: Config) -> dict[str, Any]:
+def finish(config: Config, where: RunPaths) -> dict[str, Any]:
     """After training, and the last re-encoding where it is asked for: the report, which is returned.
 
     Of the run states the newest stays; versions that nobody uses are deleted. What the last re-encoding needs stays
     until it is made.
     """
-    where, settings = run_paths(config), config.joint
-    found = finished_run(config)
+    settings, found = config.joint, finished_run(config, where)
     if found.lag_steps and not settings.refresh.final:
         logger.warning(
             "MEMORY version %d lags the trained compressor by %d steps; set joint.refresh.final = true, or encode it "

@@ -36,8 +36,7 @@ from training.run.recipe import (
     RunPaths,
     own_backbone,
     plan,
-    recipe,
-    run_paths,
+    recipe_settings,
     sole_user,
     threads_of_rank,
 )
@@ -87,9 +86,9 @@ def check(config: Config) -> None:
 
 
 def build_stage(
-    config: Config, model: ClaraModel, where: RunPaths, worker: Worker | None, open_index: OpenIndex = MemoryIndex.open
+    config: Config, model: ClaraModel, where: RunPaths, worker: Worker | None, open_index: OpenIndex, own: bool
 ) -> JointStage:
-    """The stage that a configuration asks for."""
+    """The stage of a configuration; `own`: whether the CHECKPOINT that it starts from holds its LM itself."""
     versions = Versions(config, where.output, where.run, worker, config.joint.refresh.threads, open_index)
     held_out = None
     if config.joint.evaluate_every:
@@ -112,7 +111,6 @@ def build_stage(
             fresh=joint.evaluate_fresh,
             answer_tokens=joint.evaluate_answer_tokens,
         )
-    own = own_backbone(config)
     stage = ScoredStage if config.utilities else JointStage
     return stage(
         model,
@@ -139,13 +137,12 @@ def build_canary(config: Config, versions: Versions) -> Canary | None:
     )
 
 
-def preflight(config: Config) -> None:
+def preflight(config: Config, where: RunPaths) -> None:
     """Open everything that the ranks will open, so that errors are reported here and not by each of them.
 
     Raises:
         InputError: an input is unfinished, damaged, or does not fit the others, or a refresh could not work.
     """
-    where = run_paths(config)
     store, _ = Versions(config, where.output, where.run, None, 1).open()
     check_index(config, store)
     check_refresh(config, store)
@@ -153,7 +150,7 @@ def preflight(config: Config) -> None:
     trained_roles(config)
     if config.utilities:
         check_scored(config)
-    made_by = recipe(config, exclude_defaults=False)
+    made_by = {**where.recipe, "settings": recipe_settings(config, exclude_defaults=False)}
     warn_of_other_run(where.output, where.run, made_by)
     try:
         where.run.mkdir(parents=True, exist_ok=True)
@@ -176,6 +173,7 @@ def memory_by_rank(engine: Engine) -> list[dict[str, int]]:
 
 def train_rank(
     config: Config,
+    where: RunPaths,
     make_engine: Callable[[JointStage], Engine],
     *,
     num_ranks: int,
@@ -187,6 +185,7 @@ def train_rank(
 
     Args:
         config: the root, checked.
+        where: directories and recipe of the run.
         make_engine: an `Engine` for the stage; every rank calls it at the same time.
         num_ranks: that share this machine's cores.
         worker: runs refreshes for rank 0.
@@ -197,11 +196,11 @@ def train_rank(
         InputError: what it reads is damaged, or there is no room for the figures, even at the end, or for the
             CHECKPOINT.
     """
-    where = run_paths(config)
     where.run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads_of_rank(config, num_ranks))
     model = load_checkpoint(config.checkpoint, config.backbone, device=device)
-    stage = build_stage(config, model, where, worker, open_index)
+    own = own_backbone(config)
+    stage = build_stage(config, model, where, worker, open_index, own)
     engine = make_engine(stage)
     figures = Lines(where.metrics)
 
@@ -220,7 +219,7 @@ def train_rank(
         )
         stage.versions.finish()
         figures.finish()
-    own, memory = own_backbone(config), memory_by_rank(engine)
+    memory = memory_by_rank(engine)
     with engine.whole(stored_parameters(model, own)):
         if engine.rank == 0:
             state = stage.versions.state() | {
@@ -228,5 +227,5 @@ def train_rank(
                 "memory_by_rank": memory,
             }
             artefact.atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
-            save_checkpoint(model, where.checkpoint, stage="joint", recipe=recipe(config), store_backbone=own)
+            save_checkpoint(model, where.checkpoint, stage="joint", recipe=where.recipe, store_backbone=own)
     engine.barrier()
