@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 _POLL_SECONDS = 0.5
 
 
@@ -53,6 +51,8 @@ def torch_threads(count: int) -> Iterator[None]:
     if not count:
         yield
         return
+    import torch  # takes seconds, which processes that do not compute need not wait for
+
     with _Threads.lock:
         if not _Threads.inside:
             _Threads.before = torch.get_num_threads()

@@ -9,19 +9,17 @@ from the rows, and their recall may be another; python -m training.evaluate meas
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clara.config.flags import Command, add_setting
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
-from clara.index.build import Build, build, recipe_of
-from clara.index.factory import check_kind
-from clara.index.gpu import require_gpu
-from clara.index.recall import RECALL_AT, Measurement
-from clara.index.search import KIND
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact, refuse_other
 from pipelines.job.artefact_job import ArtefactJob, nothing
+
+if TYPE_CHECKING:
+    from clara.index.build import Build
 
 
 def parser() -> Command:
@@ -49,6 +47,8 @@ def check(config: Config) -> None:
     Raises:
         InputError: which flag, and what was expected.
     """
+    from clara.index.recall import RECALL_AT  # imports FAISS, as the others
+
     if config.retrieval.first_level < RECALL_AT:
         raise InputError(
             f"--first-level {config.retrieval.first_level}; expected at least {RECALL_AT}, as recall@{RECALL_AT} is "
@@ -60,8 +60,12 @@ def check(config: Config) -> None:
         )
 
 
-def build_of(config: Config, *, progress: bool) -> Build:
+def build_of(config: Config, *, progress: bool) -> "Build":
     """How the INDEX is built."""
+    from clara.index.build import Build
+    from clara.index.recall import Measurement
+    from clara.index.search import KIND
+
     job = config.index_job
     return Build(
         factory=config.retrieval.factory,
@@ -82,6 +86,11 @@ def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
     check(options.config)
+    from clara.index.build import build, recipe_of
+    from clara.index.factory import check_kind
+    from clara.index.gpu import require_gpu
+    from clara.index.search import KIND
+
     how = build_of(options.config, progress=not options.quiet)
     refuse_other(options.output, KIND)  # before the lock, which is a file there
 

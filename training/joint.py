@@ -17,18 +17,17 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from clara.config.flags import Command, add_setting
 from clara.config.tree import TRAINING, Config
 from clara.errors import InputError, command_line
+from clara.model.artefact import check_given
 from clara.storage import artefact
+from training.run.checks import check
+from training.run.recipe import RunPaths, absolute, finished, plan, run_paths
 
-if TYPE_CHECKING:
-    from training.run.recipe import RunPaths
 
-
-def launcher(config: Config) -> Callable[[Config, "RunPaths", bool], str]:
+def launcher(config: Config) -> Callable[[Config, RunPaths, bool], str]:
     """The function that trains, up to the CHECKPOINT and the last re-encoding.
 
     Imported when chosen: Ray and DeepSpeed take seconds to import, and one process needs neither.
@@ -63,13 +62,6 @@ def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
     config: Config = options.config
-    from clara.model.checkpoint import check_given  # imports torch, as the others
-    from training.registry.run_log import tracked
-    from training.run.last_encoding import final_refresh_due, finished_run
-    from training.run.recipe import absolute, finished, plan, run_paths
-    from training.run.report import figures, finish, made
-    from training.run.run import check, preflight
-
     check(config)
     check_given(config.checkpoint, config, [override.key for override in options.overrides])
     config = absolute(config)
@@ -86,6 +78,25 @@ def main(argv: list[str]) -> int:
     if finished(config, where):
         print(f"{where.checkpoint}: up to date")
         return 0
+    train(config, where)
+    return 0
+
+
+def train(config: Config, where: RunPaths) -> None:
+    """Train what is missing, and write the report.
+
+    Args:
+        config: the run's, with absolute paths.
+        where: its directories.
+
+    Raises:
+        InputError: an input does not fit; or the last re-encoding failed.
+    """
+    from training.registry.run_log import tracked
+    from training.run.last_encoding import final_refresh_due, finished_run  # imports torch, as the next
+    from training.run.report import figures, finish, made
+    from training.run.run import preflight
+
     preflight(config, where)
     with tracked(config, where.run.name, where.metrics) as tracker:
         trained, why = artefact.up_to_date(where.checkpoint, "CHECKPOINT", where.recipe), ""
@@ -110,7 +121,6 @@ def main(argv: list[str]) -> int:
         f"{report['questions_per_second']:.2f} questions/s; "
         f"MEMORY {report['memory']}, INDEX {report['index']}; report {where.report}"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from clara.data.corpus import expand, input_hashes
 from clara.data.examples import read_examples
 from clara.data.questions import read_questions
 from clara.errors import InputError, command_line
+from clara.model.artefact import check_given
+from clara.model.backbone_files import weights_hash
 from clara.storage import artefact
 from clara.storage.paths import require_local
 
@@ -52,8 +54,6 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
         hashes = input_hashes(expand([config.corpus], "corpus"))
         inputs["corpus"] = artefact.hash_of(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
-        from clara.model.backbone_files import weights_hash  # imports torch
-
         inputs["backbone"] = weights_hash(config.backbone.path)
     # Without defaults, so that adding a setting does not invalidate earlier runs.
     settings = config.model_dump(include={"seed", "stage", "model", "prompts", config.stage}, exclude_defaults=True)
@@ -69,8 +69,6 @@ def up_to_date(target: Path, config: Config, plan: dict[str, object]) -> bool:
     backbone = artefact.read_manifest(target)["backbone"]
     if backbone["own"] or not config.backbone.path:
         return True
-    from clara.model.backbone_files import weights_hash  # imports torch
-
     return weights_hash(config.backbone.path) == str(backbone["sha256"])
 
 
@@ -173,8 +171,6 @@ def main(argv: list[str]) -> int:
     require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
     require_local("output", config.output)
     if config.checkpoint:
-        from clara.model.checkpoint import check_given  # imports torch
-
         check_given(config.checkpoint, config, [override.key for override in options.overrides])
     if options.dry_run:
         print(json.dumps(config.part(TRAINING), indent=1))

@@ -33,7 +33,7 @@ class Lora(Section):
 class Model(Section):
     """Memory tokens and what surrounds them.
 
-    A CHECKPOINT holds these settings (and `prompts`) and keeps them: see `checkpoint.check_given`.
+    A CHECKPOINT holds these settings (and `prompts`) and keeps them: see `clara.model.artefact.check_given`.
     """
 
     num_memory_tokens: int = Field(16, ge=1, description="M, learned slots a document is compressed into")

@@ -3,7 +3,7 @@
     python -m clara.import_reference --checkpoint DIR --base DIR --output DIR
 
 DIR of --checkpoint holds config.json, adapters.pth and decoder_first_last_layers.pth. They are read as plain tensors:
-no code of a pickle runs. Every tensor is used, told as a copy of one that is, or named in an error.
+no code of a pickle runs. Every tensor is used, reported as a copy of one that is, or named in an error.
 
 What an imported checkpoint does as the reference does, by its own settings (off in every other checkpoint): over-long
 texts are cut together with their eos (`cut_inputs`), memories overlap where its config says sep = false
@@ -15,27 +15,21 @@ template, answers end with all that the template puts there (`whole_tail`), and 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers.utils.logging import disable_progress_bar
-
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
 from clara.errors import InputError
-from clara.import_reference.convert import convert
-from clara.import_reference.format import ADAPTERS, CONFIG, LAYERS, STAGE_OF, Reference, config_rows, read_reference
+from clara.import_reference.files import ADAPTERS, CONFIG, LAYERS
 from clara.model.backbone_files import tokenizer_hash, weights_hash
-from clara.model.checkpoint import save_checkpoint
 from clara.storage.artefact import MANIFEST, read_manifest, sha256_file, up_to_date
 
+if TYPE_CHECKING:
+    from clara.import_reference.format import Reference
 
-def parser() -> argparse.ArgumentParser:
+
+def parser() -> Command:
     """The command line's arguments."""
-    found = argparse.ArgumentParser(
-        prog=program("clara.import_reference"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    found = Command("clara.import_reference", __doc__)
     add = found.add_argument
     add("--checkpoint", required=True, metavar="DIR", help=f"published checkpoint: {CONFIG}, {ADAPTERS}, {LAYERS}")
     add(
@@ -44,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder of the language model that it was trained on, with its tokenizer; no name of a hub",
     )
-    add("--output", required=True, metavar="DIR", help="CHECKPOINT to write")
+    add_setting(found, "output", metavar="DIR", required=True)
     add(
         "--ignore",
         nargs="+",
@@ -62,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def recipe(reference: Reference, base: Path, options: argparse.Namespace) -> dict[str, Any]:
+def recipe(reference: "Reference", base: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What determines the CHECKPOINT."""
     files = [base / name for name in ("tokenizer_config.json", "chat_template.jinja")]
     return {
@@ -108,6 +102,12 @@ def shown(rows: Sequence[tuple[str, str, str]]) -> str:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
+    from transformers.utils.logging import disable_progress_bar
+
+    from clara.import_reference.convert import convert  # imports torch, as the next
+    from clara.import_reference.format import STAGE_OF, config_rows, read_reference
+    from clara.model.checkpoint import save_checkpoint
+
     checkpoint, base, output = Path(options.checkpoint), Path(options.base), Path(options.output)
     disable_progress_bar()
     reference = read_reference(checkpoint, options.ignore)

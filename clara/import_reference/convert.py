@@ -1,16 +1,4 @@
-"""Turn a checkpoint of the published implementation (apple/ml-clara) into a CHECKPOINT.
-
-    python -m clara.import_reference --checkpoint DIR --base DIR --output DIR
-
-DIR of --checkpoint holds config.json, adapters.pth and decoder_first_last_layers.pth. They are read as plain tensors:
-no code of a pickle runs. Every tensor is used, told as a copy of one that is, or named in an error.
-
-What an imported checkpoint does as the reference does, by its own settings (off in every other checkpoint): over-long
-texts are cut together with their eos (`cut_inputs`), memories overlap where its config says sep = false
-(`overlapping_slots`), a template that drops the system role drops it (`keep_system`), thinking is switched off in the
-template, answers end with all that the template puts there (`whole_tail`), and the LM may emit the added tokens
-(`added_tokens.safetensors`).
-"""
+"""A model with the tensors of a published checkpoint. See `clara.import_reference.command`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from clara.config.model import Prompts
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER, ROLES
 from clara.errors import InputError
-from clara.import_reference.format import ADAPTERS, CONFIG, LAYERS, Reference, model_settings
+from clara.import_reference.files import ADAPTERS, CONFIG, LAYERS
+from clara.import_reference.format import Reference, model_settings
 from clara.model import lora
 from clara.model.backbone import Backbone
 from clara.model.backbone_files import load_tokenizer

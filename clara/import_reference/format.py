@@ -15,8 +15,8 @@ from transformers import PreTrainedConfig
 
 from clara.config.model import Lora, Model
 from clara.errors import InputError
+from clara.import_reference.files import ADAPTERS, CONFIG, LAYERS
 
-CONFIG, ADAPTERS, LAYERS = "config.json", "adapters.pth", "decoder_first_last_layers.pth"
 KNOWN_ADAPTERS = ("encoder_adapter", "query_reasoner_adapter", "decoder_adapter")
 STAGE_OF = {
     "stage1": "pretrain",

@@ -20,7 +20,7 @@ import faiss
 from clara.errors import InputError
 from clara.index.factory import check_kind, refused_by_faiss, resolve_factory, train
 from clara.index.gpu import quantizer_on_gpu, require_gpu
-from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, merge, read_mapped
+from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, ids_of, merge, read_mapped
 from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, enforce_recall_floor, measure
 from clara.index.rows import ADD_ROWS, parts_of, pieces_of, sources_of, unchanged_rows
 from clara.index.search import FILE, KIND, MemoryIndex, check_rows
@@ -272,7 +272,7 @@ class _Work:
         reason = ""
         if manifest["factory"] != self._factory or not has_lists(index):
             reason = f"it is {manifest['factory']}, this one {self._factory}, and only inverted lists are taken over"
-        taken = None if reason else unchanged_rows(self._store, manifest.get("sources", []), index)
+        taken = None if reason else unchanged_rows(self._store, manifest.get("sources", []), ids_of(index))
         if taken is None or not len(taken):
             _log.info(
                 "index: nothing is taken over from %s: %s",

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clara.errors import InputError
-from clara.index.search import KIND, MemoryIndex, best, unit_rows
+from clara.index.scores import best, unit_rows
+from clara.index.search import KIND, MemoryIndex
 from clara.memory.codec import Floats, layout
 from clara.memory.store import Ids, MemoryStore
 from clara.progress import Progress

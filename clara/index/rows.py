@@ -1,11 +1,9 @@
 """Which rows of a MEMORY are indexed together, and which are unchanged since an older version."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
-from clara.index.ivf_file import ids_of
 from clara.memory.store import Ids, MemoryStore
 from clara.storage.artefact import hash_of
 
@@ -42,8 +40,8 @@ def sources_of(store: MemoryStore) -> list[list[str]]:
     return [[name, hashes[name]] for name in store.shard_names]
 
 
-def unchanged_rows(store: MemoryStore, before: list[list[str]], index: Any) -> Ids | None:
-    """Rows, ascending, that are in the same file as in the parent's MEMORY, and are in its index.
+def unchanged_rows(store: MemoryStore, before: list[list[str]], ids: Ids) -> Ids | None:
+    """Rows, ascending, that are in the same file as in the parent's MEMORY, and whose ids are in its index.
 
     The newest file of a row counts. If every overlay of the parent still exists, the newest file of a row can only have
     become a newer one; so a row in a file that the parent had was in that file then too.
@@ -55,4 +53,4 @@ def unchanged_rows(store: MemoryStore, before: list[list[str]], index: Any) -> I
         return None
     known = {hash_of(pair) for pair in before}
     same = [rows for pair, (_, rows) in zip(present, store.iter_shards(), strict=True) if pair in known]
-    return np.intersect1d(np.concatenate([np.empty(0, np.int64), *same]), ids_of(index))
+    return np.intersect1d(np.concatenate([np.empty(0, np.int64), *same]), ids)

@@ -10,52 +10,29 @@ part each.
 """
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from clara.errors import InputError
 from clara.index.ivf_file import ids_of, read_mapped
+from clara.index.scores import Ranked, best, merged, unit_rows
 from clara.memory.codec import Floats
 from clara.memory.keys import KeyProjection, key_projection
 from clara.memory.store import Ids, MemoryStore
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 KIND, FILE = "INDEX", "index.faiss"
-Ranked = tuple[Ids, Floats]
-"""Row ids and their scores, best first, equal scores by ascending id."""
 
 _PAYLOAD_BYTES = 256 * 2**20  # second level: decoded payload held at once
 
 _log = logging.getLogger(__name__)
-
-
-# --- scores ----------------------------------------------------------------------------------------------------------
-
-
-def unit_rows(memory: Floats) -> Floats:
-    """Flattened memories `[n, M·D]` of length one; a memory of zeros stays zeros and scores 0 with everything."""
-    flat = memory.reshape(len(memory), math.prod(memory.shape[1:]))
-    norms: Floats = np.sqrt(np.square(flat).sum(axis=1, keepdims=True))
-    return np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 0)
-
-
-def best(scores: Floats, row_ids: Ids, k: int) -> NDArray[np.intp]:
-    """Positions of the k best, by descending score, equal scores by ascending `row_id`."""
-    return np.lexsort((row_ids, -scores))[:k]
-
-
-def merged(parts: Sequence[Ranked]) -> Ranked:
-    """One ranking of the rows of several."""
-    ids, scores = np.concatenate([ids for ids, _ in parts]), np.concatenate([scores for _, scores in parts])
-    order = best(scores, ids, len(ids))
-    return ids[order], scores[order]
 
 
 # --- one owner of rows -----------------------------------------------------------------------------------------------
@@ -136,7 +113,7 @@ class TwoLevels(ABC):
         """Memory `[n, M, D]` of rows, from who holds them."""
 
     def search(
-        self, query: Floats | Tensor, k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
+        self, query: "Floats | Tensor", k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
     ) -> tuple[Ids, Floats]:
         """The k best rows of each query: L candidates by key, ranked by exact flattened cosine, equal ones by `row_id`.
 
@@ -153,7 +130,8 @@ class TwoLevels(ABC):
         Raises:
             InputError: the query has another shape than the MEMORY's, or L is under k.
         """
-        values = query.detach().float().cpu().numpy() if isinstance(query, Tensor) else np.asarray(query, np.float32)
+        array = query if isinstance(query, np.ndarray) else query.detach().float().cpu().numpy()
+        values = np.asarray(array, np.float32)
         shape = (self.store.num_memory_tokens, self.store.hidden_size)
         if values.ndim != 3 or values.shape[1:] != shape:
             raise InputError(

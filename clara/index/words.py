@@ -5,6 +5,7 @@ blocks of rows. bm25s itself builds through lists of tokens in RAM. Files and sc
 distributed over shards: positions are those of `MemoryStore.row_ids`, and the vocabulary is sorted.
 """
 
+import functools
 import hashlib
 import json
 import logging
@@ -15,9 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +30,9 @@ from clara.memory.store import Ids, MemoryStore
 from clara.storage.artefact import Artefact, atomic_write, file_entry
 from clara.storage.transfer import link
 
+if TYPE_CHECKING:
+    import bm25s
+
 FOLDER = "words"
 FIELD = "words"
 """Field of an INDEX's manifest that describes this part; an INDEX without it has no such part."""
@@ -36,14 +40,22 @@ FIELD = "words"
 _ROWS_AT_ONCE = 4096
 _POSTINGS_AT_ONCE = 4 * 2**20  # a posting is a word of a row with its count there: about 100 bytes while it is scored
 
-# bm25s sets its logger to DEBUG at import and would log every index that is built.
-logging.getLogger("bm25s").setLevel(logging.WARNING)
 _log = logging.getLogger(__name__)
 
 
-def empty_words() -> bm25s.BM25:
+def empty_words() -> "bm25s.BM25":
     """An index without rows: Lucene's BM25, k1 = 1.5, b = 0.75."""
-    return bm25s.BM25(method="lucene")
+    return _bm25s().BM25(method="lucene")
+
+
+@functools.cache
+def _bm25s() -> ModuleType:
+    """The package, imported when it is used: it imports SciPy, which commands that only plan need not wait for."""
+    import bm25s
+
+    # It sets its logger to DEBUG at import and would log every index that is built.
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    return bm25s
 
 
 def no_words(where: object) -> InputError:
@@ -114,7 +126,7 @@ def part_files(artefact: Artefact) -> list[Mapping[str, Any]]:
     return [entry for entry in artefact.manifest["files"] if entry["path"].startswith(f"{FOLDER}/")]
 
 
-def open_words(artefact: Artefact) -> bm25s.BM25 | None:
+def open_words(artefact: Artefact) -> "bm25s.BM25 | None":
     """The words part of an INDEX, mapped: processes of one machine share its pages. None: the INDEX has none.
 
     Raises:
@@ -127,7 +139,7 @@ def open_words(artefact: Artefact) -> bm25s.BM25 | None:
     artefact.check_sizes(only={FOLDER})
     folder = artefact.folder / FOLDER
     try:
-        index = bm25s.BM25.load(folder, mmap=True, show_progress=False)
+        index: bm25s.BM25 = _bm25s().BM25.load(folder, mmap=True, show_progress=False)
         scores = index.scores
         sizes = (scores["num_docs"], len(scores["data"]), len(scores["indptr"]))
         expected = (artefact.manifest["counts"]["rows"], len(scores["indices"]), len(index.vocab_dict) + 1)
@@ -230,7 +242,7 @@ def _count_rows(
     return (pairs & 0xFFFFFFFF).astype(np.int32), counts.astype(np.int32), sizes, lengths
 
 
-def _score(index: bm25s.BM25, counted: _Counted, order: NDArray[np.int64], scratch: Path) -> dict[str, Any]:
+def _score(index: "bm25s.BM25", counted: _Counted, order: NDArray[np.int64], scratch: Path) -> dict[str, Any]:
     """Pass 2, in blocks of rows: the score of each posting, as a sparse matrix by columns (`order[i]` is word i)."""
     num_rows, total = counted.num_rows[order], len(counted.words)
     number_of = np.empty(len(order), np.int64)

@@ -3,10 +3,9 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from clara.data.records import Chunk, input_text
 from clara.errors import InputError
@@ -18,6 +17,9 @@ from clara.memory.keys import key_projection
 from clara.memory.product_quantiser import Codebook
 from clara.memory.shards import finished_report, plan_hash, write_plan, write_shard
 from clara.storage.artefact import file_entry, hash_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # When this many chunks of one shard fail and none succeeds, it is the model that is broken and not the texts.
 _MIN_CHUNKS_FOR_VERDICT = 16
@@ -40,7 +42,7 @@ class Compressor(Protocol):
         """Tokens of a text, without special ones."""
         ...
 
-    def compress(self, texts: Sequence[Sequence[int]]) -> Tensor:
+    def compress(self, texts: Sequence[Sequence[int]]) -> "Tensor":
         """Memory `[B, M, D]`, float32."""
         ...
 

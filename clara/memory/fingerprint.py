@@ -6,19 +6,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from clara.errors import InputError
 from clara.model.artefact import Checkpoint
 from clara.model.backbone_files import tokenizer_hash, weights_hash
-from clara.model.lora import adapter_tensors
 from clara.storage.artefact import Artefact, hash_of
+from clara.storage.mapped import as_bfloat16, read_floats
 from clara.storage.paths import Name
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clara.memory.codec import Floats
     from clara.model.model import ClaraModel
 
 _SHOWN_DIGITS = 16
@@ -183,7 +183,7 @@ def _differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def compressor_hash(
-    adapter: Mapping[str, Tensor], slots: Mapping[str, Tensor], *, dtype: str, settings: Mapping[str, Any]
+    adapter: Mapping[str, "Floats"], slots: Mapping[str, "Floats"], *, dtype: str, settings: Mapping[str, Any]
 ) -> str:
     """Sha256 of what determines memory besides the LM; equal for a model, its checkpoint, and the loaded checkpoint.
 
@@ -193,7 +193,7 @@ def compressor_hash(
         dtype: `float32` or `bfloat16`.
         settings: the checkpoint's model settings; those without influence on memory are left out.
     """
-    tensors = {name: tensor.detach().to(getattr(torch, dtype)) for name, tensor in adapter.items()}
+    tensors = {name: as_bfloat16(values) if dtype == "bfloat16" else values for name, values in adapter.items()}
     tensors["memory_tokens"] = slots["memory_tokens"]
     if settings["markers"]:
         tensors["marker"] = slots["markers"][0]
@@ -203,9 +203,8 @@ def compressor_hash(
     if settings.get("cut_inputs"):
         digest.update(f"cut {settings['max_document_tokens']}".encode())
     for name in sorted(tensors):
-        values = tensors[name].detach().float().cpu().contiguous()
-        digest.update(f"{name} {list(values.shape)}".encode())
-        digest.update(values.numpy().tobytes())
+        digest.update(f"{name} {list(tensors[name].shape)}".encode())
+        digest.update(tensors[name].tobytes())
     return digest.hexdigest()
 
 
@@ -226,10 +225,12 @@ def of_model(model: "ClaraModel", encoding: EncodingSettings) -> Fingerprint:
     The LM is known by the folder that it was read from: one that is itself being trained has to be saved and loaded
     first.
     """
+    from clara.model.lora import adapter_tensors  # imports torch
+
     backbone = model.backbone
     return _fingerprint(
-        adapter_tensors(backbone.layers, "compressor", backbone.trunk_path),
-        dict(model.slots.state_dict()),
+        _floats(adapter_tensors(backbone.layers, "compressor", backbone.trunk_path)),
+        _floats(model.slots.state_dict()),
         settings=model.settings.model_dump(),
         encoding=dataclasses.replace(encoding, dtype=str(backbone.dtype).removeprefix("torch.")),
         backbone=weights_hash(backbone.folder),
@@ -251,11 +252,11 @@ def of_checkpoint(source: Name | Artefact, encoding: EncodingSettings, *, backbo
     checkpoint = Checkpoint.open(source)
     folder = checkpoint.checked_backbone(backbone)
     try:
-        adapter = load_file(
+        adapter = read_floats(
             checkpoint.folder / checkpoint.manifest["roles"]["compressor"] / "adapter_model.safetensors"
         )
-        slots = load_file(checkpoint.folder / "memory_tokens.safetensors")
-    except (SafetensorError, OSError) as error:
+        slots = read_floats(checkpoint.folder / "memory_tokens.safetensors")
+    except (SafetensorError, OSError, KeyError) as error:
         raise InputError(
             f"{checkpoint.folder}: the compressor's files are not readable ({error}); take an intact checkpoint"
         ) from error
@@ -269,9 +270,13 @@ def of_checkpoint(source: Name | Artefact, encoding: EncodingSettings, *, backbo
     )
 
 
+def _floats(tensors: Mapping[str, "Tensor"]) -> dict[str, "Floats"]:
+    return {name: tensor.detach().float().cpu().numpy() for name, tensor in tensors.items()}
+
+
 def _fingerprint(
-    adapter: Mapping[str, Tensor],
-    slots: Mapping[str, Tensor],
+    adapter: Mapping[str, "Floats"],
+    slots: Mapping[str, "Floats"],
     *,
     settings: Mapping[str, Any],
     encoding: EncodingSettings,

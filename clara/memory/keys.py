@@ -3,12 +3,15 @@
 import functools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from clara.errors import InputError
 from clara.memory.codec import Floats
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,10 @@ class KeyProjection:
 
     frames: tuple[Floats, ...]
 
-    def keys(self, memory: Floats | Tensor) -> Floats:
+    def keys(self, memory: "Floats | Tensor") -> Floats:
         """Keys `[n, KD]` of memories `[n, M, D]`; a memory of zeros has a key of zeros."""
-        values = memory.detach().float().cpu().numpy() if isinstance(memory, Tensor) else np.asarray(memory, np.float32)
+        array = memory if isinstance(memory, np.ndarray) else memory.detach().float().cpu().numpy()
+        values = np.asarray(array, np.float32)
         norms = np.sqrt(np.square(values, dtype=np.float32).sum(axis=(1, 2), keepdims=True))
         unit = values / np.where(norms > 0, norms, 1.0)
         return np.concatenate([unit[:, slot] @ frame for slot, frame in enumerate(self.frames)], axis=1)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import faiss
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -56,6 +55,8 @@ class Codebook:
 
     def encode(self, memory: Floats) -> tuple[Bytes, Floats]:
         """Codes `[n, M, S]` and scales `[n, M]` of memory `[n, M, D]`: in each piece the centroid nearest to it."""
+        import faiss  # here and below: where memory is only decoded it is not needed
+
         scale = scales(memory)
         unit = padded(memory / scale[..., None], self.width)
         num_pieces = len(self.centroids)
@@ -94,6 +95,8 @@ def train_codebook(memory: Floats, width: int) -> Codebook:
     Raises:
         InputError: fewer memory tokens than centroids.
     """
+    import faiss
+
     tokens = memory.reshape(-1, memory.shape[-1])
     if len(tokens) < NUM_CENTROIDS:
         raise InputError(

@@ -1,6 +1,7 @@
 """A CHECKPOINT that is open: what its manifest says, without loading the model."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
 
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from clara.config.load import explain
 from clara.config.model import Model, Prompts
 from clara.config.roles import ROLES
+from clara.config.tree import Config
 from clara.errors import InputError
 from clara.model.backbone_files import weights_hash
 from clara.storage.artefact import MANIFEST, Artefact
@@ -17,6 +19,7 @@ from clara.storage.paths import Name
 KIND = "CHECKPOINT"
 OWN_BACKBONE = "backbone"
 _SHOWN_DIGITS = 16
+_log = logging.getLogger(__name__)
 
 
 class Checkpoint(Artefact):
@@ -93,4 +96,48 @@ def _check_fields(where: str, manifest: Mapping[str, Any]) -> None:
         raise InputError(
             f"{where}: roles is {manifest['roles']}, expected a folder among {', '.join(ROLES)} for each of them; "
             "take an intact checkpoint"
+        )
+
+
+def check_given(directory: Name, config: Config, sets: Sequence[str]) -> None:
+    """Check settings given for a run against those of its CHECKPOINT, which keeps its own.
+
+    Different ones are refused if they were given on the command line; those of a
+    configuration file are reported in a warning, as one file serves several checkpoints.
+
+    Args:
+        directory: the CHECKPOINT.
+        config: as it was read; settings at their defaults are the CHECKPOINT's.
+        sets: the overrides `key=value` of the command line.
+
+    Raises:
+        InputError: names each such key of the command line with both values; or no finished CHECKPOINT there.
+    """
+    checkpoint = Checkpoint.open(directory, lazy=True)
+    held = {"model": checkpoint.settings.model_dump(), "prompts": checkpoint.prompts.model_dump()}
+    overrides = [override.partition("=")[0].strip() for override in sets]
+    refused: list[tuple[str, str]] = []
+    passed_over: list[tuple[str, str]] = []
+    for key, value in (*config.model.given("model."), *config.prompts.given("prompts.")):
+        own: Any = held
+        for part in key.split("."):
+            own = own.get(part)
+        if value != own:
+            by_command_line = any(f"{key}.".startswith(f"{name}.") for name in overrides)
+            (refused if by_command_line else passed_over).append(
+                (key, f"{key} is {value!r:.200}, the checkpoint's {own!r:.200}")
+            )
+    if passed_over:
+        differing = "; ".join(text for _, text in passed_over)
+        _log.warning(
+            "%s: the checkpoint %s was made with its own and keeps them; the configuration file's are ignored",
+            differing,
+            directory,
+        )
+    if refused:
+        differing, keys = "; ".join(text for _, text in refused), ", ".join(key for key, _ in refused)
+        raise InputError(
+            f"{differing}: the checkpoint {directory} was made with its own and keeps them; leave --set {keys} out, or "
+            "give a checkpoint that was made "
+            "with yours"
         )

@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from clara.errors import InputError
 from clara.storage.cache import localised_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @functools.lru_cache(maxsize=8)
@@ -44,8 +46,10 @@ def tokenizer_hash(folder: str | os.PathLike[str]) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def load_tokenizer(folder: str | os.PathLike[str]) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
     """The fast tokenizer of a model folder, read from that folder only."""
+    from transformers import AutoTokenizer  # takes a second, which hashes need not wait for
+
     folder = localised_folder(folder)
     if not (Path(folder) / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer.json; give a model folder with a fast tokenizer")

@@ -12,7 +12,7 @@ backbone/                                the LM itself, only where it was traine
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -187,51 +187,6 @@ def _backbone(settings: BackboneSettings, folder: str, model: Model) -> Backbone
         dropout=model.lora.dropout,
         adapters=ROLES,
     )
-
-
-def check_given(directory: Name, config: Config, sets: Sequence[str]) -> None:
-    """Check settings given for a run against those of its CHECKPOINT, which keeps its own.
-
-    Different ones are refused if they were given on the command line.
-
-    Those of a configuration file are told in a warning, as one file serves checkpoints of several makes.
-
-    Args:
-        directory: the CHECKPOINT.
-        config: as it was read; what it leaves to the defaults is the CHECKPOINT's business.
-        sets: the overrides `key=value` of the command line.
-
-    Raises:
-        InputError: names each such key of the command line with both values; or no finished CHECKPOINT there.
-    """
-    checkpoint = Checkpoint.open(directory, lazy=True)
-    held = {"model": checkpoint.settings.model_dump(), "prompts": checkpoint.prompts.model_dump()}
-    overrides = [override.partition("=")[0].strip() for override in sets]
-    refused: list[tuple[str, str]] = []
-    passed_over: list[tuple[str, str]] = []
-    for key, value in (*config.model.given("model."), *config.prompts.given("prompts.")):
-        own: Any = held
-        for part in key.split("."):
-            own = own.get(part)
-        if value != own:
-            by_command_line = any(f"{key}.".startswith(f"{name}.") for name in overrides)
-            (refused if by_command_line else passed_over).append(
-                (key, f"{key} is {value!r:.200}, the checkpoint's {own!r:.200}")
-            )
-    if passed_over:
-        told = "; ".join(text for _, text in passed_over)
-        logger.warning(
-            "%s: the checkpoint %s was made with its own and keeps them; the configuration file's count for nothing",
-            told,
-            directory,
-        )
-    if refused:
-        told, keys = "; ".join(text for _, text in refused), ", ".join(key for key, _ in refused)
-        raise InputError(
-            f"{told}: the checkpoint {directory} was made with its own and keeps them; leave --set {keys} out, or "
-            "give a checkpoint that was made "
-            "with yours"
-        )
 
 
 def load_checkpoint(

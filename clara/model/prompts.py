@@ -6,14 +6,16 @@ Texts cannot inject special tokens.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from clara.config.model import Prompts
 from clara.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SLOTS = "\ue000"
 _ANSWER = "\ue001"
@@ -37,7 +39,7 @@ class Prompt:
     weights: list[float]
 
 
-def _plain(tokenizer: PreTrainedTokenizerBase, split_special_tokens: bool) -> Tokenizer:
+def _plain(tokenizer: "PreTrainedTokenizerBase", split_special_tokens: bool) -> Tokenizer:
     """A fast tokenizer's own library, set to neither cut nor pad, whoever set it otherwise for a call before."""
     inner = cast(Tokenizer, cast(Any, tokenizer).backend_tokenizer)
     if inner.encode_special_tokens != split_special_tokens:
@@ -49,7 +51,7 @@ def _plain(tokenizer: PreTrainedTokenizerBase, split_special_tokens: bool) -> To
     return inner
 
 
-def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def token_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
     """Tokens of a text as a fast tokenizer gives them through transformers, uncut and without special ones around it.
 
     Transformers puts a tenth of a millisecond around each call, and the library as much for character offsets: a short
@@ -59,12 +61,12 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return list(inner.encode_batch_fast([text], add_special_tokens=False)[0].ids)
 
 
-def token_spans(tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
+def token_spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[int, int]]:
     """Characters (start, end) of each token; special tokens in the text are plain text."""
     return list(_plain(tokenizer, True).encode(text, add_special_tokens=False).offsets)
 
 
-def without_thoughts(tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Prompts:
+def without_thoughts(tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> Prompts:
     """The prompts with thinking off, where the chat template knows that mode and nothing else was asked for.
 
     Left unset, such a template invites thoughts in front of the answer, which no answer in training has and a short one
@@ -83,7 +85,7 @@ class PromptBuilder:
     `prompts` are the settings in use, including the thinking mode, so that a CHECKPOINT records it.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> None:
         if not tokenizer.is_fast or tokenizer.eos_token is None:
             raise InputError(f"{tokenizer.name_or_path}: the tokenizer must be a fast one with an eos token")
         if not tokenizer.chat_template:

@@ -2,8 +2,8 @@
 
 import logging
 from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
 
-import bm25s
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,13 +15,16 @@ from clara.memory.store import MemoryStore
 from clara.retrieval.ranker import NO_ROW, Queries, row_lists
 from clara.storage.artefact import Artefact
 
+if TYPE_CHECKING:
+    import bm25s
+
 _log = logging.getLogger(__name__)
 
 
 class Bm25:
     """Lucene's BM25 over words (k1 = 1.5, b = 0.75; English stop words, no stemming). A `Ranker`."""
 
-    def __init__(self, index: bm25s.BM25, row_ids: Sequence[int] | NDArray[np.int64]) -> None:
+    def __init__(self, index: "bm25s.BM25", row_ids: Sequence[int] | NDArray[np.int64]) -> None:
         """Take an index.
 
         Args:

@@ -6,14 +6,16 @@ To add a retriever: a class with the two methods of `Ranker`. To offer it as a s
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from clara.data.questions import Question
 from clara.memory.store import Ids, MemoryStore
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NO_ROW = -1
 """Row id where a search returns fewer rows than were asked for."""
@@ -31,10 +33,10 @@ class Queries:
 
     texts: Sequence[str]
     excluded: Sequence[Collection[int]]
-    vectors: Tensor | None = None
+    vectors: "Tensor | None" = None
 
     @classmethod
-    def of(cls, questions: Sequence[Question], store: MemoryStore, vectors: Tensor | None = None) -> "Queries":
+    def of(cls, questions: Sequence[Question], store: MemoryStore, vectors: "Tensor | None" = None) -> "Queries":
         """The questions, each without the rows of its excluded documents."""
         excluded = [{row for document in q.exclude_ids for row in store.rows_of(document)} for q in questions]
         return cls([q.question for q in questions], excluded, vectors)

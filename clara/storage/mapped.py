@@ -1,4 +1,4 @@
-"""Safetensors files as read-only maps of the disk."""
+"""Safetensors files as NumPy arrays: as read-only maps of the disk, or read into memory as float32."""
 
 import json
 import os
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 from numpy.typing import NDArray
 
 from clara.errors import InputError
@@ -42,3 +43,30 @@ def map_tensors(path: str | os.PathLike[str]) -> dict[str, NDArray[Any]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not a memory file ({error}); make the MEMORY again, or copy it again") from error
     return tensors
+
+
+def read_floats(path: str | os.PathLike[str]) -> dict[str, NDArray[np.float32]]:
+    """A safetensors file's floating-point tensors in float32, bfloat16 included, which NumPy does not have.
+
+    Raises:
+        OSError: the file cannot be read.
+        SafetensorError: it is not a safetensors file.
+        KeyError: a tensor has another type.
+    """
+    tensors = {}
+    for name, entry in safetensors.deserialize(Path(path).read_bytes()):
+        data, shape = entry["data"], entry["shape"]
+        if entry["dtype"] == "BF16":  # the upper half of a float32
+            values = (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+        else:
+            values = np.frombuffer(data, _NUMPY_TYPES[entry["dtype"]]).astype(np.float32)
+        tensors[name] = values.reshape(shape)
+    return tensors
+
+
+def as_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values rounded to bfloat16, half to even, as PyTorch rounds; in NumPy, as importing PyTorch takes seconds."""
+    bits = np.ascontiguousarray(values).view(np.uint32).astype(np.uint64)
+    upper = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    nearest = (upper << 16).astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(values), np.float32(np.nan), nearest)

@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from clara.config.jobs import CorpusJob
 from clara.config.model import Backbone
 from clara.errors import InputError
@@ -98,6 +96,8 @@ def check_trained_for(args: argparse.Namespace, max_tokens: int, checkpoint: Che
     trained, num_memory_tokens = settings["max_document_tokens"], settings["num_memory_tokens"]
     if max_tokens <= trained:
         return
+    from transformers import AutoConfig  # takes a second, and is rarely needed
+
     config = AutoConfig.from_pretrained(
         localised_folder(checkpoint.backbone_folder(args.backbone)), local_files_only=True
     )

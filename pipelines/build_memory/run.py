@@ -12,7 +12,6 @@ from clara.memory.shards import KIND
 from clara.storage.artefact import MANIFEST
 from pipelines.build_memory.job import make_job
 from pipelines.build_memory.local.records import ReadSoFar
-from pipelines.build_memory.local.run import run_local
 from pipelines.build_memory.outcome import MemoryJob, remove_leftovers
 from pipelines.build_memory.summary import write_summary
 from pipelines.corpus.spill import begin_spill, remove_spill
@@ -52,6 +51,8 @@ def run_here(job: MemoryJob, units: Sequence[Unit], num_workers: int) -> dict[st
         InputError: the input, the checkpoint or the output is not usable.
         BrokenProcessPool: a process was killed.
     """
+    from pipelines.build_memory.local.run import run_local  # imports torch, which "up to date" need not wait for
+
     started = time.time()
     with progress_bar(job.output, started, quiet=False, reading=ReadSoFar(job.spill, len(units))):
         counts = run_local(job, units, num_workers or num_cores())

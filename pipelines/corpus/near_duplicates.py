@@ -10,10 +10,9 @@ import functools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from datasketch import MinHash, MinHashLSH
 from numpy.typing import NDArray
 
 from clara.data.records import Document
@@ -21,6 +20,9 @@ from clara.data.scripts import UNSPACED
 from clara.errors import InputError
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.dead_letters import SNIPPET_CHARACTERS
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 REASON = "near duplicate"
 NUM_HASHES, _SEED, _SCHEME = 128, 1, "affine32"
@@ -56,6 +58,8 @@ def make_min_hash_settings(threshold: float) -> MinHashSettings | None:
         )
     if not threshold:
         return None
+    from datasketch import MinHashLSH  # takes a second
+
     # Misses weigh more than false positives, which are compared anyway and only cost time.
     lsh = MinHashLSH(threshold=threshold, num_perm=NUM_HASHES, weights=(0.1, 0.9))
     return MinHashSettings(threshold, lsh.b, lsh.r)
@@ -75,7 +79,9 @@ def shingles(text: str) -> set[bytes]:
 
 
 @functools.cache
-def _blank() -> MinHash:
+def _blank() -> "MinHash":
+    from datasketch import MinHash
+
     return MinHash(num_perm=NUM_HASHES, seed=_SEED, scheme=_SCHEME)
 
 

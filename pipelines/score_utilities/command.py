@@ -6,99 +6,61 @@
 While compressor and generator stand still these numbers don't change: `training/joint.py --set utilities=DIR` then
 trains the query reasoner for many epochs at the price of its own passes. Score again after a refresh, or when the
 generator has trained. A pool holds the known positives (unless --no-positives), the best rows of the index and of BM25
-in turn, and rows drawn at random. A run that was interrupted goes on.
+in turn, and rows drawn at random. An interrupted run resumes.
 """
 
 import argparse
 import functools
 import json
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-import apache_beam as beam
-from apache_beam.pvalue import AsList
-
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
 from clara.data.utilities import FILE, KIND, reader_hash
 from clara.errors import InputError
 from clara.storage import folders, paths
-from clara.storage.artefact import (
-    MANIFEST,
-    atomic_write,
-    manifest_hash,
-    read_manifest,
-    write_manifest,
-)
+from clara.storage.artefact import MANIFEST, manifest_hash, read_manifest, write_manifest
 from pipelines.engines.names import LOCAL
 from pipelines.engines.process_pool import WorkerPool, num_cores, retry_on_worker_death
-from pipelines.engines.runner import beam_options, execute, make_pipeline
 from pipelines.job.artefact_job import ArtefactJob, nothing
 from pipelines.job.locks import Lease
 from pipelines.job.progress import progress_bar
-from pipelines.score_utilities.scoring import ScoreShard, ScoringJob, Worker, questions_of
+from pipelines.score_utilities.job import ScoringJob, questions_of
+
+if TYPE_CHECKING:
+    import apache_beam as beam
 
 PLAN = "plan.json"
-_ENTRIES = ".entries.json"
 _QUESTIONS_A_SHARD = 64
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    found = argparse.ArgumentParser(
-        prog=program("pipelines.score_utilities"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    found = Command("pipelines.score_utilities", __doc__)
+    add_setting(found, "questions", metavar="DIR", required=True)
+    add_setting(
+        found, "checkpoint", metavar="DIR", required=True, note="its generator reads, and its query reasoner searches"
     )
-    add = found.add_argument
-    add("--questions", required=True, metavar="DIR", help="QUESTIONS")
-    add(
-        "--checkpoint",
-        required=True,
-        metavar="DIR",
-        help="CHECKPOINT whose generator reads, and whose query reasoner searches",
-    )
-    add("--memory", required=True, metavar="DIR", help="MEMORY of that CHECKPOINT's compressor")
-    add("--index", default="", metavar="DIR", help="INDEX over that MEMORY (default: exact search over all rows)")
-    add("--backbone", default="", help="folder of the LM (default: the one that the checkpoint holds or names)")
-    add("--output", required=True, metavar="DIR", help="UTILITIES to write")
-    add("--split", default="train", help="of the questions; '' takes all (default: %(default)s)")
-    add("--pool-size", type=int, default=20, metavar="N", help="rows of a pool (default: %(default)s)")
-    add("--from-index", type=int, default=5, metavar="N", help="of these, best of the index (default: %(default)s)")
-    add("--from-bm25", type=int, default=5, metavar="N", help="of these, best of BM25 (default: %(default)s)")
-    add("--no-positives", action="store_true", help="don't put the known positives into the pools")
-    add(
-        "--published-pools",
-        action="store_true",
-        help="score each question's own candidate_ids, all of them, instead of drawing a pool",
-    )
-    add("--seed", type=int, default=0, help="of the rows drawn at random (default: %(default)s)")
-    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add(
-        "--num-workers",
-        type=int,
-        default=0,
-        help="processes of the local runner; 0: as many as cores (default: %(default)s)",
-    )
-    add(
-        "--runner",
-        default=LOCAL,
-        help="local, or a runner's name for Beam; further arguments are Beam's (default: %(default)s)",
-    )
-    add("--overwrite", action="store_true", help="replace UTILITIES of another recipe")
-    add("--dry-run", action="store_true", help="print the recipe and stop")
+    add_setting(found, "memory", metavar="DIR", required=True)
+    add_setting(found, "index", metavar="DIR")
+    add_setting(found, "backbone.path", "--backbone", metavar="DIR")
+    add_setting(found, "output", metavar="DIR", required=True)
+    for name in ("split", "pool_size", "from_index", "from_bm25"):
+        add_setting(found, f"utility_job.{name}")
+    add_setting(found, "utility_job.positives", "--no-positives")
+    add_setting(found, "utility_job.published_pools")
+    add_setting(found, "seed")
+    add_setting(found, "device")
+    add_setting(found, "engine.num_workers")
+    add_setting(found, "engine.runner", note="arguments that are not listed here are Beam's own")
+    found.add_argument("--overwrite", action="store_true", help="replace UTILITIES of another recipe")
+    found.add_argument("--dry-run", action="store_true", help="print the recipe and stop")
     return found
 
 
 def job_of(options: argparse.Namespace) -> ScoringJob:
-    """The job of the arguments.
-
-    Raises:
-        InputError: a number is out of range.
-    """
-    for name, least in (("pool_size", 2), ("from_index", 0), ("from_bm25", 0)):
-        if getattr(options, name) < least:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected {least} or more")
+    """The job of the arguments."""
 
     def whole(path: str) -> str:
         return paths.absolute(path) if path else ""
@@ -115,7 +77,7 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
         pool_size=options.pool_size,
         from_index=options.from_index,
         from_bm25=options.from_bm25,
-        positives=not options.no_positives,
+        positives=options.positives,
         published=options.published_pools,
         seed=options.seed,
     )
@@ -142,33 +104,14 @@ def prepare(output: str, recipe: dict[str, Any], overwrite: bool) -> None:
     place.write(PLAN, plan)
 
 
-def score_on_beam(job: ScoringJob, num_shards: int, pipeline: beam.Pipeline) -> list[dict[str, Any]]:
-    """What `score_shard` returns for all shards, scored by the runner of a pipeline.
-
-    Raises:
-        InputError: a worker's.
-    """
-    found = (
-        pipeline
-        | "shards" >> beam.Create(range(num_shards))
-        | "spread" >> beam.Reshuffle()
-        | "score" >> beam.ParDo(ScoreShard(job, num_shards))
-    )
-    (
-        pipeline
-        | "once" >> beam.Create([None])
-        | "collect" >> beam.Map(_collect, AsList(found), paths.join(job.output, _ENTRIES))
-    )
-    execute(pipeline)
-    return list(json.loads(folders.folder(job.output).read(_ENTRIES) or b"[]"))
-
-
 def score_here(job: ScoringJob, num_shards: int, num_workers: int) -> list[dict[str, Any]]:
     """What `score_shard` returns for all shards, scored on this machine's cores.
 
     Raises:
         BrokenProcessPool: a process was killed.
     """
+    from pipelines.score_utilities.scoring import Worker  # imports torch, which an error need not wait for
+
     with WorkerPool(num_workers, Worker, job) as pool:
         return list(pool.map(functools.partial(Worker.score, num_shards=num_shards), range(num_shards)))
 
@@ -208,22 +151,34 @@ def run(
     return len(questions)
 
 
-def _collect(_: None, entries: list[dict[str, Any]], path: str) -> None:
-    atomic_write(path, json.dumps(entries))
+def _pipeline(options: argparse.Namespace, arguments: Sequence[str]) -> "Callable[[], beam.Pipeline] | None":
+    """What makes the pipeline; None for the local run, for which Beam is imported only if there are arguments for it.
+
+    Raises:
+        InputError: the arguments are not valid.
+    """
+    if options.runner == LOCAL and not arguments:
+        return None
+    from pipelines.engines.runner import beam_options, make_pipeline  # imports Beam
+
+    known = beam_options(arguments, options.runner, options.num_workers)
+    return None if options.runner == LOCAL else lambda: make_pipeline(known, options.runner)
 
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    options, rest = parser().parse_known_args(argv)
+    options, beam_arguments = parser().parse_known_args(argv)
     job = job_of(options)
-    beam_arguments = beam_options(rest, options.runner, options.num_workers)
+    pipeline = _pipeline(options, beam_arguments)
     recipe = job.recipe()
     read_manifest(job.memory, "MEMORY")
 
     def score(num_shards: int) -> list[dict[str, Any]]:
-        if options.runner == LOCAL:
+        if pipeline is None:
             return score_here(job, num_shards, options.num_workers or num_cores())
-        return score_on_beam(job, num_shards, make_pipeline(beam_arguments, options.runner))
+        from pipelines.score_utilities.on_beam import score_on_beam
+
+        return score_on_beam(job, num_shards, pipeline())
 
     pools = "published pools" if job.published else f"pools of {job.pool_size}"
     return ArtefactJob(

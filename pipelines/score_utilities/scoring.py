@@ -2,15 +2,12 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import apache_beam as beam
 import torch
-from apache_beam.utils.shared import Shared
 
-from clara.data.questions import Question, read_questions
+from clara.data.questions import Question
 from clara.data.utilities import FILE, Scored, write_shard
 from clara.errors import InputError
 from clara.memory.shards import shard_name
@@ -19,41 +16,9 @@ from clara.retrieval.pools import QuestionRows, Source, fill_at_random, own_cand
 from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
 from clara.storage import folders
-from clara.storage.artefact import (
-    file_entry,
-    manifest_hash,
-)
+from clara.storage.artefact import file_entry
 from pipelines.job.progress import ShardProgress
-
-
-@dataclass(frozen=True)
-class ScoringJob:
-    """What the workers need to know. See the command's arguments."""
-
-    questions: str
-    split: str
-    checkpoint: str
-    memory: str
-    index: str
-    backbone: str
-    output: str
-    device: str
-    pool_size: int
-    from_index: int
-    from_bm25: int
-    positives: bool
-    published: bool
-    seed: int
-
-    def recipe(self) -> dict[str, Any]:
-        """What determines the numbers."""
-        inputs = {
-            name: manifest_hash(path)
-            for name in ("questions", "checkpoint", "memory", "index")
-            if (path := getattr(self, name))
-        }
-        settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "published", "seed", "device")
-        return {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
+from pipelines.score_utilities.job import ScoringJob, questions_of
 
 
 class Scorer:
@@ -118,18 +83,6 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-class ScoreShard(beam.DoFn):
-    """Shard number → `score_shard`."""
-
-    def __init__(self, job: ScoringJob, num_shards: int) -> None:
-        self._job, self._num_shards = job, num_shards
-        self._shared = Shared()
-
-    def process(self, number: int) -> Iterator[dict[str, Any]]:
-        """Score one shard."""
-        yield score_shard(self._job, number, self._num_shards, lambda: self._shared.acquire(lambda: Scorer(self._job)))
-
-
 class Worker:
     """A process of the local run."""
 
@@ -176,12 +129,3 @@ def score_shard(job: ScoringJob, number: int, num_shards: int, scorer: Callable[
         return {"error": str(error)}
     progress.report(len(own))
     return entry
-
-
-def questions_of(job: ScoringJob) -> list[Question]:
-    """The questions that are scored, in the order of their ids.
-
-    Raises:
-        InputError: there is none.
-    """
-    return sorted(read_questions(job.questions, job.split or None), key=lambda q: q.question_id)

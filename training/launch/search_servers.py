@@ -25,7 +25,8 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from clara.config.tree import Retrieval
 from clara.errors import InputError
-from clara.index.search import IndexedRows, Ranked
+from clara.index.scores import Ranked
+from clara.index.search import IndexedRows
 from clara.index.share import open_share
 from clara.memory.codec import Floats
 from clara.memory.store import Ids, MemoryStore

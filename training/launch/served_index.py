@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from clara.config.tree import Retrieval
-from clara.index.search import KIND, Ranked, TwoLevels
+from clara.index.scores import Ranked
+from clara.index.search import KIND, TwoLevels
 from clara.index.share import owner_of
 from clara.memory.codec import Floats
 from clara.memory.store import Ids, MemoryStore

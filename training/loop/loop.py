@@ -8,7 +8,7 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -271,18 +271,3 @@ def finite_weights(stage: Stage, engine: Engine) -> bool:
     with engine.whole(parameters):
         broken = any(not bool(torch.isfinite(p.detach()).all()) for p in parameters)
     return engine.sum([float(broken)])[0] == 0
-
-
-def shard(rows: Sequence[int], rank: int, world: int, micro_batch: int) -> list[list[int]]:
-    """A rank's share of a step's rows, cut into micro-batches: as many on every rank.
-
-    Raises:
-        InputError: the rows don't divide evenly.
-    """
-    if len(rows) % (world * micro_batch):
-        raise InputError(
-            f"{len(rows)} rows a step are not a multiple of ranks x micro_batch = {world} x {micro_batch}; change "
-            "one of them"
-        )
-    own = rows[rank::world]
-    return [list(own[i : i + micro_batch]) for i in range(0, len(own), micro_batch)]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clara.data.questions import Question, choose, evenly
 from clara.data.records import input_text
-from clara.index.search import best, unit_rows
+from clara.index.scores import best, unit_rows
 from clara.memory.codec import Floats
 from clara.memory.compress import Compressor
 from clara.memory.store import Ids, MemoryStore

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clara.errors import InputError
-from clara.index.search import unit_rows
+from clara.index.scores import unit_rows
 from clara.memory.store import Ids, MemoryStore
 from clara.storage.artefact import atomic_write
 from clara.storage.tables import read_table

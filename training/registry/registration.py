@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from clara.errors import InputError
+from clara.model.artefact import OWN_BACKBONE
+from clara.model.backbone_files import weights_hash
 from clara.storage.artefact import hash_of, manifest_hash, read_manifest
 from clara.storage.paths import Name, absolute, uri
 
@@ -76,9 +78,6 @@ class Registration:
 
     def model_config(self) -> dict[str, Any]:
         """Pointers and settings that the served model reads."""
-        from clara.model.artefact import OWN_BACKBONE  # imports torch, as the next
-        from clara.model.backbone_files import weights_hash
-
         manifest = read_manifest(self.checkpoint, "CHECKPOINT")
         own = manifest["backbone"]["own"]
         backbone = "" if own else absolute(self.backbone or manifest["backbone"]["path"])

@@ -1,20 +1,15 @@
 """Settings of a joint run that can't work, or do nothing: said before it begins, and not by its first refresh."""
 
 import logging
+import os
+from pathlib import Path
 
-import torch
-
+from clara.config.load import require
 from clara.config.tree import Config
 from clara.errors import InputError
-from clara.index.factory import check_trainable, empty_index
-from clara.index.ivf_file import is_mapped
-from clara.index.search import FILE
-from clara.index.search import KIND as INDEX
-from clara.index.share import not_shared, why_whole
-from clara.index.versions import next_settings
-from clara.memory.store import MemoryStore
-from clara.storage.artefact import read_manifest
+from clara.storage.paths import is_url, require_local
 from training.refresh.policy import policy_of
+from training.run.recipe import JOB_VARIABLE, plan
 
 logger = logging.getLogger(__name__)
 
@@ -71,61 +66,38 @@ def check_settings(config: Config) -> None:
             )
 
 
-def check_index(config: Config, store: MemoryStore) -> None:
-    """Refuse kinds of INDEX that search servers cannot hold; without servers, warn of one that each rank reads whole.
-
-    Args:
-        config: the root.
-        store: the MEMORY that the run begins with.
+def check(config: Config) -> None:
+    """Refuse what could only fail later.
 
     Raises:
-        InputError: the kind of the INDEX, or of the one that the first refresh would build, can't be shared out.
+        InputError: a path is missing, or relative in a submitted job; a GPU is asked for and not there; settings
+            contradict each other.
     """
-    if not config.index:
-        return
-    manifest = read_manifest(config.index, INDEX)
-    kinds = {f"index {config.index}": str(manifest["factory"])}
-    if encodes_again(config):
-        kinds |= {"retrieval.factory": str(next_settings(config.index, config.retrieval.factory)["factory"])}
-    if config.retrieval.search_shards:
-        for name, factory in kinds.items():
-            if reason := why_whole(empty_index(store, factory)):
-                raise InputError(f"{name}, of kind {factory!r}: {not_shared(reason)}")
-    elif not is_mapped(empty_index(store, manifest["factory"])):
-        ranks = config.launch.num_workers if config.launch.launcher == "ray" else 1
-        logger.warning(
-            "index %s, of kind %r, can't be mapped: each rank (%d of them) reads all of its %.3f GiB into memory of "
-            "its own; any kind but fast-scan "
-            "codes (…fs) is mapped once on a machine",
-            config.index,
-            manifest["factory"],
-            ranks,
-            next(file["bytes"] for file in manifest["files"] if file["path"] == FILE) / 2**30,
-        )
-
-
-def check_refresh(config: Config, store: MemoryStore) -> None:
-    """Refuse what every try of every refresh would fail of.
-
-    Args:
-        config: the root.
-        store: the MEMORY that the run begins with.
-
-    Raises:
-        InputError: FAISS refuses the factory of the INDEX, or there is no GPU to encode on.
-    """
-    if not encodes_again(config):
-        return
-    # With `auto`, a version's INDEX is of the kind of the one before.
-    factory = str(next_settings(config.index, config.retrieval.factory)["factory"])
-    try:
-        check_trainable(store, factory)
-    except InputError as error:
-        raise InputError(f"retrieval.{error}") from error
-    wanted = config.joint.refresh.num_gpus
-    # Under Ray the cluster is asked, once it is joined.
-    if wanted and config.launch.launcher == "local" and not torch.cuda.is_available():
+    if config.stage != "joint":
+        raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
+    searching = bool(config.joint.from_index) and not config.joint.published_pool and not config.utilities
+    require(config, "output", "checkpoint", "questions", "memory", *["index"] * searching)
+    plan(config)
+    check_settings(config)
+    if config.retrieval.search_shards and config.launch.launcher != "ray":
         raise InputError(
-            f"joint.refresh.num_gpus is {wanted:g}, and there is no CUDA device here; run where there is one, or set "
-            "joint.refresh.num_gpus=0"
+            f"retrieval.search_shards is {config.retrieval.search_shards}, launch.launcher "
+            f"{config.launch.launcher!r}: search servers are Ray actors; "
+            "set launch.launcher=ray, or retrieval.search_shards=0"
         )
+    require_local("output", config.output)
+    if os.environ.get(JOB_VARIABLE):
+        for name in ("checkpoint", "questions", "memory", "index", "utilities", "output", "backbone.path"):
+            value = config.backbone.path if name == "backbone.path" else getattr(config, name)
+            if value and not is_url(value) and not Path(value).is_absolute():
+                raise InputError(
+                    f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git "
+                    "ignores, so a relative path "
+                    "leads nowhere; give an absolute one that every machine sees, or a URL"
+                )
+        uri = config.tracking.uri
+        if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+            raise InputError(
+                f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give "
+                "sqlite:////ABSOLUTE/PATH or a server's URL"
+            )

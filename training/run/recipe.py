@@ -15,7 +15,7 @@ from clara.config.tree import Config
 from clara.errors import InputError
 from clara.storage import artefact
 from clara.storage.paths import from_root
-from training.loop.loop import shard
+from training.loop.shares import shard
 
 METRICS = "metrics.jsonl"
 REPORT = "report.json"
@@ -37,7 +37,7 @@ _NOT_OF_THE_RECIPE: Mapping[str, IncEx] = {
     },
     "retrieval": {"search_shards", "search_seconds", "search_restarts", "search_cpus"},
 }
-_JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,12 @@ Launchers call `train_rank` and `finish`.
 
 import json
 import logging
-import os
 import resource
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import torch
 
-from clara.config.load import require
 from clara.config.tree import Config
 from clara.data.questions import choose, read_questions
 from clara.errors import InputError
@@ -21,7 +18,6 @@ from clara.index.search import MemoryIndex
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 from clara.storage import artefact
-from clara.storage.paths import is_url, require_local
 from training.loop.engine import Engine
 from training.loop.lines import Lines
 from training.loop.loop import run
@@ -29,13 +25,11 @@ from training.refresh.canary import Canary, canary_questions
 from training.refresh.process import Worker
 from training.refresh.request import stored_parameters
 from training.refresh.versions import OpenIndex, Versions
-from training.run.checks import check_index, check_refresh, check_settings
+from training.run.index_checks import check_index, check_refresh
 from training.run.recipe import (
-    _JOB_VARIABLE,
     LOCK_SECONDS,
     RunPaths,
     own_backbone,
-    plan,
     recipe_settings,
     sole_user,
     threads_of_rank,
@@ -46,43 +40,6 @@ from training.stages.joint_stage import JointStage, trained_roles
 from training.stages.scored_stage import ScoredStage, check_scored
 
 logger = logging.getLogger(__name__)
-
-
-def check(config: Config) -> None:
-    """Refuse what could only fail later.
-
-    Raises:
-        InputError: a path is missing, or relative in a submitted job; a GPU is asked for and not there; settings
-            contradict each other.
-    """
-    if config.stage != "joint":
-        raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
-    searching = bool(config.joint.from_index) and not config.joint.published_pool and not config.utilities
-    require(config, "output", "checkpoint", "questions", "memory", *["index"] * searching)
-    plan(config)
-    check_settings(config)
-    if config.retrieval.search_shards and config.launch.launcher != "ray":
-        raise InputError(
-            f"retrieval.search_shards is {config.retrieval.search_shards}, launch.launcher "
-            f"{config.launch.launcher!r}: search servers are Ray actors; "
-            "set launch.launcher=ray, or retrieval.search_shards=0"
-        )
-    require_local("output", config.output)
-    if os.environ.get(_JOB_VARIABLE):
-        for name in ("checkpoint", "questions", "memory", "index", "utilities", "output", "backbone.path"):
-            value = config.backbone.path if name == "backbone.path" else getattr(config, name)
-            if value and not is_url(value) and not Path(value).is_absolute():
-                raise InputError(
-                    f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git "
-                    "ignores, so a relative path "
-                    "leads nowhere; give an absolute one that every machine sees, or a URL"
-                )
-        uri = config.tracking.uri
-        if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-            raise InputError(
-                f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give "
-                "sqlite:////ABSOLUTE/PATH or a server's URL"
-            )
 
 
 def build_stage(

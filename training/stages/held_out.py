@@ -10,7 +10,7 @@ from torch import Tensor
 
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.index.search import best, unit_rows
+from clara.index.scores import best, unit_rows
 from clara.memory.codec import Floats
 from clara.metrics import exact_match
 from clara.model.model import ClaraModel

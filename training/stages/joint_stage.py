@@ -21,7 +21,8 @@ from clara.model.checkpoint import prepare_to_store_backbone
 from clara.model.model import ClaraModel
 from clara.model.steps import JointBatch, JointStep
 from training.loop.engine import Engine
-from training.loop.loop import Stage, shard
+from training.loop.loop import Stage
+from training.loop.shares import shard
 from training.refresh.canary import Canary
 from training.refresh.cost import Devices, Spent
 from training.refresh.versions import Versions

@@ -17,7 +17,8 @@ from clara.model.model import ClaraModel
 from clara.model.prompts import Prompt
 from clara.model.steps import InstructBatch, InstructStep, PretrainBatch, PretrainStep
 from training.loop.engine import Engine
-from training.loop.loop import Stage, sample, shard
+from training.loop.loop import Stage, sample
+from training.loop.shares import shard
 
 
 def cut(prompt: Prompt, max_answer_tokens: int) -> Prompt:

@@ -3,14 +3,17 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from clara.config.model import Backbone
 from clara.errors import InputError
 from clara.memory.fingerprint import EncodingSettings, Fingerprint, check, of_checkpoint, of_model
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
+from clara.storage.mapped import as_bfloat16, read_floats
 
 FINGERPRINT = Fingerprint("b" * 64, "c" * 64, "t" * 64, "float32", 4, 32, "none", True, 96, 0, 64, 0)
 SETTINGS = EncodingSettings(max_tokens=96, overlap_tokens=0, key_size=64, key_seed=0)
@@ -96,3 +99,23 @@ def test_other_backbone_is_refused(tiny_checkpoint: Path, tiny_backbone: Path, t
     with pytest.raises(InputError, match="made for a backbone with sha256"):
         of_checkpoint(tiny_checkpoint, SETTINGS, backbone=str(tmp_path))
     assert of_checkpoint(tiny_checkpoint, SETTINGS, backbone=str(tiny_backbone)).num_memory_tokens == 4
+
+
+def test_numbers_are_rounded_to_bfloat16_as_pytorch_rounds_them() -> None:
+    bits = np.random.default_rng(0).integers(0, 2**32, 200_000, dtype=np.uint64).astype(np.uint32)
+    ties = (np.arange(70_000, dtype=np.uint32) << 15) | 0x0000_8000  # halfway, to even on both sides
+    values = np.concatenate([bits.view(np.float32), ties.view(np.float32), np.float32([0, -0.0, np.inf, -np.inf])])
+    expected = torch.from_numpy(values).to(torch.bfloat16).float().numpy()
+    assert np.array_equal(as_bfloat16(values), expected, equal_nan=True)
+    finite = np.isfinite(expected)
+    assert as_bfloat16(values)[finite].tobytes() == expected[finite].tobytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_stored_tensors_are_read_without_pytorch(tmp_path: Path, dtype: torch.dtype) -> None:
+    tensors = {"b": torch.randn(3, 5).to(dtype), "a": torch.zeros(0, 4, dtype=dtype), "c": torch.tensor(1.5).to(dtype)}
+    save_file(tensors, tmp_path / "some.safetensors")
+    found = read_floats(tmp_path / "some.safetensors")
+    assert {name: (values.shape, values.tolist()) for name, values in found.items()} == {
+        name: (tuple(tensor.shape), tensor.float().tolist()) for name, tensor in tensors.items()
+    }

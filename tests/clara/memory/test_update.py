@@ -19,7 +19,8 @@ from torch import Tensor
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.errors import InputError
 from clara.index.build import build_index
-from clara.index.search import MemoryIndex, unit_rows
+from clara.index.scores import unit_rows
+from clara.index.search import MemoryIndex
 from clara.memory.compact import compact
 from clara.memory.compress import write_memory_shard
 from clara.memory.fingerprint import Fingerprint

@@ -139,7 +139,7 @@ def test_killed_at_random_points_it_ends_in_the_same_dataset(
     corpus = write_corpus(tmp_path / "corpus.jsonl", 600)
     given = ("--num-shards=20", "--num-workers=1", "--batch-tokens=400", *arguments)
     start = multiprocessing.get_context("forkserver")
-    start.set_forkserver_preload(["pipelines.build_memory.run"])
+    start.set_forkserver_preload(["pipelines.build_memory.local.run"])
 
     def begin(output: Path) -> Any:
         process = start.Process(target=run_quietly, args=(command(corpus, output, tiny_checkpoint, *given),))

@@ -22,8 +22,9 @@ from clara.model.steps import Output
 from tests.helpers import tiny
 from tests.helpers.fuzz import examples
 from training.loop.engine import LocalEngine
-from training.loop.loop import Figures, rate_factor, run, sample, shard
+from training.loop.loop import Figures, rate_factor, run, sample
 from training.loop.run_state import RUN_STATE
+from training.loop.shares import shard
 from training.stages.memory_stages import PretrainStage
 
 STEPS = 6

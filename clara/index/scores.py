@@ -1,0 +1,32 @@
+"""Scores of rows and their order; without FAISS."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clara.memory.codec import Floats
+from clara.memory.live_rows import Ids
+
+Ranked = tuple[Ids, Floats]
+"""Row ids and their scores, best first, equal scores by ascending id."""
+
+
+def unit_rows(memory: Floats) -> Floats:
+    """Flattened memories `[n, M·D]` of length one; a memory of zeros stays zeros and scores 0 with everything."""
+    flat = memory.reshape(len(memory), math.prod(memory.shape[1:]))
+    norms: Floats = np.sqrt(np.square(flat).sum(axis=1, keepdims=True))
+    return np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 0)
+
+
+def best(scores: Floats, row_ids: Ids, k: int) -> NDArray[np.intp]:
+    """Positions of the k best, by descending score, equal scores by ascending `row_id`."""
+    return np.lexsort((row_ids, -scores))[:k]
+
+
+def merged(parts: Sequence[Ranked]) -> Ranked:
+    """One ranking of the rows of several."""
+    ids, scores = np.concatenate([ids for ids, _ in parts]), np.concatenate([scores for _, scores in parts])
+    order = best(scores, ids, len(ids))
+    return ids[order], scores[order]
