@@ -1,44 +1,31 @@
 """Document ids shared by different texts: every text is kept; the job warns with a count and one example.
 
-Only a short digest of each document is compared: 36 bytes on disk in the local run, one combiner entry in a graph.
+Only a short digest of each document's content is compared.
 """
 
 import hashlib
-import struct
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
-
-import numpy as np
+import zlib
+from collections.abc import Iterable
 
 from clara.data.records import Document
-from pipelines.corpus.spill import NUM_PARTITIONS, SpillWriter, files_of, partition_of, read_partitions
-from pipelines.corpus.splits import Unit
+from pipelines.corpus.spill import NUM_PARTITIONS, files_of, partition_of, read_lines, to_line
 
 SEVERAL = "document ids of several texts"
 EXAMPLE = "document id of several texts, the first"
-NUM_GROUPS = 64
-"""Groups of ids; the ids of a group are compared together."""
-_FILES = "documents"
-_ENTRY = np.dtype([("high", ">u8"), ("low", ">u8"), ("content", ">u8"), ("unit", ">u4"), ("line", ">i8")])
-_PACKED = ">16s8sIq"
+FILES = "documents"
+NUM_GROUPS = 512
+"""Groups of spilled ids; those of a group are compared together."""
 
 TextOrigin = tuple[str, int, str]
 """Source and line of a document, and a digest of its content."""
+SharedId = tuple[tuple[str, int], str]
+"""Source and line of the first text of an id that others share, and the warning's example: the id and two texts."""
 
 
-def _digest(text: str, num_bytes: int) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=num_bytes).digest()
-
-
-def content_digest(document: Document) -> bytes:
-    """An eight-byte digest of a document's title and text."""
-    return _digest(f"{document.title}\n{document.text}", 8)
-
-
-def example(document_id: str, first: tuple[str, int], other: tuple[str, int]) -> str:
-    """Text that reports an id of several texts: the id, and the first two origins whose content differs."""
-    return f"{document_id!r} ({first[0]}:{first[1]} and {other[0]}:{other[1]})"
+def origin_of(document: Document) -> TextOrigin:
+    """The origin of a document, with an eight-byte digest of its title and text."""
+    digest = hashlib.blake2b(f"{document.title}\n{document.text}".encode(), digest_size=8)
+    return document.source, document.line, digest.hexdigest()
 
 
 def two_that_differ(found: Iterable[tuple[TextOrigin, ...]]) -> tuple[TextOrigin, ...]:
@@ -48,62 +35,25 @@ def two_that_differ(found: Iterable[tuple[TextOrigin, ...]]) -> tuple[TextOrigin
     return tuple([*origins[:1], *others[:1]])
 
 
-# --- on one machine's disk
-# ---------------------------------------------------------------------------------------------
+def shared_ids(texts: Iterable[tuple[str, tuple[TextOrigin, ...]]]) -> list[SharedId]:
+    """The shared ones among ids with the result of `two_that_differ`."""
+    return [
+        (pair[0][:2], f"{document_id!r} ({pair[0][0]}:{pair[0][1]} and {pair[1][0]}:{pair[1][1]})")
+        for document_id, pair in texts
+        if len(pair) == 2
+    ]
 
 
-class IdWriter:
-    """Spills the digests of a unit's documents."""
-
-    def __init__(self, stem: Path, unit: int) -> None:
-        self._unit = unit
-        self._writer = SpillWriter(stem, _FILES, NUM_PARTITIONS)
-
-    def add(self, document: Document) -> None:
-        """Add one."""
-        own = _digest(document.id, 16)
-        partition = partition_of(int.from_bytes(own[-2:], "big"), 0)
-        self._writer.add(partition, struct.pack(_PACKED, own, content_digest(document), self._unit, document.line))
-
-    def flush(self) -> None:
-        """Write what was collected."""
-        self._writer.flush()
+def spilled(document: Document) -> tuple[int, bytes]:
+    """Partition and record of a document for the local job, which spills them to `FILES`."""
+    return partition_of(zlib.crc32(document.id.encode()), 0), to_line([document.id, *origin_of(document)])
 
 
-UnitOrigin = tuple[int, int]
-"""Number of a unit and line of a document; units are numbered in the order of the corpus."""
-
-
-def compare_ids(group: int, spill: str) -> tuple[int, tuple[UnitOrigin, UnitOrigin] | None]:
-    """Number of ids in a group that different texts share, and two origins of the first such id."""
+def compare_ids(group: int, spill: str) -> tuple[int, SharedId | None]:
+    """Number of shared ids in a group of spilled ones, and the first."""
+    texts: dict[str, tuple[TextOrigin, ...]] = {}
     first, last = (NUM_PARTITIONS * edge // NUM_GROUPS for edge in (group, group + 1))
-    blocks = [np.frombuffer(block, _ENTRY) for _, block in read_partitions(files_of(spill, _FILES), first, last)]
-    entries = np.concatenate([np.empty(0, _ENTRY), *blocks])
-    if not len(entries):
-        return 0, None
-    entries = entries[np.lexsort([entries[name] for name in ("line", "unit", "low", "high")])]
-    begins = np.concatenate(
-        [[True], (entries["high"][1:] != entries["high"][:-1]) | (entries["low"][1:] != entries["low"][:-1])]
-    )
-    starts, own = np.flatnonzero(begins), np.cumsum(begins) - 1
-    differing = np.flatnonzero(entries["content"] != entries["content"][starts][own])
-    ids, at = np.unique(own[differing], return_index=True)
-    pairs = (
-        (_origin(entries[starts[one]]), _origin(entries[differing[other]])) for one, other in zip(ids, at, strict=True)
-    )
-    return len(ids), min(pairs, default=None)
-
-
-def _origin(entry: Any) -> UnitOrigin:
-    return int(entry["unit"]), int(entry["line"])
-
-
-def example_of(
-    pair: tuple[UnitOrigin, UnitOrigin] | None, units: Sequence[Unit], read: Callable[[Unit], Iterable[Any]]
-) -> str:
-    """The `example` for a pair returned by `compare_ids`; `read` reads a unit's documents again, to get the id."""
-    if not pair:
-        return ""
-    (number, line), (other, other_line) = pair
-    document = next(found for found in read(units[number]) if isinstance(found, Document) and found.line == line)
-    return example(document.id, (document.source, line), (units[other].name, other_line))
+    for _, (document_id, *origin) in read_lines(files_of(spill, FILES), first, last):
+        texts[document_id] = two_that_differ([texts.get(document_id, ()), (tuple(origin),)])
+    shared = shared_ids(texts.items())
+    return len(shared), min(shared, default=None)

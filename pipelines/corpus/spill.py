@@ -23,7 +23,7 @@ from clara.storage.artefact import atomic_write, hash_of, make_directory, versio
 
 SPILL = ".spill"
 PLAN = "plan.json"
-_FORMAT = 4
+_FORMAT = 5
 _NUM_BITS = 12
 NUM_PARTITIONS = 1 << _NUM_BITS
 """Partitions where the number of shards is not known beforehand."""

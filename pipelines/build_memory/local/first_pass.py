@@ -20,7 +20,6 @@ from pipelines.build_memory.outcome import MemoryJob
 from pipelines.corpus import near_duplicates
 from pipelines.corpus.chunks import documents_of
 from pipelines.corpus.dead_letter import DeadLetter
-from pipelines.corpus.document_ids import UnitOrigin
 from pipelines.corpus.near_duplicates import NUM_HASHES, Signature, band_keys, duplicates_in_order, signature
 from pipelines.corpus.spill import (
     SpillWriter,
@@ -39,6 +38,8 @@ NUM_PARTITIONS = 256
 """Partitions of band entries; one partition is sorted in memory."""
 _ENTRY = ">II"  # unit, position of the document in the unit
 _SIGNED = np.dtype([("line", "<i8"), ("signature", "<u4", NUM_HASHES)])
+UnitOrigin = tuple[int, int]
+"""Number of a unit and line of a document; units are numbered in the order of the corpus."""
 
 
 def _note(spill: str, number: int) -> Path:

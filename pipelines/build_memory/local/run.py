@@ -7,7 +7,7 @@ Beam graph: equal chunks have equal ids, so they meet in one partition, where th
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from pipelines.build_memory.local.worker import ShardPlan, Worker
 from pipelines.build_memory.outcome import MemoryJob, complete
 from pipelines.build_memory.shard import default_num_shards
 from pipelines.corpus import document_ids
-from pipelines.corpus.chunks import documents_of
 from pipelines.corpus.dead_letters import num_parts_of
 from pipelines.corpus.splits import Unit
 from pipelines.engines.process_pool import WorkerPool
@@ -50,9 +49,9 @@ def run_local(job: MemoryJob, units: Sequence[Unit], num_workers: int) -> dict[s
             if shard is not None:
                 reports.append(shard["report"])
                 _add(shard, tallies, reasons)
-        num_several, pair = _sum_and_first(pool.map(Worker.compare_ids, range(document_ids.NUM_GROUPS)))
-        tallies[document_ids.SEVERAL] = num_several
-        several = document_ids.example_of(pair, ordered, functools.partial(documents_of, job=job))
+        compared = list(pool.map(Worker.compare_ids, range(document_ids.NUM_GROUPS)))
+        tallies[document_ids.SEVERAL] = sum(count for count, _ in compared)
+        _, several = min((first for _, first in compared if first), default=(None, ""))
         num_parts = num_parts_of(reasons.total())
         files = list(pool.map(functools.partial(Worker.write_letters, num_parts=num_parts), range(num_parts)))
     return complete(job, reports, files, reasons, tallies, several, num_shards, codebook)
@@ -75,8 +74,3 @@ def _add(report: Mapping[str, Any], tallies: Counter[str], reasons: Counter[tupl
     tallies.update(report["tallies"])
     for dropped, reason, count in report["reasons"]:
         reasons[dropped, reason] += count
-
-
-def _sum_and_first(found: Iterable[tuple[int, Any]]) -> tuple[int, Any]:
-    entries = list(found)
-    return sum(count for count, _ in entries), min((pair for _, pair in entries if pair), default=None)

@@ -24,14 +24,14 @@ from pipelines.build_memory.local.records import (
 )
 from pipelines.build_memory.outcome import MemoryJob
 from pipelines.build_memory.shard import compress_shard, load_compressor, trained_codebook
+from pipelines.corpus import document_ids
 from pipelines.corpus.chunking import Tokens
 from pipelines.corpus.chunks import checkpoint_tokens, chunk_tallies, chunks_of, documents_of
 from pipelines.corpus.counts import BEYOND_LIMIT, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.dead_letters import letters_of_report
-from pipelines.corpus.document_ids import IdWriter, UnitOrigin, compare_ids
 from pipelines.corpus.exact_duplicates import UniqueChunk, dead_letter_for
-from pipelines.corpus.spill import files_of, noted_report, unit_stem
+from pipelines.corpus.spill import NUM_PARTITIONS, SpillWriter, files_of, noted_report, unit_stem
 from pipelines.corpus.splits import Unit
 
 
@@ -87,7 +87,8 @@ class Worker:
 
     def _spill_unit(self, number: int, unit: Unit, taken: list[int] | None) -> dict[str, Any]:
         job, stem = self.job, unit_stem(self.job.spill, number)
-        chunks, letters, ids = ChunkWriter(stem, job.num_shards), LetterWriter(stem), IdWriter(stem, number)
+        chunks, letters = ChunkWriter(stem, job.num_shards), LetterWriter(stem)
+        ids = SpillWriter(stem, document_ids.FILES, NUM_PARTITIONS)
         alike = first_pass.duplicates_of_unit(job.spill, number) if job.min_hash else {}
         tallies: Counter[str] = Counter({RECORDS: 0, **({BEYOND_LIMIT: 0} if taken else {})})
         position = 0
@@ -103,7 +104,7 @@ class Worker:
                 letters.add(first_pass.dead_letter_for(found, alike[found.line], job.spill))
             else:
                 tallies[DOCUMENTS] += 1
-                ids.add(found)
+                ids.add(*document_ids.spilled(found))
                 made = chunks_of(found, self.tokens, job.fingerprint)
                 if isinstance(made, DeadLetter):
                     letters.add(made)
@@ -122,9 +123,9 @@ class Worker:
         """See `records.count_unique`."""
         return count_unique(group, self.job.spill)
 
-    def compare_ids(self, group: int) -> tuple[int, tuple[UnitOrigin, UnitOrigin] | None]:
+    def compare_ids(self, group: int) -> tuple[int, document_ids.SharedId | None]:
         """See `document_ids.compare_ids`."""
-        return compare_ids(group, self.job.spill)
+        return document_ids.compare_ids(group, self.job.spill)
 
     def train_codebook(self, num_shards: int) -> dict[str, Any] | None:
         """See `trained_codebook`."""

@@ -10,7 +10,7 @@ from apache_beam.transforms import combiners
 
 from clara.data.records import Document
 from pipelines.corpus.dead_letter import DeadLetter
-from pipelines.corpus.document_ids import SEVERAL, TextOrigin, content_digest, example, two_that_differ
+from pipelines.corpus.document_ids import SEVERAL, TextOrigin, origin_of, shared_ids, two_that_differ
 from pipelines.corpus.exact_duplicates import ChunkOrigin, UniqueChunk, dead_letter_at, first_of
 from pipelines.corpus.near_duplicates import MinHashSettings, Origin, band_keys, dead_letter_for, duplicates, signature
 
@@ -129,15 +129,7 @@ def drop_near_duplicates(
 
 
 def _by_id(document: Document) -> tuple[str, tuple[TextOrigin, ...]]:
-    return document.id, ((document.source, document.line, content_digest(document).hex()),)
-
-
-def _pair(element: tuple[str, tuple[TextOrigin, ...]]) -> list[tuple[tuple[str, int], str]]:
-    document_id, origins = element
-    if len(origins) < 2:
-        return []
-    first, other = origins
-    return [(first[:2], example(document_id, first[:2], other[:2]))]
+    return document.id, (origin_of(document),)
 
 
 def _first_text(found: Iterable[Any]) -> Any:
@@ -154,7 +146,7 @@ def ids_of_several(documents: PCollection[Document]) -> tuple[PCollection[tuple[
         documents
         | "IdsOfDocuments" >> beam.Map(_by_id)
         | "TextsOfIds" >> beam.CombinePerKey(two_that_differ)
-        | "SeveralTexts" >> beam.FlatMap(_pair)
+        | "SeveralTexts" >> beam.FlatMap(lambda element: shared_ids([element]))
     )
     count = (
         pairs
