@@ -24,7 +24,7 @@ from clara.memory.product_quantiser import FILE, Codebook, sample_rows, save_cod
 from clara.memory.shards import write_shard
 from clara.memory.store import MemoryStore, complete_memory
 from clara.metrics import PairedTest
-from clara.storage import artefact
+from clara.storage.manifest import file_entry, make_directory, up_to_date
 from infra.steps import Step, run_step
 from training.evaluation.measures import Figure, Row, differences, figures
 from training.evaluation.systems import SystemPaths
@@ -50,15 +50,15 @@ def transcode(store: MemoryStore, target: Path, codec: str) -> None:
             f"{store.directory}: its codec is {store.codec}; give a MEMORY in {EXACT}, of which the others are made"
         )
     recipe = {"program": "benchmarks.codecs", "memory": store.hash, "codec": codec}
-    if artefact.up_to_date(target, "MEMORY", recipe):
+    if up_to_date(target, "MEMORY", recipe):
         return
     codebook: Codebook | None = None
     files = []
-    artefact.make_directory(target)
+    make_directory(target)
     if width := CODECS[codec].codebook_width:
         codebook = train_codebook(store.memory(sample_rows(store.row_ids.tolist(), store.num_memory_tokens)), width)
         save_codebook(target, codebook)
-        files.append(artefact.file_entry(target, FILE))
+        files.append(file_entry(target, FILE))
     shards = [
         write_shard(
             target,

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.generated_corpus import write_corpus, write_model
 from benchmarks.processes import Usage, python, run_measured
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 
 _GB = 10**9
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from clara.model.precision import multiplies_bfloat16
-from clara.storage.artefact import atomic_write, versions
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import versions
 from infra.hardware import processor
 
 RESULTS = Path(__file__).resolve().parents[1] / "infra" / "results"

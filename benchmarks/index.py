@@ -29,7 +29,8 @@ from benchmarks.index_data import make_memory, make_plain_keys, make_queries
 from benchmarks.index_report import recalls, table
 from benchmarks.watched_process import Watched
 from clara.errors import InputError, command_line
-from clara.storage.artefact import atomic_write, read_manifest, versions
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import read_manifest, versions
 from infra.hardware import processor
 
 SYSTEMS = ("ours", "flat", "autofaiss")

@@ -16,7 +16,8 @@ from typing import Any
 
 from clara.config.flags import program
 from clara.errors import command_line
-from clara.storage.artefact import atomic_write, versions
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import versions
 from infra.steps import ROOT, module, run_together, shown, training
 
 CONFIG = str(ROOT / "infra" / "configs" / "world.toml")

@@ -15,7 +15,8 @@ from clara.config.flags import Command, add_setting
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import Artefact, refuse_other
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import refuse_other
 from pipelines.job.artefact_job import ArtefactJob, nothing
 
 if TYPE_CHECKING:

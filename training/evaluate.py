@@ -19,8 +19,16 @@ from clara.config.flags import Command, add_setting
 from clara.config.tree import Config
 from clara.data.questions import Question, read_questions
 from clara.errors import InputError, command_line
-from clara.storage import artefact
-from clara.storage.artefact import hash_of
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import (
+    MANIFEST,
+    file_entry,
+    hash_of,
+    make_directory,
+    manifest_hash,
+    up_to_date,
+    write_manifest,
+)
 from clara.storage.paths import require_local
 from training.evaluation.systems import Settings, SystemPaths, questions_hash
 
@@ -156,17 +164,17 @@ def evaluate(
     counts: dict[str, Any] = {f"questions, split {k or 'none'}": v for k, v in splits.items()} | absent
     evaluation = Evaluation(rows, compared_pairs(names, rows), counts, names, config.seed)
     files = write_report(output, evaluation)
-    artefact.write_manifest(
+    write_manifest(
         output,
         kind=KIND,
-        files=[artefact.file_entry(output, f) for f in files],
+        files=[file_entry(output, f) for f in files],
         recipe=plan,
         counts=counts,
         systems=plan["systems"],
         questions={
             "path": str(config.questions),
             "hash": plan["questions"],
-            "manifest": artefact.manifest_hash(config.questions),
+            "manifest": manifest_hash(config.questions),
         },
     )
     return evaluation
@@ -195,13 +203,13 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(json.dumps(plan | {"number of questions": Counter(q.split for q in questions)}, indent=1))
         return 0
-    if artefact.up_to_date(output, KIND, plan):
+    if up_to_date(output, KIND, plan):
         print(f"{output}: up to date")
     else:
-        (artefact.make_directory(output) / artefact.MANIFEST).unlink(missing_ok=True)
+        (make_directory(output) / MANIFEST).unlink(missing_ok=True)
         if options.verify:
             for memory in dict.fromkeys(system.memory for system in systems):
-                artefact.Artefact.open(memory, "MEMORY", verify=True)
+                Artefact.open(memory, "MEMORY", verify=True)
         evaluation = evaluate(options.config, questions, systems, settings, plan)
         print_tables(evaluation)
         print(f"\n{output}: report.md, report.html, report.json")

@@ -22,7 +22,8 @@ from clara.config.flags import Command, add_setting
 from clara.config.tree import TRAINING, Config
 from clara.errors import InputError, command_line
 from clara.model.artefact import check_given
-from clara.storage import artefact
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import up_to_date
 from training.run.checks import check
 from training.run.recipe import RunPaths, absolute, finished, plan, run_paths
 
@@ -99,13 +100,13 @@ def train(config: Config, where: RunPaths) -> None:
 
     preflight(config, where)
     with tracked(config, where.run.name, where.metrics) as tracker:
-        trained, why = artefact.up_to_date(where.checkpoint, "CHECKPOINT", where.recipe), ""
+        trained, why = up_to_date(where.checkpoint, "CHECKPOINT", where.recipe), ""
         if not trained or final_refresh_due(config, finished_run(config, where)):
             why = launcher(config)(config, where, trained)
         report = finish(config, where)
     if tracker is not None:
         tracker.finish(where.report, where.metrics, where.run / "curves", made(where, report), figures(report))
-        artefact.atomic_write(where.tracked, json.dumps({"uri": config.tracking.uri, "run_id": tracker.run_id}) + "\n")
+        atomic_write(where.tracked, json.dumps({"uri": config.tracking.uri, "run_id": tracker.run_id}) + "\n")
     if why:
         if tracker is not None:
             tracker.fail()

@@ -27,7 +27,7 @@ from clara.data.questions import read_questions
 from clara.errors import InputError, command_line
 from clara.model.artefact import check_given
 from clara.model.backbone_files import weights_hash
-from clara.storage import artefact
+from clara.storage.manifest import hash_of, make_directory, manifest_hash, read_manifest, up_to_date
 from clara.storage.paths import require_local
 
 if TYPE_CHECKING:
@@ -46,13 +46,11 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
             0: the whole step.
     """
     inputs = {
-        name: artefact.manifest_hash(path)
-        for name in ("checkpoint", "examples", "questions")
-        if (path := getattr(config, name))
+        name: manifest_hash(path) for name in ("checkpoint", "examples", "questions") if (path := getattr(config, name))
     }
     if config.corpus:
         hashes = input_hashes(expand([config.corpus], "corpus"))
-        inputs["corpus"] = artefact.hash_of(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
+        inputs["corpus"] = hash_of(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
         inputs["backbone"] = weights_hash(config.backbone.path)
     # Without defaults, so that adding a setting does not invalidate earlier runs.
@@ -62,11 +60,11 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
     return {"settings": settings, "dtype": config.backbone.dtype, "inputs": inputs}
 
 
-def up_to_date(target: Path, config: Config, plan: dict[str, object]) -> bool:
+def finished(target: Path, config: Config, plan: dict[str, object]) -> bool:
     """Whether the CHECKPOINT is there, made by this recipe on this backbone."""
-    if not artefact.up_to_date(target, "CHECKPOINT", plan):
+    if not up_to_date(target, "CHECKPOINT", plan):
         return False
-    backbone = artefact.read_manifest(target)["backbone"]
+    backbone = read_manifest(target)["backbone"]
     if backbone["own"] or not config.backbone.path:
         return True
     return weights_hash(config.backbone.path) == str(backbone["sha256"])
@@ -129,7 +127,7 @@ def train(config: Config, micro_batch: int, plan: dict[str, object], target: Pat
     if config.launch.threads:
         torch.set_num_threads(config.launch.threads)
     per_step = config.pretrain.documents_per_step if config.stage == "pretrain" else config.instruct.questions_per_step
-    run_directory = artefact.make_directory(Path(config.output) / f"run-{artefact.hash_of(plan)[:12]}")
+    run_directory = make_directory(Path(config.output) / f"run-{hash_of(plan)[:12]}")
     model, stage = build(config, micro_batch or per_step)
     engine = LocalEngine(stage.module, stage.groups(), stage.optimiser)
     with open(run_directory / "metrics.jsonl", "a", encoding="utf-8") as metrics:
@@ -141,7 +139,7 @@ def train(config: Config, micro_batch: int, plan: dict[str, object], target: Pat
         run(stage, engine, run_directory, seed=config.seed, checkpoint_every=config.joint.checkpoint_every, log=log)
     lora.copy_adapter(model.backbone.layers, "compressor", "query_reasoner")
     own = config.pretrain.train_backbone and config.stage == "pretrain"
-    store = own or (bool(config.checkpoint) and artefact.read_manifest(config.checkpoint)["backbone"]["own"])
+    store = own or (bool(config.checkpoint) and read_manifest(config.checkpoint)["backbone"]["own"])
     save_checkpoint(model, target, stage=config.stage, recipe=plan, store_backbone=store, separate_query_reasoner=False)
     print(f"{target}: CHECKPOINT after {stage.steps} steps of {config.stage}")
 
@@ -182,7 +180,7 @@ def main(argv: list[str]) -> int:
         )
     plan = recipe(config, options.micro_batch)
     target = Path(config.output) / "checkpoint"
-    if up_to_date(target, config, plan):
+    if finished(target, config, plan):
         print(f"{target}: up to date")
         return 0
     train(config, options.micro_batch, plan, target)

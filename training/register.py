@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
-from clara.storage.artefact import Artefact, hash_of, read_manifest
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import hash_of, read_manifest
 from clara.storage.paths import is_url
 from clara.tracking.names import flatten
 from clara.tracking.run_log import Run, RunLog

@@ -18,7 +18,7 @@ from clara.config.jobs import Records
 from clara.data.records import Document, document_id, normalise
 from clara.errors import InputError
 from clara.storage.bucket import url_glob
-from clara.storage.cache import localised_file
+from clara.storage.cache import local_file
 from clara.storage.folders import sha256_file
 from clara.storage.paths import is_url
 
@@ -91,9 +91,7 @@ def expand(patterns: Sequence[str], option: str = "--input") -> list[str]:
 def input_hashes(files: Sequence[str]) -> dict[str, str]:
     """File name to sha256, for a recipe; the whole path where two files in different folders have one name."""
     same = Counter(os.path.basename(f) for f in files)
-    return {
-        f if same[name] > 1 else name: sha256_file(localised_file(f)) for f in files for name in [os.path.basename(f)]
-    }
+    return {f if same[name] > 1 else name: sha256_file(local_file(f)) for f in files for name in [os.path.basename(f)]}
 
 
 @contextmanager
@@ -105,7 +103,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """
     compression = COMPRESSIONS.get(os.path.splitext(os.fspath(path).lower())[1], "")
     try:
-        with open(localised_file(path), "rb") as raw, decompressed(raw, compression) as stream:
+        with open(local_file(path), "rb") as raw, decompressed(raw, compression) as stream:
             yield stream
     except DAMAGE as error:
         raise InputError(

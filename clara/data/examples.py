@@ -12,14 +12,8 @@ import pyarrow.parquet as pq
 
 from clara.data.records import input_text
 from clara.errors import InputError
-from clara.storage.artefact import (
-    Artefact,
-    file_entry,
-    make_directory,
-    refuse_other,
-    write_file,
-    write_manifest,
-)
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import file_entry, make_directory, refuse_other, write_file, write_manifest
 from clara.storage.paths import Name, is_url
 from clara.storage.tables import read_records, read_table, records, table_bytes
 

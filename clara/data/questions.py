@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from clara.errors import InputError
-from clara.storage.artefact import Artefact, make_directory, refuse_other, write_file, write_manifest
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import make_directory, refuse_other, write_file, write_manifest
 from clara.storage.paths import Name, is_url
 from clara.storage.tables import read_records, table_bytes
 

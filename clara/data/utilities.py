@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from clara.config.roles import GENERATOR
 from clara.errors import InputError
-from clara.storage.artefact import Artefact, hash_of, write_file
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import hash_of, write_file
 from clara.storage.paths import Name
 from clara.storage.tables import read_records, table_bytes
 

@@ -21,7 +21,8 @@ from clara.config.flags import Command, add_setting
 from clara.errors import InputError
 from clara.import_reference.files import ADAPTERS, CONFIG, LAYERS
 from clara.model.backbone_files import tokenizer_hash, weights_hash
-from clara.storage.artefact import MANIFEST, read_manifest, sha256_file, up_to_date
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import MANIFEST, read_manifest, up_to_date
 
 if TYPE_CHECKING:
     from clara.import_reference.format import Reference

@@ -17,6 +17,7 @@ from typing import Any
 
 import faiss
 
+from clara.arrays import Ids
 from clara.errors import InputError
 from clara.index.factory import check_kind, refused_by_faiss, resolve_factory, train
 from clara.index.gpu import quantizer_on_gpu, require_gpu
@@ -26,12 +27,12 @@ from clara.index.rows import ADD_ROWS, parts_of, pieces_of, sources_of, unchange
 from clara.index.search import FILE, KIND, MemoryIndex, check_rows
 from clara.index.tokens import TOKENISER
 from clara.index.words import make_part, move_part
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 from clara.progress import Progress
-from clara.storage import artefact
-from clara.storage.artefact import (
-    Artefact,
-    atomic_write,
+from clara.storage.artefact import Artefact
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import (
+    MANIFEST,
     canonical_json,
     file_entry,
     make_directory,
@@ -140,7 +141,7 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
     )
     enforce_recall_floor(str(output), measured, recall_floor=how.recall_floor, strict=how.strict_recall)
     described = work.words() if how.words else None
-    (Path(output) / artefact.MANIFEST).unlink(missing_ok=True)
+    (Path(output) / MANIFEST).unlink(missing_ok=True)
     os.replace(file, Path(output) / FILE)
     files = [file_entry(output, FILE, len(store)), *move_part(work.folder, Path(output), described)]
     manifest = write_manifest(
@@ -166,7 +167,7 @@ def _with_floor(output: str | os.PathLike[str], recall_floor: float) -> dict[str
     manifest = read_manifest(output, KIND)
     if manifest["made_by"].get(FLOOR, RECALL_FLOOR) != recall_floor:
         manifest["made_by"][FLOOR] = recall_floor
-        atomic_write(join(output, artefact.MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+        atomic_write(join(output, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
     return manifest
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import faiss
 import numpy as np
 
+from clara.arrays import Floats, Ids
 from clara.errors import InputError
 from clara.index.gpu import quantizer_on_gpu
-from clara.memory.codec import Floats
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 
 _FLAT_ROWS = 50_000  # up to here, scanning every key costs less than it would lose
 _CODED_ROWS = 5_000_000  # from here on, keys in float16 are a burden

@@ -16,9 +16,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from clara.arrays import Ids
 from clara.errors import InputError
 
-Ids = NDArray[np.int64]
 _EMPTY_LISTS_BYTES = 32  # what FAISS writes for lists that are all empty
 _ID_BYTES = 8
 _NUMBERED = (

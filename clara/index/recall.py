@@ -16,11 +16,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from clara.arrays import Floats, Ids
 from clara.errors import InputError
 from clara.index.scores import best, unit_rows
 from clara.index.search import KIND, MemoryIndex
-from clara.memory.codec import Floats, layout
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.codec import layout
+from clara.memory.store import MemoryStore
 from clara.progress import Progress
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name

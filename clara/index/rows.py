@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from clara.memory.store import Ids, MemoryStore
-from clara.storage.artefact import hash_of
+from clara.arrays import Ids
+from clara.memory.store import MemoryStore
+from clara.storage.manifest import hash_of
 
 ADD_ROWS = 65_536
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clara.memory.codec import Floats
-from clara.memory.live_rows import Ids
+from clara.arrays import Floats, Ids
 
 Ranked = tuple[Ids, Floats]
 """Row ids and their scores, best first, equal scores by ascending id."""

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clara.arrays import NO_ROW, Floats, Ids
 from clara.errors import InputError
 from clara.index.ivf_file import ids_of, read_mapped
 from clara.index.scores import Ranked, best, merged, unit_rows
-from clara.memory.codec import Floats
 from clara.memory.keys import KeyProjection, key_projection
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 
@@ -145,7 +145,7 @@ class TwoLevels(ABC):
             if exclude is not None
             else [np.empty(0, np.int64)] * len(values)
         )
-        rows = np.full((len(values), k), -1, np.int64)
+        rows = np.full((len(values), k), NO_ROW, np.int64)
         scores = np.full((len(values), k), -np.inf, np.float32)
         asked = _finite(values)
         values, excluded = values[asked], [excluded[number] for number in asked]

@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clara.arrays import Ids
 from clara.data.records import input_text
 from clara.errors import InputError
 from clara.index.rows import pieces_of
 from clara.index.tokens import TOKENISER, words_of
-from clara.memory.store import Ids, MemoryStore
-from clara.storage.artefact import Artefact, atomic_write, file_entry
+from clara.memory.store import MemoryStore
+from clara.storage.artefact import Artefact
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import file_entry
 from clara.storage.transfer import link
 
 if TYPE_CHECKING:

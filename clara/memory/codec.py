@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clara.arrays import Floats
 from clara.errors import InputError
 from clara.memory.product_quantiser import Codebook, load_codebook, padded
 from clara.storage.paths import Name
 
-Floats = NDArray[np.float32]
 Tensors = Mapping[str, NDArray[Any]]
 Layout = dict[str, tuple[np.dtype[Any], tuple[int, ...]]]
 GROUP = 64

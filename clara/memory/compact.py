@@ -8,7 +8,7 @@ from clara.errors import InputError
 from clara.memory.shards import KIND, finished_report, shard_name, write_plan, write_stored
 from clara.memory.store import MemoryStore, complete_memory
 from clara.storage import paths
-from clara.storage.artefact import hash_of, read_manifest, up_to_date
+from clara.storage.manifest import hash_of, read_manifest, up_to_date
 from clara.storage.transfer import link
 
 

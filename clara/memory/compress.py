@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from clara.arrays import Floats
 from clara.data.records import Chunk, input_text
 from clara.errors import InputError
 from clara.memory import product_quantiser
 from clara.memory.batches import tight_batches
-from clara.memory.codec import Floats, check_memory, codec_named
+from clara.memory.codec import check_memory, codec_named
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
 from clara.memory.product_quantiser import Codebook
 from clara.memory.shards import finished_report, plan_hash, write_plan, write_shard
-from clara.storage.artefact import file_entry, hash_of
+from clara.storage.manifest import file_entry, hash_of
 
 if TYPE_CHECKING:
     from torch import Tensor

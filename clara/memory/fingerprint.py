@@ -11,14 +11,15 @@ from safetensors import SafetensorError
 from clara.errors import InputError
 from clara.model.artefact import Checkpoint
 from clara.model.backbone_files import tokenizer_hash, weights_hash
-from clara.storage.artefact import Artefact, hash_of
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import hash_of
 from clara.storage.mapped import as_bfloat16, read_floats
 from clara.storage.paths import Name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clara.memory.codec import Floats
+    from clara.arrays import Floats
     from clara.model.model import ClaraModel
 
 _SHOWN_DIGITS = 16

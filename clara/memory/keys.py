@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from clara.arrays import Floats
 from clara.errors import InputError
-from clara.memory.codec import Floats
 
 if TYPE_CHECKING:
     from torch import Tensor

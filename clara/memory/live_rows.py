@@ -5,9 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from clara.arrays import Ids
 from clara.errors import InputError
-
-Ids = NDArray[np.int64]
 
 
 class LiveRows:

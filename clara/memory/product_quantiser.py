@@ -12,10 +12,10 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from clara.arrays import Floats
 from clara.errors import InputError
 from clara.storage import base, folders, paths
 
-Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
 CODEBOOK = "codebook"

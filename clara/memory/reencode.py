@@ -14,7 +14,7 @@ from clara.memory.product_quantiser import Codebook
 from clara.memory.shards import KIND, shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.storage import paths
-from clara.storage.artefact import file_entry, read_manifest, up_to_date
+from clara.storage.manifest import file_entry, read_manifest, up_to_date
 
 
 def reencode_recipe(store: MemoryStore, fingerprint: Fingerprint, batch_tokens: int) -> dict[str, Any]:

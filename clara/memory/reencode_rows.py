@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from clara.arrays import Ids
 from clara.errors import InputError
 from clara.memory.compress import Compressor, write_memory_shard
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.mixed_versions import FIELD
 from clara.memory.reencode import check_follows, check_whole
 from clara.memory.shards import KIND
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 from clara.memory.update import next_generation, overlay_name
-from clara.storage.artefact import hash_of, read_manifest, up_to_date, write_manifest
+from clara.storage.manifest import hash_of, read_manifest, up_to_date, write_manifest
 from clara.storage.transfer import link
 
 

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from clara.arrays import Floats
 from clara.data.records import Chunk
 from clara.errors import InputError
-from clara.memory.codec import Floats, encode_memory
-from clara.memory.live_rows import Ids as Ids
+from clara.memory.codec import encode_memory
 from clara.memory.product_quantiser import Codebook
 from clara.storage import base, folders, paths
-from clara.storage.artefact import atomic_write, canonical_json, hash_of, write_file
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import canonical_json, hash_of, write_file
 
 KIND = "MEMORY"
 RECORDS, TENSORS, PLAN = "records.parquet", "memory.safetensors", "plan.json"

@@ -16,19 +16,20 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from clara.arrays import Floats, Ids
 from clara.data.records import Chunk
 from clara.errors import InputError
-from clara.memory.codec import Floats, codebook_of, decode_memory, layout
+from clara.memory.codec import codebook_of, decode_memory, layout
 from clara.memory.document_rows import DocumentRows
 from clara.memory.fingerprint import Accepted, Fingerprint, of_memory
-from clara.memory.live_rows import Ids as Ids
 from clara.memory.live_rows import LiveRows
 from clara.memory.mixed_versions import check_accepted, refuse_mixed, shard_fingerprints
 from clara.memory.product_quantiser import FILE as CODEBOOK_FILE
 from clara.memory.product_quantiser import Codebook
 from clara.memory.shards import KIND, RECORDS, TENSORS
 from clara.storage import paths
-from clara.storage.artefact import Artefact, write_manifest
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import write_manifest
 from clara.storage.mapped import map_tensors
 from clara.storage.paths import Name
 from clara.storage.tables import read_table

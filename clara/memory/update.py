@@ -22,7 +22,8 @@ from clara.memory.mixed_versions import refuse_mixed
 from clara.memory.product_quantiser import CODEBOOK
 from clara.memory.shards import KIND, check_row_ids, finished_report, plan_hash, shard_name, write_plan, write_stored
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import Artefact, hash_of, write_manifest
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import hash_of, write_manifest
 from clara.storage.paths import Name
 from clara.storage.transfer import link
 

@@ -13,7 +13,8 @@ from clara.config.roles import ROLES
 from clara.config.tree import Config
 from clara.errors import InputError
 from clara.model.backbone_files import weights_hash
-from clara.storage.artefact import MANIFEST, Artefact
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import MANIFEST
 from clara.storage.paths import Name
 
 KIND = "CHECKPOINT"

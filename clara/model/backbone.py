@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from clara.errors import InputError
 from clara.model.lora import Route, add_adapter, current_route, install, routed
 from clara.model.precision import multiplies_bfloat16, widened
-from clara.storage.cache import localised_folder
+from clara.storage.cache import local_folder
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Backbone(nn.Module):
         Raises:
             InputError: no folder, no config, or weights that transformers can't read.
         """
-        local = localised_folder(folder)
+        local = local_folder(folder)
         if not (local / "config.json").is_file():
             raise InputError(
                 f"backbone.path {folder!r}: no config.json there; give a folder that holds a causal LM in the "

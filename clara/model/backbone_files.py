@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clara.errors import InputError
-from clara.storage.cache import localised_folder
+from clara.storage.cache import local_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ def _hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
 
 def weights_hash(folder: str | os.PathLike[str]) -> str:
     """Sha256 over the weight files of a model folder, in name order: what `backbone` means in a fingerprint."""
-    files = sorted(localised_folder(folder).glob("*.safetensors"))
+    files = sorted(local_folder(folder).glob("*.safetensors"))
     if not files:
         raise InputError(
             f"{folder}: no *.safetensors there; give a folder that holds a causal LM in the transformers format, "
@@ -36,7 +36,7 @@ def weights_hash(folder: str | os.PathLike[str]) -> str:
 
 def tokenizer_hash(folder: str | os.PathLike[str]) -> str:
     """Sha256 over a folder's `tokenizer.json`: what `tokenizer` means in a fingerprint."""
-    path = localised_folder(folder) / "tokenizer.json"
+    path = local_folder(folder) / "tokenizer.json"
     if not path.is_file():
         raise InputError(f"{folder}: no tokenizer.json; a fast tokenizer is needed")
     try:
@@ -50,7 +50,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
     """The fast tokenizer of a model folder, read from that folder only."""
     from transformers import AutoTokenizer  # takes a second, which hashes need not wait for
 
-    folder = localised_folder(folder)
+    folder = local_folder(folder)
     if not (Path(folder) / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer.json; give a model folder with a fast tokenizer")
     try:

@@ -31,14 +31,9 @@ from clara.model.artefact import OWN_BACKBONE, Checkpoint
 from clara.model.backbone import Backbone
 from clara.model.backbone_files import load_tokenizer, tokenizer_hash, weights_hash
 from clara.model.model import ClaraModel
-from clara.storage.artefact import (
-    Artefact,
-    atomic_write,
-    file_entry,
-    make_directory,
-    refuse_other,
-    write_manifest,
-)
+from clara.storage.artefact import Artefact
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import file_entry, make_directory, refuse_other, write_manifest
 from clara.storage.paths import Name
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 
 PREFIX = "base_model.model."
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from clara.arrays import NO_ROW
 from clara.data.records import Document, input_text
 from clara.errors import InputError
 from clara.index.tokens import words_of
 from clara.index.words import empty_words, no_words, open_words
 from clara.memory.store import MemoryStore
-from clara.retrieval.ranker import NO_ROW, Queries, row_lists
+from clara.retrieval.ranker import Queries, row_lists
 from clara.storage.artefact import Artefact
 
 if TYPE_CHECKING:

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clara.arrays import Ids
 from clara.data.records import input_text
 from clara.errors import InputError
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 from clara.retrieval.ranker import Queries
-from clara.storage.artefact import hash_of, sha256_file
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import hash_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

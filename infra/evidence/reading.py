@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clara.memory.store import MemoryStore
-from clara.storage import artefact
+from clara.storage.manifest import MANIFEST
 from infra.evidence.data import SCP
 from infra.evidence.rows import read_rows
 from training.evaluation.measures import Figure, figures
@@ -33,11 +33,9 @@ def reading_of(memory: Path, evaluation: Path) -> Reading:
 
 def readings(run: Path) -> list[Reading]:
     """Every number of memory tokens that was measured, largest first."""
-    found = (
-        [reading_of(run / "memory", run / "evaluation")] if (run / "evaluation" / artefact.MANIFEST).is_file() else []
-    )
+    found = [reading_of(run / "memory", run / "evaluation")] if (run / "evaluation" / MANIFEST).is_file() else []
     for folder in run.glob("slots-*"):
-        if (folder / "evaluation" / artefact.MANIFEST).is_file():
+        if (folder / "evaluation" / MANIFEST).is_file():
             found.append(reading_of(folder / "memory", folder / "evaluation"))
     return sorted(found, key=lambda r: -r.memory_tokens)
 

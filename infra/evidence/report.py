@@ -18,8 +18,8 @@ from typing import Any
 from clara.config.flags import program
 from clara.errors import command_line
 from clara.memory.store import MemoryStore
-from clara.storage import artefact
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import MANIFEST, make_directory, read_manifest, versions
 from infra.evidence.data import SCP, SPLITS
 from infra.evidence.pictures import learning, reading_curve, recall_bars
 from infra.evidence.reading import Reading, reading_table, readings
@@ -104,10 +104,10 @@ def provenance(run: Path) -> dict[str, Any]:
     made = (*(f"{name}/checkpoint" for name in trained), "utilities", "memory")
     return {
         "hardware": {"processor": processor(), "cores": os.cpu_count(), "system": platform.platform()},
-        "versions": artefact.versions(),
+        "versions": versions(),
         "seconds": load(run / "seconds.json"),
         "commands": load(run / "commands.json"),
-        "questions": artefact.read_manifest(run / "data" / "questions", "QUESTIONS")["counts"],
+        "questions": read_manifest(run / "data" / "questions", "QUESTIONS")["counts"],
         "recipes": {name: recipe_of(run / name) for name in made},
     }
 
@@ -123,7 +123,7 @@ def write(run: Path, output: Path) -> None:
     outcomes = targets(rows, read) + (alignment_targets(aligned) if aligned else [])
     differences = tests(rows)
     tables = tables_of(run, rows, aligned, read, differences)
-    artefact.make_directory(output)
+    make_directory(output)
     pictures, made = draw(run, output, rows, read), provenance(run)
     result = {
         "targets": outcomes,
@@ -148,7 +148,7 @@ def write(run: Path, output: Path) -> None:
 
 def finished(folder: Path) -> bool:
     """Whether an artefact is there."""
-    return (folder / artefact.MANIFEST).is_file()
+    return (folder / MANIFEST).is_file()
 
 
 def pool_figures(rows: Sequence[Row]) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def recipe_of(path: Path) -> Any:
             return {k: portable(v) for k, v in value.items() if k != "path"}
         return [portable(v) for v in value] if isinstance(value, list) else value
 
-    return portable(artefact.read_manifest(path)["made_by"].get("recipe")) if finished(path) else None
+    return portable(read_manifest(path)["made_by"].get("recipe")) if finished(path) else None
 
 
 def markdown(

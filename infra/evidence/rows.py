@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from clara.metrics import PairedTest, normalise_answer
-from clara.storage import artefact
+from clara.storage.manifest import read_manifest
 from infra.evidence.data import SPLITS
 from training.evaluation.measures import Figure, Row, differences, figures
 from training.evaluation.tables import Table, shown
@@ -27,7 +27,7 @@ def read_rows(evaluation: Path) -> list[Row]:
     Raises:
         InputError: it is not there or not finished.
     """
-    artefact.read_manifest(evaluation, "EVALUATION")
+    read_manifest(evaluation, "EVALUATION")
     rows = []
     for row in pq.read_table(evaluation / "per_question.parquet").to_pylist():
         if curve := row.get("pool_recall_curve"):

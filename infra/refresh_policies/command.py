@@ -21,7 +21,8 @@ from typing import Any
 
 from clara.config.flags import program
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write, versions
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import versions
 from infra.hardware import processor
 from infra.refresh_policies.figures import compare, draw, markdown
 from infra.steps import run_together, shown, training

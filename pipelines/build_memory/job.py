@@ -15,8 +15,9 @@ from clara.memory.keys import DEFAULT_KEY_SIZE, key_projection
 from clara.memory.mixed_versions import check_accepted
 from clara.memory.shards import KIND
 from clara.model.artefact import Checkpoint
-from clara.storage.artefact import Artefact, hash_of
-from clara.storage.cache import cache_directory, localised_folder
+from clara.storage.artefact import Artefact
+from clara.storage.cache import cache_directory, local_folder
+from clara.storage.manifest import hash_of
 from clara.storage.paths import absolute, is_url, join
 from pipelines.build_memory.outcome import MemoryJob
 from pipelines.corpus.arguments import given_fields
@@ -98,9 +99,7 @@ def check_trained_for(args: argparse.Namespace, max_tokens: int, checkpoint: Che
         return
     from transformers import AutoConfig  # takes a second, and is rarely needed
 
-    config = AutoConfig.from_pretrained(
-        localised_folder(checkpoint.backbone_folder(args.backbone)), local_files_only=True
-    )
+    config = AutoConfig.from_pretrained(local_folder(checkpoint.backbone_folder(args.backbone)), local_files_only=True)
     positions = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
     room = positions - num_memory_tokens - 3
     if positions and max_tokens > room:

@@ -14,8 +14,8 @@ from clara.memory.shards import KIND, PLAN
 from clara.memory.store import complete_memory
 from clara.memory.update import complete_update
 from clara.storage import paths
-from clara.storage.artefact import read_manifest
 from clara.storage.folders import folder
+from clara.storage.manifest import read_manifest
 from clara.storage.paths import Name
 from pipelines.corpus.counts import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
 from pipelines.corpus.dead_letters import NAME

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from clara.errors import InputError
 from clara.memory.shards import KIND
-from clara.storage.artefact import MANIFEST
+from clara.storage.manifest import MANIFEST
 from pipelines.build_memory.job import make_job
 from pipelines.build_memory.local.records import ReadSoFar
 from pipelines.build_memory.outcome import MemoryJob, remove_leftovers

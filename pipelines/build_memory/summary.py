@@ -18,7 +18,7 @@ from clara.config.flags import Command
 from clara.errors import command_line
 from clara.memory.shards import KIND, PLAN, RECORDS
 from clara.storage.artefact import Artefact
-from clara.storage.cache import localised_file
+from clara.storage.cache import local_file
 from clara.storage.paths import join
 from clara.storage.tables import read_table
 from pipelines.job import page as pages
@@ -193,7 +193,7 @@ def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
     """Log the MEMORY with its page, and return the run's id."""
     again = f"python -m pipelines.build_memory.summary --memory {summary.name}"
     fields = summary.manifest["fingerprint_fields"]
-    logged = Logged(summary.name, summary.manifest, summary.hash, fields, summary.figures, localised_file(path), again)
+    logged = Logged(summary.name, summary.manifest, summary.hash, fields, summary.figures, local_file(path), again)
     return log_artefact(logged, url, experiment)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from clara.storage.artefact import write_file
+from clara.storage.manifest import write_file
 from pipelines.corpus.dead_letter import DeadLetter, clean
 
 NAME = "dead_letters"

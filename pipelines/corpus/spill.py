@@ -19,7 +19,8 @@ import numpy as np
 import orjson
 
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write, hash_of, make_directory, versions
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import hash_of, make_directory, versions
 
 SPILL = ".spill"
 PLAN = "plan.json"

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from clara.data.corpus import COMPRESSIONS, DAMAGE, decompressed
 from clara.errors import InputError
-from clara.storage.artefact import sha256_file
+from clara.storage.folders import sha256_file
 from pipelines.corpus import mediawiki
 from pipelines.corpus.files import exists, list_files, open_file, size_and_change
 

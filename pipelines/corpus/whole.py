@@ -8,7 +8,7 @@ from typing import Any
 from clara.data.corpus import FIELDS, Fields, read_rows, to_document
 from clara.data.records import Document
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 
 
 def read_corpus(files: Sequence[str], fields: Fields = FIELDS) -> list[Document]:

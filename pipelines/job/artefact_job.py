@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 
 from clara.errors import InputError
 from clara.storage import folders, paths
-from clara.storage.artefact import MANIFEST, canonical_json, read_manifest, up_to_date
 from clara.storage.base import StorageError
+from clara.storage.manifest import MANIFEST, canonical_json, read_manifest, up_to_date
 from pipelines.job.locks import Lease, locked
 
 OUTCOME = ".outcome.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 from clara.errors import InputError
 from clara.storage import folders, paths
-from clara.storage.artefact import MANIFEST
+from clara.storage.manifest import MANIFEST
 from pipelines.corpus.dead_letters import NAME
 from pipelines.corpus.document_ids import EXAMPLE, SEVERAL
 from pipelines.job.artefact_job import OUTCOME

@@ -9,8 +9,8 @@ from apache_beam.pvalue import AsDict, AsList, AsSideInput, PCollection
 
 from clara.errors import InputError
 from clara.storage import paths
-from clara.storage.artefact import atomic_write
 from clara.storage.base import StorageError
+from clara.storage.folders import atomic_write
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.transforms.dead_letters import count_reasons, write_letters
 from pipelines.job.artefact_job import OUTCOME

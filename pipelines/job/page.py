@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from clara.storage.paths import join
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from clara.config.flags import Command, add_setting
 from clara.data.utilities import FILE, KIND, reader_hash
 from clara.errors import InputError
 from clara.storage import folders, paths
-from clara.storage.artefact import MANIFEST, manifest_hash, read_manifest, write_manifest
+from clara.storage.manifest import MANIFEST, manifest_hash, read_manifest, write_manifest
 from pipelines.engines.names import LOCAL
 from pipelines.engines.process_pool import WorkerPool, num_cores, retry_on_worker_death
 from pipelines.job.artefact_job import ArtefactJob, nothing

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clara.data.questions import Question, read_questions
-from clara.storage.artefact import manifest_hash
+from clara.storage.manifest import manifest_hash
 
 
 @dataclass(frozen=True)

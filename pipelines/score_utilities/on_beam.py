@@ -9,7 +9,7 @@ from apache_beam.pvalue import AsList
 from apache_beam.utils.shared import Shared
 
 from clara.storage import folders, paths
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from pipelines.engines.runner import execute
 from pipelines.score_utilities.job import ScoringJob
 from pipelines.score_utilities.scoring import Scorer, score_shard

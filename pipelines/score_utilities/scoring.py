@@ -16,7 +16,7 @@ from clara.retrieval.pools import QuestionRows, Source, fill_at_random, own_cand
 from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
 from clara.storage import folders
-from clara.storage.artefact import file_entry
+from clara.storage.manifest import file_entry
 from pipelines.job.progress import ShardProgress
 from pipelines.score_utilities.job import ScoringJob, questions_of
 

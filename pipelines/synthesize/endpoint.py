@@ -12,7 +12,7 @@ import openai
 import tenacity
 
 from clara.errors import InputError
-from clara.storage.artefact import hash_of
+from clara.storage.manifest import hash_of
 from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.prompts import Request
 from pipelines.synthesize.rate_limit import Pace, retry_after

@@ -14,7 +14,7 @@ from apache_beam.pvalue import PCollection
 
 from clara.errors import InputError
 from clara.processes import torch_threads
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.exact_duplicates import UniqueChunk
 from pipelines.corpus.splits import Unit

@@ -14,8 +14,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from clara.config.model import Prompts
 from clara.errors import InputError
 from clara.model.backbone_files import tokenizer_hash
-from clara.storage.artefact import hash_of
 from clara.storage.cache import cache_directory
+from clara.storage.manifest import hash_of
 from clara.storage.paths import absolute, is_url
 from pipelines.corpus.arguments import given_fields
 from pipelines.corpus.chunking import Tokens, check_limits

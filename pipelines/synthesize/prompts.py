@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from clara.errors import InputError
-from clara.storage.artefact import hash_of
+from clara.storage.manifest import hash_of
 
 VERSION = 1
 """Of the prompts that are shipped; raised with every change of one."""

@@ -15,7 +15,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from clara.errors import InputError
-from clara.storage.artefact import read_manifest, up_to_date
+from clara.storage.manifest import read_manifest, up_to_date
 from clara.storage.paths import Name, is_url
 from clara.storage.transfer import published
 from pipelines.corpus.splits import Unit, find_units

@@ -10,7 +10,8 @@ from typing import Any
 from clara.data.examples import write_part
 from clara.data.records import Chunk
 from clara.memory.shards import shard_name
-from clara.storage.artefact import atomic_write, hash_of
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import hash_of
 from pipelines.corpus.dead_letter import DeadLetter, clean
 from pipelines.corpus.dead_letters import SNIPPET_CHARACTERS
 from pipelines.corpus.exact_duplicates import UniqueChunk

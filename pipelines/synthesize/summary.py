@@ -17,7 +17,7 @@ from clara.data.records import chunk_id
 from clara.errors import InputError, command_line
 from clara.storage import folders, paths
 from clara.storage.artefact import Artefact
-from clara.storage.cache import localised_file
+from clara.storage.cache import local_file
 from pipelines.job import page as pages
 from pipelines.job.tracking import Logged, add_tracking_arguments, log_artefact
 from pipelines.synthesize import dialogues as streams
@@ -93,7 +93,7 @@ def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
         f"python -m pipelines.synthesize.summary --examples {summary.name} --price-prompt {prompt} --price-reply "
         f"{reply}"
     )
-    logged = Logged(summary.name, summary.manifest, summary.hash, {}, summary.figures, localised_file(path), again)
+    logged = Logged(summary.name, summary.manifest, summary.hash, {}, summary.figures, local_file(path), again)
     return log_artefact(logged, url, experiment)
 
 

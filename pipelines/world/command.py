@@ -22,7 +22,8 @@ from clara.config.flags import program
 from clara.data.examples import Example, write_examples
 from clara.data.questions import Question, write_questions
 from clara.errors import InputError
-from clara.storage import artefact
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import hash_of, up_to_date
 from pipelines.world import text
 
 POOL_SIZE = 20
@@ -222,15 +223,13 @@ def main(argv: list[str]) -> int:
         return 0
     output = Path(options.output)
     corpus = "".join(json.dumps(document) + "\n" for document in documents)
-    recipe["corpus"] = artefact.hash_of(corpus)
-    done = artefact.up_to_date(output / "questions", "QUESTIONS", recipe) and artefact.up_to_date(
-        output / "examples", "EXAMPLES", recipe
-    )
+    recipe["corpus"] = hash_of(corpus)
+    done = up_to_date(output / "questions", "QUESTIONS", recipe) and up_to_date(output / "examples", "EXAMPLES", recipe)
     if done and (output / "corpus.jsonl").is_file() and (output / "backbone" / "config.json").is_file():
         print(f"{output}: up to date")
         return 0
     save_backbone(output / "backbone", options.seed)
-    artefact.atomic_write(output / "corpus.jsonl", corpus)
+    atomic_write(output / "corpus.jsonl", corpus)
     write_examples(
         output / "examples", [e for e in told if e.kind == "qa" or not options.without_paraphrase], recipe=recipe
     )

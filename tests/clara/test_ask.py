@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from clara import ask
+from clara.arrays import NO_ROW
 from clara.errors import InputError
 from clara.model.checkpoint import save_checkpoint
-from clara.retrieval.retriever import NO_ROW, Retriever
+from clara.retrieval.retriever import Retriever
 from tests.helpers import evaluation_world, tiny
 from tests.helpers.evaluation_world import World
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write, make_directory
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import make_directory
 
 PROGRAM = """
 import errno, sys

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from clara.storage.artefact import Artefact, read_manifest
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import read_manifest
 from clara.storage.paths import Name
 
 

@@ -15,7 +15,7 @@ from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.shards import shard_name
 from clara.memory.store import complete_memory
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 
 NUM_SHARDS = 2
 

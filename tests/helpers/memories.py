@@ -3,17 +3,16 @@
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from clara.arrays import Floats
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
 from clara.memory.shards import shard_name, write_shard
 from clara.memory.store import complete_memory
-from clara.storage.artefact import write_manifest
+from clara.storage.manifest import write_manifest
 
 M, D = 2, 12
-Floats = NDArray[np.float32]
 
 
 def chunk(number: int) -> Chunk:

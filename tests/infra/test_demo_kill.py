@@ -14,7 +14,7 @@ import pytest
 
 from clara.data.questions import read_questions
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import manifest_hash
+from clara.storage.manifest import manifest_hash
 from tests.helpers.artefacts import verify
 from tests.helpers.towns import write as write_towns
 

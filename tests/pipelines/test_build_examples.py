@@ -10,7 +10,8 @@ import pytest
 from clara.data.examples import FILE, Example, read_examples
 from clara.data.records import Document
 from clara.errors import InputError
-from clara.storage.artefact import read_manifest, sha256_file
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import read_manifest
 from pipelines.build_examples import ABOUT, Settings, corpus_examples, main, spans
 from pipelines.corpus.bridges import ClozeSettings, cloze_questions
 from pipelines.corpus.mentions import MASK, Names, is_held_out

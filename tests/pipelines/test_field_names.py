@@ -10,7 +10,7 @@ from clara.data.examples import read_examples
 from clara.data.questions import read_questions
 from clara.data.records import document_id
 from clara.errors import InputError
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from pipelines import build_examples, select_corpus
 from pipelines.build_memory import command as build_memory
 from pipelines.build_questions import command as build_questions

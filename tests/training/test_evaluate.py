@@ -16,7 +16,7 @@ from clara.errors import InputError
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.ranker import Queries, Ranker
 from clara.retrieval.retriever import Retriever
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from tests.helpers import evaluation_world
 from tests.helpers.artefacts import verify
 from tests.helpers.evaluation_world import World

@@ -8,7 +8,7 @@ from clara.config.load import load
 from clara.config.tree import Config
 from clara.errors import InputError
 from clara.model.artefact import check_given
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training import joint, pretrain

@@ -17,7 +17,7 @@ from clara.config.load import load
 from clara.config.refresh import Refresh
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint

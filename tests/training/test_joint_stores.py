@@ -12,8 +12,8 @@ import pytest
 from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import manifest_hash, read_manifest
 from clara.storage.cache import CACHE
+from clara.storage.manifest import manifest_hash, read_manifest
 from clara.storage.transfer import published
 from tests.helpers import joint_world, stores
 from tests.helpers.joint_world import World

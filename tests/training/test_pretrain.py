@@ -21,7 +21,7 @@ from clara.errors import InputError
 from clara.model import lora
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
-from clara.storage import artefact
+from clara.storage.manifest import read_manifest
 from tests.helpers import tiny
 from tests.helpers.artefacts import verify
 from training.pretrain import build, main
@@ -128,7 +128,7 @@ def test_another_backbone_is_not_up_to_date(pretrained: Path, inputs: list[str],
     output = tmp_path / "output"
     main(command(inputs, "stage=pretrain", f"output={output}", "pretrain.steps=1"))
     main(command(inputs, "stage=pretrain", f"output={output}", "pretrain.steps=1", f"backbone.path={other}"))
-    assert artefact.read_manifest(output / "checkpoint")["backbone"]["path"] == str(other)
+    assert read_manifest(output / "checkpoint")["backbone"]["path"] == str(other)
 
 
 def test_a_run_of_another_backbone_is_not_resumed(inputs: list[str], tmp_path: Path):
@@ -179,7 +179,7 @@ def test_a_trained_backbone_is_stored(inputs: list[str], tmp_path: Path, tiny_ba
         )
         == 0
     )
-    manifest = artefact.read_manifest(tmp_path / "checkpoint")
+    manifest = read_manifest(tmp_path / "checkpoint")
     assert manifest["backbone"]["own"] is True
     trained = load_checkpoint(tmp_path / "checkpoint", FLOAT32).backbone.embedding.weight
     fresh = tiny.build_model(tiny_backbone).backbone.embedding.weight

@@ -13,7 +13,7 @@ import pytest
 
 from clara.errors import InputError
 from clara.retrieval.retriever import Retriever
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from tests.helpers import evaluation_world
 from tests.helpers.evaluation_world import World
 from training import evaluate, promote, register

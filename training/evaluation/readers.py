@@ -20,7 +20,8 @@ from clara.model import lora
 from clara.model.model import ClaraModel
 from clara.model.prompts import Prompt
 from clara.retrieval.retriever import Retriever
-from clara.storage.artefact import atomic_write, hash_of, manifest_hash
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import hash_of, manifest_hash
 
 # Enough to keep a few cores busy; more would only make progress jerky.
 BATCH_TOKENS = 1024

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clara.metrics import PairedTest
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from training.evaluation.alignment import Moved, moved_documents
 from training.evaluation.files import PER_QUESTION, REPORT
 from training.evaluation.measures import Figure, Row, differences, figures

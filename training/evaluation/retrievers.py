@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from clara.data.questions import Question
 from clara.memory.store import MemoryStore
 from clara.retrieval.ranker import Queries, Ranker
-from clara.storage.artefact import hash_of
+from clara.storage.manifest import hash_of
 
 DEPTH = 100
 """Rows ranked over the whole MEMORY: what comes later counts as not found."""

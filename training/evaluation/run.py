@@ -11,8 +11,8 @@ from clara.data.questions import Question
 from clara.errors import InputError
 from clara.retrieval.dense import DenseEncoder
 from clara.retrieval.retriever import Retriever
-from clara.storage import artefact
-from clara.storage.artefact import hash_of
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import hash_of
 from training.evaluation.measures import Row
 from training.evaluation.pairs import ReadingCaches, evaluate_system, own_rankings
 from training.evaluation.retrievers import Rankings
@@ -78,7 +78,7 @@ class EvaluationRun:
                     found=found,
                 )
                 absent = missing_documents(self.questions, self._open(system))
-                artefact.atomic_write(part, json.dumps({"rows": measured, "absent": absent}, ensure_ascii=False))
+                atomic_write(part, json.dumps({"rows": measured, "absent": absent}, ensure_ascii=False))
             done = json.loads(part.read_text(encoding="utf-8"))
             rows += done["rows"]
             counts |= {f"{system.name}: {what}": count for what, count in done["absent"].items()}
@@ -105,7 +105,7 @@ class EvaluationRun:
             if not part.is_file():
                 rankings = own_rankings(system.name, self._open(system), self.questions, self.settings)
                 rows = hash_of(self._open(system).store.row_ids.tolist())
-                artefact.atomic_write(part, json.dumps({"rows": rows, "rankings": [asdict(r) for r in rankings]}))
+                atomic_write(part, json.dumps({"rows": rows, "rankings": [asdict(r) for r in rankings]}))
             done = json.loads(part.read_text(encoding="utf-8"))
             first = first or done["rows"]
             if done["rows"] != first:

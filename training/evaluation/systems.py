@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from clara.config.evaluation import BASELINES, CONDITIONS, Evaluation
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.storage.artefact import hash_of, manifest_hash
+from clara.storage.manifest import hash_of, manifest_hash
 
 if TYPE_CHECKING:
     from clara.retrieval.retriever import Retriever

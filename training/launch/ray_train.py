@@ -41,7 +41,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from clara.config.tree import Config
 from clara.errors import InputError
 from clara.index.search import MemoryIndex
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from training.launch.cluster import check_reachable
 from training.launch.cluster_shares import check_room, scaling
 from training.launch.served_index import served

@@ -23,14 +23,14 @@ import faiss
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
+from clara.arrays import Floats, Ids
 from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.index.scores import Ranked
 from clara.index.search import IndexedRows
 from clara.index.share import open_share
-from clara.memory.codec import Floats
-from clara.memory.store import Ids, MemoryStore
-from clara.storage.artefact import manifest_hash
+from clara.memory.store import MemoryStore
+from clara.storage.manifest import manifest_hash
 
 logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 0.5

@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from clara.arrays import Floats, Ids
 from clara.config.tree import Retrieval
 from clara.index.scores import Ranked
 from clara.index.search import KIND, TwoLevels
 from clara.index.share import owner_of
-from clara.memory.codec import Floats
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact
 from clara.storage.paths import from_root
 from training.launch.search_servers import Servers

@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write, make_directory
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import make_directory
 from training.loop.engine import Engine
 
 logger = logging.getLogger(__name__)

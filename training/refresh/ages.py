@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from clara.arrays import Ids
 from clara.errors import InputError
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 
 
 def shard_steps(store: MemoryStore, steps: Mapping[str, int]) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from clara.config.refresh import Refresh
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from training.loop.lines import Lines, lines_of
 from training.loop.run_state import noted_states
 from training.refresh.check_result import check_result

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara.arrays import Floats, Ids
 from clara.data.questions import Question, choose, evenly
 from clara.data.records import input_text
 from clara.index.scores import best, unit_rows
-from clara.memory.codec import Floats
 from clara.memory.compress import Compressor
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 from clara.model.model import ClaraModel
 from training.loop.engine import Engine
 

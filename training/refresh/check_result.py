@@ -5,7 +5,7 @@ import numpy as np
 from clara.errors import InputError
 from clara.index.search import MemoryIndex
 from clara.memory.store import MemoryStore
-from clara.storage import artefact
+from clara.storage.manifest import manifest_hash
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult, expected_fingerprint
 
 
@@ -25,7 +25,7 @@ def check_result(job: RefreshJob, result: RefreshResult) -> None:
     except InputError as error:
         raise RefreshError(str(error)) from error
     for folder, wanted in ((job.memory, result.memory_hash), (job.index, result.index_hash)):
-        if (found := artefact.manifest_hash(folder)) != wanted:
+        if (found := manifest_hash(folder)) != wanted:
             raise RefreshError(
                 f"{folder}: its manifest hash is {found[:16]}, the refresh made {wanted[:16]}; something else wrote "
                 "there"

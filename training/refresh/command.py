@@ -13,7 +13,7 @@ from typing import Any
 
 from clara.config.flags import program
 from clara.errors import InputError
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from training.refresh.job import RefreshJob, expected_fingerprint, fingerprint_of, run_job
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from clara.arrays import Ids
 from clara.config.model import Backbone
 from clara.errors import InputError
 from clara.index.build import build_index
@@ -25,11 +26,12 @@ from clara.index.versions import has_words
 from clara.memory.fingerprint import Fingerprint, of_checkpoint, of_memory
 from clara.memory.reencode import check_follows, reencode, reencode_recipe, reencode_shards
 from clara.memory.reencode_rows import reencode_rows, rows_recipe
-from clara.memory.store import Ids, MemoryStore
+from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.retrieval.retriever import Retriever
-from clara.storage import artefact
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import MANIFEST, manifest_hash, up_to_date
 from training.refresh.ages import steps_of_rows
 from training.refresh.retention import check_replaceable
 from training.refresh.working_set import RowSelection, rows_to_refresh, write_drift
@@ -142,7 +144,7 @@ class RefreshResult:
 
 def fingerprint_of(memory: str | os.PathLike[str]) -> Fingerprint:
     """The fingerprint that a MEMORY says it has."""
-    return of_memory(artefact.Artefact.open(memory, "MEMORY", lazy=True))
+    return of_memory(Artefact.open(memory, "MEMORY", lazy=True))
 
 
 def expected_fingerprint(
@@ -200,8 +202,8 @@ def run_job(job: RefreshJob) -> RefreshResult:
     if lag is not None:
         drift = write_drift(job.drift, store, made, rows, lag, selection.drift)
     return RefreshResult(
-        memory_hash=artefact.manifest_hash(job.memory),
-        index_hash=artefact.manifest_hash(job.index),
+        memory_hash=manifest_hash(job.memory),
+        index_hash=manifest_hash(job.index),
         fingerprint=fingerprint.hash,
         rows=len(rows),
         bytes=sum(f["bytes"] for f in manifest["files"] if f["path"].partition("/")[0] in own or not job.selection),
@@ -249,9 +251,9 @@ def _make_room(job: RefreshJob, recipe: dict[str, Any]) -> None:
     Raises:
         InputError: a model points to it.
     """
-    if not artefact.up_to_date(job.memory, "MEMORY", recipe):
+    if not up_to_date(job.memory, "MEMORY", recipe):
         check_replaceable(Path(job.memory))
-        (Path(job.memory) / artefact.MANIFEST).unlink(missing_ok=True)
+        (Path(job.memory) / MANIFEST).unlink(missing_ok=True)
 
 
 def run_and_release(job: RefreshJob) -> RefreshResult:
@@ -280,10 +282,10 @@ def _read_back(job: RefreshJob, folders: Collection[str] | None) -> None:
     """
     for directory, kind in ((job.memory, "MEMORY"), (job.index, "INDEX")):
         try:
-            artefact.Artefact.open(directory, kind).verify(only=folders if kind == "MEMORY" else None)
+            Artefact.open(directory, kind).verify(only=folders if kind == "MEMORY" else None)
         except InputError:
             # Else the next try would find it finished, instead of making the damaged shard again.
-            (Path(directory) / artefact.MANIFEST).unlink(missing_ok=True)
+            (Path(directory) / MANIFEST).unlink(missing_ok=True)
             raise
 
 

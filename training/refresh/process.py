@@ -21,7 +21,7 @@ from typing import Protocol
 from clara.config.flags import program
 from clara.errors import command_line
 from clara.processes import end_with_parent
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from training.refresh.command import read_job
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_and_release
 

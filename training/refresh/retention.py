@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clara.errors import InputError
-from clara.storage.artefact import MANIFEST, atomic_write, manifest_hash, read_manifest
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import MANIFEST, manifest_hash, read_manifest
 from training.loop.lines import lines_of
 
 logger = logging.getLogger(__name__)

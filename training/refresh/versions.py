@@ -17,7 +17,7 @@ from clara.config.tree import Config
 from clara.index.search import MemoryIndex, TwoLevels
 from clara.memory.store import MemoryStore
 from clara.model.model import ClaraModel
-from clara.storage.artefact import manifest_hash
+from clara.storage.manifest import manifest_hash
 from training.loop.engine import Engine
 from training.loop.lines import Lines
 from training.loop.run_state import noted_states

@@ -17,10 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clara.arrays import Ids
 from clara.errors import InputError
 from clara.index.scores import unit_rows
-from clara.memory.store import Ids, MemoryStore
-from clara.storage.artefact import atomic_write
+from clara.memory.store import MemoryStore
+from clara.storage.folders import atomic_write
 from clara.storage.tables import read_table
 from training.refresh.ages import steps_of_rows
 

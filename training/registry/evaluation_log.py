@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clara.errors import InputError
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from clara.tracking.names import flatten
 from clara.tracking.run_log import Run, TrackingError, failing
 from training.evaluation.files import REPORT

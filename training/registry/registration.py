@@ -7,7 +7,7 @@ from typing import Any
 from clara.errors import InputError
 from clara.model.artefact import OWN_BACKBONE
 from clara.model.backbone_files import weights_hash
-from clara.storage.artefact import hash_of, manifest_hash, read_manifest
+from clara.storage.manifest import hash_of, manifest_hash, read_manifest
 from clara.storage.paths import Name, absolute, uri
 
 TAG = "clara.registration"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clara.config.tree import TRAINING, Config, Tracking
 from clara.errors import InputError
-from clara.storage import artefact
+from clara.storage.manifest import manifest_hash, read_manifest
 from clara.tracking.names import flatten
 from clara.tracking.run_log import Run, TrackingError, failing
 from training.loop.follow import following
@@ -26,8 +26,8 @@ def lineage(config: Config) -> dict[str, str]:
     for name in ("checkpoint", "examples", "questions", "memory", "index"):
         if path := getattr(config, name):
             tags[f"clara.{name}"] = path
-            tags[f"clara.{name}.hash"] = artefact.manifest_hash(path)
-            if fingerprint := artefact.read_manifest(path)["fingerprint"]:
+            tags[f"clara.{name}.hash"] = manifest_hash(path)
+            if fingerprint := read_manifest(path)["fingerprint"]:
                 tags[f"clara.{name}.fingerprint"] = fingerprint
     return tags
 

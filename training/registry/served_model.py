@@ -13,7 +13,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from clara.errors import InputError
 from clara.retrieval.reply import Reply, reply_of
 from clara.retrieval.retriever import Retriever
-from clara.storage.artefact import manifest_hash
+from clara.storage.manifest import manifest_hash
 
 CHECKPOINT = "checkpoint"
 """Name of the copied artefact."""

@@ -13,7 +13,7 @@ from clara.index.search import KIND as INDEX
 from clara.index.share import not_shared, why_whole
 from clara.index.versions import next_settings
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from training.run.checks import encodes_again
 
 logger = logging.getLogger(__name__)

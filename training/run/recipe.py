@@ -13,7 +13,7 @@ from pydantic.main import IncEx
 
 from clara.config.tree import Config
 from clara.errors import InputError
-from clara.storage import artefact
+from clara.storage.manifest import hash_of, manifest_hash, read_manifest, up_to_date
 from clara.storage.paths import from_root
 from training.loop.shares import shard
 
@@ -98,7 +98,7 @@ def absolute(config: Config) -> Config:
     paths = {name: from_root(path) for name in names if (path := getattr(config, name))}
     backbone = config.backbone.path
     if not backbone and not own_backbone(config):
-        backbone = str(artefact.read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["path"])
+        backbone = str(read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["path"])
     section = config.backbone.model_copy(update={"path": from_root(backbone) if backbone else ""})
     return config.model_copy(update={**paths, "backbone": section})
 
@@ -109,7 +109,7 @@ def recipe(config: Config) -> dict[str, Any]:
     Settings at their defaults are excluded, so that adding a setting does not invalidate earlier runs.
     """
     names = ("checkpoint", "questions", "memory", "index", "utilities")
-    inputs = {name: artefact.manifest_hash(path) for name in names if (path := getattr(config, name))}
+    inputs = {name: manifest_hash(path) for name in names if (path := getattr(config, name))}
     return {"settings": recipe_settings(config), "dtype": config.backbone.dtype, "inputs": inputs}
 
 
@@ -138,12 +138,12 @@ def _without_empty_sections(tree: dict[str, Any]) -> dict[str, Any]:
 def run_paths(config: Config) -> RunPaths:
     """Directories and recipe of a run; runs of different recipes have different directories."""
     output, made_by = Path(config.output).absolute(), recipe(config)
-    return RunPaths(output, output / f"run-{artefact.hash_of(made_by)[:12]}", made_by)
+    return RunPaths(output, output / f"run-{hash_of(made_by)[:12]}", made_by)
 
 
 def finished(config: Config, where: RunPaths) -> bool:
     """Whether CHECKPOINT, report and, if enabled, last re-encoding and tracking of this run are complete."""
-    if not artefact.up_to_date(where.checkpoint, "CHECKPOINT", where.recipe) or not where.report.is_file():
+    if not up_to_date(where.checkpoint, "CHECKPOINT", where.recipe) or not where.report.is_file():
         return False
     if config.tracking.uri and not (
         where.tracked.is_file() and json.loads(where.tracked.read_text())["uri"] == config.tracking.uri
@@ -156,7 +156,7 @@ def finished(config: Config, where: RunPaths) -> bool:
 
 def own_backbone(config: Config) -> bool:
     """Whether the CHECKPOINT that the run starts from holds its LM itself."""
-    return bool(artefact.read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["own"])
+    return bool(read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["own"])
 
 
 def threads_of_rank(config: Config, num_ranks: int) -> int:

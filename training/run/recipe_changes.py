@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clara.config.tree import Config
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from clara.tracking.names import flatten
 from training.loop.run_state import run_states
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from clara.config.tree import Config
-from clara.storage import artefact
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import manifest_hash, read_manifest
 from training.loop.lines import read
 from training.loop.run_state import keep_newest, run_states
 from training.refresh.attempts import lost_tries
@@ -76,7 +77,7 @@ def finish(config: Config, where: RunPaths) -> dict[str, Any]:
         step=settings.steps,
     )
     report["deleted_versions"] = deleted(where.run)
-    artefact.atomic_write(where.report, json.dumps(report, indent=1) + "\n")
+    atomic_write(where.report, json.dumps(report, indent=1) + "\n")
     return report
 
 
@@ -86,7 +87,7 @@ def summarise(config: Config, where: RunPaths, found: FinishedRun) -> dict[str, 
     ranks = 1 if config.launch.launcher == "local" else config.launch.num_workers
     seconds = sum(v["step_seconds"] for v in metrics.values())
     blocked = sum(v["blocked_seconds"] for v in metrics.values())
-    manifest = artefact.read_manifest(found.memory, "MEMORY")
+    manifest = read_manifest(found.memory, "MEMORY")
     # Each shard is two files of the same rows.
     row_bytes = sum(f["bytes"] for f in manifest["files"]) / max(
         1, sum(f.get("rows", 0) for f in manifest["files"]) // 2
@@ -139,5 +140,5 @@ def made(where: RunPaths, report: Mapping[str, Any]) -> dict[str, str]:
     tags: dict[str, str] = {}
     for name in ("checkpoint", "memory", "index"):
         if path := str(report[name]):
-            tags |= {f"clara.made.{name}": path, f"clara.made.{name}.hash": artefact.manifest_hash(path)}
+            tags |= {f"clara.made.{name}": path, f"clara.made.{name}.hash": manifest_hash(path)}
     return tags

@@ -17,7 +17,7 @@ from clara.errors import InputError
 from clara.index.search import MemoryIndex
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
-from clara.storage import artefact
+from clara.storage.folders import atomic_write
 from training.loop.engine import Engine
 from training.loop.lines import Lines
 from training.loop.loop import run
@@ -183,6 +183,6 @@ def train_rank(
                 "waited_seconds": stage.versions.blocked_seconds,
                 "memory_by_rank": memory,
             }
-            artefact.atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
+            atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
             save_checkpoint(model, where.checkpoint, stage="joint", recipe=where.recipe, store_backbone=own)
     engine.barrier()

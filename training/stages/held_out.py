@@ -8,14 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara.arrays import NO_ROW, Floats
 from clara.data.questions import Question
 from clara.errors import InputError
 from clara.index.scores import best, unit_rows
-from clara.memory.codec import Floats
 from clara.metrics import exact_match
 from clara.model.model import ClaraModel
 from clara.retrieval.pools import QuestionRows
-from clara.retrieval.ranker import NO_ROW
 from training.loop.engine import Engine
 from training.stages.candidates import Candidates
 

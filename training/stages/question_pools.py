@@ -6,11 +6,11 @@ Shapes: B questions, M memory tokens, D hidden size.
 import torch
 from torch import Tensor
 
+from clara.arrays import NO_ROW
 from clara.config.stages import Joint
 from clara.data.questions import Question
 from clara.model.model import ClaraModel
 from clara.retrieval.pools import QuestionRows
-from clara.retrieval.ranker import NO_ROW
 from training.loop.engine import Engine
 from training.loop.loop import sample
 from training.refresh.working_set import UpcomingCandidates

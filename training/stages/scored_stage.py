@@ -15,7 +15,7 @@ from clara.data.utilities import KIND, Scored, read_utilities, reader_hash
 from clara.errors import InputError
 from clara.model.model import ClaraModel
 from clara.model.steps import JointBatch
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from training.refresh.versions import Versions
 from training.stages.candidates import generator
 from training.stages.joint_stage import JointStage

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from clara.data.records import Document
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from pipelines.build_memory.outcome import MemoryJob
 from pipelines.corpus import near_duplicates
 from pipelines.corpus.chunks import documents_of

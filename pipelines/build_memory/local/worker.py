@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clara.model.model import ClaraModel
-from clara.storage.artefact import atomic_write
+from clara.storage.folders import atomic_write
 from pipelines.build_memory.local import first_pass
 from pipelines.build_memory.local.records import (
     CHUNK_FILES,

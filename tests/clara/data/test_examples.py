@@ -8,7 +8,7 @@ import pytest
 from clara.data import examples
 from clara.data.examples import Example, read_examples, write_examples
 from clara.errors import InputError
-from clara.storage.artefact import sha256_file
+from clara.storage.folders import sha256_file
 from tests.helpers.artefacts import verify
 
 GOOD = [

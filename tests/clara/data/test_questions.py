@@ -7,7 +7,7 @@ import pytest
 
 from clara.data.questions import FILE, Question, read_questions, write_questions
 from clara.errors import InputError
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 
 QUESTIONS = [
     Question("q1", "Who?", ("Ada", "A."), ("d1",), ("d1", "d2"), ("d3",), "train", (2,)),

@@ -31,7 +31,7 @@ from clara.model.lora import Route
 from clara.model.model import ClaraModel
 from clara.model.steps import JointBatch, JointStep
 from clara.model.topk import flattened_cosine, slot_distributions, straight_through_topk
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from tests.helpers import published, tiny
 from tests.helpers.published import CASES, Published
 

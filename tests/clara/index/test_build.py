@@ -19,7 +19,7 @@ from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
 from clara.memory.shards import write_shard
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from tests.helpers.memories import D, M, chunk, random_memory, write_memory
 
 ROWS = 1200

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from clara.arrays import Floats
 from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.factory import resolve_factory
@@ -17,9 +18,9 @@ from clara.index.search import FILE, MemoryIndex
 from clara.index.versions import next_settings
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from pipelines.build_index import main
-from tests.helpers.memories import D, Floats, M, chunk, random_memory, write_memory
+from tests.helpers.memories import D, M, chunk, random_memory, write_memory
 
 
 def brute_force(store: MemoryStore, query: Floats, k: int, exclude: set[int] = frozenset()) -> list[tuple[int, float]]:  # type: ignore[assignment]

@@ -22,7 +22,8 @@ from clara.memory.fingerprint import Fingerprint
 from clara.memory.shards import shard_name, write_shard
 from clara.memory.store import MemoryStore, complete_memory
 from clara.retrieval.bm25 import Bm25
-from clara.storage.artefact import Artefact, read_manifest
+from clara.storage.artefact import Artefact
+from clara.storage.manifest import read_manifest
 from tests.helpers.memories import D, M, random_memory
 
 WORDS = [f"word{number}" for number in range(60)]

@@ -25,7 +25,7 @@ from clara.memory.update import open_shard
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 from clara.retrieval.retriever import Retriever
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from tests.helpers import tiny
 from tests.helpers.artefacts import verify
 

@@ -12,14 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from clara.arrays import Floats
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.errors import InputError
-from clara.memory.codec import CODECS, GROUP, Floats, check_memory, decode_memory, encode_memory, layout
+from clara.memory.codec import CODECS, GROUP, check_memory, decode_memory, encode_memory, layout
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.product_quantiser import FILE, Codebook, sample_rows, save_codebook, train_codebook
 from clara.memory.shards import finished_report, plan_hash, shard_name, write_plan, write_shard
 from clara.memory.store import MemoryStore, complete_memory
-from clara.storage.artefact import Artefact, file_entry, read_manifest, sha256_file, write_manifest
+from clara.storage.artefact import Artefact
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import file_entry, read_manifest, write_manifest
 from clara.storage.mapped import map_tensors
 from tests.helpers.fuzz import examples
 

@@ -28,8 +28,9 @@ from clara.memory.product_quantiser import FILE, Codebook, save_codebook
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.memory.update import changes_of, complete_update, next_generation, write_overlay
-from clara.storage import artefact, folders
-from clara.storage.artefact import read_manifest, sha256_file
+from clara.storage import folders
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import file_entry, read_manifest
 from clara.storage.transfer import link
 from pipelines import compact as compact_command
 from pipelines.build_memory.command import main
@@ -76,7 +77,7 @@ def built(directory: Path, chunks: Sequence[Chunk], codec: str, num_shards: int 
     codebook = CODEBOOK if codec == "pq4" else None
     if codebook:
         save_codebook(directory, codebook)
-        extra_files.append(artefact.file_entry(directory, FILE))
+        extra_files.append(file_entry(directory, FILE))
     for shard in range(num_shards):
         own = [c for c in chunks if c.row_id % num_shards == shard]
         if own:
@@ -178,7 +179,7 @@ def test_either_version_can_be_removed_and_a_copy_replaces_a_link(
     assert (tmp_path / "linked" / name).stat().st_ino == (tmp_path / "old" / name).stat().st_ino
     assert (tmp_path / "copied" / name).stat().st_ino != (tmp_path / "old" / name).stat().st_ino
     damaged = tmp_path / "copied" / "x"
-    entry = {**artefact.file_entry(tmp_path / "old", name), "sha256": "0" * 64}
+    entry = {**file_entry(tmp_path / "old", name), "sha256": "0" * 64}
     with pytest.raises(InputError, match="its sha256 is not the manifest's"):
         link(tmp_path / "old", damaged, [entry])
     assert not any(damaged.rglob("*.safetensors"))

@@ -19,7 +19,7 @@ from clara.model.backbone_files import tokenizer_hash
 from clara.model.checkpoint import fresh_model, load_checkpoint, save_checkpoint
 from clara.model.lora import Route
 from clara.model.model import ClaraModel
-from clara.storage import artefact
+from clara.storage.manifest import file_entry, manifest_hash, read_manifest
 from tests.helpers import tiny
 from tests.helpers.artefacts import verify
 
@@ -34,13 +34,13 @@ def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 
 def sign_again(directory: Path) -> None:
     """Give the manifest the files' present sizes and hashes, as whoever tampers with more than one file would."""
-    manifest = artefact.read_manifest(directory)
-    manifest["files"] = [artefact.file_entry(directory, f["path"]) for f in manifest["files"]]
+    manifest = read_manifest(directory)
+    manifest["files"] = [file_entry(directory, f["path"]) for f in manifest["files"]]
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
 def change_manifest(directory: Path, change: Callable[[dict], object]) -> None:
-    manifest = artefact.read_manifest(directory)
+    manifest = read_manifest(directory)
     change(manifest)
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
@@ -60,7 +60,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tiny_model: ClaraModel, tmp_path: P
 def test_the_same_model_gives_the_same_manifest_hash(tiny_model: ClaraModel, tmp_path: Path):
     for name in ("a", "b"):
         save_checkpoint(tiny_model, tmp_path / name, stage="pretrain", recipe={})
-    assert artefact.manifest_hash(tmp_path / "a") == artefact.manifest_hash(tmp_path / "b")
+    assert manifest_hash(tmp_path / "a") == manifest_hash(tmp_path / "b")
 
 
 def test_bfloat16_adapters_come_back_as_they_are_used(tiny_backbone: Path, tmp_path: Path):

@@ -13,7 +13,7 @@ from clara.errors import InputError
 from clara.model.backbone_files import load_tokenizer
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.prompts import PromptBuilder, token_ids, token_spans
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from tests.helpers import published, tiny
 from tests.helpers.fuzz import examples
 

@@ -18,13 +18,14 @@ from clara.index.build import build_index
 from clara.memory.reencode import reencode
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
-from clara.storage import artefact
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import up_to_date, write_manifest
 from tests.helpers.memories import random_memory, write_memory
 
 
 def files(directory: Path) -> dict[str, str]:
     """Sha256 of each file of a folder."""
-    return {str(p.relative_to(directory)): artefact.sha256_file(p) for p in directory.rglob("*") if p.is_file()}
+    return {str(p.relative_to(directory)): sha256_file(p) for p in directory.rglob("*") if p.is_file()}
 
 
 @pytest.fixture
@@ -50,8 +51,8 @@ def test_no_writer_puts_its_kind_over_another(memory: Path, questions: Path, tin
             questions,
             lambda place: reencode(store, model, place, fingerprint=store.fingerprint_fields, batch_tokens=512),
         ),
-        ("UTILITIES", memory, lambda place: artefact.up_to_date(place, "UTILITIES", {})),
-        ("UTILITIES", memory, lambda place: artefact.write_manifest(place, kind="UTILITIES", files=[], recipe={})),
+        ("UTILITIES", memory, lambda place: up_to_date(place, "UTILITIES", {})),
+        ("UTILITIES", memory, lambda place: write_manifest(place, kind="UTILITIES", files=[], recipe={})),
     ]
     for kind, place, write in writers:
         before = files(place)
@@ -86,6 +87,6 @@ def test_no_command_puts_its_kind_over_another(
 def test_what_is_no_artefact_or_of_the_same_kind_is_no_obstacle(tmp_path: Path, questions: Path) -> None:
     for text in ("", "{", "[]", '{"name": "an application"}'):
         (tmp_path / "manifest.json").write_text(text)
-        assert not artefact.up_to_date(tmp_path, "INDEX", {})
-    assert artefact.up_to_date(questions, "QUESTIONS", {})
-    assert not artefact.up_to_date(questions, "QUESTIONS", {"other": 1})
+        assert not up_to_date(tmp_path, "INDEX", {})
+    assert up_to_date(questions, "QUESTIONS", {})
+    assert not up_to_date(questions, "QUESTIONS", {"other": 1})

@@ -25,10 +25,12 @@ from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.storage import cache as localise
 from clara.storage import folders as storage
-from clara.storage.artefact import Artefact, manifest_hash, read_manifest, sha256_file
+from clara.storage.artefact import Artefact
 from clara.storage.base import StorageError
 from clara.storage.bucket import Bucket
-from clara.storage.cache import CACHE, localised_folder
+from clara.storage.cache import CACHE, local_folder
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import manifest_hash, read_manifest
 from clara.storage.retry import PATIENCE
 from clara.storage.transfer import published
 from pipelines import build_examples, build_index, compact
@@ -223,7 +225,7 @@ def test_an_update_copies_inside_of_the_store(
 def test_a_language_model_in_a_bucket(place: Place, local: Path, tiny_backbone: Path, tiny_checkpoint: Path) -> None:
     for file in tiny_backbone.iterdir():
         storage.atomic_write(place / f"lm/{file.name}", file.read_bytes())
-    assert {file.name for file in localised_folder(place / "lm").iterdir()} == {
+    assert {file.name for file in local_folder(place / "lm").iterdir()} == {
         file.name for file in tiny_backbone.iterdir()
     }
     arguments = ["--checkpoint", str(tiny_checkpoint), "--memory", str(local), "--backbone", place / "lm"]

@@ -28,7 +28,8 @@ from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
-from clara.storage.artefact import read_manifest, sha256_file
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import read_manifest
 from pipelines.build_memory import on_beam
 from pipelines.build_memory.command import main, parser
 from pipelines.build_memory.job import make_job

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from clara.memory.store import MemoryStore
 from clara.model.model import ClaraModel
-from clara.storage.artefact import read_manifest, sha256_file
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import read_manifest
 from pipelines.build_memory.command import main
 from pipelines.job.progress import finished_shards
 from tests.helpers import tiny

@@ -11,7 +11,8 @@ import pytest
 
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import read_manifest, sha256_file
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import read_manifest
 from pipelines import compact
 from pipelines.build_memory import run as memory_run
 from pipelines.build_memory.command import main

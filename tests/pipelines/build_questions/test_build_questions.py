@@ -15,7 +15,7 @@ import zstandard
 from clara.data.questions import Question, read_questions
 from clara.data.records import document_id
 from clara.errors import InputError
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from pipelines.build_questions.command import main
 from tests.helpers import towns
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from clara.data.records import Document
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from pipelines.build_memory.command import main
 from pipelines.corpus.filters import Filters, language_of, make_filters, symbol_ratio, why_dropped
 

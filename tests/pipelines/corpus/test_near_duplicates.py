@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from pipelines.build_memory.command import main
 from pipelines.corpus.near_duplicates import duplicates, make_min_hash_settings, shingles, signature, similarity
 from tests.helpers.fuzz import examples

@@ -33,7 +33,8 @@ from google.protobuf.struct_pb2 import Struct
 
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import read_manifest, sha256_file
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import read_manifest
 from pipelines.build_memory.command import main
 from pipelines.engines import spark
 from pipelines.engines.check_pool import probe_pool

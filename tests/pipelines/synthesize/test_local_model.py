@@ -11,7 +11,8 @@ from clara.config.model import Prompts
 from clara.data.examples import FILE, read_examples
 from clara.errors import InputError
 from clara.model.prompts import PromptBuilder
-from clara.storage.artefact import manifest_hash, read_manifest, sha256_file
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import manifest_hash, read_manifest
 from pipelines.synthesize.command import main
 from pipelines.synthesize.local_model import FolderModel, FolderSettings
 from pipelines.synthesize.prompts import Request, load_templates

@@ -10,7 +10,7 @@ import pytest
 
 from clara.data.examples import each_example, read_examples
 from clara.errors import InputError
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from pipelines import build_examples
 from pipelines.job.page import NAME as PAGE
 from pipelines.synthesize import summary

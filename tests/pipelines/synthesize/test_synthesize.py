@@ -18,7 +18,8 @@ import pytest
 from clara.data.examples import FILE, read_examples
 from clara.data.records import chunk_id, normalise
 from clara.errors import InputError
-from clara.storage.artefact import manifest_hash, read_manifest, sha256_file
+from clara.storage.folders import sha256_file
+from clara.storage.manifest import manifest_hash, read_manifest
 from pipelines.job.locks import locked
 from pipelines.synthesize.command import main
 from pipelines.synthesize.reply_cache import FILE as CACHE_FILE

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from clara.config.tree import Config
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import MANIFEST, read_manifest
+from clara.storage.manifest import MANIFEST, read_manifest
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World, reached
 from tests.helpers.ray_cluster import below

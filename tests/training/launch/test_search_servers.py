@@ -25,7 +25,7 @@ from clara.index.ivf_file import ids_of
 from clara.index.search import MemoryIndex
 from clara.index.share import open_share, why_whole
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from tests.helpers.memories import M, random_memory, write_memory

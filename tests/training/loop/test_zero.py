@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from tests.helpers import joint_world, ranks
 from tests.helpers.joint_world import World
 from training import joint

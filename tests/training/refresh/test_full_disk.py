@@ -13,7 +13,8 @@ import pytest
 
 from clara.config.refresh import Refresh
 from clara.errors import InputError
-from clara.storage.artefact import MANIFEST, atomic_write
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import MANIFEST
 from tests.helpers import joint_world
 from tests.helpers.artefacts import verify
 from tests.helpers.disk import SmallDisk, full_disk, small_disk

@@ -14,7 +14,7 @@ from clara.errors import InputError
 from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.mixed_versions import FIELD
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint

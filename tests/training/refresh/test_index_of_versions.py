@@ -10,7 +10,7 @@ from clara.index.build import Build, build
 from clara.index.ivf_file import read_mapped
 from clara.index.recall import Measurement
 from clara.index.search import FILE
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint

@@ -11,7 +11,7 @@ import torch
 from clara.config.model import Backbone
 from clara.index.build import build_index
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
-from clara.storage.artefact import MANIFEST
+from clara.storage.manifest import MANIFEST
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training.refresh.check_result import check_result

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from clara.memory.store import MemoryStore
-from clara.storage.artefact import manifest_hash
+from clara.storage.manifest import manifest_hash
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_job

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from clara.storage.artefact import MANIFEST
+from clara.storage.manifest import MANIFEST
 from tests.helpers import joint_world
 from tests.helpers.artefacts import verify
 from tests.helpers.joint_world import World, reached, weights

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara.errors import InputError
-from clara.storage.artefact import manifest_hash, write_manifest
+from clara.storage.manifest import manifest_hash, write_manifest
 from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint

@@ -9,7 +9,7 @@ import pytest
 
 from clara.config.tree import Tracking
 from clara.errors import InputError
-from clara.storage.artefact import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from clara.tracking.names import flatten
 from tests.helpers import joint_world
 from training import joint

@@ -16,7 +16,7 @@ from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.retrieval.pools import QuestionRows
-from clara.storage.artefact import read_manifest
+from clara.storage.manifest import read_manifest
 from pipelines.score_utilities import command as score_utilities
 from tests.helpers import joint_world
 from tests.helpers.joint_world import World
