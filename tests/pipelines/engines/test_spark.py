@@ -426,6 +426,13 @@ def kill_in_the_middle(
 
 
 @pytest.mark.slow
+def test_workers_are_forked_from_a_process_that_has_imported_what_a_job_needs() -> None:
+    wanted = {"torch", "apache_beam.runners.worker.sdk_worker_main", "pipelines.build_memory.graph"}
+    code = f"import sys, pipelines.worker_pool.template; sys.exit(not {wanted} <= set(sys.modules))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
 def test_a_pool_gives_workers_and_takes_them_along(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "pipelines.worker_pool", f"--port={port}"]
