@@ -72,7 +72,7 @@ def run(job: MemoryJob, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet
     """
     started = time.time()
     add_memory_job(pipeline, units, job)
-    with progress_bar(job.output, started, quiet=quiet):
+    with progress_bar(job.output, quiet=quiet):
         _LOG.info("counters of the runner: %s", execute(pipeline))
     counts = read_outcome(job.output)
     remove_leftovers(job.output)

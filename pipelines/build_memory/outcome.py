@@ -25,6 +25,7 @@ from pipelines.corpus.filters import Filters
 from pipelines.corpus.near_duplicates import MinHashSettings
 from pipelines.job.accounting import Account, raise_first_error
 from pipelines.job.locks import Lease
+from pipelines.job.progress import PROGRESS
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def stages(account: Account, rows: int) -> list[tuple[str, int, int]]:
     ]
 
 
-_LEFTOVER = re.compile(rf"{NAME}[^/]*\.jsonl$|[^/]*shard-")
+_LEFTOVER = re.compile(rf"{NAME}[^/]*\.jsonl$|[^/]*shard-|{re.escape(PROGRESS)}/")
 
 
 def remove_leftovers(output: Name) -> None:

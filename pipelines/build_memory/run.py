@@ -54,7 +54,7 @@ def run_here(job: MemoryJob, units: Sequence[Unit], num_workers: int) -> dict[st
     from pipelines.build_memory.local.run import run_local  # imports torch, which "up to date" need not wait for
 
     started = time.time()
-    with progress_bar(job.output, started, quiet=False, reading=ReadSoFar(job.spill, len(units))):
+    with progress_bar(job.output, quiet=False, reading=ReadSoFar(job.spill, len(units))):
         counts = run_local(job, units, num_workers or num_cores())
     remove_leftovers(job.output)
     return {**counts, "seconds": round(time.time() - started, 1)}

@@ -12,7 +12,6 @@ in turn, and rows drawn at random. An interrupted run resumes.
 import argparse
 import functools
 import json
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -132,7 +131,7 @@ def run(
     """
     questions = questions_of(job)
     num_shards = -(-len(questions) // _QUESTIONS_A_SHARD)
-    with progress_bar(job.output, time.time(), quiet=False, what="questions", doing="score"):
+    with progress_bar(job.output, quiet=False, what="questions", doing="score"):
         entries = score(num_shards)
     errors = sorted(e["error"] for e in entries if "error" in e)
     if errors:

@@ -67,7 +67,7 @@ def run(job: SynthesisJob, units: Sequence[Unit], pipeline: beam.Pipeline, *, qu
     output = Path(job.output)
     started = time.time()
     add_synthesis_job(pipeline, units, job)
-    with progress_bar(output / WORK, started, quiet=quiet, doing="ask"):
+    with progress_bar(output / WORK, quiet=quiet, doing="ask"):
         execute(pipeline)
     counts = read_outcome(output)
     finish(output)

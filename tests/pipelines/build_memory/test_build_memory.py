@@ -43,8 +43,9 @@ from pipelines.engines.process_pool import num_cores
 from pipelines.engines.runner import beam_options
 from pipelines.job.accounting import Account
 from pipelines.job.locks import LOCK, locked
-from pipelines.job.progress import PROGRESS, Seen, ShardProgress, finished_shards, seen
+from pipelines.job.progress import JobProgress, Seen, ShardProgress
 from tests.helpers import tiny
+from tests.helpers.artefacts import finished_shards
 from tests.helpers.dumps import PAGES, multistream
 from tests.helpers.page_parser import Page
 
@@ -612,19 +613,19 @@ def test_killed_and_run_again_is_as_never_killed(build: Build, tiny_checkpoint: 
 
 
 def test_progress_counts_chunks_and_estimates_the_shards_that_have_not_begun(tmp_path: Path) -> None:
-    before = time.time() - 10
-    assert seen(tmp_path, before) is None
+    job = JobProgress(tmp_path)
+    assert job.seen() is None
     first, second = (ShardProgress(tmp_path, f"shard-0000{n}-of-00004", total) for n, total in ((0, 10), (1, 12)))
     first.report(0)
     first.report(10)
     second.report(0)
     second.report(5)  # within the same second: not reported
-    assert seen(tmp_path, before) == Seen(done=10, total=44, shards_done=1, num_shards=4)
+    assert job.seen() == Seen(done=10, total=44, shards_done=1, num_shards=4)
     second.report(12)
-    assert seen(tmp_path, before) == Seen(done=22, total=44, shards_done=2, num_shards=4)
-    stale = tmp_path / "shard-00000-of-00004" / PROGRESS
-    os.utime(stale, (before - 10, before - 10))
-    assert seen(tmp_path, before) == Seen(done=12, total=48, shards_done=1, num_shards=4)
+    assert job.seen() == Seen(done=22, total=44, shards_done=2, num_shards=4)
+    job.clear()
+    assert JobProgress(tmp_path).seen() is None, "what a killed job reported is not counted"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_runner_that_beam_does_not_know_is_reported() -> None:

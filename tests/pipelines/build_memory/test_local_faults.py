@@ -21,8 +21,8 @@ from clara.model.model import ClaraModel
 from clara.storage.folders import sha256_file
 from clara.storage.manifest import read_manifest
 from pipelines.build_memory.command import main
-from pipelines.job.progress import finished_shards
 from tests.helpers import tiny
+from tests.helpers.artefacts import finished_shards
 
 NUM_KILLS = 20
 

@@ -20,7 +20,7 @@ from pipelines.build_memory.local import records as local_records
 from pipelines.build_memory.local import worker as local_worker
 from pipelines.corpus import spill
 from pipelines.corpus import splits as units
-from pipelines.job.progress import Reading, Seen, describe_shards
+from pipelines.job.progress import Reading, Seen
 from tests.helpers import tiny
 
 Job = Callable[..., Path]
@@ -258,5 +258,5 @@ def test_progress_counts_pieces_documents_and_shards(tmp_path: Path) -> None:
     (tmp_path / "unit-000003.json").write_text("{half")
     assert so_far() == Reading(1, 4, 10, 30)
     assert so_far().describe(20.0) == "read 1 of 4 pieces, 10 documents (0.5 a second), 01:00 left"
-    assert describe_shards(Seen(90, 300, 3, 12), so_far(), 60.0) == "3 of 12 shards, 20.0 documents a second"
-    assert describe_shards(Seen(90, 300, 3, 12), None, 60.0) == "3 of 12 shards"
+    assert Seen(90, 300, 3, 12).describe(so_far(), 60.0) == "3 of 12 shards, 20.0 documents a second"
+    assert Seen(90, 300, 3, 12).describe(None, 60.0) == "3 of 12 shards"

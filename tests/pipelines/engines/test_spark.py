@@ -39,10 +39,10 @@ from pipelines.build_memory.command import main
 from pipelines.engines import spark
 from pipelines.engines.check_pool import probe_pool
 from pipelines.engines.runner import beam_options, make_pipeline
-from pipelines.job.progress import finished_shards
 from pipelines.worker_pool import command as worker_pool
 from pipelines.worker_pool.wheel import unpack_wheel
 from tests.helpers import spark_cluster, tiny
+from tests.helpers.artefacts import finished_shards
 from tests.helpers.ports import free_ports
 from tests.helpers.spark_cluster import JobServer, wait_for
 
