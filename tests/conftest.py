@@ -9,7 +9,7 @@ import torch
 from clara.config.model import Backbone
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
-from tests.helpers import tiny
+from tests.helpers import evaluation_world, tiny
 from tests.helpers.network import refuse_other_machines
 
 
@@ -49,3 +49,11 @@ def tiny_model(tiny_checkpoint: Path) -> ClaraModel:
 def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """JSONL of forty short documents with `id`, `title` and `text`."""
     return tiny.write_corpus(tmp_path_factory.mktemp("corpus") / "corpus.jsonl")
+
+
+@pytest.fixture(scope="session")
+def evaluation_artefacts(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path
+) -> evaluation_world.World:
+    """The artefacts that an evaluation reads; training the second generator takes a second."""
+    return evaluation_world.make(tmp_path_factory.mktemp("evaluation"), tiny_checkpoint, corpus_file)

@@ -24,8 +24,8 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return evaluation_world.make(tmp_path_factory.mktemp("ask"), tiny_checkpoint, corpus_file)
+def world(evaluation_artefacts: World) -> World:
+    return evaluation_artefacts
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What tests of runs on a Ray cluster share: a separate cluster, and something small to train on."""
+"""Fixtures of the training tests: the artefacts that a joint run reads, and a Ray cluster."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         started.close()
 
 
-@pytest.fixture
-def world(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    """The artefacts of a tiny joint run."""
-    return joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+    """The artefacts that a tiny joint run reads."""
+    return joint_world.make(tmp_path_factory.mktemp("world"), tiny_checkpoint, corpus_file)

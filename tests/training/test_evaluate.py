@@ -17,7 +17,6 @@ from clara.retrieval.bm25 import Bm25
 from clara.retrieval.ranker import Queries, Ranker
 from clara.retrieval.retriever import Retriever
 from clara.storage.manifest import manifest_hash, read_manifest
-from tests.helpers import evaluation_world
 from tests.helpers.artefacts import verify
 from tests.helpers.evaluation_world import World
 from training import evaluate
@@ -29,8 +28,8 @@ from training.evaluation.systems import Settings
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return evaluation_world.make(tmp_path_factory.mktemp("evaluate"), tiny_checkpoint, corpus_file)
+def world(evaluation_artefacts: World) -> World:
+    return evaluation_artefacts
 
 
 @pytest.fixture(scope="module")

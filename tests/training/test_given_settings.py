@@ -9,14 +9,8 @@ from clara.config.tree import Config
 from clara.errors import InputError
 from clara.model.artefact import check_given
 from clara.storage.manifest import read_manifest
-from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training import joint, pretrain
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("given-world"), tiny_checkpoint, corpus_file)
 
 
 def planned(world: World, tmp_path: Path, stage: str, *arguments: str) -> int:

@@ -18,7 +18,6 @@ from clara.config.refresh import Refresh
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash, read_manifest
-from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.lines import read
@@ -29,11 +28,6 @@ from training.run.recipe import recipe
 from training.stages.joint_stage import JointStage
 
 ROLES = ("compressor", "query_reasoner", "generator")
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("joint-world"), tiny_checkpoint, corpus_file)
 
 
 def train(world: World, output: Path, **values: object) -> dict[str, object]:

@@ -15,17 +15,12 @@ from clara.memory.store import MemoryStore
 from clara.storage.cache import CACHE
 from clara.storage.manifest import manifest_hash, read_manifest
 from clara.storage.transfer import published
-from tests.helpers import joint_world, stores
+from tests.helpers import stores
 from tests.helpers.joint_world import World
 from training import evaluate, joint, register
 from training.launch.search_servers import SearchServer
 from training.launch.served_index import ServedIndex, served
 from training.registry.served_model import pointed
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("joint-world"), tiny_checkpoint, corpus_file)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,6 @@ import pytest
 from clara.errors import InputError
 from clara.retrieval.retriever import Retriever
 from clara.storage.manifest import manifest_hash, read_manifest
-from tests.helpers import evaluation_world
 from tests.helpers.evaluation_world import World
 from training import evaluate, promote, register
 from training.promote import Held, decide
@@ -27,8 +26,8 @@ QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of 
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return evaluation_world.make(tmp_path_factory.mktemp("promote"), tiny_checkpoint, corpus_file)
+def world(evaluation_artefacts: World) -> World:
+    return evaluation_artefacts
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,6 @@ from training.run.recipe import absolute, run_paths, sole_user
 from training.run.run import preflight
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("refused-world"), tiny_checkpoint, corpus_file)
-
-
 def train(world: World, output: Path, **values: object) -> int:
     return joint.main(["--launcher", "local", *world.sets(output, **values)])
 

@@ -10,16 +10,10 @@ from clara.config.load import load
 from clara.errors import InputError
 from clara.model.artefact import check_given
 from clara.storage.manifest import read_manifest
-from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training import joint, pretrain
 
 SHIPPED = sorted((Path(__file__).parents[2] / "infra" / "configs").glob("*.toml"))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("shipped-world"), tiny_checkpoint, corpus_file)
 
 
 def checkpoint_of(world: World, folder: Path, path: Path) -> Path:

@@ -1,5 +1,6 @@
 """All commands on emulated S3 and GCS: artefacts equal those on a disk, through outages, kills and damage."""
 
+import contextlib
 import functools
 import json
 import os
@@ -99,12 +100,19 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_corpus(tmp_path_factory.mktemp("stores") / "corpus.jsonl")
 
 
+@pytest.fixture(scope="module")
+def built(corpus: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    memory = tmp_path_factory.mktemp("built") / "local"
+    with contextlib.chdir(corpus.parent):
+        assert build_memory(command("corpus.jsonl", str(memory), str(tiny_checkpoint))) == 0
+    return memory
+
+
 @pytest.fixture
-def local(corpus: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The MEMORY that the same command makes on a disk."""
+def local(built: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The MEMORY that the same command makes on a disk, from the corpus in the working directory."""
     monkeypatch.chdir(corpus.parent)
-    assert build_memory(command("corpus.jsonl", str(tmp_path / "local"), str(tiny_checkpoint))) == 0
-    return tmp_path / "local"
+    return built
 
 
 # --- round trips -----------------------------------------------------------------------------------------------------

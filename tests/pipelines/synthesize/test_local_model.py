@@ -88,7 +88,7 @@ def test_a_prompt_that_does_not_fit_fails_alone(tiny_backbone: Path) -> None:
 
 
 def test_garbage_ends_as_counted_drops(tiny_backbone: Path, tmp_path: Path) -> None:
-    given = command(write_corpus(tmp_path / "c.jsonl"), tmp_path / "out", tiny_backbone, "--max-reply-tokens=16")
+    given = command(write_corpus(tmp_path / "c.jsonl"), tmp_path / "out", tiny_backbone, "--max-reply-tokens=4")
     with pytest.raises(
         InputError, match=r"no example could be made; failed: nothing, dropped: \{'example: unusable reply': 9\}"
     ):
@@ -118,7 +118,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shape = {
         "hidden_size": 64,
         "intermediate_size": 128,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 1,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     }
@@ -127,12 +127,12 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
             vocab_size=len(tokenizer), max_position_embeddings=4096, eos_token_id=tokenizer.eos_token_id, **shape
         )
     )
-    optimiser = torch.optim.Adam(lm.parameters(), lr=3e-3)
+    optimiser = torch.optim.Adam(lm.parameters(), lr=1e-2)
     for _ in range(120):
         losses = []
         for prompt in prompts:
             ids = torch.tensor([[*prompt.right, *prompt.answer]])
-            logits = lm(ids).logits[0, len(prompt.right) - 1 : -1]
+            logits = lm(ids, logits_to_keep=len(prompt.answer) + 1).logits[0, :-1]
             losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(prompt.answer)))
         loss = torch.stack(losses).sum()
         optimiser.zero_grad()

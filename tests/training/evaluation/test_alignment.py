@@ -1,7 +1,5 @@
 """Utility alignment: hand-worked probes, utilities against the model, correlation against its definition."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,6 @@ from clara.data.records import input_text
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
-from tests.helpers import evaluation_world
 from tests.helpers.evaluation_world import World
 from training.evaluation.alignment import (
     CANDIDATES,
@@ -27,11 +24,6 @@ from training.evaluation.readers import MemoryReader, Reading, ReadingCache, Tex
 from training.evaluation.retrievers import rank_and_score
 
 ASKED = Question("q", "Who?", ("Ada", "A."), ("d",))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return evaluation_world.make(tmp_path_factory.mktemp("alignment"), tiny_checkpoint, corpus_file)
 
 
 @pytest.fixture(scope="module")

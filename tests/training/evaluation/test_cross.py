@@ -17,10 +17,9 @@ from training.evaluation.run import compared_pairs
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
+def world(tmp_path_factory: pytest.TempPathFactory, evaluation_artefacts: World) -> World:
     """A world whose questions have a second right document; its second system searches with another query."""
     folder = tmp_path_factory.mktemp("cross")
-    made = evaluation_world.make(folder, tiny_checkpoint, corpus_file)
     questions = [
         replace(
             q,
@@ -30,10 +29,10 @@ def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpu
             if q.candidate_ids
             else (),
         )
-        for q in read_questions(made.questions)
+        for q in read_questions(evaluation_artefacts.questions)
     ]
     write_questions(folder / "hops", questions, recipe={"made_by": "tests"})
-    return replace(made, questions=folder / "hops")
+    return replace(evaluation_artefacts, questions=folder / "hops")
 
 
 def turned(checkpoint: Path, output: Path) -> Path:

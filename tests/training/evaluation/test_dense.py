@@ -15,7 +15,7 @@ from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.retrieval.dense import DenseEncoder, DenseRanker, folder_hash
 from clara.retrieval.ranker import Queries
-from tests.helpers import evaluation_world, tiny
+from tests.helpers import tiny
 from tests.helpers.evaluation_world import World
 from training import evaluate
 from training.evaluation.retrievers import Corpus, rank_and_score
@@ -52,11 +52,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps({"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True})
     )
     return folder
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return evaluation_world.make(tmp_path_factory.mktemp("world"), tiny_checkpoint, corpus_file)
 
 
 def embedded(folder: Path, text: str) -> torch.Tensor:

@@ -18,7 +18,6 @@ from clara.config.tree import Config
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import MANIFEST, read_manifest
-from tests.helpers import joint_world
 from tests.helpers.joint_world import World, reached
 from tests.helpers.ray_cluster import below
 from training import joint
@@ -30,11 +29,6 @@ from training.refresh.job import expected_fingerprint, fingerprint_of
 TOLERANCE = 4e-6
 TIMEOUT_SECONDS = 900
 SETTINGS: dict[str, object] = {"joint__train_compressor": "true", "joint__steps": 4}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("ray-world"), tiny_checkpoint, corpus_file)
 
 
 def command(world: World, output: Path, **values: object) -> list[str]:

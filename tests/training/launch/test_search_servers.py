@@ -26,7 +26,6 @@ from clara.index.search import MemoryIndex
 from clara.index.share import open_share, why_whole
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash, read_manifest
-from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from tests.helpers.memories import M, random_memory, write_memory
 from training import joint
@@ -274,8 +273,7 @@ def test_the_caller_reports_what_is_wrong_with_an_index(cluster: None, memory_di
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * TIMEOUT_SECONDS)
-def test_a_run_with_servers_is_the_run_without(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
-    world: World = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
+def test_a_run_with_servers_is_the_run_without(world: World, tmp_path: Path) -> None:
     settings: dict[str, object] = {
         "joint__steps": 5,
         "joint__train_compressor": "true",

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from clara.errors import InputError
-from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training import joint
 from training.loop.engine import LocalEngine
@@ -22,11 +21,6 @@ DIVERGING = {
     "joint__optimiser__gradient_clip": 0,
     "joint__checkpoint_every": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("diverging-world"), tiny_checkpoint, corpus_file)
 
 
 def explode(monkeypatch: pytest.MonkeyPatch, update: int) -> Callable[..., float]:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from clara.storage.manifest import read_manifest
-from tests.helpers import joint_world, ranks
+from tests.helpers import ranks
 from tests.helpers.joint_world import World
 from training import joint
 from training.loop.lines import read
@@ -67,10 +67,9 @@ def give_state(source: Path, target: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> Path:
+def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All runs, in as few starts as can be. Names: ranks, stage, and whose state was taken up."""
     root = tmp_path_factory.mktemp("zero")
-    world = joint_world.make(root / "world", tiny_checkpoint, corpus_file)
     alone(world, root / "1")
     give_state(root / "1", root / "2-zero2-from-1")
     ranks.train(2, [*[sets(world, root / f"2-zero{n}", n) for n in (1, 2, 3)], sets(world, root / "2-zero2-from-1", 2)])

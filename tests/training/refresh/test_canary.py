@@ -15,7 +15,6 @@ from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
-from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.engine import LocalEngine
@@ -23,11 +22,6 @@ from training.loop.lines import read
 from training.refresh.canary import Canary, canary_questions, canary_rows
 from training.refresh.policy import policy_of
 from training.registry.curves import draw
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("canary-world"), tiny_checkpoint, corpus_file)
 
 
 class Ranks:

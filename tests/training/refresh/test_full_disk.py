@@ -15,7 +15,6 @@ from clara.config.refresh import Refresh
 from clara.errors import InputError
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import MANIFEST
-from tests.helpers import joint_world
 from tests.helpers.artefacts import verify
 from tests.helpers.disk import SmallDisk, full_disk, small_disk
 from tests.helpers.joint_world import Inline, World
@@ -35,11 +34,6 @@ RUN: dict[str, object] = {
     "joint__refresh__switch": "asap",
     "joint__refresh__max_attempts": 2,
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("full-world"), tiny_checkpoint, corpus_file)
 
 
 # --- lines that wait -------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.mixed_versions import FIELD
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import read_manifest
-from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.lines import read
@@ -37,11 +36,6 @@ RUN: dict[str, object] = {
     "joint__refresh__every_steps": 2,
     "joint__refresh__keep_versions": 9,
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("incremental-world"), tiny_checkpoint, corpus_file)
 
 
 def train(world: World, output: Path, **values: object) -> dict[str, object]:

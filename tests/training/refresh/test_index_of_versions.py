@@ -11,7 +11,6 @@ from clara.index.ivf_file import read_mapped
 from clara.index.recall import Measurement
 from clara.index.search import FILE
 from clara.storage.manifest import read_manifest
-from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.lines import read
@@ -22,20 +21,25 @@ COARSE = Build("IVF16,PQ1x4", probes=15, recall_floor=0.95, measurement=Measurem
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    found = joint_world.make(tmp_path_factory.mktemp("index-world"), tiny_checkpoint, corpus_file)
-    build(found.memory, found.memory.parent / "coarse", COARSE)
-    return found
+def index(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("index") / "coarse"
+    build(world.memory, directory, COARSE)
+    return directory
 
 
 @pytest.mark.parametrize("policy", ["full", "incremental"])
 def test_settings_are_inherited_and_a_low_recall_is_reported_everywhere(
-    world: World, tmp_path: Path, policy: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    world: World,
+    index: Path,
+    tmp_path: Path,
+    policy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     sets = world.sets(
         tmp_path,
-        index=world.memory.parent / "coarse",
+        index=index,
         retrieval__factory="auto",
         retrieval__first_level=12,
         joint__steps=3,
@@ -51,7 +55,7 @@ def test_settings_are_inherited_and_a_low_recall_is_reported_everywhere(
     assert faiss.extract_index_ivf(read_mapped(tmp_path / "index-v1" / FILE)).nprobe == 15
     recall, before = (
         made["measured"]["recall_at_10"],
-        read_manifest(world.memory.parent / "coarse")["measured"]["recall_at_10"],
+        read_manifest(index)["measured"]["recall_at_10"],
     )
     assert 0 < recall < 0.95
     # The worker's log may be on another machine; rank 0's log and the report have the message too.

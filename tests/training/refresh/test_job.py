@@ -18,11 +18,6 @@ from training.refresh.check_result import check_result
 from training.refresh.job import RefreshError, RefreshJob, encode_share, run_job
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("jobs-world"), tiny_checkpoint, corpus_file)
-
-
 def job(world: World, folder: Path) -> RefreshJob:
     return RefreshJob(
         checkpoint=str(world.checkpoint),

@@ -8,7 +8,6 @@ import pytest
 from clara.config.load import load
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
-from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.launch.cluster_shares import check_room, scaling
@@ -24,11 +23,6 @@ RUN: dict[str, object] = {
     "joint__refresh__switch": "stop",
     "joint__refresh__start_step": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("last-world"), tiny_checkpoint, corpus_file)
 
 
 class Unlucky(Inline):

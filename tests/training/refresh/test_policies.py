@@ -17,7 +17,6 @@ from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
-from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from tests.helpers.naive import assert_same, gradients, naive_joint_loss
 from training import joint
@@ -38,11 +37,6 @@ POLICIES: dict[str, dict[str, object]] = {
     "incremental": {"policy": "incremental", "rows": 14},
     "incremental_and_rerank_of_the_older": {"policy": "incremental", "rows": 14, "rerank": True, "rerank_lag_steps": 1},
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("policies-world"), tiny_checkpoint, corpus_file)
 
 
 def move(model: ClaraModel, seed: int) -> None:

@@ -13,18 +13,12 @@ import pytest
 
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash
-from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_job
 from training.refresh.process import ProcessHandle, ProcessWorker
 
 TIMEOUT_SECONDS = 600
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_SECONDS)]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("worker-world"), tiny_checkpoint, corpus_file)
 
 
 @pytest.fixture

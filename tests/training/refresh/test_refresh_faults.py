@@ -9,7 +9,6 @@ import pytest
 
 import training.refresh.job
 from clara.errors import InputError
-from tests.helpers import joint_world
 from tests.helpers.artefacts import verify
 from tests.helpers.disk import full_disk
 from tests.helpers.joint_world import Inline, World
@@ -29,11 +28,6 @@ RUN: dict[str, object] = {
 }
 STAYED = [{"version": 0, "first_step": 1, "last_step": 5}]
 SWITCHED = [{"version": 0, "first_step": 1, "last_step": 3}, {"version": 1, "first_step": 4, "last_step": 5}]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("faults-world"), tiny_checkpoint, corpus_file)
 
 
 def train(

@@ -13,18 +13,12 @@ from clara.data.questions import read_questions
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.model.topk import flattened_cosine
-from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.engine import LocalEngine
 from training.loop.lines import read
 from training.refresh.versions import Versions
 from training.stages.joint_stage import JointStage
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("rerank-world"), tiny_checkpoint, corpus_file)
 
 
 def drifted(world: World) -> ClaraModel:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from clara.errors import InputError
 from clara.storage.manifest import manifest_hash, write_manifest
-from tests.helpers import joint_world
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.run_state import run_states
@@ -33,11 +32,6 @@ RUN = {
     "joint__refresh__delta_steps": 1,
     "joint__refresh__every_steps": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("pruning-world"), tiny_checkpoint, corpus_file)
 
 
 def version(folder: Path, number: int) -> Made:

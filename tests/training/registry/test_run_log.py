@@ -11,7 +11,7 @@ from clara.config.tree import Tracking
 from clara.errors import InputError
 from clara.storage.manifest import manifest_hash, read_manifest
 from clara.tracking.names import flatten
-from tests.helpers import joint_world
+from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.follow import NewLines
 from training.loop.lines import parse
@@ -100,10 +100,9 @@ def test_an_unreachable_server_is_reported_within_seconds(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_run_is_tracked_once(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
+def test_run_is_tracked_once(world: World, tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
-    world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
     uri = f"sqlite:///{tmp_path}/store/mlflow.db"
     arguments = [
         "--launcher",
@@ -137,13 +136,10 @@ def test_run_is_tracked_once(tmp_path: Path, tiny_checkpoint: Path, corpus_file:
 
 
 @pytest.mark.slow
-def test_refreshes_and_staleness_arrive(
-    tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refreshes_and_staleness_arrive(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
-    monkeypatch.setattr("training.launch.one_process.ProcessWorker", joint_world.Inline)
-    world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
+    monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     uri = f"sqlite:///{tmp_path}/store/mlflow.db"
     refresh = {
         "policy": "full",
@@ -188,8 +184,7 @@ def test_refreshes_and_staleness_arrive(
     assert 0 < run.data.metrics["run.refresh.compute_share"] < 1
 
 
-def test_store_that_cannot_be_used_is_refused(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
-    world = joint_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
+def test_store_that_cannot_be_used_is_refused(world: World, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tracking\.uri 'nonsense://x'"):
         joint.main(["--launcher", "local", *world.sets(tmp_path / "out", tracking__uri="nonsense://x")])
 

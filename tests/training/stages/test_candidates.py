@@ -17,7 +17,6 @@ from clara.memory.store import MemoryStore
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.pools import QuestionRows, fill, interleave
 from clara.storage.tables import read_table
-from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from tests.helpers.memories import random_memory, write_memory
 from training.loop.engine import LocalEngine
@@ -26,11 +25,6 @@ from training.stages.candidates import Candidates, generator
 from training.stages.joint_stage import JointStage, shuffled_answers
 
 ROWS = st.lists(st.integers(0, 30), max_size=12, unique=True)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("candidates-world"), tiny_checkpoint, corpus_file)
 
 
 def test_interleave_takes_turns_and_keeps_the_first_of_equals() -> None:

@@ -1,7 +1,5 @@
 """Evaluation on held-out questions during training: stored and fresh memory, against a direct computation."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,15 +11,9 @@ from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.model.topk import flattened_cosine
-from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training.stages.candidates import Candidates
 from training.stages.held_out import HeldOut
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("heldout-world"), tiny_checkpoint, corpus_file)
 
 
 def parts(world: World) -> tuple[ClaraModel, Candidates, list[Question]]:

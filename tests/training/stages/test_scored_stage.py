@@ -18,17 +18,11 @@ from clara.model.checkpoint import load_checkpoint
 from clara.retrieval.pools import QuestionRows
 from clara.storage.manifest import read_manifest
 from pipelines.score_utilities import command as score_utilities
-from tests.helpers import joint_world
 from tests.helpers.joint_world import World
 from training import joint
 from training.stages.scored_stage import check_scored
 
 SETTINGS: dict[str, object] = {"joint__train_generator": "false", "joint__answer_weight": 0, "joint__utility_weight": 1}
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, corpus_file: Path) -> World:
-    return joint_world.make(tmp_path_factory.mktemp("scored-world"), tiny_checkpoint, corpus_file)
 
 
 def command(world: World, output: Path, *more: str) -> list[str]:
