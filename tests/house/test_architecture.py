@@ -17,7 +17,7 @@ CORE = sorted(
     for path in (ROOT / "clara").rglob("*.py")
     if not path.stem.startswith("__")
 )
-MAX_LINES = 300
+MAX_LINES = dict.fromkeys(PACKAGES, 300) | {"tests": 400}
 # Words that the docs of comparable libraries don't use in this sense; `ARCHITECTURE.md` and the docs follow the same
 # list. Identifiers count too: their parts between underscores are words.
 AVOIDED = (
@@ -89,12 +89,12 @@ def test_no_test_imports_another_test():
 # --- text ---
 
 
-@pytest.mark.parametrize("package", PACKAGES)
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
 def test_files_are_short(package: str):
     longer = {
         str(path.relative_to(ROOT))
         for path in sources(package)
-        if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES
+        if len(path.read_text(encoding="utf-8").splitlines()) > MAX_LINES[package]
     }
     assert longer == set()
 

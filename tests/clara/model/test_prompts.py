@@ -14,7 +14,7 @@ from clara.model.backbone_files import load_tokenizer
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.prompts import PromptBuilder, token_ids, token_spans
 from clara.storage.manifest import read_manifest
-from tests.helpers import published, tiny
+from tests.helpers import published, published_cases, tiny
 from tests.helpers.fuzz import examples
 
 MISTRAL = (
@@ -190,7 +190,7 @@ def test_V7_mistral_template(tmp_path):
 
 def test_V7_published_prompts(tmp_path):
     """The reference's prompts, under a template with a system text like Mistral's; labels cover the answer and eos."""
-    base = published.make_base(tmp_path / "base", published.CASES["mistral-without-separator"])
+    base = published.make_base(tmp_path / "base", published_cases.CASES["mistral-without-separator"])
     built = PromptBuilder(load_tokenizer(base), Prompts(whole_tail=True, keep_system=False))
     decode, slots = built.tokenizer.decode, "".join(f"<MEM{i}>" for i in range(8)) + "<SEP>"
     prompt = built.question("Who?", "Bob")
@@ -209,7 +209,7 @@ def test_V7_published_prompts(tmp_path):
 
 def test_texts_and_slots_are_tokenised_unchanged(tmp_path):
     """A tokenizer that adds a space before a text but not after a special token; specials that strip white space."""
-    base = published.make_base(tmp_path / "base", published.CASES["mistral-words-refusing-copies"])
+    base = published.make_base(tmp_path / "base", published_cases.CASES["mistral-words-refusing-copies"])
     tokenizer = load_tokenizer(base)
     tokenizer.add_tokens(AddedToken("</s>", lstrip=True, rstrip=True, special=True), special_tokens=True)
     built = PromptBuilder(tokenizer, Prompts())
@@ -222,7 +222,7 @@ def test_texts_and_slots_are_tokenised_unchanged(tmp_path):
 
 
 def test_what_is_trained_behind_an_answer_and_what_stops_one(tmp_path):
-    base = published.make_base(tmp_path / "base", published.CASES["phi-dropping-one-memory-token"])
+    base = published.make_base(tmp_path / "base", published_cases.CASES["phi-dropping-one-memory-token"])
     tokenizer = load_tokenizer(base)
     short, whole = PromptBuilder(tokenizer, Prompts()), PromptBuilder(tokenizer, Prompts(whole_tail=True))
     assert tokenizer.decode(short.question("Who?", "Bob").answer) == "Bob<|end|>"
@@ -232,7 +232,7 @@ def test_what_is_trained_behind_an_answer_and_what_stops_one(tmp_path):
 
 
 def test_a_system_text_that_the_template_drops_is_kept_unless_the_reference_is_followed(tmp_path):
-    base = published.make_base(tmp_path / "base", published.CASES["phi-dropping-one-memory-token"])
+    base = published.make_base(tmp_path / "base", published_cases.CASES["phi-dropping-one-memory-token"])
     tokenizer = load_tokenizer(base)
     kept, dropped = (
         PromptBuilder(tokenizer, Prompts()).question("Who?"),
@@ -243,7 +243,7 @@ def test_a_system_text_that_the_template_drops_is_kept_unless_the_reference_is_f
 
 
 def test_arguments_reach_the_template(tmp_path):
-    base = published.make_base(tmp_path / "base", published.CASES["qwen-without-bos-padded-vocabulary"])
+    base = published.make_base(tmp_path / "base", published_cases.CASES["qwen-without-bos-padded-vocabulary"])
     tokenizer = load_tokenizer(base)
     loud, quiet = (
         PromptBuilder(tokenizer, Prompts(template_arguments={"enable_thinking": t})).question("Who?")

@@ -1,7 +1,7 @@
 """The steps of the three stages: gradients against brute force, what trains, and what a step must not depend on."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,66 +13,17 @@ from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
 from clara.config.stages import Instruct, Joint, Optimiser, Pretrain
 from clara.model.lora import Route, current_route, routed
 from clara.model.model import ClaraModel
-from clara.model.steps import InstructBatch, InstructStep, JointBatch, JointStep, PretrainBatch, PretrainStep
+from clara.model.steps import InstructStep, JointBatch, JointStep, PretrainStep
 from tests.helpers import tiny
+from tests.helpers.batches import (
+    instruct_batch,
+    joint,
+    joint_batch,
+    pretrain_batch,
+    touched,
+)
 from tests.helpers.naive import Gradients, assert_same, gradients, naive_joint_loss
 from training.loop.engine import LocalEngine
-
-DOCUMENTS = tiny.documents()
-QUESTIONS = [(f"Who is the mayor of {row['title']}?", row["title"][:3]) for row in DOCUMENTS]
-NUM_CANDIDATES, NUM_SELECTED = 4, 3
-
-
-def touched(model: ClaraModel) -> set[str]:
-    """The roles that received a gradient other than zero."""
-    roles = ("compressor", "query_reasoner", "generator", "memory_tokens", "backbone")
-    return {role for role in roles if any(p.grad is not None and p.grad.any() for p in model.role_parameters(role))}
-
-
-def pretrain_batch(model: ClaraModel, rows: Sequence[int]) -> PretrainBatch:
-    prompts = [model.prompts.pairs([QUESTIONS[r][0], "Where?"], [QUESTIONS[r][1], "There"], 0.5) for r in rows]
-    return PretrainBatch([model.document_ids(DOCUMENTS[r]["text"])[: 20 + 7 * r] for r in rows], prompts)
-
-
-def instruct_batch(model: ClaraModel, selected: Sequence[Sequence[int]]) -> InstructBatch:
-    """Each question has other documents, so that the batch can be split."""
-    offsets = [sum(map(len, selected[:i])) for i in range(len(selected))]
-    documents = [model.document_ids(DOCUMENTS[d]["text"])[:30] for chosen in selected for d in chosen]
-    prompts = [model.prompts.question(*QUESTIONS[chosen[0]]) for chosen in selected]
-    return InstructBatch(
-        prompts, documents, [[o + i for i in range(len(c))] for o, c in zip(offsets, selected, strict=True)]
-    )
-
-
-def joint_batch(model: ClaraModel, counts: Sequence[int] = (4, 2, 3), *, stale: float = 0.0) -> JointBatch:
-    """Pools of one to four candidates, the first a positive except in the second; `stale`: noise on memory."""
-    pools = [[(3 * row + n) % len(DOCUMENTS) for n in range(count)] for row, count in enumerate(counts)]
-    texts = [[model.document_ids(DOCUMENTS[d]["text"])[: 25 + 5 * d] for d in pool] for pool in pools]
-    memory = torch.zeros(
-        len(counts), NUM_CANDIDATES, tiny.NUM_MEMORY_TOKENS, model.hidden_size, dtype=model.backbone.dtype
-    )
-    rng = torch.Generator().manual_seed(9)
-    for row, pool in enumerate(texts):
-        if pool:
-            fresh = model.compress(pool)
-            memory[row, : len(pool)] = fresh + stale * torch.randn(fresh.shape, generator=rng).to(fresh.dtype)
-    valid = torch.arange(NUM_CANDIDATES)[None] < torch.tensor(counts)[:, None]
-    positive = torch.zeros_like(valid)
-    positive[::2, 0] = True
-    asked = [QUESTIONS[3 * row] for row in range(len(counts))]
-    return JointBatch(
-        questions=[model.question_ids(q) for q, _ in asked],
-        prompts=[model.prompts.question(q, a) for q, a in asked],
-        memory=memory,
-        valid=valid,
-        positive=positive,
-        candidates=texts,
-    )
-
-
-def joint(**options: object) -> Joint:
-    return Joint(num_candidates=NUM_CANDIDATES, num_selected=NUM_SELECTED, temperature=0.1, **options)
-
 
 # --- gradients against brute force -----------------------------------------------------------------------------------
 
@@ -312,76 +263,6 @@ def test_the_order_of_a_pool_does_not_matter(tiny_backbone: Path):
     wanted = gradients(model)
     step(shuffled, 10, 2).loss.backward()
     assert_same(gradients(model), wanted)
-
-
-# --- edges of the joint step -----------------------------------------------------------------------------------------
-
-
-def test_utilities_are_each_candidates_own_answer_likelihood(tiny_model: ClaraModel):
-    batch = joint_batch(tiny_model, (4, 4))
-    utilities_BN = JointStep(tiny_model, joint()).utilities(batch)
-    for row in range(2):
-        question, answer = QUESTIONS[3 * row]
-        for n in range(NUM_CANDIDATES):
-            wanted, _ = tiny_model.answer_log_likelihood([question], [batch.memory[row, n : n + 1]], [answer])
-            assert utilities_BN[row, n].item() == pytest.approx(wanted.item(), abs=1e-3)
-    step = JointStep(tiny_model, joint(utility_weight=1.0))
-    given = step(replace(batch, utilities=utilities_BN), 10, 2).loss
-    assert given.item() == pytest.approx(step(batch, 10, 2).loss.item(), abs=1e-5)
-
-
-def test_the_right_memory_takes_the_last_selected_place(tiny_model: ClaraModel):
-    right = torch.full((tiny.NUM_MEMORY_TOKENS, tiny_model.hidden_size), 0.25)
-    batch = replace(joint_batch(tiny_model, (4, 4)), right_memory=[right, None])
-    step = JointStep(tiny_model, joint())
-    weights_BKN = torch.eye(NUM_CANDIDATES)[:NUM_SELECTED].expand(2, -1, -1)
-    indices_BK = torch.arange(NUM_SELECTED).expand(2, -1)
-    first, second = step.selected_memories(batch, weights_BKN, indices_BK)
-    assert torch.equal(first, torch.cat([batch.memory[0, :2], right[None]]))
-    assert torch.equal(second, batch.memory[1, :3])
-
-
-def test_a_pool_of_fewer_than_k_is_read_whole(tiny_model: ClaraModel):
-    batch = joint_batch(tiny_model, (NUM_SELECTED - 1, NUM_CANDIDATES))
-    step = JointStep(tiny_model, joint())
-    weights_BKN = torch.eye(NUM_CANDIDATES)[:NUM_SELECTED].expand(2, -1, -1)
-    small, large = step.selected_memories(batch, weights_BKN, torch.arange(NUM_SELECTED).expand(2, -1))
-    assert torch.equal(small, batch.memory[0, : NUM_SELECTED - 1])
-    assert torch.equal(large, batch.memory[1, :NUM_SELECTED])
-
-
-@pytest.mark.parametrize("train_compressor", [True, False])
-def test_a_question_without_any_candidate_is_answered_from_nothing(tiny_model: ClaraModel, train_compressor: bool):
-    tiny_model.train_only([COMPRESSOR, QUERY_REASONER, GENERATOR])
-    batch = joint_batch(tiny_model, (0,))
-    output = JointStep(tiny_model, joint(train_compressor=train_compressor, labels_weight=1.0, utility_weight=1.0))(
-        batch, batch.weight, 1
-    )
-    output.loss.backward()
-    question, answer = QUESTIONS[0]
-    wanted, num_tokens = tiny_model.answer_log_likelihood([question], [batch.memory[0, :0]], [answer])
-    assert output.loss.item() == pytest.approx(-wanted.item() / num_tokens.item(), abs=1e-5)
-    assert touched(tiny_model) == {"generator"}
-    assert all(math.isfinite(total) for total, _ in output.figures.values())
-
-
-def test_a_trained_compressor_needs_the_candidates_texts(tiny_model: ClaraModel):
-    batch = replace(joint_batch(tiny_model), candidates=[])
-    with pytest.raises(ValueError, match="candidates"):
-        JointStep(tiny_model, joint(train_compressor=True))(batch, batch.weight, 3)
-
-
-def test_retrieval_figures_count_pools_and_choices(tiny_model: ClaraModel):
-    batch = joint_batch(tiny_model)
-    scores_BN = (batch.memory.flatten(2) * batch.memory[:, :1].flatten(2)).sum(dim=-1) / batch.memory.flatten(2).norm(
-        dim=-1
-    ).clamp(min=1e-9)
-    assert scores_BN[0].argmax().item() == 0
-    figures = JointStep(tiny_model, joint())(batch, batch.weight, 3).figures
-    assert figures["pool_has_positive"] == (2.0, 3)
-    assert figures["positive_selected"][1] == figures["positive_first"][1] == 2.0
-    assert figures["positive_first"][0] <= figures["positive_selected"][0] <= 2.0
-    assert figures["answer_nats"][1] == batch.weight
 
 
 # --- families --------------------------------------------------------------------------------------------------------

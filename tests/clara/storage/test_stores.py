@@ -1,19 +1,12 @@
 """All commands on emulated S3 and GCS: artefacts equal those on a disk, through outages, kills and damage."""
 
-import contextlib
-import functools
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +17,6 @@ from clara.data.examples import read_examples
 from clara.data.questions import read_questions
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
-from clara.storage import cache as localise
 from clara.storage import folders as storage
 from clara.storage.artefact import Artefact
 from clara.storage.base import StorageError
@@ -42,78 +34,7 @@ from pipelines.synthesize.command import main as synthesize
 from tests.helpers import stores, tiny, towns
 from tests.helpers.artefacts import verify
 from tests.helpers.language_model import LanguageModel
-
-
-@dataclass(frozen=True)
-class Place:
-    """A folder of a bucket for one test."""
-
-    url: str
-    store: stores.Store
-
-    def __truediv__(self, name: str) -> str:
-        return f"{self.url}/{name}"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[Callable[[str], stores.Store]]:
-    """A store by its kind; each is started once."""
-    with ExitStack() as stack:
-        yield functools.cache(lambda kind: stack.enter_context(stores.running(kind)))
-
-
-@pytest.fixture(params=["s3", "gs"])
-def place(
-    request: pytest.FixtureRequest,
-    running: Callable[[str], stores.Store],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Place]:
-    store = running(request.param)
-    for name, value in {**store.environment, CACHE: str(tmp_path / "cache"), PATIENCE: "60"}.items():
-        monkeypatch.setenv(name, value)
-    stores.forget_clients()
-    store.proxy.log.clear()
-    yield Place(f"{store.url}/{uuid.uuid4().hex[:8]}", store)
-    store.proxy.down = lambda method, path: False
-
-
-def put(source: Path, url: str) -> str:
-    """A finished artefact of this machine in a bucket."""
-    with published(url) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
-    return url
-
-
-def command(given: str, output: str, checkpoint: str, *arguments: str) -> list[str]:
-    common = ["--dtype=float32", "--num-workers=1", "--num-shards=3"]
-    return ["--input", given, "--output", output, "--checkpoint", checkpoint, *common, *arguments]
-
-
-def shard_hashes(memory: str | Path) -> dict[str, str]:
-    files = read_manifest(memory, "MEMORY")["files"]
-    return {entry["path"]: entry["sha256"] for entry in files if "shard-" in entry["path"]}
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_corpus(tmp_path_factory.mktemp("stores") / "corpus.jsonl")
-
-
-@pytest.fixture(scope="module")
-def built(corpus: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    memory = tmp_path_factory.mktemp("built") / "local"
-    with contextlib.chdir(corpus.parent):
-        assert build_memory(command("corpus.jsonl", str(memory), str(tiny_checkpoint))) == 0
-    return memory
-
-
-@pytest.fixture
-def local(built: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The MEMORY that the same command makes on a disk, from the corpus in the working directory."""
-    monkeypatch.chdir(corpus.parent)
-    return built
-
+from tests.helpers.store_place import Place, command, put, shard_hashes
 
 # --- round trips -----------------------------------------------------------------------------------------------------
 
@@ -314,105 +235,6 @@ def test_copies_are_checked_shared_and_go_on(
         Artefact.open(memory, "MEMORY")
 
 
-def test_a_damaged_or_missing_object_is_reported(place: Place, local: Path) -> None:
-    memory = put(local, place / "memory")
-    name = "shard-00001-of-00003/memory.safetensors"
-    damaged = bytearray((local / name).read_bytes())
-    damaged[-1] ^= 1
-    storage.folder(memory).write(name, bytes(damaged))
-    with pytest.raises(InputError, match=f"{memory}/{name}: its sha256 is not the manifest's"):
-        MemoryStore.open(memory)
-    storage.folder(memory).write(name, bytes(damaged[:-1]))
-    with pytest.raises(InputError, match=r"bytes, its manifest says"):
-        MemoryStore.open(memory)
-    storage.folder(memory).remove([name])
-    with pytest.raises(InputError, match="missing, its manifest says"):
-        MemoryStore.open(memory)
-    with pytest.raises(InputError, match=r"no manifest\.json, so this is no finished MEMORY"):
-        MemoryStore.open(place / "nowhere")
-
-
-def test_a_manifest_does_not_lead_outside(place: Place, local: Path) -> None:
-    memory = put(local, place / "memory")
-    manifest = read_manifest(memory)
-    manifest["files"][0]["path"] = "../../evil"
-    storage.atomic_write(f"{memory}/manifest.json", json.dumps(manifest))
-    with pytest.raises(InputError, match="no file inside of it"):
-        Artefact.open(memory, "MEMORY")
-
-
-# --- faults ----------------------------------------------------------------------------------------------------------
-
-
-def outage(place: Place, when: Callable[[str, str], bool], seconds: float) -> None:
-    """From the first request that `when` is true of, the store is away for some seconds."""
-    began: list[float] = []
-
-    def down(method: str, path: str) -> bool:
-        if not began and when(method, path):
-            began.append(time.monotonic())
-        return bool(began) and time.monotonic() < began[0] + seconds
-
-    place.store.proxy.down = down
-
-
-def writes_a_shard(method: str, path: str) -> bool:
-    return method in ("PUT", "POST") and ("shard" in path or "upload" in path)
-
-
-def test_a_store_that_is_away_for_a_while_is_waited_for(place: Place, local: Path, tiny_checkpoint: Path) -> None:
-    outage(place, writes_a_shard, 4.0)
-    before = place.store.proxy.refused
-    assert build_memory(command("corpus.jsonl", place / "memory", str(tiny_checkpoint))) == 0
-    assert place.store.proxy.refused > before
-    assert shard_hashes(place / "memory") == shard_hashes(local)
-
-
-@pytest.mark.slow
-def test_a_store_that_stays_away_is_reported_and_the_next_run_finishes(
-    place: Place, local: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    written = 0
-
-    def after_one_shard(method: str, path: str) -> bool:
-        nonlocal written
-        written += writes_a_shard(method, path)
-        return written > 4
-
-    outage(place, after_one_shard, 1e9)
-    monkeypatch.setenv(PATIENCE, "2")
-    with pytest.raises(InputError, match=r"the store has not answered for \d+ s .*run the same command again"):
-        build_memory(command("corpus.jsonl", place / "memory", str(tiny_checkpoint)))
-    place.store.proxy.down = lambda method, path: False
-    monkeypatch.setenv(PATIENCE, "60")
-    assert not storage.exists(place / "memory/manifest.json")
-    assert build_memory(command("corpus.jsonl", place / "memory", str(tiny_checkpoint))) == 0
-    assert shard_hashes(place / "memory") == shard_hashes(local)
-
-
-def test_what_is_finished_is_kept_and_what_was_touched_is_made_again(
-    place: Place, local: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = command("corpus.jsonl", place / "memory", str(tiny_checkpoint))
-    assert build_memory(arguments) == 0
-    bucket = storage.folder(place / "memory")
-    bucket.remove(["manifest.json"])
-    name = "shard-00002-of-00003/memory.safetensors"
-    damaged = bytearray((local / name).read_bytes())
-    damaged[-1] ^= 1
-    bucket.write(name, bytes(damaged))
-    capsys.readouterr()
-    assert build_memory(arguments) == 0
-    assert "shards reused  2" in capsys.readouterr().out
-    assert shard_hashes(place / "memory") == shard_hashes(local)
-    MemoryStore.open(place / "memory", verify=True)
-
-
-def test_a_bucket_that_is_not_there(place: Place, corpus: Path, tiny_checkpoint: Path) -> None:
-    with pytest.raises(InputError, match="make the bucket, or correct the URL"):
-        build_memory(command(str(corpus), place.url.replace("/bucket/", "/no-such-bucket/"), str(tiny_checkpoint)))
-
-
 # --- one job at a time -----------------------------------------------------------------------------------------------
 
 
@@ -472,51 +294,3 @@ def test_a_store_without_conditional_writes_is_refused(place: Place, monkeypatch
     stores.forget_clients()
     with pytest.raises(InputError, match="lets a second job write over the first one's lock"):
         acquire(place / "memory")
-
-
-@pytest.mark.slow
-def test_killed_in_the_middle_and_run_again(
-    place: Place, local: Path, tiny_checkpoint: Path, tmp_path: Path, corpus: Path
-) -> None:
-    arguments = command("corpus.jsonl", place / "memory", str(tiny_checkpoint), "--num-workers=2", "--num-shards=8")
-    job = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.build_memory", *arguments], cwd=corpus.parent, stderr=subprocess.PIPE
-    )
-    bucket = Bucket(place / "memory")
-    deadline = time.monotonic() + 200
-    while sum(name.endswith("plan.json") for name in bucket.files()) < 2:
-        assert job.poll() is None, job.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
-    assert not storage.exists(place / "memory/manifest.json")
-    os.chdir(corpus.parent)
-    assert build_memory(arguments) == 0
-    assert build_memory(command("corpus.jsonl", str(tmp_path / "whole"), str(tiny_checkpoint), "--num-shards=8")) == 0
-    assert shard_hashes(place / "memory") == shard_hashes(tmp_path / "whole")
-    MemoryStore.open(place / "memory", verify=True)
-
-
-@pytest.mark.slow
-def test_workers_wait_for_a_store_too(place: Place, local: Path, tiny_checkpoint: Path, corpus: Path) -> None:
-    outage(place, writes_a_shard, 6.0)
-    arguments = command("corpus.jsonl", place / "memory", str(tiny_checkpoint), "--num-workers=2")
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.build_memory", *arguments], cwd=corpus.parent, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert shard_hashes(place / "memory") == shard_hashes(local)
-
-
-def test_patience_ends_once_and_begins_again_with_an_answer(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(PATIENCE, "1")
-    bucket = Bucket(place.url)
-    place.store.proxy.down = lambda method, path: True
-    with pytest.raises(StorageError, match="has not answered"):
-        bucket.write("a", b"1")
-    place.store.proxy.down = lambda method, path: False
-    bucket.write("a", b"2")
-    assert bucket.read("a") == b"2"
-    assert bucket.read("b") is None
-    assert localise.cache_directory().name == "cache"
