@@ -88,7 +88,7 @@ def test_a_prompt_that_does_not_fit_fails_alone(tiny_backbone: Path) -> None:
 
 
 def test_garbage_ends_as_counted_drops(tiny_backbone: Path, tmp_path: Path) -> None:
-    given = command(write_corpus(tmp_path / "c.jsonl"), tmp_path / "out", tiny_backbone, "--max-reply-tokens=4")
+    given = command(write_corpus(tmp_path / "c.jsonl"), tmp_path / "out", tiny_backbone, "--max-reply-tokens=16")
     with pytest.raises(
         InputError, match=r"no example could be made; failed: nothing, dropped: \{'example: unusable reply': 9\}"
     ):

@@ -15,7 +15,7 @@ from tests.helpers.ray_cluster import Cluster, below
 from tests.helpers.served_runs import SERVER, STEPS, TIMEOUT_SECONDS, begin, wait_for
 from training.loop.lines import read
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.release, pytest.mark.timeout(2400)]
 # The servers start within it, too.
 SEARCH_SECONDS = 30
 # Of a busy machine, where a step lasts half a minute before the rank asks; on a quiet one it gives up within a second

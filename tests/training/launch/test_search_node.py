@@ -10,7 +10,7 @@ from tests.helpers.served_runs import SERVER, SETTINGS, STEPS, TIMEOUT_SECONDS, 
 from training import joint
 from training.loop.lines import read
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.release, pytest.mark.timeout(2400)]
 # Two ranks sum in another order than one process, over updates of 1e-4: no weight is further off than half an update.
 TOLERANCE = 5e-5
 

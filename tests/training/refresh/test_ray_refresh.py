@@ -20,7 +20,7 @@ from training import joint
 from training.loop.lines import read
 from training.refresh.attempts import lost_tries
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.release, pytest.mark.timeout(2400)]
 TIMEOUT_SECONDS = 900
 STEPS, REFRESHER, RANK = 30, "ray::Refresher.run", "ray::RayTrainWorker"
 # Two ranks sum in another order than one process, over updates of 1e-4: no weight is further off than half an update.
