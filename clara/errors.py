@@ -48,7 +48,7 @@ def explained(error: BaseException) -> str | None:
     if isinstance(error, InputError):
         return f"error: {error}"
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; the same command goes on from what is finished"
+        return "interrupted; the same command resumes from what is finished"
     if isinstance(error, OSError) and error.errno in _UNWRITABLE:
         return (
             f"error: {error.filename or 'output'}: {error.strerror}; choose a place that you may write to, "

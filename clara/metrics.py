@@ -78,7 +78,7 @@ def cover_match(prediction: str, answers: Sequence[str]) -> float:
 
 
 def substring_match(prediction: str, answers: Sequence[str]) -> float:
-    """1 where a wording stands in the prediction as a run of whole words; stricter than `cover_match`."""
+    """1 where a wording occurs in the prediction as a run of whole words; stricter than `cover_match`."""
     return _best(_substring, prediction, answers)
 
 
@@ -131,7 +131,7 @@ def ranking_metrics(
         if not right:
             raise InputError(f"question {number}: no positive document, so recall is undefined; leave it out")
         if len(set(ranking)) != len(ranking):
-            raise InputError(f"question {number}: a document stands twice in its ranking; keep its best place only")
+            raise InputError(f"question {number}: a document occurs twice in its ranking; keep its best place only")
         places = [place for place, document in enumerate(ranking, 1) if document in right]
         for k in cutoffs:
             hits = sum(place <= k for place in places)
@@ -220,10 +220,10 @@ def _sign_flip_p_value(difference: Values, seed: int, num_resamples: int) -> flo
     if 2**number <= num_resamples:
         patterns = np.arange(2**number)[:, None] >> np.arange(number) & 1
         return float(np.mean(np.abs((1 - 2 * patterns) @ difference) >= observed))
-    dice, as_far = np.random.default_rng(seed), 1
+    rng, as_far = np.random.default_rng(seed), 1
     for begin in range(0, num_resamples, _PATTERNS_AT_ONCE):
         size = (min(_PATTERNS_AT_ONCE, num_resamples - begin), number)
-        flipped = dice.integers(0, 2, size, np.int8).astype(np.float64) @ difference
+        flipped = rng.integers(0, 2, size, np.int8).astype(np.float64) @ difference
         as_far += int(np.sum(np.abs(difference.sum() - 2 * flipped) >= observed))
     return as_far / (num_resamples + 1)
 

@@ -4,7 +4,7 @@ From any corpus, without labels:   python -m pipelines.build_examples --input co
 --exclude-held-out From rows with synthetic pairs:    python -m pipelines.build_examples --input pairs.jsonl --format
 scp --output DIR
 
-A corpus gives each document two examples. `autoencode`: the document itself is told from its memory. `cloze`: pairs of
+A corpus gives each document two examples. `autoencode`: reproduce the document from its memory. `cloze`: pairs of
 a sentence with one span masked and that span: the document's own title, a name of several words, a number, or for want
 of those the longest word; besides "What is this text about?" and, where the corpus has a `description`, "What is
 TITLE?".
@@ -223,7 +223,7 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     settings, files, fields = resolve(options), expand(options.input), given_fields(options)
     if options.format != "corpus":
-        refuse_fields(options, f"--format {options.format} has names of its own")
+        refuse_fields(options, f"--format {options.format} has its own field names")
     chosen: dict[str, Any] = asdict(settings) if options.format == "corpus" else {}
     chosen |= {"fields": asdict(fields)} if fields != FIELDS else {}
     asked = {"format": options.format, "settings": chosen}

@@ -3,7 +3,7 @@
 python -m pipelines.build_index --memory DIR --output DIR
 
 Recall@10 is measured against exact search, with rows of the INDEX itself as queries: each one's memory plus Gaussian
-noise of half its length. No row is held back from the INDEX. Questions that a query reasoner encodes may lie farther
+noise of half its length. No row is held back from the INDEX. Questions that a query reasoner encodes may be farther
 from the rows, and their recall may be another; python -m training.evaluate measures what is found for questions.
 """
 

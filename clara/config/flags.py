@@ -1,7 +1,8 @@
 """Command lines over the configuration tree: `--first-level 50` is short for `--set retrieval.first_level=50`.
 
-A flag takes its type, choices, default and help text from the key's field, so that each stands once. Every command also
-takes `--config FILE` and `--set key=value`. Precedence: defaults, then the file, then flags and `--set` in their order.
+A flag takes its type, choices, default and help text from the key's field, so that each is written once. Every command
+also takes `--config FILE` and `--set key=value`. Precedence: defaults, then the file, then flags and `--set` in their
+order.
 """
 
 import argparse

@@ -68,7 +68,7 @@ class Model(Section):
 
 
 class Prompts(Section):
-    """What the generator reads. `{documents}` stands for the memory slots, `{question}` for the question."""
+    """What the generator reads. `{documents}` is replaced by the memory slots, `{question}` by the question."""
 
     answer_system: str = (
         "You are a helpful assistant. Your task is to extract relevant information from provided documents "

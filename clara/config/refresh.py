@@ -51,8 +51,7 @@ class Refresh(Section):
     switch: Literal["asap", "fixed", "stop"] = Field(
         "asap",
         description="asap: the step after readiness; fixed: delta_steps after the snapshot, waiting if late; stop: "
-        "training stops at the snapshot "
-        "and goes on with the new version (to compare with; wait_seconds at most, then as asap)",
+        "training waits at the snapshot for the new version (for comparisons; wait_seconds at most, then as asap)",
     )
     delta_steps: int = Field(0, ge=0, description="for switch = fixed")
     num_workers: int = Field(

@@ -27,7 +27,7 @@ class Optimiser(Section):
 
 
 class Pretrain(Section):
-    """Stage `pretrain` (SCP, P §2.1): the generator tells a document's content from its memory."""
+    """Stage `pretrain` (SCP, P §2.1): the generator reproduces a document's content from its memory."""
 
     steps: int = Field(1000, ge=1, description="optimiser updates")
     documents_per_step: int = Field(8, ge=1, description="over all ranks")
@@ -111,7 +111,7 @@ class Joint(Section):
     compressor_steps: int = Field(
         0,
         ge=0,
-        description="updates in which the compressor trains, where it does, before it stands still; 0: all. "
+        description="updates in which the compressor trains, if it does, before it is frozen; 0: all. "
         "A MEMORY of any later snapshot fits "
         "the final CHECKPOINT exactly",
     )
@@ -145,7 +145,7 @@ class Joint(Section):
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
         description="a loss or gradient that is not finite on any rank: every rank stops, "
-        "or skips the update and goes on (ten in a row stop it)",
+        "or skips the update and continues (ten in a row stop it)",
     )
     optimiser: Optimiser = Optimiser(learning_rate=5e-6)
     learning_rates: dict[Literal["query_reasoner", "generator", "compressor"], Annotated[float, Field(gt=0)]] = Field(

@@ -46,7 +46,7 @@ class Fields:
 
 
 FIELDS = Fields()
-"""Those that are read where nothing else is said."""
+"""The field names that are read by default."""
 
 
 def decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
@@ -107,7 +107,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             yield stream
     except DAMAGE as error:
         raise InputError(
-            f"{path}: cannot be read to its end ({error}); correct the path, or copy the file anew"
+            f"{path}: cannot be read to its end ({error}); correct the path, or copy the file again"
         ) from error
 
 
@@ -138,7 +138,7 @@ def read_rows(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, dict[st
             raise
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{path}: not {_NAMES.get(ending, 'JSON')} in UTF-8 ({error}); make it anew, or download it again"
+                f"{path}: not {_NAMES.get(ending, 'JSON')} in UTF-8 ({error}); make it again, or download it again"
             ) from error
 
 

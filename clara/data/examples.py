@@ -36,7 +36,7 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Example:
-    """A document and what the generator is to tell from its memory.
+    """A document and what the generator learns to answer or reproduce from its memory.
 
     Attributes:
         kind: `qa` and `cloze` hold questions, each with its answer; `paraphrase` one answer, the text in other words;
@@ -60,8 +60,8 @@ class Example:
         pairs = len(self.questions), len(self.answers)
         if self.kind in ("qa", "cloze") and (pairs[0] != pairs[1] or not pairs[0]):
             raise InputError(
-                f"{where}: {pairs[0]} questions and {pairs[1]} answers; kind {self.kind} needs as many of one as of "
-                "the other, at least one"
+                f"{where}: {pairs[0]} questions and {pairs[1]} answers; kind {self.kind} needs equal "
+                "numbers, at least one of each"
             )
         if (self.kind == "paraphrase" and pairs != (0, 1)) or (self.kind == "autoencode" and pairs != (0, 0)):
             raise InputError(
@@ -161,5 +161,5 @@ def each_example(source: Name | Artefact) -> Iterator[Example]:
                 yield Example(**row)
     except (OSError, pa.ArrowException) as error:
         raise InputError(
-            f"{path}: not readable as Parquet ({error}); make the artefact again, or copy it anew"
+            f"{path}: not readable as Parquet ({error}); make the artefact again, or copy it again"
         ) from error

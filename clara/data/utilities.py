@@ -1,7 +1,7 @@
 """UTILITIES: the likelihood of a question's answer given each candidate alone, scored while the reader does not change.
 
-A question's candidates are worth what they are worth until one of the two changes: a query reasoner can then train for
-many epochs at the price of its own passes. One folder of a shard holds one Parquet file.
+The values hold until reader or MEMORY changes: until then a query reasoner trains for many epochs at the price of its
+passes alone. One folder of a shard holds one Parquet file.
 """
 
 import os
@@ -50,8 +50,7 @@ class Scored:
         if len(self.row_ids) != len(self.log_likelihoods) or not self.row_ids:
             raise InputError(
                 f"utilities of question {self.question_id!r}: {len(self.row_ids)} rows, {len(self.log_likelihoods)} "
-                "likelihoods; expected as "
-                "many of one as of the other, at least one; score the questions again"
+                "likelihoods; expected equal numbers, at least one of each; score the questions again"
             )
 
 

@@ -149,7 +149,7 @@ def lora_tensors(
     Args:
         reference: the checkpoint.
         name: the adapter's name there.
-        vocabulary: as of `fit_vocabulary`.
+        vocabulary: as returned by `fit_vocabulary`.
         wanted: the base's parameters by the reference's names.
 
     Raises:
@@ -209,7 +209,7 @@ def convert(reference: Reference, base: Path, *, untrained_generator: bool = Fal
     """A model with the reference's numbers.
 
     Args:
-        reference: as of `read_reference`.
+        reference: as returned by `read_reference`.
         base: folder of the LM that it was trained on.
         untrained_generator: leave `decoder_adapter` out, as the reference does when it loads a `stage1_2` checkpoint
             (clara.md C1).

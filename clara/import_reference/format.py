@@ -83,7 +83,7 @@ class Reference:
     """A published checkpoint, read and checked as far as it can be without its base.
 
     Attributes:
-        directory: where it lies.
+        directory: its directory.
         config: its config.json.
         adapters: adapter name → tensor name → tensor, copies of embeddings among them.
         layers: the input embeddings and the output matrix, added tokens included.
@@ -169,7 +169,7 @@ def read_config(path: Path, ignored: Sequence[str] = ()) -> dict[str, Any]:
     if unknown:
         raise InputError(
             f"{path}: {unknown[0]} is {config[unknown[0]]!r}, an unknown field (unknown are {', '.join(unknown)}): "
-            f"whether it changes a number cannot be told; if it does not, give --ignore {' '.join(unknown)}"
+            f"this program does not know whether it changes a number; if it does not, give --ignore {' '.join(unknown)}"
         )
     return config
 
@@ -221,8 +221,8 @@ def read_reference(directory: Path, ignored: Sequence[str] = ()) -> Reference:
     """Read a published checkpoint.
 
     Raises:
-        InputError: as of `read_config` and `read_tensors`; an adapter that this program does not know, or without which
-            there is no model.
+        InputError: as raised by `read_config` and `read_tensors`; an adapter that this program does not know, or
+            without which there is no model.
     """
     config = read_config(directory / CONFIG, ignored)
     path = directory / ADAPTERS
@@ -259,7 +259,7 @@ def model_settings(reference: Reference) -> Model:
     return Model(
         num_memory_tokens=reference.num_memory_tokens,
         max_document_tokens=config["doc_max_length"],
-        # One more than a document: `cut_inputs` then drops the eos of a question that fills it, as of a document.
+        # One more than a document: `cut_inputs` drops the eos of a question that fills it, like a document's.
         max_question_tokens=config["doc_max_length"] + 1,
         cut_inputs=True,
         overlapping_slots=not config["sep"],

@@ -208,10 +208,10 @@ class _Work:
             return None
         self._set_probes()
         index = faiss.IndexIDMap(self._trained)
-        with self._bar("add", len(self._store), "row") as told:
+        with self._bar("add", len(self._store), "row") as advance:
             for rows in pieces_of(self._store):
                 index.add_with_ids(self._store.keys(rows), rows)
-                told(len(rows))
+                advance(len(rows))
         _write(index, self.folder / FILE)
         return self.folder / FILE
 
@@ -220,17 +220,17 @@ class _Work:
         sources = [] if self._parent is None else [self._parent]
         taken = None if self._parent is None else self._parent.taken
         rows_of_part = max(1, _PART_BYTES // bytes_of_row(self._trained))
-        with self._bar("add", len(self._store) - (0 if taken is None else len(taken)), "row") as told:
+        with self._bar("add", len(self._store) - (0 if taken is None else len(taken)), "row") as advance:
             for number, rows in enumerate(parts_of(self._store, rows_of_part, taken)):
                 path = self.folder / f"part-{number:05d}.faiss"
                 if not path.is_file():
-                    _write(self._part(rows, told), path)
+                    _write(self._part(rows, advance), path)
                 else:
-                    told(len(rows))
+                    advance(len(rows))
                 sources.append(Source(read_mapped(path)))
         inverted = self._set_probes()
-        with self._bar("merge", inverted.nlist, "list") as told:
-            merge(self._trained, sources, self.folder / FILE, lambda _: told(1))
+        with self._bar("merge", inverted.nlist, "list") as advance:
+            merge(self._trained, sources, self.folder / FILE, lambda _: advance(1))
         return self.folder / FILE
 
     def words(self) -> dict[str, Any]:
@@ -245,13 +245,13 @@ class _Work:
             inverted.nprobe = min(inverted.nlist, self._how.probes or max(8, inverted.nlist // 16))
         return inverted
 
-    def _part(self, rows: Ids, told: Callable[[int], None]) -> Any:
+    def _part(self, rows: Ids, advance: Callable[[int], None]) -> Any:
         part = faiss.read_index(str(self.folder / TRAINED))
         with quantizer_on_gpu(part, wanted=self._how.gpu):
             for begin in range(0, len(rows), ADD_ROWS):
                 some = rows[begin : begin + ADD_ROWS]
                 part.add_with_ids(self._store.keys(some), some)
-                told(len(some))
+                advance(len(some))
         return part
 
     def _read_or_train(self) -> Any:

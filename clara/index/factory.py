@@ -43,7 +43,7 @@ def resolve_factory(factory: str, num_rows: int, key_size: int = 256) -> str:
 
 @contextmanager
 def refused_by_faiss(store: MemoryStore, factory: str) -> Iterator[None]:
-    """What FAISS refuses inside is told in one line.
+    """Report an error of FAISS in one line.
 
     Raises:
         InputError: instead of its RuntimeError.
@@ -97,7 +97,7 @@ def check_trainable(store: MemoryStore, factory: str) -> None:
     """Refuse, without training anything, a factory string (or `auto`) that no index over these keys can be built by.
 
     Raises:
-        InputError: as of `check_kind`, or it has more lists or centroids than there are rows to train them.
+        InputError: as raised by `check_kind`, or it has more lists or centroids than there are rows to train them.
     """
     check_kind(store, factory, 0)
     index = empty_index(store, factory)

@@ -10,7 +10,7 @@ from clara.errors import InputError
 
 
 def require_gpu() -> None:
-    """Refuse to go on without a FAISS that has GPU code and a device for it.
+    """Check that there is a FAISS that has GPU code and a device for it.
 
     Raises:
         InputError: one of both is missing; says which.

@@ -62,7 +62,7 @@ def read_mapped(path: str | os.PathLike[str]) -> Any:
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: not readable as a FAISS index ({error}); build the index again") from error
     if has_lists(index):
-        # Threads of its own that touch each list ahead cost more than they gain once the pages are there.
+        # FAISS's threads that touch each list ahead cost more than they gain once the pages are there.
         _lists(faiss.extract_index_ivf(index)).prefetch_nthread = 0
     return index
 
@@ -130,15 +130,15 @@ def merge(
     trained: Any,
     sources: Sequence[Source],
     path: str | os.PathLike[str],
-    told: Callable[[int], None] = lambda lists: None,
+    on_progress: Callable[[int], None] = lambda lists: None,
 ) -> int:
     """Write an index of all rows of the sources, whole or not at all; returns the number of rows.
 
     Args:
         trained: the empty index that every source was added to.
-        sources: with ids of their own, none twice.
+        sources: no id occurs twice, in one or in several.
         path: of the FAISS file.
-        told: is called with the number of lists that are written, after each.
+        on_progress: called with the number of written lists after each list.
     """
     path, inverted = Path(path), faiss.extract_index_ivf(trained)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
@@ -154,7 +154,7 @@ def merge(
             stream.write(codes[order].tobytes())
             stream.write(ids[order].tobytes())
             sizes[number] = len(ids)
-            told(number + 1)
+            on_progress(number + 1)
         rows = int(sizes.sum())
         stream.seek(0)
         stream.write(_head(trained, rows) + _lists_head(inverted, sizes))

@@ -2,7 +2,7 @@
 
 The queries are rows of the INDEX itself, disturbed: memory plus Gaussian noise of half its length, as it is by default.
 No row is held back, so each query's own row can be found, and as a rule is the nearest; the other nine of its ten best
-are harder to find. Questions of a query reasoner may lie farther from all rows than these do, and the recall of such
+are harder to find. Questions of a query reasoner may be farther from all rows than these do, and the recall of such
 questions may be another: `training.evaluate` measures what is found for them.
 """
 
@@ -43,9 +43,13 @@ def exact_search(store: MemoryStore, query: Floats, k: int) -> Ids:
 
 
 def exact_among(
-    store: MemoryStore, shards: Sequence[Ids], query: Floats, k: int, told: Callable[[int], None] = lambda rows: None
+    store: MemoryStore,
+    shards: Sequence[Ids],
+    query: Floats,
+    k: int,
+    on_progress: Callable[[int], None] = lambda rows: None,
 ) -> tuple[Ids, Floats]:
-    """The k best rows `[B, k]` and scores of queries `[B, M, D]` among some shards; `told` gets rows by block."""
+    """The k best rows `[B, k]` and scores of queries `[B, M, D]` among some shards; `on_progress` gets row counts."""
     unit = unit_rows(query)
     rows = np.empty((len(query), 0), np.int64)
     scores = np.empty((len(query), 0), np.float32)
@@ -60,7 +64,7 @@ def exact_among(
         scores = np.concatenate([scores, found], axis=1)
         order = np.stack([best(s, r, k) for s, r in zip(scores, rows, strict=True)])
         rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-        told(read)
+        on_progress(read)
     return rows, scores
 
 
@@ -99,7 +103,7 @@ class Recall:
         *,
         seed: int,
         row_bytes: int,
-        told: Callable[[int], None] = lambda rows: None,
+        on_progress: Callable[[int], None] = lambda rows: None,
     ) -> None:
         """Ask exact search once.
 
@@ -108,7 +112,7 @@ class Recall:
             how: number of queries and so on.
             seed: draws queries, their noise, and the shards of a sample.
             row_bytes: stored payload of a row.
-            told: gets the rows read, block by block.
+            on_progress: called with the number of rows of each block that was read.
         """
         store, rng = index.store, np.random.default_rng(seed)
         shards = [rows for _, rows in store.iter_shards() if len(rows)]
@@ -125,7 +129,7 @@ class Recall:
         self._index = index
         self._k = min(RECALL_AT, len(store))
         self._query = _disturbed(store.memory(chosen), how.noise, rng)
-        self._rows, self._scores = exact_among(store, compared, self._query, self._k, told)
+        self._rows, self._scores = exact_among(store, compared, self._query, self._k, on_progress)
 
     @property
     def num_queries(self) -> int:
@@ -188,7 +192,9 @@ def measure(
     shapes = layout(store.codec, store.num_memory_tokens, store.hidden_size).values()
     row_bytes = sum(kind.itemsize * math.prod(shape) for kind, shape in shapes)
     with Progress(len(store), "measure", " rows", shown=progress) as bar:
-        recall = Recall(index, asked, seed=seed, row_bytes=row_bytes, told=lambda rows: bar.update(rows) and None)
+        recall = Recall(
+            index, asked, seed=seed, row_bytes=row_bytes, on_progress=lambda rows: bar.update(rows) and None
+        )
     if recall.share < 1:
         _log.info(
             "index: the payload has %.1f GiB, so recall is estimated from below on %d of %d rows with %d queries",

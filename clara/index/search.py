@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 
 class IndexedRows:
-    """Some rows of a MEMORY where they lie: FAISS over their keys, and their payload."""
+    """Some rows of a MEMORY on the machine that stores them: FAISS over their keys, and their payload."""
 
     def __init__(self, store: MemoryStore, index: Any) -> None:
         self._store, self._index = store, index
@@ -71,7 +71,7 @@ class IndexedRows:
         # Questions share candidates: each payload row is read once for all of them.
         union = np.unique(np.concatenate([np.empty(0, np.int64), *candidates]))
         memory, unit = unit_rows(self._store.memory(union)), unit_rows(query)
-        # A matrix product rounds a row by where it stands; a sum of its own does not.
+        # In a matrix product a row's rounding depends on its place; a separate sum does not.
         return [
             (memory[np.searchsorted(union, own)] * unit[number]).sum(axis=1) for number, own in enumerate(candidates)
         ]

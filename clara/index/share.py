@@ -55,7 +55,7 @@ def why_whole(index: Any) -> str:
     if isinstance(core, faiss.IndexHNSW):
         return f"its rows are linked to each other ({type(core).__name__})"
     if not is_mapped(index):
-        return f"its codes lie in blocks of many rows each ({type(core).__name__})"
+        return f"its codes are stored in blocks of many rows each ({type(core).__name__})"
     return f"only plain keys and plain inverted lists are taken apart row by row, and this is {type(kind).__name__}"
 
 

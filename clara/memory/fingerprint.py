@@ -190,7 +190,7 @@ def compressor_hash(
 
     Args:
         adapter: the compressor's tensors under PEFT's names; hashed as they are used, rounded to `dtype`.
-        slots: `memory_tokens [M, D]`, `markers [2, D]` (the first one stands in front of a text), `gate [M]`.
+        slots: `memory_tokens [M, D]`, `markers [2, D]` (the first one precedes a text), `gate [M]`.
         dtype: `float32` or `bfloat16`.
         settings: the checkpoint's model settings; those without influence on memory are left out.
     """

@@ -1,7 +1,8 @@
 """MEMORY whose shards several versions of one compressor made, as an incremental refresh leaves it beside training.
 
 Its manifest names in `shard_fingerprints` what made each shard that is not of the newest version; so each row's version
-is known by its shard. Training accepts the versions of its own run. Everybody else reads MEMORY of one compressor only.
+is known by its shard. Training accepts the versions of this run. All other readers accept MEMORY of one compressor
+only.
 """
 
 from collections.abc import Collection, Mapping
@@ -29,7 +30,7 @@ def shard_fingerprints(manifest: Mapping[str, Any], where: str) -> list[Fingerpr
 
 
 def is_mixed(manifest: Mapping[str, Any]) -> bool:
-    """Whether shards of several versions lie in it."""
+    """Whether it has shards of several versions."""
     return bool(manifest.get(FIELD))
 
 

@@ -45,7 +45,7 @@ class Codebook:
 
     @property
     def width(self) -> int:
-        """Numbers that one byte stands for."""
+        """Numbers that one byte encodes."""
         return int(self.centroids.shape[2])
 
     @cached_property

@@ -116,7 +116,7 @@ def write_stored(
         InputError: the disk refuses.
     """
     metadata = canonical_json({"fingerprint": fingerprint, "codec": codec, "rows": len(chunks)})
-    # One entry only: the library writes several in an order of its own, and equal shards have equal bytes.
+    # One entry only: the library does not keep the order of several, and equal shards have equal bytes.
     payload = safetensors.numpy.save(
         {k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata={"clara": metadata}
     )

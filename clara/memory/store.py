@@ -162,7 +162,7 @@ class MemoryStore:
         return [made[name] for name in self.shard_names]
 
     def shards_of(self, row_ids: Sequence[int] | Ids) -> NDArray[np.int32]:
-        """Which of `shard_names` each row lies in `[n]`.
+        """Indices `[n]` into `shard_names`: the shard of each row.
 
         Raises:
             InputError: a row is not there, or not live.

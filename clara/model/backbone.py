@@ -120,10 +120,9 @@ class Backbone(nn.Module):
         if input_AD.shape != wanted or output_AD.shape != wanted or not 0 < num_kept <= embedding.weight.shape[0]:
             raise InputError(
                 f"{self.folder or type(self.lm).__name__}: added tokens with input rows {list(input_AD.shape)} and "
-                "output rows "
-                f"{list(output_AD.shape)} behind {num_kept} of its own, expected [A, {self.hidden_size}] both, "
-                "behind at most "
-                f"{embedding.weight.shape[0]}; take the backbone that the checkpoint was made for"
+                f"output rows {list(output_AD.shape)} behind {num_kept} rows of the backbone, "
+                f"expected [A, {self.hidden_size}] both, behind at most {embedding.weight.shape[0]}; "
+                "take the backbone that the checkpoint was made for"
             )
         if getattr(head, "bias", None) is not None:
             raise InputError(
@@ -145,7 +144,7 @@ class Backbone(nn.Module):
             embedding.weight = joined(embedding.weight, input_AD)
             head.weight = embedding.weight if tied else joined(head.weight, output_AD)
         embedding.num_embeddings = head.out_features = embedding.weight.shape[0]
-        embedding.padding_idx = None  # it may lie among the rows that go, and matters to the gradient alone
+        embedding.padding_idx = None  # it may be among the removed rows, and matters to the gradient alone
         self.lm.config.get_text_config().vocab_size = embedding.weight.shape[0]
         # Kept apart from the LM's weights: ZeRO-3 leaves those empty when a checkpoint is written.
         self.num_kept_tokens = num_kept

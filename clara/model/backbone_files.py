@@ -42,7 +42,7 @@ def tokenizer_hash(folder: str | os.PathLike[str]) -> str:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: not JSON ({error}); copy the model's folder anew") from error
+        raise InputError(f"{path}: not JSON ({error}); copy the model's folder again") from error
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
@@ -56,4 +56,4 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises plain ones for what it cannot read
-        raise InputError(f"{folder}: its tokenizer cannot be read ({error}); copy the model's folder anew") from error
+        raise InputError(f"{folder}: its tokenizer cannot be read ({error}); copy the model's folder again") from error

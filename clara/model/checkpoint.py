@@ -145,7 +145,7 @@ def _add_tokens(backbone: Backbone, directory: Path, entry: Mapping[str, Any]) -
         num_kept, input_AD, output_AD = int(entry["follow"]), rows["input"], rows["output"]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: not readable as the tokens that the manifest tells of ({error!r}); take an intact checkpoint"
+            f"{path}: not readable as the tokens that the manifest lists ({error!r}); take an intact checkpoint"
         ) from error
     backbone.extend_vocabulary(num_kept, input_AD, output_AD)
 
@@ -196,7 +196,7 @@ def load_checkpoint(
     Args:
         source: the CHECKPOINT, or its directory; of a URL its copy on this machine is read.
         backbone: folder, dtype and attention; an empty path takes the folder that the checkpoint names, or holds.
-        device: where the model goes; asked for and not there is an error.
+        device: of the model; fails if unavailable.
         check: read every byte against the manifest first.
 
     Raises:

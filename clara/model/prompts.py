@@ -207,7 +207,7 @@ class PromptBuilder:
                 # they never see.
                 raise InputError(
                     f"{self.tokenizer.name_or_path}: the chat template renders an assistant turn unlike its "
-                    "generation prompt; mend the template"
+                    "generation prompt; fix the template"
                 )
             self._check_merged(
                 answer,

@@ -80,7 +80,7 @@ class Bm25:
 
     @classmethod
     def of_memory(cls, store: MemoryStore) -> "Bm25":
-        """Over title and text of every row of a MEMORY, in RAM. Ascending ids lie in all shards: each is read once."""
+        """Over title and text of every row of a MEMORY, in RAM; reads each shard once."""
         texts = [""] * len(store)
         for _, rows in store.iter_shards():
             positions = np.searchsorted(store.row_ids, rows).tolist()

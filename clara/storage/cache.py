@@ -168,7 +168,7 @@ def download(
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.partial")
     with open(partial, "ab") as stream:
-        if stream.tell() > size:
+        if stream.seek(0, os.SEEK_END) > size:
             stream.truncate(0)
         begin = stream.seek(0, os.SEEK_END)
         advance(begin)

@@ -154,7 +154,7 @@ def stages(account: Account, rows: int) -> list[tuple[str, int, int]]:
     return [
         ("reading", total(RECORDS), total(DOCUMENTS, BEYOND_LIMIT) + unread + unused),
         ("deduplication", total(CHUNKS), total(UNIQUE, DUPLICATES)),
-        ("telling of duplicates", total(DUPLICATES), duplicates),
+        ("reporting duplicates", total(DUPLICATES), duplicates),
         ("compression", total(UNIQUE), rows + uncompressed),
     ]
 

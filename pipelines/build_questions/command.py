@@ -63,8 +63,7 @@ def main(argv: list[str]) -> int:
     settings = form.settings(options)
     if options.corpus_output and not form.brings_documents:
         raise InputError(
-            f"--corpus-output {options.corpus_output}: format {options.format} brings no documents of its own; leave "
-            "it out"
+            f"--corpus-output {options.corpus_output}: format {options.format} brings no documents; leave it out"
         )
 
     @functools.cache

@@ -39,7 +39,7 @@ class PublishedFormat:
 
     def settings(self, options: argparse.Namespace) -> dict[str, Any]:
         """See `QuestionFormat`."""
-        refuse_fields(options, f"--format {options.format} has names of its own")
+        refuse_fields(options, f"--format {options.format} has its own field names")
         return {name: getattr(options, name) for name in ("seed", "split", "skip_bad")}
 
     def build(self, files: Sequence[str], settings: Mapping[str, Any]) -> Built:
@@ -53,7 +53,7 @@ class PublishedFormat:
                 question, own = self._question(self.convert(row, where), settings["seed"], settings["split"])
                 if question.question_id in questions:
                     raise InputError(
-                        f"{where}: question id {question.question_id!r} stands twice; give each its own, or use "
+                        f"{where}: question id {question.question_id!r} occurs twice; give each its own, or use "
                         "--skip-bad"
                     )
             except InputError:

@@ -185,7 +185,7 @@ def convert_musique(row: Row, where: str) -> Published:
 
 
 def convert_squad(row: Row, where: str) -> Published:
-    """SQuAD: the paragraph is the document; it has no pool of its own."""
+    """SQuAD: the paragraph is the document; it has no pool."""
     given = row.get("answers")
     if isinstance(given, dict):  # columns, as dataset hubs have them
         answers = given.get("text")

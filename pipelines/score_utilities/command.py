@@ -3,8 +3,8 @@
     python -m pipelines.score_utilities --questions DIR --checkpoint DIR --memory DIR [--index DIR] --output DIR
     [--pool-size 20]
 
-While compressor and generator stand still these numbers don't change: `training/joint.py --set utilities=DIR` then
-trains the query reasoner for many epochs at the price of its own passes. Score again after a refresh, or when the
+While compressor and generator do not train these numbers don't change: `training/joint.py --set utilities=DIR` then
+trains the query reasoner for many epochs at the price of its passes alone. Score again after a refresh, or when the
 generator has trained. A pool holds the known positives (unless --no-positives), the best rows of the index and of BM25
 in turn, and rows drawn at random. An interrupted run resumes.
 """

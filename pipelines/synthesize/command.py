@@ -7,8 +7,8 @@ With a model of one's own, run in the job:
 
 Each chunk gives up to three examples: simple questions, complex ones, and the text in other words. Each question is
 answered from the chunk alone, each answer verified, and asked for more until the questions cover the chunk; what fails
-is dropped, and told in dead_letters.jsonl with its reason. Begin with --dry-run: it says what all this costs at most. A
-run that was interrupted goes on; no reply that has arrived is paid twice. A key comes from an environment variable (see
+is dropped, and listed in dead_letters.jsonl with its reason. Begin with --dry-run: it prints the highest possible cost.
+An interrupted run resumes; no reply that has arrived is paid twice. A key comes from an environment variable (see
 --key-variable) and is written down nowhere. Arguments that are not listed here are Beam's own.
 """
 
@@ -139,8 +139,7 @@ def _add_what(parse: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help=(
             "further fields of each request, null takes one out; of a folder's model, chat_template_kwargs alone, "
-            "where enable_thinking is false if "
-            "nothing is said (default: %(default)s)"
+            "where enable_thinking defaults to false (default: %(default)s)"
         ),
     )
 
@@ -188,7 +187,7 @@ def _add_endpoint(parse: argparse.ArgumentParser) -> None:
 
 def _add_folder(parse: argparse.ArgumentParser) -> None:
     add = parse.add_argument_group("a folder's model").add_argument
-    add("--device", choices=("cpu", "cuda"), help="asked for and not there is an error (default: cpu)")
+    add("--device", choices=("cpu", "cuda"), help="fails if unavailable (default: cpu)")
     add("--dtype", choices=("float32", "bfloat16"), help="type that it computes in (default: bfloat16)")
     add("--batch-tokens", type=int, help="tokens of a batch, padding and replies included (default: 16384)")
     add(
@@ -199,7 +198,7 @@ def _add_folder(parse: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the EXAMPLES; 0 also where some were dropped or failed, which is told and noted."""
+    """Make the EXAMPLES; 0 also if some were dropped or failed, which is reported."""
     args, beam_arguments = parser().parse_known_args(argv)
     # Beam takes seconds to import, which --help need not wait for, and warns of every cloud that is not installed.
     logging.disable(logging.WARNING)

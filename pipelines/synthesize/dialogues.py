@@ -66,7 +66,7 @@ class Note:
 
 @dataclass
 class Outcome:
-    """How a stream ended: with an example, or notes that say why not. `counts` are as of the constants above."""
+    """How a stream ended: with an example, or notes that say why not. `counts` are by the constants above."""
 
     kind: str
     example: Example | None = None

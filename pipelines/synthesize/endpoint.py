@@ -23,7 +23,7 @@ _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_BREAK_SECONDS = 600.0
 _FAILURES_IN_A_ROW = 10
 _BYTES_PER_TOKEN = 3  # rather a token too many; what the endpoint counts corrects it
-_TOLD_CHARACTERS = 300
+_MESSAGE_CHARACTERS = 300
 _FATAL = {
     401: "the key in the environment variable {}, where the workers run",
     403: "the key's rights",
@@ -120,7 +120,7 @@ class Endpoint:
                 if error.unreachable:
                     self._stop(f"cannot be reached: {error}; start it or correct the URL")
             except openai.APIError as error:
-                reply = Reply("", error=self._told(error))
+                reply = Reply("", error=self._message(error))
         if reply.error:
             self._failures_in_a_row += 1
             if self._failures_in_a_row >= _FAILURES_IN_A_ROW:
@@ -220,17 +220,19 @@ class Endpoint:
             )
         status = error.status_code if isinstance(error, openai.APIStatusError) else 0
         if status in _FATAL:
-            self._stop(f"refuses with {self._told(error)}; check {_FATAL[status].format(self._settings.key_variable)}")
+            self._stop(
+                f"refuses with {self._message(error)}; check {_FATAL[status].format(self._settings.key_variable)}"
+            )
         if error.code == "insufficient_quota":
-            self._stop(f"has no more quota: {self._told(error)}; add some")
+            self._stop(f"has no more quota: {self._message(error)}; add some")
         if status not in (408, 409, 429) and status < 500:
             raise error
         after = retry_after(error.response.headers) if isinstance(error, openai.APIStatusError) else 0.0
         if after > _LONGEST_BREAK_SECONDS:
-            self._stop(f"asks to wait for {after:.0f} seconds ({self._told(error)}); wait")
+            self._stop(f"asks to wait for {after:.0f} seconds ({self._message(error)}); wait")
         if after:
             self._requests.hold(after)
-        return _AgainError(str(status), self._told(error), after)
+        return _AgainError(str(status), self._message(error), after)
 
     def _stop(self, what: str) -> None:
         self._stopped = InputError(
@@ -239,11 +241,11 @@ class Endpoint:
         )
         raise self._stopped
 
-    def _told(self, error: openai.APIError) -> str:
+    def _message(self, error: openai.APIError) -> str:
         return self._clean(str(error.message))
 
     def _clean(self, text: str) -> str:
-        return self._without_key(" ".join(text.split()))[:_TOLD_CHARACTERS]
+        return self._without_key(" ".join(text.split()))[:_MESSAGE_CHARACTERS]
 
     def _without_key(self, text: str) -> str:
         """Endpoints may repeat the key in what they say; it is written down nowhere."""
@@ -272,11 +274,11 @@ def only_model(settings: EndpointSettings) -> str:
     try:
         found = asyncio.run(names())
     except (openai.OpenAIError, TypeError, ValueError) as error:
-        told = " ".join(str(error).split())[:_TOLD_CHARACTERS]
+        message = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
         key = _key_of(settings.key_variable)
         raise InputError(
-            f"--model {settings.url}: cannot list its models ({told.replace(key, '***') if key else told}); start "
-            "it, correct the URL, or give --model-name"
+            f"--model {settings.url}: cannot list its models ({message.replace(key, '***') if key else message}); "
+            "start it, correct the URL, or give --model-name"
         ) from error
     if len(found) != 1:
         raise InputError(

@@ -11,7 +11,7 @@ from pipelines.synthesize.prompts import Request
 
 @dataclass(frozen=True)
 class EndpointSettings:
-    """Where and how to ask. See the command's flags; of the key, the environment variable's name alone stands here."""
+    """Where and how to ask; see the command's flags. Holds the name of the key's variable, never the key."""
 
     url: str
     name: str

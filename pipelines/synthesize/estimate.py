@@ -1,4 +1,4 @@
-"""What a synthesis may cost, told before anything is asked."""
+"""What a synthesis may cost, estimated before the first request."""
 
 import re
 from collections.abc import Sequence

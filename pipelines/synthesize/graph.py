@@ -51,7 +51,7 @@ class Ask(beam.DoFn):
                 for shard in ordered:
                     yield self._ask_folder(self._job.model, shard)
         except InputError as error:
-            # Told by the job as its outcome: through the runner it would come as a stack of Beam's.
+            # Reported as the job's outcome: raised through the runner, it would be buried in Beam's stack trace.
             yield {"error": str(error)}
 
     def _ask_folder(self, settings: FolderSettings, shard: Shard) -> dict[str, Any]:
@@ -91,14 +91,14 @@ async def ask_endpoint(job: SynthesisJob, settings: EndpointSettings, shards: Se
     endpoint = Endpoint(settings, cache)
     open_shards = asyncio.Semaphore(2 + settings.concurrency // 64)
 
-    async def outcome(stream: Stream, told: Counter[str], progress: ShardProgress) -> Outcome:
+    async def outcome(stream: Stream, ended: Counter[str], progress: ShardProgress) -> Outcome:
         requests = next(stream)
         try:
             while True:
                 requests = stream.send(await asyncio.gather(*map(endpoint.ask, requests)))
         except StopIteration as end:
-            told["done"] += 1
-            progress.report(told["done"] // len(job.settings.kinds))
+            ended["streams"] += 1
+            progress.report(ended["streams"] // len(job.settings.kinds))
             return end.value
 
     async def report(shard: Shard) -> dict[str, Any]:
@@ -107,16 +107,16 @@ async def ask_endpoint(job: SynthesisJob, settings: EndpointSettings, shards: Se
             if found := work.finished(output, shard):
                 progress.report(shard.num_chunks)
                 return found
-            chunks, told = work.read_chunks(output, shard), Counter[str]()
-            outcomes = await asyncio.gather(*(outcome(stream, told, progress) for stream in _streams(job, chunks)))
+            chunks, ended = work.read_chunks(output, shard), Counter[str]()
+            outcomes = await asyncio.gather(*(outcome(stream, ended, progress) for stream in _streams(job, chunks)))
             return work.write_result(output, shard, chunks, outcomes)
 
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(report(shard)) for shard in shards]
     except BaseExceptionGroup as errors:
-        told, _ = errors.split(InputError)
-        raise (told.exceptions[0] if told else errors.exceptions[0]) from None
+        ours, _ = errors.split(InputError)
+        raise (ours.exceptions[0] if ours else errors.exceptions[0]) from None
     finally:
         await endpoint.close()
         replies, prompt_tokens, reply_tokens = cache.totals()
@@ -175,8 +175,8 @@ def _add(costs: Iterable[tuple[int, Cost, Cost]]) -> tuple[int, Cost, Cost]:
 def add_estimate(pipeline: beam.Pipeline, units: Sequence[Unit], job: SynthesisJob, path: str) -> None:
     """Count the chunks and what they may cost into a JSON file: `chunks`, `at most` and `expected`."""
 
-    def tell(found: tuple[int, Cost, Cost]) -> None:
+    def write(found: tuple[int, Cost, Cost]) -> None:
         atomic_write(path, json.dumps({"chunks": found[0], "at most": asdict(found[1]), "expected": asdict(found[2])}))
 
     unique, _, _, _ = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
-    _ = unique | "Estimate" >> beam.Map(_costs, job) | "Sum" >> beam.CombineGlobally(_add) | "Tell" >> beam.Map(tell)
+    _ = unique | "Estimate" >> beam.Map(_costs, job) | "Sum" >> beam.CombineGlobally(_add) | "Write" >> beam.Map(write)

@@ -1,4 +1,4 @@
-"""A model that lies in a folder, run in the job: greedy replies in batches that depend on nothing but what is asked."""
+"""A model in a folder, run in the job: greedy replies in batches that depend on the requests alone."""
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -120,14 +120,14 @@ class FolderModel:
 def in_step(
     streams: Sequence[Generator[list[Request], list[Reply], Outcome]],
     replies: Callable[[list[Request]], list[Reply]],
-    told: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> list[Outcome]:
     """Run streams together, with all their open requests at a time: batches depend on the streams alone.
 
     Args:
         streams: see `pipelines.synthesize.dialogues`.
         replies: asks the model.
-        told: is told how many streams have ended.
+        on_progress: called with the number of streams that have ended.
     """
     outcomes: dict[int, Outcome] = {}
     answers: dict[int, list[Reply] | None] = dict.fromkeys(range(len(streams)))
@@ -138,7 +138,7 @@ def in_step(
                 wanted[place] = next(streams[place]) if given is None else streams[place].send(given)
             except StopIteration as end:
                 outcomes[place] = end.value
-        told(len(outcomes))
+        on_progress(len(outcomes))
         found = iter(replies([request for requests in wanted.values() for request in requests]))
         answers = {place: [next(found) for _ in requests] for place, requests in wanted.items()}
     return [outcomes[place] for place in range(len(streams))]

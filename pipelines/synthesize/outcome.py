@@ -102,10 +102,10 @@ def complete(
         prompts=job.templates.version,
         model=job.model.identity(),
     )
-    told = {EXAMPLE: several} if several else {}
+    shared_id = {EXAMPLE: several} if several else {}
     return {
         **manifest["counts"],
-        **told,
+        **shared_id,
         "shards": len(reports),
         "shards reused": sum(report["reused"] for report in reports),
     }
@@ -124,17 +124,17 @@ def stages(account: Account, num_kinds: int) -> list[tuple[str, int, int]]:
     return [
         ("reading", total(RECORDS), total(DOCUMENTS, BEYOND_LIMIT) + unread),
         ("deduplication", total(CHUNKS), total(UNIQUE, DUPLICATES)),
-        ("telling of duplicates", total(DUPLICATES), letters(account.dropped, DUPLICATE)),
+        ("reporting duplicates", total(DUPLICATES), letters(account.dropped, DUPLICATE)),
         ("planning", total(UNIQUE) * num_kinds, total(streams.STREAMS)),
         ("asking", total(streams.STREAMS), total(streams.MADE, streams.DROPPED, streams.FAILED)),
-        ("telling what was dropped", total(streams.DROPPED), letters(account.dropped, streams.EXAMPLE)),
-        ("telling what failed", total(streams.FAILED), letters(account.failed, streams.EXAMPLE)),
+        ("reporting what was dropped", total(streams.DROPPED), letters(account.dropped, streams.EXAMPLE)),
+        ("reporting what failed", total(streams.FAILED), letters(account.failed, streams.EXAMPLE)),
         (
             "choosing questions",
             total(streams.QUESTIONS),
             total(streams.KEPT, streams.QUESTIONS_DROPPED, streams.OF_OTHERS),
         ),
-        ("telling of questions", total(streams.QUESTIONS_DROPPED), letters(account.dropped, streams.QUESTION)),
+        ("reporting dropped questions", total(streams.QUESTIONS_DROPPED), letters(account.dropped, streams.QUESTION)),
     ]
 
 

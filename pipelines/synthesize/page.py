@@ -35,7 +35,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the page tells.
+    """What the page shows.
 
     Attributes:
         name: the EXAMPLES as they were named.

@@ -1,4 +1,4 @@
-"""Prompts of the synthesis as files, with the hash that tells their version, and requests made of them."""
+"""Prompts of the synthesis as files, with the hash that is their version, and requests made from them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Request:
 
     Attributes:
         name: the template's.
-        system: what the model is told to be; may be empty.
+        system: the system message; may be empty.
         user: the rest.
         attempt: which try at a usable reply it is, from 1.
     """
@@ -57,7 +57,7 @@ class Templates:
 
     @property
     def version(self) -> dict[str, object]:
-        """What stands in recipes: the version of shipped prompts (0 for a user's own), and each file's sha256."""
+        """The prompts in a recipe: the version of shipped prompts (0 for a user's own), and each file's sha256."""
         own = self.files == _shipped()
         hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(self.files.items())}
         return {"version": VERSION if own else 0, "sha256": hashes}

@@ -35,7 +35,7 @@ from pipelines.synthesize.job import check_places, make_job
 from pipelines.synthesize.outcome import SynthesisJob, remove_work
 from pipelines.synthesize.reply_cache import FILE as CACHE_FILE
 from pipelines.synthesize.shards import WORK
-from pipelines.synthesize.summary import KIND, SPENDING, spent_of, tell
+from pipelines.synthesize.summary import KIND, SPENDING, report_examples, spent_of
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,12 +79,12 @@ def finish(output: Path) -> None:
     remove_work(output, {entry["path"] for entry in read_manifest(output, KIND)["files"]})
 
 
-def tell_spending(output: Path, price_prompt: float, price_reply: float) -> None:
+def print_spending(output: Path, price_prompt: float, price_reply: float) -> None:
     """Print what the run has sent and paid, and what all replies that are kept have cost."""
     for name, found in spent_of(output).items():
         cost = Cost(0, found["prompt_tokens"], found["reply_tokens"]).price(price_prompt, price_reply)
-        told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items() if value)
-        print(f"{name:>28}  {told or 'nothing'}, cost {cost:.4f}")
+        amounts = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in found.items() if value)
+        print(f"{name:>28}  {amounts or 'nothing'}, cost {cost:.4f}")
 
 
 def retries(args: argparse.Namespace, output: Name) -> bool:
@@ -115,7 +115,7 @@ def make(
         try:
             counts = run(replace(job, output=str(place)), units, make_pipeline(options, args.runner))
         finally:
-            tell_spending(place, args.price_prompt, args.price_reply)
+            print_spending(place, args.price_prompt, args.price_reply)
         spent = spent_of(place)
         if lease:
             lease.check()
@@ -151,7 +151,7 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         remedy = "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else ""
         report_counts(counts, args.output, remedy)
         prices = args.price_prompt or 0.0, args.price_reply or 0.0
-        tell(args.output, counts, spent, prices, args.tracking_uri, args.tracking_experiment)
+        report_examples(args.output, counts, spent, prices, args.tracking_uri, args.tracking_experiment)
         kept = (
             f"; replies are kept in {Path(job.cache) / CACHE_FILE}" if isinstance(job.model, EndpointSettings) else ""
         )

@@ -2,8 +2,8 @@
 
     python -m pipelines.synthesize.summary --examples DIR [--price-prompt X --price-reply Y] [--tracking-uri URI]
 
-`synthesize` writes the page at its end, as `summary.html` in the EXAMPLES. It is drawn from what stands there and is no
-part of the artefact.
+`synthesize` writes the page at its end, as `summary.html` in the EXAMPLES. It is made from them and is no part of
+the artefact.
 """
 
 import json
@@ -41,7 +41,7 @@ def summarise(
     spent: Mapping[str, Any] | None = None,
     prices: tuple[float, float] = (0.0, 0.0),
 ) -> Summary:
-    """Read what the page tells, some examples at a time.
+    """Read what the page shows, some examples at a time.
 
     Args:
         examples: the artefact.
@@ -97,7 +97,7 @@ def _log(summary: Summary, path: str, url: str, experiment: str) -> str:
     return log_artefact(logged, url, experiment)
 
 
-def tell(
+def report_examples(
     examples: str,
     counts: Mapping[str, Any],
     spent: Mapping[str, Any],
@@ -105,7 +105,7 @@ def tell(
     url: str,
     experiment: str,
 ) -> None:
-    """Write the page at the end of a job, and log it where that was asked for.
+    """Write the page at the end of a job, and log it if `url` is not empty.
 
     Raises:
         InputError: the tracking server refuses; the EXAMPLES are finished all the same.
@@ -124,7 +124,7 @@ def parser() -> Command:
         "--examples",
         required=True,
         metavar="DIR",
-        help="finished EXAMPLES of synthesize; their summary.html is written anew",
+        help="finished EXAMPLES of synthesize; their summary.html is written again",
     )
     parse.add_argument(
         "--price-prompt", type=float, default=0.0, help="of a million prompt tokens, in your currency (default: 0)"

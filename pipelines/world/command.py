@@ -50,32 +50,32 @@ class Sizes:
 
 
 def pools(
-    split: str, facts: Sequence[text.Fact], wordings: Sequence[str], rivals: int, dice: random.Random
+    split: str, facts: Sequence[text.Fact], wordings: Sequence[str], rivals: int, rng: random.Random
 ) -> tuple[list[dict[str, str]], list[Question]]:
     """Documents and questions of a split: each fact has its document, four decoys, fifteen other facts in the pool."""
     documents, questions = [], []
     for number, fact in enumerate(facts):
         name = f"{split}-{number:05d}"
-        asked = fact.asked(dice.choice(wordings))
-        own = {f"{name}-fact": fact.stated(dice.randrange(len(text.FACT_WORDINGS)))}
+        asked = fact.asked(rng.choice(wordings))
+        own = {f"{name}-fact": fact.stated(rng.randrange(len(text.FACT_WORDINGS)))}
         own |= {f"{name}-decoy-{i}": decoy for i, decoy in enumerate(text.decoys(asked))}
         documents += [{"id": key, "title": "", "text": value} for key, value in own.items()]
-        filling = text.others(facts, number, POOL_SIZE - len(own), rivals, dice)
+        filling = text.others(facts, number, POOL_SIZE - len(own), rivals, rng)
         candidates = [*own, *(f"{split}-{other:05d}-fact" for other in filling)]
-        dice.shuffle(candidates)
+        rng.shuffle(candidates)
         questions.append(Question(name, asked, (fact.answer,), (f"{name}-fact",), tuple(candidates), split=split))
     return documents, questions
 
 
-def examples(facts: Sequence[text.Fact], dice: random.Random) -> list[Example]:
-    """Of each fact: its answer told from its document; the document, and a decoy about it, told in other words."""
+def examples(facts: Sequence[text.Fact], rng: random.Random) -> list[Example]:
+    """For each fact: a question with its answer; the document, and a decoy about it, in other words."""
     found = []
     for number, fact in enumerate(facts):
         name = f"pretrain-{number:05d}"
-        wording, other = dice.sample(range(len(text.FACT_WORDINGS)), 2)
-        asked = fact.asked(dice.choice(text.QUESTION_WORDINGS))
-        again = dice.choice([fact.stated(other), f"{fact.asked(dice.choice(text.QUESTION_WORDINGS))} {fact.answer}"])
-        decoy, retold = dice.sample(text.decoys(asked), 2)
+        wording, other = rng.sample(range(len(text.FACT_WORDINGS)), 2)
+        asked = fact.asked(rng.choice(text.QUESTION_WORDINGS))
+        again = rng.choice([fact.stated(other), f"{fact.asked(rng.choice(text.QUESTION_WORDINGS))} {fact.answer}"])
+        decoy, retold = rng.sample(text.decoys(asked), 2)
         found += [
             Example(f"{name}-qa", f"{name}-fact", "", fact.stated(wording), "qa", (asked,), (fact.answer,)),
             Example(f"{name}-paraphrase", f"{name}-fact", "", fact.stated(wording), "paraphrase", (), (again,)),
@@ -107,16 +107,16 @@ def generate(seed: int, sizes: Sizes) -> tuple[list[dict[str, str]], list[Questi
     documents: list[dict[str, str]] = []
     questions: list[Question] = []
     for split in SPLITS:
-        dice = random.Random(f"{seed} {split}")
+        rng = random.Random(f"{seed} {split}")
         names, count = (known, sizes.train) if split == "train" else (unseen, sizes.held_out)
         wordings = text.NEW_QUESTION_WORDINGS if split == "unseen_wording" else text.QUESTION_WORDINGS
         made = pools(
-            split, text.draw_facts(names, count, dice, taken, of_a_name=1 + sizes.rivals), wordings, sizes.rivals, dice
+            split, text.draw_facts(names, count, rng, taken, of_a_name=1 + sizes.rivals), wordings, sizes.rivals, rng
         )
         documents += made[0]
         questions += made[1]
-    dice = random.Random(f"{seed} pretrain")
-    return documents, questions, examples(text.draw_facts(known, sizes.pretrain, dice, set(), of_a_name=3), dice)
+    rng = random.Random(f"{seed} pretrain")
+    return documents, questions, examples(text.draw_facts(known, sizes.pretrain, rng, set(), of_a_name=3), rng)
 
 
 def save_backbone(directory: Path, seed: int) -> None:
@@ -217,7 +217,7 @@ def main(argv: list[str]) -> int:
         **asdict(sizes),
         "paraphrase": not options.without_paraphrase,
     }
-    documents, questions, told = generate(options.seed, sizes)
+    documents, questions, written = generate(options.seed, sizes)
     if options.dry_run:
         print(shown(documents, questions[0]))
         return 0
@@ -231,7 +231,7 @@ def main(argv: list[str]) -> int:
     save_backbone(output / "backbone", options.seed)
     atomic_write(output / "corpus.jsonl", corpus)
     write_examples(
-        output / "examples", [e for e in told if e.kind == "qa" or not options.without_paraphrase], recipe=recipe
+        output / "examples", [e for e in written if e.kind == "qa" or not options.without_paraphrase], recipe=recipe
     )
     write_questions(output / "questions", questions, recipe=recipe)  # last: what is there by now is whole
     print(

@@ -1,8 +1,8 @@
 """The texts of the small world: names, things, places, wordings of facts, questions and decoys. Functions of a seed.
 
 A fact is that somebody keeps a thing at a place. The document that states it names the person but neither the
-question's word for the thing nor its verb; four decoys repeat the whole question and state nothing. So whatever looks
-for likeness finds a decoy, and only the answer tells better.
+question's word for the thing nor its verb; four decoys repeat the whole question and state nothing. So whatever ranks
+by similarity finds a decoy; only the answer shows the difference.
 """
 
 import itertools
@@ -108,38 +108,38 @@ def held_out_names(seed: int, share: float = 0.2) -> set[tuple[int, int]]:
 def draw_facts(
     names: Sequence[tuple[int, int]],
     count: int,
-    dice: random.Random,
+    rng: random.Random,
     taken: set[tuple[int, int, int]],
     *,
     of_a_name: int,
 ) -> list[Fact]:
-    """Facts drawn anew: each (name, thing) once, with a place that nothing else determines.
+    """Random facts: each (name, thing) once, with a place that nothing else determines.
 
     Args:
         names: pairs to draw from.
         count: facts wanted.
-        dice: the source of chance.
+        rng: the random numbers.
         taken: (first, last, thing) that are used up; is added to.
         of_a_name: facts about each name drawn; a name may be drawn again.
     """
     facts: list[Fact] = []
     while len(facts) < count:
-        first, last = dice.choice(names)
+        first, last = rng.choice(names)
         free = [thing for thing in range(len(ASKED_THINGS)) if (first, last, thing) not in taken]
-        for thing in dice.sample(free, min(of_a_name, len(free))):
+        for thing in rng.sample(free, min(of_a_name, len(free))):
             taken.add((first, last, thing))
-            facts.append(Fact(first, last, thing, dice.randrange(len(PLACES))))
+            facts.append(Fact(first, last, thing, rng.randrange(len(PLACES))))
     return facts[:count]
 
 
-def others(facts: Sequence[Fact], right: int, count: int, rivals: int, dice: random.Random) -> list[int]:
+def others(facts: Sequence[Fact], right: int, count: int, rivals: int, rng: random.Random) -> list[int]:
     """The facts of a pool: none at the right place; `rivals` about the name, two sharing each part, and others.
 
     So neither half of the name nor the thing alone finds the right document; with rivals, the name does not either.
     """
     fact = facts[right]
     usable = [i for i, f in enumerate(facts) if i != right and f.place != fact.place]
-    dice.shuffle(usable)
+    rng.shuffle(usable)
 
     def first_few(alike: Callable[[Fact], bool], few: int) -> list[int]:
         return list(itertools.islice((i for i in usable if alike(facts[i])), few))

@@ -41,7 +41,7 @@ def run(error: str, **environment: str) -> "subprocess.CompletedProcess[str]":
             "error: memory/a: No space left on device; choose a place that you may write to, with room, "
             "and run the command again\n",
         ),
-        ("KeyboardInterrupt()", 130, "interrupted; the same command goes on from what is finished\n"),
+        ("KeyboardInterrupt()", 130, "interrupted; the same command resumes from what is finished\n"),
     ],
 )
 def test_one_line_and_a_status(error: str, status: int, wanted: str) -> None:

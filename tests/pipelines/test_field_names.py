@@ -93,7 +93,9 @@ def test_a_missing_field_name_is_reported(tmp_path: Path, corpora: tuple[Path, P
 def test_where_no_corpus_is_read_they_are_refused(
     tmp_path: Path, corpora: tuple[Path, Path], main: Main, form: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"--title-field heading: --format {form} has names of its own; leave it out"):
+    with pytest.raises(
+        InputError, match=rf"--title-field heading: --format {form} has its own field names; leave it out"
+    ):
         main(
             [
                 "--input",

@@ -58,7 +58,7 @@ def test_rows_of_ones_own_may_name_their_split(tmp_path: Path) -> None:
         ({"question": " ", "answers": ["a"]}, r":2: question is empty"),
         ({"question": 3, "answers": ["a"]}, r":2: question is 3; expected str"),
         ({"answers": ["a"]}, r":2: no field 'question'"),
-        ({"question": "Who was first?", "answers": ["a"]}, r"stands twice"),
+        ({"question": "Who was first?", "answers": ["a"]}, r"occurs twice"),
         ({"question": "Who?", "answers": ["a"], "positive_ids": "d1"}, r":2: positive_ids is 'd1'"),
     ],
 )
@@ -187,7 +187,7 @@ def test_compressed_files_are_read_and_cut_ones_named(
         assert main(["--input", str(file), "--format", "cloze", "--output", str(tmp_path / str(number))]) == 0
     assert read_questions(tmp_path / "0") == read_questions(tmp_path / "1")
     packed.write_bytes(packed.read_bytes()[:-30])
-    with pytest.raises(InputError, match=f"corpus.jsonl{suffix}: cannot be read to its end .*copy the file anew"):
+    with pytest.raises(InputError, match=f"corpus.jsonl{suffix}: cannot be read to its end .*copy the file again"):
         main(["--input", str(packed), "--format", "cloze", "--output", str(tmp_path / "cut")])
     published = tmp_path / f"hotpot.json{suffix}"
     published.write_bytes(compress(json.dumps([HOTPOT]).encode()))

@@ -111,8 +111,8 @@ def test_equal_rows_are_among_what_was_compared(memory_dir: Path, indices: dict[
 NOT_SHARED = {
     "HNSW8": r"its rows are linked to each other \(IndexHNSWFlat\)",
     "PCA8,HNSW8": r"its rows are linked to each other \(IndexHNSWFlat\)",
-    "PQ6x4fs": r"its codes lie in blocks of many rows each \(IndexPQFastScan\)",
-    "IVF4,PQ6x4fs": r"its codes lie in blocks of many rows each \(IndexIVFPQFastScan\)",
+    "PQ6x4fs": r"its codes are stored in blocks of many rows each \(IndexPQFastScan\)",
+    "IVF4,PQ6x4fs": r"its codes are stored in blocks of many rows each \(IndexIVFPQFastScan\)",
     "PCA8,Flat": "only plain keys and plain inverted lists are taken apart row by row, and this is IndexPreTransform",
 }
 
