@@ -1,4 +1,4 @@
-"""INDEX over a MEMORY: FAISS over its keys, and the words of its texts for BM25.
+"""INDEX over a MEMORY: FAISS over its keys, the words of its texts for BM25, and dense vectors on request.
 
 python -m pipelines.build_index --memory DIR --output DIR
 
@@ -36,6 +36,8 @@ def parser() -> Command:
         add_setting(found, f"index_job.{name}")
     add_setting(found, "index_job.parent", metavar="DIR")
     add_setting(found, "index_job.words", "--no-words")
+    add_setting(found, "retrieval.dense_model", metavar="FOLDER")
+    add_setting(found, "device")
     add_setting(found, "index_job.verify", "--no-verify")
     found.add_argument("--quiet", action="store_true", help="no progress bars")
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
@@ -64,6 +66,7 @@ def check(config: Config) -> None:
 def build_of(config: Config, *, progress: bool) -> "Build":
     """How the INDEX is built."""
     from clara.index.build import Build
+    from clara.index.embedding import DenseEncoder
     from clara.index.recall import Measurement
     from clara.index.search import KIND
 
@@ -78,6 +81,7 @@ def build_of(config: Config, *, progress: bool) -> "Build":
         gpu=job.gpu,
         verify=job.verify,
         words=job.words,
+        dense=DenseEncoder(dense_model, config.device) if (dense_model := config.retrieval.dense_model) else None,
         parent=Artefact.open(job.parent, KIND) if job.parent else None,
         progress=progress,
     )

@@ -93,7 +93,7 @@ def settings_of(section: Section) -> Settings:
         generated = tuple(name for name in generated if name in section.conditions)
     dense = ""
     if section.dense_model:
-        from clara.retrieval.dense import folder_hash
+        from clara.index.model_folder import folder_hash
 
         dense = folder_hash(section.dense_model)
     return Settings(

@@ -150,6 +150,9 @@ class UtilityJob(Section):
     pool_size: int = Field(20, description="rows of a pool")
     from_index: int = Field(5, description="of these, best of the index")
     from_bm25: int = Field(5, description="of these, best of BM25")
+    from_dense: int = Field(
+        0, description="of these, best by the dense vectors of the INDEX, with retrieval.dense_model"
+    )
     positives: bool = Field(True, description="put the known positives into the pools")
     published_pools: bool = Field(
         False, description="score each question's own candidate_ids, all of them, instead of drawing a pool"

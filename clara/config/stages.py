@@ -81,6 +81,9 @@ class Joint(Section):
     num_selected: int = Field(5, ge=1, description="K chosen")
     from_index: int = Field(10, ge=0, description="candidates of a question from the index")
     from_bm25: int = Field(10, ge=0, description="candidates of a question from BM25")
+    from_dense: int = Field(
+        0, ge=0, description="candidates of a question by the dense vectors of the INDEX, with retrieval.dense_model"
+    )
     in_batch: bool = Field(True, description="fill up with the other questions' candidates")
     published_pool: bool = Field(
         False, description="the question's own candidate_ids instead of a search; a pool of fewer than K is read whole"

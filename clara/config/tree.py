@@ -33,6 +33,11 @@ class Retrieval(Section):
         "in a refresh, that of the run's INDEX",
     )
     first_level: int = Field(200, ge=1, description="L, candidates from the INDEX whose exact scores are then computed")
+    dense_model: str = Field(
+        "",
+        description="sentence-transformers folder: an INDEX is built with its vectors of all rows, "
+        "and a search by them embeds questions with it; nothing is downloaded",
+    )
     search_shards: int = Field(
         0,
         ge=0,

@@ -5,7 +5,6 @@ interrupted build resumes from there. Kinds of index without plain inverted list
 built in RAM at once.
 """
 
-import json
 import logging
 import os
 import shutil
@@ -19,14 +18,19 @@ import faiss
 
 from clara.arrays import Ids
 from clara.errors import InputError
+from clara.index import parts
+from clara.index.dense import NAME as DENSE
+from clara.index.dense import make_dense
+from clara.index.embedding import DenseEncoder
 from clara.index.factory import check_kind, refused_by_faiss, resolve_factory, train
 from clara.index.gpu import quantizer_on_gpu, require_gpu
 from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, ids_of, merge, read_mapped
-from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, enforce_recall_floor, measure
+from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, enforce_recall_floor, measure, with_floor
 from clara.index.rows import ADD_ROWS, parts_of, pieces_of, sources_of, unchanged_rows
 from clara.index.search import FILE, KIND, MemoryIndex, check_rows
 from clara.index.tokens import TOKENISER
-from clara.index.words import make_part, move_part
+from clara.index.words import NAME as WORDS
+from clara.index.words import make_words
 from clara.memory.store import MemoryStore
 from clara.progress import Progress
 from clara.storage.artefact import Artefact
@@ -36,11 +40,10 @@ from clara.storage.manifest import (
     canonical_json,
     file_entry,
     make_directory,
-    read_manifest,
     up_to_date,
     write_manifest,
 )
-from clara.storage.paths import Name, is_url, join
+from clara.storage.paths import Name, is_url
 from clara.storage.transfer import published
 
 BUILD, TRAINED = ".build", "trained.faiss"
@@ -64,7 +67,8 @@ class Build:
         verify: read every byte of the MEMORY against its sha256 before.
         parent: INDEX of an earlier version, from which the training and unchanged rows are reused; None: none.
         words: write the words part, which BM25 searches.
-        words_from: INDEX whose words part is linked where its rows are the same; None: the parent.
+        dense: model whose vectors of all rows are written; None: none, but for those of `parts_from`.
+        parts_from: INDEX whose words and dense vectors are linked where its rows are the same; None: the parent.
         progress: show bars.
         mixed: take a MEMORY of several versions too, within a joint run.
     """
@@ -79,7 +83,8 @@ class Build:
     verify: bool = False
     parent: Artefact | None = None
     words: bool = True
-    words_from: Artefact | None = None
+    dense: DenseEncoder | None = None
+    parts_from: Artefact | None = None
     progress: bool = False
     mixed: bool = False
 
@@ -92,7 +97,7 @@ def build_index(
     first_level: int = 200,
     num_queries: int = 64,
     parent: Name = "",
-    words_from: Name = "",
+    parts_from: Name = "",
     **options: Any,
 ) -> dict[str, Any]:
     """Call `build` with the usual settings; `options` are fields of `Build`. Returns the manifest."""
@@ -100,7 +105,7 @@ def build_index(
         factory,
         measurement=Measurement(first_level, num_queries),
         parent=Artefact.open(parent, KIND) if parent else None,
-        words_from=Artefact.open(words_from, KIND, lazy=True) if words_from else None,
+        parts_from=Artefact.open(parts_from, KIND, lazy=True) if parts_from else None,
         **options,
     )
     return build(memory_dir, output, how)
@@ -122,7 +127,7 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
     recipe = recipe_of(store, how)
     check_kind(store, recipe["factory"], how.probes)
     if up_to_date(output, KIND, recipe):
-        manifest = _with_floor(output, how.recall_floor)
+        manifest = with_floor(output, how.recall_floor)
         enforce_recall_floor(str(output), manifest["measured"], recall_floor=how.recall_floor, strict=how.strict_recall)
         return manifest
     if is_url(output):
@@ -140,10 +145,10 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
         MemoryIndex(store, index), how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress
     )
     enforce_recall_floor(str(output), measured, recall_floor=how.recall_floor, strict=how.strict_recall)
-    described = work.words() if how.words else None
+    described = work.make_parts()
     (Path(output) / MANIFEST).unlink(missing_ok=True)
     os.replace(file, Path(output) / FILE)
-    files = [file_entry(output, FILE, len(store)), *move_part(work.folder, Path(output), described)]
+    files = [file_entry(output, FILE, len(store)), *parts.move(work.folder, Path(output), described)]
     manifest = write_manifest(
         output,
         kind=KIND,
@@ -155,25 +160,18 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
         memory=store.hash,
         sources=sources_of(store),
         factory=recipe["factory"],
-        words=described,
+        words=described[WORDS],
+        dense=described[DENSE],
         measured={key: value for key, value in measured.items() if key != "remedies"},
     )
     shutil.rmtree(work.folder)
     return manifest
 
 
-def _with_floor(output: str | os.PathLike[str], recall_floor: float) -> dict[str, Any]:
-    """The manifest of an INDEX that is there, which keeps the floor that was last asked for."""
-    manifest = read_manifest(output, KIND)
-    if manifest["made_by"].get(FLOOR, RECALL_FLOOR) != recall_floor:
-        manifest["made_by"][FLOOR] = recall_floor
-        atomic_write(join(output, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-    return manifest
-
-
 def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:
     """What determines an INDEX."""
     measurement = how.measurement
+    dense = how.dense.hash if how.dense is not None else ""
     return {
         "memory": store.hash,
         "factory": resolve_factory(how.factory, len(store), store.key_size),
@@ -182,6 +180,7 @@ def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:
         "measurement": [measurement.first_level, measurement.num_queries, measurement.noise, measurement.most_bytes],
         "parent": how.parent.hash if how.parent else "",
         "words": TOKENISER if how.words else 0,
+        **({"dense": dense} if dense else {}),
     }
 
 
@@ -233,10 +232,17 @@ class _Work:
             merge(self._trained, sources, self.folder / FILE, lambda _: advance(1))
         return self.folder / FILE
 
-    def words(self) -> dict[str, Any]:
-        """Link or build the words part, see `make_part`."""
-        with self._bar("words", len(self._store), "row") as advance:
-            return make_part(self._store, self.folder, self._how.words_from or self._how.parent, advance)
+    def make_parts(self) -> dict[str, dict[str, Any] | None]:
+        """Link or build the words and dense parts. Returns their descriptions by name; None: there is none."""
+        how, store = self._how, self._store
+        older, words, dense = how.parts_from or how.parent, None, None
+        if how.words:
+            with self._bar("words", len(store), "row") as advance:
+                words = make_words(store, self.folder, older, advance)
+        if how.dense is not None or how.parts_from is not None:
+            with self._bar("dense vectors", len(store), "row") as advance:
+                dense = make_dense(store, self.folder, how.dense, older, advance)
+        return {WORDS: words, DENSE: dense}
 
     def _set_probes(self) -> Any:
         """Set how many lists a query probes. Returns the inverted-list index inside the trained one, if any."""

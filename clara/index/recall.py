@@ -6,6 +6,7 @@ are harder to find. Questions of a query reasoner may be farther from all rows t
 questions may be another: `training.evaluate` measures what is found for them.
 """
 
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +25,9 @@ from clara.memory.codec import layout
 from clara.memory.store import MemoryStore
 from clara.progress import Progress
 from clara.storage.artefact import Artefact
-from clara.storage.paths import Name
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import MANIFEST, read_manifest
+from clara.storage.paths import Name, join
 
 RECALL_AT = 10
 RECALL_FLOOR = 0.9
@@ -270,3 +273,12 @@ def _apart(one: float, other: float) -> tuple[str, str]:
     """Two different numbers with as many decimals, three at least, as it takes to see that."""
     decimals = next(n for n in range(3, 400) if f"{one:.{n}f}" != f"{other:.{n}f}")
     return f"{one:.{decimals}f}", f"{other:.{decimals}f}"
+
+
+def with_floor(output: Name, recall_floor: float) -> dict[str, Any]:
+    """The manifest of an INDEX that is there, which keeps the floor that was last asked for."""
+    manifest = read_manifest(output, KIND)
+    if manifest["made_by"].get(FLOOR, RECALL_FLOOR) != recall_floor:
+        manifest["made_by"][FLOOR] = recall_floor
+        atomic_write(join(output, MANIFEST), json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    return manifest

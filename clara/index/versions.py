@@ -4,7 +4,7 @@ from typing import Any
 
 from clara.index.recall import FLOOR, RECALL_FLOOR
 from clara.index.search import KIND
-from clara.index.words import FIELD
+from clara.index.words import NAME
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 
@@ -25,4 +25,4 @@ def next_settings(index_dir: str, factory: str) -> dict[str, Any]:
 
 def has_words(index: Name) -> bool:
     """Whether an INDEX has a words part."""
-    return bool(Artefact.open(index, KIND, lazy=True).manifest.get(FIELD))
+    return bool(Artefact.open(index, KIND, lazy=True).manifest.get(NAME))

@@ -6,13 +6,9 @@ distributed over shards: positions are those of `MemoryStore.row_ids`, and the v
 """
 
 import functools
-import hashlib
-import json
 import logging
 import math
-import os
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,25 +21,19 @@ from numpy.typing import NDArray
 from clara.arrays import Ids
 from clara.data.records import input_text
 from clara.errors import InputError
+from clara.index import parts
 from clara.index.rows import pieces_of
 from clara.index.tokens import TOKENISER, words_of
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact
-from clara.storage.folders import atomic_write
-from clara.storage.manifest import file_entry
-from clara.storage.transfer import link
 
 if TYPE_CHECKING:
     import bm25s
 
-FOLDER = "words"
-FIELD = "words"
-"""Field of an INDEX's manifest that describes this part; an INDEX without it has no such part."""
+NAME = "words"
 
 _ROWS_AT_ONCE = 4096
 _POSTINGS_AT_ONCE = 4 * 2**20  # a posting is a word of a row with its count there: about 100 bytes while it is scored
-
-_log = logging.getLogger(__name__)
 
 
 def empty_words() -> "bm25s.BM25":
@@ -72,61 +62,26 @@ def no_words(where: object) -> InputError:
 # --- the part of an INDEX --------------------------------------------------------------------------------------------
 
 
-def make_part(
+def make_words(
     store: MemoryStore, directory: Path, older: Artefact | None, on_progress: Callable[[int], None]
-) -> dict[str, Any]:
-    """Link or build the words part in a folder where an INDEX is being made, unless it is finished there.
+) -> dict[str, Any] | None:
+    """Link or build the words part in a folder where an INDEX is being made, see `clara.index.parts.make`.
 
     Args:
         store: the MEMORY.
         directory: gets the folder `words` and work files.
-        older: INDEX whose part is linked if it is of the same rows: a row id is the hash of title and text.
+        older: INDEX whose part is linked if it is of the same rows; None: none.
         on_progress: see `build_words`.
-
-    Returns:
-        What the field `words` of the manifest says: version of the tokeniser, hash of the row ids, size of the
-        vocabulary.
 
     Raises:
         InputError: no row has a word, or the older part is damaged.
     """
-    wanted = {"tokeniser": TOKENISER, "row_ids": hashlib.sha256(store.row_ids.astype("<i8").tobytes()).hexdigest()}
-    note = directory / "words.json"
-    if note.is_file() and (directory / FOLDER).is_dir():
-        return dict(json.loads(note.read_text()))
-    for left in (directory / FOLDER).glob("*"):
-        left.unlink()  # never written over: it may be a link to the older part
-    described = (older.manifest.get(FIELD) or {}) if older is not None else {}
-    if older is not None and wanted.items() <= described.items():
-        entries = part_files(older)
-        for entry in entries:
-            older.file(entry["path"])
-        link(older.folder, directory, entries)
-        _log.info("index: the words part is that of %s", older.name)
-    else:
-        described = {**wanted, "vocabulary": build_words(store, directory / FOLDER, directory / "counts", on_progress)}
-    atomic_write(note, json.dumps(described))
-    return dict(described)
+    wanted = {"tokeniser": TOKENISER, "row_ids": parts.rows_hash(store)}
 
+    def build() -> dict[str, Any]:
+        return {"vocabulary": build_words(store, directory / NAME, directory / "counts", on_progress)}
 
-def move_part(source: Path, output: Path, described: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """Move a finished part into an INDEX, in place of the one that is there. Returns the entries of its files.
-
-    Args:
-        source: folder in which `make_part` made it.
-        output: the INDEX.
-        described: as returned by `make_part`; None: there is no part, and one that is there is removed.
-    """
-    shutil.rmtree(output / FOLDER, ignore_errors=True)
-    if described is None:
-        return []
-    os.replace(source / FOLDER, output / FOLDER)
-    return [file_entry(output, f"{FOLDER}/{path.name}") for path in sorted((output / FOLDER).iterdir())]
-
-
-def part_files(artefact: Artefact) -> list[Mapping[str, Any]]:
-    """Manifest entries of the files of an INDEX's words part; none where it has no such part."""
-    return [entry for entry in artefact.manifest["files"] if entry["path"].startswith(f"{FOLDER}/")]
+    return parts.make(directory, NAME, wanted, older, build)
 
 
 def open_words(artefact: Artefact) -> "bm25s.BM25 | None":
@@ -135,12 +90,9 @@ def open_words(artefact: Artefact) -> "bm25s.BM25 | None":
     Raises:
         InputError: a file is missing or damaged.
     """
-    if not artefact.manifest.get(FIELD):
+    if not artefact.manifest.get(NAME):
         return None
-    for entry in part_files(artefact):
-        artefact.file(entry["path"])
-    artefact.check_sizes(only={FOLDER})
-    folder = artefact.folder / FOLDER
+    folder = parts.fetch(artefact, NAME)
     try:
         index: bm25s.BM25 = _bm25s().BM25.load(folder, mmap=True, show_progress=False)
         scores = index.scores

@@ -1,118 +1,100 @@
-"""Dense retrieval: the embeddings of any sentence-transformers folder, as the library computes and compares them."""
+"""Dense retrieval: exact search over the vectors of an embedding model."""
 
-import functools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from clara.arrays import Ids
-from clara.data.records import input_text
 from clara.errors import InputError
+from clara.index.dense import NAME, open_dense
+from clara.index.embedding import DenseEncoder
 from clara.memory.store import MemoryStore
 from clara.retrieval.ranker import Queries
-from clara.storage.folders import sha256_file
-from clara.storage.manifest import hash_of
+from clara.storage.artefact import Artefact
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-_MODULES = "modules.json"
-_BATCH_TEXTS = 32
-# Questions whose scores with all rows are in memory at once.
-_QUESTIONS_AT_ONCE = 64
-
-
-def folder_hash(folder: str) -> str:
-    """Hash of the files of a model.
-
-    Raises:
-        InputError: it is no sentence-transformers folder.
-    """
-    path = Path(folder)
-    if not (path / _MODULES).is_file():
-        raise InputError(
-            f"--dense-model {folder!r}: no {_MODULES} in it; expected a sentence-transformers folder on this machine "
-            "(nothing is downloaded)"
-        )
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and file.suffix in (".json", ".safetensors", ".bin", ".txt", ".model")
-    )
-    return hash_of([[str(file.relative_to(path)), sha256_file(file)] for file in files])
-
-
-class DenseEncoder:
-    """An embedding model, and the vectors of the texts that it embedded last, for systems over the same texts."""
-
-    def __init__(self, folder: str, device: str = "cpu") -> None:
-        folder_hash(folder)
-        self.folder, self.device = folder, device
-        self._known: tuple[Ids, torch.Tensor] | None = None
-
-    @functools.cached_property
-    def model(self) -> "SentenceTransformer":
-        """The model, loaded on first use.
-
-        Raises:
-            InputError: the library is not installed, or cannot read the folder.
-        """
-        try:
-            from sentence_transformers import SentenceTransformer  # takes seconds to import
-        except ModuleNotFoundError as error:
-            raise InputError(
-                f"{error.name}: not installed, and --baselines dense needs it; run: pip install 'clara-rag[train]'"
-            ) from error
-        try:
-            return SentenceTransformer(self.folder, device=self.device, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
-            raise InputError(
-                f"--dense-model {self.folder!r}: sentence-transformers cannot load it ({error}); give a complete folder"
-            ) from error
-
-    @torch.no_grad()
-    def scores(self, questions: Sequence[str], store: MemoryStore) -> NDArray[np.float32]:
-        """Similarity `[B, rows]` of questions with title and text of all rows, in the order of the row ids."""
-        if self._known is None or not np.array_equal(self._known[0], store.row_ids):
-            texts = [input_text(c.title, c.text) for c in store.records(store.row_ids)]
-            shown = len(texts) > _BATCH_TEXTS
-            vectors = self.model.encode_document(
-                texts, batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=shown
-            )
-            self._known = store.row_ids, vectors
-        asked = self.model.encode_query(
-            list(questions), batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=False
-        )
-        return np.asarray(self.model.similarity(asked, self._known[1]).float().cpu().numpy(), np.float32)
+# Questions whose scores with all rows are in memory at once, and rows that are compared at once.
+_QUESTIONS_AT_ONCE, _ROWS_AT_ONCE = 64, 65_536
 
 
 class DenseRanker:
     """Ranks rows by embeddings of their texts. A `Ranker`."""
 
-    def __init__(self, store: MemoryStore, encoder: DenseEncoder) -> None:
-        self._store, self._encoder = store, encoder
-        self._position = {row: position for position, row in enumerate(store.row_ids.tolist())}
+    def __init__(self, row_ids: Ids, vectors_NE: Tensor | NDArray[np.float16], encoder: DenseEncoder) -> None:
+        """Take vectors.
+
+        Args:
+            row_ids: of the rows, ascending `[N]`.
+            vectors_NE: of the rows, aligned.
+            encoder: the model that made them.
+        """
+        self._row_ids, self._vectors_NE, self._encoder = row_ids, vectors_NE, encoder
+
+    @classmethod
+    def open(cls, index: Artefact, store: MemoryStore, encoder: DenseEncoder) -> "DenseRanker":
+        """Over the dense part of the INDEX of a MEMORY, mapped.
+
+        Raises:
+            InputError: see `open_dense`.
+        """
+        return cls(store.row_ids, open_dense(index, encoder), encoder)
+
+    @classmethod
+    def of_index_or_memory(cls, index: Artefact | None, store: MemoryStore, encoder: DenseEncoder) -> "DenseRanker":
+        """Over the dense part of an INDEX if it is of this model, else over vectors that are computed now.
+
+        Raises:
+            InputError: see `open_dense`.
+        """
+        described = {} if index is None else index.manifest.get(NAME) or {}
+        if index is not None and described.get("model") == encoder.hash:
+            return cls.open(index, store, encoder)
+        return cls.of_memory(store, encoder)
+
+    @classmethod
+    def of_memory(cls, store: MemoryStore, encoder: DenseEncoder) -> "DenseRanker":
+        """Over title and text of all rows, computed now."""
+        return cls(store.row_ids, encoder.vectors_of(store), encoder)
 
     def rank(self, queries: Queries, k: int) -> list[list[int]]:
         """See `Ranker`."""
         ranked = []
         for scores_N, excluded in zip(self._scores(queries), queries.excluded, strict=True):
-            scores_N[[self._position[row] for row in excluded]] = -np.inf
-            order = np.argsort(-scores_N, kind="stable")[:k]
-            ranked.append(self._store.row_ids[order[np.isfinite(scores_N[order])]].tolist())
+            scores_N[np.isin(self._row_ids, list(excluded))] = -np.inf
+            order = _first(scores_N, k)
+            ranked.append(self._row_ids[order[np.isfinite(scores_N[order])]].tolist())
         return ranked
 
     def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Ranker`."""
         return [
-            [float(scores_N[self._position[row]]) for row in own]
+            scores_N[np.searchsorted(self._row_ids, np.asarray(own, np.int64))].tolist()
             for scores_N, own in zip(self._scores(queries), rows, strict=True)
         ]
 
     def _scores(self, queries: Queries) -> Iterator[NDArray[np.float32]]:
+        """Similarity of each question with all rows `[N]`."""
         for begin in range(0, len(queries.texts), _QUESTIONS_AT_ONCE):
-            yield from self._encoder.scores(queries.texts[begin : begin + _QUESTIONS_AT_ONCE], self._store)
+            asked_BE = self._encoder.embed_questions(queries.texts[begin : begin + _QUESTIONS_AT_ONCE])
+            if asked_BE.shape[1] != self._vectors_NE.shape[1]:
+                raise InputError(
+                    f"--dense-model {self._encoder.folder!r}: gives vectors of {asked_BE.shape[1]} numbers, those of "
+                    f"the rows have {self._vectors_NE.shape[1]}; build the INDEX with this model"
+                )
+            scores_BN = np.empty((len(asked_BE), len(self._row_ids)), np.float32)
+            for first in range(0, len(self._row_ids), _ROWS_AT_ONCE):
+                block = self._vectors_NE[first : first + _ROWS_AT_ONCE]
+                rows = block if isinstance(block, Tensor) else torch.from_numpy(block.astype(np.float32))
+                scores_BN[:, first : first + len(rows)] = self._encoder.similarity(asked_BE, rows).numpy()
+            yield from scores_BN
+
+
+def _first(scores_N: NDArray[np.float32], k: int) -> NDArray[np.intp]:
+    """Positions of the k largest, largest first, the earlier of two equal ones first."""
+    found = np.arange(len(scores_N))
+    if len(found) > k:
+        # Keep all ties at the k-th score until they are sorted: `partition` would choose among them arbitrarily.
+        found = np.flatnonzero(scores_N >= np.partition(scores_N, len(scores_N) - k)[len(scores_N) - k])
+    return found[np.argsort(-scores_N[found], kind="stable")][:k]

@@ -8,13 +8,52 @@ import torch
 
 from clara.arrays import Ids
 from clara.data.questions import Question
+from clara.errors import InputError
+from clara.index.embedding import DenseEncoder
 from clara.memory.store import MemoryStore
 from clara.retrieval.bm25 import Bm25
+from clara.retrieval.dense import DenseRanker
 from clara.retrieval.ranker import Queries, Ranker
 from clara.storage.artefact import Artefact
 
-TEXT_RANKERS: dict[str, Callable[[Artefact | None, MemoryStore], Ranker]] = {"bm25": Bm25.open}
-"""Rankers that read questions as text, by name, made from an INDEX, if there is one, and its MEMORY.
+
+@dataclass(frozen=True)
+class SourceInputs:
+    """What a source of candidates may be opened from.
+
+    Attributes:
+        store: the MEMORY that is searched.
+        index: INDEX over it; None: there is none.
+        dense_model: sentence-transformers folder; empty: there is none.
+        device: where an embedding model computes.
+    """
+
+    store: MemoryStore
+    index: Artefact | None = None
+    dense_model: str = ""
+    device: str = "cpu"
+
+
+def open_dense_ranker(inputs: SourceInputs) -> Ranker:
+    """The ranker by the dense part of the INDEX.
+
+    Raises:
+        InputError: there is no INDEX or no model, or they do not belong together.
+    """
+    if inputs.index is None or not inputs.dense_model:
+        missing = "INDEX" if inputs.index is None else "embedding model"
+        raise InputError(
+            f"candidates by dense vectors (from_dense) need an INDEX built with --dense-model and the folder of that "
+            f"model, and there is no {missing}; give index and retrieval.dense_model, or set from_dense to 0"
+        )
+    return DenseRanker.open(inputs.index, inputs.store, DenseEncoder(inputs.dense_model, inputs.device))
+
+
+TEXT_RANKERS: dict[str, Callable[[SourceInputs], Ranker]] = {
+    "bm25": lambda inputs: Bm25.open(inputs.index, inputs.store),
+    "dense": open_dense_ranker,
+}
+"""How rankers that read questions as text are opened, by name.
 
 A pool takes `from_NAME` rows of each, after those found by query vectors."""
 
@@ -46,10 +85,18 @@ class Source:
     count: int
 
 
-def text_sources(settings: object, store: MemoryStore, index: Artefact | None) -> list[Source]:
-    """The sources of `TEXT_RANKERS` of which the settings ask for rows, in the order of that table."""
-    counts = {name: int(getattr(settings, f"from_{name}")) for name in TEXT_RANKERS}
-    return [Source(TEXT_RANKERS[name](index, store), count) for name, count in counts.items() if count]
+def text_counts(settings: object) -> dict[str, int]:
+    """How many rows the settings ask of each of `TEXT_RANKERS` (`from_NAME`), in the order of that table."""
+    return {name: int(getattr(settings, f"from_{name}")) for name in TEXT_RANKERS}
+
+
+def text_sources(settings: object, inputs: SourceInputs) -> list[Source]:
+    """The sources of `TEXT_RANKERS` of which the settings ask for rows.
+
+    Raises:
+        InputError: a source cannot be opened from what there is.
+    """
+    return [Source(TEXT_RANKERS[name](inputs), count) for name, count in text_counts(settings).items() if count]
 
 
 def own_candidates(

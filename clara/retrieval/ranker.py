@@ -1,7 +1,7 @@
 """One interface for what ranks the rows of a MEMORY for questions: its own vectors, BM25, an embedding model.
 
 To add a retriever: a class with the two methods of `Ranker`. To offer it as a source of candidates: an entry in
-`clara.retrieval.pools.TEXT_RANKERS`, and the setting `from_NAME`.
+`clara.retrieval.pools.TEXT_RANKERS`, and the settings `from_NAME` (CONTRIBUTING.md has all places).
 """
 
 from collections.abc import Collection, Sequence

@@ -5,8 +5,8 @@
 
 While compressor and generator do not train these numbers don't change: `training/joint.py --set utilities=DIR` then
 trains the query reasoner for many epochs at the price of its passes alone. Score again after a refresh, or when the
-generator has trained. A pool holds the known positives (unless --no-positives), the best rows of the index and of BM25
-in turn, and rows drawn at random. An interrupted run resumes.
+generator has trained. A pool holds the known positives (unless --no-positives), the best rows of the index, of BM25
+and by dense vectors in turn, and rows drawn at random. An interrupted run resumes.
 """
 
 import argparse
@@ -45,8 +45,9 @@ def parser() -> Command:
     add_setting(found, "index", metavar="DIR")
     add_setting(found, "backbone.path", "--backbone", metavar="DIR")
     add_setting(found, "output", metavar="DIR", required=True)
-    for name in ("split", "pool_size", "from_index", "from_bm25"):
+    for name in ("split", "pool_size", "from_index", "from_bm25", "from_dense"):
         add_setting(found, f"utility_job.{name}")
+    add_setting(found, "retrieval.dense_model", metavar="FOLDER")
     add_setting(found, "utility_job.positives", "--no-positives")
     add_setting(found, "utility_job.published_pools")
     add_setting(found, "seed")
@@ -76,6 +77,8 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
         pool_size=options.pool_size,
         from_index=options.from_index,
         from_bm25=options.from_bm25,
+        from_dense=options.from_dense,
+        dense_model=whole(options.dense_model),
         positives=options.positives,
         published=options.published_pools,
         seed=options.seed,

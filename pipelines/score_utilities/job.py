@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from clara.data.questions import Question, read_questions
+from clara.index.model_folder import folder_hash
 from clara.storage.manifest import manifest_hash
 
 
@@ -25,6 +26,8 @@ class ScoringJob:
     positives: bool
     published: bool
     seed: int
+    from_dense: int = 0
+    dense_model: str = ""
 
     def recipe(self) -> dict[str, Any]:
         """What determines the numbers."""
@@ -34,7 +37,10 @@ class ScoringJob:
             if (path := getattr(self, name))
         }
         settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "published", "seed", "device")
-        return {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
+        found = {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
+        if self.from_dense and not self.published:
+            found |= {"from_dense": self.from_dense, "dense_model": folder_hash(self.dense_model)}
+        return found
 
 
 def questions_of(job: ScoringJob) -> list[Question]:

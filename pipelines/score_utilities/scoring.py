@@ -12,7 +12,7 @@ from clara.data.utilities import FILE, Scored, write_shard
 from clara.errors import InputError
 from clara.memory.shards import shard_name
 from clara.processes import torch_threads
-from clara.retrieval.pools import QuestionRows, Source, fill_at_random, own_candidates, text_sources
+from clara.retrieval.pools import QuestionRows, Source, SourceInputs, fill_at_random, own_candidates, text_sources
 from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
 from clara.storage import folders
@@ -28,14 +28,16 @@ class Scorer:
         """Open everything.
 
         Raises:
-            InputError: see `Retriever.open`.
+            InputError: see `Retriever.open` and `text_sources`.
         """
         self._job = job
         self._retriever = Retriever.open(
             job.checkpoint, job.memory, job.index or None, backbone=job.backbone, device=job.device
         )
-        store, index = self._retriever.store, self._retriever.index
-        self._sources = [] if job.published else text_sources(job, store, None if index is None else index.artefact)
+        index = self._retriever.index
+        artefact = None if index is None else index.artefact
+        inputs = SourceInputs(self._retriever.store, artefact, job.dense_model, job.device)
+        self._sources = [] if job.published else text_sources(job, inputs)
         if job.from_index and not job.published:
             self._sources.insert(0, Source(self._retriever.ranker, job.from_index))
 

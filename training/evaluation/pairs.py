@@ -11,9 +11,10 @@ from pathlib import Path
 from clara.config.evaluation import CONDITIONS
 from clara.data.questions import Question
 from clara.errors import InputError
+from clara.index.embedding import DenseEncoder
 from clara.progress import Progress
 from clara.retrieval.bm25 import Bm25
-from clara.retrieval.dense import DenseEncoder, DenseRanker
+from clara.retrieval.dense import DenseRanker
 from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
 from training.evaluation.alignment import GENERATOR, TEXT, aligned_rows
@@ -122,15 +123,15 @@ def evaluate_system(
     baselines: dict[str, Sequence[Rankings]] = {}
     lexical: Sequence[Rankings] = ()
     queries = Queries.of(questions, retriever.store)
+    index = None if retriever.index is None else retriever.index.artefact
     if settings.baselines or settings.num_aligned:
-        index = None if retriever.index is None else retriever.index.artefact
         lexical = rank_and_score(Bm25.open(index, retriever.store), queries, pools, retriever.store)
     if "dense" in settings.baselines:
         if shared.dense is None:
             raise InputError(
                 "--baselines dense needs a model; name its sentence-transformers folder with --dense-model"
             )
-        ranker = DenseRanker(retriever.store, shared.dense)
+        ranker = DenseRanker.of_index_or_memory(index, retriever.store, shared.dense)
         baselines["dense"] = rank_and_score(ranker, queries, pools, retriever.store)
     if "bm25" in settings.baselines:
         baselines = {"bm25": lexical} | baselines

@@ -9,7 +9,7 @@ from typing import Any
 
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.retrieval.dense import DenseEncoder
+from clara.index.embedding import DenseEncoder
 from clara.retrieval.retriever import Retriever
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import hash_of

@@ -53,8 +53,8 @@ class RefreshJob:
         probes: inverted lists that a query looks into; 0: by their number.
         recall_floor: a lower recall of the index is warned of.
         words: write the words part of the index.
-        words_index: INDEX of the same rows whose words part is linked; where it has none, none is written. Empty: there
-            is none, and the part is built.
+        parts_index: INDEX of the same rows whose words and dense vectors are linked; where it has no words, none are
+            written. Empty: there is none, and the words are built.
         first_level: L that the index's recall is measured with.
         batch_tokens: tokens of a compressing batch, padding included.
         threads: torch threads.
@@ -82,7 +82,7 @@ class RefreshJob:
     probes: int = 0
     recall_floor: float = RECALL_FLOOR
     words: bool = True
-    words_index: str = ""
+    parts_index: str = ""
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,8 @@ def run_job(job: RefreshJob) -> RefreshResult:
         parent=job.parent_index,
         probes=job.probes,
         recall_floor=job.recall_floor,
-        words=job.words and (not job.words_index or has_words(job.words_index)),
-        words_from=job.words_index,
+        words=job.words and (not job.parts_index or has_words(job.parts_index)),
+        parts_from=job.parts_index,
     )
     recall, warning = recall_from_manifest(job.index)
     own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.selection else set())

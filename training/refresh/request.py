@@ -80,7 +80,7 @@ class RefreshRequests:
             selection=str(paths.selection) if incremental else "",
             parent_index=current.index if incremental else "",
             words=config.index_job.words,
-            words_index=current.index,
+            parts_index=current.index,
             drift=str(paths.drift) if incremental else "",
         )
 

@@ -13,6 +13,7 @@ from pydantic.main import IncEx
 
 from clara.config.tree import Config
 from clara.errors import InputError
+from clara.index.model_folder import folder_hash
 from clara.storage.manifest import hash_of, manifest_hash, read_manifest, up_to_date
 from clara.storage.paths import from_root
 from training.loop.shares import shard
@@ -35,7 +36,8 @@ _NOT_OF_THE_RECIPE: Mapping[str, IncEx] = {
             "keep_versions",
         },
     },
-    "retrieval": {"search_shards", "search_seconds", "search_restarts", "search_cpus"},
+    # Where the embedding model is does not count, its hash does.
+    "retrieval": {"dense_model", "search_shards", "search_seconds", "search_restarts", "search_cpus"},
 }
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -100,7 +102,10 @@ def absolute(config: Config) -> Config:
     if not backbone and not own_backbone(config):
         backbone = str(read_manifest(config.checkpoint, "CHECKPOINT")["backbone"]["path"])
     section = config.backbone.model_copy(update={"path": from_root(backbone) if backbone else ""})
-    return config.model_copy(update={**paths, "backbone": section})
+    retrieval = config.retrieval
+    if retrieval.dense_model:
+        retrieval = retrieval.model_copy(update={"dense_model": from_root(retrieval.dense_model)})
+    return config.model_copy(update={**paths, "backbone": section, "retrieval": retrieval})
 
 
 def recipe(config: Config) -> dict[str, Any]:
@@ -110,6 +115,8 @@ def recipe(config: Config) -> dict[str, Any]:
     """
     names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: manifest_hash(path) for name in names if (path := getattr(config, name))}
+    if config.joint.from_dense and not config.utilities:
+        inputs["dense_model"] = folder_hash(config.retrieval.dense_model)
     return {"settings": recipe_settings(config), "dtype": config.backbone.dtype, "inputs": inputs}
 
 

@@ -1,4 +1,4 @@
-"""Candidates of training questions: index ∪ BM25 ∪ the other questions' of the step.
+"""Candidates of training questions: index ∪ BM25 ∪ dense vectors ∪ the other questions' of the step.
 
 The lists of a question depend on the question, the weights and the MEMORY version alone, and what fills a pool up on
 the seed, the step and the question's place in it: neither on how many ranks share the step nor on how it is cut into
@@ -19,7 +19,7 @@ from clara.index.search import TwoLevels
 from clara.memory.store import MemoryStore
 from clara.model.model import ClaraModel
 from clara.retrieval.memory_ranker import MemoryRanker
-from clara.retrieval.pools import QuestionRows, Source, fill, own_candidates, text_sources
+from clara.retrieval.pools import QuestionRows, Source, SourceInputs, fill, own_candidates, text_sources
 from clara.retrieval.ranker import Queries
 
 _MOST_TOKENISED = 100_000
@@ -34,9 +34,17 @@ class Candidates:
     """Draws pools over one MEMORY version at a time; `use` switches to another, which holds the same rows."""
 
     def __init__(
-        self, settings: Joint, *, first_level: int, seed: int, store: MemoryStore, index: TwoLevels | None
+        self,
+        settings: Joint,
+        *,
+        first_level: int,
+        seed: int,
+        store: MemoryStore,
+        index: TwoLevels | None,
+        dense_model: str = "",
+        device: str = "cpu",
     ) -> None:
-        """Open BM25, where it is asked for: the words part of the INDEX, or the texts of MEMORY where there is none.
+        """Open the sources that read questions as text, where the settings ask for rows of them.
 
         Args:
             settings: which sources, and N.
@@ -44,14 +52,19 @@ class Candidates:
             seed: of what fills pools up.
             store: MEMORY.
             index: over it; None where no candidate comes from an index.
+            dense_model: folder of the embedding model, for candidates by dense vectors.
+            device: where it computes.
+
+        Raises:
+            InputError: see `text_sources`.
         """
         self._settings, self._seed = settings, seed
         # L is at least what is asked for.
         self.first_level = max(first_level, settings.from_index)
         self.store, self.index = store, index
-        self._text_sources = (
-            [] if settings.published_pool else text_sources(settings, store, None if index is None else index.artefact)
-        )
+        inputs = SourceInputs(store, None if index is None else index.artefact, dense_model, device)
+        # Another version of MEMORY has the same texts, so that these stay open for the whole run.
+        self._text_sources = [] if settings.published_pool else text_sources(settings, inputs)
         self._tokens: dict[int, list[int]] = {}
 
     def use(self, store: MemoryStore, index: TwoLevels | None) -> None:

@@ -20,6 +20,7 @@ from clara.memory.store import MemoryStore
 from clara.model.checkpoint import prepare_to_store_backbone
 from clara.model.model import ClaraModel
 from clara.model.steps import JointBatch, JointStep
+from clara.retrieval.pools import TEXT_RANKERS
 from training.loop.engine import Engine
 from training.loop.loop import Stage
 from training.loop.shares import shard
@@ -94,10 +95,16 @@ class JointStage(Stage):
         self._model, self._config, self._settings = model, config, settings
         self._held_out, self._canary, self._store_backbone = held_out, canary, store_backbone
         store, index = versions.open()
-        # Pools that were scored beforehand are not drawn, so that no BM25 is needed.
-        drawing = settings.model_copy(update={"from_bm25": 0}) if config.utilities else settings
+        # Pools that were scored beforehand are not drawn, so that no source needs to be opened.
+        none = {f"from_{name}": 0 for name in TEXT_RANKERS}
         self.candidates = Candidates(
-            drawing, first_level=config.retrieval.first_level, seed=config.seed, store=store, index=index
+            settings.model_copy(update=none) if config.utilities else settings,
+            first_level=config.retrieval.first_level,
+            seed=config.seed,
+            store=store,
+            index=index,
+            dense_model=config.retrieval.dense_model,
+            device=str(model.backbone.device),
         )
         asked = shuffled_answers(questions, config.seed) if settings.shuffle_answers else questions
         self.pools = QuestionPools(model, asked, settings, config.seed, self.candidates)

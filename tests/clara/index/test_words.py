@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import clara.index.build
+import clara.index.parts
 import clara.index.words
 from clara.data.records import Chunk, chunk_id, input_text, row_id
 from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.search import KIND, MemoryIndex
 from clara.index.tokens import words_of
-from clara.index.words import FOLDER
+from clara.index.words import NAME as FOLDER
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.shards import shard_name, write_shard
 from clara.memory.store import MemoryStore, complete_memory
@@ -129,7 +130,7 @@ def test_an_older_index_of_the_same_rows_lends_its_part(
 
     monkeypatch.setattr(clara.index.words, "build_words", refuse)
     same = write_texts(tmp_path / "again", texts_of(400), num_shards=2)
-    new = build(same, tmp_path / "new", words_from=str(old))
+    new = build(same, tmp_path / "new", parts_from=str(old))
     assert all(os.path.samefile(path, new / FOLDER / path.name) for path in (old / FOLDER).iterdir())
     Artefact.open(new, KIND, verify=True)
 
@@ -140,9 +141,9 @@ def test_an_interrupted_build_keeps_a_finished_part_and_never_writes_into_a_link
     old = build(memory, tmp_path / "old")
     before = part(old)
     with monkeypatch.context() as patch:
-        patch.setattr(clara.index.words, "atomic_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr(clara.index.parts, "atomic_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
-            build(memory, tmp_path / "new", words_from=str(old))
+            build(memory, tmp_path / "new", parts_from=str(old))
     build(memory, tmp_path / "new")
     assert part(old) == before == part(tmp_path / "new")
     assert not any(os.path.samefile(p, tmp_path / "new" / FOLDER / p.name) for p in (old / FOLDER).iterdir())

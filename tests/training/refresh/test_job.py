@@ -58,7 +58,7 @@ def test_shares_make_what_one_process_makes(world: World, tmp_path: Path) -> Non
 
 
 def test_a_version_links_the_words_of_the_index_before(world: World, tmp_path: Path) -> None:
-    run_job(dataclasses.replace(job(world, tmp_path), words_index=str(world.index)))
+    run_job(dataclasses.replace(job(world, tmp_path), parts_index=str(world.index)))
     words = list((world.index / "words").iterdir())
     assert words
     assert all(os.path.samefile(path, tmp_path / "index" / "words" / path.name) for path in words)
@@ -66,7 +66,7 @@ def test_a_version_links_the_words_of_the_index_before(world: World, tmp_path: P
 
 def test_a_version_has_no_words_where_the_index_before_has_none(world: World, tmp_path: Path) -> None:
     build_index(world.memory, tmp_path / "without", "Flat", num_queries=0, words=False)
-    run_job(dataclasses.replace(job(world, tmp_path), words_index=str(tmp_path / "without")))
+    run_job(dataclasses.replace(job(world, tmp_path), parts_index=str(tmp_path / "without")))
     assert not (tmp_path / "index" / "words").exists()
 
 

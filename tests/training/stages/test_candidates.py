@@ -12,11 +12,16 @@ from clara.config.tree import Config
 from clara.data.questions import Question, read_questions
 from clara.data.records import input_text
 from clara.errors import InputError
+from clara.index.build import build_index
+from clara.index.embedding import DenseEncoder
 from clara.index.search import MemoryIndex
 from clara.memory.store import MemoryStore
 from clara.retrieval.bm25 import Bm25
+from clara.retrieval.dense import DenseRanker
 from clara.retrieval.pools import QuestionRows, fill, interleave
+from clara.retrieval.ranker import Queries
 from clara.storage.tables import read_table
+from tests.helpers import embedding_model
 from tests.helpers.joint_world import World
 from tests.helpers.memories import random_memory, write_memory
 from training.loop.engine import LocalEngine
@@ -116,6 +121,20 @@ def test_bm25_is_that_of_the_index_where_there_is_one(world: World, monkeypatch:
     rows = expected.search([q.question for q in questions], 4, [k.excluded for k in known])[0]
     assert found == [[row for row in line if row != -1] for line in rows.tolist()]
     assert all(found)
+
+
+def test_dense_vectors_of_the_index_are_a_source(world: World, tmp_path: Path) -> None:
+    model = str(embedding_model.write(tmp_path / "model"))
+    build_index(world.memory, tmp_path / "index", "Flat", num_queries=0, dense=DenseEncoder(model))
+    store = MemoryStore.open(world.memory)
+    index = MemoryIndex.open(tmp_path / "index", store)
+    joint = Joint(from_index=0, from_bm25=0, from_dense=4)
+    source = Candidates(joint, first_level=20, seed=3, store=store, index=index, dense_model=model)
+    questions = read_questions(world.questions, "train")[:6]
+    known = [QuestionRows.of(question, store) for question in questions]
+    assert index.artefact is not None
+    expected = DenseRanker.open(index.artefact, store, DenseEncoder(model)).rank(Queries.of(questions, store), 4)
+    assert source.own(questions, known, None) == expected
 
 
 @pytest.mark.parametrize("values", [{"from_bm25": 0}, {"from_bm25": 2, "published_pool": True}])

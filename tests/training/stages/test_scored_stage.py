@@ -13,11 +13,17 @@ from clara.config.model import Backbone
 from clara.data.questions import read_questions, write_questions
 from clara.data.utilities import FILE, Scored, read_utilities
 from clara.errors import InputError
+from clara.index.build import build_index
+from clara.index.embedding import DenseEncoder
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
+from clara.retrieval.dense import DenseRanker
 from clara.retrieval.pools import QuestionRows
+from clara.retrieval.ranker import Queries
+from clara.storage.artefact import Artefact
 from clara.storage.manifest import read_manifest
 from pipelines.score_utilities import command as score_utilities
+from tests.helpers import embedding_model
 from tests.helpers.joint_world import World
 from training import joint
 from training.stages.scored_stage import check_scored
@@ -140,7 +146,23 @@ def test_nothing_is_searched_by_words_in_such_a_run(
         raise AssertionError("BM25 is built")
 
     monkeypatch.setattr("clara.retrieval.bm25.Bm25.__init__", refuse)
-    assert train(world, tmp_path, scored, joint__steps=1, joint__from_bm25=2) == 0
+    assert train(world, tmp_path, scored, joint__steps=1, joint__from_bm25=2, joint__from_dense=2) == 0
+
+
+def test_pools_hold_what_dense_vectors_find(world: World, tmp_path: Path) -> None:
+    model = str(embedding_model.write(tmp_path / "model"))
+    index = tmp_path / "index"
+    build_index(world.memory, index, "Flat", num_queries=0, dense=DenseEncoder(model))
+    options = ["--from-index", "0", "--from-bm25", "0", "--from-dense", "3", "--dense-model", model, "--no-positives"]
+    output = tmp_path / "utilities"
+    assert score_utilities.main(command(world, output, *options, "--index", str(index))) == 0
+    store = MemoryStore.open(world.memory)
+    ranker = DenseRanker.open(Artefact.open(index, "INDEX"), store, DenseEncoder(model))
+    questions, found = read_questions(world.questions, "train"), read_utilities(output)
+    ranked = ranker.rank(Queries.of(questions, store), 3)
+    assert [list(found[q.question_id].row_ids[:3]) for q in questions] == ranked
+    recipe = read_manifest(output)["made_by"]["recipe"]
+    assert (recipe["from_dense"], recipe["dense_model"]) == (3, DenseEncoder(model).hash)
 
 
 @pytest.mark.parametrize(

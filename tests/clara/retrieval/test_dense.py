@@ -1,57 +1,35 @@
 """Dense retrieval: against a few lines of transformers on a tiny random model, and a real model's published figures."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import AutoModel, AutoTokenizer
 
 from clara.data.questions import read_questions
 from clara.data.records import input_text
 from clara.errors import InputError
+from clara.index.embedding import DenseEncoder
+from clara.index.model_folder import folder_hash
 from clara.memory.store import MemoryStore
-from clara.retrieval.dense import DenseEncoder, DenseRanker, folder_hash
+from clara.retrieval.dense import DenseRanker
 from clara.retrieval.ranker import Queries
-from tests.helpers import tiny
+from tests.helpers import embedding_model
 from tests.helpers.evaluation_world import World
 from training import evaluate
 from training.evaluation.retrievers import Corpus, rank_and_score
 
-TYPES = ("Transformer", "Pooling", "Normalize")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sentence-transformers folder: a random BERT of one layer, mean pooling, unit length."""
-    folder = tmp_path_factory.mktemp("dense")
-    tokenizer = tiny.write_tokenizer(folder, template=None)
-    torch.manual_seed(3)
-    shape = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "initializer_range": 0.5,
-    }
-    BertModel(BertConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)).save_pretrained(
-        folder
-    )
-    paths = ("", "1_Pooling", "2_Normalize")
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{name}"}
-        for i, (path, name) in enumerate(zip(paths, TYPES, strict=True))
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
-    for path in paths[1:]:
-        (folder / path).mkdir()
-    (folder / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": 16, "pooling_mode_mean_tokens": True})
-    )
-    return folder
+    return embedding_model.write(tmp_path_factory.mktemp("dense"))
+
+
+@pytest.fixture(scope="module")
+def world(evaluation_artefacts: World) -> World:
+    return evaluation_artefacts
 
 
 def embedded(folder: Path, text: str) -> torch.Tensor:
@@ -65,7 +43,8 @@ def embedded(folder: Path, text: str) -> torch.Tensor:
 def test_scores_and_rankings_are_those_of_the_model(folder: Path, world: World) -> None:
     store, questions = MemoryStore.open(world.memory), read_questions(world.questions)[:3]
     encoder = DenseEncoder(str(folder))
-    scores_BN = encoder.scores([q.question for q in questions], store)
+    ranker = DenseRanker.of_memory(store, encoder)
+    scores_BN = np.array(ranker.score(Queries([q.question for q in questions], [()] * 3), [store.row_ids.tolist()] * 3))
     texts = [input_text(c.title, c.text) for c in store.records(store.row_ids)]
     vectors_NE = torch.stack([embedded(folder, t) for t in texts])
     expected_BN = torch.stack([vectors_NE @ embedded(folder, q.question) for q in questions]).numpy()
@@ -74,7 +53,7 @@ def test_scores_and_rankings_are_those_of_the_model(folder: Path, world: World) 
 
     corpus = Corpus(store)
     pools = [corpus.rows(corpus.pool(q, 6)) for q in questions]
-    rankings = rank_and_score(DenseRanker(store, encoder), Queries.of(questions, store), pools, store)
+    rankings = rank_and_score(ranker, Queries.of(questions, store), pools, store)
     for question, pool, scores, ranking in zip(questions, pools, scores_BN, rankings, strict=True):
         of_row = dict(zip(store.row_ids.tolist(), scores.tolist(), strict=True))
         excluded = set(corpus.rows(question.exclude_ids))

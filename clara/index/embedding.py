@@ -1,0 +1,107 @@
+"""Embeddings of any sentence-transformers folder, as the library computes and compares them."""
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clara.arrays import Ids
+from clara.data.records import input_text
+from clara.errors import InputError
+from clara.index.model_folder import folder_hash
+from clara.memory.store import MemoryStore
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_BATCH_TEXTS = 32
+
+
+class DenseEncoder:
+    """An embedding model.
+
+    Attributes:
+        folder: of the model.
+        device: where it computes.
+        hash: of its files.
+    """
+
+    def __init__(self, folder: str, device: str = "cpu") -> None:
+        """Take a folder; the model is loaded when it is first used.
+
+        Raises:
+            InputError: see `folder_hash`.
+        """
+        self.folder, self.device, self.hash = folder, device, folder_hash(folder)
+        self._known: tuple[Ids, Tensor] | None = None
+
+    @functools.cached_property
+    def model(self) -> "SentenceTransformer":
+        """The model, loaded on first use.
+
+        Raises:
+            InputError: the library is not installed, or cannot read the folder.
+        """
+        try:
+            from sentence_transformers import SentenceTransformer  # takes seconds to import
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"{error.name}: not installed, and --dense-model needs it; run: pip install 'clara-rag[train]'"
+            ) from error
+        try:
+            return SentenceTransformer(self.folder, device=self.device, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+            raise InputError(
+                f"--dense-model {self.folder!r}: sentence-transformers cannot load it ({error}); give a complete folder"
+            ) from error
+
+    def description(self) -> dict[str, Any]:
+        """What an INDEX records of the model: its hash, prompts and similarity, and the size of its vectors."""
+        model = self.model
+        return {
+            "model": self.hash,
+            "prompts": dict(model.prompts),
+            "default_prompt": model.default_prompt_name or "",
+            "similarity": str(model.similarity_fn_name),
+            "size": int(model.get_embedding_dimension() or 0),
+        }
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str], *, shown: bool = False) -> Tensor:
+        """Vectors `[n, E]` of texts that are searched."""
+        return self.model.encode_document(
+            list(texts), batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=shown
+        )
+
+    @torch.no_grad()
+    def embed_questions(self, questions: Sequence[str]) -> Tensor:
+        """Vectors `[B, E]` of questions.
+
+        Raises:
+            InputError: a vector is not finite.
+        """
+        asked = self.model.encode_query(
+            list(questions), batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=False
+        )
+        for question, finite in zip(questions, torch.isfinite(asked).all(dim=1).tolist(), strict=True):
+            if not finite:
+                raise InputError(
+                    f"--dense-model {self.folder!r}: the vector of question {question!r} is not finite; "
+                    "use another model"
+                )
+        return asked
+
+    @torch.no_grad()
+    def similarity(self, questions_BE: Tensor, rows_NE: Tensor) -> Tensor:
+        """Similarity `[B, N]` in float32, as the model defines it."""
+        return self.model.similarity(questions_BE, rows_NE.to(questions_BE.device)).float().cpu()
+
+    def vectors_of(self, store: MemoryStore) -> Tensor:
+        """Vectors `[rows, E]` of title and text of all rows; kept for systems over the same rows."""
+        if self._known is None or not np.array_equal(self._known[0], store.row_ids):
+            texts = [input_text(chunk.title, chunk.text) for chunk in store.records(store.row_ids)]
+            self._known = store.row_ids, self.embed_texts(texts, shown=len(texts) > _BATCH_TEXTS)
+        return self._known[1]
