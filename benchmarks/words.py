@@ -3,7 +3,7 @@
 python -m benchmarks.words --rows 1000000 --folder DIR
 
 Texts of 100 words are drawn from Zipf's law (exponent 1.3); the eight most frequent words, about half of a text, are
-stop words. INDEX is built with words and without, each in a process of its own; a third one opens BM25 and searches.
+stop words. INDEX is built with words and without, each in a new process; a third one opens BM25 and searches.
 Vectors are tiny, so that nearly all work is that of the words.
 """
 
@@ -103,7 +103,7 @@ def search(folder: Path) -> dict[str, Any]:
 
 
 def build(folder: Path, name: str, limit_seconds: float, *options: str) -> dict[str, Any]:
-    """Build INDEX in a process of its own; its figures."""
+    """Build INDEX in a new process; its figures."""
     command = [sys.executable, "-m", "pipelines.build_index", "--memory", str(folder / "memory")]
     command += ["--output", str(folder / name), "--factory", "Flat", "--queries", "0", "--no-verify", "--quiet"]
     return Watched([*command, *options], folder / "log.txt", limit_seconds, 1).figures()

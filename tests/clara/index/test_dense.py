@@ -23,8 +23,8 @@ from clara.retrieval.ranker import Queries
 from clara.storage.artefact import Artefact
 from clara.storage.manifest import read_manifest
 from pipelines.build_index import main
-from tests.clara.index.test_words import texts_of, write_texts
 from tests.helpers import embedding_model
+from tests.helpers.texts import texts_of, write_texts
 
 ROWS = 60
 
