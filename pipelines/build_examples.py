@@ -1,8 +1,9 @@
 """EXAMPLES for the stage `pretrain`.
 
-From any corpus, without labels:   python -m pipelines.build_examples --input corpus.jsonl --output DIR
---exclude-held-out From rows with synthetic pairs:    python -m pipelines.build_examples --input pairs.jsonl --format
-scp --output DIR
+From any corpus, without labels:
+    python -m pipelines.build_examples --input corpus.jsonl --output DIR --exclude-held-out
+From rows with synthetic pairs:
+    python -m pipelines.build_examples --input pairs.jsonl --format scp --output DIR
 
 A corpus gives each document two examples. `autoencode`: reproduce the document from its memory. `cloze`: pairs of
 a sentence with one span masked and that span: the document's own title, a name of several words, a number, or for want

@@ -101,7 +101,7 @@ def _flaw(bridge: Bridge, sentence: str, mention: Mention, settings: ClozeSettin
     if not settings.min_words <= len(bridge.question.split()) <= settings.max_words:
         return "sentence too short or too long"
     rest = sentence[: mention.start] + " " + sentence[mention.end :]
-    return "its name stands in the sentence again" if mention.name.casefold() in rest.casefold() else ""
+    return "its name occurs in the sentence again" if mention.name.casefold() in rest.casefold() else ""
 
 
 def limit_per_target(bridges: Sequence[Bridge], settings: ClozeSettings) -> list[Bridge]:

@@ -62,7 +62,7 @@ def make_filters(
         if language not in known:
             near = difflib.get_close_matches(language, known, 3) or ["en", "de", "fr"]
             raise InputError(
-                f"--language {language!r}: not a language that can be told; ISO 639 codes are meant, "
+                f"--language {language!r}: not a language that can be recognised; give ISO 639 codes, "
                 f"as {', '.join(near)}"
             )
     return Filters(min_characters, max_characters, tuple(sorted(set(languages))), max_symbol_ratio)

@@ -24,7 +24,7 @@ def read_corpus(files: Sequence[str], fields: Fields = FIELDS) -> list[Document]
             known = documents.setdefault(document.id, document)
             if (known.title, known.text) != (document.title, document.text):
                 raise InputError(
-                    f"{path}:{number}: id {document.id!r} stands at {known.source}:{known.line} with other content; "
+                    f"{path}:{number}: id {document.id!r} is at {known.source}:{known.line} with other content; "
                     "give each document its own"
                 )
     if not documents:

@@ -101,9 +101,9 @@ def _add_what(parse: argparse.ArgumentParser) -> None:
     add(
         "--coverage",
         default="required",
-        choices=("required", "told", "off"),
+        choices=("required", "counted", "off"),
         help=(
-            "whether questions must cover their chunk: required drops those that don't in the end, told counts "
+            "whether questions must cover their chunk: required drops those that don't in the end, counted counts "
             "them, off does not check "
             "(default: %(default)s)"
         ),

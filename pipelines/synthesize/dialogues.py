@@ -20,7 +20,7 @@ from pipelines.synthesize.prompts import Request, Templates
 from pipelines.synthesize.replies import MAX_CHARACTERS, Reply, UnusableError
 
 KINDS = ("simple", "complex", "paraphrase")
-COVERAGES = ("required", "told", "off")
+COVERAGES = ("required", "counted", "off")
 
 # What is counted of streams, and what of the questions in them; in both, the first is the sum of the others.
 STREAMS, MADE, DROPPED, FAILED = "examples asked for", "examples made", "examples dropped", "examples failed"

@@ -90,7 +90,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (['{"text": "a"}', "[1]"], ":2: .*expected a JSON object"),
         (['{"title": "a"}'], ":1: no `text`"),
         (['{"text": 3}'], ":1: text is 3"),
-        (['{"id": "x", "text": "a"}', '{"id": "x", "text": "b"}'], ":2: id 'x' stands at .*:1 with other content"),
+        (['{"id": "x", "text": "a"}', '{"id": "x", "text": "b"}'], ":2: id 'x' is at .*:1 with other content"),
         ([""], "no document"),
         (['{"text": "\\ud800"}'], ":1: .*not JSON in UTF-8"),
     ],

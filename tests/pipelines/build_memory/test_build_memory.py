@@ -272,7 +272,7 @@ def test_a_lost_record_is_noticed(name: str, change: int) -> None:
     check({**tallies, "records read": 15}, reasons, {"redirect": 3, "duplicate": 5})
     with pytest.raises(RuntimeError, match="lost records"):
         check({**tallies, name: tallies[name] + change}, reasons, {"duplicate": 5})
-    with pytest.raises(RuntimeError, match="telling of duplicates lost records"):
+    with pytest.raises(RuntimeError, match="reporting duplicates lost records"):
         check(tallies, reasons, {"duplicate": 4})
 
 

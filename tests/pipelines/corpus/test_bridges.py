@@ -89,8 +89,8 @@ def test_the_limits_choice_follows_the_seed() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("They sail on the Tamo to the mouth of the Tamo.", "dropped: its name stands in the sentence again"),
-        ("The big TAMO mill worked on the Tamo.", "dropped: its name stands in the sentence again"),
+        ("They sail on the Tamo to the mouth of the Tamo.", "dropped: its name occurs in the sentence again"),
+        ("The big TAMO mill worked on the Tamo.", "dropped: its name occurs in the sentence again"),
         ("See the Tamo.", "dropped: sentence too short or too long"),
         ("They row the Tamo each year. They row the Tamo each year.", "dropped: the same question again"),
     ],

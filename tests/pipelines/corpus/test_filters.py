@@ -68,7 +68,7 @@ def test_languages() -> None:
         ((-1, 0, [], 1.0), "--min-characters -1: expected 0 or more"),
         ((9, 5, [], 1.0), "--max-characters 5: under --min-characters 9"),
         ((0, 0, [], 1.5), "--max-symbol-ratio 1.5: expected a share"),
-        ((0, 0, ["english"], 1.0), "--language 'english': not a language that can be told"),
+        ((0, 0, ["english"], 1.0), "--language 'english': not a language that can be recognised"),
     ],
 )
 def test_bad_bounds_are_refused(arguments: tuple[int, int, list[str], float], message: str) -> None:

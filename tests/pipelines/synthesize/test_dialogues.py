@@ -144,7 +144,7 @@ def test_rounds_are_bounded_and_what_is_not_covered_is_dropped() -> None:
     outcome, asked = run(never, max_rounds=3)
     assert Counter(r.name for r in asked)["cover_simple"] == 4
     assert (outcome.counts[streams.ROUNDS], reasons(outcome)) == (3, ["example: document not covered"])
-    kept, _ = run(never, max_rounds=3, coverage="told")
+    kept, _ = run(never, max_rounds=3, coverage="counted")
     assert kept.example is not None
     assert len(kept.example.questions) == 6
     assert kept.counts[streams.UNCOVERED] == 1
@@ -170,7 +170,7 @@ def test_a_round_that_brings_nothing_new_is_the_last() -> None:
 
 
 def test_no_more_questions_are_tried_than_allowed() -> None:
-    outcome, asked = run(good, max_questions=2, coverage="told")
+    outcome, asked = run(good, max_questions=2, coverage="counted")
     assert outcome.example is not None
     assert len(outcome.example.questions) == 2
     assert Counter(r.name for r in asked)["answer"] == 2

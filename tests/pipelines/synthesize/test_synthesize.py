@@ -149,7 +149,7 @@ def test_records_that_look_like_prompts_and_records_that_are_none(run: Run, tmp_
     write(given, rows)
     given.write_text(given.read_text() + '{"id": "none"}\nnot json\n', encoding="utf-8")
     with LanguageModel().running() as model:
-        output = run(model, "--coverage=told", given=given)
+        output = run(model, "--coverage=counted", given=given)
         asked = [m["content"] for body in model.bodies.values() for m in body["messages"] if m["role"] == "user"]
     examples, counts = read_examples(output), read_manifest(output)["counts"]
     assert {e.document_id for e in examples} <= {"json", "fence", "markers"}
