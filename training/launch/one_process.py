@@ -16,7 +16,7 @@ def device(config: Config) -> str:
     """Where the model computes.
 
     Raises:
-        InputError: a GPU is asked for and not there.
+        InputError: launch.gpu is true, and there is no GPU.
     """
     if not config.launch.gpu:
         return "cpu"

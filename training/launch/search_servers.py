@@ -1,7 +1,7 @@
 """Search servers: Ray actors that hold a share of an INDEX's rows each, for an index larger than a machine.
 
 A query goes to all of them. Each answers with ids and scores by key; those among the best L of all are then scored
-exactly where they lie, and only memory that is asked for travels. Rank 0 starts all servers when it opens the INDEX, as
+exactly by the servers that have them: only requested memory travels. Rank 0 starts all servers on opening the INDEX, as
 another rank may need one that rank 0 never asks. A server that dies is started again, by Ray while it has restarts left
 and else by rank 0 when it asks it next; whoever asks waits for it, `retrieval.search_seconds` at most.
 

@@ -19,7 +19,7 @@ class Lines:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._waiting: list[bytes] = []
-        self._told = False
+        self._warned = False
 
     def add(self, values: Mapping[str, Any]) -> None:
         """One more line."""
@@ -27,13 +27,13 @@ class Lines:
         try:
             self._write()
         except OSError as error:
-            if not self._told:
+            if not self._warned:
                 logger.warning(
                     "%s: cannot be written (%s); what belongs there is kept until there is room",
                     self._path,
                     error.strerror,
                 )
-            self._told = True
+            self._warned = True
 
     def finish(self) -> None:
         """Write what is kept.
@@ -65,9 +65,9 @@ class Lines:
                 with suppress(OSError):
                     stream.truncate(size)
                 raise
-        if self._told:
+        if self._warned:
             logger.info("%s: written again, with %d lines that were kept", self._path, len(self._waiting) - 1)
-        self._waiting, self._told = [], False
+        self._waiting, self._warned = [], False
 
 
 def whole_lines(lines: Iterable[str]) -> Iterator[dict[str, Any]]:

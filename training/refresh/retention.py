@@ -112,7 +112,7 @@ def prune(output: Path, run: Path, *, current: int, keep: int, states: Iterable[
     """Delete what nobody uses. Returns the numbers.
 
     Args:
-        output: where the versions lie.
+        output: directory of the versions.
         run: the run's own directory; a line for each deleted version goes to `deleted-versions.jsonl` there.
         current: number of the version in use.
         keep: versions before it that stay.
@@ -152,7 +152,7 @@ def discard(output: Path, run: Path, number: int, fingerprint: str, *, states: I
     the same names.
 
     Args:
-        output: where the versions lie.
+        output: directory of the versions.
         run: the run's own directory.
         number: of the version.
         fingerprint: of what its snapshot encodes; empty: there is no whole snapshot, so nothing whole is of it.

@@ -70,7 +70,7 @@ def check(config: Config) -> None:
     """Refuse what could only fail later.
 
     Raises:
-        InputError: a path is missing, or relative in a submitted job; a GPU is asked for and not there; settings
+        InputError: a path is missing, or relative in a submitted job; launch.gpu is true without a GPU; settings
             contradict each other.
     """
     if config.stage != "joint":

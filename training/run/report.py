@@ -56,7 +56,7 @@ def finish(config: Config, where: RunPaths) -> dict[str, Any]:
     if found.lag_steps and not settings.refresh.final:
         logger.warning(
             "MEMORY version %d lags the trained compressor by %d steps; set joint.refresh.final = true, or encode it "
-            "anew",
+            "again",
             found.current,
             found.lag_steps,
         )
@@ -82,7 +82,7 @@ def finish(config: Config, where: RunPaths) -> dict[str, Any]:
 
 
 def summarise(config: Config, where: RunPaths, found: FinishedRun) -> dict[str, Any]:
-    """The report: times, throughput, refreshes, versions by step, and where the newest MEMORY and INDEX lie."""
+    """The report: times, throughput, refreshes, versions by step, and paths of the newest MEMORY and INDEX."""
     metrics = read(where.metrics)
     ranks = 1 if config.launch.launcher == "local" else config.launch.num_workers
     seconds = sum(v["step_seconds"] for v in metrics.values())

@@ -55,11 +55,10 @@ def build_stage(
             [q for q in read_questions(config.questions) if q.candidate_ids or not pools], joint.evaluate_questions
         )
         if not chosen:
-            wanted = "a positive and candidates of its own" if pools else "a positive"
+            wanted = "a positive and candidates" if pools else "a positive"
             raise InputError(
                 f"questions {config.questions!r}: no held-out question with {wanted} (split unseen or seen), which "
-                "joint.evaluate_every asks "
-                "for; set it to 0 or make questions with a split"
+                "joint.evaluate_every requires; set it to 0 or make questions with a split"
             )
         held_out = HeldOut(
             chosen,

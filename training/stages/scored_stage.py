@@ -1,4 +1,4 @@
-"""Stage `joint` on utilities scored beforehand: only the query reasoner trains, at the price of its own passes.
+"""Stage `joint` on utilities scored beforehand: only the query reasoner trains, at the price of its passes alone.
 
 See `pipelines/score_utilities`. The numbers are valid while compressor and generator do not train, so both must not.
 """
