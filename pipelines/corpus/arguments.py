@@ -29,6 +29,18 @@ def refuse_fields(args: argparse.Namespace, reason: str) -> None:
             raise InputError(f"--{name}-field {value}: {reason}; leave it out")
 
 
+def add_input_argument(parse: argparse.ArgumentParser) -> None:
+    """Add the files of a corpus job."""
+    parse.add_argument(
+        "--input",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="GLOB",
+        help="corpus files: paths and globs; may be repeated",
+    )
+
+
 def add_corpus_arguments(parse: argparse._ActionsContainer) -> None:
     """Add the arguments for format, fields and filters of the records that a corpus job reads."""
     add_setting(parse, "records.format")

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Sequence
 
 from clara.config.flags import Command, add_setting
-from pipelines.corpus.arguments import add_corpus_arguments
+from pipelines.corpus.arguments import add_corpus_arguments, add_input_argument
 from pipelines.job.tracking import add_tracking_arguments
 
 
@@ -25,14 +25,7 @@ def parser() -> Command:
     """The command line."""
     parse = Command("pipelines.synthesize", __doc__)
     add = parse.add_argument
-    add(
-        "--input",
-        action="extend",
-        nargs="+",
-        required=True,
-        metavar="GLOB",
-        help="corpus files: paths and globs; may be repeated",
-    )
+    add_input_argument(parse)
     add_setting(
         parse, "output", metavar="DIR", required=True, note="every worker must see it; or, made on this machine, a URL"
     )
