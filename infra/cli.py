@@ -88,6 +88,13 @@ def compact() -> Main:
     return main
 
 
+def set_score() -> Main:
+    """A CHECKPOINT with another score, and the mean of questions that it subtracts"""
+    from training.set_score import main
+
+    return main
+
+
 def score_utilities() -> Main:
     """Pools of questions, and the likelihood of the answer given each candidate"""
     from pipelines.score_utilities.command import main
@@ -169,7 +176,11 @@ GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
     },
     "make a compressor and a generator": {"train pretrain": train_pretrain, "import-reference": import_reference},
     "compress the corpus": {"build-memory": build_memory, "build-index": build_index, "compact": compact},
-    "train retrieval": {"score-utilities": score_utilities, "train joint": train_joint},
+    "train retrieval": {
+        "set-score": set_score,
+        "score-utilities": score_utilities,
+        "train joint": train_joint,
+    },
     "measure and use": {"evaluate": evaluate, "register": register, "promote": promote, "ask": ask},
     "clusters": {
         "worker-pool": worker_pool,

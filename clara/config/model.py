@@ -30,6 +30,19 @@ class Lora(Section):
     dropout: float = Field(0.1, ge=0, lt=1, description="dropout on the adapter's input, in parts that train only")
 
 
+class Score(Section):
+    """How a question is compared with a row of MEMORY; the default is the published score."""
+
+    pooling: Literal["flattened", "slot_mean"] = Field(
+        "flattened", description="flattened: cosine of all M·D numbers; slot_mean: of the mean over the M memory tokens"
+    )
+    centred: bool = Field(
+        False,
+        description="the mean of the corpus is subtracted from rows, and that of questions from a question, before "
+        "the cosine",
+    )
+
+
 class Model(Section):
     """Memory tokens and what surrounds them.
 
@@ -65,6 +78,7 @@ class Model(Section):
         "that the prompt holds",
     )
     lora: Lora = Lora()
+    score: Score = Score()
 
 
 class Prompts(Section):

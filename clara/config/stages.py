@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from clara.config.refresh import Refresh
 from clara.config.section import Section
 
+RateOf = Literal["query_reasoner", "generator", "compressor", "question_mean"]
+
 
 class Optimiser(Section):
     """AdamW and its schedule."""
@@ -119,6 +121,9 @@ class Joint(Section):
         "the final CHECKPOINT exactly",
     )
     train_query_reasoner: bool = True
+    train_question_mean: bool = Field(
+        False, description="train the questions' mean, which a centred score (model.score) subtracts from each question"
+    )
     right_memory_share: float = Field(
         0.0,
         ge=0,
@@ -151,8 +156,9 @@ class Joint(Section):
         "or skips the update and continues (ten in a row stop it)",
     )
     optimiser: Optimiser = Optimiser(learning_rate=5e-6)
-    learning_rates: dict[Literal["query_reasoner", "generator", "compressor"], Annotated[float, Field(gt=0)]] = Field(
-        default_factory=dict, description="rates of single adapters, where they differ from the optimiser's"
+    learning_rates: dict[RateOf, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="rates of single adapters and of the questions' mean, where they differ from the optimiser's",
     )
     refresh: Refresh = Refresh()
 

@@ -1,6 +1,5 @@
 """Scores of rows and their order; without FAISS."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,13 +9,6 @@ from clara.arrays import Floats, Ids
 
 Ranked = tuple[Ids, Floats]
 """Row ids and their scores, best first, equal scores by ascending id."""
-
-
-def unit_rows(memory: Floats) -> Floats:
-    """Flattened memories `[n, M·D]` of length one; a memory of zeros stays zeros and scores 0 with everything."""
-    flat = memory.reshape(len(memory), math.prod(memory.shape[1:]))
-    norms: Floats = np.sqrt(np.square(flat).sum(axis=1, keepdims=True))
-    return np.divide(flat, norms, out=np.zeros_like(flat), where=norms > 0)
 
 
 def best(scores: Floats, row_ids: Ids, k: int) -> NDArray[np.intp]:

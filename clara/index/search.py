@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clara.arrays import NO_ROW, Floats, Ids
+from clara.config.model import Score
 from clara.errors import InputError
 from clara.index.ivf_file import ids_of, read_mapped
-from clara.index.scores import Ranked, best, merged, unit_rows
+from clara.index.scores import Ranked, best, merged
 from clara.memory.keys import KeyProjection, key_projection
 from clara.memory.store import MemoryStore
+from clara.model.geometry import PUBLISHED, unit_rows
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 
@@ -90,7 +92,10 @@ class TwoLevels(ABC):
     Attributes:
         store: the MEMORY.
         artefact: the INDEX; None where it has just been built.
+        score: by which rows are ranked.
     """
+
+    score = PUBLISHED
 
     def __init__(self, store: MemoryStore, artefact: Artefact | None = None) -> None:
         self.store = store
@@ -195,13 +200,13 @@ class MemoryIndex(TwoLevels):
         self._rows = IndexedRows(store, index)
 
     @classmethod
-    def open(cls, source: Name | Artefact, store: MemoryStore) -> "MemoryIndex":
-        """Open an INDEX for a MEMORY.
+    def open(cls, source: Name | Artefact, store: MemoryStore, score: Score = PUBLISHED) -> "MemoryIndex":
+        """Open an INDEX for a MEMORY and a score.
 
         Raises:
-            InputError: it is unfinished, damaged, or for another MEMORY.
+            InputError: it is unfinished, damaged, for another MEMORY, or for another score.
         """
-        artefact = open_index(source, store)
+        artefact = open_index(source, store, score)
         index = read_mapped(artefact.folder / FILE)
         check_rows(index, store, artefact.name)
         return cls(store, index, artefact)
@@ -217,11 +222,11 @@ class MemoryIndex(TwoLevels):
         return self._rows.memory(row_ids)
 
 
-def open_index(source: Name | Artefact, store: MemoryStore) -> Artefact:
+def open_index(source: Name | Artefact, store: MemoryStore, score: Score = PUBLISHED) -> Artefact:
     """Open an INDEX of a MEMORY without reading its rows.
 
     Raises:
-        InputError: the INDEX is unfinished, damaged, or for another MEMORY.
+        InputError: the INDEX is unfinished, damaged, for another MEMORY, or for another score.
     """
     artefact = Artefact.open(source, KIND)
     memory = artefact.manifest["memory"]
@@ -229,6 +234,11 @@ def open_index(source: Name | Artefact, store: MemoryStore) -> Artefact:
         raise InputError(
             f"{artefact.name}: for MEMORY {memory}, but {store.directory} is {store.hash}; "
             "give the MEMORY that it was built from, or build an index for this one with pipelines.build_index"
+        )
+    if score != PUBLISHED:
+        raise InputError(
+            f"{artefact.name}: its keys are for the published score, that of the CHECKPOINT is {score}; "
+            "leave the index out: every row is then searched exactly"
         )
     artefact.check_sizes()
     return artefact

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clara.errors import InputError
+from clara.memory.mean import MEAN, has_mean
 from clara.memory.shards import KIND, finished_report, shard_name, write_plan, write_stored
 from clara.memory.store import MemoryStore, complete_memory
 from clara.storage import paths
@@ -53,14 +54,21 @@ def compact(
         report = finished_report(directory, name, plan)
         if report is None and len(rows):
             report = write_stored(
-                directory, name, store.records(rows), store.stored(rows), store.codec, fingerprint=store.fingerprint
+                directory,
+                name,
+                store.records(rows),
+                store.stored(rows),
+                store.codec,
+                hidden_size=store.hidden_size,
+                fingerprint=store.fingerprint,
+                codebook=store.codebook,
             )
             write_plan(directory, name, plan, report)
         if report is not None:
             reports.append(report)
         progress(index + 1, num_shards)
-    folders = set(store.shard_names)
-    others = [entry for entry in store.manifest["files"] if entry["path"].partition("/")[0] not in folders]
+    replaced = {*store.shard_names, MEAN}
+    others = [entry for entry in store.manifest["files"] if entry["path"].partition("/")[0] not in replaced]
     link(store.directory, directory, others)
     return complete_memory(
         directory,
@@ -72,4 +80,5 @@ def compact(
         counts=store.manifest["counts"],
         parent=store.hash,
         extra_files=others,
+        mean=store.mean if has_mean(store.manifest) else None,
     )

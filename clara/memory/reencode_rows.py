@@ -16,6 +16,7 @@ from clara.arrays import Ids
 from clara.errors import InputError
 from clara.memory.compress import Compressor, write_memory_shard
 from clara.memory.fingerprint import Fingerprint
+from clara.memory.mean import MEAN, MOVED, has_mean, read_mean, sum_of, sum_of_shards, write_mean
 from clara.memory.mixed_versions import FIELD
 from clara.memory.reencode import check_follows, check_whole
 from clara.memory.shards import KIND
@@ -23,6 +24,8 @@ from clara.memory.store import MemoryStore
 from clara.memory.update import next_generation, overlay_name
 from clara.storage.manifest import hash_of, read_manifest, up_to_date, write_manifest
 from clara.storage.transfer import link
+
+_ROWS_AT_ONCE = 64
 
 
 def rows_recipe(store: MemoryStore, rows: Ids, fingerprint: Fingerprint, batch_tokens: int) -> dict[str, Any]:
@@ -113,16 +116,17 @@ def _complete(
     kept = [
         entry
         for entry in before["files"]
-        if (folder := entry["path"].partition("/")[0]) in needed or folder not in shards
+        if (folder := entry["path"].partition("/")[0]) in needed or folder not in {*shards, MEAN}
     ]
     link(store.directory, output, kept)
     older = {
         name: made_by[name].as_dict() for name in store.shard_names if name in needed and made_by[name] != fingerprint
     }
+    mean = _new_mean(store, rows, reports, output) if has_mean(before) else None
     return write_manifest(
         output,
         kind=KIND,
-        files=[*kept, *(file for report in reports for file in report["files"])],
+        files=[*kept, *(file for report in reports for file in report["files"]), *([mean["file"]] if mean else [])],
         recipe=rows_recipe(store, rows, fingerprint, batch_tokens),
         counts={"rows": len(store), "reencoded": len(rows)},
         fingerprint=fingerprint.hash,
@@ -134,4 +138,14 @@ def _complete(
         overlays=[*(name for name in before["overlays"] if name in needed), *(report["name"] for report in reports)],
         tombstones=before["tombstones"],
         **({FIELD: older} if older else {}),
+        **({MOVED: mean["moved"]} if mean else {}),
     )
+
+
+def _new_mean(
+    store: MemoryStore, rows: Ids, reports: Sequence[dict[str, Any]], output: str | os.PathLike[str]
+) -> dict[str, Any]:
+    """Write the mean of the new version's rows, see `write_mean`."""
+    before = sum_of(store.memory(rows[begin : begin + _ROWS_AT_ONCE]) for begin in range(0, len(rows), _ROWS_AT_ONCE))
+    total = read_mean(store.artefact)[1] - before + sum_of_shards(output, [report["name"] for report in reports])
+    return write_mean(output, total, len(store))

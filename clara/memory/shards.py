@@ -16,6 +16,7 @@ from clara.arrays import Floats
 from clara.data.records import Chunk
 from clara.errors import InputError
 from clara.memory.codec import encode_memory
+from clara.memory.mean import SUM, write_sum
 from clara.memory.product_quantiser import Codebook
 from clara.storage import base, folders, paths
 from clara.storage.folders import atomic_write
@@ -81,7 +82,16 @@ def write_shard(
     ordered = [chunks[i] for i in order]
     check_row_ids(ordered, name)
     tensors = {**encode_memory(memory[order], codec, codebook), "key": keys[order].astype(np.float16)}
-    return write_stored(directory, name, ordered, tensors, codec, fingerprint=fingerprint)
+    return write_stored(
+        directory,
+        name,
+        ordered,
+        tensors,
+        codec,
+        hidden_size=memory.shape[2],
+        fingerprint=fingerprint,
+        codebook=codebook,
+    )
 
 
 def check_row_ids(chunks: Sequence[Chunk], name: str) -> None:
@@ -105,9 +115,13 @@ def write_stored(
     tensors: Mapping[str, NDArray[Any]],
     codec: str,
     *,
+    hidden_size: int,
     fingerprint: str = "",
+    codebook: Codebook | None = None,
 ) -> dict[str, Any]:
     """Write one shard of n chunks, ascending by `row_id`, from stored `tensors [n, …]` (see `MemoryStore.stored`).
+
+    `hidden_size` is D; the codebook is that of a product-quantised codec.
 
     Returns:
         `{"name", "rows", "files": [manifest entries]}`.
@@ -126,13 +140,15 @@ def write_stored(
     pq.write_table(table, sink, compression="zstd")
     tensors_entry = write_file(directory, f"{name}/{TENSORS}", payload, len(chunks))
     records_entry = write_file(directory, f"{name}/{RECORDS}", sink.getvalue().to_pybytes(), len(chunks))
-    return {"name": name, "rows": len(chunks), "files": [records_entry, tensors_entry]}
+    sum_entry = write_sum(directory, name, tensors, codec, hidden_size, codebook)
+    return {"name": name, "rows": len(chunks), "files": [records_entry, tensors_entry, sum_entry]}
 
 
 def plan_hash(chunks: Sequence[Chunk], *, fingerprint: str, codec: str, batch_tokens: int) -> str:
     """Hash of everything that a shard's bytes depend on, so that a finished one is known again."""
     records = sorted((chunk.row_id, chunk.chunk_id, hash_of(vars(chunk))) for chunk in chunks)
-    return hash_of({"records": records, "fingerprint": fingerprint, "codec": codec, "batch_tokens": batch_tokens})
+    encoding = {"fingerprint": fingerprint, "codec": codec, "batch_tokens": batch_tokens}
+    return hash_of({"records": records, **encoding, "files": [RECORDS, TENSORS, SUM]})
 
 
 def write_plan(directory: str | os.PathLike[str], name: str, plan: str, report: Mapping[str, Any]) -> None:

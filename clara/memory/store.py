@@ -1,8 +1,9 @@
 """MEMORY: shards of compressed chunks, mapped and never loaded whole.
 
 A shard is a folder with `records.parquet` and `memory.safetensors` (`memory [rows, M, …]` as the codec stores it, with
-its `scale`; `key [rows, KD]` float16), rows sorted by `row_id`. A product-quantised MEMORY has its codebook beside
-them. A version is base shards, then overlays (the newest row wins), without tombstones, as the manifest names them.
+its `scale`; `key [rows, KD]` float16), rows sorted by `row_id`, and `sum.safetensors` (`clara.memory.mean`). Beside
+them are the mean of the vectors and the codebook of a product-quantised MEMORY. A version is base shards, then overlays
+(the newest row wins), without tombstones, as the manifest names them.
 """
 
 import functools
@@ -23,6 +24,7 @@ from clara.memory.codec import codebook_of, decode_memory, layout
 from clara.memory.document_rows import DocumentRows
 from clara.memory.fingerprint import Accepted, Fingerprint, of_memory
 from clara.memory.live_rows import LiveRows
+from clara.memory.mean import MOVED, read_mean, sum_of_shards, write_mean
 from clara.memory.mixed_versions import check_accepted, refuse_mixed, shard_fingerprints
 from clara.memory.product_quantiser import FILE as CODEBOOK_FILE
 from clara.memory.product_quantiser import Codebook
@@ -49,13 +51,20 @@ def complete_memory(
     counts: Mapping[str, Any],
     parent: str = "",
     extra_files: Iterable[Mapping[str, Any]] = (),
+    mean: Floats | None = None,
 ) -> dict[str, Any]:
-    """Write the manifest of a full version: every shard is there by now. Returns the manifest."""
+    """Write the manifest of a full version: every shard is there by now. Returns the manifest.
+
+    `mean` is that of an older version, which is kept; None: it is computed from the shards.
+    """
     shards = sorted(shards, key=lambda shard: shard["name"])
+    total = np.zeros((fingerprint.num_memory_tokens, fingerprint.hidden_size))
+    total += sum_of_shards(directory, [shard["name"] for shard in shards if shard["files"]])
+    written = write_mean(directory, total, sum(shard["rows"] for shard in shards), mean=mean)
     return write_manifest(
         directory,
         kind=KIND,
-        files=[*(file for shard in shards for file in shard["files"]), *extra_files],
+        files=[*(file for shard in shards for file in shard["files"]), written["file"], *extra_files],
         recipe=recipe,
         counts=counts,
         fingerprint=fingerprint.hash,
@@ -66,6 +75,7 @@ def complete_memory(
         shards=[shard["name"] for shard in shards if shard["rows"]],
         overlays=[],
         tombstones=[],
+        **{MOVED: written["moved"]},
     )
 
 
@@ -178,6 +188,15 @@ class MemoryStore:
         """
         self.artefact.file(CODEBOOK_FILE)
         return codebook_of(self.directory, self.codec, self.hidden_size)
+
+    @functools.cached_property
+    def mean(self) -> Floats:
+        """Mean `[M, D]` of its vectors, which a centred score subtracts from each row.
+
+        Raises:
+            InputError: it has none, because an older program made it, or the file is damaged.
+        """
+        return read_mean(self.artefact)[0]
 
     @property
     def num_shards(self) -> int:

@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 
+from clara.arrays import Ids
 from clara.data.records import Chunk
 from clara.errors import InputError
 from clara.memory.codec import encode_memory
 from clara.memory.compress import Compressor, Failure, compress_chunks, failure_report
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
+from clara.memory.mean import MOVED, REPLACED, has_mean, read_mean, sum_of_shards, write_mean, write_sum
 from clara.memory.mixed_versions import refuse_mixed
 from clara.memory.product_quantiser import CODEBOOK
 from clara.memory.shards import KIND, check_row_ids, finished_report, plan_hash, shard_name, write_plan, write_stored
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact
+from clara.storage.folders import folder
 from clara.storage.manifest import hash_of, write_manifest
 from clara.storage.paths import Name
 from clara.storage.transfer import link
@@ -114,7 +117,8 @@ def write_overlay(
 
     Returns:
         The report of `write_memory_shard`, with `rows` live ones of the shard (`kept`, `moved`, `compressed`) and
-        `gone`; `folders` of the old version that are still needed, and `tombstones`.
+        `gone`; `folders` of the old version that are still needed, `tombstones`, and whether the old version has rows
+        that are `replaced` or gone, whose sum is then in a file of that name.
     """
     store = open_shard(old, index)
     name = overlay_name(next_generation(store.manifest["overlays"]), index, store.num_shards)
@@ -143,7 +147,16 @@ def write_overlay(
         "gone": len(changes.gone),
         "folders": [folder for folder, rows in store.iter_shards() if np.isin(rows, kept).any()],
         "tombstones": sorted(dead - set(written["written"])),
+        "replaced": _write_replaced(store, directory, name, np.setdiff1d(live, kept)),
     }
+
+
+def _write_replaced(store: MemoryStore, directory: str | os.PathLike[str], name: str, rows: Ids) -> bool:
+    """Write the sum of the rows that an update replaces or removes, until it is complete. Returns whether there are."""
+    if not len(rows) or not has_mean(store.manifest):
+        return False
+    write_sum(directory, name, store.stored(rows), store.codec, store.hidden_size, store.codebook, file=REPLACED)
+    return True
 
 
 def _write_changes(
@@ -189,7 +202,16 @@ def _write_changes(
     report: dict[str, Any] = {"name": name, "files": []}
     if ordered:
         tensors = {tensor: values[order] for tensor, values in tensors.items()}
-        report = write_stored(directory, name, ordered, tensors, store.codec, fingerprint=fingerprint.hash)
+        report = write_stored(
+            directory,
+            name,
+            ordered,
+            tensors,
+            store.codec,
+            hidden_size=store.hidden_size,
+            fingerprint=fingerprint.hash,
+            codebook=store.codebook,
+        )
     report |= {
         "failures": failure_report(failures),
         "overlay_rows": len(ordered),
@@ -230,10 +252,16 @@ def complete_update(
     needed = {folder for report in reports for folder in report["folders"]}
     kept = [entry for entry in before["files"] if entry["path"].partition("/")[0] in {*needed, CODEBOOK}]
     link(old, directory, kept)
+    mean = _kept_mean(old, directory, reports) if has_mean(before) else None
     return write_manifest(
         directory,
         kind=KIND,
-        files=[*kept, *(file for report in reports for file in report["files"]), *extra_files],
+        files=[
+            *kept,
+            *(file for report in reports for file in report["files"]),
+            *([mean["file"]] if mean else []),
+            *extra_files,
+        ],
         recipe=recipe,
         counts=counts,
         fingerprint=before["fingerprint"],
@@ -245,4 +273,17 @@ def complete_update(
             *sorted(report["name"] for report in reports if report["overlay_rows"]),
         ],
         tombstones=sorted(row for report in reports for row in report["tombstones"]),
+        **({MOVED: mean["moved"]} if mean else {}),
     )
+
+
+def _kept_mean(
+    old: str | os.PathLike[str], directory: str | os.PathLike[str], reports: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Write the old version's mean with the sum of the new version's rows, see `write_mean`."""
+    mean, total = read_mean(Artefact.open(old, KIND, lazy=True))
+    total = total + sum_of_shards(directory, [report["name"] for report in reports if report["overlay_rows"]])
+    replaced = [report["name"] for report in reports if report["replaced"]]
+    total = total - sum_of_shards(directory, replaced, file=REPLACED)
+    folder(directory).remove(f"{name}/{REPLACED}" for name in replaced)
+    return write_mean(directory, total, sum(report["rows"] for report in reports), mean=mean)

@@ -5,6 +5,7 @@ It holds adapters as PEFT folders, memory tokens, the tokenizer and resolved set
 manifest.json
 compressor/ query_reasoner/ generator/   adapter_config.json, adapter_model.safetensors
 memory_tokens.safetensors                memory_tokens, markers, gate
+question_mean.safetensors                mean: of query vectors, if the score is centred
 added_tokens.safetensors                 input, output: rows of tokens that only the LM has (imported checkpoints)
 tokenizer/                               the tokenizer's files
 backbone/                                the LM itself, only where it was trained too
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor, nn
 from transformers.modeling_utils import unwrap_model
 
 from clara.config.model import Backbone as BackboneSettings
@@ -38,6 +40,7 @@ from clara.storage.paths import Name
 
 logger = logging.getLogger(__name__)
 SLOTS_FILE = "memory_tokens.safetensors"
+QUESTION_MEAN_FILE = "question_mean.safetensors"
 ADDED_FILE = "added_tokens.safetensors"
 
 
@@ -92,6 +95,9 @@ def save_checkpoint(
     atomic_write(directory / SLOTS_FILE, save(slots, metadata={"format": "pt"}))
     model.tokenizer.save_pretrained(directory / "tokenizer")
     files.append(SLOTS_FILE)
+    if model.question_mean.mean is not None:
+        save_question_mean(directory, model.question_mean.mean)
+        files.append(QUESTION_MEAN_FILE)
     # A stored LM has them among its own rows.
     added = (
         {}
@@ -123,9 +129,15 @@ def save_checkpoint(
     )
 
 
+def save_question_mean(directory: Path, mean_MD: Tensor) -> None:
+    """Write the questions' mean into the folder of a CHECKPOINT."""
+    tensors = {"mean": mean_MD.detach().float().cpu().contiguous()}
+    atomic_write(directory / QUESTION_MEAN_FILE, save(tensors, metadata={"format": "pt"}))
+
+
 def prepare_to_store_backbone() -> None:
     """Import now what transformers imports when it saves its first LM, so that training does not wait for it."""
-    unwrap_model(torch.nn.Identity())
+    unwrap_model(nn.Identity())
 
 
 def _save_plain_lm(model: ClaraModel, folder: str) -> None:
@@ -215,10 +227,16 @@ def load_checkpoint(
         lora.load_adapter(
             model.backbone.layers, role, directory / manifest["roles"][role], trunk_path=model.backbone.trunk_path
         )
-    try:
-        model.slots.load_state_dict(load_file(directory / SLOTS_FILE))
-    except (SafetensorError, RuntimeError) as error:
-        raise InputError(
-            f"{directory / SLOTS_FILE}: does not fit the settings in the manifest ({error}); take an intact checkpoint"
-        ) from error
+    _load_parameters(model.slots, directory / SLOTS_FILE)
+    if model.question_mean.mean is not None:
+        _load_parameters(model.question_mean, directory / QUESTION_MEAN_FILE)
     return model.to(device)
+
+
+def _load_parameters(module: nn.Module, path: Path) -> None:
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: does not fit the settings in the manifest ({error}); take an intact checkpoint"
+        ) from error

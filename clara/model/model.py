@@ -15,6 +15,7 @@ from clara.config.model import Prompts
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER, ROLES
 from clara.model import lora
 from clara.model.backbone import Backbone
+from clara.model.geometry import QuestionMean
 from clara.model.lora import Route
 from clara.model.precision import widened
 from clara.model.prompts import Prompt, PromptBuilder
@@ -56,6 +57,7 @@ class ClaraModel(nn.Module):
         self.tokenizer = tokenizer
         self.prompts = PromptBuilder(tokenizer, prompts)
         self.settings = settings
+        self.question_mean = QuestionMean(settings.score, settings.num_memory_tokens, backbone.hidden_size)
 
     @property
     def num_memory_tokens(self) -> int:
@@ -68,9 +70,10 @@ class ClaraModel(nn.Module):
         return self.backbone.hidden_size
 
     def role_parameters(self, role: str) -> list[nn.Parameter]:
-        """The parameters of one role's adapter, or of `memory_tokens` or `backbone`."""
-        if role == "memory_tokens":
-            return list(self.slots.parameters())
+        """The parameters of one role's adapter, or of `memory_tokens`, `question_mean` or `backbone`."""
+        modules = {"memory_tokens": self.slots, "question_mean": self.question_mean}
+        if role in modules:
+            return list(modules[role].parameters())
         if role == "backbone":
             adapters = {id(p) for r in ROLES for p in lora.parameters(self.backbone.layers, r)}
             return [p for p in self.backbone.lm.parameters() if id(p) not in adapters]
@@ -83,8 +86,6 @@ class ClaraModel(nn.Module):
         for parameter in chosen:
             parameter.requires_grad_(True)
         return chosen
-
-    # --- compressing -------------------------------------------------------------------------------------------------
 
     def document_ids(self, text: str) -> list[int]:
         """Tokens of a text to compress, uncut; special tokens in it are broken up, so that none can be injected."""
@@ -162,12 +163,15 @@ class ClaraModel(nn.Module):
         """Memory `[B, M, D]` of token lists as returned by `document_ids`, float32, without gradient or dropout."""
         return self.encode(texts, COMPRESSOR).memory
 
+    def query(self, questions: Sequence[Sequence[int]], *, dropout: bool = False) -> Tensor:
+        """Query vectors `[B, M, D]` of token lists; without the questions' mean if the score is centred."""
+        query_BMD: Tensor = self.question_mean(self.encode(questions, QUERY_REASONER, dropout=dropout).memory)
+        return query_BMD
+
     @torch.no_grad()
     def encode_questions(self, questions: Sequence[str]) -> Tensor:
-        """Query vectors `[B, M, D]`, float32, without gradient or dropout."""
-        return self.encode([self.question_ids(q) for q in questions], QUERY_REASONER).memory
-
-    # --- answering ---------------------------------------------------------------------------------------------------
+        """Query vectors `[B, M, D]` as `query` gives them, float32, without gradient or dropout."""
+        return self.query([self.question_ids(q) for q in questions])
 
     def inputs(self, prompts: Sequence[Prompt], memories: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
         """Input embeddings `[B, L, D]` of prompts with their answers, and the number of tokens in front of each answer.

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
+from clara.config.roles import COMPRESSOR, GENERATOR
 from clara.config.stages import Instruct, Joint, Pretrain
+from clara.model.geometry import cosine
 from clara.model.losses import info_nce, state_mse, utility_divergence
 from clara.model.model import AnswerLosses, ClaraModel
 from clara.model.prompts import Prompt
-from clara.model.topk import flattened_cosine, straight_through_topk
+from clara.model.topk import straight_through_topk
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class JointBatch(_AnswerBatch):
         compressor_frozen: the compressor trains in other steps, but not in this one.
         right_memory: a known positive's memory `[M, D]` that replaces the last selected one, or None.
         utilities: `[B, N]` answer log-likelihoods scored beforehand, or None to score in the step.
+        corpus_mean: mean `[M, D]` of the MEMORY that the candidates are from, if the score is centred.
     """
 
     questions: list[list[int]]
@@ -127,6 +129,7 @@ class JointBatch(_AnswerBatch):
     compressor_frozen: bool = False
     right_memory: Sequence[Tensor | None] = ()
     utilities: Tensor | None = None
+    corpus_mean: Tensor | None = None
 
 
 class JointStep(nn.Module):
@@ -144,8 +147,8 @@ class JointStep(nn.Module):
         average over.
         """
         settings = self.settings
-        query_BMD = self.model.encode(batch.questions, QUERY_REASONER, dropout=settings.train_query_reasoner).memory
-        scores_BN = flattened_cosine(query_BMD, batch.memory)
+        query_BMD = self.model.query(batch.questions, dropout=settings.train_query_reasoner)
+        scores_BN = cosine(query_BMD, batch.memory, self.model.settings.score, batch.corpus_mean)
         share = len(batch.questions) / num_rows
         loss = scores_BN.sum() * 0.0
         for_answer_BN = scores_BN.detach() if settings.cut_gradient else scores_BN

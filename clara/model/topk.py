@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from clara.errors import InputError
-from clara.model.precision import widened
 
 
 def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float, mask_epsilon: float = 0.0) -> Tensor:
@@ -73,16 +72,3 @@ def straight_through_topk(
     hard_BKN = torch.nn.functional.one_hot(indices_BK, num_candidates).to(scores_BN.dtype)
     soft_BKN = slot_distributions(scores_BN, indices_BK, temperature, mask_epsilon)
     return hard_BKN + (soft_BKN - soft_BKN.detach()), indices_BK
-
-
-def flattened_cosine(query_BMD: Tensor, memory_BNMD: Tensor) -> Tensor:
-    """Cosine of the flattened `[M·D]` vectors, in float32 at least (Eq. 3.1).
-
-    Memory token i of the question meets memory token i of the document.
-
-    Returns:
-        `[B, N]`.
-    """
-    query_BF = torch.nn.functional.normalize(widened(query_BMD.flatten(1)), dim=-1)
-    memory_BNF = torch.nn.functional.normalize(widened(memory_BNMD.flatten(2)), dim=-1)
-    return torch.einsum("bf,bnf->bn", query_BF, memory_BNF)

@@ -1,6 +1,6 @@
-"""Ranking by memory: flattened cosine of query and memory, through an INDEX or over all rows.
+"""Ranking by memory: the score of query and memory, through an INDEX or over all rows.
 
-Shapes: B questions, n rows, k rows asked for, M memory tokens, D hidden size, F = M·D.
+Shapes: B questions, n rows, k rows asked for, M memory tokens, D hidden size, F = M·D or D (`clara.model.geometry`).
 """
 
 from collections.abc import Collection, Sequence
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from clara.arrays import NO_ROW, Floats, Ids
+from clara.config.model import Score
 from clara.memory.store import MemoryStore
-from clara.model.topk import flattened_cosine
+from clara.model.geometry import PUBLISHED, cosine, represent
 from clara.retrieval.ranker import Queries, row_lists
 
 # Rows whose memory is decoded at once when there is no INDEX.
@@ -23,6 +24,7 @@ class VectorSearch(Protocol):
     """Finds rows of a MEMORY by query vectors: `clara.index.search.TwoLevels`, or `ExactSearch`."""
 
     store: MemoryStore
+    score: Score
 
     def search(
         self, query: Floats | Tensor, k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
@@ -34,19 +36,25 @@ class VectorSearch(Protocol):
 class ExactSearch:
     """Search over all rows of a MEMORY, at the price of reading its whole payload."""
 
-    def __init__(self, store: MemoryStore) -> None:
-        self.store = store
+    def __init__(self, store: MemoryStore, score: Score = PUBLISHED) -> None:
+        """Search a MEMORY by a score.
+
+        Raises:
+            InputError: the score is centred, and the MEMORY has no mean.
+        """
+        self.store, self.score = store, score
+        self._mean = corpus_mean(store, score)
 
     def search(
         self, query: Floats | Tensor, k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
     ) -> tuple[Ids, Floats]:
         """See `TwoLevels.search`; there is no first level."""
         rows = self.store.row_ids
-        queries_BF = torch.nn.functional.normalize(torch.as_tensor(query).flatten(1).float(), dim=-1)
+        queries_BF = represent(torch.as_tensor(query).float(), self.score)
         scores_Bn = np.empty((len(queries_BF), len(rows)), np.float32)
         for begin in range(0, len(rows), _EXACT_BLOCK_ROWS):
             block = torch.from_numpy(self.store.memory(rows[begin : begin + _EXACT_BLOCK_ROWS]))
-            memory_nF = torch.nn.functional.normalize(block.flatten(1), dim=-1)
+            memory_nF = represent(block, self.score, self._mean)
             scores_Bn[:, begin : begin + len(block)] = (queries_BF @ memory_nF.T).numpy()
         scores_Bn[~np.isfinite(scores_Bn)] = -np.inf  # a query that is not finite returns no rows, as with an INDEX
         for scores, excluded in zip(scores_Bn, exclude or [], strict=False):
@@ -79,16 +87,25 @@ class MemoryRanker:
 
     def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Ranker`."""
-        return [
-            cosines(query_MD, self._search.store, own) for query_MD, own in zip(_vectors(queries), rows, strict=True)
-        ]
+        store, score = self._search.store, self._search.score
+        return [cosines(query_MD, store, own, score) for query_MD, own in zip(_vectors(queries), rows, strict=True)]
 
 
-def cosines(query_MD: Tensor, store: MemoryStore, row_ids: Sequence[int]) -> list[float]:
-    """Flattened cosine of one question with given rows, in their order."""
+def corpus_mean(store: MemoryStore, score: Score) -> Tensor | None:
+    """The mean `[M, D]` that a score subtracts from the rows of a MEMORY; None if it is not centred.
+
+    Raises:
+        InputError: the MEMORY has no mean.
+    """
+    return torch.from_numpy(store.mean) if score.centred else None
+
+
+def cosines(query_MD: Tensor, store: MemoryStore, row_ids: Sequence[int], score: Score = PUBLISHED) -> list[float]:
+    """Scores of one question with given rows, in their order."""
     if not row_ids:
         return []
-    return flattened_cosine(query_MD[None], torch.from_numpy(store.memory(row_ids))[None])[0].tolist()
+    memory_nMD = torch.from_numpy(store.memory(row_ids))
+    return cosine(query_MD[None], memory_nMD[None], score, corpus_mean(store, score))[0].tolist()
 
 
 def _vectors(queries: Queries) -> Tensor:

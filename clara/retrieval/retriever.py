@@ -23,6 +23,7 @@ from clara.memory.store import MemoryStore
 from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
+from clara.model.question_mean import is_missing
 from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch, cosines
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
@@ -35,7 +36,7 @@ QUERY_BATCH_TOKENS = 2048
 
 @dataclass(frozen=True)
 class Passage:
-    """A retrieved chunk and its cosine with the question."""
+    """A retrieved chunk and its score for the question."""
 
     row_id: int
     document_id: str
@@ -68,7 +69,7 @@ class Retriever:
             first_level: L, rows that the index hands to the exact score.
         """
         self.model, self.store, self.index, self.first_level = model, store, index, first_level
-        self._search: VectorSearch = ExactSearch(store) if index is None else index
+        self._search: VectorSearch = ExactSearch(store, model.settings.score) if index is None else index
 
     @classmethod
     def open(
@@ -114,8 +115,13 @@ class Retriever:
         if index is not None:
             from clara.index.search import MemoryIndex  # FAISS is not needed where there is no INDEX
 
-            searcher = MemoryIndex.open(index, store)
+            searcher = MemoryIndex.open(index, store, checkpoint.settings.score)
         model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=encoding.dtype), device=device)
+        if is_missing(model):
+            raise InputError(
+                f"{checkpoint.name}: its score is centred, and the questions' mean is not known; compute it from "
+                "questions of the kind that is asked: python -m training.set_score"
+            )
         return cls(model.eval(), store, searcher, first_level=first_level)
 
     @property
@@ -146,7 +152,7 @@ class Retriever:
             exclude_documents: for each question, ids of documents that are kept out.
 
         Returns:
-            Row ids int64 `[B, k]`, best first (ties: lower row id), and cosines float32 `[B, k]`; `NO_ROW` and −inf
+            Row ids int64 `[B, k]`, best first (ties: lower row id), and scores float32 `[B, k]`; `NO_ROW` and −inf
             where there are fewer.
         """
         excluded = None
@@ -158,8 +164,8 @@ class Retriever:
         return self._search.search(queries_BMD, k, first_level=max(k, self.first_level), exclude=excluded)
 
     def score(self, query_MD: Tensor, row_ids: Sequence[int]) -> list[float]:
-        """Flattened cosine of one question with given rows, in their order."""
-        return cosines(query_MD, self.store, row_ids)
+        """Scores of one question with given rows, in their order."""
+        return cosines(query_MD, self.store, row_ids, self.model.settings.score)
 
     def memories(self, row_ids: Sequence[int]) -> Tensor:
         """Memory `[n, M, D]` of rows, as the generator reads them."""

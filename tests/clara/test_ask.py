@@ -10,11 +10,19 @@ import torch
 
 from clara import ask
 from clara.arrays import NO_ROW
+from clara.config.model import Backbone, Score
+from clara.data.questions import evenly, read_questions
 from clara.errors import InputError
-from clara.model.checkpoint import save_checkpoint
+from clara.memory.compact import compact
+from clara.memory.mean import MEAN
+from clara.memory.store import MemoryStore
+from clara.model.artefact import Checkpoint
+from clara.model.checkpoint import load_checkpoint, save_checkpoint
+from clara.model.question_mean import copy_with_score, mean_query
 from clara.retrieval.retriever import Retriever
 from tests.helpers import evaluation_world, tiny
 from tests.helpers.evaluation_world import World
+from training import set_score
 
 QUESTIONS = [
     "Who is the mayor of Arlen on the Tamo?",
@@ -170,3 +178,84 @@ def test_a_flipped_byte_is_found_on_demand(world: World, tmp_path: Path) -> None
     file.write_bytes(whole)
     with pytest.raises(InputError, match=r"memory\.safetensors: its sha256 is not the manifest's; the file is damaged"):
         ask.main(["--checkpoint", str(world.checkpoint), "--memory", str(memory), "--verify", "Who?"])
+
+
+# --- other scores than the published one ---
+
+OTHER = [Score(centred=True), Score(pooling="slot_mean"), Score(pooling="slot_mean", centred=True)]
+
+
+def with_score(world: World, folder: Path, score: Score) -> Path:
+    model = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
+    mean = mean_query(model, QUESTIONS) if score.centred else None
+    copy_with_score(Checkpoint.open(world.checkpoint), folder, score, mean, recipe={"made_by": "tests"})
+    return folder
+
+
+@pytest.mark.parametrize("score", OTHER)
+def test_every_score_searches_as_its_definition_says(world: World, tmp_path: Path, score: Score) -> None:
+    checkpoint = with_score(world, tmp_path / "checkpoint", score)
+    opened = Retriever.open(checkpoint, world.memory)
+    plain = Retriever.open(world.checkpoint, world.memory)
+    memory, query = plain.store.memory(plain.store.row_ids), plain.queries(QUESTIONS).numpy()
+    if score.centred:
+        memory, query = memory - memory.mean(axis=0), query - query.mean(axis=0)
+    if score.pooling == "slot_mean":
+        memory, query = memory.mean(axis=1, keepdims=True), query.mean(axis=1, keepdims=True)
+    memory, query = memory.reshape(len(memory), -1).astype(np.float64), query.reshape(len(query), -1).astype(np.float64)
+    expected = (query / np.linalg.norm(query, axis=1, keepdims=True)) @ (
+        memory / np.linalg.norm(memory, axis=1, keepdims=True)
+    ).T
+    found, scores = opened.search(opened.queries(QUESTIONS), 7)
+    for line, rows, values in zip(expected, found, scores, strict=True):
+        assert rows.tolist() == plain.store.row_ids[np.argsort(-line)[:7]].tolist()
+        assert values == pytest.approx(np.sort(line)[::-1][:7], abs=1e-4)
+    assert opened.score(opened.queries(QUESTIONS)[0], found[0].tolist()) == pytest.approx(scores[0], abs=1e-6)
+    assert [p.score for p in opened.ask(QUESTIONS[:1], num_selected=3)[0].passages] == pytest.approx(
+        scores[0, :3], abs=1e-5
+    )
+    with pytest.raises(InputError, match="leave the index out"):
+        Retriever.open(checkpoint, world.memory, world.index)
+
+
+def test_a_saved_checkpoint_keeps_the_score_and_the_mean(world: World, tmp_path: Path) -> None:
+    checkpoint = with_score(world, tmp_path / "checkpoint", OTHER[2])
+    model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
+    save_checkpoint(model, tmp_path / "again", stage="joint", recipe={})
+    again = load_checkpoint(tmp_path / "again", Backbone(dtype="float32"))
+    assert again.settings.score == OTHER[2]
+    assert again.question_mean.mean is not None
+    assert torch.equal(again.question_mean.mean, mean_query(model, QUESTIONS))
+
+
+def test_a_memory_without_a_mean_or_a_checkpoint_without_one_is_refused(world: World, tmp_path: Path) -> None:
+    checkpoint = with_score(world, tmp_path / "checkpoint", OTHER[2])
+    older = tmp_path / "memory"
+    shutil.copytree(world.memory, older)
+    manifest = json.loads((older / "manifest.json").read_text())
+    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != MEAN]
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    Retriever.open(world.checkpoint, older)  # the published score needs none
+    with pytest.raises(InputError, match=r"has no mean of its vectors.*pipelines\.compact"):
+        Retriever.open(checkpoint, older)
+    compact(MemoryStore.open(older), tmp_path / "compacted")
+    Retriever.open(checkpoint, tmp_path / "compacted")
+    zero = torch.zeros_like(load_checkpoint(checkpoint).question_mean.mean)
+    copy_with_score(Checkpoint.open(world.checkpoint), tmp_path / "unknown", OTHER[2], zero, recipe={})
+    with pytest.raises(InputError, match=r"questions' mean is not known.*training\.set_score"):
+        Retriever.open(tmp_path / "unknown", world.memory)
+    (checkpoint / "question_mean.safetensors").unlink()
+    with pytest.raises(InputError, match="question_mean"):
+        Retriever.open(checkpoint, world.memory)
+
+
+def test_the_command_takes_the_mean_of_unlabelled_questions(world: World, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", str(world.checkpoint), "--output", str(tmp_path / "made"), "--dtype", "float32"]
+    score = ["--pooling", "slot_mean", "--centred"]
+    with pytest.raises(InputError, match="give QUESTIONS"):
+        set_score.main([*arguments, *score])
+    assert set_score.main([*arguments, *score, "--questions", str(world.questions), "--limit", "5"]) == 0
+    model = load_checkpoint(tmp_path / "made", Backbone(dtype="float32"))
+    asked = evenly([q.question for q in read_questions(world.questions)], 5)
+    assert model.question_mean.mean is not None
+    assert torch.equal(model.question_mean.mean, mean_query(model, asked))

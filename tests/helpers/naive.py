@@ -29,16 +29,24 @@ def assert_same(got: Gradients, wanted: Gradients, tolerance: float = 1e-9) -> N
         )
 
 
+def _pooled(model: ClaraModel, vectors_MD: Tensor, mean_MD: Tensor | None) -> Tensor:
+    """What the score compares, of one question or row."""
+    centred_MD = vectors_MD if mean_MD is None else vectors_MD - mean_MD
+    return centred_MD.mean(dim=0) if model.settings.score.pooling == "slot_mean" else centred_MD.flatten()
+
+
 def naive_joint_loss(model: ClaraModel, batch: JointBatch, settings: Joint) -> Tensor:
     """One question at a time, every candidate encoded in the step, softmax written out, the whole LM's logits."""
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for row, prompt in enumerate(batch.prompts):
-        query = model.encode([batch.questions[row]], QUERY_REASONER).memory[0].flatten()
+        query = model.encode([batch.questions[row]], QUERY_REASONER).memory[0]
+        query = _pooled(model, query, model.question_mean.mean)
         fresh = [model.encode([text], COMPRESSOR).memory[0] for text in batch.candidates[row]]
         if not settings.train_compressor:
             fresh = [f.detach() for f in fresh]
         stored = [batch.memory[row, n] for n in range(len(fresh))]
-        scores = [query @ m.flatten() / (query.norm() * m.norm()) for m in stored]
+        compared = [_pooled(model, m, batch.corpus_mean) for m in stored]
+        scores = [query @ m / (query.norm() * m.norm()) for m in compared]
         order = sorted(range(len(fresh)), key=lambda n: -scores[n].item())[: settings.num_selected]
         slots = []
         for place, best in enumerate(order):

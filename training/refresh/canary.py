@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clara.arrays import Floats, Ids
+from clara.config.model import Score
 from clara.data.questions import Question, choose, evenly
 from clara.data.records import input_text
-from clara.index.scores import best, unit_rows
+from clara.index.scores import best
 from clara.memory.compress import Compressor
 from clara.memory.store import MemoryStore
+from clara.model.geometry import PUBLISHED, unit_rows
 from clara.model.model import ClaraModel
 from training.loop.engine import Engine
 
@@ -78,7 +80,9 @@ class Canary:
         query = _shared(engine, [q.question for q in self._questions], model.encode_questions)
         # One rank's arithmetic holds for all: a trigger must fire on every rank or on none.
         stored = store.memory(self.rows)
-        own = self.compare(query, stored, fresh) if engine.rank == 0 else [0.0] * (len(_FIGURES) + 1)
+        score = model.settings.score
+        mean = store.mean if score.centred else None
+        own = self.compare(query, stored, fresh, score, mean) if engine.rank == 0 else [0.0] * (len(_FIGURES) + 1)
         *values, with_recall = engine.sum(own)
         figures = dict(zip(_FIGURES, values, strict=True))
         if with_recall:
@@ -87,17 +91,21 @@ class Canary:
             del figures["canary_recall_stored"], figures["canary_recall_fresh"]
         return figures | {"canary_seconds": time.monotonic() - began}
 
-    def compare(self, query: Floats, stored: Floats, fresh: Floats) -> list[float]:
+    def compare(
+        self, query: Floats, stored: Floats, fresh: Floats, score: Score = PUBLISHED, mean: Floats | None = None
+    ) -> list[float]:
         """The figures in order of `_FIGURES`, and whether the recalls mean anything (1 or 0).
 
         Args:
             query: `[Q, M, D]`.
             stored: `[n, M, D]`.
             fresh: `[n, M, D]`.
+            score: by which rows are ranked; the cosine of stored and fresh memory is that of the flattened vectors.
+            mean: the version's mean `[M, D]`, if the score is centred.
         """
-        unit_stored, unit_fresh, unit_query = unit_rows(stored), unit_rows(fresh), unit_rows(query)
-        cosine = np.einsum("nf,nf->n", unit_stored, unit_fresh)
-        old, new = (self._best(unit_query @ unit.T) for unit in (unit_stored, unit_fresh))
+        cosine = np.einsum("nf,nf->n", unit_rows(stored), unit_rows(fresh))
+        unit_query = unit_rows(query, score)
+        old, new = (self._best(unit_query @ unit_rows(rows, score, mean).T) for rows in (stored, fresh))
         overlap = np.mean([len(np.intersect1d(a, b)) / self._k for a, b in zip(old, new, strict=True)])
         asked = [number for number, positive in enumerate(self._positive) if positive]
         recalls = [

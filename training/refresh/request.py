@@ -18,7 +18,7 @@ from training.refresh.working_set import RowSelection
 
 def stored_parameters(model: ClaraModel, store_backbone: bool) -> list[nn.Parameter]:
     """The parameters that a CHECKPOINT holds."""
-    parts = [*ROLES, "memory_tokens", *["backbone"] * store_backbone]
+    parts = [*ROLES, "memory_tokens", "question_mean", *["backbone"] * store_backbone]
     return [p for part in parts for p in model.role_parameters(part)]
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from clara.arrays import Ids
 from clara.errors import InputError
-from clara.index.scores import unit_rows
 from clara.memory.store import MemoryStore
+from clara.model.geometry import unit_rows
 from clara.storage.folders import atomic_write
 from clara.storage.tables import read_table
 from training.refresh.ages import steps_of_rows

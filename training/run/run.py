@@ -12,11 +12,12 @@ from contextlib import nullcontext
 import torch
 
 from clara.config.tree import Config
-from clara.data.questions import choose, read_questions
+from clara.data.questions import choose, evenly, read_questions
 from clara.errors import InputError
 from clara.index.search import MemoryIndex
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
+from clara.model.question_mean import MEAN_QUESTIONS, set_missing_mean
 from clara.storage.folders import atomic_write
 from training.loop.engine import Engine
 from training.loop.lines import Lines
@@ -155,6 +156,7 @@ def train_rank(
     where.run.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads_of_rank(config, num_ranks))
     model = load_checkpoint(config.checkpoint, config.backbone, device=device)
+    set_missing_mean(model, [q.question for q in evenly(read_questions(config.questions, "train"), MEAN_QUESTIONS)])
     own = own_backbone(config)
     stage = build_stage(config, model, where, worker, open_index, own)
     engine = make_engine(stage)

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clara.config.model import Score
 from clara.config.stages import Joint
 from clara.data.questions import Question
 from clara.data.records import input_text
 from clara.errors import InputError
 from clara.index.search import TwoLevels
 from clara.memory.store import MemoryStore
+from clara.model.geometry import PUBLISHED
 from clara.model.model import ClaraModel
 from clara.retrieval.memory_ranker import MemoryRanker
 from clara.retrieval.pools import QuestionRows, Source, SourceInputs, fill, own_candidates, text_sources
@@ -43,6 +45,7 @@ class Candidates:
         index: TwoLevels | None,
         dense_model: str = "",
         device: str = "cpu",
+        score: Score = PUBLISHED,
     ) -> None:
         """Open the sources that read questions as text, where the settings ask for rows of them.
 
@@ -54,14 +57,20 @@ class Candidates:
             index: over it; None where no candidate comes from an index.
             dense_model: folder of the embedding model, for candidates by dense vectors.
             device: where it computes.
+            score: of the model.
 
         Raises:
-            InputError: see `text_sources`.
+            InputError: see `text_sources`; or the index is for another score.
         """
         self._settings, self._seed = settings, seed
         # L is at least what is asked for.
         self.first_level = max(first_level, settings.from_index)
-        self.store, self.index = store, index
+        if index is not None and index.score != score:
+            raise InputError(
+                f"the index is for the score {index.score}, that of the checkpoint is {score}; leave it out and set "
+                "joint.from_index=0, or joint.published_pool=true"
+            )
+        self.store, self.index, self.score = store, index, score
         inputs = SourceInputs(store, None if index is None else index.artefact, dense_model, device)
         # Another version of MEMORY has the same texts, so that these stay open for the whole run.
         self._text_sources = [] if settings.published_pool else text_sources(settings, inputs)
@@ -78,7 +87,8 @@ class Candidates:
                 f"{store.directory}: its rows are not those of {self.store.directory}; a run's versions hold the "
                 "same rows"
             )
-        self.store, self.index = store, index
+        # A refresh builds an INDEX of the published score, which a model with another score does not search.
+        self.store, self.index = store, None if index is None or index.score != self.score else index
 
     def own(
         self, questions: Sequence[Question], known: Sequence[QuestionRows], query_BMD: Tensor | None

@@ -11,8 +11,9 @@ from torch import Tensor
 from clara.arrays import NO_ROW, Floats
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.index.scores import best, unit_rows
+from clara.index.scores import best
 from clara.metrics import exact_match
+from clara.model.geometry import unit_rows
 from clara.model.model import ClaraModel
 from clara.retrieval.pools import QuestionRows
 from training.loop.engine import Engine
@@ -166,7 +167,7 @@ class HeldOut:
         if self._published_pool:
             pools = [np.unique(np.array(k.pool, np.int64)) for k in known]
             return [
-                _ranked(vector, pool, candidates.stored(pool.tolist()).numpy())
+                _ranked(vector, pool, candidates.stored(pool.tolist()).numpy(), candidates)
                 for vector, pool in zip(query, pools, strict=True)
             ]
         if index is None:
@@ -187,15 +188,17 @@ def _encoded_afresh(
         pool = np.unique(np.array(k.pool, np.int64))
         # Every rank makes the same collective calls, so that a pool without any row makes a pass too.
         memory = model.compress(candidates.token_ids(pool.tolist(), model) or [[]])[: len(pool)].float().cpu()
-        order = _ranked(vector, pool, memory.numpy())
+        order = _ranked(vector, pool, memory.numpy(), candidates)
         ranked.append(order)
         memories.append(memory[torch.from_numpy(np.searchsorted(pool, order[:num_selected]))])
     return ranked, memories
 
 
-def _ranked(query: Floats, rows: NDArray[np.int64], memory: Floats) -> list[int]:
-    """Rows by the flattened cosine of their memory with a query, best first, as many as count."""
-    found: list[int] = rows[best(unit_rows(memory) @ unit_rows(query[None])[0], rows, max(_DEPTHS))].tolist()
+def _ranked(query: Floats, rows: NDArray[np.int64], memory: Floats, candidates: Candidates) -> list[int]:
+    """Rows by the score of their memory for a query, best first, as many as count."""
+    score = candidates.score
+    unit = unit_rows(memory, score, candidates.store.mean if score.centred else None)
+    found: list[int] = rows[best(unit @ unit_rows(query[None], score)[0], rows, max(_DEPTHS))].tolist()
     return found
 
 

@@ -34,7 +34,7 @@ from training.stages.question_pools import QuestionPools
 
 
 def trained_roles(config: Config) -> list[str]:
-    """The adapters that this stage trains.
+    """The adapters that this stage trains, and whether the questions' mean does.
 
     Raises:
         InputError: none.
@@ -44,12 +44,13 @@ def trained_roles(config: Config) -> list[str]:
         QUERY_REASONER: joint.train_query_reasoner,
         GENERATOR: joint.train_generator,
         COMPRESSOR: joint.train_compressor,
+        "question_mean": joint.train_question_mean,
     }
     roles = [role for role, trained in chosen.items() if trained]
     if not roles:
         raise InputError(
-            "joint.train_query_reasoner, train_generator and train_compressor are all false: nothing is trained; set "
-            "one of them"
+            "joint.train_query_reasoner, train_generator, train_compressor and train_question_mean are all false: "
+            "nothing is trained; set one of them"
         )
     return roles
 
@@ -90,6 +91,8 @@ class JointStage(Stage):
         settings = config.joint
         self.name, self.steps, self.optimiser = "joint", settings.steps, settings.optimiser
         self.module: nn.Module = JointStep(model, settings)
+        if settings.train_question_mean and not model.settings.score.centred:
+            raise InputError("joint.train_question_mean: the checkpoint's score is not centred; see training.set_score")
         model.train_only(trained_roles(config))
         self.versions = versions
         self._model, self._config, self._settings = model, config, settings
@@ -105,6 +108,7 @@ class JointStage(Stage):
             index=index,
             dense_model=config.retrieval.dense_model,
             device=str(model.backbone.device),
+            score=model.settings.score,
         )
         asked = shuffled_answers(questions, config.seed) if settings.shuffle_answers else questions
         self.pools = QuestionPools(model, asked, settings, config.seed, self.candidates)
@@ -288,4 +292,5 @@ class JointStage(Stage):
             candidates=texts,
             compressor_frozen=not trains,
             right_memory=right_memory,
+            corpus_mean=torch.from_numpy(self._store.mean).to(device) if self.candidates.score.centred else None,
         )

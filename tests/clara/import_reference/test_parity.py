@@ -16,10 +16,11 @@ from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
 from clara.config.stages import Joint
 from clara.import_reference import convert
 from clara.import_reference.format import model_settings, read_reference
+from clara.model.geometry import cosine
 from clara.model.lora import Route
 from clara.model.model import ClaraModel
 from clara.model.steps import JointBatch, JointStep
-from clara.model.topk import flattened_cosine, slot_distributions, straight_through_topk
+from clara.model.topk import slot_distributions, straight_through_topk
 from tests.helpers import published, published_cases, tiny
 from tests.helpers.import_command import load, run
 from tests.helpers.published import Published
@@ -94,7 +95,7 @@ def check_numbers(model: ClaraModel, numbers: Mapping[str, Any]) -> None:
     query_BMD = model.encode_questions(questions)
     close(query_BMD, numbers["query_memory"], "query memory")
     memory_BNMD = memory.view(len(questions), -1, *memory.shape[1:])
-    scores_BN = flattened_cosine(query_BMD, memory_BNMD)
+    scores_BN = cosine(query_BMD, memory_BNMD)
     close(scores_BN, numbers["scores"], "scores")
     for suffix, epsilon in (("", 1e-8), ("_neg_inf", 0.0)):
         z_BKN, indices_BK = straight_through_topk(scores_BN, k, 0.02, mask_epsilon=epsilon)
@@ -152,7 +153,7 @@ def check_gradients(model: ClaraModel, numbers: Mapping[str, Any]) -> None:
         )
         step = JointStep(model, settings)
         query_BMD = model.encode(batch.questions, QUERY_REASONER).memory
-        scores_BN = flattened_cosine(query_BMD, memory_BNMD)
+        scores_BN = cosine(query_BMD, memory_BNMD)
         query_BMD.retain_grad()
         scores_BN.retain_grad()
         weights_BKN, indices_BK = straight_through_topk(scores_BN, k, 0.02, mask_epsilon=epsilon)

@@ -19,15 +19,16 @@ from torch import Tensor
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.errors import InputError
 from clara.index.build import build_index
-from clara.index.scores import unit_rows
 from clara.index.search import MemoryIndex
 from clara.memory.compact import compact
 from clara.memory.compress import write_memory_shard
 from clara.memory.fingerprint import Fingerprint
+from clara.memory.mean import MOVED, REPLACED, read_mean
 from clara.memory.product_quantiser import FILE, Codebook, save_codebook
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.memory.update import changes_of, complete_update, next_generation, write_overlay
+from clara.model.geometry import unit_rows
 from clara.storage import folders
 from clara.storage.folders import sha256_file
 from clara.storage.manifest import file_entry, read_manifest
@@ -117,6 +118,18 @@ def assert_same(store: MemoryStore, expected: MemoryStore) -> None:
     assert np.array_equal(store.keys(), expected.keys())
 
 
+def assert_mean_of_the_first(store: MemoryStore, first: Path) -> None:
+    """An update keeps the mean, and says where its own rows' mean is."""
+    assert np.array_equal(store.mean, MemoryStore.open(first).mean)
+    own = store.memory(store.row_ids).astype(np.float64).sum(axis=0)
+    assert np.allclose(read_mean(store.artefact)[1], own, atol=1e-6)
+    assert not list(store.directory.rglob(REPLACED))
+    if len(store):
+        old, new = store.mean.ravel(), own.ravel() / len(store)
+        lengths = np.linalg.norm(old) * np.linalg.norm(new)
+        assert store.manifest[MOVED]["cosine"] == pytest.approx(old @ new / lengths if lengths else 0.0, abs=1e-5)
+
+
 CORPORA = st.lists(st.dictionaries(st.integers(0, 11), st.sampled_from(["d", "e"]), max_size=8), min_size=2, max_size=3)
 
 
@@ -135,11 +148,13 @@ def test_any_chain_of_updates_equals_a_build_from_nothing_and_so_does_its_compac
             assert compressed == len({c.row_id for c in after} - {c.row_id for c in before})
             assert_same(store, built(folder / f"fresh{number}", after, codec))
             assert store.manifest["parent"] == previous.hash
+            assert_mean_of_the_first(store, folder / "v0")
         for shards in (0, 2)[: len(corpora) - 1]:
             compact(store, folder / f"plain{shards}", num_shards=shards)
             plain = MemoryStore.open(folder / f"plain{shards}", [FINGERPRINT], verify=True)
             assert_same(plain, store)
             assert plain.manifest["overlays"] == plain.manifest["tombstones"] == []
+            assert_mean_of_the_first(plain, folder / "v0")
         assert_same(MemoryStore.open(folder / "v0", verify=True), built(folder / "again", versions[0], codec))
 
 
@@ -159,7 +174,7 @@ def test_a_compacted_store_has_the_bytes_of_one_that_was_never_updated(tmp_path:
     compact(new, tmp_path / "plain")
     built(tmp_path / "fresh", chunks[3:], "float16")
     files = sorted(path.relative_to(tmp_path / "fresh") for path in (tmp_path / "fresh").glob("shard-*/[!p]*"))
-    assert len(files) == 6
+    assert len(files) == 9
     assert all(sha256_file(tmp_path / "plain" / file) == sha256_file(tmp_path / "fresh" / file) for file in files)
 
 

@@ -47,6 +47,29 @@ def test_joint_gradients_equal_a_naive_step_that_encodes_every_candidate(
     assert_same(ours, gradients(model))
 
 
+@pytest.mark.parametrize("pooling", ["flattened", "slot_mean"])
+def test_joint_gradients_of_a_centred_score_equal_a_naive_step_and_reach_the_questions_mean(
+    tiny_backbone: Path, pooling: str
+):
+    model = tiny.build_model(tiny_backbone, score={"pooling": pooling, "centred": True}).double()
+    batch = joint_batch(model)
+    noise = 0.1 * torch.randn(2, *batch.memory.shape[2:], generator=torch.Generator().manual_seed(1)).double()
+    batch = replace(batch, corpus_mean=batch.memory[0, :4].mean(dim=0) + noise[0])
+    mean = model.question_mean.mean
+    assert mean is not None
+    mean.data.copy_(model.encode(batch.questions, QUERY_REASONER).memory.mean(dim=0) + noise[1])
+    model.train_only([QUERY_REASONER, GENERATOR, "question_mean"])
+    output = JointStep(model, joint())(batch, batch.weight, len(batch.questions))
+    output.loss.backward()
+    assert mean.grad is not None
+    assert mean.grad.any()
+    ours = gradients(model)
+    naive = naive_joint_loss(model, batch, joint())
+    naive.backward()
+    assert output.loss.item() == pytest.approx(naive.item(), abs=1e-10)
+    assert_same(ours, gradients(model))
+
+
 def test_pretrain_gradients_equal_a_naive_step(tiny_backbone: Path):
     model = tiny.build_model(tiny_backbone).double()
     model.train_only([COMPRESSOR, GENERATOR, "memory_tokens"])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from clara.errors import InputError
-from clara.model.topk import flattened_cosine, slot_distributions, straight_through_topk
+from clara.model.geometry import cosine
+from clara.model.topk import slot_distributions, straight_through_topk
 from tests.helpers.fuzz import examples
 
 # scores, K, τ, indices, slot distributions, gradient of ⟨Z, G⟩ with G = 1, 2, 3 … row by row. Where the published mask
@@ -145,7 +146,7 @@ def test_V1_more_selected_than_candidates_is_an_error():
 def test_V2_whole_retrieval_step():
     query = torch.tensor([[[1.0, 0, 0, 0]]], requires_grad=True)
     documents_BNMD = torch.tensor([[[[1.0, 0, 0, 0]], [[0.8, 0.6, 0, 0]], [[0.0, 1, 0, 0]]]])
-    scores_BN = flattened_cosine(query, documents_BNMD)
+    scores_BN = cosine(query, documents_BNMD)
     torch.testing.assert_close(scores_BN, torch.tensor([[1.0, 0.8, 0.0]]))
     z_BKN, indices_BK = straight_through_topk(scores_BN, 2, 0.5)
     selected_BKMD = torch.einsum("bkn,bnmd->bkmd", z_BKN, documents_BNMD)
@@ -160,7 +161,7 @@ def test_V2_whole_retrieval_step():
 def test_V3_flattened_not_mean():
     query = torch.tensor([[[1.0, 0], [0, 1]]])
     documents = torch.tensor([[[[1.0, 0], [0, 1]], [[0, 1.0], [1, 0]], [[1.0, 0], [1, 0]], [[1.0, 1], [1, 1]]]])
-    torch.testing.assert_close(flattened_cosine(query, documents), torch.tensor([[1.0, 0.0, 0.5, math.sqrt(0.5)]]))
+    torch.testing.assert_close(cosine(query, documents), torch.tensor([[1.0, 0.0, 0.5, math.sqrt(0.5)]]))
 
 
 def documented_gradient(
@@ -215,7 +216,7 @@ def test_the_score_passes_gradcheck():
     rng = torch.Generator().manual_seed(1)
     query = torch.randn(2, 3, 4, dtype=torch.float64, generator=rng).requires_grad_()
     memory = torch.randn(2, 5, 3, 4, dtype=torch.float64, generator=rng)
-    assert torch.autograd.gradcheck(lambda q: flattened_cosine(q, memory), (query,))
+    assert torch.autograd.gradcheck(lambda q: cosine(q, memory), (query,))
 
 
 def test_places_without_a_candidate_are_chosen_last_and_get_no_gradient():

@@ -11,8 +11,8 @@ from clara.config.model import Backbone
 from clara.config.tree import Config
 from clara.data.questions import read_questions
 from clara.model.checkpoint import load_checkpoint
+from clara.model.geometry import cosine
 from clara.model.model import ClaraModel
-from clara.model.topk import flattened_cosine
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.engine import LocalEngine
@@ -79,7 +79,7 @@ def test_pools_are_scored_on_fresh_memory_of_each_document(world: World, tmp_pat
                 assert not torch.allclose(right, stale.right_memory[row], atol=1e-2)
         assert not fresh.memory.requires_grad
         query = model.encode(fresh.questions, "query_reasoner").memory.detach()
-        scores.append([flattened_cosine(query, batch.memory)[batch.valid] for batch in (fresh, stale)])
+        scores.append([cosine(query, batch.memory)[batch.valid] for batch in (fresh, stale)])
     assert rights
     assert any(float((a - b).abs().max()) > 0.01 for a, b in scores)
 

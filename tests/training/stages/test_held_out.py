@@ -9,8 +9,8 @@ from clara.data.questions import Question, read_questions
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
+from clara.model.geometry import cosine
 from clara.model.model import ClaraModel
-from clara.model.topk import flattened_cosine
 from tests.helpers.joint_world import World
 from training.stages.candidates import Candidates
 from training.stages.held_out import HeldOut
@@ -47,7 +47,7 @@ def test_figures_of_a_moved_compressor_are_as_computed_directly(world: World) ->
         query = model.encode_questions([q.question])
         fresh = torch.cat([model.compress([ids]) for ids in candidates.token_ids(rows, model)])
         for name, memory in (("", torch.from_numpy(store.memory(rows))), ("fresh_", fresh)):
-            order = flattened_cosine(query, memory[None])[0].argsort(descending=True).tolist()
+            order = cosine(query, memory[None])[0].argsort(descending=True).tolist()
             for place, depth in enumerate((1, 5)):
                 hits[name][place] += bool(right & {rows[i] for i in order[:depth]})
             likelihood, count = model.answer_log_likelihood([q.question], [memory[order[:2]]], [q.answers[0]])
