@@ -24,7 +24,7 @@ def parser() -> Command:
     found = Command("pipelines.compact", __doc__)
     add_setting(found, "memory", metavar="DIR", required=True)
     add_setting(found, "output", metavar="DIR", required=True)
-    found.add_argument("--num-shards", type=int, default=0, help="files of rows (default: 0, as many as before)")
+    add_setting(found, "corpus_job.num_shards", note="here 0: as many as before")
     found.add_argument(
         "--no-verify",
         action="store_true",
@@ -40,8 +40,6 @@ def parser() -> Command:
 def main(argv: list[str]) -> int:
     """The command line."""
     args = parser().parse_args(argv)
-    if args.num_shards < 0:
-        raise InputError(f"--num-shards {args.num_shards}: expected 0 or more")
     store = MemoryStore.open(args.memory)
     output = paths.absolute(args.output)
     if output in (paths.absolute(args.memory), paths.absolute(store.directory)):

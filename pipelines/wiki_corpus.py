@@ -3,13 +3,12 @@
 python -m pipelines.wiki_corpus --output corpus.jsonl
 """
 
-import argparse
 import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
 from clara.data.records import document_id, normalise
 from clara.errors import InputError, command_line
 from pipelines.corpus.whole import write_jsonl
@@ -39,18 +38,18 @@ def corpus_row(entry: Mapping[str, str]) -> dict[str, str]:
     return {"id": document_id(title, text), "title": title, "text": text, **about}
 
 
+def parser() -> Command:
+    """The command line's arguments."""
+    found = Command("pipelines.wiki_corpus", __doc__)
+    note = "here JSONL: id, title, text, description, topic"
+    add_setting(found, "output", metavar="FILE", required=True, note=note)
+    found.add_argument("--dry-run", action="store_true", help="print what would be read and written, and stop")
+    return found
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("pipelines.wiki_corpus"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--output", required=True, metavar="FILE", help="JSONL to write: id, title, text, description, topic"
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be read and written, and stop")
-    options = parser.parse_args(argv)
+    options = parser().parse_args(argv)
     source = summaries_path()
     if options.dry_run:
         print(f"{source} -> {options.output}")

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from collections.abc import Callable
 
 from clara.config.flags import Command, add_setting
-from clara.config.tree import TRAINING, Config
+from clara.config.tree import JOINT, Config
 from clara.errors import InputError, command_line
 from clara.model.artefact import check_given
 from clara.storage.folders import atomic_write
@@ -49,7 +49,7 @@ def launcher(config: Config) -> Callable[[Config, RunPaths, bool], str]:
 
 def parser() -> Command:
     """The command line's arguments."""
-    parser = Command("training/joint.py", __doc__, uses=TRAINING)
+    parser = Command("training/joint.py", __doc__, uses=JOINT)
     add_setting(parser, "launch.launcher")
     parser.add_argument(
         "--dry-run",
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     where = run_paths(config)
     if options.dry_run:
         shown = {
-            "config": config.part(TRAINING),
+            "config": config.part(JOINT),
             "inputs": where.recipe["inputs"],
             "plan": plan(config),
             "run": str(where.run),

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from clara.config.flags import Command
 from clara.config.load import require
 from clara.config.roles import GENERATOR
-from clara.config.tree import TRAINING, Config
+from clara.config.tree import PRETRAIN, Config
 from clara.data.corpus import expand, input_hashes
 from clara.data.examples import read_examples
 from clara.data.questions import read_questions
@@ -146,7 +146,7 @@ def train(config: Config, micro_batch: int, plan: dict[str, object], target: Pat
 
 def parser() -> Command:
     """The command line's arguments."""
-    parser = Command("training/pretrain.py", __doc__, uses=TRAINING)
+    parser = Command("training/pretrain.py", __doc__, uses=PRETRAIN)
     parser.add_argument(
         "--micro-batch",
         type=int,
@@ -166,12 +166,18 @@ def main(argv: list[str]) -> int:
             "stage is 'joint'; this program makes 'pretrain' and 'instruct' (--set stage=pretrain), "
             "training/joint.py the other"
         )
+    other = "instruct" if config.stage == "pretrain" else "pretrain"
+    if ignored := [o.key for o in options.overrides if o.key.partition(".")[0] == other]:
+        raise InputError(
+            f"--set {ignored[0]}: stage is {config.stage!r}, and only stage {other!r} reads section {other}; "
+            "leave it out"
+        )
     require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
     require_local("output", config.output)
     if config.checkpoint:
         check_given(config.checkpoint, config, [override.key for override in options.overrides])
     if options.dry_run:
-        print(json.dumps(config.part(TRAINING), indent=1))
+        print(json.dumps(config.part(PRETRAIN), indent=1))
         return 0
     if options.micro_batch < 0:
         raise InputError(

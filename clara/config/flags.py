@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic.fields import FieldInfo
 
 from clara.config.load import Override, field_of, read_file, resolve
+from clara.config.tree import READ_BY
 from clara.errors import InputError
 
 _METAVARS = {int: "N", float: "X"}
@@ -81,6 +82,15 @@ class Command(argparse.ArgumentParser):
             help="set any key that this command uses; repeatable (clara config --reference lists all keys)",
         )
 
+    @property
+    def _settings(self) -> list[Setting]:
+        return [action for action in self._actions if isinstance(action, Setting)]
+
+    @property
+    def used(self) -> set[str]:
+        """Keys and sections that the command uses."""
+        return {*self.uses, *(action.key for action in self._settings)}
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -91,7 +101,7 @@ class Command(argparse.ArgumentParser):
         """
         found = namespace or argparse.Namespace()
         found.overrides = []
-        settings = [action for action in self._actions if isinstance(action, Setting)]
+        settings = self._settings
         required = [action for action in settings if action.required]
         ahead = self._ahead(args)
         in_file = read_file(ahead.config) if ahead.config else {}
@@ -102,8 +112,7 @@ class Command(argparse.ArgumentParser):
             )
         _, rest = super().parse_known_args(args, found)
         found.config = resolve(in_file, found.overrides, ahead.config)
-        used = {*self.uses, *(action.key for action in settings)}
-        self._check_used(in_file, found.overrides, used)
+        self._check_used(in_file, found.overrides, self.used)
         given = {*_leaves(in_file), *(override.key for override in found.overrides)}
         for action in settings:
             value = None if action.optional and not _touches(action.key, given) else _value(found.config, action.key)
@@ -123,10 +132,9 @@ class Command(argparse.ArgumentParser):
     def _check_used(self, in_file: Mapping[str, Any], overrides: Sequence[Override], used: set[str]) -> None:
         for override in overrides:
             if not _touches(override.key, used):
-                raise InputError(
-                    f"--set {override.key}: {self.prog} does not use this key; leave it out; "
-                    f"it uses {', '.join(sorted(used))}"
-                )
+                readers = ", ".join(f"clara {name}" for name in READ_BY.get(override.key.partition(".")[0], ()))
+                what = f"this section is read by {readers}" if readers else f"it uses {', '.join(sorted(used))}"
+                raise InputError(f"--set {override.key}: {self.prog} does not use this key; leave it out; {what}")
         unused = sorted({_widest(key, used) for key in _leaves(in_file) if not _touches(key, used)})
         if unused:
             _log.info("%s does not use these settings of the file: %s", self.prog, ", ".join(unused))

@@ -16,29 +16,31 @@ class Records(Section):
     id_field: str = Field("id", description="field with the document's id; without it, the hash of its content")
     title_field: str = Field("title", description="field with the title, which goes in front of the text")
     text_field: str = Field("text", description="field with the text")
-    min_characters: int = Field(0, description="drop documents with a shorter text")
-    max_characters: int = Field(0, description="drop documents with a longer text; 0: no bound")
+    min_characters: int = Field(0, ge=0, description="drop documents with a shorter text")
+    max_characters: int = Field(0, ge=0, description="drop documents with a longer text; 0: no bound")
     languages: tuple[str, ...] = Field(
         (), description="drop documents in other languages than these, as en de; empty: none"
     )
     max_symbol_ratio: float = Field(
-        1.0, description="drop documents with a larger share of characters that are no letters or digits"
+        1.0, ge=0, le=1, description="drop documents with a larger share of characters that are no letters or digits"
     )
     near_duplicates: float = Field(
         0.0,
+        ge=0,
+        le=1,
         description="drop documents at least this similar to an earlier one, as 0.8: estimated Jaccard similarity of "
         "five-word shingles; in scripts without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each character "
         "counts as a word; texts without words only where they are equal; 0: off",
     )
-    limit: int = Field(0, description="use the first N documents only; 0: all")
-    max_failures: int = Field(-1, description="fail when more records than this cannot be used; -1: no bound")
+    limit: int = Field(0, ge=0, description="use the first N documents only; 0: all")
+    max_failures: int = Field(-1, ge=-1, description="fail when more records than this cannot be used; -1: no bound")
 
 
 class Engine(Section):
     """Where a Beam job runs."""
 
     runner: str = Field("local", description="local, or a runner that Beam knows, with its own arguments")
-    num_workers: int = Field(0, description="processes of the local runner; 0: all cores")
+    num_workers: int = Field(0, ge=0, description="processes of the local runner; 0: all cores")
     spill: str = Field(
         "",
         description="folder in which the local runner spills chunks, about as large as the text; "
@@ -48,22 +50,25 @@ class Engine(Section):
     gpu_type: str = Field(
         "", description="on Dataflow: GPU of the machines that compress, as nvidia-l4; others get none; empty: none"
     )
-    gpu_count: int = Field(1, description="on Dataflow: GPUs of such a machine")
+    gpu_count: int = Field(1, ge=1, description="on Dataflow: GPUs of such a machine")
 
 
 class CorpusJob(Section):
     """How a corpus is compressed into MEMORY, and how training encodes it again."""
 
-    max_tokens: int = Field(0, description="tokens of a chunk, title included; 0: the checkpoint's max_document_tokens")
-    overlap_tokens: int = Field(0, description="tokens that a chunk repeats of the one before")
+    max_tokens: int = Field(
+        0, ge=0, description="tokens of a chunk, title included; 0: the checkpoint's max_document_tokens"
+    )
+    overlap_tokens: int = Field(0, ge=0, description="tokens that a chunk repeats of the one before")
     num_shards: int = Field(
         0,
+        ge=0,
         description="files of rows; 0: by the number of chunks, 512 to 1,024 rows each in a large corpus, "
         "fewer in a small one",
     )
     codec: Literal["float16", "int8", "int4", "pq4", "pq8"] = Field("float16", description="how memory is stored")
-    key_size: int = Field(0, description="numbers of a row's index key; 0: 256, or M·D where that is less")
-    key_seed: int = Field(0, description="seed of the key projection")
+    key_size: int = Field(0, ge=0, description="numbers of a row's index key; 0: 256, or M·D where that is less")
+    key_seed: int = Field(0, ge=0, lt=2**32, description="seed of the key projection")
     batch_tokens: int = Field(4096, ge=1, description="tokens of one compressing batch, padding included")
 
 
@@ -104,12 +109,12 @@ class IndexJob(Section):
 class Cloze(Section):
     """Cloze questions out of a corpus (pipelines/corpus/bridges.py), and the articles that they hold out."""
 
-    max_per_target: int = Field(3, description="most questions that ask for one article, in each split")
-    min_words: int = Field(6, description="shortest sentence, in words")
-    max_words: int = Field(60, description="longest sentence, in words")
-    held_out_share: float = Field(0.1, description="share of articles that training never asks for")
+    max_per_target: int = Field(3, ge=1, description="most questions that ask for one article, in each split")
+    min_words: int = Field(6, ge=1, description="shortest sentence, in words")
+    max_words: int = Field(60, ge=1, description="longest sentence, in words")
+    held_out_share: float = Field(0.1, ge=0, le=1, description="share of articles that training never asks for")
     salt: str = Field("held-out", description="what the ids of held-out articles are hashed with")
-    pool_size: int = Field(0, description="documents in the fixed pool of a seen or unseen question; 0: no pools")
+    pool_size: int = Field(0, ge=0, description="documents in the fixed pool of a seen or unseen question; 0: no pools")
     train_pools: bool = Field(
         False,
         description="give training questions a pool of that size too, of articles that are not held out "
@@ -130,8 +135,8 @@ class ExamplesJob(Section):
     """Examples for stage pretrain that need no language model."""
 
     kinds: tuple[str, ...] = Field(("autoencode", "cloze"), description="what a corpus gives: autoencode, cloze")
-    pairs: int = Field(6, description="most pairs of a cloze example")
-    max_sentence_characters: int = Field(300, description="longer sentences are not asked about")
+    pairs: int = Field(6, ge=1, description="most pairs of a cloze example")
+    max_sentence_characters: int = Field(300, ge=1, description="longer sentences are not asked about")
     exclude_held_out: bool = Field(
         False, description="leave out held-out articles and sentences that mention one (see section cloze)"
     )
@@ -140,18 +145,18 @@ class ExamplesJob(Section):
 class Selection(Section):
     """A smaller corpus whose articles mention each other densely."""
 
-    documents: int = Field(1000, description="articles to keep")
+    documents: int = Field(1000, ge=1, description="articles to keep")
 
 
 class UtilityJob(Section):
     """Pools of questions, and the likelihood of the answer given each candidate alone."""
 
     split: str = Field("train", description="of the questions; empty: all")
-    pool_size: int = Field(20, description="rows of a pool")
-    from_index: int = Field(5, description="of these, best of the index")
-    from_bm25: int = Field(5, description="of these, best of BM25")
+    pool_size: int = Field(20, ge=2, description="rows of a pool")
+    from_index: int = Field(5, ge=0, description="of these, best of the index")
+    from_bm25: int = Field(5, ge=0, description="of these, best of BM25")
     from_dense: int = Field(
-        0, description="of these, best by the dense vectors of the INDEX, with retrieval.dense_model"
+        0, ge=0, description="of these, best by the dense vectors of the INDEX, with retrieval.dense_model"
     )
     positives: bool = Field(True, description="put the known positives into the pools")
     published_pools: bool = Field(

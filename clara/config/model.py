@@ -84,24 +84,36 @@ class Model(Section):
 class Prompts(Section):
     """What the generator reads. `{documents}` is replaced by the memory slots, `{question}` by the question."""
 
-    answer_system: str = (
+    answer_system: str = Field(
         "You are a helpful assistant. Your task is to extract relevant information from provided documents "
-        "and to answer to questions as briefly as possible."
+        "and to answer to questions as briefly as possible.",
+        description="system message of an answer",
     )
-    answer_user: str = "Background:\n{documents}\n\nQuestion:{question}"
-    pairs_system: str = (
+    answer_user: str = Field(
+        "Background:\n{documents}\n\nQuestion:{question}",
+        description="the user's message of an answer; holds {documents} once, and {question}",
+    )
+    pairs_system: str = Field(
         "You are a helpful assistant. Given a document, your task is to generate some single questions to cover all "
         "key information "
-        "of the document and answer them sequentially."
+        "of the document and answer them sequentially.",
+        description="system message of stage pretrain's question-answer lists",
     )
-    pairs_user: str = "Background:\n{documents}"
-    paraphrase_system: str = (
-        "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
+    pairs_user: str = Field(
+        "Background:\n{documents}",
+        description="the user's message of those; holds {documents} once",
     )
-    paraphrase_users: tuple[str, ...] = (
-        "Background: {documents} means the same as",
-        "Say in other words what this says: {documents}",
-        "{documents}\nThe text above, told again:",
+    paraphrase_system: str = Field(
+        "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information.",
+        description="system message of stage pretrain's paraphrases",
+    )
+    paraphrase_users: tuple[str, ...] = Field(
+        (
+            "Background: {documents} means the same as",
+            "Say in other words what this says: {documents}",
+            "{documents}\nThe text above, told again:",
+        ),
+        description="the user's messages of those, drawn for each text; each holds {documents} once",
     )
     template_arguments: dict[str, bool | int | float | str] = Field(
         default_factory=dict,

@@ -8,14 +8,15 @@ from clara.config.refresh import Refresh
 from clara.config.section import Section
 
 RateOf = Literal["query_reasoner", "generator", "compressor", "question_mean"]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimiser(Section):
     """AdamW and its schedule."""
 
-    learning_rate: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.0, ge=0)
+    learning_rate: float = Field(1e-4, gt=0, description="rate of an update, before the schedule")
+    betas: tuple[Share, Share] = Field((0.9, 0.95), description="decay of AdamW's first and second moments")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay")
     gradient_clip: float = Field(1.0, ge=0, description="largest norm of all gradients together; 0: no clipping")
     schedule: Literal["constant", "cosine"] = Field(
         "constant",
@@ -25,7 +26,7 @@ class Optimiser(Section):
     warmup_from_zero: bool = Field(
         False, description="a fault of the reference: with a warm-up, the first update has rate 0"
     )
-    min_ratio: float = Field(0.1, ge=0, le=1)
+    min_ratio: float = Field(0.1, ge=0, le=1, description="share of the rate that cosine falls towards")
 
 
 class Pretrain(Section):
@@ -64,12 +65,12 @@ class Instruct(Section):
     without_right: float = Field(
         0.0, ge=0, lt=1, description="share of prompts with others only, so that these mislead less"
     )
-    mse_weight: float = Field(0.1, ge=0)
+    mse_weight: float = Field(0.1, ge=0, description="as pretrain.mse_weight, over the documents of the prompt")
     generator: Literal["carry_over", "restart"] = Field(
         "carry_over", description="restart: a fresh adapter, as the reference does"
     )
-    train_compressor: bool = True
-    train_memory_tokens: bool = False
+    train_compressor: bool = Field(True, description="train the compressor's adapter")
+    train_memory_tokens: bool = Field(False, description="train memory tokens, markers and gate")
     optimiser: Optimiser = Optimiser(schedule="cosine", warmup_ratio=0.03)
 
 
@@ -111,8 +112,10 @@ class Joint(Section):
         "neither through top-k nor through utilities; labels stay",
     )
     shuffle_answers: bool = Field(False, description="the other control: answers shuffled among the questions")
-    train_generator: bool = True
-    train_compressor: bool = False
+    train_generator: bool = Field(True, description="train the generator's adapter")
+    train_compressor: bool = Field(
+        False, description="train the compressor's adapter; MEMORY then ages, see joint.refresh"
+    )
     compressor_steps: int = Field(
         0,
         ge=0,
@@ -120,7 +123,7 @@ class Joint(Section):
         "A MEMORY of any later snapshot fits "
         "the final CHECKPOINT exactly",
     )
-    train_query_reasoner: bool = True
+    train_query_reasoner: bool = Field(True, description="train the query reasoner's adapter")
     train_question_mean: bool = Field(
         False, description="train the questions' mean, which a centred score (model.score) subtracts from each question"
     )

@@ -152,9 +152,38 @@ class Config(Section):
         return self.model_dump(include=wanted)
 
 
-TRAINING = (
-    *("seed", "stage", "checkpoint", "examples", "questions", "corpus", "memory", "index", "utilities", "output"),
-    *("backbone", "model", "prompts", "pretrain", "instruct", "joint"),
-    *("retrieval", "corpus_job.batch_tokens", "launch", "tracking.uri", "tracking.experiment"),
+PRETRAIN = (
+    *("seed", "stage", "checkpoint", "examples", "questions", "corpus", "output", "backbone", "model", "prompts"),
+    *("pretrain", "instruct", "joint.checkpoint_every", "launch.gpu", "launch.threads"),
 )
-"""Keys and sections of training runs."""
+"""Keys and sections that stages `pretrain` and `instruct` read."""
+JOINT = (
+    *("seed", "stage", "checkpoint", "questions", "memory", "index", "utilities", "output", "backbone"),
+    *("model", "prompts", "joint", "retrieval", "corpus_job.batch_tokens", "launch"),
+    *("tracking.uri", "tracking.experiment"),
+)
+"""Keys and sections that stage `joint` reads; of `model` and `prompts` only whether they are the CHECKPOINT's."""
+READ_BY = {
+    "backbone": ("train pretrain", "build-memory", "score-utilities", "train joint", "evaluate", "register", "ask"),
+    "model": ("train pretrain", "train joint"),
+    "prompts": ("train pretrain", "train joint"),
+    "pretrain": ("train pretrain",),
+    "instruct": ("train pretrain",),
+    "joint": ("train joint",),
+    "records": ("select-corpus", "build-questions", "build-examples", "synthesize", "build-memory"),
+    "engine": ("synthesize", "build-memory", "score-utilities"),
+    "corpus_job": ("build-memory", "compact", "train joint"),
+    "index_job": ("build-index",),
+    "cloze": ("select-corpus", "build-questions", "build-examples"),
+    "questions_job": ("build-questions",),
+    "examples_job": ("build-examples",),
+    "selection": ("select-corpus",),
+    "utility_job": ("score-utilities",),
+    "retrieval": ("build-index", "train joint", "register", "ask"),
+    "serving": ("register", "ask"),
+    "evaluation": ("evaluate",),
+    "promotion": ("promote",),
+    "launch": ("train pretrain", "train joint"),
+    "tracking": ("synthesize", "build-memory", "train joint", "evaluate", "register", "promote"),
+}
+"""Commands that read a section, as the console command names them."""

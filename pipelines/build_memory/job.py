@@ -121,14 +121,6 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> MemoryJob:
     Raises:
         InputError: a value is out of range, or as raised by `resolve_fingerprint`.
     """
-    for name, value, least in (
-        ("num-shards", args.num_shards, 0),
-        ("limit", args.limit, 0),
-        ("batch-tokens", args.batch_tokens, 1),
-        ("num-workers", args.num_workers, 0),
-    ):
-        if value < least:
-            raise InputError(f"--{name} {value}: expected {least} or more")
     filters = make_filters(args.min_characters, args.max_characters, args.language, args.max_symbol_ratio)
     min_hash = make_min_hash_settings(args.near_duplicates)
     fields = given_fields(args)

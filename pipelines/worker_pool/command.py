@@ -8,7 +8,6 @@ installed. Whoever can reach the port can start processes of this user: it liste
 is given. SIGTERM or Ctrl-C ends the pool and its workers.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -21,20 +20,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import Command
 from clara.errors import InputError
 
 _CHECK = "import apache_beam.runners.worker.sdk_worker_main, pipelines.worker_pool.template"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line."""
-    parse = argparse.ArgumentParser(
-        prog=program("pipelines.worker_pool"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parse = Command("pipelines.worker_pool", __doc__)
     parse.add_argument(
         "--port", type=int, default=50000, help="TCP port, the same on every node (default: %(default)s)"
     )

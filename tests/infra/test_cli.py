@@ -6,8 +6,11 @@ import tomllib
 
 import pytest
 
+from clara.config.flags import Command
 from clara.config.load import fields, resolve
-from clara.config.tree import Config
+from clara.config.section import Section
+from clara.config.tree import READ_BY, Config
+from clara.errors import InputError
 from infra import cli, config_page
 
 HEAVY = (
@@ -62,3 +65,45 @@ def test_the_resolved_tree_reads_back(capsys: pytest.CaptureFixture[str]) -> Non
     assert read.joint.steps == 7
     assert read.model.num_memory_tokens == 32
     assert resolve(tomllib.loads("\n".join(config_page.as_toml(Config()))), []) == Config()
+
+
+def test_the_table_of_readers_is_that_of_the_commands() -> None:
+    read_by: dict[str, set[str]] = {}
+    for name, command in cli.COMMANDS.items():
+        parser = getattr(sys.modules[command().__module__], "parser", None)
+        if parser and isinstance(made := parser(), Command):
+            for key in made.used:
+                read_by.setdefault(key.partition(".")[0], set()).add(name)
+    sections = {key: readers for key, readers in read_by.items() if key in READ_BY}
+    sections["joint"].remove("train pretrain")  # reads joint.checkpoint_every only
+    assert sections == {key: set(readers) for key, readers in READ_BY.items()}
+    assert set(READ_BY) == {name for name, field in Config.model_fields.items() if isinstance(field.default, Section)}
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        (
+            "train pretrain",
+            "joint.steps=3",
+            "not use this key; leave it out; this section is read by clara train joint$",
+        ),
+        ("train joint", "instruct.steps=3", "this section is read by clara train pretrain$"),
+        ("train joint", "examples=DIR", "does not use this key; leave it out; it uses "),
+        (
+            "build-index --memory=m --output=o",
+            "cloze.salt=x",
+            "read by clara select-corpus, clara build-questions, ",
+        ),
+        ("wiki-corpus --output=o", "joint.steps=3", "read by clara train joint$"),
+    ],
+)
+def test_a_key_that_a_command_does_not_read_is_refused(name: str, key: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        cli.main([*name.split(), "--set", key])
+
+
+def test_settings_of_the_other_stage_are_refused() -> None:
+    given = ["train", "pretrain", "--set", "stage=pretrain", "--set", "instruct.steps=3"]
+    with pytest.raises(InputError, match=r"instruct\.steps: stage is 'pretrain', and only stage 'instruct' reads"):
+        cli.main(given)

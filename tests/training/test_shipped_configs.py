@@ -58,7 +58,9 @@ def test_the_stages_before_are_planned(
     world: World, tmp_path: Path, path: Path, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = checkpoint_of(world, tmp_path / "made", path)
-    arguments = ["--set", f"stage={stage}", *artefacts(world, tmp_path / "run", made)]
+    inputs = [f"{name}={path}" for name, path in (("checkpoint", made), ("questions", world.questions))]
+    given = [f"stage={stage}", f"output={tmp_path / 'run'}", "backbone.path=/where/the/weights/will/be", *inputs]
+    arguments = [part for setting in given for part in ("--set", setting)]
     assert pretrain.main(["--dry-run", "--config", str(path), *arguments]) == 0
     assert json.loads(capsys.readouterr().out)["stage"] == stage
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from clara.config.tree import TRAINING, Config, Tracking
+from clara.config.tree import JOINT, Config, Tracking
 from clara.errors import InputError
 from clara.storage.manifest import manifest_hash, read_manifest
 from clara.tracking.names import flatten
@@ -126,7 +126,7 @@ def tracked(config: Config, run_name: str, metrics: Path) -> Iterator[Tracker | 
     if not config.tracking.uri:
         yield None
         return
-    tracker = Tracker(config.tracking, run_name, flatten(config.part(TRAINING)), lineage(config))
+    tracker = Tracker(config.tracking, run_name, flatten(config.part(JOINT)), lineage(config))
     logger.info("run %s in %s", tracker.run_id, config.tracking.uri)
     with failing(tracker.log), following(metrics, tracker.log_lines, from_start=True, every_seconds=_EVERY_SECONDS):
         yield tracker

@@ -1,11 +1,15 @@
 """The configuration: defaults, overrides, and errors that name the key, the value and what was expected."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, get_args, get_origin
 
 import pytest
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from clara.config.load import fields, load, require
+from clara.config.section import Section
 from clara.config.tree import Config
 from clara.errors import InputError
 
@@ -127,3 +131,29 @@ def test_every_key_is_listed_and_described_or_plain():
     listed = [key for key, _ in fields()]
     assert len(listed) == len(set(listed))
     assert {"joint.refresh.policy", "model.lora.rank", "pretrain.optimiser.learning_rate"} <= set(listed)
+
+
+def leaf_fields() -> dict[str, FieldInfo]:
+    return {key: field for key, field in fields() if not isinstance(field.default, Section)}
+
+
+def test_every_field_is_described():
+    assert [key for key, field in leaf_fields().items() if not field.description] == []
+
+
+def limits(kind: object) -> Iterator[bool]:
+    """Whether each number of a type has a lower bound; of a field itself see its metadata."""
+    if get_origin(kind) is Annotated:
+        yield any(hasattr(limit, "ge") or hasattr(limit, "gt") for limit in get_args(kind)[1].metadata)
+    elif get_origin(kind) in (tuple, dict):
+        yield from (found for part in get_args(kind) for found in limits(part))
+    elif kind in (int, float):
+        yield False
+
+
+def test_every_number_has_a_bound():
+    fields_with_bounds = {
+        key for key, field in leaf_fields().items() if any(hasattr(m, "ge") or hasattr(m, "gt") for m in field.metadata)
+    }
+    free = [key for key, field in leaf_fields().items() if not all(limits(field.annotation))]
+    assert set(free) <= fields_with_bounds, set(free) - fields_with_bounds

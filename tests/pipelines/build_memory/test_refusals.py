@@ -30,7 +30,7 @@ from tests.helpers.memory_command import Build, command
         (["--max-tokens=2042"], "--max-tokens 2042: the backbone has 2048 positions"),
         (["--overlap-tokens=90"], "--overlap-tokens 90: expected 0 to 48"),
         (["--key-size=2"], "key_size is 2, expected M ≤ key_size ≤ M·D, here 4 to 128"),
-        (["--num-shards=-1"], "--num-shards -1: expected 0 or more"),
+        (["--num-shards=-1"], "--num-shards is -1; expected 0 or more"),
         (["--batch-tokens=0"], "--batch-tokens is 0; expected 1 or more"),
         (["--device=cuda"], "no CUDA device here"),
     ],
