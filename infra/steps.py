@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clara.config.flags import touches
+from clara.config.tree import JOINT, PRETRAIN
 from clara.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,6 +56,13 @@ def training(program: str, config: str, /, *overrides: str, **values: object) ->
     """The command `python training/PROGRAM.py`, with options, a configuration file and overrides of its keys."""
     path = relative(ROOT / "training" / f"{program}.py")
     return [sys.executable, path, *options(**values, config=config, set=overrides)]
+
+
+def for_stage(stage: str, overrides: Sequence[str]) -> list[str]:
+    """Those of overrides shared by all stages that one stage reads; it would refuse the others."""
+    other = {"pretrain": "instruct", "instruct": "pretrain"}.get(stage)
+    read = set(JOINT if stage == "joint" else PRETRAIN) - {other}
+    return [override for override in overrides if touches(override.partition("=")[0], read)]
 
 
 def relative(path: Path) -> str:

@@ -18,7 +18,7 @@ from clara.config.flags import program
 from clara.errors import command_line
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import versions
-from infra.steps import ROOT, module, run_together, shown, training
+from infra.steps import ROOT, for_stage, module, run_together, shown, training
 
 CONFIG = str(ROOT / "infra" / "configs" / "world.toml")
 SPLITS = ("unseen", "unseen_wording")
@@ -128,7 +128,8 @@ class World:
 
     def _train(self, program: str, name: str, *values: str, own: Sequence[str] = ()) -> list[str]:
         output = f"output={self.path(name)}"
-        return training(program, CONFIG, f"seed={self.seed}", output, *values, *self.sets, *own)
+        stage = next(value.partition("=")[2] for value in values if value.startswith("stage="))
+        return training(program, CONFIG, f"seed={self.seed}", output, *values, *for_stage(stage, self.sets), *own)
 
 
 def recall_by_step(metrics: Path, width: int = 10) -> list[tuple[int, float]]:

@@ -107,7 +107,7 @@ class Command(argparse.ArgumentParser):
         in_file = read_file(ahead.config) if ahead.config else {}
         for action in required:
             action.required = not (
-                _touches(action.key, set(_leaves(in_file)))
+                touches(action.key, set(_leaves(in_file)))
                 or any(o.partition("=")[0].strip() == action.key for o in ahead.set)
             )
         _, rest = super().parse_known_args(args, found)
@@ -115,7 +115,7 @@ class Command(argparse.ArgumentParser):
         self._check_used(in_file, found.overrides, self.used)
         given = {*_leaves(in_file), *(override.key for override in found.overrides)}
         for action in settings:
-            value = None if action.optional and not _touches(action.key, given) else _value(found.config, action.key)
+            value = None if action.optional and not touches(action.key, given) else _value(found.config, action.key)
             setattr(found, action.dest, list(value) if isinstance(value, tuple) else value)
         missing = [action.option_strings[0] for action in required if not _value(found.config, action.key)]
         if missing:
@@ -131,11 +131,11 @@ class Command(argparse.ArgumentParser):
 
     def _check_used(self, in_file: Mapping[str, Any], overrides: Sequence[Override], used: set[str]) -> None:
         for override in overrides:
-            if not _touches(override.key, used):
+            if not touches(override.key, used):
                 readers = ", ".join(f"clara {name}" for name in READ_BY.get(override.key.partition(".")[0], ()))
                 what = f"this section is read by {readers}" if readers else f"it uses {', '.join(sorted(used))}"
                 raise InputError(f"--set {override.key}: {self.prog} does not use this key; leave it out; {what}")
-        unused = sorted({_widest(key, used) for key in _leaves(in_file) if not _touches(key, used)})
+        unused = sorted({_widest(key, used) for key in _leaves(in_file) if not touches(key, used)})
         if unused:
             _log.info("%s does not use these settings of the file: %s", self.prog, ", ".join(unused))
 
@@ -239,7 +239,7 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _touches(key: str, used: set[str]) -> bool:
+def touches(key: str, used: set[str]) -> bool:
     """Whether a key is one of those, is above one, or below one."""
     return any(f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.") for name in used)
 
@@ -247,4 +247,4 @@ def _touches(key: str, used: set[str]) -> bool:
 def _widest(key: str, used: set[str]) -> str:
     """The section of a key, where none of that is used; else the key."""
     section = key.partition(".")[0]
-    return key if _touches(section, used) else section
+    return key if touches(section, used) else section

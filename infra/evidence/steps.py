@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.evidence.data import SPLITS
-from infra.steps import SHIPPED, Step, module, relative, training
+from infra.steps import SHIPPED, Step, for_stage, module, relative, training
 
 CONFIG = "infra/configs/evidence.toml"
 TRAINED = ("labels", "joint", "live", "answer", "cut", "shuffled")
@@ -184,12 +184,13 @@ class Evidence:
         return {name: step for name, step in steps.items() if name.partition("-")[0] in self.systems}
 
     def _train(self, program: str, name: str, *values: str, **paths: str) -> list[str]:
+        stage = next((value.partition("=")[2] for value in values if value.startswith("stage=")), "joint")
         return training(
             program,
             CONFIG,
             f"backbone.path={self.base}",
             f"backbone.dtype={self.dtype}",
-            *self.size.overrides,
+            *for_stage(stage, self.size.overrides),
             *(f"{key}={path}" for key, path in paths.items()),
             f"output={self.path(name)}",
             *values,

@@ -25,7 +25,7 @@ from clara.storage.folders import atomic_write
 from clara.storage.manifest import versions
 from infra.hardware import processor
 from infra.refresh_policies.figures import compare, draw, markdown
-from infra.steps import run_together, shown, training
+from infra.steps import for_stage, run_together, shown, training
 from infra.world import CONFIG, World
 
 _REFRESH = ("joint.refresh.policy=full", "joint.refresh.every_steps={every}", "joint.refresh.start_step={every}")
@@ -81,7 +81,7 @@ def run_command(
         f"joint.steps={options.steps}",
         *([] if options.inputs else SMALL_WORLD),
         *CANARY,
-        *options.set,
+        *for_stage("joint", options.set),
         *_NONE,
         *(part.format(every=options.every, share=options.share) for part in POLICIES[policy]),
         launcher="local",

@@ -98,12 +98,16 @@ def test_the_table_of_readers_is_that_of_the_commands() -> None:
         ("wiki-corpus --output=o", "joint.steps=3", "read by clara train joint$"),
     ],
 )
-def test_a_key_that_a_command_does_not_read_is_refused(name: str, key: str, message: str) -> None:
+def test_a_key_that_a_command_does_not_read_is_refused(
+    name: str, key: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["clara"])  # restores what the console command writes there
     with pytest.raises(InputError, match=message):
         cli.main([*name.split(), "--set", key])
 
 
-def test_settings_of_the_other_stage_are_refused() -> None:
+def test_settings_of_the_other_stage_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["clara"])
     given = ["train", "pretrain", "--set", "stage=pretrain", "--set", "instruct.steps=3"]
     with pytest.raises(InputError, match=r"instruct\.steps: stage is 'pretrain', and only stage 'instruct' reads"):
         cli.main(given)

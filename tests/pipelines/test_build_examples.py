@@ -126,7 +126,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     ("extra", "message"),
     [
         (["--kinds", "qa"], "expected autoencode, cloze"),
-        (["--pairs", "0"], "at least 1"),
+        (["--pairs", "0"], "--pairs is 0; expected 1 or more"),
         (["--held-out-share", "2"], "share"),
     ],
 )

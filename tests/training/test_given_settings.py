@@ -12,7 +12,6 @@ from clara.storage.manifest import read_manifest
 from tests.helpers.joint_world import World
 from training import joint, pretrain
 
-
 READ_BEFORE = ("stage", "checkpoint", "questions", "output", "backbone.dtype", "launch.threads")
 """Of the settings of `World.sets`, those that the stages before `joint` read."""
 

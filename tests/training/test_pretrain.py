@@ -76,7 +76,10 @@ def inputs(tiny_backbone: Path, corpus_file: Path, tmp_path_factory: pytest.Temp
 
 
 def command(sets: list[str], *more: str, flags: tuple[str, ...] = ()) -> list[str]:
-    return [part for item in (*sets, *more) for part in ("--set", item)] + list(flags)
+    """The command with those of the settings that its stage reads."""
+    other = "pretrain." if "stage=instruct" in more else "instruct."
+    read = [item for item in (*sets, *more) if not item.startswith(other)]
+    return [part for item in read for part in ("--set", item)] + list(flags)
 
 
 @pytest.fixture(scope="module")

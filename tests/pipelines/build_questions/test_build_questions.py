@@ -142,7 +142,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (["--pool-size", "1"], "at least 2"),
         (["--train-pools"], "--train-pools without --pool-size"),
         (["--min-words", "70"], "1 to --max-words"),
-        (["--max-per-target", "0"], "at least 1"),
+        (["--max-per-target", "0"], "--max-per-target is 0; expected 1 or more"),
     ):
         with pytest.raises(InputError, match=message):
             main([*base, *extra])
