@@ -179,7 +179,7 @@ READ_BY = {
     "examples_job": ("build-examples",),
     "selection": ("select-corpus",),
     "utility_job": ("score-utilities",),
-    "retrieval": ("build-index", "train joint", "register", "ask"),
+    "retrieval": ("build-index", "score-utilities", "train joint", "register", "ask"),
     "serving": ("register", "ask"),
     "evaluation": ("evaluate",),
     "promotion": ("promote",),
