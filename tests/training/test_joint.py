@@ -171,7 +171,10 @@ def test_final_memory_fits_the_final_checkpoint(world: World, tmp_path: Path, mo
     assert MemoryStore.open(memory, accept=[expected]).fingerprint == expected.hash
 
 
-def test_a_compressor_unchanged_since_the_snapshot_needs_no_final_refresh(world: World, tmp_path: Path) -> None:
+def test_a_compressor_unchanged_since_the_snapshot_needs_no_final_refresh(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
     settings = FIXED | {
         "joint__refresh__every_steps": 0,
         "joint__compressor_steps": 2,

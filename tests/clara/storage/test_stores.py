@@ -168,7 +168,7 @@ def test_examples_of_a_language_model_are_copied_to_a_bucket(
     place: Place, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with LanguageModel().running() as model:
-        common = ["--input", str(corpus), "--model", model.url, "--model-name=tiny", "--limit=6", "--num-workers=1"]
+        common = ["--input", str(corpus), "--model", model.url, "--model-name=tiny", "--limit=2", "--num-workers=1"]
         assert synthesize([*common, "--output", str(tmp_path / "examples")]) == 0
         requests = len(model.seen)
         if place.url.startswith("s3"):  # an upload to the other does not name its object in the URL
