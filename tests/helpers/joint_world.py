@@ -80,6 +80,20 @@ class World:
         given |= {name.replace("__", "."): value for name, value in values.items()}
         return [part for name, value in given.items() for part in ("--set", f"{name}={value}")]
 
+    def refresh_job(self, folder: Path, checkpoint: Path | None = None) -> RefreshJob:
+        """Encodes all rows of MEMORY into a folder, with another checkpoint if one is given."""
+        return RefreshJob(
+            checkpoint=str(checkpoint or self.checkpoint),
+            backbone="",
+            parent=str(self.memory),
+            memory=str(folder / "memory"),
+            index=str(folder / "index"),
+            factory="Flat",
+            first_level=20,
+            batch_tokens=1024,
+            threads=1,
+        )
+
 
 def _chunk(row: dict[str, str]) -> Chunk:
     name = chunk_id(row["title"], row["text"])

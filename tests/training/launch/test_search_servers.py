@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import ray
 from safetensors.numpy import load_file
 
 from clara.config.tree import Retrieval
@@ -28,6 +27,7 @@ from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash, read_manifest
 from tests.helpers.joint_world import World
 from tests.helpers.memories import M, random_memory, write_memory
+from tests.helpers.ray_cluster import local_ray
 from training import joint
 from training.launch.search_servers import SearchLostError, SearchServer, Servers
 from training.launch.served_index import ServedIndex, served
@@ -172,22 +172,8 @@ def test_a_call_that_does_not_return_is_reported_within_the_time_limit(indices: 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    root = str(Path(__file__).resolve().parents[3])
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        object_store_memory=128 * 2**20,
-        log_to_driver=False,
-        runtime_env={
-            "env_vars": {
-                "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-                "OMP_NUM_THREADS": "1",
-            }
-        },
-    )
-    yield
-    ray.shutdown()
+    with local_ray(num_cpus=4):
+        yield
 
 
 def open_servers(

@@ -112,7 +112,7 @@ def test_one_that_comes_to_nothing_costs_the_re_encoding_alone(
     given = arguments(world, tmp_path, joint__refresh__max_attempts=2, **values)
     said = (
         r"CHECKPOINT after 3 steps is there, .*MEMORY .*memory-v1 lags it by 2 steps: "
-        r".*came to nothing \(its GPU is lost\); run the same command"
+        r".*failed \(its GPU is lost\); run the same command"
     )
     with pytest.raises(InputError, match=said):
         joint.main(given)

@@ -14,7 +14,7 @@ import pytest
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash
 from tests.helpers.joint_world import World
-from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_job
+from training.refresh.job import RefreshError, RefreshResult, run_job
 from training.refresh.process import ProcessHandle, ProcessWorker
 
 TIMEOUT_SECONDS = 600
@@ -28,20 +28,6 @@ def worker() -> Iterator[ProcessWorker]:
     started.close()
 
 
-def job(world: World, folder: Path) -> RefreshJob:
-    return RefreshJob(
-        checkpoint=str(world.checkpoint),
-        backbone="",
-        parent=str(world.memory),
-        memory=str(folder / "memory"),
-        index=str(folder / "index"),
-        factory="Flat",
-        first_level=20,
-        batch_tokens=1024,
-        threads=1,
-    )
-
-
 def result(handle: ProcessHandle) -> RefreshResult:
     found = handle.result(TIMEOUT_SECONDS)
     assert found is not None
@@ -51,32 +37,32 @@ def result(handle: ProcessHandle) -> RefreshResult:
 def test_one_process_does_refresh_after_refresh_and_is_replaced_when_gone(
     world: World, tmp_path: Path, worker: ProcessWorker
 ) -> None:
-    first = worker.start(job(world, tmp_path / "1"), tmp_path / "1.log")
+    first = worker.start(world.refresh_job(tmp_path / "1"), tmp_path / "1.log")
     assert first.result(0.0) is None
     made = result(first)
 
-    second = worker.start(job(world, tmp_path / "2"), tmp_path / "2.log")
+    second = worker.start(world.refresh_job(tmp_path / "2"), tmp_path / "2.log")
     again = result(second)
     assert second.process.pid == first.process.pid
     # What it holds from the first job is no part of the second: the same bytes as in a process that did nothing else.
-    alone = run_job(job(world, tmp_path / "alone"))
+    alone = run_job(world.refresh_job(tmp_path / "alone"))
     assert made.memory_hash == again.memory_hash == alone.memory_hash == manifest_hash(tmp_path / "2/memory")
     assert made.index_hash == again.index_hash == alone.index_hash
 
     # Killed between two refreshes: the next has another process, and no try is lost.
     first.process.kill()
     first.process.wait()
-    third = worker.start(job(world, tmp_path / "3"), tmp_path / "3.log")
+    third = worker.start(world.refresh_job(tmp_path / "3"), tmp_path / "3.log")
     assert result(third).memory_hash == made.memory_hash
     assert third.process.pid != first.process.pid
 
     # A failed job logs the reason in its own log, and the next job is done.
-    broken = dataclasses.replace(job(world, tmp_path / "4"), checkpoint=str(tmp_path / "nothing"))
+    broken = dataclasses.replace(world.refresh_job(tmp_path / "4"), checkpoint=str(tmp_path / "nothing"))
     failed = worker.start(broken, tmp_path / "4.log")
     with pytest.raises(RefreshError, match=r"exit status 2; error: .*nothing.*\(log: .*4\.log\)"):
         failed.result(TIMEOUT_SECONDS)
     assert "error" not in (tmp_path / "3.log").read_text()
-    last = worker.start(job(world, tmp_path / "4"), tmp_path / "4.log")
+    last = worker.start(world.refresh_job(tmp_path / "4"), tmp_path / "4.log")
     assert result(last).rows == len(MemoryStore.open(world.memory))
     worker.close()
     assert last.process.returncode == -signal.SIGKILL
@@ -104,7 +90,9 @@ def gone(process: psutil.Process) -> bool:
 
 
 def test_it_ends_with_a_parent_that_is_killed(world: World, tmp_path: Path) -> None:
-    fields = {name: value for name, value in dataclasses.asdict(job(world, tmp_path)).items() if isinstance(value, str)}
+    fields = {
+        name: value for name, value in dataclasses.asdict(world.refresh_job(tmp_path)).items() if isinstance(value, str)
+    }
     del fields["factory"]
     parent = subprocess.Popen(
         [sys.executable, "-c", PARENT, *[f"{k}={v}" for k, v in fields.items()]], stdout=subprocess.PIPE, text=True

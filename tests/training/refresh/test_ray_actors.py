@@ -1,17 +1,15 @@
 """The actors that refreshes run in under Ray: one that is ended is gone by then, and the next refresh has another."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
 
 from tests.helpers.joint_world import World
-from tests.helpers.ray_cluster import below
-from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_job
+from tests.helpers.ray_cluster import below, local_ray
+from training.refresh.job import RefreshError, RefreshResult, run_job
 from training.refresh.ray_actors import RayHandle, RayWorker
 
 TIMEOUT_SECONDS = 600
@@ -20,36 +18,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * TIMEOUT_SECONDS)]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    root = str(Path(__file__).resolve().parents[3])
-    ray.init(
-        address="local",
-        num_cpus=1,
-        include_dashboard=False,
-        object_store_memory=128 * 2**20,
-        log_to_driver=False,
-        runtime_env={
-            "env_vars": {
-                "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
-                "OMP_NUM_THREADS": "1",
-            }
-        },
-    )
-    yield
-    ray.shutdown()
-
-
-def job(world: World, folder: Path, *, checkpoint: Path | None = None) -> RefreshJob:
-    return RefreshJob(
-        checkpoint=str(checkpoint or world.checkpoint),
-        backbone="",
-        parent=str(world.memory),
-        memory=str(folder / "memory"),
-        index=str(folder / "index"),
-        factory="Flat",
-        first_level=20,
-        batch_tokens=1024,
-        threads=1,
-    )
+    with local_ray(num_cpus=1):
+        yield
 
 
 def refreshers(doing: str = "") -> list[psutil.Process]:
@@ -82,16 +52,16 @@ def result(handle: RayHandle) -> RefreshResult:
 def test_one_that_is_ended_is_gone_and_the_next_has_another(cluster: None, world: World, tmp_path: Path) -> None:
     worker = RayWorker(1.0, 0.0)
     for number in range(3):
-        handle = worker.start(job(world, tmp_path / f"ended-{number}"), tmp_path / "log")
+        handle = worker.start(world.refresh_job(tmp_path / f"ended-{number}"), tmp_path / "log")
         process = begun(handle)
         began = time.monotonic()
         handle.stop()
         assert not alive(process)
         assert time.monotonic() - began < 9
     with pytest.raises(RefreshError, match="nothing"):
-        result(worker.start(job(world, tmp_path / "failed", checkpoint=tmp_path / "nothing"), tmp_path / "log"))
+        result(worker.start(world.refresh_job(tmp_path / "failed", checkpoint=tmp_path / "nothing"), tmp_path / "log"))
     made, alone = (
-        result(worker.start(job(world, tmp_path / "made"), tmp_path / "log")),
-        run_job(job(world, tmp_path / "alone")),
+        result(worker.start(world.refresh_job(tmp_path / "made"), tmp_path / "log")),
+        run_job(world.refresh_job(tmp_path / "alone")),
     )
     assert (made.memory_hash, made.index_hash) == (alone.memory_hash, alone.index_hash)
