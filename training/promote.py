@@ -6,6 +6,7 @@ Compared is the log-likelihood of each held-out question's answer after reading 
 test. Exit status: 0 the version holds the alias now, 3 it does not.
 """
 
+import argparse
 import tempfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from clara.errors import InputError, command_line
 from clara.metrics import PairedTest, paired_test
 from training.evaluation.files import PER_QUESTION
 from training.registry.registration import EVALUATION
-from training.registry.store import check_names, open_store
+from training.registry.store import answers, check_names, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -167,6 +168,16 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     check_names(options.name, options.alias)
     client = open_store(options.tracking_uri)
+    with answers(options.tracking_uri):
+        return promote(client, options)
+
+
+def promote(client: "MlflowClient", options: argparse.Namespace) -> int:
+    """Decide, say so, and move the alias. Returns the exit status.
+
+    Raises:
+        InputError: as raised by `model_version` and `held_out`.
+    """
     challenger = model_version(client, options.name, options.version)
     champion = holder(client, options.name, options.alias)
     held = held_out(client, challenger, split=options.split, measure=options.measure)

@@ -27,7 +27,7 @@ from training.refresh.retention import pin
 from training.registry.curves import draw
 from training.registry.evaluation_log import metrics_of
 from training.registry.registration import EVALUATION, TAG, Registration
-from training.registry.store import check_names, open_run_log, open_store
+from training.registry.store import answers, check_names, open_run_log, open_store
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -196,7 +196,8 @@ def main(argv: list[str]) -> int:
             )
         )
         return 0
-    version = register(options.tracking_uri, options.experiment, registration, metrics, options.pictures)
+    with answers(options.tracking_uri):
+        version = register(options.tracking_uri, options.experiment, registration, metrics, options.pictures)
     print(
         f"{options.name} version {version.version}: models:/{options.name}/{version.version} "
         f"(metrics by step: {metrics or 'none'})"

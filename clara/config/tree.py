@@ -164,8 +164,17 @@ JOINT = (
 )
 """Keys and sections that stage `joint` reads; of `model` and `prompts` only whether they are the CHECKPOINT's."""
 READ_BY = {
-    "backbone": ("train pretrain", "build-memory", "score-utilities", "train joint", "evaluate", "register", "ask"),
-    "model": ("train pretrain", "train joint"),
+    "backbone": (
+        "train pretrain",
+        "build-memory",
+        "score-utilities",
+        "train joint",
+        "evaluate",
+        "register",
+        "ask",
+        "set-score",
+    ),
+    "model": ("train pretrain", "train joint", "set-score"),
     "prompts": ("train pretrain", "train joint"),
     "pretrain": ("train pretrain",),
     "instruct": ("train pretrain",),

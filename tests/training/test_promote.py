@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import requests
+from mlflow.exceptions import MlflowException
 
-from clara.errors import InputError
+from clara.errors import InputError, command_line
 from clara.retrieval.retriever import Retriever
 from clara.storage.manifest import manifest_hash, read_manifest
+from clara.tracking.run_log import TrackingError
 from tests.helpers.evaluation_world import World
 from training import evaluate, promote, register
 from training.promote import Held, decide
@@ -112,6 +116,25 @@ def test_other_questions_are_not_compared() -> None:
     assert "8 with another wording" in reworded.reason
     incomplete = Held(held([-1.0] * 8).asked, {"q0": -1.0, "q1": -1.0})
     assert "known for 2 of 8 questions" in decision(incomplete, held([-9.0] * 8)).reason
+
+
+@pytest.mark.parametrize(
+    "error", [MlflowException("500:\n down"), TrackingError("no\nroute"), requests.ConnectionError("refused")]
+)
+def test_a_store_that_goes_away_is_bad_input(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(mlflow.MlflowClient, "search_model_versions", fail)
+    given = ["--name", MODEL, "--version", "1", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    monkeypatch.setattr(sys, "argv", ["promote", *given])
+    with pytest.raises(SystemExit, match="2"):
+        command_line(promote.main)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "does not answer, or refuses" in line
+    assert " ".join(str(error).split()) in line
 
 
 # --- registry and alias ----------------------------------------------------------------------------------------------

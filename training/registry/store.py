@@ -1,6 +1,8 @@
 """The MLflow store: its client, its registry of models, and the run log of a tracking URI."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -54,6 +56,26 @@ def open_store(uri: str) -> "MlflowClient":
     except TrackingError as error:
         raise InputError(
             f"--tracking-uri {uri!r}: cannot be opened ({error}); give a store that exists or can be created"
+        ) from error
+
+
+@contextmanager
+def answers(uri: str) -> Iterator[None]:
+    """Inside, a store that is away or refuses is bad input.
+
+    Raises:
+        InputError: in place of MLflow's errors, those of its HTTP client, and `TrackingError`.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    try:
+        yield
+    except (TrackingError, MlflowException, RequestException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"--tracking-uri {uri!r}: does not answer, or refuses ({reason:.300}); start the server or correct the "
+            "URI, and run the same command again"
         ) from error
 
 
