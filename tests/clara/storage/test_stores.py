@@ -65,6 +65,7 @@ def test_from_a_corpus_in_a_bucket_to_an_answer(
         "manifest.json",
         "dead_letters.jsonl",
         "summary.html",
+        "mean.safetensors",
         ".lock",
         *(f"shard-0000{n}-of-00003" for n in range(3)),
     }
