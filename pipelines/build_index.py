@@ -66,11 +66,14 @@ def check(config: Config) -> None:
 def build_of(config: Config, *, progress: bool) -> "Build":
     """How the INDEX is built."""
     from clara.index.build import Build
-    from clara.index.embedding import DenseEncoder
     from clara.index.recall import Measurement
     from clara.index.search import KIND
 
-    job = config.index_job
+    job, dense = config.index_job, None
+    if config.retrieval.dense_model:
+        from clara.index.embedding import DenseEncoder  # imports torch
+
+        dense = DenseEncoder(config.retrieval.dense_model, config.device)
     return Build(
         factory=config.retrieval.factory,
         seed=config.seed,
@@ -81,7 +84,7 @@ def build_of(config: Config, *, progress: bool) -> "Build":
         gpu=job.gpu,
         verify=job.verify,
         words=job.words,
-        dense=DenseEncoder(dense_model, config.device) if (dense_model := config.retrieval.dense_model) else None,
+        dense=dense,
         parent=Artefact.open(job.parent, KIND) if job.parent else None,
         progress=progress,
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import faiss
 
@@ -21,7 +21,6 @@ from clara.errors import InputError
 from clara.index import parts
 from clara.index.dense import NAME as DENSE
 from clara.index.dense import make_dense
-from clara.index.embedding import DenseEncoder
 from clara.index.factory import check_kind, refused_by_faiss, resolve_factory, train
 from clara.index.gpu import quantizer_on_gpu, require_gpu
 from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, ids_of, merge, read_mapped
@@ -35,16 +34,12 @@ from clara.memory.store import MemoryStore
 from clara.progress import Progress
 from clara.storage.artefact import Artefact
 from clara.storage.folders import atomic_write
-from clara.storage.manifest import (
-    MANIFEST,
-    canonical_json,
-    file_entry,
-    make_directory,
-    up_to_date,
-    write_manifest,
-)
+from clara.storage.manifest import MANIFEST, canonical_json, file_entry, make_directory, up_to_date, write_manifest
 from clara.storage.paths import Name, is_url
 from clara.storage.transfer import published
+
+if TYPE_CHECKING:
+    from clara.index.embedding import DenseEncoder
 
 BUILD, TRAINED = ".build", "trained.faiss"
 _PART_BYTES = 128 * 2**20
@@ -83,7 +78,7 @@ class Build:
     verify: bool = False
     parent: Artefact | None = None
     words: bool = True
-    dense: DenseEncoder | None = None
+    dense: "DenseEncoder | None" = None
     parts_from: Artefact | None = None
     progress: bool = False
     mixed: bool = False

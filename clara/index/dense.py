@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +12,15 @@ from clara.arrays import Ids
 from clara.data.records import input_text
 from clara.errors import InputError
 from clara.index import parts
-from clara.index.embedding import DenseEncoder
 from clara.index.ivf_file import ids_of, read_mapped
 from clara.index.rows import pieces_of
 from clara.index.search import FILE as FAISS_FILE
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact
 from clara.storage.folders import atomic_write
+
+if TYPE_CHECKING:
+    from clara.index.embedding import DenseEncoder
 
 NAME = "dense"
 _FILE = "vectors.npy"
@@ -28,7 +30,7 @@ _ROWS_AT_ONCE = 4096  # a finished block of vectors is not computed again after 
 def make_dense(
     store: MemoryStore,
     directory: Path,
-    encoder: DenseEncoder | None,
+    encoder: "DenseEncoder | None",
     older: Artefact | None,
     on_progress: Callable[[int], None],
 ) -> dict[str, Any] | None:
@@ -61,7 +63,7 @@ def make_dense(
 class _Embedding:
     """Computes vectors as they are stored, but for those that an older INDEX has."""
 
-    def __init__(self, encoder: DenseEncoder, described: Mapping[str, Any], older: Artefact | None) -> None:
+    def __init__(self, encoder: "DenseEncoder", described: Mapping[str, Any], older: Artefact | None) -> None:
         self.encoder, self.size = encoder, int(described["size"])
         self._unit = described["similarity"] == "cosine"
         self._known: tuple[Ids, NDArray[np.float16]] = np.empty(0, np.int64), np.empty((0, self.size), np.float16)
@@ -123,7 +125,7 @@ def _blocks(store: MemoryStore) -> Iterator[Ids]:
             yield piece[begin : begin + _ROWS_AT_ONCE]
 
 
-def open_dense(artefact: Artefact, encoder: DenseEncoder) -> NDArray[np.float16]:
+def open_dense(artefact: Artefact, encoder: "DenseEncoder") -> NDArray[np.float16]:
     """The vectors `[rows, E]` of an INDEX's dense part in the order of `row_ids`, mapped.
 
     Raises:

@@ -23,7 +23,7 @@ from clara.index.scores import best
 from clara.index.search import KIND, MemoryIndex
 from clara.memory.codec import layout
 from clara.memory.store import MemoryStore
-from clara.model.geometry import unit_rows
+from clara.model.array_geometry import unit_rows
 from clara.progress import Progress
 from clara.storage.artefact import Artefact
 from clara.storage.folders import atomic_write

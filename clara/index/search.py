@@ -23,7 +23,7 @@ from clara.index.ivf_file import ids_of, read_mapped
 from clara.index.scores import Ranked, best, merged
 from clara.memory.keys import KeyProjection, key_projection
 from clara.memory.store import MemoryStore
-from clara.model.geometry import PUBLISHED, unit_rows
+from clara.model.array_geometry import PUBLISHED, unit_rows
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 

@@ -8,41 +8,12 @@ The corpus' mean is part of MEMORY. The questions' mean is part of the CHECKPOIN
 Shapes: B questions, N candidates, n rows, M memory tokens, D hidden size, F = M·D or D.
 """
 
-from typing import TypeVar
-
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clara.arrays import Floats
 from clara.config.model import Score
+from clara.model.array_geometry import PUBLISHED, centre, pool
 from clara.model.precision import widened
-
-Vectors = TypeVar("Vectors", Tensor, Floats)
-PUBLISHED = Score()
-"""The score of the paper (Eq. 3.1 of arXiv:2511.18659): cosine of the flattened vectors."""
-
-# A difference that is shorter than this share of the mean consists of rounding errors. Its direction means nothing.
-_ROUNDING = 1e-6
-
-
-def pool(vectors: Vectors, score: Score) -> Vectors:
-    """Pool vectors `[…, M, D]` to `[…, F]`."""
-    if score.pooling == "slot_mean":
-        return vectors.mean(-2)
-    return vectors.reshape(*vectors.shape[:-2], vectors.shape[-2] * vectors.shape[-1])
-
-
-def centre(pooled: Vectors, mean: Vectors) -> Vectors:
-    """Subtract a mean `[F]` from vectors `[…, F]`.
-
-    A vector that equals the mean, up to rounding, becomes zero: it scores 0 with everything, and its gradient is 0.
-    """
-    difference = pooled - mean
-    square = (difference * difference).sum(-1)
-    longer = square > _ROUNDING**2 * (mean * mean).sum(-1)
-    centred: Vectors = difference * longer[..., None]
-    return centred
 
 
 def represent(vectors: Tensor, score: Score = PUBLISHED, mean: Tensor | None = None) -> Tensor:
@@ -72,22 +43,6 @@ def cosine(
     """
     query_BF, memory_BNF = represent(query_BMD, score), represent(memory_BNMD, score, corpus_mean_MD)
     return torch.einsum("bf,bnf->bn", query_BF, memory_BNF)
-
-
-def unit_rows(memory: Floats, score: Score = PUBLISHED, mean: Floats | None = None) -> Floats:
-    """`represent` for arrays: unit vectors `[n, F]` of memories or query vectors `[n, M, D]`.
-
-    Each row is computed by itself: its bits do not depend on the other rows.
-    """
-    return unit_pooled(pool(memory, score), None if mean is None else pool(mean, score))
-
-
-def unit_pooled(pooled: Floats, mean: Floats | None = None) -> Floats:
-    """Unit vectors of pooled ones `[n, F]`, after subtraction of a pooled mean `[F]`; a zero vector stays zero."""
-    if mean is not None:
-        pooled = centre(pooled, mean)
-    norms: Floats = np.sqrt(np.square(pooled).sum(axis=1, keepdims=True))
-    return np.divide(pooled, norms, out=np.zeros_like(pooled), where=norms > 0)
 
 
 class QuestionMean(nn.Module):

@@ -13,7 +13,8 @@ from torch import Tensor
 from clara.arrays import NO_ROW, Floats, Ids
 from clara.config.model import Score
 from clara.memory.store import MemoryStore
-from clara.model.geometry import PUBLISHED, cosine, represent
+from clara.model.array_geometry import PUBLISHED
+from clara.model.geometry import cosine, represent
 from clara.retrieval.ranker import Queries, row_lists
 
 # Rows whose memory is decoded at once when there is no INDEX.

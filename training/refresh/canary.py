@@ -18,7 +18,7 @@ from clara.data.records import input_text
 from clara.index.scores import best
 from clara.memory.compress import Compressor
 from clara.memory.store import MemoryStore
-from clara.model.geometry import PUBLISHED, unit_rows
+from clara.model.array_geometry import PUBLISHED, unit_rows
 from clara.model.model import ClaraModel
 from training.loop.engine import Engine
 

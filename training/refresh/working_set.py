@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from clara.arrays import Ids
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
+from clara.model.array_geometry import unit_rows
 from clara.storage.folders import atomic_write
 from clara.storage.tables import read_table
 from training.refresh.ages import steps_of_rows
@@ -201,8 +202,6 @@ def write_drift(
     Raises:
         InputError: a file is damaged, or the disk refuses.
     """
-    from clara.model.geometry import unit_rows  # imports torch, which planning a run need not wait for
-
     found = []
     for begin in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[begin : begin + _ROWS_AT_ONCE]

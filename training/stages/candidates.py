@@ -18,7 +18,7 @@ from clara.data.records import input_text
 from clara.errors import InputError
 from clara.index.search import TwoLevels
 from clara.memory.store import MemoryStore
-from clara.model.geometry import PUBLISHED
+from clara.model.array_geometry import PUBLISHED
 from clara.model.model import ClaraModel
 from clara.retrieval.memory_ranker import MemoryRanker
 from clara.retrieval.pools import QuestionRows, Source, SourceInputs, fill, own_candidates, text_sources

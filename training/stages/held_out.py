@@ -13,7 +13,7 @@ from clara.data.questions import Question
 from clara.errors import InputError
 from clara.index.scores import best
 from clara.metrics import exact_match
-from clara.model.geometry import unit_rows
+from clara.model.array_geometry import unit_rows
 from clara.model.model import ClaraModel
 from clara.retrieval.pools import QuestionRows
 from training.loop.engine import Engine

@@ -28,7 +28,7 @@ from clara.memory.product_quantiser import FILE, Codebook, save_codebook
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.memory.update import changes_of, complete_update, next_generation, write_overlay
-from clara.model.geometry import unit_rows
+from clara.model.array_geometry import unit_rows
 from clara.storage import folders
 from clara.storage.folders import sha256_file
 from clara.storage.manifest import file_entry, read_manifest

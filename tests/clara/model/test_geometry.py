@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from clara.config.model import Score
-from clara.model.geometry import PUBLISHED, QuestionMean, cosine, represent, unit_rows
+from clara.model.array_geometry import PUBLISHED, unit_rows
+from clara.model.geometry import QuestionMean, cosine, represent
 
 M, D = 3, 5
 SCORES = [
