@@ -2,7 +2,8 @@
 
 Every shard has the sum of its rows, as they are stored, in `sum.safetensors`. `mean.safetensors` of the version holds
 `mean [M, D]` float32, which readers use, and `sum [M, D]` float64 of the live rows, from which the next version
-computes its own. A build and a refresh compute a new mean. An update and a compaction keep the mean that the
+computes its own; an update does not read the vectors that it removes, and takes the mean of their shard for each. A
+build and a refresh compute a new mean. An update and a compaction keep the mean that the
 CHECKPOINT was trained with; the manifest says how far the rows have moved from it.
 """
 
@@ -43,17 +44,29 @@ def write_sum(
     codec: str,
     hidden_size: int,
     codebook: Codebook | None,
-    *,
-    file: str = SUM,
 ) -> dict[str, Any]:
-    """Write the sum of rows, given as stored tensors, into a shard's folder. Returns the manifest entry."""
+    """Write the sum of a shard's rows, given as stored tensors. Returns the manifest entry."""
     num_rows = len(tensors["memory"])
     pieces = (
         {key: tensor[begin : begin + _ROWS_AT_ONCE] for key, tensor in tensors.items() if key != "key"}
         for begin in range(0, max(1, num_rows), _ROWS_AT_ONCE)
     )
     total = sum_of(decode_memory(piece, codec, hidden_size, codebook) for piece in pieces)
-    return write_file(directory, f"{name}/{file}", safetensors.numpy.save({"sum": total}))
+    return write_file(directory, f"{name}/{SUM}", safetensors.numpy.save({"sum": total}))
+
+
+def write_replaced(directory: Name, name: str, total: Sums) -> None:
+    """Write the sum of the rows that an update replaces or removes, until the update is complete."""
+    write_file(directory, f"{name}/{REPLACED}", safetensors.numpy.save({"sum": np.ascontiguousarray(total)}))
+
+
+def mean_of_shard(memory: Artefact, name: str) -> Sums:
+    """Mean `[M, D]` of all rows that a shard was written with; its vectors are not read."""
+    files = [entry for entry in memory.manifest["files"] if entry["path"].rpartition("/")[0] == name]
+    num_rows = next(entry["rows"] for entry in files if "rows" in entry)
+    path = memory.file(f"{name}/{SUM}")
+    mean: Sums = _tensors(path.read_bytes(), str(path))["sum"] / num_rows
+    return mean
 
 
 def sum_of_shards(directory: Name, names: Iterable[str], *, file: str = SUM) -> Sums:

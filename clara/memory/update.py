@@ -19,7 +19,17 @@ from clara.memory.codec import encode_memory
 from clara.memory.compress import Compressor, Failure, compress_chunks, failure_report
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
-from clara.memory.mean import MOVED, REPLACED, has_mean, read_mean, sum_of_shards, write_mean, write_sum
+from clara.memory.mean import (
+    MOVED,
+    REPLACED,
+    has_mean,
+    mean_of_shard,
+    read_mean,
+    sum_of,
+    sum_of_shards,
+    write_mean,
+    write_replaced,
+)
 from clara.memory.mixed_versions import refuse_mixed
 from clara.memory.product_quantiser import CODEBOOK
 from clara.memory.shards import KIND, check_row_ids, finished_report, plan_hash, shard_name, write_plan, write_stored
@@ -147,15 +157,23 @@ def write_overlay(
         "gone": len(changes.gone),
         "folders": [folder for folder, rows in store.iter_shards() if np.isin(rows, kept).any()],
         "tombstones": sorted(dead - set(written["written"])),
-        "replaced": _write_replaced(store, directory, name, np.setdiff1d(live, kept)),
+        "replaced": _write_replaced(store, directory, name, changes.moved, np.setdiff1d(live, kept)),
     }
 
 
-def _write_replaced(store: MemoryStore, directory: str | os.PathLike[str], name: str, rows: Ids) -> bool:
-    """Write the sum of the rows that an update replaces or removes, until it is complete. Returns whether there are."""
-    if not len(rows) or not has_mean(store.manifest):
+def _write_replaced(
+    store: MemoryStore, directory: str | os.PathLike[str], name: str, moved: Sequence[Chunk], replaced: Ids
+) -> bool:
+    """Write the sum of the rows that an update replaces or removes. Returns whether there are such rows."""
+    if not len(replaced) or not has_mean(store.manifest):
         return False
-    write_sum(directory, name, store.stored(rows), store.codec, store.hidden_size, store.codebook, file=REPLACED)
+    rows = [chunk.row_id for chunk in moved]
+    total = sum_of(store.memory(rows[begin : begin + 64]) for begin in range(0, len(rows), 64))
+    gone = np.setdiff1d(replaced, rows)
+    for shard, live in store.iter_shards():
+        if count := int(np.isin(live, gone).sum()):
+            total = total + count * mean_of_shard(store.artefact, shard)
+    write_replaced(directory, name, total)
     return True
 
 

@@ -118,14 +118,16 @@ def assert_same(store: MemoryStore, expected: MemoryStore) -> None:
     assert np.array_equal(store.keys(), expected.keys())
 
 
-def assert_mean_of_the_first(store: MemoryStore, first: Path) -> None:
+def assert_mean_of_the_first(store: MemoryStore, first: Path, exact: bool) -> None:
     """An update keeps the mean, and says where its own rows' mean is."""
     assert np.array_equal(store.mean, MemoryStore.open(first).mean)
     own = store.memory(store.row_ids).astype(np.float64).sum(axis=0)
-    assert np.allclose(read_mean(store.artefact)[1], own, atol=1e-6)
+    total = read_mean(store.artefact)[1]
+    if exact:
+        assert np.allclose(total, own, atol=1e-6)
     assert not list(store.directory.rglob(REPLACED))
     if len(store):
-        old, new = store.mean.ravel(), own.ravel() / len(store)
+        old, new = store.mean.ravel(), total.ravel() / len(store)
         lengths = np.linalg.norm(old) * np.linalg.norm(new)
         assert store.manifest[MOVED]["cosine"] == pytest.approx(old @ new / lengths if lengths else 0.0, abs=1e-5)
 
@@ -142,19 +144,21 @@ def test_any_chain_of_updates_equals_a_build_from_nothing_and_so_does_its_compac
     with TemporaryDirectory() as name:
         folder = Path(name)
         store = built(folder / "v0", versions[0], codec)
+        exact = True  # while no row is gone, whose vectors an update does not read
         for number, (before, after) in enumerate(itertools.pairwise(versions), 1):
             previous = store
             store, compressed = updated(previous, folder / f"v{number}", after)
             assert compressed == len({c.row_id for c in after} - {c.row_id for c in before})
             assert_same(store, built(folder / f"fresh{number}", after, codec))
             assert store.manifest["parent"] == previous.hash
-            assert_mean_of_the_first(store, folder / "v0")
+            exact = exact and {c.row_id for c in before} <= {c.row_id for c in after}
+            assert_mean_of_the_first(store, folder / "v0", exact)
         for shards in (0, 2)[: len(corpora) - 1]:
             compact(store, folder / f"plain{shards}", num_shards=shards)
             plain = MemoryStore.open(folder / f"plain{shards}", [FINGERPRINT], verify=True)
             assert_same(plain, store)
             assert plain.manifest["overlays"] == plain.manifest["tombstones"] == []
-            assert_mean_of_the_first(plain, folder / "v0")
+            assert_mean_of_the_first(plain, folder / "v0", exact=True)
         assert_same(MemoryStore.open(folder / "v0", verify=True), built(folder / "again", versions[0], codec))
 
 
