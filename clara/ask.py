@@ -6,11 +6,13 @@ python -m clara.ask --checkpoint DIR --memory DIR --index DIR "question" ["quest
 import dataclasses
 import json
 import textwrap
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
 from clara.storage.artefact import Artefact
+from clara.storage.paths import is_registered
 
 if TYPE_CHECKING:
     from clara.retrieval.retriever import Answered
@@ -42,20 +44,41 @@ def parser() -> Command:
     add_setting(parser, "serving.max_new_tokens")
     add_setting(parser, "device")
     add_setting(parser, "serving.verify")
+    add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
     return parser
 
 
-def main(argv: list[str]) -> int:
-    """The command line."""
+def by_folder_only(checkpoint: str, _: str) -> str:
+    """A path or URL as it is.
+
+    Raises:
+        InputError: the name of a registered model; this package does not use MLflow.
+    """
+    if is_registered(checkpoint):
+        raise InputError(
+            f"--checkpoint {checkpoint!r}: only the command clara ask resolves registered models; run it, or "
+            "give the folder of the CHECKPOINT"
+        )
+    return checkpoint
+
+
+def main(argv: list[str], resolve: Callable[[str, str], str] = by_folder_only) -> int:
+    """The command line.
+
+    Args:
+        argv: arguments.
+        resolve: the path or URL of a CHECKPOINT, from its name and the URI of the MLflow store.
+    """
     options = parser().parse_args(argv)
     if not options.questions and not options.dry_run:
         raise InputError("no question given; add at least one, in quotes, at the end of the command")
+    checkpoint = resolve(options.checkpoint, options.tracking_uri)
     from clara.retrieval.retriever import Retriever  # imports torch, which --help and errors need not wait for
 
     retriever = Retriever.open(
-        options.checkpoint,
+        checkpoint,
         Artefact.open(options.memory, "MEMORY", verify=options.verify),
         options.index or None,
         backbone=options.backbone,

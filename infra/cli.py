@@ -5,6 +5,7 @@ Each command is imported when it is called; its module and flags are those of `p
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 
 from clara.errors import command_line
 
@@ -133,8 +134,13 @@ def promote() -> Main:
 def ask() -> Main:
     """Answers with the passages that they came from"""
     from clara.ask import main
+    from training.registry.resolve import local_checkpoint
 
-    return main
+    @wraps(main)
+    def ask_registered(argv: list[str]) -> int:
+        return main(argv, local_checkpoint)
+
+    return ask_registered
 
 
 def worker_pool() -> Main:

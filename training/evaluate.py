@@ -8,6 +8,7 @@ Rows are called RETRIEVER/GENERATOR: `after` is a system as it is, `bm25/after` 
 `after/before`, so that no gain is credited twice.
 """
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ from clara.storage.manifest import (
 )
 from clara.storage.paths import require_local
 from training.evaluation.systems import Settings, SystemPaths, questions_hash
+from training.registry.resolve import local_checkpoint
 
 if TYPE_CHECKING:
     from training.evaluation.report import Evaluation
@@ -192,6 +194,7 @@ def main(argv: list[str]) -> int:
     for name in options.accept_stale:
         if name not in names:
             raise InputError(f"--accept-stale {name!r}: no such system; there are {', '.join(names)}")
+    systems = [dataclasses.replace(s, checkpoint=local_checkpoint(s.checkpoint, options.tracking_uri)) for s in systems]
     questions = chosen_questions(options.questions, options.splits, options.limit)
     plan = {
         "questions": questions_hash(questions),

@@ -24,6 +24,7 @@ from clara.errors import InputError, command_line
 from clara.model.artefact import check_given
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import up_to_date
+from training.registry.resolve import local_checkpoint
 from training.run.checks import check
 from training.run.recipe import RunPaths, absolute, finished, plan, run_paths
 
@@ -63,6 +64,7 @@ def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
     config: Config = options.config
+    config = config.model_copy(update={"checkpoint": local_checkpoint(config.checkpoint, config.tracking.uri)})
     check(config)
     check_given(config.checkpoint, config, [override.key for override in options.overrides])
     config = absolute(config)

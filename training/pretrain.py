@@ -29,6 +29,7 @@ from clara.model.artefact import check_given
 from clara.model.backbone_files import weights_hash
 from clara.storage.manifest import hash_of, make_directory, manifest_hash, read_manifest, up_to_date
 from clara.storage.paths import require_local
+from training.registry.resolve import local_checkpoint
 
 if TYPE_CHECKING:
     from clara.model.model import ClaraModel
@@ -174,6 +175,7 @@ def main(argv: list[str]) -> int:
         )
     require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
     require_local("output", config.output)
+    config = config.model_copy(update={"checkpoint": local_checkpoint(config.checkpoint, config.tracking.uri)})
     if config.checkpoint:
         check_given(config.checkpoint, config, [override.key for override in options.overrides])
     if options.dry_run:

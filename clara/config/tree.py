@@ -93,7 +93,7 @@ class Tracking(Section):
     uri: str = Field(
         "",
         description="MLflow store or server, as sqlite:///PATH (its artefacts are stored beside it); empty: "
-        "no tracking",
+        "no tracking, and no models:/ names",
     )
     experiment: str = Field("clara", description="experiment of runs, evaluations and registrations")
     corpus_experiment: str = Field("corpus", description="experiment of artefacts that corpus jobs make")
@@ -106,7 +106,9 @@ class Config(Section):
     device: str = Field("cpu", description="cpu or cuda, of commands that run without a launcher; fails if unavailable")
     stage: Literal["pretrain", "instruct", "joint"] = Field("joint", description="what a training run trains")
     checkpoint: str = Field(
-        "", description="CHECKPOINT to start from or to use; empty: fresh adapters, in stage pretrain"
+        "",
+        description="CHECKPOINT to start from or to use, for some commands also models:/NAME@ALIAS or "
+        "models:/NAME/VERSION of the MLflow store; empty: fresh adapters, in stage pretrain",
     )
     examples: str = Field("", description="EXAMPLES for stage pretrain")
     questions: str = Field("", description="QUESTIONS: of stages instruct and joint, and of an evaluation")
@@ -154,7 +156,7 @@ class Config(Section):
 
 PRETRAIN = (
     *("seed", "stage", "checkpoint", "examples", "questions", "corpus", "output", "backbone", "model", "prompts"),
-    *("pretrain", "instruct", "joint.checkpoint_every", "launch.gpu", "launch.threads"),
+    *("pretrain", "instruct", "joint.checkpoint_every", "launch.gpu", "launch.threads", "tracking.uri"),
 )
 """Keys and sections that stages `pretrain` and `instruct` read."""
 JOINT = (
@@ -193,6 +195,15 @@ READ_BY = {
     "evaluation": ("evaluate",),
     "promotion": ("promote",),
     "launch": ("train pretrain", "train joint"),
-    "tracking": ("synthesize", "build-memory", "train joint", "evaluate", "register", "promote"),
+    "tracking": (
+        "train pretrain",
+        "synthesize",
+        "build-memory",
+        "train joint",
+        "evaluate",
+        "register",
+        "promote",
+        "ask",
+    ),
 }
 """Commands that read a section, as the console command names them."""

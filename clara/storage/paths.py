@@ -13,6 +13,11 @@ def is_url(path: Name) -> bool:
     return "://" in os.fspath(path)
 
 
+def is_registered(path: Name) -> bool:
+    """Whether a path is the name of a registered model, `models:/NAME@ALIAS` or `models:/NAME/VERSION`."""
+    return os.fspath(path).startswith("models:")
+
+
 def absolute(path: Name) -> str:
     """A path that means the same in any directory; a URL stays what it is, without slashes at its end."""
     return os.fspath(path).rstrip("/") if is_url(path) else str(Path(path).resolve())
