@@ -7,7 +7,7 @@ build and a refresh compute a new mean. An update and a compaction keep the mean
 CHECKPOINT was trained with; the manifest says how far the rows have moved from it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,22 @@ def read_mean(memory: Artefact) -> tuple[Floats, Sums]:
     path = memory.file(MEAN)
     tensors = _tensors(path.read_bytes() if path.is_file() else None, str(path))
     return tensors["mean"], tensors["sum"]
+
+
+def update_mean(old: Artefact, directory: Name, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Write an updated version's mean, which is that of the old one, see `write_mean`.
+
+    Args:
+        old: the version that was updated.
+        directory: the new version.
+        reports: of `clara.memory.update.write_overlay`.
+    """
+    mean, total = read_mean(old)
+    total = total + sum_of_shards(directory, [report["name"] for report in reports if report["overlay_rows"]])
+    replaced = [report["name"] for report in reports if report["replaced"]]
+    total = total - sum_of_shards(directory, replaced, file=REPLACED)
+    folders.folder(directory).remove(f"{name}/{REPLACED}" for name in replaced)
+    return write_mean(directory, total, sum(report["rows"] for report in reports), mean=mean)
 
 
 def _tensors(raw: bytes | None, where: str) -> dict[str, NDArray[Any]]:

@@ -19,23 +19,12 @@ from clara.memory.codec import encode_memory
 from clara.memory.compress import Compressor, Failure, compress_chunks, failure_report
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
-from clara.memory.mean import (
-    MOVED,
-    REPLACED,
-    has_mean,
-    mean_of_shard,
-    read_mean,
-    sum_of,
-    sum_of_shards,
-    write_mean,
-    write_replaced,
-)
+from clara.memory.mean import MOVED, has_mean, mean_of_shard, sum_of, update_mean, write_replaced
 from clara.memory.mixed_versions import refuse_mixed
 from clara.memory.product_quantiser import CODEBOOK
 from clara.memory.shards import KIND, check_row_ids, finished_report, plan_hash, shard_name, write_plan, write_stored
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact
-from clara.storage.folders import folder
 from clara.storage.manifest import hash_of, write_manifest
 from clara.storage.paths import Name
 from clara.storage.transfer import link
@@ -270,7 +259,7 @@ def complete_update(
     needed = {folder for report in reports for folder in report["folders"]}
     kept = [entry for entry in before["files"] if entry["path"].partition("/")[0] in {*needed, CODEBOOK}]
     link(old, directory, kept)
-    mean = _kept_mean(old, directory, reports) if has_mean(before) else None
+    mean = update_mean(artefact, directory, reports) if has_mean(before) else None
     return write_manifest(
         directory,
         kind=KIND,
@@ -293,15 +282,3 @@ def complete_update(
         tombstones=sorted(row for report in reports for row in report["tombstones"]),
         **({MOVED: mean["moved"]} if mean else {}),
     )
-
-
-def _kept_mean(
-    old: str | os.PathLike[str], directory: str | os.PathLike[str], reports: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """Write the old version's mean with the sum of the new version's rows, see `write_mean`."""
-    mean, total = read_mean(Artefact.open(old, KIND, lazy=True))
-    total = total + sum_of_shards(directory, [report["name"] for report in reports if report["overlay_rows"]])
-    replaced = [report["name"] for report in reports if report["replaced"]]
-    total = total - sum_of_shards(directory, replaced, file=REPLACED)
-    folder(directory).remove(f"{name}/{REPLACED}" for name in replaced)
-    return write_mean(directory, total, sum(report["rows"] for report in reports), mean=mean)

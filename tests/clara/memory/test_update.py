@@ -379,5 +379,5 @@ def test_an_update_of_something_else_is_refused(tiny_checkpoint: Path, tmp_path:
         run(tiny_checkpoint, corpus, tmp_path / "v1", "--update", str(tmp_path / "v0"))
     with pytest.raises(InputError, match="is the MEMORY of --memory"):
         compact_command.main(["--memory", str(tmp_path / "v0"), "--output", str(tmp_path / "v0")])
-    with pytest.raises(InputError, match="--num-shards -1"):
+    with pytest.raises(InputError, match="--num-shards is -1"):
         compact_command.main(["--memory", str(tmp_path / "v0"), "--output", str(tmp_path / "x"), "--num-shards=-1"])
