@@ -13,7 +13,6 @@ An interrupted run resumes; no reply that has arrived is paid twice. A key comes
 """
 
 import argparse
-import logging
 from collections.abc import Sequence
 
 from clara.config.flags import Command, add_setting
@@ -193,9 +192,6 @@ def _add_folder(parse: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> int:
     """Make the EXAMPLES; 0 also if some were dropped or failed, which is reported."""
     args, beam_arguments = parser().parse_known_args(argv)
-    # Beam takes seconds to import, which --help need not wait for, and warns of every cloud that is not installed.
-    logging.disable(logging.WARNING)
     from pipelines.synthesize import run
 
-    logging.disable(logging.NOTSET)
     return run.synthesize(args, beam_arguments)

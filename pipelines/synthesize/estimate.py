@@ -1,11 +1,19 @@
 """What a synthesis may cost, estimated before the first request."""
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from clara.data.records import Document
 from pipelines.corpus.chunking import Tokens
+from pipelines.corpus.chunks import Reading, chunks_of, documents_of
+from pipelines.corpus.dead_letter import DeadLetter
+from pipelines.corpus.near_duplicates import MinHashSettings, Origin, Signature, band_keys, duplicates, signature
+from pipelines.corpus.splits import Unit
 from pipelines.synthesize.dialogues import Settings
+from pipelines.synthesize.outcome import SynthesisJob
 from pipelines.synthesize.prompts import Templates
 from pipelines.synthesize.replies import MAX_CHARACTERS
 
@@ -98,3 +106,41 @@ def expected(num_tokens: int, templates: Templates, settings: Settings) -> Cost:
                 _Asked(f"cover_{kind}", int(settings.coverage != "off"), 35 * questions, 12),
             ]
     return _sum(asked, num_tokens, templates)
+
+
+def _documents(units: Sequence[Unit], job: Reading) -> Iterator[Document]:
+    """The documents that pass the filters and are within the limit, in the order of the corpus."""
+    ordered = sorted(units, key=lambda unit: (unit.name, unit.first_line))
+    documents = (found for unit in ordered for found in documents_of(unit, job) if isinstance(found, Document))
+    return itertools.islice(documents, job.limit or None)
+
+
+def _near_duplicates(documents: Iterator[Document], min_hash: MinHashSettings) -> set[Origin]:
+    """Source and line of the documents that are dropped because an earlier one is similar."""
+    buckets: dict[bytes, list[tuple[Origin, Signature]]] = defaultdict(list)
+    for document in documents:
+        own = signature(document.text)
+        for key in band_keys(own, min_hash):
+            buckets[key].append(((document.source, document.line), own))
+    return {dropped for bucket in buckets.values() for dropped, _ in duplicates(bucket, min_hash.threshold)}
+
+
+def total_cost(units: Sequence[Unit], job: SynthesisJob) -> tuple[int, Cost, Cost]:
+    """The number of different chunks, the most that they can cost, and what they cost if the model does well.
+
+    Raises:
+        InputError: the corpus or the tokenizer cannot be read.
+    """
+    reading, tokens = job.chunking, job.chunking.load_tokens()
+    dropped = _near_duplicates(_documents(units, reading), reading.min_hash) if reading.min_hash else set()
+    sizes: dict[str, int] = {}
+    for document in _documents(units, reading):
+        if (document.source, document.line) not in dropped:
+            chunks = chunks_of(document, tokens, reading)
+            if not isinstance(chunks, DeadLetter):
+                sizes.update((chunk.chunk_id, chunk.num_tokens) for chunk in chunks)
+    most, likely = Cost(), Cost()
+    for num_tokens in sizes.values():
+        most += at_most(num_tokens, job.templates, job.settings, job.model.max_reply_tokens)
+        likely += expected(num_tokens, job.templates, job.settings)
+    return len(sizes), most, likely

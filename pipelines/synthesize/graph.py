@@ -5,7 +5,6 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from pipelines.synthesize import shards as work
 from pipelines.synthesize.dialogues import Outcome, Stream
 from pipelines.synthesize.endpoint import Endpoint
 from pipelines.synthesize.endpoint_settings import EndpointSettings
-from pipelines.synthesize.estimate import Cost, at_most, expected
-from pipelines.synthesize.local_model import FolderModel, FolderSettings, in_step
+from pipelines.synthesize.folder_settings import FolderSettings
+from pipelines.synthesize.local_model import FolderModel, in_step
 from pipelines.synthesize.outcome import SynthesisJob, complete
 from pipelines.synthesize.reply_cache import ReplyCache
 from pipelines.synthesize.shards import Shard
@@ -157,26 +156,3 @@ def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Synth
     )
     letters.append(reports | "LettersOfShards" >> beam.FlatMap(_letters_of, job.output))
     return add_end(pipeline, functools.partial(complete, job), job.output, reports, tallies, letters, several)
-
-
-def _costs(element: tuple[str, UniqueChunk], job: SynthesisJob) -> tuple[int, Cost, Cost]:
-    tokens = element[1].chunk.num_tokens
-    most = at_most(tokens, job.templates, job.settings, job.model.max_reply_tokens)
-    return 1, most, expected(tokens, job.templates, job.settings)
-
-
-def _add(costs: Iterable[tuple[int, Cost, Cost]]) -> tuple[int, Cost, Cost]:
-    count, most, likely = 0, Cost(), Cost()
-    for n, a, b in costs:
-        count, most, likely = count + n, most + a, likely + b
-    return count, most, likely
-
-
-def add_estimate(pipeline: beam.Pipeline, units: Sequence[Unit], job: SynthesisJob, path: str) -> None:
-    """Count the chunks and what they may cost into a JSON file: `chunks`, `at most` and `expected`."""
-
-    def write(found: tuple[int, Cost, Cost]) -> None:
-        atomic_write(path, json.dumps({"chunks": found[0], "at most": asdict(found[1]), "expected": asdict(found[2])}))
-
-    unique, _, _, _ = unique_chunks(pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens)
-    _ = unique | "Estimate" >> beam.Map(_costs, job) | "Sum" >> beam.CombineGlobally(_add) | "Write" >> beam.Map(write)

@@ -7,9 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from apache_beam.options.pipeline_options import PipelineOptions
+from typing import TYPE_CHECKING, Any
 
 from clara.config.model import Prompts
 from clara.errors import InputError
@@ -23,17 +21,18 @@ from pipelines.corpus.chunks import folder_tokens
 from pipelines.corpus.filters import make_filters
 from pipelines.corpus.near_duplicates import make_min_hash_settings
 from pipelines.corpus.splits import Unit, describe
-from pipelines.engines import spark
-from pipelines.engines.names import LOCAL
+from pipelines.engines.names import LOCAL, SPARK
 from pipelines.synthesize.defaults import ENDPOINT_DEFAULTS, FOLDER_DEFAULTS
 from pipelines.synthesize.dialogues import KINDS, Settings
-from pipelines.synthesize.endpoint import only_model
 from pipelines.synthesize.endpoint_settings import EndpointSettings, check_url
 from pipelines.synthesize.estimate import pieces
-from pipelines.synthesize.local_model import FolderSettings
+from pipelines.synthesize.folder_settings import FolderSettings
 from pipelines.synthesize.outcome import Chunking, SynthesisJob
 from pipelines.synthesize.prompts import load_templates
 from pipelines.synthesize.summary import JOB
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 
 def _flag(name: str) -> str:
@@ -129,6 +128,8 @@ def _model_of(args: argparse.Namespace) -> EndpointSettings | FolderSettings:
     )
     if settings.name or args.dry_run:
         return settings
+    from pipelines.synthesize.endpoint import only_model  # imports openai, which a dry run need not wait for
+
     return EndpointSettings(**{**vars(settings), "name": only_model(settings)})
 
 
@@ -199,8 +200,12 @@ def _cache_of(args: argparse.Namespace) -> str:
     return absolute(args.cache or args.output)
 
 
-def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
+def check_places(args: argparse.Namespace, options: "PipelineOptions | None") -> None:
     """Refuse paths that the machines of an engine cannot have.
+
+    Args:
+        args: of the command.
+        options: of Beam; None for a local run without arguments for Beam.
 
     Raises:
         InputError: names the flag.
@@ -215,7 +220,9 @@ def check_places(args: argparse.Namespace, options: PipelineOptions) -> None:
             f"them; with --runner {args.runner} "
             "several make them: give a directory that all of them see"
         )
-    if args.runner == spark.RUNNER:
+    if options and args.runner == SPARK:
+        from pipelines.engines import spark  # imports Beam
+
         model = "" if "://" in args.model else args.model
         far = [path for path in args.input if not path.startswith("/")]
         paths = {

@@ -1,7 +1,6 @@
 """A model in a folder, run in the job: greedy replies in batches that depend on the requests alone."""
 
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,35 +11,12 @@ from transformers.utils.logging import disable_progress_bar
 from clara.config.model import Prompts
 from clara.errors import InputError
 from clara.memory.batches import plan_batches
-from clara.model.backbone_files import load_tokenizer, tokenizer_hash, weights_hash
+from clara.model.backbone_files import load_tokenizer
 from clara.model.prompts import PromptBuilder
 from pipelines.synthesize.dialogues import Outcome
+from pipelines.synthesize.folder_settings import FolderSettings
 from pipelines.synthesize.prompts import Request
 from pipelines.synthesize.replies import Reply
-
-
-@dataclass(frozen=True)
-class FolderSettings:
-    """Which model, and how it is run. See the command's flags."""
-
-    path: str
-    device: str = "cpu"
-    dtype: str = "bfloat16"
-    max_reply_tokens: int = 1024
-    batch_tokens: int = 16384
-    template_arguments: tuple[tuple[str, Any], ...] = ()
-
-    def identity(self) -> dict[str, Any]:
-        """What determines replies, to the last bit of a sum."""
-        return {
-            "weights": weights_hash(self.path),
-            "tokenizer": tokenizer_hash(self.path),
-            "device": self.device,
-            "dtype": self.dtype,
-            "max_reply_tokens": self.max_reply_tokens,
-            "batch_tokens": self.batch_tokens,
-            "template_arguments": dict(self.template_arguments),
-        }
 
 
 class FolderModel:

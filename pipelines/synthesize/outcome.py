@@ -21,7 +21,7 @@ from pipelines.synthesize import dialogues as streams
 from pipelines.synthesize import shards as work
 from pipelines.synthesize.dialogues import Settings
 from pipelines.synthesize.endpoint_settings import EndpointSettings
-from pipelines.synthesize.local_model import FolderSettings
+from pipelines.synthesize.folder_settings import FolderSettings
 from pipelines.synthesize.prompts import Templates
 
 

@@ -2,26 +2,19 @@
 
 import argparse
 import contextlib
-import json
 import logging
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
-
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from typing import TYPE_CHECKING, Any
 
 from clara.errors import InputError
 from clara.storage.manifest import read_manifest, up_to_date
 from clara.storage.paths import Name, is_url
 from clara.storage.transfer import published
 from pipelines.corpus.splits import Unit, find_units
-from pipelines.engines import dataflow
-from pipelines.engines.names import LOCAL
-from pipelines.engines.runner import beam_options, execute, make_pipeline
+from pipelines.engines.names import DATAFLOW, LOCAL
 from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest, nothing
 from pipelines.job.completion import read_outcome, report_counts
 from pipelines.job.locks import Lease, locked
@@ -29,41 +22,38 @@ from pipelines.job.progress import progress_bar
 from pipelines.job.tracking import open_run_log
 from pipelines.synthesize.dialogues import FAILED
 from pipelines.synthesize.endpoint_settings import EndpointSettings
-from pipelines.synthesize.estimate import Cost
-from pipelines.synthesize.graph import add_estimate, add_synthesis_job
+from pipelines.synthesize.estimate import Cost, total_cost
 from pipelines.synthesize.job import check_places, make_job
 from pipelines.synthesize.outcome import SynthesisJob, remove_work
 from pipelines.synthesize.reply_cache import FILE as CACHE_FILE
 from pipelines.synthesize.shards import WORK
 from pipelines.synthesize.summary import KIND, SPENDING, report_examples, spent_of
 
-_LOG = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
 
 
-def estimate(
-    job: SynthesisJob, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions
-) -> dict[str, Any]:
+def estimate(job: SynthesisJob, units: Sequence[Unit], args: argparse.Namespace) -> dict[str, Any]:
     """The recipe, the number of chunks, and what they may cost; reads the corpus on this machine."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = f"{folder}/estimate.json"
-        pipeline = make_pipeline(options, LOCAL)
-        add_estimate(pipeline, units, job, path)
-        execute(pipeline)
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    for name in ("at most", "expected"):
-        cost = Cost(**found[name])
-        found[name]["cost"] = round(cost.price(args.price_prompt, args.price_reply), 4)
+    num_chunks, *costs = total_cost(units, job)
+    found: dict[str, Any] = {"chunks": num_chunks}
+    for name, cost in zip(("at most", "expected"), costs, strict=True):
+        found[name] = asdict(cost) | {"cost": round(cost.price(args.price_prompt, args.price_reply), 4)}
         if args.requests_per_minute:
             found[name]["minutes_at_least"] = round(cost.requests / args.requests_per_minute, 1)
     return {**job.recipe, "estimated": found, "output": args.output}
 
 
-def run(job: SynthesisJob, units: Sequence[Unit], pipeline: beam.Pipeline, *, quiet: bool = False) -> dict[str, Any]:
+def run(job: SynthesisJob, units: Sequence[Unit], pipeline: "beam.Pipeline", *, quiet: bool = False) -> dict[str, Any]:
     """Run the job on a pipeline that is given. Returns the counts.
 
     Raises:
         InputError: the job says what is wrong with its input or its model.
     """
+    from pipelines.engines.runner import execute
+    from pipelines.synthesize.graph import add_synthesis_job
+
     output = Path(job.output)
     started = time.time()
     add_synthesis_job(pipeline, units, job)
@@ -92,14 +82,26 @@ def retries(args: argparse.Namespace, output: Name) -> bool:
     return bool(args.retry_failed and read_manifest(output, KIND)["counts"].get(FAILED))
 
 
+def _beam_options(args: argparse.Namespace, beam_arguments: Sequence[str]) -> "PipelineOptions":
+    # Beam warns of every cloud that is not installed when it is imported.
+    logging.disable(logging.WARNING)
+    from pipelines.engines.runner import beam_options
+
+    logging.disable(logging.NOTSET)
+    logging.getLogger("apache_beam").setLevel(logging.ERROR)
+    return beam_options(beam_arguments, LOCAL if args.dry_run else args.runner, args.num_workers)
+
+
 def make(
-    job: SynthesisJob, units: Sequence[Unit], args: argparse.Namespace, options: PipelineOptions, lease: Lease | None
+    job: SynthesisJob, units: Sequence[Unit], args: argparse.Namespace, options: "PipelineOptions", lease: Lease | None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run the job, and publish its result where the output is a URL. Returns the counts, and what was sent and paid.
 
     Raises:
         InputError: another job uses the reply cache, or as raised by `run`.
     """
+    from pipelines.engines.runner import make_pipeline
+
     with contextlib.ExitStack() as stack:
         if job.cache != job.output:
             stack.enter_context(locked(job.cache, "--cache"))
@@ -128,13 +130,13 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     Raises:
         InputError: of the arguments, the input, the model or the output.
     """
-    logging.getLogger("apache_beam").setLevel(logging.ERROR)
-    if args.runner == dataflow.RUNNER:
+    if args.runner == DATAFLOW:
         raise InputError(
             f"--runner {args.runner}: its machines share no directory, which --output and --cache are; run on this "
             "machine or on Spark"
         )
-    options = beam_options(beam_arguments, LOCAL if args.dry_run else args.runner, args.num_workers)
+    # Beam takes seconds to import: a local run needs it only if something is to be asked.
+    options = _beam_options(args, beam_arguments) if beam_arguments or args.runner != LOCAL else None
     check_places(args, options)
     units = find_units(args.input, args.format)
     job = make_job(args, units)
@@ -160,10 +162,10 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     return ArtefactJob(
         output=args.output,
         kind=KIND,
-        plan=lambda: estimate(job, units, args, options),
+        plan=lambda: estimate(job, units, args),
         recipe=lambda: job.recipe,
         prepare=nothing,
-        write=lambda _, lease: make(job, units, args, options, lease),
+        write=lambda _, lease: make(job, units, args, options or _beam_options(args, ()), lease),
         report=report,
         tidy=tidy,
         must_run=lambda: retries(args, job.output),

@@ -1,5 +1,6 @@
 """A dry run, and a run whose artefact is up to date, answer without the libraries that the work itself needs."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,20 @@ def test_build_index_plans_and_finds_its_index_up_to_date_without_torch(
     found, heavy = run(*arguments)
     assert "INDEX of 20 rows" in found
     assert heavy == []
+
+
+@pytest.mark.parametrize("near_duplicates", [(), ("--near-duplicates=0.9",)], ids=["all", "without near duplicates"])
+def test_synthesize_estimates_without_beam_torch_and_openai(tmp_path: Path, near_duplicates: tuple[str, ...]) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    text = " ".join(f"word{n}" for n in range(60))
+    texts = [text, text, f"{text} and more", "Arlen sits on the Tamo.", "Beyond the limit."]
+    corpus.write_text("".join(f'{{"id": "{n}", "text": "{t}"}}\n' for n, t in enumerate(texts)), encoding="utf-8")
+    arguments = ["synthesize", f"--input={corpus}", f"--output={tmp_path / 'examples'}", "--limit=4"]
+    planned, heavy = run(
+        *arguments, "--model=http://localhost:1/v1", "--max-tokens=2000", "--dry-run", *near_duplicates
+    )
+    assert json.loads(planned)["estimated"]["chunks"] == (2 if near_duplicates else 3)
+    assert set(heavy) <= ({"scipy"} if near_duplicates else set())  # of datasketch
 
 
 def test_build_memory_finds_its_memory_up_to_date_without_torch(

@@ -14,7 +14,8 @@ from clara.model.prompts import PromptBuilder
 from clara.storage.folders import sha256_file
 from clara.storage.manifest import manifest_hash, read_manifest
 from pipelines.synthesize.command import main
-from pipelines.synthesize.local_model import FolderModel, FolderSettings
+from pipelines.synthesize.folder_settings import FolderSettings
+from pipelines.synthesize.local_model import FolderModel
 from pipelines.synthesize.prompts import Request, load_templates
 from tests.helpers import tiny
 
