@@ -136,7 +136,7 @@ def measured(system: SystemPaths, work: Path, evaluation: Path) -> list[Measured
 
 
 def memory_of(system: SystemPaths, work: Path, codec: str) -> Path:
-    """Where a system's MEMORY in a codec lies."""
+    """Folder of a system's MEMORY in a codec."""
     return Path(system.memory) if codec == EXACT else work / system.name / codec
 
 
@@ -265,7 +265,7 @@ def main(argv: list[str]) -> int:
         f"{table(found)}\n\n![codecs.png](codecs.png)\n"
     )
     made_by = environment("benchmarks.codecs")
-    # Where folders lie on this machine says nothing to anybody else.
+    # The paths of folders on this machine mean nothing to anybody else.
     for folder in (
         options.questions,
         options.work,

@@ -97,7 +97,7 @@ def ours(chunks: Sequence[Chunk]) -> tuple[NDArray[np.float32], float]:
 
 @torch.no_grad()
 def naive(job: tuple[Sequence[Chunk], int]) -> tuple[NDArray[np.float32], float]:
-    """The same, each chunk padded on the left to `max_tokens` and what stands around a text."""
+    """The same, each chunk padded on the left to `max_tokens` and what the prompt puts around a text."""
     chunks, max_tokens = job
     started = time.process_time()
     model = _MODEL[0]

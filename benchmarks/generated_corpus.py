@@ -26,8 +26,8 @@ _TEMPLATE = (
 
 def words(seed: int = 0) -> list[str]:
     """The vocabulary: words of 60 to 120 letters."""
-    dice = random.Random(seed)
-    return ["".join(dice.choices("abcdefghijklmnopqrstuvwxyz", k=dice.randint(60, 120))) for _ in range(NUM_WORDS)]
+    rng = random.Random(seed)
+    return ["".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randint(60, 120))) for _ in range(NUM_WORDS)]
 
 
 def write_model(
@@ -84,15 +84,15 @@ def write_corpus(path: Path, num_bytes: int, *, mean_words: int = 30, duplicates
         duplicates: share of the documents whose text is that of one before.
         seed: of the draw.
     """
-    dice, vocabulary = random.Random(seed), words()
+    rng, vocabulary = random.Random(seed), words()
     written = number = 0
     text = ""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="ascii") as stream:
         while written < num_bytes:
-            if not text or dice.random() >= duplicates:
-                drawn = dice.choices(
-                    vocabulary, k=dice.randint(max(1, mean_words // 2), 2 * mean_words - mean_words // 2)
+            if not text or rng.random() >= duplicates:
+                drawn = rng.choices(
+                    vocabulary, k=rng.randint(max(1, mean_words // 2), 2 * mean_words - mean_words // 2)
                 )
                 text = f"Number {seed}.{number}. " + " . ".join(
                     " ".join(drawn[place : place + 12]) for place in range(0, len(drawn), 12)

@@ -3,7 +3,7 @@
 python -m benchmarks.index --rows 1000000 --folder DIR
 python -m benchmarks.index --rows 10000000 --folder DIR --systems ours
 
-Every system builds and searches in a process of its own, whose peak memory is that process's. Each gives L candidates a
+Every system builds and searches in a separate process, whose peak memory is that process's. Each gives L candidates a
 query; recall is that of the exact flattened cosine over the whole payload: of the ten best by key alone, and after the
 exact second level over the L candidates, which is the share of the true ten among them. Steps that are done are not
 done again, so a long run can be cut into several.
@@ -39,7 +39,7 @@ AUTOFAISS = ("autofaiss==2.18.0", "faiss-cpu==1.8.0.post1", "numpy==1.26.4", "py
 REPEATS = 3
 
 
-# --- steps that run in processes of their own ------------------------------------------------------------------------
+# --- steps that run in separate processes ----------------------------------------------------------------------------
 
 
 def rates(search: Callable[[Any], Any], queries: Any, batches: tuple[int, ...]) -> dict[str, float]:
@@ -108,7 +108,7 @@ def flat(folder: Path, output: Path, candidates: int, threads: int) -> dict[str,
 
 
 def autofaiss_python(folder: Path) -> str:
-    """A Python that has autofaiss, in an environment of its own: it wants numpy below 2."""
+    """A Python that has autofaiss, in a separate environment: it wants numpy below 2."""
     python = folder / "autofaiss-env" / "bin" / "python"
     ready = python.parents[1] / "ready"
     if not ready.is_file():
@@ -186,11 +186,11 @@ def main(argv: list[str]) -> int:
     """The command line."""
     if argv[:1] == ["--step"]:
         name, folder, output, candidates, threads = argv[1:]
-        told = {"search_ours": search_ours, "flat": flat}[name](
+        measured = {"search_ours": search_ours, "flat": flat}[name](
             Path(folder), Path(output), int(candidates), int(threads)
         )
-        told["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        atomic_write(Path(output) / "figures.json", json.dumps(told))
+        measured["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        atomic_write(Path(output) / "figures.json", json.dumps(measured))
         return 0
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -253,7 +253,7 @@ def main(argv: list[str]) -> int:
         "systems": before["systems"],
         "load_average": [round(load, 1) for load in os.getloadavg()],
     }
-    for system in [*systems, ""]:  # the last round, of no system, writes the report anew
+    for system in [*systems, ""]:  # the last round, of no system, writes the report again
         if system:
             print(f"{system} …", flush=True)
             results["systems"][system] = run_system(system, folder, options)

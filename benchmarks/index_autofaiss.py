@@ -37,14 +37,14 @@ def main(folder: str, output: str, memory: str, candidates: int, threads: int) -
             seconds.append(time.monotonic() - began)
         rates[str(batch)] = len(keys) / statistics.median(seconds)
     np.save(f"{output}/found.npy", index.search(keys, candidates)[1])
-    told = {
+    measured = {
         "build_seconds": built,
         "queries_per_second": rates,
         "kind": str(infos.get("index_key", "")),
         "parameters": str(infos.get("index_param", "")),
     }
     with open(f"{output}/figures.json", "w") as stream:
-        json.dump(told, stream)
+        json.dump(measured, stream)
 
 
 if __name__ == "__main__":

@@ -34,14 +34,14 @@ def make_memory(folder: Path, rows: int, seed: int = 0) -> float:
     num_shards = -(-rows // SHARD_ROWS)
     reports = []
     for shard in range(num_shards):
-        dice = np.random.default_rng([seed, shard])
+        rng = np.random.default_rng([seed, shard])
         size = min(SHARD_ROWS, rows - shard * SHARD_ROWS)
         # Ids are random, and belong to their shard as those of a real MEMORY do.
-        ids = (dice.choice(2**44, size, replace=False) * num_shards + shard).tolist()
+        ids = (rng.choice(2**44, size, replace=False) * num_shards + shard).tolist()
         memory = np.empty((size, TOKENS, WIDTH), np.float32)
         for begin in range(0, size, _BLOCK):
             part = memory[begin : begin + _BLOCK]
-            part[:] = centres[dice.integers(len(centres), size=len(part))] + SPREAD * dice.standard_normal(
+            part[:] = centres[rng.integers(len(centres), size=len(part))] + SPREAD * rng.standard_normal(
                 part.shape, np.float32
             )
         keys = projection.keys(memory)
@@ -69,11 +69,11 @@ def make_queries(folder: Path, count: int, num_exact: int, seed: int = 1) -> Non
     if (folder / "exact.npy").is_file():
         return
     store = MemoryStore.open(folder / "memory")
-    dice = np.random.default_rng(seed)
-    rows = store.row_ids[np.sort(dice.choice(len(store), count, replace=False))]
-    memory = store.memory(dice.permutation(rows))
+    rng = np.random.default_rng(seed)
+    rows = store.row_ids[np.sort(rng.choice(len(store), count, replace=False))]
+    memory = store.memory(rng.permutation(rows))
     lengths = np.sqrt(np.square(memory).sum(axis=(1, 2), keepdims=True))
-    query = memory + NOISE * lengths / np.sqrt(TOKENS * WIDTH) * dice.standard_normal(memory.shape, np.float32)
+    query = memory + NOISE * lengths / np.sqrt(TOKENS * WIDTH) * rng.standard_normal(memory.shape, np.float32)
     np.save(folder / "query.npy", query)
     np.save(folder / "query-keys.npy", key_projection(TOKENS, WIDTH, KEY, 0).keys(query))
     np.save(folder / "exact.npy", exact_among(store, [r for _, r in store.iter_shards()], query[:num_exact], 10)[0])

@@ -13,17 +13,17 @@ def recalls(folder: Path, output: Path, name: str) -> dict[str, Any]:
     np.save(output / "rows.npy", rows)
     by_key = [len(np.intersect1d(a, b[:10])) / 10 for a, b in zip(exact, rows, strict=False)]
     in_all = [len(np.intersect1d(a, b)) / 10 for a, b in zip(exact, rows, strict=False)]
-    told = {"recall_by_key": float(np.mean(by_key)), "recall_after_second_level": float(np.mean(in_all))}
+    measured = {"recall_by_key": float(np.mean(by_key)), "recall_after_second_level": float(np.mean(in_all))}
     if name == "ours":
         both = np.load(output / "both.npy")
-        told["recall_measured_of_both_levels"] = float(
+        measured["recall_measured_of_both_levels"] = float(
             np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(exact, both, strict=False)])
         )
     if (flat_rows := folder / "flat" / "rows.npy").is_file():
-        told["key_recall_against_flat"] = float(
+        measured["key_recall_against_flat"] = float(
             np.mean([len(np.intersect1d(a[:10], b[:10])) / 10 for a, b in zip(np.load(flat_rows), rows, strict=True)])
         )
-    return told
+    return measured
 
 
 def table(results: dict[str, Any]) -> str:

@@ -60,7 +60,7 @@ def words_of(model: ClaraModel, rng: random.Random, num_tokens: int) -> str:
 
 
 def chunks(model: ClaraModel, count: int, num_tokens: int, rng: random.Random) -> list[Chunk]:
-    """Made-up chunks whose lengths lie within a quarter of `num_tokens`, but never over the model's limit."""
+    """Made-up chunks whose lengths are within a quarter of `num_tokens`, but never over the model's limit."""
     found = []
     for number in range(count):
         wanted = min(model.settings.max_document_tokens, round(num_tokens * rng.uniform(0.75, 1.25)))

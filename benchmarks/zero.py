@@ -4,7 +4,7 @@ python -m benchmarks.zero [--stages 1 2 3] [--ranks 2 4] [--hidden-size 512] [--
 
 A model with random weights, MEMORY and questions are made on the spot. Ranks are processes of this machine, DeepSpeed
 over gloo, on the CPU: what is measured is what each rank holds, not how fast it is. Rows of the same model, steps and
-packages that stand in the results already are kept, so that a long run can be cut into several.
+packages that the results already have are kept, so that a long run can be cut into several.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def write_model(folder: Path, hidden_size: int, layers: int) -> None:
 def write_inputs(folder: Path, options: argparse.Namespace) -> list[str]:
     """Model, CHECKPOINT, MEMORY and QUESTIONS. Returns the settings of a run over them, without who computes."""
     write_model(folder / "backbone", options.hidden_size, options.layers)
-    dice = random.Random(0)
+    rng = random.Random(0)
     sets = [
         f"backbone.path={folder / 'backbone'}",
         "backbone.dtype=float32",
@@ -74,15 +74,15 @@ def write_inputs(folder: Path, options: argparse.Namespace) -> list[str]:
     ]
     config = load(None, sets)
     model = fresh_model(config)
-    rows = chunks(model, 24, 60, dice)
+    rows = chunks(model, 24, 60, rng)
     write_memory(model, config, rows, folder)
     questions = [
         Question(
             question_id=f"q{n}",
-            question=words_of(model, dice, dice.randint(4, 20)),
-            answers=(words_of(model, dice, dice.randint(1, 8)),),
+            question=words_of(model, rng, rng.randint(4, 20)),
+            answers=(words_of(model, rng, rng.randint(1, 8)),),
             positive_ids=(rows[n].document_id,),
-            candidate_ids=tuple(c.document_id for c in dice.sample(rows, 8)),
+            candidate_ids=tuple(c.document_id for c in rng.sample(rows, 8)),
             exclude_ids=(),
             split="train",
         )

@@ -117,8 +117,8 @@ class Prompts(Section):
     )
     template_arguments: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
-        description="further arguments of the chat template; enable_thinking is false where it knows that and nothing "
-        "is said",
+        description="further arguments of the chat template; enable_thinking is false where it knows that and it "
+        "is not given",
     )
     keep_system: bool = Field(
         True,

@@ -174,7 +174,7 @@ def make(data: Path, sizes: Sizes) -> Made:
     if not train:
         raise InputError(f"--data {data}: no training question is left; raise --train-2wiki or --train-scp")
     documents |= {e.document_id: Document(e.document_id, e.title, e.text) for e in known}
-    # The text itself told from its memory: what a document is about has to be in there, not only what is asked.
+    # The text itself, written from its memory: that has to hold what a document is about, not only what is asked.
     retold = [
         Example(example_id(e.document_id, "autoencode"), e.document_id, e.title, e.text, "autoencode") for e in taught
     ]

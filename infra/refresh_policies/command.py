@@ -129,7 +129,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[0],
         metavar="N",
-        help="of the world and of training; each gets runs of its own (default: 0)",
+        help="of the world and of training; each gets separate runs (default: 0)",
     )
     found.add_argument(
         "--world",

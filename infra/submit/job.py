@@ -27,7 +27,7 @@ def submit_parser(name: str, description: str | None, jobs: Sequence[str]) -> ar
         "arguments",
         nargs=argparse.REMAINDER,
         metavar="…",
-        help="its own arguments, as of python -m pipelines.JOB --help",
+        help="its own arguments; python -m pipelines.JOB --help lists them",
     )
     return parse
 

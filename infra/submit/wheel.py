@@ -21,7 +21,7 @@ _NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc", "results", "start")
 
 
 def source_tree() -> Path:
-    """The checkout that this module lies in.
+    """The checkout that contains this module.
 
     Raises:
         InputError: it is an installed package, which has no recipe for a wheel.

@@ -195,7 +195,7 @@ def _of_page(
             blank, reason="other namespace", detail=f"namespace {page.namespace}, articles have 0", dropped=True
         )
     if page.redirect:
-        return replace(blank, reason="redirect", detail="the page has no text of its own", dropped=True)
+        return replace(blank, reason="redirect", detail="the page only names another one", dropped=True)
     if page.text is None:
         return replace(blank, reason="no text", detail="the dump has no text of the page's revision")
     try:
