@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import faiss
 
 from clara.arrays import Ids
+from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.index import parts
 from clara.index.dense import NAME as DENSE
@@ -41,6 +42,7 @@ from clara.storage.transfer import published
 if TYPE_CHECKING:
     from clara.index.embedding import DenseEncoder
 
+_DEFAULTS = Retrieval()
 BUILD, TRAINED = ".build", "trained.faiss"
 _PART_BYTES = 128 * 2**20
 
@@ -71,7 +73,7 @@ class Build:
     factory: str = "auto"
     seed: int = 0
     probes: int = 0
-    measurement: Measurement = field(default_factory=Measurement)
+    measurement: Measurement = field(default_factory=lambda: Measurement(_DEFAULTS.first_level))
     recall_floor: float = RECALL_FLOOR
     strict_recall: bool = False
     gpu: bool = False
@@ -89,7 +91,7 @@ def build_index(
     output: str | os.PathLike[str],
     factory: str = "auto",
     *,
-    first_level: int = 200,
+    first_level: int = _DEFAULTS.first_level,
     num_queries: int = 64,
     parent: Name = "",
     parts_from: Name = "",

@@ -91,7 +91,7 @@ class Measurement:
             hold rows by hash, and more queries make up for it.
     """
 
-    first_level: int = 200
+    first_level: int
     num_queries: int = 64
     noise: float = 0.5
     most_bytes: int = 32 * 2**30

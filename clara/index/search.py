@@ -118,7 +118,7 @@ class TwoLevels(ABC):
         """Memory `[n, M, D]` of rows, from who holds them."""
 
     def search(
-        self, query: "Floats | Tensor", k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
+        self, query: "Floats | Tensor", k: int, first_level: int, exclude: Sequence[Collection[int]] | None = None
     ) -> tuple[Ids, Floats]:
         """The k best rows of each query: L candidates by key, ranked by exact flattened cosine, equal ones by `row_id`.
 

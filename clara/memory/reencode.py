@@ -154,7 +154,7 @@ def reencode(
     output: str | os.PathLike[str],
     *,
     fingerprint: Fingerprint,
-    batch_tokens: int = 4096,
+    batch_tokens: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Compress every live row of a store again into a new full version; the manifest is written last.

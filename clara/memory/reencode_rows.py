@@ -46,7 +46,7 @@ def reencode_rows(
     output: str | os.PathLike[str],
     *,
     fingerprint: Fingerprint,
-    batch_tokens: int = 4096,
+    batch_tokens: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Compress chosen rows again into overlays of a new version; the manifest is written last.

@@ -28,7 +28,7 @@ class VectorSearch(Protocol):
     score: Score
 
     def search(
-        self, query: Floats | Tensor, k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
+        self, query: Floats | Tensor, k: int, first_level: int, exclude: Sequence[Collection[int]] | None = None
     ) -> tuple[Ids, Floats]:
         """See `TwoLevels.search`."""
         ...
@@ -47,7 +47,7 @@ class ExactSearch:
         self._mean = corpus_mean(store, score)
 
     def search(
-        self, query: Floats | Tensor, k: int, first_level: int = 200, exclude: Sequence[Collection[int]] | None = None
+        self, query: Floats | Tensor, k: int, first_level: int, exclude: Sequence[Collection[int]] | None = None
     ) -> tuple[Ids, Floats]:
         """See `TwoLevels.search`; there is no first level."""
         rows = self.store.row_ids

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from clara.arrays import NO_ROW, Ids
 from clara.config.model import Backbone
+from clara.config.tree import Retrieval
 from clara.data.records import encodable
 from clara.errors import InputError
 from clara.memory.batches import plan_batches
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from clara.index.search import MemoryIndex
 
 QUERY_BATCH_TOKENS = 2048
+
+_DEFAULTS = Retrieval()
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,12 @@ class Retriever:
     """Finds rows of a MEMORY for questions, and answers from them."""
 
     def __init__(
-        self, model: ClaraModel, store: MemoryStore, index: "MemoryIndex | None" = None, *, first_level: int = 200
+        self,
+        model: ClaraModel,
+        store: MemoryStore,
+        index: "MemoryIndex | None" = None,
+        *,
+        first_level: int = _DEFAULTS.first_level,
     ) -> None:
         """Take parts that fit each other; `open` checks that they do.
 
@@ -80,7 +88,7 @@ class Retriever:
         *,
         backbone: str = "",
         device: str = "cpu",
-        first_level: int = 200,
+        first_level: int = _DEFAULTS.first_level,
         accept_stale: bool = False,
     ) -> "Retriever":
         """Open the three artefacts; the model computes in the dtype that MEMORY was made in.

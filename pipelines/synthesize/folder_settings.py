@@ -11,10 +11,10 @@ class FolderSettings:
     """Which model, and how it is run. See the command's flags."""
 
     path: str
-    device: str = "cpu"
-    dtype: str = "bfloat16"
-    max_reply_tokens: int = 1024
-    batch_tokens: int = 16384
+    device: str
+    dtype: str
+    max_reply_tokens: int
+    batch_tokens: int
     template_arguments: tuple[tuple[str, Any], ...] = ()
 
     def identity(self) -> dict[str, Any]:

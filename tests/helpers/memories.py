@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from clara.arrays import Floats
+from clara.config.tree import Retrieval
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
@@ -13,6 +14,7 @@ from clara.memory.store import complete_memory
 from clara.storage.manifest import write_manifest
 
 M, D = 2, 12
+FIRST_LEVEL = Retrieval().first_level
 
 
 def chunk(number: int) -> Chunk:

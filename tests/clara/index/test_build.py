@@ -20,7 +20,7 @@ from clara.memory.keys import key_projection
 from clara.memory.shards import write_shard
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import read_manifest
-from tests.helpers.memories import D, M, chunk, random_memory, write_memory
+from tests.helpers.memories import FIRST_LEVEL, D, M, chunk, random_memory, write_memory
 
 ROWS = 1200
 FACTORIES = ["IVF16,SQfp16", "IVF8,PQ6x4", "IVF8,Flat"]
@@ -181,13 +181,16 @@ def test_a_parent_whose_overlays_are_gone_is_not_trusted(
 
 def test_recall_on_a_sample_of_shards_bounds_the_recall_from_below(tmp_path: Path) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(ROWS), key_size=12, num_shards=12)
-    build(memory, tmp_path / "index", Build("Flat", measurement=Measurement(num_queries=0)))
+    build(memory, tmp_path / "index", Build("Flat", measurement=Measurement(FIRST_LEVEL, num_queries=0)))
     index = MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory))
     row_bytes, level = 2 * M * D, 200
     estimates = []
     for seed in range(12):
         sample = Recall(
-            index, Measurement(num_queries=60, most_bytes=ROWS * row_bytes // 3), seed=seed, row_bytes=row_bytes
+            index,
+            Measurement(FIRST_LEVEL, num_queries=60, most_bytes=ROWS * row_bytes // 3),
+            seed=seed,
+            row_bytes=row_bytes,
         )
         assert sample.rows_compared < ROWS / 2.5
         assert 150 <= sample.num_queries <= 270  # fewer rows, more queries
@@ -242,6 +245,6 @@ def test_kinds_without_lists_are_built_too(tmp_path: Path, memory_dir: Path) -> 
     for factory in ("HNSW8", "SQ8", "IVF8,PQ6x4fs"):
         build_index(memory_dir, tmp_path / factory, factory, num_queries=0)
         found, _ = MemoryIndex.open(tmp_path / factory, MemoryStore.open(memory_dir)).search(
-            random_memory(3, seed=7), 5
+            random_memory(3, seed=7), 5, FIRST_LEVEL
         )
         assert (found >= 0).all()

@@ -20,7 +20,7 @@ from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash, read_manifest
 from pipelines.build_index import main
-from tests.helpers.memories import D, M, chunk, random_memory, write_memory
+from tests.helpers.memories import FIRST_LEVEL, D, M, chunk, random_memory, write_memory
 
 
 def brute_force(store: MemoryStore, query: Floats, k: int, exclude: set[int] = frozenset()) -> list[tuple[int, float]]:  # type: ignore[assignment]
@@ -97,7 +97,9 @@ def test_excluded_rows_make_room_for_the_next(store: MemoryStore, index: MemoryI
 def test_fewer_rows_than_asked_are_filled_with_minus_one(tmp_path: Path) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(4))
     build_index(memory, tmp_path / "index")
-    rows, scores = MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory)).search(random_memory(1), 6)
+    rows, scores = MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory)).search(
+        random_memory(1), 6, FIRST_LEVEL
+    )
     assert (rows[0, :4] >= 0).all()
     assert rows[0, 4:].tolist() == [-1, -1]
     assert np.isneginf(scores[0, 4:]).all()
@@ -107,10 +109,10 @@ def test_where_every_row_is_excluded_nothing_is_found(store: MemoryStore, index:
     query = random_memory(2, seed=5)
     every = set(store.row_ids.tolist())
     for barred in ([every, every], [every, set()]):
-        rows, scores = index.search(query, 3, exclude=barred)
+        rows, scores = index.search(query, 3, FIRST_LEVEL, exclude=barred)
         assert rows[0].tolist() == [-1, -1, -1]
         assert np.isneginf(scores[0]).all()
-    assert np.array_equal(rows[1], index.search(query, 3)[0][1])
+    assert np.array_equal(rows[1], index.search(query, 3, FIRST_LEVEL)[0][1])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
@@ -118,21 +120,21 @@ def test_a_query_that_is_not_finite_finds_nothing_and_harms_no_other(
     index: MemoryIndex, bad: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     query = random_memory(4, seed=5)
-    wanted = index.search(query, 3)
+    wanted = index.search(query, 3, FIRST_LEVEL)
     query[1, 0, 0] = query[3, 1, 2] = bad
-    rows, scores = index.search(query, 3)
+    rows, scores = index.search(query, 3, FIRST_LEVEL)
     for found, before, nothing in ((rows, wanted[0], -1), (scores, wanted[1], -np.inf)):
         assert np.array_equal(found[[0, 2]], before[[0, 2]])
         assert (found[[1, 3]] == nothing).all()
     assert "2 of 4 queries are not finite" in caplog.text
-    assert (index.search(query[[1, 3]], 3)[0] == -1).all()
+    assert (index.search(query[[1, 3]], 3, FIRST_LEVEL)[0] == -1).all()
 
 
 def test_equal_scores_come_by_row_id(tmp_path: Path) -> None:
     memory = write_memory(tmp_path / "memory", np.repeat(random_memory(1), 20, axis=0))
     build_index(memory, tmp_path / "index")
     store = MemoryStore.open(memory)
-    rows, _ = MemoryIndex.open(tmp_path / "index", store).search(random_memory(1, seed=9), 20)
+    rows, _ = MemoryIndex.open(tmp_path / "index", store).search(random_memory(1, seed=9), 20, FIRST_LEVEL)
     assert rows[0].tolist() == store.row_ids.tolist()
 
 
@@ -166,7 +168,7 @@ def test_zero_memories_score_zero(tmp_path: Path) -> None:
     memory = write_memory(tmp_path / "memory", values)
     build_index(memory, tmp_path / "index")
     rows, scores = MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory)).search(
-        np.zeros((1, M, D), np.float32), 3
+        np.zeros((1, M, D), np.float32), 3, FIRST_LEVEL
     )
     assert sorted(rows[0].tolist()) == rows[0].tolist()
     assert scores.tolist() == [[0, 0, 0]]
@@ -174,7 +176,10 @@ def test_zero_memories_score_zero(tmp_path: Path) -> None:
 
 def test_a_torch_query_is_the_same(index: MemoryIndex) -> None:
     query = random_memory(2, seed=6)
-    assert np.array_equal(index.search(torch.from_numpy(query).requires_grad_(), 3)[0], index.search(query, 3)[0])
+    assert np.array_equal(
+        index.search(torch.from_numpy(query).requires_grad_(), 3, FIRST_LEVEL)[0],
+        index.search(query, 3, FIRST_LEVEL)[0],
+    )
 
 
 def test_removed_rows_are_not_indexed(tmp_path: Path) -> None:
@@ -238,7 +243,7 @@ def test_another_memory_is_refused_with_both_hashes(tmp_path: Path, memory_dir: 
 
 def test_bad_queries_are_refused(index: MemoryIndex) -> None:
     with pytest.raises(InputError, match=r"expected \[B, 2, 12\]"):
-        index.search(np.zeros((1, M, D + 1), np.float32), 3)
+        index.search(np.zeros((1, M, D + 1), np.float32), 3, FIRST_LEVEL)
     with pytest.raises(InputError, match="k ≤ first_level"):
         index.search(random_memory(1), 30, first_level=20)
 
@@ -375,4 +380,4 @@ def test_help_says_what_recall_is_measured_with(capsys: pytest.CaptureFixture[st
     assert "rows of the INDEX itself as queries: each one's memory plus Gaussian noise of half its length" in output
     assert "No row is held back" in output
     # The number that the words state.
-    assert Measurement().noise == 0.5
+    assert Measurement(FIRST_LEVEL).noise == 0.5

@@ -24,7 +24,7 @@ opened = MemoryIndex.open(index, store)
 lists = faiss.try_extract_index_ivf(opened.faiss)
 if lists is not None:
     lists.nprobe = lists.nlist
-opened.search(store.memory(store.row_ids[:5]), 10)
+opened.search(store.memory(store.row_ids[:5]), 10, 200)
 print("searched", flush=True)
 sys.stdin.readline()
 inside, figures = False, {}

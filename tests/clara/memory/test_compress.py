@@ -339,9 +339,11 @@ def test_reencoding_goes_on_where_it_stood(tmp_path: Path) -> None:
 def test_reencoding_refuses_what_could_not_be_switched_to(tmp_path: Path) -> None:
     store = build(tmp_path / "old", WordHashes(), FINGERPRINT)
     with pytest.raises(InputError, match="max_tokens: 96 stored, 128 now"):
-        reencode(store, WordHashes(), tmp_path / "new", fingerprint=replace(FINGERPRINT, max_tokens=128))
+        reencode(
+            store, WordHashes(), tmp_path / "new", fingerprint=replace(FINGERPRINT, max_tokens=128), batch_tokens=200
+        )
     with pytest.raises(InputError, match="is the MEMORY that is re-encoded"):
-        reencode(store, WordHashes(), tmp_path / "old", fingerprint=FINGERPRINT)
+        reencode(store, WordHashes(), tmp_path / "old", fingerprint=FINGERPRINT, batch_tokens=200)
 
 
 def test_a_version_without_every_row_is_refused(tmp_path: Path) -> None:
@@ -351,7 +353,7 @@ def test_a_version_without_every_row_is_refused(tmp_path: Path) -> None:
 
     store = build(tmp_path / "old", WordHashes(), FINGERPRINT)
     with pytest.raises(InputError, match=f"1 rows not compressed, first {CHUNKS[0].chunk_id}: RuntimeError: poisoned"):
-        reencode(store, Poisoned(), tmp_path / "new", fingerprint=FINGERPRINT)
+        reencode(store, Poisoned(), tmp_path / "new", fingerprint=FINGERPRINT, batch_tokens=200)
     assert not (tmp_path / "new" / "manifest.json").exists()
 
 

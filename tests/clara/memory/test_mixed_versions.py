@@ -221,11 +221,16 @@ def test_what_cannot_be_encoded_again_is_refused(places: Path, tmp_path: Path, t
     model, fingerprint = compressors(places, tiny_checkpoint)[1]
     store = MemoryStore.open(places / "v0")
     with pytest.raises(InputError, match="choose at least one"):
-        reencode_rows(store, [], model, tmp_path, fingerprint=fingerprint)
+        reencode_rows(store, [], model, tmp_path, fingerprint=fingerprint, batch_tokens=1024)
     with pytest.raises(InputError, match="not a live row"):
-        reencode_rows(store, [1], model, tmp_path, fingerprint=fingerprint)
+        reencode_rows(store, [1], model, tmp_path, fingerprint=fingerprint, batch_tokens=1024)
     with pytest.raises(InputError, match="cannot be re-encoded with other settings"):
         reencode_rows(
-            store, store.row_ids[:1], model, tmp_path, fingerprint=dataclasses.replace(fingerprint, max_tokens=5)
+            store,
+            store.row_ids[:1],
+            model,
+            tmp_path,
+            fingerprint=dataclasses.replace(fingerprint, max_tokens=5),
+            batch_tokens=1024,
         )
     assert not any(tmp_path.iterdir())

@@ -37,6 +37,7 @@ from pipelines import compact as compact_command
 from pipelines.build_memory.command import main
 from tests.helpers import tiny
 from tests.helpers.fuzz import examples
+from tests.helpers.memories import FIRST_LEVEL
 
 M, D = 2, 6
 FINGERPRINT = Fingerprint("b", "c", "t", "float32", M, D, "none", True, 96, 0, M * D, 0)
@@ -311,7 +312,7 @@ def test_the_job_updates_and_compacts(
     run(tiny_checkpoint, corpus, tmp_path / "v1", "--update", str(tmp_path / "v0"))
     assert "up to date" in capsys.readouterr().out
     build_index(tmp_path / "v1", tmp_path / "index", num_queries=0)
-    found, scores = MemoryIndex.open(tmp_path / "index", store).search(store.memory(store.row_ids[:5]), 1)
+    found, scores = MemoryIndex.open(tmp_path / "index", store).search(store.memory(store.row_ids[:5]), 1, FIRST_LEVEL)
     assert found[:, 0].tolist() == store.row_ids[:5].tolist()
     assert np.allclose(scores, 1, atol=1e-5)
     assert compact_command.main(["--memory", str(tmp_path / "v1"), "--output", str(tmp_path / "plain")]) == 0
@@ -345,7 +346,7 @@ def test_the_job_stores_by_codec_and_an_update_keeps_it(tiny_checkpoint: Path, t
     assert new.codec == codec
     assert np.array_equal(new.memory(both), store.memory(both))
     build_index(tmp_path / "v1", tmp_path / "index", num_queries=0)
-    found, _ = MemoryIndex.open(tmp_path / "index", new).search(new.memory(new.row_ids[:9]), 1)
+    found, _ = MemoryIndex.open(tmp_path / "index", new).search(new.memory(new.row_ids[:9]), 1, FIRST_LEVEL)
     assert found[:, 0].tolist() == new.row_ids[:9].tolist()
 
 

@@ -14,17 +14,21 @@ from clara.model.prompts import PromptBuilder
 from clara.storage.folders import sha256_file
 from clara.storage.manifest import manifest_hash, read_manifest
 from pipelines.synthesize.command import main
+from pipelines.synthesize.defaults import FOLDER_DEFAULTS
 from pipelines.synthesize.folder_settings import FolderSettings
 from pipelines.synthesize.local_model import FolderModel
 from pipelines.synthesize.prompts import Request, load_templates
 from tests.helpers import tiny
 
+BATCH_TOKENS = FOLDER_DEFAULTS["batch_tokens"]
 TEXT = "Arlen sits on the Tamo."
 PARAPHRASE, YES = '{"paraphrase": "On the Tamo sits Arlen."}', '{"verdict": "yes"}'
 
 
 def settings(folder: Path, **given: int) -> FolderSettings:
-    return FolderSettings(str(folder), dtype="float32", **({"max_reply_tokens": 12} | given))  # type: ignore[arg-type]
+    return FolderSettings(
+        str(folder), "cpu", "float32", given.get("max_reply_tokens", 12), given.get("batch_tokens", BATCH_TOKENS)
+    )
 
 
 def requests() -> list[Request]:

@@ -26,7 +26,7 @@ from clara.index.share import open_share, why_whole
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash, read_manifest
 from tests.helpers.joint_world import World
-from tests.helpers.memories import M, random_memory, write_memory
+from tests.helpers.memories import FIRST_LEVEL, M, random_memory, write_memory
 from tests.helpers.ray_cluster import local_ray
 from training import joint
 from training.launch.search_servers import SearchLostError, SearchServer, Servers
@@ -80,7 +80,7 @@ def equal(one: ServedIndex, other: MemoryIndex) -> None:
     alone = [one.search(query[n : n + 1], 10, first_level=40) for n in range(len(query))]
     assert np.array_equal(np.concatenate([a[0] for a in alone]), other.search(query, 10, first_level=40)[0])
     barred[1], query[2] = set(other.store.row_ids.tolist()), np.nan
-    first, second = one.search(query, 5, exclude=barred), other.search(query, 5, exclude=barred)
+    first, second = (each.search(query, 5, FIRST_LEVEL, barred) for each in (one, other))
     assert np.array_equal(first[0], second[0])
     assert np.array_equal(first[1], second[1])
     assert (first[0][1:3] == -1).all()
@@ -232,7 +232,7 @@ def test_a_server_that_stays_away_is_reported_within_the_time_limit(
     with pytest.raises(
         SearchLostError, match=r"no answer to best_keys within retrieval.search_seconds = 8 from search-\w+-0-of-3"
     ):
-        other.search(random_memory(1), 5)
+        other.search(random_memory(1), 5, FIRST_LEVEL)
     assert 8 <= time.monotonic() - began < 60
     # One that hangs is no better.
     index, _ = open_servers(memory_dir, indices["Flat"], search_seconds=120.0)
@@ -241,7 +241,7 @@ def test_a_server_that_stays_away_is_reported_within_the_time_limit(
     try:
         slow, _ = open_servers(memory_dir, indices["Flat"], owner=False, search_seconds=8.0)
         with pytest.raises(SearchLostError, match="starting, or busy, or its node is lost"):
-            slow.search(random_memory(1), 5)
+            slow.search(random_memory(1), 5, FIRST_LEVEL)
     finally:
         os.kill(process, signal.SIGCONT)
         index.servers.stop()
@@ -253,7 +253,7 @@ def test_the_caller_reports_what_is_wrong_with_an_index(cluster: None, memory_di
     build_index(memory_dir, tmp_path / "index", "HNSW8", num_queries=0)
     index, _ = open_servers(memory_dir, tmp_path / "index")
     with pytest.raises(InputError, match="can't be shared out"):
-        index.search(random_memory(1), 5)
+        index.search(random_memory(1), 5, FIRST_LEVEL)
     index.servers.stop()
 
 
