@@ -205,7 +205,7 @@ class _Work:
         self._set_probes()
         index = faiss.IndexIDMap(self._trained)
         with self._bar("add", len(self._store), "row") as advance:
-            for rows in pieces_of(self._store):
+            for rows in pieces_of(self._store, ADD_ROWS):
                 index.add_with_ids(self._store.keys(rows), rows)
                 advance(len(rows))
         _write(index, self.folder / FILE)

@@ -1,7 +1,7 @@
 """The dense part of an INDEX: a vector of an embedding model for title and text of each row, in float16."""
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,7 +104,7 @@ class _Embedding:
 
 def _build(store: MemoryStore, directory: Path, embedding: _Embedding, on_progress: Callable[[int], None]) -> None:
     blocks = directory / f"dense-{embedding.encoder.hash[:16]}"
-    for number, rows in enumerate(_blocks(store)):
+    for number, rows in enumerate(pieces_of(store, _ROWS_AT_ONCE)):
         path = blocks / f"{number:06d}.npy"
         if not path.is_file():
             buffer = io.BytesIO()
@@ -114,15 +114,9 @@ def _build(store: MemoryStore, directory: Path, embedding: _Embedding, on_progre
     (directory / NAME).mkdir(exist_ok=True)
     shape = (len(store), embedding.size)
     vectors = np.lib.format.open_memmap(directory / NAME / _FILE, "w+", np.float16, shape)
-    for number, rows in enumerate(_blocks(store)):
+    for number, rows in enumerate(pieces_of(store, _ROWS_AT_ONCE)):
         vectors[np.searchsorted(store.row_ids, rows)] = np.load(blocks / f"{number:06d}.npy")
     vectors.flush()
-
-
-def _blocks(store: MemoryStore) -> Iterator[Ids]:
-    for piece in pieces_of(store):
-        for begin in range(0, len(piece), _ROWS_AT_ONCE):
-            yield piece[begin : begin + _ROWS_AT_ONCE]
 
 
 def open_dense(artefact: Artefact, encoder: "DenseEncoder") -> NDArray[np.float16]:

@@ -11,11 +11,11 @@ from clara.storage.manifest import hash_of
 ADD_ROWS = 65_536
 
 
-def pieces_of(store: MemoryStore) -> Iterator[Ids]:
-    """Row ids of all rows, shard by shard, in pieces that are added at once."""
+def pieces_of(store: MemoryStore, num_rows: int) -> Iterator[Ids]:
+    """Row ids of all rows, shard by shard, in pieces of `num_rows`; the last piece of a shard may be smaller."""
     for _, rows in store.iter_shards():
-        for begin in range(0, len(rows), ADD_ROWS):
-            yield rows[begin : begin + ADD_ROWS]
+        for begin in range(0, len(rows), num_rows):
+            yield rows[begin : begin + num_rows]
 
 
 def parts_of(store: MemoryStore, rows_of_part: int, without: Ids | None) -> Iterator[Ids]:

@@ -165,18 +165,16 @@ def _count(store: MemoryStore, scratch: Path, on_progress: Callable[[int], None]
     num_rows, written = np.zeros(0, np.int64), 0
     paths = scratch / "words.bin", scratch / "counts.bin"
     with open(paths[0], "wb") as words_file, open(paths[1], "wb") as counts_file:
-        for piece in pieces_of(store):
-            for begin in range(0, len(piece), _ROWS_AT_ONCE):
-                rows = piece[begin : begin + _ROWS_AT_ONCE]
-                positions = np.searchsorted(store.row_ids, rows)
-                words, counts, sizes[positions], lengths[positions] = _count_rows(store, rows, known)
-                words.tofile(words_file)
-                counts.tofile(counts_file)
-                begins[positions] = written + np.cumsum(sizes[positions]) - sizes[positions]
-                written += len(words)
-                num_rows = np.pad(num_rows, (0, len(known) - len(num_rows)))
-                num_rows += np.bincount(words, minlength=len(known))
-                on_progress(len(rows))
+        for rows in pieces_of(store, _ROWS_AT_ONCE):
+            positions = np.searchsorted(store.row_ids, rows)
+            words, counts, sizes[positions], lengths[positions] = _count_rows(store, rows, known)
+            words.tofile(words_file)
+            counts.tofile(counts_file)
+            begins[positions] = written + np.cumsum(sizes[positions]) - sizes[positions]
+            written += len(words)
+            num_rows = np.pad(num_rows, (0, len(known) - len(num_rows)))
+            num_rows += np.bincount(words, minlength=len(known))
+            on_progress(len(rows))
     mapped = [np.memmap(path, np.int32, "r") if written else np.zeros(0, np.int32) for path in paths]
     return _Counted(list(known), num_rows, mapped[0], mapped[1], begins, sizes, lengths)
 

@@ -137,7 +137,7 @@ def test_an_interrupted_build_goes_on_from_finished_blocks(
     with pytest.raises(KeyboardInterrupt):
         build(memory, tmp_path / "index", dense=encoder)
     build(memory, tmp_path / "index", dense=encoder)
-    blocks = len(list(clara.index.dense._blocks(MemoryStore.open(memory))))
+    blocks = len(list(clara.index.dense.pieces_of(MemoryStore.open(memory), 16)))
     assert len(calls) == blocks + 1
     np.testing.assert_allclose(
         np.load(tmp_path / "index" / NAME / "vectors.npy"), np.load(index / NAME / "vectors.npy"), atol=1e-3
