@@ -2,11 +2,25 @@
 
 import sys
 import time
+from contextlib import suppress
 
 from tqdm import tqdm
+from tqdm.utils import ObjectWrapper
 
 LINE_SECONDS = 30.0
 _LINE = "{desc}: {n_fmt} of {total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+class _Output(ObjectWrapper):
+    """Standard error, whose own faults do not end the work: a log file on a full disk, a terminal that has gone."""
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._wrapped.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._wrapped.flush()
 
 
 class Progress(tqdm):
@@ -36,7 +50,7 @@ class Progress(tqdm):
             disable=not shown,
             dynamic_ncols=self._terminal,
             bar_format=None if self._terminal else _LINE,
-            file=sys.stderr,
+            file=_Output(sys.stderr),
             miniters=1,
         )
 

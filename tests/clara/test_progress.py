@@ -1,5 +1,6 @@
 """Progress on a terminal and in a log."""
 
+import errno
 import io
 import time
 
@@ -59,3 +60,15 @@ def test_a_terminal_has_a_bar(monkeypatch: pytest.MonkeyPatch, clock: list[float
 @pytest.mark.parametrize("terminal", [False, True])
 def test_what_is_not_shown_writes_nothing(terminal: bool, monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
     assert shown(monkeypatch, clock, terminal=terminal, shown=False) == ""
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_log_without_room_does_not_end_the_work(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    class Full(Stream):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(f"{__name__}.Stream", Full)
+    assert shown(monkeypatch, clock, terminal=terminal) == ""
