@@ -60,7 +60,8 @@ def search_ours(folder: Path, output: Path, candidates: int, threads: int) -> di
     """Search the INDEX that pipelines.build_index made: first level alone, and both."""
     import faiss
 
-    from clara.index.search import IndexedRows, MemoryIndex
+    from clara.index.indexed_rows import IndexedRows
+    from clara.index.search import MemoryIndex
     from clara.memory.store import MemoryStore
 
     faiss.omp_set_num_threads(threads)
@@ -69,7 +70,7 @@ def search_ours(folder: Path, output: Path, candidates: int, threads: int) -> di
     index = MemoryIndex.open(output / "index", store)
     opened = time.monotonic() - began
     keys, query = np.load(folder / "query-keys.npy"), np.load(folder / "query.npy")
-    rows = IndexedRows(store, index.faiss)
+    rows = IndexedRows(index.keys, index.faiss)
     ranked = [ids for ids, _ in rows.best_keys(keys, candidates)]
     found = np.stack([np.pad(ids, (0, candidates - len(ids)), constant_values=-1) for ids in ranked])
     np.save(output / "found.npy", found)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from clara.data.records import Chunk
-from clara.index.recall import exact_among
+from clara.index.recall import exact_search
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
 from clara.memory.shards import shard_name, write_shard
@@ -76,7 +76,7 @@ def make_queries(folder: Path, count: int, num_exact: int, seed: int = 1) -> Non
     query = memory + NOISE * lengths / np.sqrt(TOKENS * WIDTH) * rng.standard_normal(memory.shape, np.float32)
     np.save(folder / "query.npy", query)
     np.save(folder / "query-keys.npy", key_projection(TOKENS, WIDTH, KEY, 0).keys(query))
-    np.save(folder / "exact.npy", exact_among(store, [r for _, r in store.iter_shards()], query[:num_exact], 10)[0])
+    np.save(folder / "exact.npy", exact_search(store, query[:num_exact], 10))
 
 
 def make_plain_keys(folder: Path) -> None:

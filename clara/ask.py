@@ -41,6 +41,7 @@ def parser() -> Command:
     add_setting(parser, "backbone.path", "--backbone", metavar="DIR")
     add_setting(parser, "serving.num_selected", metavar="K")
     add_setting(parser, "retrieval.first_level", metavar="L")
+    add_setting(parser, "retrieval.exact_rows")
     add_setting(parser, "serving.max_new_tokens")
     add_setting(parser, "device")
     add_setting(parser, "serving.verify")
@@ -84,6 +85,7 @@ def main(argv: list[str], resolve: Callable[[str, str], str] = by_folder_only) -
         backbone=options.backbone,
         device=options.device,
         first_level=options.first_level,
+        exact_rows=options.exact_rows,
     )
     if options.dry_run:
         fingerprint = retriever.store.fingerprint[:16]

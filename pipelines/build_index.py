@@ -1,6 +1,7 @@
 """INDEX over a MEMORY: FAISS over its keys, the words of its texts for BM25, and dense vectors on request.
 
 python -m pipelines.build_index --memory DIR --output DIR
+python -m pipelines.build_index --memory DIR --output DIR --checkpoint DIR     (for the score of a CHECKPOINT)
 
 Recall@10 is measured against exact search, with rows of the INDEX itself as queries: each one's memory plus Gaussian
 noise of half its length. No row is held back from the INDEX. Questions that a query reasoner encodes may be farther
@@ -20,7 +21,7 @@ from clara.storage.manifest import refuse_other
 from pipelines.job.artefact_job import ArtefactJob, nothing
 
 if TYPE_CHECKING:
-    from clara.index.build import Build
+    from clara.index.recipe import Build
 
 
 def parser() -> Command:
@@ -28,10 +29,17 @@ def parser() -> Command:
     found = Command("pipelines.build_index", __doc__)
     add_setting(found, "memory", metavar="DIR", required=True)
     add_setting(found, "output", metavar="DIR", required=True)
+    add_setting(
+        found,
+        "checkpoint",
+        metavar="DIR",
+        note="the INDEX is for its score; empty: for the published score",
+    )
     add_setting(found, "retrieval.factory")
     add_setting(found, "index_job.probes")
     add_setting(found, "seed")
     add_setting(found, "retrieval.first_level", metavar="L")
+    add_setting(found, "retrieval.exact_rows")
     for name in ("queries", "measure_gib", "recall_floor", "strict_recall", "gpu"):
         add_setting(found, f"index_job.{name}")
     add_setting(found, "index_job.parent", metavar="DIR")
@@ -65,9 +73,11 @@ def check(config: Config) -> None:
 
 def build_of(config: Config, *, progress: bool) -> "Build":
     """How the INDEX is built."""
-    from clara.index.build import Build
     from clara.index.recall import Measurement
+    from clara.index.recipe import Build
     from clara.index.search import KIND
+    from clara.model.array_geometry import PUBLISHED
+    from clara.model.artefact import Checkpoint
 
     job, dense = config.index_job, None
     if config.retrieval.dense_model:
@@ -87,6 +97,8 @@ def build_of(config: Config, *, progress: bool) -> "Build":
         dense=dense,
         parent=Artefact.open(job.parent, KIND) if job.parent else None,
         progress=progress,
+        score=Checkpoint.open(config.checkpoint, lazy=True).settings.score if config.checkpoint else PUBLISHED,
+        exact_rows=config.retrieval.exact_rows,
     )
 
 
@@ -94,9 +106,11 @@ def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
     check(options.config)
-    from clara.index.build import build, recipe_of
+    from clara.index.build import build
     from clara.index.factory import check_kind
     from clara.index.gpu import require_gpu
+    from clara.index.keys import IndexKeys
+    from clara.index.recipe import recipe_of
     from clara.index.search import KIND
 
     how = build_of(options.config, progress=not options.quiet)
@@ -106,9 +120,10 @@ def main(argv: list[str]) -> int:
         if how.gpu:
             require_gpu()
         store = MemoryStore.open(options.memory)
-        recipe = recipe_of(store, how)
-        check_kind(store, recipe["factory"], how.probes)
-        return {**recipe, "rows": len(store), "key_size": store.key_size, "output": options.output}
+        keys = IndexKeys(store, how.score)
+        recipe = recipe_of(keys, how)
+        check_kind(keys, recipe["factory"], how.probes)
+        return {**recipe, "rows": len(store), "key_size": keys.size, "output": options.output}
 
     def report(manifest: Mapping[str, Any]) -> None:
         print(

@@ -131,6 +131,7 @@ def parser() -> Command:
     add_setting(parser, "serving.num_selected", metavar="K", note="not set: as evaluated")
     add_setting(parser, "serving.max_new_tokens")
     add_setting(parser, "retrieval.first_level", metavar="L")
+    add_setting(parser, "retrieval.exact_rows")
     add_setting(parser, "device")
     parser.add_argument(
         "--metrics",
@@ -184,6 +185,7 @@ def main(argv: list[str]) -> int:
         else int(settings_evaluated(options.evaluation)["num_selected"]),
         max_new_tokens=options.max_new_tokens,
         first_level=options.first_level,
+        exact_rows=options.exact_rows,
         device=options.device,
     )
     metrics = options.metrics or metrics_beside(options.checkpoint)

@@ -33,6 +33,11 @@ class Retrieval(Section):
         "in a refresh, that of the run's INDEX",
     )
     first_level: int = Field(200, ge=1, description="L, candidates from the INDEX whose exact scores are then computed")
+    exact_rows: int = Field(
+        5000,
+        ge=0,
+        description="a MEMORY of at most so many rows is searched exactly, as if L were their number; 0: never",
+    )
     dense_model: str = Field(
         "",
         description="sentence-transformers folder: an INDEX is built with its vectors of all rows, "

@@ -10,9 +10,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import faiss
 
@@ -22,13 +21,14 @@ from clara.errors import InputError
 from clara.index import parts
 from clara.index.dense import NAME as DENSE
 from clara.index.dense import make_dense
-from clara.index.factory import check_kind, refused_by_faiss, resolve_factory, train
+from clara.index.factory import check_kind, refused_by_faiss, train
 from clara.index.gpu import quantizer_on_gpu, require_gpu
 from clara.index.ivf_file import Source, bytes_of_row, emptied, has_lists, ids_of, merge, read_mapped
-from clara.index.recall import FLOOR, RECALL_FLOOR, Measurement, enforce_recall_floor, measure, with_floor
+from clara.index.keys import IndexKeys
+from clara.index.recall import FLOOR, Measurement, enforce_recall_floor, measure, with_floor
+from clara.index.recipe import Build, recipe_of
 from clara.index.rows import ADD_ROWS, parts_of, pieces_of, sources_of, unchanged_rows
 from clara.index.search import FILE, KIND, MemoryIndex, check_rows
-from clara.index.tokens import TOKENISER
 from clara.index.words import NAME as WORDS
 from clara.index.words import make_words
 from clara.memory.store import MemoryStore
@@ -39,51 +39,11 @@ from clara.storage.manifest import MANIFEST, canonical_json, file_entry, make_di
 from clara.storage.paths import Name, is_url
 from clara.storage.transfer import published
 
-if TYPE_CHECKING:
-    from clara.index.embedding import DenseEncoder
-
 _DEFAULTS = Retrieval()
 BUILD, TRAINED = ".build", "trained.faiss"
 _PART_BYTES = 128 * 2**20
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Build:
-    """How an INDEX is built and what is asked of it.
-
-    Attributes:
-        factory: FAISS factory string, or `auto`.
-        seed: draws the training sample and what recall is measured with.
-        probes: inverted lists that a query looks into; 0: a sixteenth of them, 8 at least.
-        measurement: of recall.
-        recall_floor: a lower recall is warned of.
-        strict_recall: it is refused instead.
-        gpu: k-means and the assignment to lists run on a CUDA device.
-        verify: read every byte of the MEMORY against its sha256 before.
-        parent: INDEX of an earlier version, from which the training and unchanged rows are reused; None: none.
-        words: write the words part, which BM25 searches.
-        dense: model whose vectors of all rows are written; None: none, but for those of `parts_from`.
-        parts_from: INDEX whose words and dense vectors are linked where its rows are the same; None: the parent.
-        progress: show bars.
-        mixed: take a MEMORY of several versions too, within a joint run.
-    """
-
-    factory: str = "auto"
-    seed: int = 0
-    probes: int = 0
-    measurement: Measurement = field(default_factory=lambda: Measurement(_DEFAULTS.first_level))
-    recall_floor: float = RECALL_FLOOR
-    strict_recall: bool = False
-    gpu: bool = False
-    verify: bool = False
-    parent: Artefact | None = None
-    words: bool = True
-    dense: "DenseEncoder | None" = None
-    parts_from: Artefact | None = None
-    progress: bool = False
-    mixed: bool = False
 
 
 def build_index(
@@ -121,8 +81,9 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
     store = MemoryStore.open(memory, mixed=how.mixed)
     if not len(store):
         raise InputError(f"{store.name}: has no live row, so there is nothing to index; build it from a corpus")
-    recipe = recipe_of(store, how)
-    check_kind(store, recipe["factory"], how.probes)
+    keys = IndexKeys(store, how.score)
+    recipe = recipe_of(keys, how)
+    check_kind(keys, recipe["factory"], how.probes)
     if up_to_date(output, KIND, recipe):
         manifest = with_floor(output, how.recall_floor)
         enforce_recall_floor(str(output), manifest["measured"], recall_floor=how.recall_floor, strict=how.strict_recall)
@@ -133,14 +94,13 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
     make_directory(output)
     if how.verify:
         store.artefact.verify()
-    with refused_by_faiss(store, recipe["factory"]):
-        work = _Work(store, Path(output) / BUILD, recipe, how)
+    with refused_by_faiss(keys, recipe["factory"]):
+        work = _Work(keys, Path(output) / BUILD, recipe, how)
         file = work.whole() or work.merged()
     index = read_mapped(file)
     check_rows(index, store, str(output))
-    measured = measure(
-        MemoryIndex(store, index), how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress
-    )
+    searched = MemoryIndex(store, index, score=how.score, exact_rows=how.exact_rows)
+    measured = measure(searched, how.measurement, seed=how.seed, recall_floor=how.recall_floor, progress=how.progress)
     enforce_recall_floor(str(output), measured, recall_floor=how.recall_floor, strict=how.strict_recall)
     described = work.make_parts()
     (Path(output) / MANIFEST).unlink(missing_ok=True)
@@ -157,6 +117,7 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
         memory=store.hash,
         sources=sources_of(store),
         factory=recipe["factory"],
+        score=how.score.model_dump(),
         words=described[WORDS],
         dense=described[DENSE],
         measured={key: value for key, value in measured.items() if key != "remedies"},
@@ -165,33 +126,18 @@ def build(memory: Name | Artefact, output: Name, how: Build) -> dict[str, Any]:
     return manifest
 
 
-def recipe_of(store: MemoryStore, how: Build) -> dict[str, Any]:
-    """What determines an INDEX."""
-    measurement = how.measurement
-    dense = how.dense.hash if how.dense is not None else ""
-    return {
-        "memory": store.hash,
-        "factory": resolve_factory(how.factory, len(store), store.key_size),
-        "seed": how.seed,
-        "probes": how.probes,
-        "measurement": [measurement.first_level, measurement.num_queries, measurement.noise, measurement.most_bytes],
-        "parent": how.parent.hash if how.parent else "",
-        "words": TOKENISER if how.words else 0,
-        **({"dense": dense} if dense else {}),
-    }
-
-
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
 class _Work:
     """A build under way, in a folder that another attempt resumes from."""
 
-    def __init__(self, store: MemoryStore, folder: Path, recipe: dict[str, Any], how: Build) -> None:
+    def __init__(self, keys: IndexKeys, folder: Path, recipe: dict[str, Any], how: Build) -> None:
         self.folder = folder
-        self._store, self._how, self._factory = store, how, str(recipe["factory"])
+        self._keys, self._store = keys, keys.store
+        self._how, self._factory = how, str(recipe["factory"])
         # Neither the measurement nor how many lists a query probes touches a part.
-        plan = canonical_json({key: recipe[key] for key in ("memory", "factory", "seed", "parent")})
+        plan = canonical_json({key: recipe[key] for key in ("memory", "factory", "seed", "parent")} | keys.recipe)
         if not (folder / "plan.json").is_file() or (folder / "plan.json").read_text(encoding="utf-8") != plan:
             shutil.rmtree(folder, ignore_errors=True)
             atomic_write(folder / "plan.json", plan)
@@ -206,7 +152,7 @@ class _Work:
         index = faiss.IndexIDMap(self._trained)
         with self._bar("add", len(self._store), "row") as advance:
             for rows in pieces_of(self._store, ADD_ROWS):
-                index.add_with_ids(self._store.keys(rows), rows)
+                index.add_with_ids(self._keys.of_rows(rows), rows)
                 advance(len(rows))
         _write(index, self.folder / FILE)
         return self.folder / FILE
@@ -253,7 +199,7 @@ class _Work:
         with quantizer_on_gpu(part, wanted=self._how.gpu):
             for begin in range(0, len(rows), ADD_ROWS):
                 some = rows[begin : begin + ADD_ROWS]
-                part.add_with_ids(self._store.keys(some), some)
+                part.add_with_ids(self._keys.of_rows(some), some)
                 advance(len(some))
         return part
 
@@ -263,7 +209,7 @@ class _Work:
             if self._parent is not None and self._how.parent is not None:
                 trained = emptied(read_mapped(self._how.parent.folder / FILE))
             else:
-                trained = train(self._store, self._factory, seed=self._how.seed, gpu=self._how.gpu)
+                trained = train(self._keys, self._factory, seed=self._how.seed, gpu=self._how.gpu)
             _write(trained, path)
         return faiss.read_index(str(path))
 
@@ -273,8 +219,8 @@ class _Work:
         if parent is None:
             return None
         manifest, index = parent.manifest, read_mapped(parent.folder / FILE)
-        reason = ""
-        if manifest["factory"] != self._factory or not has_lists(index):
+        reason = self._keys.why_not_those_of(parent)
+        if not reason and (manifest["factory"] != self._factory or not has_lists(index)):
             reason = f"it is {manifest['factory']}, this one {self._factory}, and only inverted lists are taken over"
         taken = None if reason else unchanged_rows(self._store, manifest.get("sources", []), ids_of(index))
         if taken is None or not len(taken):

@@ -13,7 +13,7 @@ import numpy as np
 from clara.arrays import Floats, Ids
 from clara.errors import InputError
 from clara.index.gpu import quantizer_on_gpu
-from clara.memory.store import MemoryStore
+from clara.index.keys import IndexKeys
 
 _FLAT_ROWS = 50_000  # up to here, scanning every key costs less than it would lose
 _CODED_ROWS = 5_000_000  # from here on, keys in float16 are a burden
@@ -27,12 +27,12 @@ _OPQ_ROWS, _OPQ_ITERATIONS, _PQ_ROWS_PER_CENTROID = 16_384, 10, 64
 _log = logging.getLogger(__name__)
 
 
-def resolve_factory(factory: str, num_rows: int, key_size: int = 256) -> str:
+def resolve_factory(factory: str, num_rows: int, key_size: int = 256, flat: str = "Flat") -> str:
     """The FAISS factory string; `auto` chooses by the number of rows: flat, lists of float16, or lists of codes."""
     if factory != "auto":
         return factory
     if num_rows <= _FLAT_ROWS:
-        return "Flat"
+        return flat
     most = _TRAINING_BYTES // (4 * key_size * _TRAINING_ROWS_PER_LIST)
     lists = 2 ** math.floor(math.log2(min(4 * math.sqrt(num_rows) * math.sqrt(2), most)))
     if num_rows <= _CODED_ROWS:
@@ -42,7 +42,7 @@ def resolve_factory(factory: str, num_rows: int, key_size: int = 256) -> str:
 
 
 @contextmanager
-def refused_by_faiss(store: MemoryStore, factory: str) -> Iterator[None]:
+def refused_by_faiss(keys: IndexKeys, factory: str) -> Iterator[None]:
     """Report an error of FAISS in one line.
 
     Raises:
@@ -53,12 +53,12 @@ def refused_by_faiss(store: MemoryStore, factory: str) -> Iterator[None]:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].rpartition("Error: ")[2]
         raise InputError(
-            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: FAISS says {reason!r}; "
+            f"factory {factory!r} for {len(keys)} keys of {keys.size} numbers: FAISS says {reason!r}; "
             "choose another, or auto"
         ) from error
 
 
-def check_kind(store: MemoryStore, factory: str, probes: int) -> None:
+def check_kind(keys: IndexKeys, factory: str, probes: int) -> None:
     """Refuse a kind that can't be built in parts with row ids, or more probes than the index has lists.
 
     Raises:
@@ -71,7 +71,7 @@ def check_kind(store: MemoryStore, factory: str, probes: int) -> None:
         )
     if not probes:
         return
-    inverted = faiss.try_extract_index_ivf(empty_index(store, factory))
+    inverted = faiss.try_extract_index_ivf(empty_index(keys, factory))
     if inverted is None or probes > inverted.nlist:
         there = (
             "has no inverted lists; expected 0"
@@ -81,60 +81,60 @@ def check_kind(store: MemoryStore, factory: str, probes: int) -> None:
         raise InputError(f"probes {probes}: factory {factory!r} {there} to leave the number to the build")
 
 
-def empty_index(store: MemoryStore, factory: str) -> Any:
+def empty_index(keys: IndexKeys, factory: str) -> Any:
     """An index over these keys before it is trained.
 
     Raises:
         InputError: FAISS does not know the factory string (or `auto`).
     """
-    with refused_by_faiss(store, factory):
+    with refused_by_faiss(keys, factory):
         return faiss.index_factory(
-            store.key_size, resolve_factory(factory, len(store), store.key_size), faiss.METRIC_INNER_PRODUCT
+            keys.size, resolve_factory(factory, len(keys), keys.size, keys.flat), faiss.METRIC_INNER_PRODUCT
         )
 
 
-def check_trainable(store: MemoryStore, factory: str) -> None:
+def check_trainable(keys: IndexKeys, factory: str) -> None:
     """Refuse, without training anything, a factory string (or `auto`) that no index over these keys can be built by.
 
     Raises:
         InputError: as raised by `check_kind`, or it has more lists or centroids than there are rows to train them.
     """
-    check_kind(store, factory, 0)
-    index = empty_index(store, factory)
+    check_kind(keys, factory, 0)
+    index = empty_index(keys, factory)
     found = faiss.try_extract_index_ivf(index)
     inverted: Any = faiss.downcast_index(found) if found else None
     lists = inverted.nlist if inverted else 0
     centroids = inverted.pq.ksub if isinstance(inverted, faiss.IndexIVFPQ) else 0
-    if max(lists, centroids) > len(store):
+    if max(lists, centroids) > len(keys):
         raise InputError(
-            f"factory {factory!r} for {len(store)} keys of {store.key_size} numbers: "
+            f"factory {factory!r} for {len(keys)} keys of {keys.size} numbers: "
             f"{lists} lists and {centroids} centroids of codes need as many rows at least; choose another, or auto"
         )
 
 
-def train(store: MemoryStore, factory: str, *, seed: int, gpu: bool = False) -> Any:
+def train(keys: IndexKeys, factory: str, *, seed: int, gpu: bool = False) -> Any:
     """An empty FAISS index, trained on a seeded sample of keys where it needs training.
 
     Raises:
         InputError: FAISS refuses the factory string for these keys.
     """
-    with refused_by_faiss(store, factory):
-        index = empty_index(store, factory)
+    with refused_by_faiss(keys, factory):
+        index = empty_index(keys, factory)
         inverted = faiss.try_extract_index_ivf(index)
         if not index.is_trained:
             most = max(_FLAT_ROWS, _TRAINING_ROWS_PER_LIST * (inverted.nlist if inverted else 0))
-            chosen = np.sort(np.random.default_rng(seed).choice(len(store), min(most, len(store)), replace=False))
-            _log.info("index: training %s on %d of %d keys", factory, len(chosen), len(store))
+            chosen = np.sort(np.random.default_rng(seed).choice(len(keys), min(most, len(keys)), replace=False))
+            _log.info("index: training %s on %d of %d keys", factory, len(chosen), len(keys))
             _bound_training(index)
             with quantizer_on_gpu(index, wanted=gpu):
-                index.train(_keys(store, store.row_ids[chosen]))
+                index.train(_sample(keys, keys.store.row_ids[chosen]))
     return index
 
 
-def _keys(store: MemoryStore, rows: Ids) -> Floats:
-    out = np.empty((len(rows), store.key_size), np.float32)
+def _sample(keys: IndexKeys, rows: Ids) -> Floats:
+    out = np.empty((len(rows), keys.size), np.float32)
     for begin in range(0, len(rows), _READ_ROWS):
-        out[begin : begin + _READ_ROWS] = store.keys(rows[begin : begin + _READ_ROWS])
+        out[begin : begin + _READ_ROWS] = keys.of_rows(rows[begin : begin + _READ_ROWS])
     return out
 
 

@@ -1,6 +1,7 @@
 """Recall of an INDEX's two levels against exact search over the whole payload, or over a stated sample of it.
 
-The queries are rows of the INDEX itself, disturbed: memory plus Gaussian noise of half its length, as it is by default.
+The queries are rows of the INDEX itself, disturbed: memory plus Gaussian noise of half its length, as it is by default,
+both pooled and centred as the score says.
 No row is held back, so each query's own row can be found, and as a rule is the nearest; the other nine of its ten best
 are harder to find. Questions of a query reasoner may be farther from all rows than these do, and the recall of such
 questions may be another: `training.evaluate` measures what is found for them.
@@ -18,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clara.arrays import Floats, Ids
+from clara.config.model import Score
 from clara.errors import InputError
+from clara.index.keys import IndexKeys
 from clara.index.scores import best
 from clara.index.search import KIND, MemoryIndex
 from clara.memory.codec import layout
 from clara.memory.store import MemoryStore
-from clara.model.array_geometry import unit_rows
+from clara.model.array_geometry import PUBLISHED
 from clara.progress import Progress
 from clara.storage.artefact import Artefact
 from clara.storage.folders import atomic_write
@@ -34,31 +37,30 @@ RECALL_AT = 10
 RECALL_FLOOR = 0.9
 FLOOR = "recall_floor"
 """Where a manifest's `made_by` holds it."""
-_BLOCK_BYTES = 64 * 2**20  # decoded payload held at once
 _MARGIN = 1e-6  # of two ways to round a cosine
 _MOST_QUERIES = 1024
 
 _log = logging.getLogger(__name__)
 
 
-def exact_search(store: MemoryStore, query: Floats, k: int) -> Ids:
+def exact_search(store: MemoryStore, query: Floats, k: int, score: Score = PUBLISHED) -> Ids:
     """The k best rows `[B, k]` of queries `[B, M, D]` over every row: reads the whole payload once, block by block."""
-    return exact_among(store, [rows for _, rows in store.iter_shards()], query, k)[0]
+    return exact_among(IndexKeys(store, score), [rows for _, rows in store.iter_shards()], query, k)[0]
 
 
 def exact_among(
-    store: MemoryStore,
+    keys: IndexKeys,
     shards: Sequence[Ids],
     query: Floats,
     k: int,
     on_progress: Callable[[int], None] = lambda rows: None,
 ) -> tuple[Ids, Floats]:
     """The k best rows `[B, k]` and scores of queries `[B, M, D]` among some shards; `on_progress` gets row counts."""
-    unit = unit_rows(query)
+    unit = keys.unit_queries(query)
     rows = np.empty((len(query), 0), np.int64)
     scores = np.empty((len(query), 0), np.float32)
-    for block in _blocks(store, shards):
-        found, read = unit @ unit_rows(store.memory(block)).T, len(block)
+    for block in _blocks(shards, keys.rows_of_block):
+        found, read = unit @ keys.unit_rows(block).T, len(block)
         # Only what may be among the k best is sorted; equal scores at the end all may.
         if len(block) > k:
             least = np.partition(found, len(block) - k, axis=1)[:, len(block) - k]
@@ -72,8 +74,7 @@ def exact_among(
     return rows, scores
 
 
-def _blocks(store: MemoryStore, shards: Sequence[Ids]) -> Iterator[Ids]:
-    size = max(1, _BLOCK_BYTES // (4 * store.num_memory_tokens * store.hidden_size))
+def _blocks(shards: Sequence[Ids], size: int) -> Iterator[Ids]:
     for rows in shards:
         for begin in range(0, len(rows), size):
             yield rows[begin : begin + size]
@@ -132,8 +133,8 @@ class Recall:
         chosen = store.row_ids[np.sort(rng.choice(len(store), min(wanted, len(store)), replace=False))]
         self._index = index
         self._k = min(RECALL_AT, len(store))
-        self._query = _disturbed(store.memory(chosen), how.noise, rng)
-        self._rows, self._scores = exact_among(store, compared, self._query, self._k, on_progress)
+        self._query = _disturbed(index.keys, chosen, how.noise, rng)
+        self._rows, self._scores = exact_among(index.keys, compared, self._query, self._k, on_progress)
 
     @property
     def num_queries(self) -> int:
@@ -145,15 +146,15 @@ class Recall:
 
         Let t be the score of the worst row found. Every row with a higher score that was not found is a miss, and
         recall is at least 1 − misses / 10, as a miss drives out one row found at most. Misses in the sample, divided by
-        its share, estimate all.
+        its share, estimate all. A row whose score equals t is none, as which of equal rows is found does not matter.
         """
         found, scores = self._index.search(self._query, self._k, first_level=max(first_level, self._k))
-        if self.share == 1:
-            return float(np.mean([len(np.intersect1d(a, b)) / self._k for a, b in zip(found, self._rows, strict=True)]))
         missed = [
             np.count_nonzero(~np.isin(rows, own) & (exact > score[-1] + _MARGIN))
             for own, score, rows, exact in zip(found, scores, self._rows, self._scores, strict=True)
         ]
+        if self.share == 1:
+            return float(np.mean([(self._k - number) / self._k for number in missed]))
         return max(0.0, 1.0 - float(np.mean(missed)) / self.share / self._k)
 
     def of_every_list(self, first_level: int) -> float | None:
@@ -168,11 +169,17 @@ class Recall:
             inverted.nprobe = before
 
 
-def _disturbed(memory: Floats, noise: float, rng: np.random.Generator) -> Floats:
-    """Memory with Gaussian noise of `noise` times its length."""
+def _disturbed(keys: IndexKeys, rows: Ids, noise: float, rng: np.random.Generator) -> Floats:
+    """Queries `[n, M, D]`: what the score compares of rows, with Gaussian noise of `noise` times its length."""
+    memory = keys.store.memory(rows)
+    if keys.mean is not None:
+        memory = memory - keys.mean
+    shape = memory.shape
+    if keys.score.pooling == "slot_mean":  # noise of each slot's own would be averaged away
+        memory = memory.mean(axis=1, keepdims=True)
     lengths = np.sqrt(np.square(memory).sum(axis=(1, 2), keepdims=True))
     disturbance: NDArray[np.float64] = noise * lengths / math.sqrt(memory[0].size) * rng.standard_normal(memory.shape)
-    return memory + disturbance.astype(np.float32)
+    return np.broadcast_to(memory + disturbance.astype(np.float32), shape)
 
 
 # --- what it is worth ------------------------------------------------------------------------------------------------
@@ -185,7 +192,7 @@ def measure(
     store = index.store
     measured: dict[str, Any] = {
         "recall_at_10": None,
-        "first_level": max(asked.first_level, min(RECALL_AT, len(store))),
+        "first_level": len(store) if index.exact else max(asked.first_level, min(RECALL_AT, len(store))),
         "num_queries": asked.num_queries,
         "noise": asked.noise,
         "rows_compared": 0,

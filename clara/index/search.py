@@ -1,8 +1,8 @@
 """INDEX: the two levels of retrieval over a MEMORY.
 
-First level: FAISS over the keys, whose inner product is about the flattened cosine; it gives L candidates. Second
-level: the exact flattened cosine of those over the mapped payload. FAISS ids are `row_id`s: every live row, and nothing
-else.
+First level: FAISS over the keys, whose inner product is about the score (`clara.index.keys`); it gives L candidates.
+Second level: the exact score of those over the mapped payload. A MEMORY of few rows has no first level: all rows are
+candidates. FAISS ids are `row_id`s: every live row, and nothing else.
 
 Both levels score a row by itself and order equal scores by `row_id`, so that what is found depends neither on the batch
 of queries nor on how the rows are shared out among owners: one process that maps the whole INDEX, or many that hold a
@@ -11,7 +11,7 @@ part each.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,11 +19,12 @@ import numpy as np
 from clara.arrays import NO_ROW, Floats, Ids
 from clara.config.model import Score
 from clara.errors import InputError
+from clara.index.indexed_rows import IndexedRows
 from clara.index.ivf_file import ids_of, read_mapped
+from clara.index.keys import IndexKeys, named, score_of
 from clara.index.scores import Ranked, best, merged
-from clara.memory.keys import KeyProjection, key_projection
 from clara.memory.store import MemoryStore
-from clara.model.array_geometry import PUBLISHED, unit_rows
+from clara.model.array_geometry import PUBLISHED
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 
@@ -32,58 +33,10 @@ if TYPE_CHECKING:
 
 KIND, FILE = "INDEX", "index.faiss"
 
-_PAYLOAD_BYTES = 256 * 2**20  # second level: decoded payload held at once
+_PAYLOAD_BYTES = 256 * 2**20  # second level: payload of a group of queries
+_CANDIDATE_BYTES = 32  # of a candidate without its payload: ids and scores
 
 _log = logging.getLogger(__name__)
-
-
-# --- one owner of rows -----------------------------------------------------------------------------------------------
-
-
-class IndexedRows:
-    """Some rows of a MEMORY on the machine that stores them: FAISS over their keys, and their payload."""
-
-    def __init__(self, store: MemoryStore, index: Any) -> None:
-        self._store, self._index = store, index
-
-    def best_keys(self, keys: Floats, wanted: int) -> list[Ranked]:
-        """For each of keys `[B, KD]` the rows that suit it best, `wanted` of them or as many as FAISS finds."""
-        found: list[Ranked] = [(np.empty(0, np.int64), np.empty(0, np.float32))] * len(keys)
-        open_numbers, asked = np.arange(len(keys)), min(wanted + 1, self._index.ntotal)
-        while len(open_numbers) and asked:
-            scores, ids = self._index.search(keys[open_numbers], asked)
-            # Where equal scores reach to the end, more of them may follow: which FAISS leaves out is its own choice, so
-            # all are looked at.
-            cut = (
-                (ids[:, -1] >= 0)
-                & (asked > wanted)
-                & (scores[:, min(wanted, asked) - 1] == scores[:, -1])
-                & (asked < self._index.ntotal)
-            )
-            for place in np.flatnonzero(~cut).tolist():
-                there = ids[place] >= 0
-                own, score = ids[place][there], scores[place][there]
-                order = best(score, own, wanted)
-                found[open_numbers[place]] = own[order], score[order]
-            open_numbers, asked = open_numbers[cut], min(2 * asked, self._index.ntotal)
-        return found
-
-    def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
-        """Exact flattened cosine of each query of `[B, M, D]` with its own candidates, each by itself."""
-        # Questions share candidates: each payload row is read once for all of them.
-        union = np.unique(np.concatenate([np.empty(0, np.int64), *candidates]))
-        memory, unit = unit_rows(self._store.memory(union)), unit_rows(query)
-        # In a matrix product a row's rounding depends on its place; a separate sum does not.
-        return [
-            (memory[np.searchsorted(union, own)] * unit[number]).sum(axis=1) for number, own in enumerate(candidates)
-        ]
-
-    def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
-        """Memory `[n, M, D]` of rows."""
-        return self._store.memory(row_ids)
-
-
-# --- searching -------------------------------------------------------------------------------------------------------
 
 
 class TwoLevels(ABC):
@@ -93,17 +46,27 @@ class TwoLevels(ABC):
         store: the MEMORY.
         artefact: the INDEX; None where it has just been built.
         score: by which rows are ranked.
+        keys: what the first level compares.
+        exact: whether all rows are candidates, whatever L is.
     """
 
-    score = PUBLISHED
+    def __init__(
+        self, store: MemoryStore, artefact: Artefact | None = None, score: Score = PUBLISHED, exact_rows: int = 0
+    ) -> None:
+        """Search a MEMORY by a score.
 
-    def __init__(self, store: MemoryStore, artefact: Artefact | None = None) -> None:
-        self.store = store
-        self.artefact = artefact
-        fields = store.fingerprint_fields
-        self._projection: KeyProjection = key_projection(
-            fields.num_memory_tokens, fields.hidden_size, fields.key_size, fields.key_seed
-        )
+        Args:
+            store: the MEMORY.
+            artefact: see the class.
+            score: by which rows are ranked.
+            exact_rows: all rows of a MEMORY of at most so many are candidates, whatever L is.
+
+        Raises:
+            InputError: the score is centred, and the MEMORY has no mean.
+        """
+        self.store, self.artefact, self.score = store, artefact, score
+        self.keys = IndexKeys(store, score)
+        self.exact = len(store) <= exact_rows
 
     @abstractmethod
     def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
@@ -120,7 +83,7 @@ class TwoLevels(ABC):
     def search(
         self, query: "Floats | Tensor", k: int, first_level: int, exclude: Sequence[Collection[int]] | None = None
     ) -> tuple[Ids, Floats]:
-        """The k best rows of each query: L candidates by key, ranked by exact flattened cosine, equal ones by `row_id`.
+        """The k best rows of each query: L candidates by key, ranked by exact score, equal ones by `row_id`.
 
         Args:
             query: `[B, M, D]`.
@@ -164,13 +127,23 @@ class TwoLevels(ABC):
     def _first_level(
         self, values: Floats, first_level: int, excluded: Sequence[Ids]
     ) -> Iterator[tuple[int, list[Ids]]]:
-        """Yield (first query, ascending candidates `[≤ L]` of each) for groups whose payload fits in memory."""
+        """Yield (first query, ascending candidates of each) for groups whose payload fits in memory.
+
+        These are L rows or fewer; all that are not excluded where the search is exact.
+        """
+        if self.exact:
+            rows = self.store.row_ids
+            group = max(1, _PAYLOAD_BYTES // (_CANDIDATE_BYTES * len(rows)))
+            for begin in range(0, len(values), group):
+                part = excluded[begin : begin + group]
+                yield begin, [rows[~np.isin(rows, out)] if len(out) else rows for out in part]
+            return
         row_bytes = 4 * self.store.num_memory_tokens * self.store.hidden_size
         group = max(1, _PAYLOAD_BYTES // (row_bytes * first_level))
         for begin in range(0, len(values), group):
             part = excluded[begin : begin + group]
             wanted = min(first_level + max(len(rows) for rows in part), len(self.store))
-            owners = self._best_keys(self._projection.keys(values[begin : begin + group]), wanted)
+            owners = self._best_keys(self.keys.of_queries(values[begin : begin + group]), wanted)
             found = [merged(parts)[0] for parts in zip(*owners, strict=True)]
             yield (
                 begin,
@@ -194,22 +167,31 @@ def _finite(values: Floats) -> list[int]:
 class MemoryIndex(TwoLevels):
     """An open INDEX with the MEMORY that it is for, both mapped: processes of one machine share their pages."""
 
-    def __init__(self, store: MemoryStore, index: Any, artefact: Artefact | None = None) -> None:
-        super().__init__(store, artefact)
+    def __init__(
+        self,
+        store: MemoryStore,
+        index: Any,
+        artefact: Artefact | None = None,
+        score: Score = PUBLISHED,
+        exact_rows: int = 0,
+    ) -> None:
+        super().__init__(store, artefact, score, exact_rows)
         self.faiss = index
-        self._rows = IndexedRows(store, index)
+        self._rows = IndexedRows(self.keys, index)
 
     @classmethod
-    def open(cls, source: Name | Artefact, store: MemoryStore, score: Score = PUBLISHED) -> "MemoryIndex":
-        """Open an INDEX for a MEMORY and a score.
+    def open(
+        cls, source: Name | Artefact, store: MemoryStore, score: Score = PUBLISHED, exact_rows: int = 0
+    ) -> "MemoryIndex":
+        """Open an INDEX for a MEMORY and a score; `exact_rows` see `TwoLevels`.
 
         Raises:
-            InputError: it is unfinished, damaged, for another MEMORY, or for another score.
+            InputError: see `open_index`; or rows are missing.
         """
         artefact = open_index(source, store, score)
         index = read_mapped(artefact.folder / FILE)
         check_rows(index, store, artefact.name)
-        return cls(store, index, artefact)
+        return cls(store, index, artefact, score, exact_rows)
 
     def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
         return [self._rows.best_keys(keys, wanted)]
@@ -222,6 +204,10 @@ class MemoryIndex(TwoLevels):
         return self._rows.memory(row_ids)
 
 
+OpenIndex = Callable[[str, MemoryStore, Score, int], TwoLevels]
+"""Opens an INDEX of a MEMORY for a score, with `exact_rows` of `TwoLevels`: `MemoryIndex.open`, or search servers."""
+
+
 def open_index(source: Name | Artefact, store: MemoryStore, score: Score = PUBLISHED) -> Artefact:
     """Open an INDEX of a MEMORY without reading its rows.
 
@@ -229,19 +215,29 @@ def open_index(source: Name | Artefact, store: MemoryStore, score: Score = PUBLI
         InputError: the INDEX is unfinished, damaged, for another MEMORY, or for another score.
     """
     artefact = Artefact.open(source, KIND)
-    memory = artefact.manifest["memory"]
+    check_fits(artefact, store, score)
+    artefact.check_sizes()
+    return artefact
+
+
+def check_fits(artefact: Artefact, store: MemoryStore, score: Score) -> None:
+    """Refuse an INDEX of another MEMORY or score.
+
+    Raises:
+        InputError: as said.
+    """
+    memory, found = artefact.manifest["memory"], score_of(artefact)
     if memory != store.hash:
         raise InputError(
             f"{artefact.name}: for MEMORY {memory}, but {store.directory} is {store.hash}; "
             "give the MEMORY that it was built from, or build an index for this one with pipelines.build_index"
         )
-    if score != PUBLISHED:
+    if found != score:
         raise InputError(
-            f"{artefact.name}: its keys are for the published score, that of the CHECKPOINT is {score}; "
-            "leave the index out: every row is then searched exactly"
+            f"{artefact.name}: its keys are for the score {named(found)}, that of the CHECKPOINT is {named(score)}; "
+            "build an INDEX for it with python -m pipelines.build_index --checkpoint DIR, or leave the index out: "
+            "every row is then searched exactly"
         )
-    artefact.check_sizes()
-    return artefact
 
 
 def check_rows(index: Any, store: MemoryStore, where: str) -> None:

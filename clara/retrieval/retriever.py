@@ -89,6 +89,7 @@ class Retriever:
         backbone: str = "",
         device: str = "cpu",
         first_level: int = _DEFAULTS.first_level,
+        exact_rows: int = _DEFAULTS.exact_rows,
         accept_stale: bool = False,
     ) -> "Retriever":
         """Open the three artefacts; the model computes in the dtype that MEMORY was made in.
@@ -100,6 +101,7 @@ class Retriever:
             backbone: folder of the LM; empty: the one that the checkpoint names or holds.
             device: where the model computes.
             first_level: L, rows that the index hands to the exact score; at least 1.
+            exact_rows: of a MEMORY of at most so many rows the index hands all to it.
             accept_stale: take a MEMORY that other compressors made, to measure what staleness costs; all other fields
                 must agree.
 
@@ -123,7 +125,7 @@ class Retriever:
         if index is not None:
             from clara.index.search import MemoryIndex  # FAISS is not needed where there is no INDEX
 
-            searcher = MemoryIndex.open(index, store, checkpoint.settings.score)
+            searcher = MemoryIndex.open(index, store, checkpoint.settings.score, exact_rows)
         model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=encoding.dtype), device=device)
         if is_missing(model):
             raise InputError(

@@ -20,6 +20,7 @@ from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.question_mean import copy_with_score, mean_query
 from clara.retrieval.retriever import Retriever
+from pipelines import build_index
 from tests.helpers import evaluation_world, tiny
 from tests.helpers.evaluation_world import World
 from training import set_score
@@ -216,6 +217,14 @@ def test_every_score_searches_as_its_definition_says(world: World, tmp_path: Pat
     )
     with pytest.raises(InputError, match="leave the index out"):
         Retriever.open(checkpoint, world.memory, world.index)
+    # The same through an INDEX of this score: among few rows exactly, or with L candidates by key.
+    command = ["--memory", str(world.memory), "--output", str(tmp_path / "index"), "--checkpoint", str(checkpoint)]
+    assert build_index.main([*command, "--quiet"]) == 0
+    for exact_rows in (5000, 0):
+        indexed = Retriever.open(checkpoint, world.memory, tmp_path / "index", exact_rows=exact_rows)
+        rows, values = indexed.search(indexed.queries(QUESTIONS), 7)
+        assert np.array_equal(rows, found)
+        assert values == pytest.approx(scores, abs=1e-6)
 
 
 def test_a_saved_checkpoint_keeps_the_score_and_the_mean(world: World, tmp_path: Path) -> None:

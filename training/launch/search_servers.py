@@ -26,8 +26,8 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from clara.arrays import Floats, Ids
 from clara.config.tree import Retrieval
 from clara.errors import InputError
+from clara.index.indexed_rows import IndexedRows
 from clara.index.scores import Ranked
-from clara.index.search import IndexedRows
 from clara.index.share import open_share
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash

@@ -1,15 +1,17 @@
 """An INDEX whose rows are held by search servers, as a rank opens it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from clara.arrays import Floats, Ids
+from clara.config.model import Score
 from clara.config.tree import Retrieval
 from clara.index.scores import Ranked
-from clara.index.search import KIND, TwoLevels
+from clara.index.search import KIND, OpenIndex, TwoLevels, check_fits
 from clara.index.share import owner_of
 from clara.memory.store import MemoryStore
+from clara.model.array_geometry import PUBLISHED
 from clara.storage.artefact import Artefact
 from clara.storage.paths import from_root
 from training.launch.search_servers import Servers
@@ -18,8 +20,15 @@ from training.launch.search_servers import Servers
 class ServedIndex(TwoLevels):
     """An INDEX whose rows are held by search servers."""
 
-    def __init__(self, store: MemoryStore, servers: Servers, artefact: Artefact | None) -> None:
-        super().__init__(store, artefact)
+    def __init__(
+        self,
+        store: MemoryStore,
+        servers: Servers,
+        artefact: Artefact | None,
+        score: Score = PUBLISHED,
+        exact_rows: int = 0,
+    ) -> None:
+        super().__init__(store, artefact, score, exact_rows)
         self.servers = servers
 
     def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
@@ -50,7 +59,7 @@ class ServedIndex(TwoLevels):
         return out
 
 
-def served(settings: Retrieval, *, owner: bool) -> Callable[[str, MemoryStore], TwoLevels]:
+def served(settings: Retrieval, *, owner: bool) -> OpenIndex:
     """How a rank opens an INDEX of this run: through servers, which rank 0 starts and owns.
 
     They end with it.
@@ -60,8 +69,9 @@ def served(settings: Retrieval, *, owner: bool) -> Callable[[str, MemoryStore], 
     """
     opened: dict[str, Servers] = {}
 
-    def open_index(index_dir: str, store: MemoryStore) -> ServedIndex:
+    def open_index(index_dir: str, store: MemoryStore, score: Score, exact_rows: int) -> ServedIndex:
         artefact = Artefact.open(index_dir, KIND, lazy=True)
+        check_fits(artefact, store, score)
         key = artefact.hash
         if key not in opened:
             opened[key] = Servers(store.name, from_root(index_dir), settings, owner=owner)
@@ -71,6 +81,6 @@ def served(settings: Retrieval, *, owner: bool) -> Callable[[str, MemoryStore], 
                     servers.stop()
             if owner:
                 opened[key].start()
-        return ServedIndex(store, opened[key], artefact)
+        return ServedIndex(store, opened[key], artefact, score, exact_rows)
 
     return open_index

@@ -5,6 +5,7 @@ import numpy as np
 from clara.errors import InputError
 from clara.index.search import MemoryIndex
 from clara.memory.store import MemoryStore
+from clara.model.artefact import Checkpoint
 from clara.storage.manifest import manifest_hash
 from training.refresh.job import RefreshError, RefreshJob, RefreshResult, expected_fingerprint
 
@@ -21,7 +22,7 @@ def check_result(job: RefreshJob, result: RefreshResult) -> None:
         store = MemoryStore.open(
             job.memory, accept=[fingerprint, *(parent.shard_fingerprints if job.selection else [])]
         )
-        MemoryIndex.open(job.index, store)
+        MemoryIndex.open(job.index, store, Checkpoint.open(job.checkpoint, lazy=True).settings.score)
     except InputError as error:
         raise RefreshError(str(error)) from error
     for folder, wanted in ((job.memory, result.memory_hash), (job.index, result.index_hash)):

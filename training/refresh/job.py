@@ -56,6 +56,7 @@ class RefreshJob:
         parts_index: INDEX of the same rows whose words and dense vectors are linked; where it has no words, none are
             written. Empty: there is none, and the words are built.
         first_level: L that the index's recall is measured with.
+        exact_rows: see `retrieval.exact_rows`.
         batch_tokens: tokens of a compressing batch, padding included.
         threads: torch threads.
         device: where to encode.
@@ -83,6 +84,7 @@ class RefreshJob:
     recall_floor: float = RECALL_FLOOR
     words: bool = True
     parts_index: str = ""
+    exact_rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ def run_job(job: RefreshJob) -> RefreshResult:
         recall_floor=job.recall_floor,
         words=job.words and (not job.parts_index or has_words(job.parts_index)),
         parts_from=job.parts_index,
+        score=model.settings.score,
+        exact_rows=job.exact_rows,
     )
     recall, warning = recall_from_manifest(job.index)
     own = {*manifest["shards"], *manifest["overlays"]} - ({*store.shard_names} if job.selection else set())
@@ -270,7 +274,8 @@ def _searcher(job: RefreshJob, store: MemoryStore, model: ClaraModel) -> Callabl
     """What the parent's INDEX gives questions as the snapshot's query reasoner reads them."""
     if not job.parent_index:
         return None
-    retriever = Retriever(model, store, MemoryIndex.open(job.parent_index, store), first_level=job.first_level)
+    index = MemoryIndex.open(job.parent_index, store, model.settings.score, job.exact_rows)
+    retriever = Retriever(model, store, index, first_level=job.first_level)
     return lambda questions, k: retriever.search(retriever.queries(questions), k)[0]
 
 

@@ -73,6 +73,7 @@ class RefreshRequests:
             index=str(paths.index),
             **next_settings(current.index, config.retrieval.factory),
             first_level=config.retrieval.first_level,
+            exact_rows=config.retrieval.exact_rows,
             batch_tokens=config.corpus_job.batch_tokens,
             threads=self._threads,
             device="cuda" if refresh.num_gpus else "cpu",

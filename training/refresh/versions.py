@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from clara.config.tree import Config
-from clara.index.search import MemoryIndex, TwoLevels
+from clara.index.search import MemoryIndex, OpenIndex, TwoLevels
 from clara.memory.store import MemoryStore
+from clara.model.artefact import Checkpoint
 from clara.model.model import ClaraModel
 from clara.storage.manifest import manifest_hash
 from training.loop.engine import Engine
@@ -33,7 +34,6 @@ from training.refresh.version import Pending, Version
 from training.refresh.working_set import UpcomingCandidates, WorkingSet
 
 logger = logging.getLogger(__name__)
-OpenIndex = Callable[[str, MemoryStore], TwoLevels]
 
 
 class Versions:
@@ -106,7 +106,10 @@ class Versions:
         self.ages = Ages(store, self._steps, self._config.joint.compressor_updates)
         self._num_rows = len(store)
         self.recall = recall_of(version.index)
-        return store, self._open_index(version.index, store) if version.index else None
+        if not version.index:
+            return store, None
+        score = Checkpoint.open(source, lazy=True).settings.score
+        return store, self._open_index(version.index, store, score, self._config.retrieval.exact_rows)
 
     # --- starting a refresh ------------------------------------------------------------------------------------------
 
@@ -218,14 +221,9 @@ class Versions:
             return False
         self.refreshed = self.attempts.figures()
         paths = self.requests.paths(pending.number)
-        self.current = Version(
-            number=pending.number,
-            memory=str(paths.memory),
-            index=str(paths.index),
-            memory_hash=manifest_hash(paths.memory),
-            index_hash=manifest_hash(paths.index),
-            snapshot_step=self._compressor_step(pending),
-        )
+        memory, index = str(paths.memory), str(paths.index)
+        hashes = manifest_hash(memory), manifest_hash(index)
+        self.current = Version(pending.number, memory, index, *hashes, self._compressor_step(pending))
         self._switches.add({"rank": self._rank, "first_step": step + 2, **dataclasses.asdict(self.current)})
         logger.info(
             "rank %d: from step %d on MEMORY version %d, manifest %s",

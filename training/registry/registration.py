@@ -29,6 +29,7 @@ class Registration:
     num_selected: int
     max_new_tokens: int
     first_level: int
+    exact_rows: int
     device: str
 
     def hashes(self) -> dict[str, str]:
@@ -54,7 +55,7 @@ class Registration:
 
     def identity(self) -> str:
         """Hash of everything that the version depends on: an equal one is not registered twice."""
-        answering = [self.num_selected, self.max_new_tokens, self.first_level, self.device]
+        answering = [self.num_selected, self.max_new_tokens, self.first_level, self.exact_rows, self.device]
         return hash_of([self.name, self.system, self.hashes(), answering])
 
     def check(self) -> None:
@@ -97,6 +98,7 @@ class Registration:
             "num_selected": self.num_selected,
             "max_new_tokens": self.max_new_tokens,
             "first_level": self.first_level,
+            "exact_rows": self.exact_rows,
             "device": self.device,
         }
         if self.index is not None:

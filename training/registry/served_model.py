@@ -64,6 +64,7 @@ class ServedModel(PythonModel):
             backbone=local_path(config["backbone_uri"]),
             device=config["device"],
             first_level=config["first_level"],
+            exact_rows=config.get("exact_rows", 0),  # an older program registered a model without it
         )
         self._num_selected, self._max_new_tokens = int(config["num_selected"]), int(config["max_new_tokens"])
 

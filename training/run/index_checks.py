@@ -8,23 +8,23 @@ from clara.config.tree import Config
 from clara.errors import InputError
 from clara.index.factory import check_trainable, empty_index
 from clara.index.ivf_file import is_mapped
+from clara.index.keys import IndexKeys
 from clara.index.search import FILE
 from clara.index.search import KIND as INDEX
 from clara.index.share import not_shared, why_whole
 from clara.index.versions import next_settings
-from clara.memory.store import MemoryStore
 from clara.storage.manifest import read_manifest
 from training.run.checks import encodes_again
 
 logger = logging.getLogger(__name__)
 
 
-def check_index(config: Config, store: MemoryStore) -> None:
+def check_index(config: Config, keys: IndexKeys) -> None:
     """Refuse kinds of INDEX that search servers cannot hold; without servers, warn of one that each rank reads whole.
 
     Args:
         config: the root.
-        store: the MEMORY that the run begins with.
+        keys: of the MEMORY that the run begins with, under the score of its CHECKPOINT.
 
     Raises:
         InputError: the kind of the INDEX, or of the one that the first refresh would build, can't be shared out.
@@ -37,9 +37,9 @@ def check_index(config: Config, store: MemoryStore) -> None:
         kinds |= {"retrieval.factory": str(next_settings(config.index, config.retrieval.factory)["factory"])}
     if config.retrieval.search_shards:
         for name, factory in kinds.items():
-            if reason := why_whole(empty_index(store, factory)):
+            if reason := why_whole(empty_index(keys, factory)):
                 raise InputError(f"{name}, of kind {factory!r}: {not_shared(reason)}")
-    elif not is_mapped(empty_index(store, manifest["factory"])):
+    elif not is_mapped(empty_index(keys, manifest["factory"])):
         ranks = config.launch.num_workers if config.launch.launcher == "ray" else 1
         logger.warning(
             "index %s, of kind %r, can't be mapped: each rank (%d of them) reads all of its %.3f GiB into memory of "
@@ -52,12 +52,12 @@ def check_index(config: Config, store: MemoryStore) -> None:
         )
 
 
-def check_refresh(config: Config, store: MemoryStore) -> None:
+def check_refresh(config: Config, keys: IndexKeys) -> None:
     """Refuse what every try of every refresh would fail of.
 
     Args:
         config: the root.
-        store: the MEMORY that the run begins with.
+        keys: of the MEMORY that the run begins with, under the score of its CHECKPOINT.
 
     Raises:
         InputError: FAISS refuses the factory of the INDEX, or there is no GPU to encode on.
@@ -67,7 +67,7 @@ def check_refresh(config: Config, store: MemoryStore) -> None:
     # With `auto`, a version's INDEX is of the kind of the one before.
     factory = str(next_settings(config.index, config.retrieval.factory)["factory"])
     try:
-        check_trainable(store, factory)
+        check_trainable(keys, factory)
     except InputError as error:
         raise InputError(f"retrieval.{error}") from error
     wanted = config.joint.refresh.num_gpus

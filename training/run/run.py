@@ -14,7 +14,9 @@ import torch
 from clara.config.tree import Config
 from clara.data.questions import choose, evenly, read_questions
 from clara.errors import InputError
-from clara.index.search import MemoryIndex
+from clara.index.keys import IndexKeys
+from clara.index.search import MemoryIndex, OpenIndex
+from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 from clara.model.question_mean import MEAN_QUESTIONS, set_missing_mean
@@ -25,7 +27,7 @@ from training.loop.loop import run
 from training.refresh.canary import Canary, canary_questions
 from training.refresh.process import Worker
 from training.refresh.request import stored_parameters
-from training.refresh.versions import OpenIndex, Versions
+from training.refresh.versions import Versions
 from training.run.index_checks import check_index, check_refresh
 from training.run.recipe import (
     LOCK_SECONDS,
@@ -101,8 +103,9 @@ def preflight(config: Config, where: RunPaths) -> None:
         InputError: an input is unfinished, damaged, or does not fit the others, or a refresh could not work.
     """
     store, _ = Versions(config, where.output, where.run, None, 1).open()
-    check_index(config, store)
-    check_refresh(config, store)
+    keys = IndexKeys(store, Checkpoint.open(config.checkpoint, lazy=True).settings.score)
+    check_index(config, keys)
+    check_refresh(config, keys)
     read_questions(config.questions, "train")
     trained_roles(config)
     if config.utilities:

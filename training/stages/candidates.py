@@ -60,16 +60,11 @@ class Candidates:
             score: of the model.
 
         Raises:
-            InputError: see `text_sources`; or the index is for another score.
+            InputError: see `text_sources`.
         """
         self._settings, self._seed = settings, seed
         # L is at least what is asked for.
         self.first_level = max(first_level, settings.from_index)
-        if index is not None and index.score != score:
-            raise InputError(
-                f"the index is for the score {index.score}, that of the checkpoint is {score}; leave it out and set "
-                "joint.from_index=0, or joint.published_pool=true"
-            )
         self.store, self.index, self.score = store, index, score
         inputs = SourceInputs(store, None if index is None else index.artefact, dense_model, device)
         # Another version of MEMORY has the same texts, so that these stay open for the whole run.
@@ -87,8 +82,7 @@ class Candidates:
                 f"{store.directory}: its rows are not those of {self.store.directory}; a run's versions hold the "
                 "same rows"
             )
-        # A refresh builds an INDEX of the published score, which a model with another score does not search.
-        self.store, self.index = store, None if index is None or index.score != self.score else index
+        self.store, self.index = store, index
 
     def own(
         self, questions: Sequence[Question], known: Sequence[QuestionRows], query_BMD: Tensor | None

@@ -11,9 +11,10 @@ import pytest
 
 import clara.index.build
 from clara.errors import InputError
-from clara.index.build import BUILD, Build, build, build_index
+from clara.index.build import BUILD, build, build_index
 from clara.index.ivf_file import ids_of
 from clara.index.recall import Measurement, Recall, exact_among, exact_search
+from clara.index.recipe import Build
 from clara.index.search import FILE, MemoryIndex
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
@@ -198,7 +199,7 @@ def test_recall_on_a_sample_of_shards_bounds_the_recall_from_below(tmp_path: Pat
     # By the definition, over every row: misses are rows better than the worst that was found.
     store, query = index.store, random_memory(ROWS) + 0.5 * random_memory(ROWS, seed=77)
     found, scores = index.search(query, 10, first_level=level)
-    rows, exact = exact_among(store, [store.row_ids], query, 200)
+    rows, exact = exact_among(index.keys, [store.row_ids], query, 200)
     missed = [
         np.count_nonzero(~np.isin(r, own) & (e > score[-1] + 1e-6))
         for own, score, r, e in zip(found, scores, rows, exact, strict=True)

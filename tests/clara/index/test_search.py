@@ -208,6 +208,7 @@ def test_low_recall_is_warned_of_with_what_would_help_and_refused_where_that_is_
 ) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(400), key_size=M)
     arguments = ["--memory", str(memory), "--output", str(tmp_path / "index"), "--first-level", "10", "--quiet"]
+    arguments += ["--exact-rows", "0"]
     message = r"recall@10 is 0\.\d+ with first_level 10.*with first_level 40 it would be"
     with pytest.raises(InputError, match=message + ".*--strict-recall"):
         main([*arguments, "--strict-recall"])

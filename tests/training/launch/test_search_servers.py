@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from clara.config.model import Score
 from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.factory import empty_index
 from clara.index.ivf_file import ids_of
+from clara.index.keys import IndexKeys
 from clara.index.search import MemoryIndex
 from clara.index.share import open_share, why_whole
 from clara.memory.store import MemoryStore
@@ -35,6 +37,7 @@ from training.launch.served_index import ServedIndex, served
 ROWS, SAME = 900, 60
 FACTORIES = ["Flat", "IVF16,SQfp16", "IVF8,PQ6x4"]
 TIMEOUT_SECONDS = 900
+OTHER = [Score(centred=True), Score(pooling="slot_mean"), Score(pooling="slot_mean", centred=True)]
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,19 @@ def test_any_number_of_shares_finds_what_the_index_finds(
     assert all((ids % number == n).all() for n, ids in enumerate(shares))
 
 
+@pytest.mark.parametrize("score", OTHER, ids=str)
+@pytest.mark.parametrize("factory", ["auto", "IVF16,SQfp16"])
+@pytest.mark.parametrize("exact_rows", [0, ROWS])
+def test_shares_of_an_index_of_another_score_find_what_it_finds(
+    memory_dir: Path, tmp_path: Path, score: Score, factory: str, exact_rows: int
+) -> None:
+    build_index(memory_dir, tmp_path / "index", factory, num_queries=0, score=score)
+    store = MemoryStore.open(memory_dir)
+    whole = MemoryIndex.open(tmp_path / "index", store, score, exact_rows)
+    for number in (1, 3):
+        equal(ServedIndex(store, InProcess(memory_dir, tmp_path / "index", number), None, score, exact_rows), whole)
+
+
 def test_equal_rows_are_among_what_was_compared(memory_dir: Path, indices: dict[str, Path]) -> None:
     store = MemoryStore.open(memory_dir)
     rows, scores = MemoryIndex.open(indices["Flat"], store).search(random_memory(1), SAME, first_level=SAME)
@@ -113,6 +129,7 @@ NOT_SHARED = {
     "PCA8,HNSW8": r"its rows are linked to each other \(IndexHNSWFlat\)",
     "PQ6x4fs": r"its codes are stored in blocks of many rows each \(IndexPQFastScan\)",
     "IVF4,PQ6x4fs": r"its codes are stored in blocks of many rows each \(IndexIVFPQFastScan\)",
+    "SQ8": "only plain keys and plain inverted lists are taken apart row by row, and this is IndexScalarQuantizer",
     "PCA8,Flat": "only plain keys and plain inverted lists are taken apart row by row, and this is IndexPreTransform",
 }
 
@@ -124,12 +141,12 @@ def test_the_kinds_that_are_not_shared_out(memory_dir: Path, tmp_path: Path, fac
     with pytest.raises(InputError, match=rf"can't be shared out.*: {NOT_SHARED[factory]}; .*search_shards=0"):
         open_share(tmp_path / "index", store, 0, 2)
     # As much is known before anything is built.
-    assert re.search(NOT_SHARED[factory], why_whole(empty_index(store, factory)))
+    assert re.search(NOT_SHARED[factory], why_whole(empty_index(IndexKeys(store), factory)))
 
 
-@pytest.mark.parametrize("factory", [*FACTORIES, "OPQ6,IVF4,PQ6x4", "IVF4_HNSW8,Flat"])
+@pytest.mark.parametrize("factory", [*FACTORIES, "SQfp16", "OPQ6,IVF4,PQ6x4", "IVF4_HNSW8,Flat"])
 def test_the_kinds_that_are(memory_dir: Path, factory: str) -> None:
-    assert why_whole(empty_index(MemoryStore.open(memory_dir), factory)) == ""
+    assert why_whole(empty_index(IndexKeys(MemoryStore.open(memory_dir)), factory)) == ""
 
 
 def test_servers_need_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import faiss
 import pytest
 
-from clara.index.build import Build, build
+from clara.index.build import build
 from clara.index.ivf_file import read_mapped
 from clara.index.recall import Measurement
+from clara.index.recipe import Build
 from clara.index.search import FILE
 from clara.storage.manifest import read_manifest
 from tests.helpers.joint_world import Inline, World
@@ -42,6 +43,7 @@ def test_settings_are_inherited_and_a_low_recall_is_reported_everywhere(
         index=index,
         retrieval__factory="auto",
         retrieval__first_level=12,
+        retrieval__exact_rows=0,
         joint__steps=3,
         joint__train_compressor="true",
         joint__refresh__policy=policy,
