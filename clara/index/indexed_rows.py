@@ -1,13 +1,17 @@
 """Rows of an INDEX that one process holds: all of them, or a search server's share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from clara.arrays import Floats, Ids
+from clara.index.ivf_file import ids_of
 from clara.index.keys import IndexKeys
 from clara.index.scores import Ranked, best
+
+_HELD_BYTES = 128 * 2**20  # unit vectors that stay decoded, where more than half of the rows are asked for at once
+_CACHE_BYTES = 2**20  # rows that are compared with one query after another, while they are in the processor's cache
 
 
 class IndexedRows:
@@ -15,6 +19,7 @@ class IndexedRows:
 
     def __init__(self, keys: IndexKeys, index: Any) -> None:
         self._keys, self._index = keys, index
+        self._held: tuple[Ids, Floats] | None = None  # where rows are few: all of them, and their unit vectors
 
     def best_keys(self, keys: Floats, wanted: int) -> list[Ranked]:
         """For each of keys `[B, KD]` the rows that suit it best, `wanted` of them or as many as FAISS finds."""
@@ -42,16 +47,33 @@ class IndexedRows:
         """Exact score of each query of `[B, M, D]` with its own candidates, which ascend; each row by itself."""
         # Questions share candidates: each payload row is read once for all of them.
         union = np.unique(np.concatenate([np.empty(0, np.int64), *candidates]))
-        unit, step = self._keys.unit_queries(query), self._keys.rows_of_block
+        unit = self._keys.unit_queries(query)
         found = [np.empty(len(own), np.float32) for own in candidates]
-        for begin in range(0, len(union), step):
-            block = union[begin : begin + step]
-            memory = self._keys.unit_rows(block)
-            for vector, own, scores in zip(unit, candidates, found, strict=True):
-                first, end = np.searchsorted(own, [block[0], block[-1] + 1])
-                # In a matrix product a row's rounding depends on its place; a separate sum does not.
-                scores[first:end] = (memory[np.searchsorted(block, own[first:end])] * vector).sum(axis=1)
+        for block, memory in self._unit_blocks(union):
+            step = max(1, _CACHE_BYTES // memory[0].nbytes)
+            starts = np.append(block[::step], block[-1] + 1)
+            bounds = [np.searchsorted(own, starts).tolist() for own in candidates]
+            for piece in range(len(starts) - 1):
+                for vector, own, scores, bound in zip(unit, candidates, found, bounds, strict=True):
+                    first, end = bound[piece : piece + 2]
+                    if first < end:
+                        # In a matrix product a row's rounding depends on its place; a separate sum does not.
+                        rows = memory[np.searchsorted(block, own[first:end])]
+                        scores[first:end] = (rows * vector).sum(axis=1)
         return found
+
+    def _unit_blocks(self, rows: Ids) -> Iterator[tuple[Ids, Floats]]:
+        """Ascending rows, these at least, in blocks that are decoded one at a time, and their unit vectors `[n, F]`."""
+        keys, total = self._keys, self._index.ntotal
+        if self._held is None and total * keys.unit_bytes <= _HELD_BYTES and 2 * len(rows) > total:
+            own = np.sort(ids_of(self._index))
+            self._held = own, np.concatenate([vectors for _, vectors in self._decoded(own)])
+        yield from self._decoded(rows) if self._held is None else [self._held]
+
+    def _decoded(self, rows: Ids) -> Iterator[tuple[Ids, Floats]]:
+        for begin in range(0, len(rows), self._keys.rows_of_block):
+            block = rows[begin : begin + self._keys.rows_of_block]
+            yield block, self._keys.unit_rows(block)
 
     def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
         """Memory `[n, M, D]` of rows."""

@@ -61,6 +61,11 @@ class IndexKeys:
         return max(1, _BLOCK_BYTES // (4 * self.store.num_memory_tokens * self.store.hidden_size))
 
     @property
+    def unit_bytes(self) -> int:
+        """Bytes of a unit vector."""
+        return 4 * self.store.hidden_size * (self.store.num_memory_tokens if self._projected else 1)
+
+    @property
     def recipe(self) -> dict[str, Any]:
         """What the recipe of an INDEX holds of them; nothing for the published score."""
         if self.score == PUBLISHED:
