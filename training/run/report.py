@@ -89,9 +89,11 @@ def summarise(config: Config, where: RunPaths, found: FinishedRun) -> dict[str, 
     blocked = sum(v["blocked_seconds"] for v in metrics.values())
     manifest = read_manifest(found.memory, "MEMORY")
     # Each shard is two files of the same rows.
-    row_bytes = sum(f["bytes"] for f in manifest["files"]) / max(
-        1, sum(f.get("rows", 0) for f in manifest["files"]) // 2
-    )
+    num_rows = max(1, sum(f.get("rows", 0) for f in manifest["files"]) // 2)
+    row_bytes = sum(f["bytes"] for f in manifest["files"]) / num_rows
+    # Few rows are read once for all questions; else each question has its own candidates.
+    level = config.retrieval.first_level * config.joint.questions_per_step
+    rows_read = num_rows if num_rows <= config.retrieval.exact_rows else level
     return {
         "run": where.run.name,
         "steps": len(metrics),
@@ -104,7 +106,7 @@ def summarise(config: Config, where: RunPaths, found: FinishedRun) -> dict[str, 
         "search_seconds": sum(v["search_seconds"] for v in metrics.values()),
         "skipped_steps": [step for step, v in metrics.items() if v.get("skipped")],
         "rerank_seconds": sum(v.get("rerank_seconds", 0.0) for v in metrics.values()),
-        "search_budget_bytes_per_step": int(config.retrieval.first_level * row_bytes * config.joint.questions_per_step),
+        "search_budget_bytes_per_step": int(rows_read * row_bytes),
         "refreshes": found.refreshes,
         "refresh_cost": cost(config, threads_of_rank(config, ranks), metrics, found.refreshes, lost_tries(where.run)),
         "versions_by_step": version_spans(metrics),

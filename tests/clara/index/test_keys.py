@@ -114,7 +114,7 @@ def test_few_rows_are_searched_exactly_whatever_the_first_level_is(
     for number, line in enumerate(by_definition(store, query, score)):
         line[number] = -np.inf
         assert rows[number].tolist() == store.row_ids[np.argsort(-line)[:5]].tolist()
-    # In groups of few queries, blocks and pieces of few rows, and without decoded rows that stay, the bits are the same.
+    # In groups of few queries, in blocks and pieces of few rows, and where no decoded rows stay, the bits are the same.
     monkeypatch.setattr("clara.index.search._PAYLOAD_BYTES", 2 * 32 * ROWS)
     monkeypatch.setattr("clara.index.keys._BLOCK_BYTES", 7 * 4 * M * D)
     monkeypatch.setattr("clara.index.indexed_rows._CACHE_BYTES", 3 * 4 * M * D)
