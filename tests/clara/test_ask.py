@@ -194,7 +194,9 @@ def with_score(world: World, folder: Path, score: Score) -> Path:
 
 
 @pytest.mark.parametrize("score", OTHER)
-def test_every_score_searches_as_its_definition_says(world: World, tmp_path: Path, score: Score) -> None:
+def test_every_score_searches_as_its_definition_says(
+    world: World, tmp_path: Path, score: Score, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoint = with_score(world, tmp_path / "checkpoint", score)
     opened = Retriever.open(checkpoint, world.memory)
     plain = Retriever.open(world.checkpoint, world.memory)
@@ -219,6 +221,11 @@ def test_every_score_searches_as_its_definition_says(world: World, tmp_path: Pat
         Retriever.open(checkpoint, world.memory, world.index)
     # The same through an INDEX of this score: among few rows exactly, or with L candidates by key.
     command = ["--memory", str(world.memory), "--output", str(tmp_path / "index"), "--checkpoint", str(checkpoint)]
+    capsys.readouterr()
+    assert build_index.main([*command, "--dry-run"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["score"] == score.model_dump()
+    assert ("mean" in plan) == score.centred
     assert build_index.main([*command, "--quiet"]) == 0
     for exact_rows in (5000, 0):
         indexed = Retriever.open(checkpoint, world.memory, tmp_path / "index", exact_rows=exact_rows)

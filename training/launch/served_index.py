@@ -69,7 +69,7 @@ def served(settings: Retrieval, *, owner: bool) -> OpenIndex:
     """
     opened: dict[str, Servers] = {}
 
-    def open_index(index_dir: str, store: MemoryStore, score: Score, exact_rows: int) -> ServedIndex:
+    def open_index(index_dir: str, store: MemoryStore, score: Score = PUBLISHED, exact_rows: int = 0) -> ServedIndex:
         artefact = Artefact.open(index_dir, KIND, lazy=True)
         check_fits(artefact, store, score)
         key = artefact.hash
