@@ -1,6 +1,6 @@
-"""Clustered synthetic MEMORY for benchmarks/index.py, made in blocks.
+"""Clustered synthetic MEMORY for benchmarks/index.py and index_keys.py, made in blocks.
 
-Payload of 512 bytes per row (int8, 8 memory tokens of 60 numbers), keys of 256 numbers.
+For index.py: payload of 512 bytes per row (int8, 8 memory tokens of 60 numbers), keys of 256 numbers.
 """
 
 import time
@@ -21,24 +21,46 @@ SPREAD, NOISE = 0.7, 0.5
 _BLOCK = 12_500
 
 
-def make_memory(folder: Path, rows: int, seed: int = 0) -> float:
-    """MEMORY of that many rows under `folder`, unless it is there. Returns the seconds that it took."""
+def make_memory(
+    folder: Path,
+    rows: int,
+    seed: int = 0,
+    *,
+    shape: tuple[int, int] = (TOKENS, WIDTH),
+    key_size: int = KEY,
+    shard_rows: int = SHARD_ROWS,
+    common: float = 0.0,
+) -> float:
+    """MEMORY of that many rows under `folder`, unless it is there. Returns the seconds that it took.
+
+    Args:
+        folder: gets `memory`.
+        rows: their number.
+        seed: draws them.
+        shape: M and D.
+        key_size: numbers of a key.
+        shard_rows: rows of a shard.
+        common: standard deviation of a vector that is added to all rows; that of a cluster's centre is 1.
+    """
     began, directory = time.monotonic(), folder / "memory"
     if (directory / "manifest.json").is_file():
         return 0.0
     fingerprint = Fingerprint(
-        "synthetic", "synthetic", "synthetic", "float32", TOKENS, WIDTH, "none", True, 96, 0, KEY, 0
+        "synthetic", "synthetic", "synthetic", "float32", *shape, "none", True, 96, 0, key_size, 0
     )
-    projection = key_projection(TOKENS, WIDTH, KEY, 0)
-    centres = np.random.default_rng(seed).standard_normal((max(1, rows // ROWS_OF_CLUSTER), TOKENS, WIDTH), np.float32)
-    num_shards = -(-rows // SHARD_ROWS)
+    projection = key_projection(*shape, key_size, 0)
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((max(1, rows // ROWS_OF_CLUSTER), *shape), np.float32)
+    if common:
+        centres += common * rng.standard_normal(shape, np.float32)
+    num_shards = -(-rows // shard_rows)
     reports = []
     for shard in range(num_shards):
         rng = np.random.default_rng([seed, shard])
-        size = min(SHARD_ROWS, rows - shard * SHARD_ROWS)
+        size = min(shard_rows, rows - shard * shard_rows)
         # Ids are random, and belong to their shard as those of a real MEMORY do.
         ids = (rng.choice(2**44, size, replace=False) * num_shards + shard).tolist()
-        memory = np.empty((size, TOKENS, WIDTH), np.float32)
+        memory = np.empty((size, *shape), np.float32)
         for begin in range(0, size, _BLOCK):
             part = memory[begin : begin + _BLOCK]
             part[:] = centres[rng.integers(len(centres), size=len(part))] + SPREAD * rng.standard_normal(
