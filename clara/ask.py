@@ -1,6 +1,8 @@
 """Ask a trained system: each answer with the passages that it came from.
 
 python -m clara.ask --checkpoint DIR --memory DIR --index DIR "question" ["question" …]
+
+--explain shows for each passage which sources found it, and what the memory and each feature add to its score z.
 """
 
 import dataclasses
@@ -20,12 +22,18 @@ if TYPE_CHECKING:
 SNIPPET_CHARACTERS = 200
 
 
-def as_text(answered: "Answered", snippet_characters: int = SNIPPET_CHARACTERS) -> str:
-    """A question, its answer and the passages as lines of text."""
+def as_text(answered: "Answered", snippet_characters: int = SNIPPET_CHARACTERS, *, explain: bool = False) -> str:
+    """A question, its answer and the passages as lines of text; on request with what found and scored each of them."""
     lines = [f"Q: {answered.question}", f"A: {answered.answer or '(nothing)'}"]
     for number, passage in enumerate(answered.passages, 1):
         title = passage.title or passage.document_id
         lines.append(f"  [{number}] {passage.score:+.4f}  {title}")
+        if explain:
+            parts = " + ".join(f"{name} {value:.2f}" for name, value in passage.contributions.items())
+            lines.append(
+                f"      z {sum(passage.contributions.values()):.2f} = {parts}; found by "
+                f"{', '.join(passage.sources) or 'no source (every row was scored)'}"
+            )
         snippet = textwrap.shorten(passage.text, snippet_characters, placeholder=" …")
         lines += textwrap.wrap(snippet, 100, initial_indent="      ", subsequent_indent="      ")
     return "\n".join(lines)
@@ -40,12 +48,13 @@ def parser() -> Command:
     add_setting(parser, "index", metavar="DIR")
     add_setting(parser, "backbone.path", "--backbone", metavar="DIR")
     add_setting(parser, "serving.num_selected", metavar="K")
-    add_setting(parser, "retrieval.first_level", metavar="L")
-    add_setting(parser, "retrieval.exact_rows")
+    for name, metavar in (("first_level", "L"), ("candidates", "N"), ("exact_rows", "N"), ("dense_model", "FOLDER")):
+        add_setting(parser, f"retrieval.{name}", metavar=metavar)
     add_setting(parser, "serving.max_new_tokens")
     add_setting(parser, "device")
     add_setting(parser, "serving.verify")
     add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI")
+    parser.add_argument("--explain", action="store_true", help="show why each passage was found")
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
     return parser
@@ -84,8 +93,7 @@ def main(argv: list[str], resolve: Callable[[str, str], str] = by_folder_only) -
         options.index or None,
         backbone=options.backbone,
         device=options.device,
-        first_level=options.first_level,
-        exact_rows=options.exact_rows,
+        retrieval=options.config.retrieval,
     )
     if options.dry_run:
         fingerprint = retriever.store.fingerprint[:16]
@@ -96,7 +104,7 @@ def main(argv: list[str], resolve: Callable[[str, str], str] = by_folder_only) -
         if options.json:
             print(json.dumps(dataclasses.asdict(answered), ensure_ascii=False))
         else:
-            print(("\n" if number else "") + as_text(answered))
+            print(("\n" if number else "") + as_text(answered, explain=options.explain))
     return 0
 
 

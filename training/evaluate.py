@@ -27,6 +27,7 @@ from clara.storage.manifest import (
     hash_of,
     make_directory,
     manifest_hash,
+    read_manifest,
     up_to_date,
     write_manifest,
 )
@@ -69,18 +70,28 @@ def parser() -> Command:
     return parser
 
 
+def check_dense(section: Section, systems: Sequence[SystemPaths]) -> None:
+    """Refuse an embedding model that is missing, or that nothing uses.
+
+    Raises:
+        InputError: as said.
+    """
+    settings = [read_manifest(system.checkpoint, "CHECKPOINT")["model"] for system in systems]
+    fused = any(s.get("fusion", {}).get("weights", {}).get("dense") for s in settings)
+    if bool(section.dense_model) != ("dense" in section.baselines or fused):
+        raise InputError(
+            f"--baselines {','.join(section.baselines) or 'none'} with --dense-model {section.dense_model or 'none'}: "
+            "dense needs the folder of an embedding model, as does a system whose fused score weighs dense vectors, "
+            "and the folder is for them; give both or neither"
+        )
+
+
 def settings_of(section: Section) -> Settings:
     """The settings of an evaluation.
 
     Raises:
         InputError: two options exclude each other.
     """
-    if ("dense" in section.baselines) != bool(section.dense_model):
-        raise InputError(
-            f"--baselines {','.join(section.baselines) or 'none'} with --dense-model {section.dense_model or 'none'}: "
-            "dense needs the "
-            "folder of an embedding model, and the folder is for dense; give both or neither"
-        )
     if section.retrieval_only and section.num_aligned:
         raise InputError(
             f"--alignment {section.num_aligned} reads documents, and --retrieval-only reads none; leave one of them out"
@@ -186,7 +197,6 @@ def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
     require_local("--output", options.output)
-    settings = settings_of(options.config.evaluation)
     systems = [SystemPaths.parse(text) for text in options.system]
     names = [s.name for s in systems]
     if len(set(names)) != len(names):
@@ -195,6 +205,8 @@ def main(argv: list[str]) -> int:
         if name not in names:
             raise InputError(f"--accept-stale {name!r}: no such system; there are {', '.join(names)}")
     systems = [dataclasses.replace(s, checkpoint=local_checkpoint(s.checkpoint, options.tracking_uri)) for s in systems]
+    check_dense(options.config.evaluation, systems)
+    settings = settings_of(options.config.evaluation)
     questions = chosen_questions(options.questions, options.splits, options.limit)
     plan = {
         "questions": questions_hash(questions),

@@ -131,7 +131,8 @@ def parser() -> Command:
     add_setting(parser, "serving.num_selected", metavar="K", note="not set: as evaluated")
     add_setting(parser, "serving.max_new_tokens")
     add_setting(parser, "retrieval.first_level", metavar="L")
-    add_setting(parser, "retrieval.exact_rows")
+    for name, metavar in (("exact_rows", "N"), ("dense_model", "FOLDER")):
+        add_setting(parser, f"retrieval.{name}", metavar=metavar)
     add_setting(parser, "device")
     parser.add_argument(
         "--metrics",
@@ -187,6 +188,7 @@ def main(argv: list[str]) -> int:
         first_level=options.first_level,
         exact_rows=options.exact_rows,
         device=options.device,
+        dense_model=options.dense_model,
     )
     metrics = options.metrics or metrics_beside(options.checkpoint)
     if options.dry_run:

@@ -29,7 +29,9 @@ class Evaluation(Section):
     )
     baselines: tuple[Baseline, ...] = Field((), description="of bm25, dense, text")
     dense_model: str = Field(
-        "", description="sentence-transformers folder of the baseline dense; nothing is downloaded"
+        "",
+        description="sentence-transformers folder, for the baseline dense and for systems whose fused score has a "
+        "weight for dense vectors; nothing is downloaded",
     )
     cross: bool = Field(
         False, description="let every system's generator also read what every other system's retrieval found"

@@ -1,6 +1,6 @@
 """Sections of the configuration that say what the model is."""
 
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -43,6 +43,45 @@ class Score(Section):
     )
 
 
+FeatureName = Literal["memory", "bm25", "dense"]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Fusion(Section):
+    """The fused score z = a · cosine/τ + Σ w · feature; with a = 1 and no other weight it is the published score."""
+
+    weights: dict[FeatureName, Weight] = Field(
+        {"memory": 1.0},
+        description="a (memory), and w of BM25's score and of the dense similarity; what is missing weighs 0",
+    )
+    temperature: float = Field(0.02, gt=0, description="τ, as joint.temperature")
+    dense_model: str = Field("", description="hash of the embedding model that the weight of dense is for")
+
+    @property
+    def a(self) -> float:
+        """Weight of cosine/τ."""
+        return self.weights.get("memory", 0.0)
+
+    @property
+    def features(self) -> dict[FeatureName, float]:
+        """Weights of what is not the memory's cosine, without those of 0, in the order of `FeatureName`."""
+        names: tuple[FeatureName, ...] = get_args(FeatureName)
+        return {name: w for name in names if name != "memory" and (w := self.weights.get(name, 0.0))}
+
+    @property
+    def published(self) -> bool:
+        """Whether the fused score is the published one."""
+        return self.a == 1 and not self.features
+
+    @model_validator(mode="after")
+    def _some_weight(self) -> "Fusion":
+        if not any(self.weights.values()):
+            raise ValueError("model.fusion.weights are all 0, so that no row is better than another; set one of them")
+        if self.features.get("dense") and not self.dense_model:
+            raise ValueError("model.fusion.weights has dense, and dense_model is empty: weights are for one model")
+        return self
+
+
 class Model(Section):
     """Memory tokens and what surrounds them.
 
@@ -79,6 +118,7 @@ class Model(Section):
     )
     lora: Lora = Lora()
     score: Score = Score()
+    fusion: Fusion = Fusion()
 
 
 class Prompts(Section):

@@ -33,6 +33,12 @@ class Retrieval(Section):
         "in a refresh, that of the run's INDEX",
     )
     first_level: int = Field(200, ge=1, description="L, candidates from the INDEX whose exact scores are then computed")
+    candidates: int = Field(
+        100,
+        ge=1,
+        description="rows that a fused score (model.fusion) takes from each source; it scores their union, this "
+        "number times the sources at most",
+    )
     exact_rows: int = Field(
         5000,
         ge=0,

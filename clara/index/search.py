@@ -73,7 +73,7 @@ class TwoLevels(ABC):
         """See `IndexedRows.best_keys`: of each owner."""
 
     @abstractmethod
-    def _cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+    def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
         """See `IndexedRows.cosines`: of rows of all owners."""
 
     @abstractmethod
@@ -118,7 +118,7 @@ class TwoLevels(ABC):
         asked = _finite(values)
         values, excluded = values[asked], [excluded[number] for number in asked]
         for begin, candidates in self._first_level(values, first_level, excluded):
-            cosines = self._cosines(values[begin : begin + len(candidates)], candidates)
+            cosines = self.cosines(values[begin : begin + len(candidates)], candidates)
             for number, own, exact in zip(asked[begin:], candidates, cosines, strict=False):
                 order = best(exact, own, k)
                 rows[number, : len(order)], scores[number, : len(order)] = own[order], exact[order]
@@ -196,7 +196,8 @@ class MemoryIndex(TwoLevels):
     def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
         return [self._rows.best_keys(keys, wanted)]
 
-    def _cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+    def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+        """See the base class."""
         return self._rows.cosines(query, candidates)
 
     def memory(self, row_ids: Sequence[int] | Ids) -> Floats:

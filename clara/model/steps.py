@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clara.config.roles import COMPRESSOR, GENERATOR
 from clara.config.stages import Instruct, Joint, Pretrain
+from clara.model.fusion import fused
 from clara.model.geometry import cosine
 from clara.model.losses import info_nce, state_mse, utility_divergence
 from clara.model.model import AnswerLosses, ClaraModel
@@ -118,6 +119,7 @@ class JointBatch(_AnswerBatch):
         right_memory: a known positive's memory `[M, D]` that replaces the last selected one, or None.
         utilities: `[B, N]` answer log-likelihoods scored beforehand, or None to score in the step.
         corpus_mean: mean `[M, D]` of the MEMORY that the candidates are from, if the score is centred.
+        features: `[B, N, F]`, scores of the candidates by other rankers; None where the fused score weighs none.
     """
 
     questions: list[list[int]]
@@ -130,6 +132,7 @@ class JointBatch(_AnswerBatch):
     right_memory: Sequence[Tensor | None] = ()
     utilities: Tensor | None = None
     corpus_mean: Tensor | None = None
+    features: Tensor | None = None
 
 
 class JointStep(nn.Module):
@@ -148,7 +151,8 @@ class JointStep(nn.Module):
         """
         settings = self.settings
         query_BMD = self.model.query(batch.questions, dropout=settings.train_query_reasoner)
-        scores_BN = cosine(query_BMD, batch.memory, self.model.settings.score, batch.corpus_mean)
+        cosine_BN = cosine(query_BMD, batch.memory, self.model.settings.score, batch.corpus_mean)
+        scores_BN = fused(cosine_BN, batch.features, self.model.settings.fusion)  # τ·z
         share = len(batch.questions) / num_rows
         loss = scores_BN.sum() * 0.0
         for_answer_BN = scores_BN.detach() if settings.cut_gradient else scores_BN

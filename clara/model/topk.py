@@ -16,7 +16,7 @@ def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float
     than 0.368 leak back.
 
     Args:
-        scores_BN: cosine scores.
+        scores_BN: cosines, or τ·z of a fused score (`clara.model.fusion`): the logits are these divided by τ.
         indices_BK: selected candidates, best first.
         temperature: τ.
         mask_epsilon: 1e-8 gives the published mask, for parity with it.
@@ -46,7 +46,7 @@ def straight_through_topk(
     With g_j = ∂L/∂Z[j] and p_j the slot's softmax, ∂L/∂scores = (1/τ) Σ_j p_j ⊙ (g_j − ⟨p_j, g_j⟩).
 
     Args:
-        scores_BN: cosine scores.
+        scores_BN: see `slot_distributions`.
         num_selected: K.
         temperature: τ.
         valid_BN: false for padding, which is selected only if the pool has fewer than K candidates.

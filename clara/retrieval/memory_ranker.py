@@ -14,11 +14,12 @@ from clara.arrays import NO_ROW, Floats, Ids
 from clara.config.model import Score
 from clara.memory.store import MemoryStore
 from clara.model.array_geometry import PUBLISHED
-from clara.model.geometry import cosine, represent
+from clara.model.geometry import represent
 from clara.retrieval.ranker import Queries, row_lists
 
 # Rows whose memory is decoded at once when there is no INDEX.
 _EXACT_BLOCK_ROWS = 512
+_PAYLOAD_BYTES = 256 * 2**20  # of candidates, decoded, held at once
 
 
 class VectorSearch(Protocol):
@@ -31,6 +32,10 @@ class VectorSearch(Protocol):
         self, query: Floats | Tensor, k: int, first_level: int, exclude: Sequence[Collection[int]] | None = None
     ) -> tuple[Ids, Floats]:
         """See `TwoLevels.search`."""
+        ...
+
+    def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+        """See `TwoLevels.cosines`."""
         ...
 
 
@@ -67,6 +72,16 @@ class ExactSearch:
         missing = ((0, 0), (0, k - ids_Bk.shape[1]))
         return np.pad(ids_Bk, missing, constant_values=NO_ROW), np.pad(best_scores_Bk, missing, constant_values=-np.inf)
 
+    def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+        """See `TwoLevels.cosines`."""
+        union = np.unique(np.concatenate([np.empty(0, np.int64), *candidates]))
+        memory_nF = represent(torch.from_numpy(self.store.memory(union)), self.score, self._mean)
+        query_BF = represent(torch.from_numpy(query), self.score)
+        return [
+            torch.einsum("f,nf->n", query_F, memory_nF[np.searchsorted(union, own)]).numpy()
+            for query_F, own in zip(query_BF, candidates, strict=True)
+        ]
+
 
 class MemoryRanker:
     """Ranks rows by query vectors, which `Queries.vectors` holds. A `Ranker`."""
@@ -87,9 +102,17 @@ class MemoryRanker:
         return row_lists(rows_Bk)
 
     def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
-        """See `Ranker`."""
-        store, score = self._search.store, self._search.score
-        return [cosines(query_MD, store, own, score) for query_MD, own in zip(_vectors(queries), rows, strict=True)]
+        """See `Ranker`. Questions share candidates: their memory is read once for as many as fit in memory."""
+        vectors, candidates = _vectors(queries).float().cpu().numpy(), [np.asarray(own, np.int64) for own in rows]
+        store, scores, begin = self._search.store, [], 0
+        most = max(1, _PAYLOAD_BYTES // (4 * store.num_memory_tokens * store.hidden_size))
+        while begin < len(candidates):
+            end, union = begin + 1, set(candidates[begin].tolist())
+            while end < len(candidates) and len(union := union | {*candidates[end].tolist()}) <= most:
+                end += 1
+            scores += self._search.cosines(vectors[begin:end], candidates[begin:end])
+            begin = end
+        return [of.tolist() for of in scores]
 
 
 def corpus_mean(store: MemoryStore, score: Score) -> Tensor | None:
@@ -99,14 +122,6 @@ def corpus_mean(store: MemoryStore, score: Score) -> Tensor | None:
         InputError: the MEMORY has no mean.
     """
     return torch.from_numpy(store.mean) if score.centred else None
-
-
-def cosines(query_MD: Tensor, store: MemoryStore, row_ids: Sequence[int], score: Score = PUBLISHED) -> list[float]:
-    """Scores of one question with given rows, in their order."""
-    if not row_ids:
-        return []
-    memory_nMD = torch.from_numpy(store.memory(row_ids))
-    return cosine(query_MD[None], memory_nMD[None], score, corpus_mean(store, score))[0].tolist()
 
 
 def _vectors(queries: Queries) -> Tensor:

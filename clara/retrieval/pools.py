@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from clara.arrays import Ids
+from clara.config.model import FeatureName, Fusion
 from clara.data.questions import Question
 from clara.errors import InputError
+from clara.index.dense import NAME as DENSE
 from clara.index.embedding import DenseEncoder
+from clara.index.model_folder import folder_hash
+from clara.index.words import NAME as WORDS
 from clara.memory.store import MemoryStore
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.dense import DenseRanker
@@ -56,6 +60,35 @@ TEXT_RANKERS: dict[str, Callable[[SourceInputs], Ranker]] = {
 """How rankers that read questions as text are opened, by name.
 
 A pool takes `from_NAME` rows of each, after those found by query vectors."""
+_PARTS = {"bm25": WORDS, "dense": DENSE}
+"""The part of an INDEX that each of them searches."""
+
+
+def feature_rankers(fusion: Fusion, inputs: SourceInputs) -> dict[FeatureName, Ranker]:
+    """The rankers whose scores a fused score needs, beside the memory's.
+
+    Raises:
+        InputError: the INDEX lacks a part that a weight is for, or the embedding model is missing or another.
+    """
+    rankers: dict[FeatureName, Ranker] = {}
+    for name, weight in fusion.features.items():
+        asked = f"the CHECKPOINT's fused score has the weight {weight:g} for {name}"
+        if name == "dense":
+            if not inputs.dense_model:
+                raise InputError(f"{asked}; give the folder of its embedding model with --dense-model")
+            if (found := folder_hash(inputs.dense_model)) != fusion.dense_model:
+                raise InputError(
+                    f"{asked} by the model with hash {fusion.dense_model[:12]}…, --dense-model "
+                    f"{inputs.dense_model!r} has {found[:12]}…; give that model, or fit the score again "
+                    "(python -m training.fit_score)"
+                )
+        if inputs.index is not None and not inputs.index.manifest.get(_PARTS[name]):
+            raise InputError(
+                f"{asked}, and {inputs.index.name} has no such part; build the INDEX again "
+                f"(python -m pipelines.build_index{' --dense-model FOLDER' if name == 'dense' else ''})"
+            )
+        rankers[name] = TEXT_RANKERS[name](inputs)
+    return rankers
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ if TYPE_CHECKING:
 
 
 class ReplyPassage(BaseModel):
-    """A passage that an answer was read from."""
+    """A passage that an answer was read from: what found it, and what each feature adds to its score z."""
 
     document_id: str
     row_id: int
     title: str
     text: str
+    sources: list[str]
+    contributions: dict[str, float]
 
 
 class Reply(BaseModel):
@@ -32,7 +34,14 @@ def reply_of(answered: "Answered") -> Reply:
         question=answered.question,
         answer=answered.answer,
         documents=[
-            ReplyPassage(document_id=p.document_id, row_id=p.row_id, title=p.title, text=p.text)
+            ReplyPassage(
+                document_id=p.document_id,
+                row_id=p.row_id,
+                title=p.title,
+                text=p.text,
+                sources=list(p.sources),
+                contributions=dict(p.contributions),
+            )
             for p in answered.passages
         ],
         scores=[p.score for p in answered.passages],

@@ -4,8 +4,8 @@ Shapes: B questions, n rows, k rows asked for, M memory tokens, D hidden size.
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from clara.arrays import NO_ROW, Ids
-from clara.config.model import Backbone
+from clara.config.model import Backbone, FeatureName
 from clara.config.tree import Retrieval
 from clara.data.records import encodable
 from clara.errors import InputError
@@ -25,7 +25,10 @@ from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint
 from clara.model.model import ClaraModel
 from clara.model.question_mean import is_missing
-from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch, cosines
+from clara.retrieval.fused import FusedRanker, Hit
+from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch
+from clara.retrieval.pools import SourceInputs, feature_rankers
+from clara.retrieval.ranker import Queries, Ranker
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 
@@ -34,18 +37,18 @@ if TYPE_CHECKING:
 
 QUERY_BATCH_TOKENS = 2048
 
-_DEFAULTS = Retrieval()
-
 
 @dataclass(frozen=True)
 class Passage:
-    """A retrieved chunk and its score for the question."""
+    """A retrieved chunk and its score for the question; `sources` and `contributions` as those of a `Hit`."""
 
     row_id: int
     document_id: str
     title: str
     text: str
     score: float
+    sources: tuple[FeatureName, ...] = ()
+    contributions: Mapping[FeatureName, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,21 @@ class Answered:
 
 
 class Retriever:
-    """Finds rows of a MEMORY for questions, and answers from them."""
+    """Finds rows of a MEMORY for questions, and answers from them.
+
+    Attributes:
+        ranker: ranks rows by the CHECKPOINT's score.
+        memory_ranker: ranks rows by the memory alone.
+    """
 
     def __init__(
         self,
         model: ClaraModel,
         store: MemoryStore,
         index: "MemoryIndex | None" = None,
+        rankers: Mapping[FeatureName, Ranker] | None = None,
         *,
-        first_level: int = _DEFAULTS.first_level,
+        retrieval: Retrieval | None = None,
     ) -> None:
         """Take parts that fit each other; `open` checks that they do.
 
@@ -74,10 +83,18 @@ class Retriever:
             model: encodes questions and reads memory.
             store: what is searched.
             index: None searches all rows exactly, at the price of reading the whole payload.
-            first_level: L, rows that the index hands to the exact score.
+            rankers: those of the features that the model's fused score has weights for.
+            retrieval: sizes of a search; None: the defaults.
         """
-        self.model, self.store, self.index, self.first_level = model, store, index, first_level
+        self.model, self.store, self.index, self.settings = model, store, index, retrieval or Retrieval()
         self._search: VectorSearch = ExactSearch(store, model.settings.score) if index is None else index
+        fusion = model.settings.fusion
+        self.memory_ranker = MemoryRanker(self._search, self.settings.first_level)
+        self._fused = None
+        if not fusion.published:
+            every = {**(rankers or {}), "memory": self.memory_ranker}
+            self._fused = FusedRanker(every, fusion, store.row_ids, self.settings)
+        self.ranker: Ranker = self._fused or self.memory_ranker
 
     @classmethod
     def open(
@@ -88,8 +105,7 @@ class Retriever:
         *,
         backbone: str = "",
         device: str = "cpu",
-        first_level: int = _DEFAULTS.first_level,
-        exact_rows: int = _DEFAULTS.exact_rows,
+        retrieval: Retrieval | None = None,
         accept_stale: bool = False,
     ) -> "Retriever":
         """Open the three artefacts; the model computes in the dtype that MEMORY was made in.
@@ -100,16 +116,15 @@ class Retriever:
             index: INDEX over that MEMORY.
             backbone: folder of the LM; empty: the one that the checkpoint names or holds.
             device: where the model computes.
-            first_level: L, rows that the index hands to the exact score; at least 1.
-            exact_rows: of a MEMORY of at most so many rows the index hands all to it.
+            retrieval: sizes of a search, and the folder of the embedding model if the CHECKPOINT's fused score has a
+                weight for dense vectors; None: the defaults.
             accept_stale: take a MEMORY that other compressors made, to measure what staleness costs; all other fields
                 must agree.
 
         Raises:
             InputError: one of them is unfinished or damaged, or they do not belong together.
         """
-        if first_level < 1:
-            raise InputError(f"first_level is {first_level}; expected 1 row or more")
+        settings = retrieval or Retrieval()
         memory, checkpoint = Artefact.open(memory, "MEMORY"), Checkpoint.open(checkpoint)
         encoding = of_memory(memory).encoding
         expected = of_checkpoint(checkpoint, encoding, backbone=backbone)
@@ -125,19 +140,16 @@ class Retriever:
         if index is not None:
             from clara.index.search import MemoryIndex  # FAISS is not needed where there is no INDEX
 
-            searcher = MemoryIndex.open(index, store, checkpoint.settings.score, exact_rows)
+            searcher = MemoryIndex.open(index, store, checkpoint.settings.score, settings.exact_rows)
         model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=encoding.dtype), device=device)
         if is_missing(model):
             raise InputError(
                 f"{checkpoint.name}: its score is centred, and the questions' mean is not known; compute it from "
                 "questions of the kind that is asked: python -m training.set_score"
             )
-        return cls(model.eval(), store, searcher, first_level=first_level)
-
-    @property
-    def ranker(self) -> MemoryRanker:
-        """Ranks rows by query vectors as returned by `queries`."""
-        return MemoryRanker(self._search, self.first_level)
+        inputs = SourceInputs(store, None if searcher is None else searcher.artefact, settings.dense_model, device)
+        rankers = feature_rankers(checkpoint.settings.fusion, inputs)
+        return cls(model.eval(), store, searcher, rankers, retrieval=settings)
 
     def queries(self, questions: Sequence[str]) -> Tensor:
         """Query vectors `[B, M, D]` in float32, computed in batches of like length."""
@@ -171,11 +183,20 @@ class Retriever:
                 {row for document in documents for row in self.store.rows_of(document)}
                 for documents in exclude_documents
             ]
-        return self._search.search(queries_BMD, k, first_level=max(k, self.first_level), exclude=excluded)
+        return self._search.search(queries_BMD, k, first_level=max(k, self.settings.first_level), exclude=excluded)
 
-    def score(self, query_MD: Tensor, row_ids: Sequence[int]) -> list[float]:
-        """Scores of one question with given rows, in their order."""
-        return cosines(query_MD, self.store, row_ids, self.model.settings.score)
+    def hits(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
+        """The k best rows of each question over the whole MEMORY, by the CHECKPOINT's score, best first."""
+        fusion = self.model.settings.fusion
+        query_BMD = self.queries(questions) if fusion.a else None
+        if self._fused is not None:
+            return self._fused.hits(Queries(questions, [()] * len(questions), query_BMD), k)
+        assert query_BMD is not None  # the published score has the memory's weight
+        found = []
+        for ids, scores in zip(*(a.tolist() for a in self.search(query_BMD, k)), strict=True):
+            pairs = [(row, score) for row, score in zip(ids, scores, strict=True) if row != NO_ROW]
+            found.append([Hit(row, s, ("memory",), {"memory": s / fusion.temperature}) for row, s in pairs])
+        return found
 
     def memories(self, row_ids: Sequence[int]) -> Tensor:
         """Memory `[n, M, D]` of rows, as the generator reads them."""
@@ -205,15 +226,13 @@ class Retriever:
             )
         if not questions:
             return []
-        ids_Bk, scores_Bk = self.search(self.queries(questions), num_selected)
         answered = []
-        for question, ids, scores in zip(questions, ids_Bk.tolist(), scores_Bk.tolist(), strict=True):
-            found = [row for row in ids if row != NO_ROW]
-            answer = self.model.generate([question], [self.memories(found)], max_new_tokens=max_new_tokens)[0]
-            chunks = self.store.records(found)
+        for question, hits in zip(questions, self.hits(questions, num_selected), strict=True):
+            rows = [hit.row_id for hit in hits]
+            answer = self.model.generate([question], [self.memories(rows)], max_new_tokens=max_new_tokens)[0]
             passages = tuple(
-                Passage(c.row_id, c.document_id, c.title, c.text, score)
-                for c, score in zip(chunks, scores[: len(found)], strict=True)
+                Passage(c.row_id, c.document_id, c.title, c.text, hit.score, hit.sources, hit.contributions)
+                for c, hit in zip(self.store.records(rows), hits, strict=True)
             )
             answered.append(Answered(question, answer, passages))
         return answered

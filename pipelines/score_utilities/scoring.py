@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from clara.config.tree import Retrieval
 from clara.data.questions import Question
 from clara.data.utilities import FILE, Scored, write_shard
 from clara.errors import InputError
@@ -32,14 +33,19 @@ class Scorer:
         """
         self._job = job
         self._retriever = Retriever.open(
-            job.checkpoint, job.memory, job.index or None, backbone=job.backbone, device=job.device
+            job.checkpoint,
+            job.memory,
+            job.index or None,
+            backbone=job.backbone,
+            device=job.device,
+            retrieval=Retrieval(dense_model=job.dense_model),
         )
         index = self._retriever.index
         artefact = None if index is None else index.artefact
         inputs = SourceInputs(self._retriever.store, artefact, job.dense_model, job.device)
         self._sources = [] if job.published else text_sources(job, inputs)
         if job.from_index and not job.published:
-            self._sources.insert(0, Source(self._retriever.ranker, job.from_index))
+            self._sources.insert(0, Source(self._retriever.memory_ranker, job.from_index))
 
     def pools(self, questions: Sequence[Question]) -> list[list[int]]:
         """Rows for each question: positives, index and BM25 in turn, then random rows, none that the question excludes.

@@ -19,6 +19,7 @@ from clara.memory.store import MemoryStore
 from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.question_mean import copy_with_score, mean_query
+from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
 from pipelines import build_index
 from tests.helpers import evaluation_world, tiny
@@ -213,7 +214,8 @@ def test_every_score_searches_as_its_definition_says(
     for line, rows, values in zip(expected, found, scores, strict=True):
         assert rows.tolist() == plain.store.row_ids[np.argsort(-line)[:7]].tolist()
         assert values == pytest.approx(np.sort(line)[::-1][:7], abs=1e-4)
-    assert opened.score(opened.queries(QUESTIONS)[0], found[0].tolist()) == pytest.approx(scores[0], abs=1e-6)
+    queries = Queries(QUESTIONS[:1], [()], opened.queries(QUESTIONS[:1]))
+    assert opened.ranker.score(queries, found[:1].tolist())[0] == pytest.approx(scores[0], abs=1e-6)
     assert [p.score for p in opened.ask(QUESTIONS[:1], num_selected=3)[0].passages] == pytest.approx(
         scores[0, :3], abs=1e-5
     )

@@ -128,7 +128,10 @@ class EvaluationRun:
             # Let go first: two models of several billion parameters may not fit beside each other.
             self._opened = None
             stale = system.name in self.stale
-            self._opened = system, open_system(system, self.backbone, accept_stale=stale, device=self.device)
+            opened = open_system(
+                system, self.backbone, accept_stale=stale, device=self.device, dense_model=self.dense_model
+            )
+            self._opened = system, opened
         return self._opened[1]
 
 

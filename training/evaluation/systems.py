@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from clara.config.evaluation import BASELINES, CONDITIONS, Evaluation
+from clara.config.tree import Retrieval
 from clara.data.questions import Question
 from clara.errors import InputError
 from clara.storage.manifest import hash_of, manifest_hash
@@ -84,7 +85,9 @@ class Settings:
         return {name: value for name, value in asdict(self).items() if name != "conditions" or value != CONDITIONS}
 
 
-def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str) -> "Retriever":
+def open_system(
+    paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str, dense_model: str = ""
+) -> "Retriever":
     """Open a system's artefacts, with its name in front of what is wrong with them.
 
     Raises:
@@ -100,6 +103,7 @@ def open_system(paths: SystemPaths, backbone: str, *, accept_stale: bool, device
             backbone=backbone,
             accept_stale=accept_stale,
             device=device,
+            retrieval=Retrieval(dense_model=dense_model),
         )
     except InputError as error:
         raise InputError(f"system {paths.name}: {error}") from error

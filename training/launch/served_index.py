@@ -34,7 +34,8 @@ class ServedIndex(TwoLevels):
     def _best_keys(self, keys: Floats, wanted: int) -> list[list[Ranked]]:
         return list(self.servers.ask("best_keys", dict.fromkeys(range(len(self.servers)), (keys, wanted))).values())
 
-    def _cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+    def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
+        """See the base class."""
         owners = [owner_of(rows, len(self.servers)) for rows in candidates]
         asked = {
             number: (query, [rows[owner == number] for rows, owner in zip(candidates, owners, strict=True)])

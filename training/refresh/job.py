@@ -18,6 +18,7 @@ import torch
 
 from clara.arrays import Ids
 from clara.config.model import Backbone
+from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.recall import RECALL_FLOOR, recall_from_manifest
@@ -274,8 +275,9 @@ def _searcher(job: RefreshJob, store: MemoryStore, model: ClaraModel) -> Callabl
     """What the parent's INDEX gives questions as the snapshot's query reasoner reads them."""
     if not job.parent_index:
         return None
+    settings = Retrieval(first_level=job.first_level, exact_rows=job.exact_rows)
     index = MemoryIndex.open(job.parent_index, store, model.settings.score, job.exact_rows)
-    retriever = Retriever(model, store, index, first_level=job.first_level)
+    retriever = Retriever(model, store, index, retrieval=settings)
     return lambda questions, k: retriever.search(retriever.queries(questions), k)[0]
 
 

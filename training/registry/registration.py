@@ -31,6 +31,7 @@ class Registration:
     first_level: int
     exact_rows: int
     device: str
+    dense_model: str = ""
 
     def hashes(self) -> dict[str, str]:
         """Manifest hashes of its artefacts."""
@@ -56,6 +57,7 @@ class Registration:
     def identity(self) -> str:
         """Hash of everything that the version depends on: an equal one is not registered twice."""
         answering = [self.num_selected, self.max_new_tokens, self.first_level, self.exact_rows, self.device]
+        answering += [self.dense_model] if self.dense_model else []
         return hash_of([self.name, self.system, self.hashes(), answering])
 
     def check(self) -> None:
@@ -101,6 +103,8 @@ class Registration:
             "exact_rows": self.exact_rows,
             "device": self.device,
         }
+        if self.dense_model:
+            config["dense_model_uri"] = uri(absolute(self.dense_model))
         if self.index is not None:
             config |= {"index_uri": uri(self.index), "index_hash": hashes["index"]}
         return config

@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlparse
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.retrieval.reply import Reply, reply_of
 from clara.retrieval.retriever import Retriever
@@ -63,8 +64,11 @@ class ServedModel(PythonModel):
             pointed("index", config) if has_index else None,
             backbone=local_path(config["backbone_uri"]),
             device=config["device"],
-            first_level=config["first_level"],
-            exact_rows=config.get("exact_rows", 0),  # an older program registered a model without it
+            retrieval=Retrieval(
+                first_level=config["first_level"],
+                exact_rows=config.get("exact_rows", 0),  # an older program registered a model without it
+                dense_model=local_path(config.get("dense_model_uri", "")),
+            ),
         )
         self._num_selected, self._max_new_tokens = int(config["num_selected"]), int(config["max_new_tokens"])
 

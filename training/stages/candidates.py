@@ -11,18 +11,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clara.config.model import Score
+from clara.arrays import Floats
+from clara.config.model import Fusion, Score
 from clara.config.stages import Joint
+from clara.config.tree import Retrieval
 from clara.data.questions import Question
 from clara.data.records import input_text
 from clara.errors import InputError
 from clara.index.search import TwoLevels
 from clara.memory.store import MemoryStore
 from clara.model.array_geometry import PUBLISHED
+from clara.model.fusion import PUBLISHED as ALONE
+from clara.model.fusion import fused
 from clara.model.model import ClaraModel
+from clara.retrieval.fused import FusedRanker
 from clara.retrieval.memory_ranker import MemoryRanker
-from clara.retrieval.pools import QuestionRows, Source, SourceInputs, fill, own_candidates, text_sources
-from clara.retrieval.ranker import Queries
+from clara.retrieval.pools import (
+    QuestionRows,
+    Source,
+    SourceInputs,
+    feature_rankers,
+    fill,
+    own_candidates,
+    text_sources,
+)
+from clara.retrieval.ranker import Queries, Ranker
 
 _MOST_TOKENISED = 100_000
 
@@ -38,37 +51,37 @@ class Candidates:
     def __init__(
         self,
         settings: Joint,
+        retrieval: Retrieval,
         *,
-        first_level: int,
         seed: int,
         store: MemoryStore,
         index: TwoLevels | None,
-        dense_model: str = "",
         device: str = "cpu",
         score: Score = PUBLISHED,
+        fusion: Fusion = ALONE,
     ) -> None:
         """Open the sources that read questions as text, where the settings ask for rows of them.
 
         Args:
             settings: which sources, and N.
-            first_level: L of the index's first level.
+            retrieval: sizes of a search, and the folder of the embedding model, for dense vectors.
             seed: of what fills pools up.
             store: MEMORY.
             index: over it; None where no candidate comes from an index.
-            dense_model: folder of the embedding model, for candidates by dense vectors.
-            device: where it computes.
+            device: where the embedding model computes.
             score: of the model.
+            fusion: of the model.
 
         Raises:
-            InputError: see `text_sources`.
+            InputError: see `text_sources` and `feature_rankers`.
         """
-        self._settings, self._seed = settings, seed
-        # L is at least what is asked for.
-        self.first_level = max(first_level, settings.from_index)
+        self._settings, self._retrieval, self._seed = settings, retrieval, seed
+        self._fusion = fusion
         self.store, self.index, self.score = store, index, score
-        inputs = SourceInputs(store, None if index is None else index.artefact, dense_model, device)
+        inputs = SourceInputs(store, None if index is None else index.artefact, retrieval.dense_model, device)
         # Another version of MEMORY has the same texts, so that these stay open for the whole run.
         self._text_sources = [] if settings.published_pool else text_sources(settings, inputs)
+        self._feature_rankers = feature_rankers(fusion, inputs)
         self._tokens: dict[int, list[int]] = {}
 
     def use(self, store: MemoryStore, index: TwoLevels | None) -> None:
@@ -101,11 +114,20 @@ class Candidates:
             return [list(rows)[: settings.num_candidates] for rows in own]
         sources = self._text_sources
         if query_BMD is not None and self.index is not None and settings.from_index:
-            sources = [Source(MemoryRanker(self.index, self.first_level), settings.from_index), *sources]
+            sources = [Source(MemoryRanker(self.index, self._retrieval.first_level), settings.from_index), *sources]
         queries = Queries([q.question for q in questions], [set(k.excluded) for k in known], query_BMD)
         return own_candidates(
             queries, known, sources, positives=settings.inject_positives, size=settings.num_candidates
         )
+
+    @property
+    def ranker(self) -> Ranker | None:
+        """Ranks all rows by the model's score; None without an INDEX, if the score needs one."""
+        memory = None if self.index is None else MemoryRanker(self.index, self._retrieval.first_level)
+        if self._fusion.published or memory is None:
+            return memory
+        rankers = {**self._feature_rankers, "memory": memory}
+        return FusedRanker(rankers, self._fusion, self.store.row_ids, self._retrieval)
 
     def pools(
         self, own: Sequence[Sequence[int]], places: Sequence[int], known: Sequence[QuestionRows], step: int
@@ -144,6 +166,23 @@ class Candidates:
             memory[row, : len(pool)] = self.stored(pool)
             valid[row, : len(pool)] = True
         return memory, valid
+
+    def features(self, questions: Sequence[Question], pools: Sequence[Sequence[int]], size: int) -> Tensor | None:
+        """Features `[B, size, F]` of pools for the fused score, padded with zeros; None where it weighs none."""
+        if not self._feature_rankers:
+            return None
+        queries = Queries([q.question for q in questions], [()] * len(questions))
+        features = torch.zeros(len(pools), size, len(self._feature_rankers))
+        for number, ranker in enumerate(self._feature_rankers.values()):
+            for row, values in enumerate(ranker.score(queries, pools)):
+                features[row, : len(values), number] = torch.tensor(values)
+        return features
+
+    def fused(self, cosine_N: Floats, question: Question, pool: Sequence[int]) -> Floats:
+        """Scores `[N]` of one question's pool by the model's score."""
+        features_BNF = self.features([question], [pool], len(pool))
+        scores: Floats = fused(torch.from_numpy(cosine_N)[None], features_BNF, self._fusion)[0].numpy()
+        return scores
 
     def stored(self, rows: Sequence[int]) -> Tensor:
         """Stored memory of rows `[n, M, D]` in float32, from who holds them."""

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clara.arrays import NO_ROW, Floats
+from clara.arrays import Floats
 from clara.data.questions import Question
 from clara.errors import InputError
 from clara.index.scores import best
@@ -16,6 +16,7 @@ from clara.metrics import exact_match
 from clara.model.array_geometry import unit_rows
 from clara.model.model import ClaraModel
 from clara.retrieval.pools import QuestionRows
+from clara.retrieval.ranker import Queries
 from training.loop.engine import Engine
 from training.stages.candidates import Candidates
 
@@ -118,7 +119,7 @@ class HeldOut:
         store = candidates.store
         known = [QuestionRows.of(q, store) for q in questions]
         query = model.encode_questions([q.question for q in questions]).float().cpu().numpy()
-        found = self._found(query, candidates, known)
+        found = self._found(query, candidates, questions, known)
         right = [k.positive[0] if k.positive else int(store.row_ids[0]) for k in known]
         wrong = [_other(store.row_ids, row) for row in right]
         read = [[candidates.stored(rows[: self._num_selected]) for rows in found]]
@@ -126,7 +127,7 @@ class HeldOut:
         exact = self._exact_matches(model, candidates, questions, found) if self._answer_tokens else 0.0
         hits, fresh_hits = _hits(found, known), np.zeros(len(_DEPTHS))
         if self._fresh:
-            ranked, memories = _encoded_afresh(model, query, candidates, known, self._num_selected)
+            ranked, memories = _encoded_afresh(model, query, candidates, questions, known, self._num_selected)
             fresh_hits = _hits(ranked, known)
             read.append(memories)
         costs = []
@@ -161,44 +162,51 @@ class HeldOut:
         )
         return sum(exact_match(answer, q.answers) for answer, q in zip(answers, questions, strict=True))
 
-    def _found(self, query: Floats, candidates: Candidates, known: Sequence[QuestionRows]) -> list[list[int]]:
+    def _found(
+        self, query: Floats, candidates: Candidates, questions: Sequence[Question], known: Sequence[QuestionRows]
+    ) -> list[list[int]]:
         """Rows of each question, best first."""
-        index = candidates.index
         if self._published_pool:
             pools = [np.unique(np.array(k.pool, np.int64)) for k in known]
             return [
-                _ranked(vector, pool, candidates.stored(pool.tolist()).numpy(), candidates)
-                for vector, pool in zip(query, pools, strict=True)
+                _ranked(vector, question, pool, candidates.stored(pool.tolist()).numpy(), candidates)
+                for vector, question, pool in zip(query, questions, pools, strict=True)
             ]
-        if index is None:
+        ranker = candidates.ranker
+        if ranker is None:
             return [[] for _ in known]
-        depth = max(*_DEPTHS, self._num_selected)
-        rows, _ = index.search(
-            query, depth, first_level=max(depth, candidates.first_level), exclude=[set(k.excluded) for k in known]
-        )
-        return [[row for row in line if row != NO_ROW] for line in rows.tolist()]
+        queries = Queries([q.question for q in questions], [k.excluded for k in known], torch.from_numpy(query))
+        return ranker.rank(queries, max(*_DEPTHS, self._num_selected))
 
 
 def _encoded_afresh(
-    model: ClaraModel, query: Floats, candidates: Candidates, known: Sequence[QuestionRows], num_selected: int
+    model: ClaraModel,
+    query: Floats,
+    candidates: Candidates,
+    questions: Sequence[Question],
+    known: Sequence[QuestionRows],
+    num_selected: int,
 ) -> tuple[list[list[int]], list[Tensor]]:
     """Published pools as the compressor is now: rows of each question, best first, and the memory of the K best."""
     ranked, memories = [], []
-    for vector, k in zip(query, known, strict=True):
+    for vector, question, k in zip(query, questions, known, strict=True):
         pool = np.unique(np.array(k.pool, np.int64))
         # Every rank makes the same collective calls, so that a pool without any row makes a pass too.
         memory = model.compress(candidates.token_ids(pool.tolist(), model) or [[]])[: len(pool)].float().cpu()
-        order = _ranked(vector, pool, memory.numpy(), candidates)
+        order = _ranked(vector, question, pool, memory.numpy(), candidates)
         ranked.append(order)
         memories.append(memory[torch.from_numpy(np.searchsorted(pool, order[:num_selected]))])
     return ranked, memories
 
 
-def _ranked(query: Floats, rows: NDArray[np.int64], memory: Floats, candidates: Candidates) -> list[int]:
-    """Rows by the score of their memory for a query, best first, as many as count."""
+def _ranked(
+    query: Floats, question: Question, rows: NDArray[np.int64], memory: Floats, candidates: Candidates
+) -> list[int]:
+    """Rows by their score for a query, best first, as many as count."""
     score = candidates.score
     unit = unit_rows(memory, score, candidates.store.mean if score.centred else None)
-    found: list[int] = rows[best(unit @ unit_rows(query[None], score)[0], rows, max(_DEPTHS))].tolist()
+    scores = candidates.fused(unit @ unit_rows(query[None], score)[0], question, rows.tolist())
+    found: list[int] = rows[best(scores, rows, max(_DEPTHS))].tolist()
     return found
 
 

@@ -93,6 +93,12 @@ class JointStage(Stage):
         self.module: nn.Module = JointStep(model, settings)
         if settings.train_question_mean and not model.settings.score.centred:
             raise InputError("joint.train_question_mean: the checkpoint's score is not centred; see training.set_score")
+        fusion = model.settings.fusion
+        if not fusion.published and fusion.temperature != settings.temperature:
+            raise InputError(
+                f"joint.temperature is {settings.temperature}, the fused score of the checkpoint was made with "
+                f"{fusion.temperature}; set joint.temperature={fusion.temperature}"
+            )
         model.train_only(trained_roles(config))
         self.versions = versions
         self._model, self._config, self._settings = model, config, settings
@@ -102,13 +108,13 @@ class JointStage(Stage):
         none = {f"from_{name}": 0 for name in TEXT_RANKERS}
         self.candidates = Candidates(
             settings.model_copy(update=none) if config.utilities else settings,
-            first_level=config.retrieval.first_level,
+            config.retrieval,
             seed=config.seed,
             store=store,
             index=index,
-            dense_model=config.retrieval.dense_model,
             device=str(model.backbone.device),
             score=model.settings.score,
+            fusion=fusion,
         )
         asked = shuffled_answers(questions, config.seed) if settings.shuffle_answers else questions
         self.pools = QuestionPools(model, asked, settings, config.seed, self.candidates)
@@ -278,6 +284,7 @@ class JointStage(Stage):
         known = [self.pools.known_rows(q) for q in questions]
         right = [self.pools.right_row(step, p, q) for p, q in zip(positions, questions, strict=True)]
         memory_BNMD, valid_BN, right_memory = self.pool_memory.of(step, pools, right)
+        features_BNF = self.candidates.features(chosen, pools, valid_BN.shape[1])
         positive_BN = torch.zeros_like(valid_BN)
         for row, (pool, k) in enumerate(zip(pools, known, strict=True)):
             positive_BN[row, : len(pool)] = torch.tensor([r in k.positive for r in pool], dtype=torch.bool)
@@ -293,4 +300,5 @@ class JointStage(Stage):
             compressor_frozen=not trains,
             right_memory=right_memory,
             corpus_mean=torch.from_numpy(self._store.mean).to(device) if self.candidates.score.centred else None,
+            features=None if features_BNF is None else features_BNF.to(device),
         )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara.config.stages import Joint
-from clara.config.tree import Config
+from clara.config.tree import Config, Retrieval
 from clara.data.questions import Question, read_questions
 from clara.data.records import input_text
 from clara.errors import InputError
@@ -51,7 +51,7 @@ def candidates(world: World, **settings: object) -> Candidates:
     store = MemoryStore.open(world.memory)
     index = MemoryIndex.open(world.index, store)
     joint = Joint.model_validate({"num_candidates": 8, "num_selected": 2, "from_index": 4, "from_bm25": 2, **settings})
-    return Candidates(joint, first_level=20, seed=3, store=store, index=index)
+    return Candidates(joint, Retrieval(first_level=20), seed=3, store=store, index=index)
 
 
 def drawn(
@@ -96,7 +96,7 @@ def test_bm25_reads_each_shard_once_and_ranks_as_rows_do(tmp_path: Path, monkeyp
     monkeypatch.setattr("clara.memory.store.read_table", recording)
     monkeypatch.setattr("clara.memory.store._NUM_TABLES", 2)  # far fewer tables are kept than there are shards
     store = MemoryStore.open(memory)
-    source = Candidates(Joint(from_index=0, from_bm25=9), first_level=20, seed=3, store=store, index=None)
+    source = Candidates(Joint(from_index=0, from_bm25=9), Retrieval(first_level=20), seed=3, store=store, index=None)
     questions = [Question(f"q{n}", f"Which is number {n} of these?", ("a",)) for n in range(60)]
     found = source.own(questions, [QuestionRows((), frozenset(), ())] * 60, None)
     assert sorted(read) == sorted(store.shard_names)
@@ -129,7 +129,7 @@ def test_dense_vectors_of_the_index_are_a_source(world: World, tmp_path: Path) -
     store = MemoryStore.open(world.memory)
     index = MemoryIndex.open(tmp_path / "index", store)
     joint = Joint(from_index=0, from_bm25=0, from_dense=4)
-    source = Candidates(joint, first_level=20, seed=3, store=store, index=index, dense_model=model)
+    source = Candidates(joint, Retrieval(first_level=20, dense_model=model), seed=3, store=store, index=index)
     questions = read_questions(world.questions, "train")[:6]
     known = [QuestionRows.of(question, store) for question in questions]
     assert index.artefact is not None

@@ -5,6 +5,7 @@ import torch
 
 from clara.config.model import Backbone
 from clara.config.stages import Joint
+from clara.config.tree import Retrieval
 from clara.data.questions import Question, read_questions
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
@@ -18,7 +19,7 @@ from training.stages.held_out import HeldOut
 
 def parts(world: World) -> tuple[ClaraModel, Candidates, list[Question]]:
     model, store = load_checkpoint(world.checkpoint, Backbone(dtype="float32")), MemoryStore.open(world.memory)
-    candidates = Candidates(Joint(published_pool=True), first_level=20, seed=0, store=store, index=None)
+    candidates = Candidates(Joint(published_pool=True), Retrieval(first_level=20), seed=0, store=store, index=None)
     return model, candidates, read_questions(world.questions)[:12]
 
 
