@@ -23,7 +23,8 @@ def running() -> Iterator[Callable[[str], stores.Store]]:
         yield functools.cache(lambda kind: stack.enter_context(stores.running(kind)))
 
 
-@pytest.fixture(params=["s3", "gs"])
+# Both kinds go through fsspec and one code path of ours. `make test` runs the one whose emulator is lighter.
+@pytest.fixture(params=["s3", pytest.param("gs", marks=pytest.mark.slow)])
 def place(
     request: pytest.FixtureRequest,
     running: Callable[[str], stores.Store],

@@ -49,7 +49,7 @@ def test_missing_credentials_are_no_outage(monkeypatch: pytest.MonkeyPatch) -> N
     assert time.monotonic() - began < 120, "Beam's own tries take ten minutes"
 
 
-@pytest.mark.parametrize("kind", ["s3", "gs"])
+@pytest.mark.parametrize("kind", ["s3", pytest.param("gs", marks=pytest.mark.slow)])
 def test_a_silent_store_is_waited_for_as_long_as_configured_and_reported(
     kind: str, deaf: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

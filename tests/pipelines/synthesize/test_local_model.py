@@ -92,6 +92,7 @@ def test_a_prompt_that_does_not_fit_fails_alone(tiny_backbone: Path) -> None:
     assert not short.error
 
 
+@pytest.mark.slow
 def test_garbage_ends_as_counted_drops(tiny_backbone: Path, tmp_path: Path) -> None:
     given = command(write_corpus(tmp_path / "c.jsonl"), tmp_path / "out", tiny_backbone, "--max-reply-tokens=16")
     with pytest.raises(
@@ -150,6 +151,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_model_that_knows_the_form_makes_examples(
     taught: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
