@@ -158,6 +158,18 @@ class UtilityJob(Section):
     from_dense: int = Field(
         0, ge=0, description="of these, best by the dense vectors of the INDEX, with retrieval.dense_model"
     )
+    fold: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="only questions of this share of the targets, those that joint.fit_share keeps from training; 0: "
+        "all questions",
+    )
+    shuffle_answers: bool = Field(
+        False,
+        description="the control: score every question with another one's answers; what is fitted to these "
+        "may gain nothing",
+    )
     positives: bool = Field(True, description="put the known positives into the pools")
     published_pools: bool = Field(
         False, description="score each question's own candidate_ids, all of them, instead of drawing a pool"

@@ -127,6 +127,13 @@ class Joint(Section):
     train_question_mean: bool = Field(
         False, description="train the questions' mean, which a centred score (model.score) subtracts from each question"
     )
+    fit_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the targets, chosen by their ids, whose questions are never trained on: those that "
+        "fit_score fits the weights of the fused score to; a question with targets on both sides is left out",
+    )
     right_memory_share: float = Field(
         0.0,
         ge=0,

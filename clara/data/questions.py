@@ -1,5 +1,6 @@
 """QUESTIONS: what training and evaluation ask, as one Parquet file."""
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from clara.errors import InputError
 from clara.storage.artefact import Artefact
-from clara.storage.manifest import make_directory, refuse_other, write_file, write_manifest
+from clara.storage.manifest import hash_of, make_directory, refuse_other, write_file, write_manifest
 from clara.storage.paths import Name, is_url
 from clara.storage.tables import read_records, table_bytes
 
@@ -120,6 +121,39 @@ def read_questions(source: Name | Artefact, split: str | None = None) -> list[Qu
             f"{artefact.folder}: no question with split {split!r}; there are {sorted({q.split for q in questions})}"
         )
     return chosen
+
+
+def fold_of(questions: Iterable[Question], share: float) -> tuple[list[Question], list[Question]]:
+    """Questions whose targets are all in a fold of the corpus, and questions none of whose targets are.
+
+    Which documents are in the fold depends on their ids alone. A question with targets on both sides is in neither
+    list, so that no target of the first is one of the second. A question without known targets is its own target.
+
+    Args:
+        questions: of any kind.
+        share: of the documents that the fold holds; 0: all questions are in the second list.
+    """
+    if not share:
+        return [], list(questions)
+    inside, outside = [], []
+    for question in questions:
+        targets = question.positive_ids or (question.question_id,)
+        sides = {int(hash_of(["fold", target])[:12], 16) < share * 16**12 for target in targets}
+        if sides == {True}:
+            inside.append(question)
+        elif sides == {False}:
+            outside.append(question)
+    return inside, outside
+
+
+def shuffled_answers(questions: list[Question], seed: int) -> list[Question]:
+    """The control: every question with another one's answers."""
+    import torch  # whose generator gives the order; readers of questions need not wait for it
+
+    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
+    # A rotation along a random order, so that no question keeps its own answers.
+    successor = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
+    return [dataclasses.replace(q, answers=questions[successor[i]].answers) for i, q in enumerate(questions)]
 
 
 _T = TypeVar("_T")

@@ -53,6 +53,7 @@ def save_checkpoint(
     store_backbone: bool = False,
     separate_query_reasoner: bool = True,
     dtype: torch.dtype | None = None,
+    fit_share: float = 0.0,
 ) -> dict[str, Any]:
     """Write a CHECKPOINT and return its manifest.
 
@@ -64,6 +65,7 @@ def save_checkpoint(
         store_backbone: the LM too (it was trained).
         separate_query_reasoner: false where it still is a copy of the compressor, which is then not stored twice.
         dtype: of the stored adapters; None: the backbone's, in which they are used.
+        fit_share: share of the targets that stage joint has never trained on, see `joint.fit_share`.
     """
     directory = make_directory(directory)
     refuse_other(directory, "CHECKPOINT")
@@ -105,6 +107,7 @@ def save_checkpoint(
         else {name: rows.detach().cpu().contiguous() for name, rows in backbone.added_tokens().items()}
     )
     extra: dict[str, Any] = {"added_tokens": {"follow": backbone.num_kept_tokens}} if added else {}
+    extra |= {"fit_share": fit_share} if fit_share else {}
     if added:
         atomic_write(directory / ADDED_FILE, save(added, metadata={"format": "pt"}))
         files.append(ADDED_FILE)

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clara.config.model import Score
+from clara.config.model import Fusion, Score
 from clara.config.roles import QUERY_REASONER
+from clara.errors import InputError
 from clara.model.artefact import KIND, Checkpoint
 from clara.model.checkpoint import QUESTION_MEAN_FILE, save_question_mean
 from clara.model.model import ClaraModel
@@ -49,6 +50,7 @@ def copy_with_score(
     score: Score,
     mean_MD: Tensor | None,
     *,
+    fusion: Fusion | None = None,
     recipe: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write a CHECKPOINT with the same weights and another score. Returns its manifest.
@@ -57,26 +59,34 @@ def copy_with_score(
         checkpoint: whose files become part of the copy, as hard links where that is possible.
         output: directory on this machine.
         score: of the copy.
-        mean_MD: the questions' mean, if the score is centred.
+        mean_MD: the questions' mean, if the score is centred; None keeps that of the checkpoint.
+        fusion: weights of the fused score; None keeps those of the checkpoint.
         recipe: what made it.
 
     Raises:
-        InputError: another artefact is in the output, or a file of the checkpoint is missing or damaged.
+        InputError: another artefact is in the output, a file of the checkpoint is missing or damaged, or the score is
+            centred and there is no questions' mean.
     """
+    held = checkpoint.settings.score.centred
+    if score.centred and mean_MD is None and not held:
+        raise InputError(f"{checkpoint.name}: has no questions' mean; a centred score needs one: give questions")
     directory, before = make_directory(output), checkpoint.manifest
     refuse_other(directory, KIND)
     (directory / "manifest.json").unlink(missing_ok=True)
-    files = [entry for entry in before["files"] if entry["path"] != QUESTION_MEAN_FILE]
+    keeps_mean = score.centred and mean_MD is None
+    files = [entry for entry in before["files"] if keeps_mean or entry["path"] != QUESTION_MEAN_FILE]
     link(checkpoint.folder, directory, files)
     if mean_MD is not None:
         save_question_mean(directory, mean_MD)
         files.append(file_entry(directory, QUESTION_MEAN_FILE))
-    names = ("stage", "roles", "backbone", "tokenizer", "added_tokens", "prompts")
+    names = ("stage", "roles", "backbone", "tokenizer", "added_tokens", "prompts", "fit_share")
     return write_manifest(
         directory,
         kind=KIND,
         files=files,
         recipe=recipe,
         **{name: before[name] for name in names if name in before},
-        model=checkpoint.settings.model_copy(update={"score": score}).model_dump(),
+        model=checkpoint.settings.model_copy(
+            update={"score": score, "fusion": fusion or checkpoint.settings.fusion}
+        ).model_dump(),
     )

@@ -49,7 +49,8 @@ def parser() -> Command:
         add_setting(found, f"utility_job.{name}")
     add_setting(found, "retrieval.dense_model", metavar="FOLDER")
     add_setting(found, "utility_job.positives", "--no-positives")
-    add_setting(found, "utility_job.published_pools")
+    for name in ("published_pools", "fold", "shuffle_answers"):
+        add_setting(found, f"utility_job.{name}")
     add_setting(found, "seed")
     add_setting(found, "device")
     add_setting(found, "engine.num_workers")
@@ -81,6 +82,8 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
         dense_model=whole(options.dense_model),
         positives=options.positives,
         published=options.published_pools,
+        fold=options.fold,
+        shuffle_answers=options.shuffle_answers,
         seed=options.seed,
     )
 

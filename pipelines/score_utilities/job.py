@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from clara.data.questions import Question, read_questions
+from clara.data.questions import Question, fold_of, read_questions, shuffled_answers
+from clara.errors import InputError
 from clara.index.model_folder import folder_hash
 from clara.storage.manifest import manifest_hash
 
@@ -28,6 +29,8 @@ class ScoringJob:
     seed: int
     from_dense: int = 0
     dense_model: str = ""
+    fold: float = 0.0
+    shuffle_answers: bool = False
 
     def recipe(self) -> dict[str, Any]:
         """What determines the numbers."""
@@ -40,6 +43,10 @@ class ScoringJob:
         found = {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
         if self.from_dense and not self.published:
             found |= {"from_dense": self.from_dense, "dense_model": folder_hash(self.dense_model)}
+        if self.fold:
+            found["fold"] = self.fold
+        if self.shuffle_answers:
+            found["shuffle_answers"] = True
         return found
 
 
@@ -49,4 +56,9 @@ def questions_of(job: ScoringJob) -> list[Question]:
     Raises:
         InputError: there is none.
     """
-    return sorted(read_questions(job.questions, job.split or None), key=lambda q: q.question_id)
+    questions = sorted(read_questions(job.questions, job.split or None), key=lambda q: q.question_id)
+    if job.fold:
+        questions, _ = fold_of(questions, job.fold)
+        if not questions:
+            raise InputError(f"--fold {job.fold:g}: no question of {job.questions} is in it; raise it")
+    return shuffled_answers(questions, job.seed) if job.shuffle_answers else questions

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 
 from clara.config.tree import Config
-from clara.data.questions import choose, evenly, read_questions
+from clara.data.questions import Question, choose, evenly, fold_of, read_questions
 from clara.errors import InputError
 from clara.index.keys import IndexKeys
 from clara.index.search import MemoryIndex, OpenIndex
@@ -21,6 +21,7 @@ from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 from clara.model.question_mean import MEAN_QUESTIONS, set_missing_mean
 from clara.storage.folders import atomic_write
+from clara.storage.manifest import read_manifest
 from training.loop.engine import Engine
 from training.loop.lines import Lines
 from training.loop.loop import run
@@ -73,13 +74,37 @@ def build_stage(
     stage = ScoredStage if config.utilities else JointStage
     return stage(
         model,
-        read_questions(config.questions, "train"),
+        trained_questions(config),
         config,
         versions,
         held_out=held_out,
         canary=build_canary(config, versions),
         store_backbone=own,
     )
+
+
+def trained_questions(config: Config) -> list[Question]:
+    """Questions of the training split, without the fold that `fit_score` uses.
+
+    Raises:
+        InputError: all of them are in the fold.
+    """
+    questions = read_questions(config.questions, "train")
+    _, chosen = fold_of(questions, config.joint.fit_share)
+    if not chosen:
+        raise InputError(
+            f"joint.fit_share is {config.joint.fit_share:g}: it leaves none of the {len(questions)} training questions "
+            "of "
+            f"{config.questions!r}; lower it"
+        )
+    return chosen
+
+
+def kept_share(config: Config) -> float:
+    """Share of the targets that neither this run nor an earlier joint stage has trained on."""
+    manifest = read_manifest(config.checkpoint, "CHECKPOINT")
+    before = float(manifest.get("fit_share", 0.0)) if manifest["stage"] == "joint" else 1.0
+    return min(before, config.joint.fit_share)
 
 
 def build_canary(config: Config, versions: Versions) -> Canary | None:
@@ -106,7 +131,7 @@ def preflight(config: Config, where: RunPaths) -> None:
     keys = IndexKeys(store, Checkpoint.open(config.checkpoint, lazy=True).settings.score)
     check_index(config, keys)
     check_refresh(config, keys)
-    read_questions(config.questions, "train")
+    trained_questions(config)
     trained_roles(config)
     if config.utilities:
         check_scored(config)
@@ -188,5 +213,12 @@ def train_rank(
                 "memory_by_rank": memory,
             }
             atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
-            save_checkpoint(model, where.checkpoint, stage="joint", recipe=where.recipe, store_backbone=own)
+            save_checkpoint(
+                model,
+                where.checkpoint,
+                stage="joint",
+                recipe=where.recipe,
+                store_backbone=own,
+                fit_share=kept_share(config),
+            )
     engine.barrier()

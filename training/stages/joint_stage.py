@@ -3,7 +3,6 @@
 Shapes: B questions, N candidates, M memory tokens, D hidden size.
 """
 
-import dataclasses
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
 from clara.config.tree import Config
-from clara.data.questions import Question
+from clara.data.questions import Question, shuffled_answers
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import prepare_to_store_backbone
@@ -53,14 +52,6 @@ def trained_roles(config: Config) -> list[str]:
             "nothing is trained; set one of them"
         )
     return roles
-
-
-def shuffled_answers(questions: list[Question], seed: int) -> list[Question]:
-    """The control: every question with another one's answers."""
-    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
-    # A rotation along a random order, so that no question keeps its own answers.
-    successor = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
-    return [dataclasses.replace(q, answers=questions[successor[i]].answers) for i, q in enumerate(questions)]
 
 
 class JointStage(Stage):

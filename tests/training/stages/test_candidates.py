@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clara.config.stages import Joint
 from clara.config.tree import Config, Retrieval
-from clara.data.questions import Question, read_questions
+from clara.data.questions import Question, read_questions, shuffled_answers
 from clara.data.records import input_text
 from clara.errors import InputError
 from clara.index.build import build_index
@@ -27,7 +27,7 @@ from tests.helpers.memories import random_memory, write_memory
 from training.loop.engine import LocalEngine
 from training.refresh.versions import Versions
 from training.stages.candidates import Candidates, generator
-from training.stages.joint_stage import JointStage, shuffled_answers
+from training.stages.joint_stage import JointStage
 
 ROWS = st.lists(st.integers(0, 30), max_size=12, unique=True)
 

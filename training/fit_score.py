@@ -1,0 +1,141 @@
+"""A CHECKPOINT whose fused score is fitted to what helps its reader: no label is read.
+
+    python -m training.fit_score --checkpoint DIR --memory DIR --index DIR --questions DIR --utilities DIR --output DIR
+
+z = a · cosine/τ + Σ w · feature ranks the rows of MEMORY. The weights a and w ≥ 0 are those that bring the softmax of z
+over all rows nearest to what UTILITIES say of them: how much each row that was read alone makes the answer more likely.
+UTILITIES are of questions whose targets the reader has not trained on, and their pools come from every source that gets
+a weight; for a reader of stage joint:
+
+    python -m pipelines.score_utilities --fold 0.1 --no-positives --from-index 10 --from-bm25 10 …
+
+with joint.fit_share=0.1 in its training, which keeps the same targets from it.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clara.config.flags import Command, add_setting
+from clara.config.model import FeatureName, Fusion
+from clara.config.tree import Config
+from clara.errors import InputError, command_line
+from clara.storage.manifest import manifest_hash, read_manifest, up_to_date
+from clara.storage.paths import require_local
+
+if TYPE_CHECKING:
+    from training.score_fit.run import Fitted
+
+_SOURCES: dict[FeatureName, str] = {"memory": "from_index", "bm25": "from_bm25", "dense": "from_dense"}
+
+
+def parser() -> Command:
+    """The command line's arguments."""
+    found = Command("training.fit_score", __doc__, uses=["model.fusion", "retrieval"])
+    for name in ("checkpoint", "memory", "index", "questions", "utilities"):
+        add_setting(found, name, metavar="DIR", required=name != "index")
+    add_setting(found, "output", metavar="DIR", required=True)
+    add_setting(found, "retrieval.dense_model", metavar="FOLDER")
+    add_setting(found, "joint.utility_temperature")
+    add_setting(found, "backbone.path", "--backbone", metavar="DIR")
+    add_setting(found, "device")
+    found.add_argument("--dry-run", action="store_true", help="print the recipe and stop")
+    return found
+
+
+def features_of(utilities: dict[str, Any], path: str) -> list[FeatureName]:
+    """The features that get a weight: the sources that the pools of UTILITIES come from.
+
+    Raises:
+        InputError: pools are published ones or hold known positives, or there is one source only.
+    """
+    recipe = utilities["made_by"]["recipe"]
+    if recipe.get("published") or recipe.get("positives"):
+        raise InputError(
+            f"--utilities {path}: its pools {'are published ones' if recipe.get('published') else 'hold positives'}, "
+            "which no source has found; score the questions again with --no-positives and without --published-pools"
+        )
+    names = [name for name, setting in _SOURCES.items() if recipe.get(setting)]
+    if len(names) < 2:
+        raise InputError(
+            f"--utilities {path}: its pools come from {names or 'no source'}; the weights of several sources are "
+            "fitted to pools of all of them (from_index, from_bm25, from_dense of score_utilities)"
+        )
+    return names
+
+
+def check(config: Config, manifest: dict[str, Any]) -> None:
+    """Refuse utilities of another reader or MEMORY, and those whose targets the reader has trained on.
+
+    Raises:
+        InputError: as said.
+    """
+    from clara.data.utilities import reader_hash
+
+    path, checkpoint = config.utilities, read_manifest(config.checkpoint, "CHECKPOINT")
+    for name, found, wanted in (
+        ("MEMORY", manifest["memory"], manifest_hash(config.memory)),
+        ("reader", manifest["reader"], reader_hash(config.checkpoint)),
+        ("questions", manifest["made_by"]["recipe"]["inputs"]["questions"], manifest_hash(config.questions)),
+    ):
+        if found != wanted:
+            raise InputError(
+                f"--utilities {path}: scored with {name} {found[:12]}…, given is {wanted[:12]}…; score the questions "
+                "again (python -m pipelines.score_utilities)"
+            )
+    fold = float(manifest["made_by"]["recipe"].get("fold", 0.0))
+    kept = float(checkpoint.get("fit_share", 0.0))
+    if checkpoint["stage"] == "joint" and (not fold or fold > kept):
+        raise InputError(
+            f"--utilities {path}: of a fold of {fold:g} of the targets, and the reader of {config.checkpoint} was kept "
+            f"from {kept:g} of them. It has memorised the others, and weights fitted on them are too low for new "
+            f"questions; train with joint.fit_share=0.1 and score with --fold 0.1"
+        )
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    config = options.config
+    require_local("output", options.output)
+    manifest = read_manifest(config.utilities, "UTILITIES")
+    names = features_of(manifest, config.utilities)
+    check(config, manifest)
+    if "dense" in names and not config.retrieval.dense_model:
+        raise InputError("--utilities: pools come from dense vectors too; give their model with --dense-model")
+    given = ("checkpoint", "memory", "index", "utilities")
+    recipe = {
+        "job": "fit_score",
+        "inputs": {name: manifest_hash(path) for name in given if (path := getattr(config, name))},
+        "features": names,
+        "utility_temperature": config.joint.utility_temperature,
+    }
+    if options.dry_run:
+        print(json.dumps(recipe, indent=1))
+        return 0
+    if up_to_date(options.output, "CHECKPOINT", recipe):
+        print(f"{options.output}: up to date")
+        return 0
+    from training.score_fit.run import fit_checkpoint  # imports torch
+
+    with tempfile.TemporaryDirectory(dir=Path(options.output).resolve().parent) as scratch:
+        fitted = fit_checkpoint(config, names, recipe, Path(scratch))
+    print(report(options.output, fitted))
+    return 0
+
+
+def report(output: str, fitted: "Fitted") -> str:
+    """What was fitted, in a few lines."""
+    fusion: Fusion = fitted.fusion
+    lines = [f"{output}: CHECKPOINT with z = " + " + ".join(f"{w:.4g} · {n}" for n, w in fusion.weights.items())]
+    lines += [f"  {name}: scale {scale:.4g}" for name, scale in fitted.scales.items()]
+    lines.append(
+        f"  cross-entropy {fitted.before:.3f} -> {fitted.after:.3f} nats a question, {fitted.questions} questions; of "
+        f"{fitted.without_help:.0%} no row that was read helps, and they have no part in it"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,32 @@
+"""What the fused score is fitted to: the rows that make a question's answer more likely, by how much they do.
+
+The utility of a row is the answer's log-likelihood with that row alone minus that with nothing.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clara.arrays import Ids
+from clara.data.utilities import Scored
+
+
+def target_mass(scored: Scored, row_ids: Ids, temperature: float) -> NDArray[np.float64] | None:
+    """Target distribution over all rows of a MEMORY `[N]`; None if no row that was read helps.
+
+    The mass of a row that was read is exp(utility/τ_u) − 1, clipped at 0, normalised. Other rows have none.
+
+    Args:
+        scored: utilities of one question.
+        row_ids: of all rows, ascending; rows that were read are among them.
+        temperature: τ_u, nats.
+    """
+    utilities = np.array(scored.log_likelihoods, np.float64) - scored.without
+    helpful = utilities > 0
+    if not helpful.any():
+        return None
+    # log(exp(u/τ) − 1), from which the largest is subtracted: a utility of hundreds of nats does not overflow.
+    exponent = utilities[helpful] / temperature
+    logs = exponent + np.log(-np.expm1(-exponent))
+    mass = np.zeros(len(row_ids))
+    mass[np.searchsorted(row_ids, np.array(scored.row_ids)[helpful])] = np.exp(logs - logs.max())
+    return mass / mass.sum()
