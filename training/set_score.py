@@ -3,19 +3,26 @@
 python -m training.set_score --checkpoint DIR --questions DIR --pooling slot_mean --centred --output DIR
 
 The questions should be of the kind that will be asked: their mean is what is subtracted from each of them. Sixteen are
-enough. Answers and positives are not read. Without --centred no questions are needed.
+enough. Answers and positives are not read. Without --centred no questions are needed, nor if the checkpoint's score is
+centred already: its mean is kept.
+
+Geometry and weights of the fused score that are not given stay as they are; a weight is given with
+--set model.fusion.weights.bm25=0.2.
 """
 
+from typing import Any
+
 from clara.config.flags import Command, add_setting
+from clara.config.model import Model
 from clara.data.questions import evenly, read_questions
 from clara.errors import InputError, command_line
-from clara.storage.manifest import manifest_hash, up_to_date
+from clara.storage.manifest import manifest_hash, read_manifest, up_to_date
 from clara.storage.paths import require_local
 
 
 def parser() -> Command:
     """The command line's arguments."""
-    found = Command("training.set_score", __doc__)
+    found = Command("training.set_score", __doc__, uses=["model.fusion"])
     add_setting(found, "checkpoint", metavar="DIR", required=True)
     add_setting(found, "questions", metavar="DIR")
     add_setting(found, "output", metavar="DIR", required=True)
@@ -33,14 +40,22 @@ def parser() -> Command:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    config, score = options.config, options.config.model.score
+    config, given = options.config, options.config.model.model_fields_set
     require_local("output", options.output)
     if options.limit < 1:
         raise InputError(f"--limit {options.limit}: expected 1 question or more")
-    if score.centred and not options.questions:
+    if not given & {"score", "fusion"}:
+        raise InputError("nothing to set: give --pooling, --centred, or --set model.fusion.weights.NAME=WEIGHT")
+    held = Model.model_validate(read_manifest(options.checkpoint, "CHECKPOINT")["model"])
+    score = config.model.score if "score" in given else held.score
+    if score.centred and not options.questions and not held.score.centred:
         raise InputError("--centred: needs the mean of some questions; give QUESTIONS with --questions DIR")
-    recipe = {"job": "set_score", "checkpoint": manifest_hash(options.checkpoint), "score": score.model_dump()}
-    if score.centred:
+    recipe: dict[str, Any] = {"job": "set_score", "checkpoint": manifest_hash(options.checkpoint)}
+    recipe["score"] = score.model_dump()
+    if "fusion" in given:
+        recipe["fusion"] = config.model.fusion.model_dump()
+    computed = score.centred and bool(options.questions)
+    if computed:
         recipe |= {"questions": manifest_hash(options.questions), "split": options.split, "limit": options.limit}
     if options.dry_run:
         print(recipe)
@@ -53,11 +68,12 @@ def main(argv: list[str]) -> int:
     from clara.model.question_mean import copy_with_score, mean_query
 
     checkpoint, mean = Checkpoint.open(options.checkpoint, verify=True), None
-    if score.centred:
+    if computed:
         questions = [q.question for q in read_questions(options.questions, options.split or None)]
         chosen = evenly(questions, options.limit)
         mean = mean_query(load_checkpoint(checkpoint, config.backbone, device=options.device).eval(), chosen)
-    copy_with_score(checkpoint, options.output, score, mean, recipe=recipe)
+    fusion = config.model.fusion if "fusion" in given else None
+    copy_with_score(checkpoint, options.output, score, mean, fusion=fusion, recipe=recipe)
     print(f"{options.output}: CHECKPOINT with score {score}")
     return 0
 

@@ -66,10 +66,10 @@ class FusedRanker:
         Raises:
             ValueError: a ranker is missing.
         """
-        wanted = [*(["memory"] if fusion.a else []), *fusion.features]
+        wanted: list[FeatureName] = [*(["memory"] if fusion.a else []), *fusion.features]
         if missing := set(wanted) - set(rankers):
             raise ValueError(f"no ranker for {sorted(missing)}")
-        self._rankers = {name: ranker for name, ranker in rankers.items() if name in wanted}
+        self._rankers = {name: rankers[name] for name in wanted}
         self._fusion, self._row_ids, self._settings = fusion, row_ids, retrieval
 
     def rank(self, queries: Queries, k: int) -> list[list[int]]:
