@@ -146,12 +146,8 @@ def fold_of(questions: Iterable[Question], share: float) -> tuple[list[Question]
     return inside, outside
 
 
-def shuffled_answers(questions: list[Question], seed: int) -> list[Question]:
-    """The control: every question with another one's answers."""
-    import torch  # whose generator gives the order; readers of questions need not wait for it
-
-    order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(seed)).tolist()
-    # A rotation along a random order, so that no question keeps its own answers.
+def shuffled_answers(questions: Sequence[Question], order: Sequence[int]) -> list[Question]:
+    """The control: every question with the answers of the next one in a random order, so that none keeps its own."""
     successor = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
     return [dataclasses.replace(q, answers=questions[successor[i]].answers) for i, q in enumerate(questions)]
 

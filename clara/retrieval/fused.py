@@ -66,7 +66,8 @@ class FusedRanker:
         Raises:
             ValueError: a ranker is missing.
         """
-        wanted: list[FeatureName] = [*(["memory"] if fusion.a else []), *fusion.features]
+        memory: list[FeatureName] = ["memory"] if fusion.a else []
+        wanted = [*memory, *fusion.features]
         if missing := set(wanted) - set(rankers):
             raise ValueError(f"no ranker for {sorted(missing)}")
         self._rankers = {name: rankers[name] for name in wanted}

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from clara.data.questions import Question, fold_of, read_questions, shuffled_answers
 from clara.errors import InputError
 from clara.index.model_folder import folder_hash
@@ -61,4 +63,5 @@ def questions_of(job: ScoringJob) -> list[Question]:
         questions, _ = fold_of(questions, job.fold)
         if not questions:
             raise InputError(f"--fold {job.fold:g}: no question of {job.questions} is in it; raise it")
-    return shuffled_answers(questions, job.seed) if job.shuffle_answers else questions
+    order = np.random.default_rng(job.seed).permutation(len(questions)).tolist()
+    return shuffled_answers(questions, order) if job.shuffle_answers else questions

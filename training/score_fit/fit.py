@@ -83,7 +83,7 @@ def fit(
         raise InputError("a feature of a row is not finite; the INDEX or the MEMORY is damaged, or the model diverged")
     scales = flat.std(axis=0, dtype=np.float64)
     if not (scales > 0).any():
-        raise InputError("every feature has one value for all rows: there is nothing to tell rows apart by")
+        raise InputError("every feature has one value for all rows: no feature distinguishes rows")
     units = np.where(scales > 0, scales, 1.0)  # a constant feature keeps its weight: it changes no order
 
     def objective(v: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:

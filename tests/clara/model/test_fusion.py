@@ -55,7 +55,9 @@ def test_the_gradient_reaches_the_cosine_through_a_over_tau_and_the_weights_thro
     scores.retain_grad()
     selected, _ = straight_through_topk(scores, 2, 0.1)
     (selected * upstream).sum().backward()
-    assert scores.grad is not None and cosine.grad is not None and weights.grad is not None
+    assert scores.grad is not None
+    assert cosine.grad is not None
+    assert weights.grad is not None
     by_z = scores.grad * 0.1  # s = τ·z
     torch.testing.assert_close(cosine.grad, by_z * 0.5 / 0.1)
     torch.testing.assert_close(weights.grad[0], (by_z * cosine.detach() / 0.1).sum())

@@ -62,7 +62,8 @@ def opened(parts: Parts, *, candidates: int = 100, exact_rows: int = 0) -> Retri
 
 
 def every_source(parts: Parts, retriever: Retriever) -> dict[str, Ranker]:
-    assert retriever.index is not None and retriever.index.artefact is not None
+    assert retriever.index is not None
+    assert retriever.index.artefact is not None
     artefact = retriever.index.artefact
     return {
         "memory": retriever.memory_ranker,
@@ -112,7 +113,8 @@ def test_excluded_rows_are_never_found(parts: Parts, exact_rows: int) -> None:
     best = [{hit.row_id for hit in hits[:2]} for hits in retriever.hits(QUESTIONS, 4)]
     queries = Queries(QUESTIONS, best, retriever.queries(QUESTIONS))
     for rows, barred in zip(retriever.ranker.rank(queries, 200), best, strict=True):
-        assert rows and not {*rows} & barred
+        assert rows
+        assert not {*rows} & barred
 
 
 def test_a_batch_changes_nothing(parts: Parts) -> None:
@@ -149,7 +151,7 @@ def test_what_a_weight_needs_and_is_missing_is_named(parts: Parts, evaluation_ar
     build_index(parts.memory, bare, "Flat", num_queries=0, words=False, dense=DenseEncoder(parts.model))
     with pytest.raises(InputError, match=r"weight 0\.8 for bm25, and .*bare has no such part; build the INDEX again"):
         Retriever.open(parts.checkpoint, parts.memory, bare, retrieval=Retrieval(dense_model=parts.model))
-    with pytest.raises(InputError, match="candidates by dense vectors .* there is no INDEX"):
+    with pytest.raises(InputError, match=r"candidates by dense vectors .* there is no INDEX"):
         Retriever.open(parts.checkpoint, parts.memory, retrieval=Retrieval(dense_model=parts.model))
 
 

@@ -83,5 +83,5 @@ def test_a_constant_feature_keeps_its_weight_and_others_that_are_not_finite_are_
     features[3, 2, 0] = np.nan
     with pytest.raises(InputError, match="not finite"):
         fit(features, mass, allowed, (1.0, 1.0, 1.0))
-    with pytest.raises(InputError, match="nothing to tell rows apart"):
+    with pytest.raises(InputError, match="no feature distinguishes rows"):
         fit(np.ones_like(features), mass, allowed, (1.0, 1.0, 1.0))

@@ -104,7 +104,7 @@ def test_utilities_of_something_else_are_refused(world: World, utilities: Path, 
         fit_score.main(arguments(world, one_source, tmp_path / "x"))
     other = arguments(world, utilities, tmp_path / "x")
     other[other.index("--checkpoint") + 1] = str(world.checkpoint)
-    with pytest.raises(InputError, match="scored with reader [0-9a-f]{12}…, given is"):
+    with pytest.raises(InputError, match=r"scored with reader [0-9a-f]{12}…, given is"):
         fit_score.main(other)
 
 
@@ -125,7 +125,7 @@ def test_a_joint_reader_needs_a_fold_that_it_was_kept_from(world: World, utiliti
     given = arguments(world, utilities, tmp_path / "x")
     given[given.index("--checkpoint") + 1] = str(joint)
     trained(0.0)
-    with pytest.raises(InputError, match="kept from 0 of them. It has memorised the others"):
+    with pytest.raises(InputError, match=r"kept from 0 of them\. It has memorised the others"):
         fit_score.main(given)
     in_fold = made_helpful(scored(world, tmp_path / "fold", "--no-positives", "--fold", "0.5"))
     given[given.index("--utilities") + 1] = str(in_fold)
@@ -140,7 +140,8 @@ def test_a_joint_reader_needs_a_fold_that_it_was_kept_from(world: World, utiliti
 def test_the_fold_has_its_own_targets_and_shuffled_answers_are_scored(world: World, tmp_path: Path) -> None:
     questions = read_questions(world.questions)
     inside, outside = fold_of(questions, 0.5)
-    assert inside and outside
+    assert inside
+    assert outside
     assert not {d for q in inside for d in q.positive_ids} & {d for q in outside for d in q.positive_ids}
     assert fold_of(questions, 0.0) == ([], questions)
     # A larger share holds the smaller one.
@@ -160,7 +161,8 @@ def test_set_score_keeps_what_is_not_given(world: World, tmp_path: Path) -> None
     assert Checkpoint.open(tmp_path / "a").settings.fusion.weights == {"bm25": 0.5, "memory": 0.25}
     set_score.main(["--checkpoint", str(tmp_path / "a"), "--output", str(tmp_path / "b"), "--pooling", "slot_mean"])
     settings = Checkpoint.open(tmp_path / "b").settings
-    assert settings.score == Score(pooling="slot_mean") and settings.fusion.weights == {"bm25": 0.5, "memory": 0.25}
+    assert settings.score == Score(pooling="slot_mean")
+    assert settings.fusion.weights == {"bm25": 0.5, "memory": 0.25}
     with pytest.raises(InputError, match="nothing to set"):
         set_score.main([*given, "--output", str(tmp_path / "c")])
     with pytest.raises(InputError, match="greater than or equal to 0"):
