@@ -89,6 +89,13 @@ def compact() -> Main:
     return main
 
 
+def fit_score() -> Main:
+    """A CHECKPOINT whose fused score has the weights that suit the reader best"""
+    from training.fit_score import main
+
+    return main
+
+
 def set_score() -> Main:
     """A CHECKPOINT with another score, and the mean of questions that it subtracts"""
     from training.set_score import main
@@ -184,6 +191,7 @@ GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
     "compress the corpus": {"build-memory": build_memory, "build-index": build_index, "compact": compact},
     "train retrieval": {
         "set-score": set_score,
+        "fit-score": fit_score,
         "score-utilities": score_utilities,
         "train joint": train_joint,
     },

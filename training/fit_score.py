@@ -40,6 +40,12 @@ def parser() -> Command:
     add_setting(found, "joint.utility_temperature")
     add_setting(found, "backbone.path", "--backbone", metavar="DIR")
     add_setting(found, "device")
+    found.add_argument(
+        "--features",
+        default="",
+        metavar="NAME,NAME",
+        help="what gets a weight, of memory, bm25, dense (default: all sources that the pools of UTILITIES come from)",
+    )
     found.add_argument("--dry-run", action="store_true", help="print the recipe and stop")
     return found
 
@@ -63,6 +69,21 @@ def features_of(utilities: dict[str, Any], path: str) -> list[FeatureName]:
             "fitted to pools of all of them (from_index, from_bm25, from_dense of score_utilities)"
         )
     return names
+
+
+def chosen_features(given: str, there: list[FeatureName]) -> list[FeatureName]:
+    """The features that `--features` names, in the order of the sources; empty: all.
+
+    Raises:
+        InputError: one of them is unknown, or no pool comes from it.
+    """
+    names = [name.strip() for name in given.split(",")] if given else list(there)
+    if wrong := [name for name in names if name not in there]:
+        raise InputError(
+            f"--features {given}: {wrong[0]!r} is no source of the pools of UTILITIES, which are {', '.join(there)}; "
+            "leave it out, or score pools of that source too"
+        )
+    return [name for name in there if name in names]
 
 
 def check(config: Config, manifest: dict[str, Any]) -> None:
@@ -100,7 +121,7 @@ def main(argv: list[str]) -> int:
     config = options.config
     require_local("output", options.output)
     manifest = read_manifest(config.utilities, "UTILITIES")
-    names = features_of(manifest, config.utilities)
+    names = chosen_features(options.features, features_of(manifest, config.utilities))
     check(config, manifest)
     if "dense" in names and not config.retrieval.dense_model:
         raise InputError("--utilities: pools come from dense vectors too; give their model with --dense-model")

@@ -165,6 +165,7 @@ class UtilityJob(Section):
         description="only questions of this share of the targets, those that joint.fit_share keeps from training; 0: "
         "all questions",
     )
+    limit: int = Field(0, ge=0, description="most questions, evenly spread by their ids; 0: all")
     shuffle_answers: bool = Field(
         False,
         description="the control: score every question with another one's answers; what is fitted to these "

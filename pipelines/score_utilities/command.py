@@ -49,7 +49,7 @@ def parser() -> Command:
         add_setting(found, f"utility_job.{name}")
     add_setting(found, "retrieval.dense_model", metavar="FOLDER")
     add_setting(found, "utility_job.positives", "--no-positives")
-    for name in ("published_pools", "fold", "shuffle_answers"):
+    for name in ("published_pools", "fold", "limit", "shuffle_answers"):
         add_setting(found, f"utility_job.{name}")
     add_setting(found, "seed")
     add_setting(found, "device")
@@ -83,6 +83,7 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
         positives=options.positives,
         published=options.published_pools,
         fold=options.fold,
+        limit=options.limit,
         shuffle_answers=options.shuffle_answers,
         seed=options.seed,
     )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from clara.data.questions import Question, fold_of, read_questions, shuffled_answers
+from clara.data.questions import Question, evenly, fold_of, read_questions, shuffled_answers
 from clara.errors import InputError
 from clara.index.model_folder import folder_hash
 from clara.storage.manifest import manifest_hash
@@ -32,6 +32,7 @@ class ScoringJob:
     from_dense: int = 0
     dense_model: str = ""
     fold: float = 0.0
+    limit: int = 0
     shuffle_answers: bool = False
 
     def recipe(self) -> dict[str, Any]:
@@ -47,6 +48,8 @@ class ScoringJob:
             found |= {"from_dense": self.from_dense, "dense_model": folder_hash(self.dense_model)}
         if self.fold:
             found["fold"] = self.fold
+        if self.limit:
+            found["limit"] = self.limit
         if self.shuffle_answers:
             found["shuffle_answers"] = True
         return found
@@ -63,5 +66,6 @@ def questions_of(job: ScoringJob) -> list[Question]:
         questions, _ = fold_of(questions, job.fold)
         if not questions:
             raise InputError(f"--fold {job.fold:g}: no question of {job.questions} is in it; raise it")
+    questions = evenly(questions, job.limit) if job.limit else questions
     order = np.random.default_rng(job.seed).permutation(len(questions)).tolist()
     return shuffled_answers(questions, order) if job.shuffle_answers else questions

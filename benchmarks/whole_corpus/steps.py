@@ -1,0 +1,173 @@
+"""The corpora and the commands that prepare them."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from infra.steps import Step, module, relative
+
+FITS: dict[str, Sequence[str]] = {
+    "fitted: memory, bm25, dense": ("memory", "bm25", "dense"),
+    "fitted: bm25, dense": ("bm25", "dense"),
+    "fitted: memory, bm25": ("memory", "bm25"),
+}
+"""Fitted scores by their name in the table, and what they weigh."""
+_PUBLISHED = {
+    "hotpotqa": "hotpotqa/hotpotqa_dev_sample.json",
+    "2wiki": "2wiki/2wiki_dev_sample.json",
+    "musique": "musique/musique_dev_sample.jsonl",
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One corpus and its questions.
+
+    Attributes:
+        name: in the table.
+        folder: of its artefacts.
+        preparation: steps that make corpus files and QUESTIONS.
+        files: the corpus, a quoted glob.
+        asked: QUESTIONS that are measured, by name, each with its split (empty: all).
+        mean: QUESTIONS whose mean a centred score subtracts, and their split.
+        fitted: QUESTIONS that the scores are fitted to, their split, and the fold of their targets.
+        options: of the command.
+    """
+
+    name: str
+    folder: Path
+    preparation: Sequence[Step]
+    files: str
+    asked: dict[str, tuple[str, str]]
+    mean: tuple[str, str]
+    fitted: tuple[str, str, float]
+    options: argparse.Namespace = field(repr=False)
+
+    def path(self, name: str) -> str:
+        """A path inside its folder."""
+        return relative(self.folder / name)
+
+    def fit_path(self, features: Sequence[str]) -> str:
+        """CHECKPOINT whose score weighs these features."""
+        return self.path("fitted-" + "-".join(features))
+
+    @property
+    def base(self) -> str:
+        """Folder of the LM."""
+        return str(self.options.backbone or relative(Path(self.options.output).absolute() / "base"))
+
+    @property
+    def model(self) -> dict[str, str]:
+        """Options that name what is searched."""
+        return {"memory": self.path("memory"), "index": self.path("index"), "backbone": self.base}
+
+    def steps(self) -> list[Step]:
+        """The commands in order."""
+        options, (questions, split) = self.options, self.mean
+        score = module(
+            "training.set_score",
+            *("--pooling", "slot_mean", "--centred"),
+            checkpoint=options.start,
+            questions=questions,
+            split=split,
+            backbone=self.base,
+            output=self.path("start"),
+        )
+        memory = module(
+            "pipelines.build_memory",
+            input=self.files,
+            checkpoint=self.path("start"),
+            backbone=self.base,
+            num_shards=8,
+            output=self.path("memory"),
+        )
+        index = module(
+            "pipelines.build_index",
+            memory=self.path("memory"),
+            checkpoint=self.path("start"),
+            dense_model=options.dense_model,
+            output=self.path("index"),
+        )
+        steps = [
+            *self.preparation,
+            Step(f"{self.name}: mean of the questions", score),
+            Step(f"{self.name}: MEMORY", memory),
+            Step(f"{self.name}: INDEX", index),
+            Step(f"{self.name}: read candidates", self._utilities()),
+        ]
+        return steps + [Step(f"{self.name}: {name}", self._fit(features)) for name, features in FITS.items()]
+
+    def _utilities(self) -> list[str]:
+        questions, split, fold = self.fitted
+        return module(
+            "pipelines.score_utilities",
+            "--no-positives",
+            questions=questions,
+            split=split or None,
+            fold=fold or None,
+            limit=self.options.fitted,
+            checkpoint=self.path("start"),
+            **self.model,
+            dense_model=self.options.dense_model,
+            pool_size=24,
+            from_index=8,
+            from_bm25=8,
+            from_dense=8,
+            output=self.path("utilities"),
+        )
+
+    def _fit(self, features: Sequence[str]) -> list[str]:
+        return module(
+            "training.fit_score",
+            checkpoint=self.path("start"),
+            **self.model,
+            questions=self.fitted[0],
+            utilities=self.path("utilities"),
+            dense_model=self.options.dense_model,
+            features=",".join(features),
+            output=self.fit_path(features),
+        )
+
+
+def demo(output: Path, options: argparse.Namespace) -> Corpus:
+    """The demo's corpus: Wikipedia summaries that mention each other, and cloze questions of held-out articles."""
+    folder = output / "demo"
+    wiki, corpus, questions = (
+        relative(p) for p in (output / "wiki.jsonl", folder / "corpus.jsonl", folder / "questions")
+    )
+    base = (
+        []
+        if options.backbone
+        else [Step("Language model", module("infra.demo.base_model", output=relative(output / "base")))]
+    )
+    select = module("pipelines.select_corpus", input=wiki, output=corpus, documents=options.documents)
+    ask = module("pipelines.build_questions", input=corpus, format="cloze", pool_size=20, output=questions)
+    preparation = [
+        *base,
+        Step("Wikipedia summaries", module("pipelines.wiki_corpus", output=wiki)),
+        Step("demo: documents that mention each other", select),
+        Step("demo: questions", ask),
+    ]
+    asked = {"cloze, unseen": (questions, "unseen")}
+    return Corpus("demo", folder, preparation, corpus, asked, (questions, "train"), (questions, "train", 0.0), options)
+
+
+def samples(output: Path, options: argparse.Namespace) -> Corpus:
+    """All paragraphs of the published samples together; the fold that the scores are fitted to is not measured."""
+    folder = output / "samples"
+    preparation = []
+    for name, file in _PUBLISHED.items():
+        convert = module(
+            "pipelines.build_questions",
+            input=str(Path(options.data) / file),
+            format=name,
+            output=relative(folder / name),
+            corpus_output=relative(folder / f"corpus-{name}.jsonl"),
+        )
+        preparation.append(Step(f"samples: {name}", convert))
+    asked = {name: (relative(folder / name), "") for name in _PUBLISHED}
+    kind = relative(folder / "hotpotqa")
+    return Corpus(
+        "samples", folder, preparation, relative(folder / "corpus-*.jsonl"), asked, (kind, ""), (kind, "", 0.5), options
+    )
