@@ -9,7 +9,7 @@ from benchmarks.whole_corpus.measure import Scores, difference, scores_of
 from benchmarks.whole_corpus.steps import FITS, Corpus
 from clara.config.model import FeatureName
 from clara.config.tree import Retrieval
-from clara.data.questions import fold_of, read_questions
+from clara.data.questions import read_questions
 from clara.model.artefact import Checkpoint
 from clara.retrieval.retriever import Retriever
 from training.score_fit.run import open_rankers
@@ -50,8 +50,6 @@ def measured(corpus: Corpus, dense_model: str) -> dict[str, Any]:
     found = {}
     for name, (path, split) in corpus.asked.items():
         questions = [q for q in read_questions(path, split or None) if q.positive_ids]
-        if path == corpus.fitted[0] and corpus.fitted[2]:
-            _, questions = fold_of(questions, corpus.fitted[2])
         scores = scores_of(retriever, rankers, questions)
         weights = systems(corpus, scores)
         of = {system: scores.measures(w) for system, w in weights.items()}

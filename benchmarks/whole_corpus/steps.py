@@ -13,6 +13,7 @@ FITS: dict[str, Sequence[str]] = {
     "fitted: memory, bm25": ("memory", "bm25"),
 }
 """Fitted scores by their name in the table, and what they weigh."""
+_FITTED = "2wiki"
 _PUBLISHED = {
     "hotpotqa": "hotpotqa/hotpotqa_dev_sample.json",
     "2wiki": "2wiki/2wiki_dev_sample.json",
@@ -30,8 +31,7 @@ class Corpus:
         preparation: steps that make corpus files and QUESTIONS.
         files: the corpus, a quoted glob.
         asked: QUESTIONS that are measured, by name, each with its split (empty: all).
-        mean: QUESTIONS whose mean a centred score subtracts, and their split.
-        fitted: QUESTIONS that the scores are fitted to, their split, and the fold of their targets.
+        fitted: QUESTIONS that the scores are fitted to, and whose mean a centred score subtracts, with their split.
         options: of the command.
     """
 
@@ -40,8 +40,7 @@ class Corpus:
     preparation: Sequence[Step]
     files: str
     asked: dict[str, tuple[str, str]]
-    mean: tuple[str, str]
-    fitted: tuple[str, str, float]
+    fitted: tuple[str, str]
     options: argparse.Namespace = field(repr=False)
 
     def path(self, name: str) -> str:
@@ -64,7 +63,7 @@ class Corpus:
 
     def steps(self) -> list[Step]:
         """The commands in order."""
-        options, (questions, split) = self.options, self.mean
+        options, (questions, split) = self.options, self.fitted
         score = module(
             "training.set_score",
             *("--pooling", "slot_mean", "--centred"),
@@ -99,13 +98,12 @@ class Corpus:
         return steps + [Step(f"{self.name}: {name}", self._fit(features)) for name, features in FITS.items()]
 
     def _utilities(self) -> list[str]:
-        questions, split, fold = self.fitted
+        questions, split = self.fitted
         return module(
             "pipelines.score_utilities",
             "--no-positives",
             questions=questions,
-            split=split or None,
-            fold=fold or None,
+            **({"split": split} if split else {"set": "utility_job.split="}),
             limit=self.options.fitted,
             checkpoint=self.path("start"),
             **self.model,
@@ -136,25 +134,21 @@ def demo(output: Path, options: argparse.Namespace) -> Corpus:
     wiki, corpus, questions = (
         relative(p) for p in (output / "wiki.jsonl", folder / "corpus.jsonl", folder / "questions")
     )
-    base = (
-        []
-        if options.backbone
-        else [Step("Language model", module("infra.demo.base_model", output=relative(output / "base")))]
-    )
+    language_model = Step("Language model", module("infra.demo.base_model", output=relative(output / "base")))
     select = module("pipelines.select_corpus", input=wiki, output=corpus, documents=options.documents)
     ask = module("pipelines.build_questions", input=corpus, format="cloze", pool_size=20, output=questions)
     preparation = [
-        *base,
+        *([] if options.backbone else [language_model]),
         Step("Wikipedia summaries", module("pipelines.wiki_corpus", output=wiki)),
         Step("demo: documents that mention each other", select),
         Step("demo: questions", ask),
     ]
     asked = {"cloze, unseen": (questions, "unseen")}
-    return Corpus("demo", folder, preparation, corpus, asked, (questions, "train"), (questions, "train", 0.0), options)
+    return Corpus("demo", folder, preparation, corpus, asked, (questions, "train"), options)
 
 
 def samples(output: Path, options: argparse.Namespace) -> Corpus:
-    """All paragraphs of the published samples together; the fold that the scores are fitted to is not measured."""
+    """All paragraphs of the published samples together; the questions that the scores are fitted to are not measured."""
     folder = output / "samples"
     preparation = []
     for name, file in _PUBLISHED.items():
@@ -166,8 +160,6 @@ def samples(output: Path, options: argparse.Namespace) -> Corpus:
             corpus_output=relative(folder / f"corpus-{name}.jsonl"),
         )
         preparation.append(Step(f"samples: {name}", convert))
-    asked = {name: (relative(folder / name), "") for name in _PUBLISHED}
-    kind = relative(folder / "hotpotqa")
-    return Corpus(
-        "samples", folder, preparation, relative(folder / "corpus-*.jsonl"), asked, (kind, ""), (kind, "", 0.5), options
-    )
+    fitted, corpus = relative(folder / _FITTED), relative(folder / "corpus-*.jsonl")
+    asked = {name: (relative(folder / name), "") for name in _PUBLISHED if name != _FITTED}
+    return Corpus("samples", folder, preparation, corpus, asked, (fitted, ""), options)
