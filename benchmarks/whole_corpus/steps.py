@@ -148,7 +148,7 @@ def demo(output: Path, options: argparse.Namespace) -> Corpus:
 
 
 def samples(output: Path, options: argparse.Namespace) -> Corpus:
-    """All paragraphs of the published samples together; the questions that the scores are fitted to are not measured."""
+    """All paragraphs of the published samples together; the questions that are fitted to are not measured."""
     folder = output / "samples"
     preparation = []
     for name, file in _PUBLISHED.items():

@@ -11,6 +11,7 @@ import torch
 from clara import ask
 from clara.arrays import NO_ROW
 from clara.config.model import Backbone, Score
+from clara.config.tree import Retrieval
 from clara.data.questions import evenly, read_questions
 from clara.errors import InputError
 from clara.memory.compact import compact
@@ -230,7 +231,9 @@ def test_every_score_searches_as_its_definition_says(
     assert ("mean" in plan) == score.centred
     assert build_index.main([*command, "--quiet"]) == 0
     for exact_rows in (5000, 0):
-        indexed = Retriever.open(checkpoint, world.memory, tmp_path / "index", exact_rows=exact_rows)
+        indexed = Retriever.open(
+            checkpoint, world.memory, tmp_path / "index", retrieval=Retrieval(exact_rows=exact_rows)
+        )
         rows, values = indexed.search(indexed.queries(QUESTIONS), 7)
         assert np.array_equal(rows, found)
         assert values == pytest.approx(scores, abs=1e-6)
