@@ -24,6 +24,7 @@ SERVED: dict[str, object] = {
     "launch__launcher": "ray",
     "launch__max_failures": 0,
     "retrieval__search_shards": 2,
+    "retrieval__exact_rows": 0,  # both levels ask the servers
     "retrieval__search_cpus": 0.5,
     # Both ranks fill the head, so that the servers run on the other node.
     "launch__cpus_per_worker": 1,

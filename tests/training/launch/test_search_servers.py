@@ -287,6 +287,7 @@ def test_a_run_with_servers_is_the_run_without(world: World, tmp_path: Path) -> 
         "joint__refresh__delta_steps": 2,
         "joint__right_memory_share": 0.5,
         "joint__refresh__rows": 12,
+        "retrieval__exact_rows": 0,  # both levels ask the servers
     }
     weights = []
     for shards in (0, 3):
