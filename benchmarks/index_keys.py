@@ -44,12 +44,12 @@ SYSTEMS = {
 BATCHES, NUM_QUERIES, FOUND, REPEATS = (1, 32), 64, 10, 3
 
 
-def factory_of(name: str, rows: int) -> str:
-    """FAISS factory string, with as many lists as `auto` chooses for the projection."""
+def factory_of(name: str, rows: int, lists: int = 0) -> str:
+    """FAISS factory string; with as many lists as `auto` chooses for the projection if `lists` is 0."""
     from clara.index.factory import resolve_factory
 
-    lists = resolve_factory("auto", max(rows, 50_001), KEY_SIZE).partition(",")[0]
-    return SYSTEMS[name][1].format(lists=lists)
+    chosen = f"IVF{lists}" if lists else resolve_factory("auto", max(rows, 50_001), KEY_SIZE).partition(",")[0]
+    return SYSTEMS[name][1].format(lists=chosen)
 
 
 def build(folder: Path, name: str, factory: str) -> dict[str, Any]:
@@ -163,6 +163,7 @@ def main(argv: list[str]) -> int:
     add("--rows", type=int, default=1_000_000, help="rows of the synthetic MEMORY (default: %(default)s)")
     add("--folder", required=True, metavar="DIR", help="for data and indices: about 11 GB for a million rows")
     add("--systems", default=",".join(SYSTEMS), help="which, in this order (default: %(default)s)")
+    add("--lists", type=int, default=0, help="inverted lists; 0: as auto chooses for the projection (default: 0)")
     add("--first-level", type=int, default=200, metavar="L", help="candidates of a question (default: %(default)s)")
     add("--threads", type=int, default=2, help="of each process (default: %(default)s)")
     add("--limit-seconds", type=float, default=3600.0, help="longest time of one process (default: %(default)s)")
@@ -191,7 +192,7 @@ def main(argv: list[str]) -> int:
     }
     for name in options.systems.split(","):
         print(f"{name} …", flush=True)
-        built = run_step(folder, name, "build", factory_of(name, options.rows), options)
+        built = run_step(folder, name, "build", factory_of(name, options.rows, options.lists), options)
         searched = {} if built["ended"] != "ok" else run_step(folder, name, "search", str(options.first_level), options)
         found["systems"][name] = built | searched
         found["load_average"] = [round(load, 1) for load in os.getloadavg()]

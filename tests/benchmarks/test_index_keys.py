@@ -34,4 +34,5 @@ def test_small_ones_are_built_and_searched(tmp_path: Path, monkeypatch: pytest.M
 def test_lists_follow_the_number_of_rows_and_are_the_same_for_all() -> None:
     assert factory_of("projection", 100_000) == "IVF1024,SQfp16"
     assert factory_of("slot-mean-codes", 100_000) == "OPQ64,IVF1024,PQ64"
+    assert factory_of("slot-mean", 1_000_000, 1024) == "IVF1024,SQfp16"
     assert factory_of("slot-mean", 100) == factory_of("slot-mean", 50_001)
