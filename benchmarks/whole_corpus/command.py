@@ -16,6 +16,8 @@ from benchmarks.environment import RESULTS, environment, save
 from benchmarks.whole_corpus.report import measured, table
 from benchmarks.whole_corpus.steps import Corpus, demo, samples
 from clara.config.flags import program
+from clara.storage.folders import atomic_write
+from infra.demo.steps import DTYPE
 from infra.steps import SHIPPED, relative, run_step, shown
 
 
@@ -34,6 +36,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--fitted", type=int, default=150, help="questions that the scores are fitted to (default 150)")
     found.add_argument("--backbone", default="", metavar="FOLDER", help="the LM (default: SmolLM2-135M-Instruct)")
     found.add_argument("--start", default=SHIPPED, metavar="DIR", help="CHECKPOINT (default %(default)s)")
+    found.add_argument(
+        "--dtype",
+        default="",
+        choices=("float32", "bfloat16"),
+        help="of the LM (default: what the processor is fast at)",
+    )
     found.add_argument("--output", default="artefacts/whole-corpus", metavar="DIR", help="default %(default)s")
     found.add_argument("--results", default=RESULTS / "whole_corpus", metavar="DIR", help="default %(default)s")
     found.add_argument("--dry-run", action="store_true", help="print the commands and stop")
@@ -47,11 +55,13 @@ def main(argv: list[str]) -> int:
     corpora: list[Corpus] = [demo(output, options)]
     if options.data:
         corpora.append(samples(output, options))
+    dtype = corpora[0].dtype
     steps = [step for corpus in corpora for step in corpus.steps()]
     if options.dry_run:
         print("\n".join(shown(step.command) for step in steps))
         return 0
     output.mkdir(parents=True, exist_ok=True)
+    atomic_write(output / DTYPE, dtype + "\n")
     for number, step in enumerate(steps, 1):
         run_step(step, number, len(steps))
     found = {corpus.name: measured(corpus, options.dense_model) for corpus in corpora}

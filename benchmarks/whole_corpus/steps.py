@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from infra.demo.steps import DTYPE, Given
 from infra.steps import Step, module, relative
 
 FITS: dict[str, Sequence[str]] = {
@@ -57,6 +58,11 @@ class Corpus:
         return str(self.options.backbone or relative(Path(self.options.output).absolute() / "base"))
 
     @property
+    def dtype(self) -> str:
+        """The type that the LM computes in, as the demo chooses it."""
+        return Given(dtype=self.options.dtype).resolved_dtype(Path(self.options.output) / DTYPE)
+
+    @property
     def model(self) -> dict[str, str]:
         """Options that name what is searched."""
         return {"memory": self.path("memory"), "index": self.path("index"), "backbone": self.base}
@@ -71,6 +77,7 @@ class Corpus:
             questions=questions,
             split=split,
             backbone=self.base,
+            dtype=self.dtype,
             output=self.path("start"),
         )
         memory = module(
@@ -79,6 +86,7 @@ class Corpus:
             checkpoint=self.path("start"),
             backbone=self.base,
             num_shards=8,
+            dtype=self.dtype,
             output=self.path("memory"),
         )
         index = module(
