@@ -1,6 +1,7 @@
 """A CHECKPOINT whose fused score is fitted to what helps its reader: no label is read.
 
     python -m training.fit_score --checkpoint DIR --memory DIR --index DIR --questions DIR --utilities DIR --output DIR
+    python -m training.fit_score --checkpoint DIR --memory DIR --index DIR --questions DIR --output DIR
 
 z = a · cosine/τ + Σ w · feature ranks the rows of MEMORY. The weights a and w ≥ 0 are those that bring the softmax of z
 over all rows nearest to what UTILITIES say of them: how much each row that was read alone makes the answer more likely.
@@ -10,6 +11,9 @@ a weight; for a reader of stage joint:
     python -m pipelines.score_utilities --fold 0.1 --no-positives --from-index 10 --from-bm25 10 …
 
 with joint.fit_share=0.1 in its training, which keeps the same targets from it.
+
+Without --utilities, weights come from statistics of the scores of unlabelled questions: every source gets the same
+lead, and the memory counts as far as it finds what the other sources find.
 """
 
 import json
@@ -21,7 +25,7 @@ from clara.config.flags import Command, add_setting
 from clara.config.model import FeatureName, Fusion
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
-from clara.storage.manifest import manifest_hash, read_manifest, up_to_date
+from clara.storage.manifest import make_directory, manifest_hash, read_manifest, up_to_date
 from clara.storage.paths import require_local
 
 if TYPE_CHECKING:
@@ -34,7 +38,7 @@ def parser() -> Command:
     """The command line's arguments."""
     found = Command("training.fit_score", __doc__, uses=["model.fusion", "retrieval"])
     for name in ("checkpoint", "memory", "index", "questions", "utilities"):
-        add_setting(found, name, metavar="DIR", required=name != "index")
+        add_setting(found, name, metavar="DIR", required=name not in ("index", "utilities"))
     add_setting(found, "output", metavar="DIR", required=True)
     add_setting(found, "retrieval.dense_model", metavar="FOLDER")
     add_setting(found, "joint.utility_temperature")
@@ -45,6 +49,9 @@ def parser() -> Command:
         default="",
         metavar="NAME,NAME",
         help="what gets a weight, of memory, bm25, dense (default: all sources that the pools of UTILITIES come from)",
+    )
+    found.add_argument(
+        "--limit", type=int, default=256, help="most questions of the statistics, evenly spread (default: 256)"
     )
     found.add_argument("--dry-run", action="store_true", help="print the recipe and stop")
     return found
@@ -120,17 +127,22 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     config = options.config
     require_local("output", options.output)
-    manifest = read_manifest(config.utilities, "UTILITIES")
-    names = chosen_features(options.features, features_of(manifest, config.utilities))
-    check(config, manifest)
+    if options.limit < 1:
+        raise InputError(f"--limit {options.limit}: expected 1 question or more")
+    there: list[FeatureName] = ["memory", "bm25", *(["dense"] if config.retrieval.dense_model else [])]
+    if config.utilities:
+        manifest = read_manifest(config.utilities, "UTILITIES")
+        there = features_of(manifest, config.utilities)
+        check(config, manifest)
+    names = chosen_features(options.features, there)
     if "dense" in names and not config.retrieval.dense_model:
         raise InputError("--utilities: pools come from dense vectors too; give their model with --dense-model")
-    given = ("checkpoint", "memory", "index", "utilities")
+    given = ("checkpoint", "memory", "index", "questions", "utilities")
     recipe = {
         "job": "fit_score",
         "inputs": {name: manifest_hash(path) for name in given if (path := getattr(config, name))},
         "features": names,
-        "utility_temperature": config.joint.utility_temperature,
+        **({"utility_temperature": config.joint.utility_temperature} if config.utilities else {"limit": options.limit}),
     }
     if options.dry_run:
         print(json.dumps(recipe, indent=1))
@@ -138,19 +150,27 @@ def main(argv: list[str]) -> int:
     if up_to_date(options.output, "CHECKPOINT", recipe):
         print(f"{options.output}: up to date")
         return 0
-    from training.score_fit.run import fit_checkpoint  # imports torch
+    from training.score_fit.run import fit_checkpoint, weigh_checkpoint  # imports torch
 
-    with tempfile.TemporaryDirectory(dir=Path(options.output).resolve().parent) as scratch:
-        fitted = fit_checkpoint(config, names, recipe, Path(scratch))
-    print(report(options.output, fitted))
+    output = make_directory(options.output)
+    with tempfile.TemporaryDirectory(dir=output.resolve().parent) as scratch:
+        if config.utilities:
+            fitted = fit_checkpoint(config, names, recipe, Path(scratch))
+            print(f"{output}: CHECKPOINT with {formula(fitted.fusion)}\n{report(fitted)}")
+        else:
+            fusion = weigh_checkpoint(config, names, options.limit, recipe, Path(scratch))
+            print(f"{output}: CHECKPOINT with {formula(fusion)}, from statistics of the scores")
     return 0
 
 
-def report(output: str, fitted: "Fitted") -> str:
+def formula(fusion: Fusion) -> str:
+    """The score as a sum."""
+    return "z = " + " + ".join(f"{weight:.4g} · {name}" for name, weight in fusion.weights.items())
+
+
+def report(fitted: "Fitted") -> str:
     """What was fitted, in a few lines."""
-    fusion: Fusion = fitted.fusion
-    lines = [f"{output}: CHECKPOINT with z = " + " + ".join(f"{w:.4g} · {n}" for n, w in fusion.weights.items())]
-    lines += [f"  {name}: scale {scale:.4g}" for name, scale in fitted.scales.items()]
+    lines = [f"  {name}: standard deviation {scale:.4g}" for name, scale in fitted.scales.items()]
     lines.append(
         f"  cross-entropy {fitted.before:.3f} -> {fitted.after:.3f} nats a question, {fitted.questions} questions; of "
         f"{fitted.without_help:.0%} no row that was read helps, and they have no part in it"

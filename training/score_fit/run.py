@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clara.config.model import FeatureName, Fusion
 from clara.config.tree import Config
-from clara.data.questions import Question, read_questions
+from clara.data.questions import Question, evenly, read_questions
 from clara.data.utilities import Scored, read_utilities
 from clara.errors import InputError
 from clara.index.model_folder import folder_hash
@@ -21,6 +22,7 @@ from clara.retrieval.retriever import Retriever
 from training.score_fit.features import all_features
 from training.score_fit.fit import Fit, fit
 from training.score_fit.targets import target_mass
+from training.score_fit.unfitted import statistical_weights
 
 
 @dataclass(frozen=True)
@@ -83,21 +85,11 @@ def fit_weights(
             f"utilities of {len(asked)} questions: no row that was read helps any of them, so there is nothing to fit "
             "to; score more candidates, or train the reader first"
         )
-    texts = [question.question for question in chosen]
-    excluded = [QuestionRows.of(question, store).excluded for question in chosen]
-    queries = Queries(texts, [()] * len(texts), retriever.queries(texts) if "memory" in rankers else None)
-    features = all_features(rankers, queries, store.row_ids, scratch / "features.npy")
-    for number, name in enumerate(rankers):
-        if name == "memory":
-            features[..., number] /= fusion.temperature
-    allowed = np.array([~np.isin(store.row_ids, list(rows)) for rows in excluded])
-    # A fit that begins at 0 for a source would begin at a bound.
+    features, allowed = features_and_allowed(retriever, rankers, chosen, scratch)
     start = [fusion.weights.get(name, 0.0) for name in rankers]
     found: Fit = fit(features, np.array([mass for mass in masses if mass is not None]), allowed, start)
-    weights = {name: round(float(w), 6) for name, w in zip(rankers, found.weights, strict=True)}
-    dense_model = folder_hash(retriever.settings.dense_model) if weights.get("dense") else ""
     return Fitted(
-        Fusion(weights=weights, temperature=fusion.temperature, dense_model=dense_model),
+        _fusion(retriever, dict(zip(rankers, found.weights.tolist(), strict=True))),
         dict(zip(rankers, found.scales.tolist(), strict=True)),
         found.before,
         found.after,
@@ -106,13 +98,35 @@ def fit_weights(
     )
 
 
-def fit_checkpoint(config: Config, names: Sequence[FeatureName], recipe: Mapping[str, Any], scratch: Path) -> Fitted:
-    """Fit, and write the CHECKPOINT.
+def features_and_allowed(
+    retriever: Retriever, rankers: Mapping[FeatureName, Ranker], questions: Sequence[Question], scratch: Path
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Features of all rows `[Q, N, F]`, the memory's as cosine/τ, and rows that are not excluded `[Q, N]`."""
+    store, texts = retriever.store, [question.question for question in questions]
+    queries = Queries(texts, [()] * len(texts), retriever.queries(texts) if "memory" in rankers else None)
+    features = all_features(rankers, queries, store.row_ids, scratch / "features.npy")
+    for number, name in enumerate(rankers):
+        if name == "memory":
+            features[..., number] /= retriever.model.settings.fusion.temperature
+    excluded = [QuestionRows.of(question, store).excluded for question in questions]
+    return features, np.array([~np.isin(store.row_ids, list(rows)) for rows in excluded])
+
+
+def _fusion(retriever: Retriever, weights: Mapping[FeatureName, float]) -> Fusion:
+    """The fused score with these weights."""
+    dense_model = folder_hash(retriever.settings.dense_model) if weights.get("dense") else ""
+    temperature = retriever.model.settings.fusion.temperature
+    rounded = {name: round(weight, 6) for name, weight in weights.items()}
+    return Fusion(weights=rounded, temperature=temperature, dense_model=dense_model)
+
+
+def open_retriever(config: Config) -> Retriever:
+    """The system whose weights are sought.
 
     Raises:
-        InputError: artefacts that do not belong together, a question without utilities; see `fit_weights`.
+        InputError: see `Retriever.open`.
     """
-    retriever = Retriever.open(
+    return Retriever.open(
         config.checkpoint,
         config.memory,
         config.index or None,
@@ -120,11 +134,40 @@ def fit_checkpoint(config: Config, names: Sequence[FeatureName], recipe: Mapping
         device=config.device,
         retrieval=config.retrieval,
     )
+
+
+def weigh_checkpoint(
+    config: Config, names: Sequence[FeatureName], limit: int, recipe: Mapping[str, Any], scratch: Path
+) -> Fusion:
+    """Weights from statistics of the scores of unlabelled questions; writes the CHECKPOINT.
+
+    Raises:
+        InputError: artefacts that do not belong together, or no source distinguishes rows.
+    """
+    retriever, questions = open_retriever(config), evenly(read_questions(config.questions), limit)
+    found = features_and_allowed(retriever, open_rankers(retriever, names), questions, scratch)
+    weights = statistical_weights(names, *found)
+    if not any(weights.values()):
+        raise InputError(f"{config.memory}: every source gives all rows one score, so that none gets a weight")
+    fusion = _fusion(retriever, weights)
+    _write(config, fusion, recipe)
+    return fusion
+
+
+def _write(config: Config, fusion: Fusion, recipe: Mapping[str, Any]) -> None:
+    checkpoint = Checkpoint.open(config.checkpoint, verify=True)
+    copy_with_score(checkpoint, config.output, checkpoint.settings.score, None, fusion=fusion, recipe=dict(recipe))
+
+
+def fit_checkpoint(config: Config, names: Sequence[FeatureName], recipe: Mapping[str, Any], scratch: Path) -> Fitted:
+    """Fit, and write the CHECKPOINT.
+
+    Raises:
+        InputError: artefacts that do not belong together, a question without utilities; see `fit_weights`.
+    """
+    retriever = open_retriever(config)
     scored, rankers = read_utilities(config.utilities), open_rankers(retriever, names)
     asked = [(q, scored[q.question_id]) for q in read_questions(config.questions) if q.question_id in scored]
     fitted = fit_weights(retriever, rankers, asked, config.joint.utility_temperature, scratch)
-    checkpoint = Checkpoint.open(config.checkpoint, verify=True)
-    copy_with_score(
-        checkpoint, config.output, checkpoint.settings.score, None, fusion=fitted.fusion, recipe=dict(recipe)
-    )
+    _write(config, fitted.fusion, recipe)
     return fitted
