@@ -87,8 +87,8 @@ def chosen_features(given: str, there: list[FeatureName]) -> list[FeatureName]:
     names = [name.strip() for name in given.split(",")] if given else list(there)
     if wrong := [name for name in names if name not in there]:
         raise InputError(
-            f"--features {given}: {wrong[0]!r} is no source of the pools of UTILITIES, which are {', '.join(there)}; "
-            "leave it out, or score pools of that source too"
+            f"--features {given}: {wrong[0]!r} is none of {', '.join(there)}: the sources of the pools of --utilities, "
+            "or without it memory, bm25, and dense with --dense-model; leave it out, or score pools of that source too"
         )
     return [name for name in there if name in names]
 
@@ -129,7 +129,9 @@ def main(argv: list[str]) -> int:
     require_local("output", options.output)
     if options.limit < 1:
         raise InputError(f"--limit {options.limit}: expected 1 question or more")
-    there: list[FeatureName] = ["memory", "bm25", *(["dense"] if config.retrieval.dense_model else [])]
+    there: list[FeatureName] = ["memory", "bm25"]
+    if config.retrieval.dense_model:
+        there.append("dense")
     if config.utilities:
         manifest = read_manifest(config.utilities, "UTILITIES")
         there = features_of(manifest, config.utilities)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.whole_corpus.measure import Scores, difference, scores_of
-from benchmarks.whole_corpus.steps import FITS, Corpus
+from benchmarks.whole_corpus.steps import FEATURES, KINDS, Corpus
 from clara.config.model import FeatureName
 from clara.config.tree import Retrieval
 from clara.data.questions import read_questions
@@ -31,9 +31,11 @@ def systems(corpus: Corpus, scores: Scores) -> dict[str, list[float]]:
         "bm25 / its deviation + 20 dense": [0.0, 1 / spread, 20.0],
         "0.5 memory + 0.25 bm25 / its deviation": [0.5, 0.25 / spread, 0.0],
     }
-    for name, features in FITS.items():
-        weights: Mapping[FeatureName, float] = Checkpoint.open(corpus.fit_path(features)).settings.fusion.weights
-        found[name] = [weights.get(of, 0.0) for of in NAMES]
+    for kind in KINDS:
+        for features in FEATURES:
+            path = corpus.fused_path(features, fitted=kind == "fitted")
+            weights: Mapping[FeatureName, float] = Checkpoint.open(path).settings.fusion.weights
+            found[f"{kind}: {', '.join(features)}"] = [weights.get(of, 0.0) for of in NAMES]
     return found
 
 

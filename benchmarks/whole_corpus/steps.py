@@ -8,12 +8,9 @@ from pathlib import Path
 from infra.demo.steps import DTYPE, Given
 from infra.steps import Step, module, relative
 
-FITS: dict[str, Sequence[str]] = {
-    "fitted: memory, bm25, dense": ("memory", "bm25", "dense"),
-    "fitted: bm25, dense": ("bm25", "dense"),
-    "fitted: memory, bm25": ("memory", "bm25"),
-}
-"""Fitted scores by their name in the table, and what they weigh."""
+FEATURES: Sequence[Sequence[str]] = (("memory", "bm25", "dense"), ("bm25", "dense"), ("memory", "bm25"))
+"""What a fused score weighs; each is measured with weights from statistics and with fitted ones."""
+KINDS = ("unfitted", "fitted")
 _FITTED = "2wiki"
 _PUBLISHED = {
     "hotpotqa": "hotpotqa/hotpotqa_dev_sample.json",
@@ -48,9 +45,9 @@ class Corpus:
         """A path inside its folder."""
         return relative(self.folder / name)
 
-    def fit_path(self, features: Sequence[str]) -> str:
+    def fused_path(self, features: Sequence[str], *, fitted: bool) -> str:
         """CHECKPOINT whose score weighs these features."""
-        return self.path("fitted-" + "-".join(features))
+        return self.path("-".join(["fitted" if fitted else "unfitted", *features]))
 
     @property
     def base(self) -> str:
@@ -103,7 +100,10 @@ class Corpus:
             Step(f"{self.name}: INDEX", index),
             Step(f"{self.name}: read candidates", self._utilities()),
         ]
-        return steps + [Step(f"{self.name}: {name}", self._fit(features)) for name, features in FITS.items()]
+        for features in FEATURES:
+            title = f"{self.name}: weights of {', '.join(features)}"
+            steps += [Step(f"{title}, {kind}", self._fit(features, fitted=kind == "fitted")) for kind in KINDS]
+        return steps
 
     def _utilities(self) -> list[str]:
         questions, split = self.fitted
@@ -123,16 +123,16 @@ class Corpus:
             output=self.path("utilities"),
         )
 
-    def _fit(self, features: Sequence[str]) -> list[str]:
+    def _fit(self, features: Sequence[str], *, fitted: bool) -> list[str]:
         return module(
             "training.fit_score",
             checkpoint=self.path("start"),
             **self.model,
             questions=self.fitted[0],
-            utilities=self.path("utilities"),
-            dense_model=self.options.dense_model,
+            utilities=self.path("utilities") if fitted else "",
+            dense_model=self.options.dense_model if "dense" in features or fitted else "",
             features=",".join(features),
-            output=self.fit_path(features),
+            output=self.fused_path(features, fitted=fitted),
         )
 
 

@@ -38,5 +38,5 @@ def test_questions_of_one_target_are_drawn_together() -> None:
 def test_the_commands_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--dense-model", "MODEL", "--data", "DATA", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum("training.fit_score" in line for line in lines) == 6
+    assert sum("training.fit_score" in line for line in lines) == 12
     assert any("--features bm25,dense" in line for line in lines)

@@ -30,9 +30,8 @@ def statistical_weights(
         allowed: `[Q, N]`, false for rows that a question excludes.
     """
     ranked = [_first(features[..., number], allowed) for number in range(len(names))]
-    weights = {
-        name: LEAD / lead if (lead := _lead(of)) > 0 else 0.0 for name, (_, of) in zip(names, ranked, strict=True)
-    }
+    leads = [_lead(scores) for _, scores in ranked]
+    weights = {name: LEAD / lead if lead > 0 else 0.0 for name, lead in zip(names, leads, strict=True)}
     others = [rows for name, (rows, _) in zip(names, ranked, strict=True) if name != "memory"]
     if "memory" in weights and others:
         own = ranked[list(names).index("memory")][0]
