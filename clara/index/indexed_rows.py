@@ -44,22 +44,24 @@ class IndexedRows:
         return found
 
     def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
-        """Exact score of each query of `[B, M, D]` with its own candidates, which ascend; each row by itself."""
+        """Exact score of each query of `[B, M, D]` with its own candidates, in their order; each row by itself."""
         # Questions share candidates: each payload row is read once for all of them.
         union = np.unique(np.concatenate([np.empty(0, np.int64), *candidates]))
         unit = self._keys.unit_queries(query)
+        orders = [np.argsort(own, kind="stable") for own in candidates]
+        ascending = [own[order] for own, order in zip(candidates, orders, strict=True)]
         found = [np.empty(len(own), np.float32) for own in candidates]
         for block, memory in self._unit_blocks(union):
             step = max(1, _CACHE_BYTES // memory[0].nbytes)
             starts = np.append(block[::step], block[-1] + 1)
-            bounds = [np.searchsorted(own, starts).tolist() for own in candidates]
+            bounds = [np.searchsorted(own, starts).tolist() for own in ascending]
             for piece in range(len(starts) - 1):
-                for vector, own, scores, bound in zip(unit, candidates, found, bounds, strict=True):
+                for number, bound in enumerate(bounds):
                     first, end = bound[piece : piece + 2]
                     if first < end:
                         # In a matrix product a row's rounding depends on its place; a separate sum does not.
-                        rows = memory[np.searchsorted(block, own[first:end])]
-                        scores[first:end] = (rows * vector).sum(axis=1)
+                        rows = memory[np.searchsorted(block, ascending[number][first:end])]
+                        found[number][orders[number][first:end]] = (rows * unit[number]).sum(axis=1)
         return found
 
     def _unit_blocks(self, rows: Ids) -> Iterator[tuple[Ids, Floats]]:

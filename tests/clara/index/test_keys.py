@@ -93,6 +93,23 @@ def test_a_key_is_the_score_up_to_how_it_is_stored(memory_dir: Path, store: Memo
     assert np.array_equal(keys.unit_rows(store.row_ids[:20]), alone)
 
 
+@pytest.mark.parametrize("held_bytes", [0, 2**27])
+def test_given_rows_are_scored_in_their_order(
+    tmp_path: Path, memory_dir: Path, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, held_bytes: int
+) -> None:
+    """In any order, one of them repeatedly, in blocks and pieces of few rows."""
+    monkeypatch.setattr("clara.index.keys._BLOCK_BYTES", 7 * 4 * M * D)
+    monkeypatch.setattr("clara.index.indexed_rows._CACHE_BYTES", 3 * 4 * M * D)
+    monkeypatch.setattr("clara.index.indexed_rows._HELD_BYTES", held_bytes)
+    build_index(memory_dir, tmp_path / "index", num_queries=0)
+    index, query = MemoryIndex.open(tmp_path / "index", store), questions(3)
+    rng = np.random.default_rng(0)
+    places = [rng.permutation(ROWS), np.array([9, 2, 9, 250]), np.array([], np.int64)]
+    found = index.cosines(query, [store.row_ids[own] for own in places])
+    for line, own, scores in zip(by_definition(store, query, PUBLISHED), places, found, strict=True):
+        np.testing.assert_allclose(scores, line[own], atol=1e-6)
+
+
 def test_slot_means_are_stored_in_float16_where_rows_are_few(tmp_path: Path, memory_dir: Path) -> None:
     score = Score(pooling="slot_mean")
     assert build_index(memory_dir, tmp_path / "index", num_queries=0, score=score)["factory"] == "SQfp16"
