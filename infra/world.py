@@ -1,11 +1,13 @@
 """Retrieval that learns from answers alone: a small world, from nothing to a table of results.
 
     python -m infra.world --output DIR [--seed N …] [--control] [--shuffled] [--straight-through] [--without-paraphrase]
+        [--slot-mean]
 
 Similarity misleads in this world (see pipelines/world/command.py). Recall@1 in pools of 20 rises from about 0 to the
 figure in DIR/report.md. Two controls can run beside it and must not improve: the same training with the gradient from
-the answer to the scores cut, and with the answers shuffled among the questions. The other two options show what else
-was tried.
+the answer to the scores cut, and with the answers shuffled among the questions. --straight-through and
+--without-paraphrase show what else was tried. --slot-mean ranks by the centred mean over the memory tokens instead of
+the published score.
 """
 
 import argparse
@@ -40,7 +42,15 @@ LABELS = {
 class World:
     """Paths and commands of one seed."""
 
-    def __init__(self, output: Path, seed: int, beside: Sequence[str], sets: Sequence[str] = (), *made: str) -> None:
+    def __init__(
+        self,
+        output: Path,
+        seed: int,
+        beside: Sequence[str],
+        sets: Sequence[str] = (),
+        *made: str,
+        slot_mean: bool = False,
+    ) -> None:
         """Name what is made.
 
         Args:
@@ -49,7 +59,9 @@ class World:
             beside: names in `BESIDE`, trained beside the run that the configuration describes.
             sets: overrides of the configuration.
             made: further options of `pipelines.world`.
+            slot_mean: rank by the centred slot mean instead of the published score.
         """
+        self.start = "scored" if slot_mean else "instruct/checkpoint"
         self.output, self.seed, self.beside, self.sets, self.made = output, seed, beside, sets, made
 
     def path(self, name: str) -> str:
@@ -64,7 +76,7 @@ class World:
     def preparation(self) -> dict[str, list[str]]:
         """The commands before joint training, by name, in order."""
         corpus, questions = self.path("world/corpus.jsonl"), self.path("world/questions")
-        return {
+        steps = {
             "world": module("pipelines.world", *self.made, output=self.path("world"), seed=self.seed),
             "pretrain": self._train(
                 "pretrain",
@@ -90,6 +102,16 @@ class World:
                 num_shards=4,
             ),
         }
+        if self.start == "scored":
+            steps["score"] = module(
+                "training.set_score",
+                *("--pooling", "slot_mean", "--centred"),
+                checkpoint=self.path("instruct/checkpoint"),
+                questions=questions,
+                split="train",
+                output=self.path(self.start),
+            )
+        return steps
 
     def joint(self, name: str) -> list[str]:
         """The joint stage under one of the names of `joint_runs`."""
@@ -99,14 +121,14 @@ class World:
     def inputs(self) -> dict[str, str]:
         """What joint training begins from."""
         return {
-            "checkpoint": self.path("instruct/checkpoint"),
+            "checkpoint": self.path(self.start),
             "questions": self.path("world/questions"),
             "memory": self.path("memory"),
         }
 
     def evaluation(self) -> list[str]:
         """All checkpoints on both held-out splits, beside BM25."""
-        systems = {"start": "instruct/checkpoint"} | {name: f"{name}/checkpoint" for name in self.joint_runs}
+        systems = {"start": self.start} | {name: f"{name}/checkpoint" for name in self.joint_runs}
         return module(
             "training.evaluate",
             questions=self.path("world/questions"),
@@ -224,6 +246,9 @@ def main(argv: list[str]) -> int:
         "--without-paraphrase", action="store_true", help="the ablation: a compressor pretrained on answers alone"
     )
     parser.add_argument(
+        "--slot-mean", action="store_true", help="rank by the centred mean over the memory tokens (model.score)"
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -235,7 +260,10 @@ def main(argv: list[str]) -> int:
     output = Path(options.output).absolute()
     beside = [name for name in BESIDE if getattr(options, name)]
     made = ["--without-paraphrase"] if options.without_paraphrase else []
-    worlds = [World(output / f"seed-{seed}", seed, beside, options.set, *made) for seed in options.seed]
+    worlds = [
+        World(output / f"seed-{seed}", seed, beside, options.set, *made, slot_mean=options.slot_mean)
+        for seed in options.seed
+    ]
     if options.dry_run:
         for world in worlds:
             for commands in world.steps().values():
