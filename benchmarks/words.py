@@ -51,13 +51,12 @@ def draw_texts(rng: np.random.Generator, number: int, num_words: int) -> list[st
     ]
 
 
-def make_memory(directory: Path, num_rows: int) -> None:
-    """MEMORY of that many texts, unless it is there."""
+def make_memory(directory: Path, num_rows: int, shape: tuple[int, int] = (TOKENS, WIDTH)) -> None:
+    """MEMORY of that many texts with random vectors of that shape `[M, D]`, unless it is there."""
     if (directory / "manifest.json").is_file():
         return
-    fingerprint = Fingerprint(
-        "synthetic", "synthetic", "synthetic", "float32", TOKENS, WIDTH, "none", True, 96, 0, WIDTH, 0
-    )
+    width = shape[1]
+    fingerprint = Fingerprint("synthetic", "synthetic", "synthetic", "float32", *shape, "none", True, 96, 0, width, 0)
     num_shards, reports = -(-num_rows // SHARD_ROWS), []
     for shard in range(num_shards):
         rng = np.random.default_rng([0, shard])
@@ -67,7 +66,7 @@ def make_memory(directory: Path, num_rows: int) -> None:
             identity = chunk_id("", text)
             row = row_id(identity) // num_shards * num_shards + shard  # belongs to this shard
             chunks.append(Chunk(row, identity, identity, "", text, 0, len(text), NUM_WORDS, False))
-        memory = rng.standard_normal((number, TOKENS, WIDTH)).astype(np.float32)
+        memory = rng.standard_normal((number, *shape)).astype(np.float32)
         name = shard_name(shard, num_shards)
         keys = memory[:, 0]
         reports.append(write_shard(directory, name, chunks, memory, keys, "int8", fingerprint=fingerprint.hash))

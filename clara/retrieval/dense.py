@@ -31,6 +31,7 @@ class DenseRanker:
             encoder: the model that made them.
         """
         self._row_ids, self._vectors_NE, self._encoder = row_ids, vectors_NE, encoder
+        self._last: tuple[tuple[str, ...], Tensor] | None = None
 
     @classmethod
     def open(cls, index: Artefact, store: MemoryStore, encoder: DenseEncoder) -> "DenseRanker":
@@ -69,24 +70,43 @@ class DenseRanker:
 
     def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Ranker`."""
-        return [
-            scores_N[np.searchsorted(self._row_ids, np.asarray(own, np.int64))].tolist()
-            for scores_N, own in zip(self._scores(queries), rows, strict=True)
-        ]
+        places = [np.searchsorted(self._row_ids, np.asarray(own, np.int64)) for own in rows]
+        if sum(map(len, places)) < len(self._row_ids):  # the rows of a few candidates: the others are not read
+            asked_BE = self._asked(queries.texts)
+            return [
+                self._encoder.similarity(asked_E[None], self._float(self._vectors_NE[own]))[0].tolist()
+                for asked_E, own in zip(asked_BE, places, strict=True)
+            ]
+        return [scores_N[own].tolist() for scores_N, own in zip(self._scores(queries), places, strict=True)]
+
+    def _asked(self, questions: Sequence[str]) -> Tensor:
+        """Vectors `[B, E]` of questions.
+
+        Raises:
+            InputError: they have another size than those of the rows.
+        """
+        if self._last is not None and self._last[0] == tuple(questions):
+            return self._last[1]  # a fused score ranks rows for the questions, then scores rows for the same ones
+        asked_BE = self._encoder.embed_questions(questions)
+        if asked_BE.shape[1] != self._vectors_NE.shape[1]:
+            raise InputError(
+                f"--dense-model {self._encoder.folder!r}: gives vectors of {asked_BE.shape[1]} numbers, those of "
+                f"the rows have {self._vectors_NE.shape[1]}; build the INDEX with this model"
+            )
+        self._last = tuple(questions), asked_BE
+        return asked_BE
+
+    @staticmethod
+    def _float(block: Tensor | NDArray[np.float16]) -> Tensor:
+        return block if isinstance(block, Tensor) else torch.from_numpy(block.astype(np.float32))
 
     def _scores(self, queries: Queries) -> Iterator[NDArray[np.float32]]:
         """Similarity of each question with all rows `[N]`."""
         for begin in range(0, len(queries.texts), _QUESTIONS_AT_ONCE):
-            asked_BE = self._encoder.embed_questions(queries.texts[begin : begin + _QUESTIONS_AT_ONCE])
-            if asked_BE.shape[1] != self._vectors_NE.shape[1]:
-                raise InputError(
-                    f"--dense-model {self._encoder.folder!r}: gives vectors of {asked_BE.shape[1]} numbers, those of "
-                    f"the rows have {self._vectors_NE.shape[1]}; build the INDEX with this model"
-                )
+            asked_BE = self._asked(queries.texts[begin : begin + _QUESTIONS_AT_ONCE])
             scores_BN = np.empty((len(asked_BE), len(self._row_ids)), np.float32)
             for first in range(0, len(self._row_ids), _ROWS_AT_ONCE):
-                block = self._vectors_NE[first : first + _ROWS_AT_ONCE]
-                rows = block if isinstance(block, Tensor) else torch.from_numpy(block.astype(np.float32))
+                rows = self._float(self._vectors_NE[first : first + _ROWS_AT_ONCE])
                 scores_BN[:, first : first + len(rows)] = self._encoder.similarity(asked_BE, rows).numpy()
             yield from scores_BN
 
