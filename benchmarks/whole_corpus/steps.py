@@ -80,7 +80,7 @@ class Corpus:
         memory = module(
             "pipelines.build_memory",
             input=self.files,
-            checkpoint=self.path("start"),
+            checkpoint=options.start,
             backbone=self.base,
             num_shards=8,
             dtype=self.dtype,
