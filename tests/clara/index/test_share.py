@@ -44,7 +44,7 @@ _PROCESSES = 3
 @pytest.mark.skipif(
     not Path("/proc/self/smaps").is_file(), reason="this system does not show the memory maps of a process"
 )
-@pytest.mark.parametrize("factory", ["IVF16,Flat", "Flat"])
+@pytest.mark.parametrize("factory", ["IVF16,Flat", "Flat", "SQfp16"])
 def test_processes_share_the_pages_of_an_index(tmp_path: Path, factory: str) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(20_000))
     build_index(memory, tmp_path / "index", factory, num_queries=0)
