@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from clara.config.flags import Command, add_setting
+from clara.config.flags import Command, add_dense_settings, add_setting
 from clara.errors import InputError, command_line
 from clara.storage.artefact import Artefact
 from clara.storage.paths import is_registered
@@ -48,8 +48,9 @@ def parser() -> Command:
     add_setting(parser, "index", metavar="DIR")
     add_setting(parser, "backbone.path", "--backbone", metavar="DIR")
     add_setting(parser, "serving.num_selected", metavar="K")
-    for name, metavar in (("first_level", "L"), ("candidates", "N"), ("exact_rows", "N"), ("dense_model", "FOLDER")):
+    for name, metavar in (("first_level", "L"), ("candidates", "N"), ("exact_rows", "N")):
         add_setting(parser, f"retrieval.{name}", metavar=metavar)
+    add_dense_settings(parser)
     add_setting(parser, "serving.max_new_tokens")
     add_setting(parser, "device")
     add_setting(parser, "serving.verify")

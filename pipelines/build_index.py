@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from clara.config.flags import Command, add_setting
+from clara.config.flags import Command, add_dense_settings, add_setting
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
 from clara.memory.store import MemoryStore
@@ -44,7 +44,7 @@ def parser() -> Command:
         add_setting(found, f"index_job.{name}")
     add_setting(found, "index_job.parent", metavar="DIR")
     add_setting(found, "index_job.words", "--no-words")
-    add_setting(found, "retrieval.dense_model", metavar="FOLDER")
+    add_dense_settings(found)
     add_setting(found, "device")
     add_setting(found, "index_job.verify", "--no-verify")
     found.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -73,17 +73,16 @@ def check(config: Config) -> None:
 
 def build_of(config: Config, *, progress: bool) -> "Build":
     """How the INDEX is built."""
+    from clara.index.dense_model import is_endpoint, open_encoder
     from clara.index.recall import Measurement
     from clara.index.recipe import Build
     from clara.index.search import KIND
     from clara.model.array_geometry import PUBLISHED
     from clara.model.artefact import Checkpoint
 
-    job, dense = config.index_job, None
-    if config.retrieval.dense_model:
-        from clara.index.embedding import DenseEncoder  # imports torch
-
-        dense = DenseEncoder(config.retrieval.dense_model, config.device)
+    job = config.index_job
+    is_endpoint(config.retrieval)  # refuses what is for an endpoint where there is none
+    dense = open_encoder(config.retrieval, config.device) if config.retrieval.dense_model else None
     return Build(
         factory=config.retrieval.factory,
         seed=config.seed,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clara.config.evaluation import Evaluation as Section
-from clara.config.flags import Command, add_setting
-from clara.config.tree import Config
+from clara.config.flags import Command, add_dense_settings, add_setting
+from clara.config.tree import Config, Retrieval
 from clara.data.questions import Question, read_questions
 from clara.errors import InputError, command_line
 from clara.storage.artefact import Artefact
@@ -49,7 +49,7 @@ def parser() -> Command:
     system = "NAME=CHECKPOINT,MEMORY[,INDEX]"
     add_setting(parser, "evaluation.systems", "--system", metavar=system, required=True, adds=True)
     add_setting(parser, "evaluation.baselines")
-    add_setting(parser, "evaluation.dense_model", metavar="FOLDER")
+    add_dense_settings(parser, "evaluation.dense_model")
     add_setting(parser, "evaluation.cross")
     add_setting(parser, "evaluation.num_aligned", "--alignment")
     add_setting(parser, "evaluation.splits")
@@ -81,12 +81,17 @@ def check_dense(section: Section, systems: Sequence[SystemPaths]) -> None:
     if bool(section.dense_model) != ("dense" in section.baselines or fused):
         raise InputError(
             f"--baselines {','.join(section.baselines) or 'none'} with --dense-model {section.dense_model or 'none'}: "
-            "dense needs the folder of an embedding model, as does a system whose fused score weighs dense vectors, "
-            "and the folder is for them; give both or neither"
+            "dense needs the folder or URL of an embedding model, as does a system whose fused score weighs dense "
+            "vectors, and the model is for them; give both or neither"
         )
 
 
-def settings_of(section: Section) -> Settings:
+def dense_of(config: Config) -> Retrieval:
+    """The settings of the embedding model of an evaluation."""
+    return config.retrieval.only_dense().model_copy(update={"dense_model": config.evaluation.dense_model})
+
+
+def settings_of(section: Section, dense_model: Retrieval) -> Settings:
     """The settings of an evaluation.
 
     Raises:
@@ -104,11 +109,10 @@ def settings_of(section: Section) -> Settings:
                 "add it there"
             )
         generated = tuple(name for name in generated if name in section.conditions)
-    dense = ""
-    if section.dense_model:
-        from clara.index.model_folder import folder_hash
+    from clara.index.dense_model import is_endpoint, model_hash
 
-        dense = folder_hash(section.dense_model)
+    is_endpoint(dense_model)  # refuses what is for an endpoint where there is none
+    dense = model_hash(dense_model) if dense_model.dense_model else ""
     return Settings(
         num_selected=section.num_selected,
         retrieval_only=section.retrieval_only,
@@ -169,7 +173,7 @@ def evaluate(
         output=output,
         backbone=config.backbone.path,
         stale=config.evaluation.accept_stale,
-        dense_model=config.evaluation.dense_model,
+        dense=dense_of(config),
         device=config.device,
     )
     rows, absent = measuring.rows()
@@ -206,7 +210,7 @@ def main(argv: list[str]) -> int:
             raise InputError(f"--accept-stale {name!r}: no such system; there are {', '.join(names)}")
     systems = [dataclasses.replace(s, checkpoint=local_checkpoint(s.checkpoint, options.tracking_uri)) for s in systems]
     check_dense(options.config.evaluation, systems)
-    settings = settings_of(options.config.evaluation)
+    settings = settings_of(options.config.evaluation, dense_of(options.config))
     questions = chosen_questions(options.questions, options.splits, options.limit)
     plan = {
         "questions": questions_hash(questions),

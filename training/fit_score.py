@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clara.config.flags import Command, add_setting
+from clara.config.flags import Command, add_dense_settings, add_setting
 from clara.config.model import FeatureName, Fusion
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
@@ -40,7 +40,7 @@ def parser() -> Command:
     for name in ("checkpoint", "memory", "index", "questions", "utilities"):
         add_setting(found, name, metavar="DIR", required=name not in ("index", "utilities"))
     add_setting(found, "output", metavar="DIR", required=True)
-    add_setting(found, "retrieval.dense_model", metavar="FOLDER")
+    add_dense_settings(found)
     add_setting(found, "joint.utility_temperature")
     add_setting(found, "backbone.path", "--backbone", metavar="DIR")
     add_setting(found, "device")

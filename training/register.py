@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clara.config.flags import Command, add_setting
+from clara.config.flags import Command, add_dense_settings, add_setting
 from clara.errors import InputError, command_line
 from clara.storage.artefact import Artefact
 from clara.storage.manifest import hash_of, read_manifest
@@ -131,8 +131,8 @@ def parser() -> Command:
     add_setting(parser, "serving.num_selected", metavar="K", note="not set: as evaluated")
     add_setting(parser, "serving.max_new_tokens")
     add_setting(parser, "retrieval.first_level", metavar="L")
-    for name, metavar in (("exact_rows", "N"), ("dense_model", "FOLDER")):
-        add_setting(parser, f"retrieval.{name}", metavar=metavar)
+    add_setting(parser, "retrieval.exact_rows", metavar="N")
+    add_dense_settings(parser)
     add_setting(parser, "device")
     parser.add_argument(
         "--metrics",
@@ -188,7 +188,7 @@ def main(argv: list[str]) -> int:
         first_level=options.first_level,
         exact_rows=options.exact_rows,
         device=options.device,
-        dense_model=options.dense_model,
+        dense=options.config.retrieval.only_dense(),
     )
     metrics = options.metrics or metrics_beside(options.checkpoint)
     if options.dry_run:

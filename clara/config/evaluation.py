@@ -30,8 +30,8 @@ class Evaluation(Section):
     baselines: tuple[Baseline, ...] = Field((), description="of bm25, dense, text")
     dense_model: str = Field(
         "",
-        description="sentence-transformers folder, for the baseline dense and for systems whose fused score has a "
-        "weight for dense vectors; nothing is downloaded",
+        description="sentence-transformers folder or URL of an endpoint (see retrieval.dense_name), for the baseline "
+        "dense and for systems whose fused score has a weight for dense vectors; nothing is downloaded",
     )
     cross: bool = Field(
         False, description="let every system's generator also read what every other system's retrieval found"

@@ -190,6 +190,20 @@ def add_setting(
     parser.add_argument(flag, dest=dest, action=Setting, default=default, help=text.replace("%", "%%"), **options)
 
 
+def add_dense_settings(parser: Command, model: str = "retrieval.dense_model") -> None:
+    """Add the flags of an embedding model, and its other settings to what the command uses.
+
+    Args:
+        parser: the command.
+        model: key of its folder or URL.
+    """
+    add_setting(parser, model, metavar="FOLDER_OR_URL")
+    for name in ("dense_name", "dense_question_prompt", "dense_text_prompt"):
+        add_setting(parser, f"retrieval.{name}", metavar="TEXT")
+    others = ("dense_size", "dense_key_variable", "dense_concurrency", "dense_seconds")
+    parser.uses += [f"retrieval.{name}" for name in others]
+
+
 def _kind(field: FieldInfo) -> tuple[type, tuple[Any, ...] | None, bool]:
     """Type of a field's value, or of its elements where it is a list; the choices; whether it is a list."""
     annotation: Any = field.annotation

@@ -46,8 +46,24 @@ class Retrieval(Section):
     )
     dense_model: str = Field(
         "",
-        description="sentence-transformers folder: an INDEX is built with its vectors of all rows, "
+        description="sentence-transformers folder, or URL of an OpenAI-compatible embeddings endpoint as "
+        "http://localhost:8000/v1: an INDEX is built with its vectors of all rows, "
         "and a search by them embeds questions with it; nothing is downloaded",
+    )
+    dense_name: str = Field("", description="with an endpoint: name of the embedding model there")
+    dense_question_prompt: str = Field("", description='with an endpoint: put in front of questions, as "query: "')
+    dense_text_prompt: str = Field("", description='with an endpoint: put in front of texts, as "passage: "')
+    dense_size: int = Field(
+        0, ge=0, description="with an endpoint: numbers of a vector, sent as dimensions; 0: as many as the model gives"
+    )
+    dense_key_variable: str = Field(
+        "OPENAI_API_KEY",
+        description="with an endpoint: environment variable with its key, where the model is asked; none is sent if it "
+        "is not set",
+    )
+    dense_concurrency: int = Field(8, ge=1, description="with an endpoint: requests at once, of 32 texts each")
+    dense_seconds: float = Field(
+        60.0, gt=0, le=YEAR_SECONDS, description="with an endpoint: longest wait for an answer; it is asked five times"
     )
     search_shards: int = Field(
         0,
@@ -67,6 +83,10 @@ class Retrieval(Section):
         ge=0,
         description="cores that Ray reserves for a search server, and its threads; 0: none reserved, one thread",
     )
+
+    def only_dense(self) -> "Retrieval":
+        """The settings of the embedding model alone; the others at their defaults."""
+        return Retrieval(**{name: value for name, value in self.model_dump().items() if name.startswith("dense_")})
 
 
 class Launch(Section):
@@ -202,7 +222,7 @@ READ_BY = {
     "examples_job": ("build-examples",),
     "selection": ("select-corpus",),
     "utility_job": ("score-utilities",),
-    "retrieval": ("build-index", "score-utilities", "train joint", "fit-score", "register", "ask"),
+    "retrieval": ("build-index", "score-utilities", "train joint", "fit-score", "evaluate", "register", "ask"),
     "serving": ("register", "ask"),
     "evaluation": ("evaluate",),
     "promotion": ("promote",),

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clara.arrays import Ids
-from clara.data.records import input_text
 from clara.errors import InputError
 from clara.index import parts
 from clara.index.ivf_file import ids_of, read_mapped
@@ -20,17 +19,16 @@ from clara.storage.artefact import Artefact
 from clara.storage.folders import atomic_write
 
 if TYPE_CHECKING:
-    from clara.index.embedding import DenseEncoder
+    from clara.index.dense_model import Encoder
 
 NAME = "dense"
 _FILE = "vectors.npy"
-_ROWS_AT_ONCE = 4096  # a finished block of vectors is not computed again after an interruption
 
 
 def make_dense(
     store: MemoryStore,
     directory: Path,
-    encoder: "DenseEncoder | None",
+    encoder: "Encoder | None",
     older: Artefact | None,
     on_progress: Callable[[int], None],
 ) -> dict[str, Any] | None:
@@ -63,13 +61,14 @@ def make_dense(
 class _Embedding:
     """Computes vectors as they are stored, but for those that an older INDEX has."""
 
-    def __init__(self, encoder: "DenseEncoder", described: Mapping[str, Any], older: Artefact | None) -> None:
+    def __init__(self, encoder: "Encoder", described: Mapping[str, Any], older: Artefact | None) -> None:
         self.encoder, self.size = encoder, int(described["size"])
         self._unit = described["similarity"] == "cosine"
         self._known: tuple[Ids, NDArray[np.float16]] = np.empty(0, np.int64), np.empty((0, self.size), np.float16)
         if older is not None and (older.manifest.get(NAME) or {}).get("model") == encoder.hash:
             # A row id is the hash of title and text, so that the vector is the same.
             self._known = np.sort(ids_of(read_mapped(older.file(FAISS_FILE)))), open_dense(older, encoder)
+            self._check_size(older.name, self._known[1].shape)
 
     def vectors(self, store: MemoryStore, rows: Ids) -> NDArray[np.float16]:
         """Vectors `[n, E]` of rows.
@@ -85,9 +84,26 @@ class _Embedding:
             out[~there] = self._computed(store, rows[~there])
         return out
 
+    def block(self, path: Path) -> NDArray[np.float16]:
+        """The vectors `[n, E]` of a finished block.
+
+        Raises:
+            InputError: they are of another size, so that the model is another one under the same name.
+        """
+        vectors: NDArray[np.float16] = np.load(path)
+        self._check_size(str(path), vectors.shape)
+        return vectors
+
+    def _check_size(self, where: str, shape: tuple[int, ...]) -> None:
+        if shape[1] != self.size:
+            raise InputError(
+                f"--dense-model {self.encoder.folder!r}: gives vectors of {self.size} numbers, those of {where} have "
+                f"{shape[1]}; it is another model under the same name: give the one before, or build the INDEX in "
+                "another --output without --parent"
+            )
+
     def _computed(self, store: MemoryStore, rows: Ids) -> NDArray[np.float16]:
-        texts = [input_text(chunk.title, chunk.text) for chunk in store.records(rows)]
-        vectors: NDArray[np.float32] = self.encoder.embed_texts(texts).float().cpu().numpy()
+        vectors: NDArray[np.float32] = self.encoder.embed_rows(store, rows).float().cpu().numpy()
         if self._unit:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms != 0)
@@ -103,8 +119,8 @@ class _Embedding:
 
 
 def _build(store: MemoryStore, directory: Path, embedding: _Embedding, on_progress: Callable[[int], None]) -> None:
-    blocks = directory / f"dense-{embedding.encoder.hash[:16]}"
-    for number, rows in enumerate(pieces_of(store, _ROWS_AT_ONCE)):
+    blocks, block_rows = directory / f"dense-{embedding.encoder.hash[:16]}", embedding.encoder.block_rows
+    for number, rows in enumerate(pieces_of(store, block_rows)):
         path = blocks / f"{number:06d}.npy"
         if not path.is_file():
             buffer = io.BytesIO()
@@ -114,12 +130,12 @@ def _build(store: MemoryStore, directory: Path, embedding: _Embedding, on_progre
     (directory / NAME).mkdir(exist_ok=True)
     shape = (len(store), embedding.size)
     vectors = np.lib.format.open_memmap(directory / NAME / _FILE, "w+", np.float16, shape)
-    for number, rows in enumerate(pieces_of(store, _ROWS_AT_ONCE)):
-        vectors[np.searchsorted(store.row_ids, rows)] = np.load(blocks / f"{number:06d}.npy")
+    for number, rows in enumerate(pieces_of(store, block_rows)):
+        vectors[np.searchsorted(store.row_ids, rows)] = embedding.block(blocks / f"{number:06d}.npy")
     vectors.flush()
 
 
-def open_dense(artefact: Artefact, encoder: "DenseEncoder") -> NDArray[np.float16]:
+def open_dense(artefact: Artefact, encoder: "Encoder") -> NDArray[np.float16]:
     """The vectors `[rows, E]` of an INDEX's dense part in the order of `row_ids`, mapped.
 
     Raises:
@@ -134,7 +150,8 @@ def open_dense(artefact: Artefact, encoder: "DenseEncoder") -> NDArray[np.float1
     if described["model"] != encoder.hash:
         raise InputError(
             f"--dense-model {encoder.folder!r}: its hash is {encoder.hash[:16]}…, the dense vectors of {artefact.name} "
-            f"are of model {described['model'][:16]}…; give the folder of that model, or build the INDEX with this one"
+            f"are of model {described['model'][:16]}…; give that model (of an endpoint "
+            "also its name, prompts and size), or build the INDEX with this one"
         )
     path = parts.fetch(artefact, NAME) / _FILE
     expected = (artefact.manifest["counts"]["rows"], described["size"])

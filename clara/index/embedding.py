@@ -21,13 +21,15 @@ _BATCH_TEXTS = 32
 
 
 class DenseEncoder:
-    """An embedding model.
+    """An embedding model in a folder. An `Encoder`.
 
     Attributes:
         folder: of the model.
         device: where it computes.
         hash: of its files.
     """
+
+    block_rows = 4096
 
     def __init__(self, folder: str, device: str = "cpu") -> None:
         """Take a folder; the model is loaded when it is first used.
@@ -76,6 +78,10 @@ class DenseEncoder:
             list(texts), batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=shown
         )
 
+    def embed_rows(self, store: MemoryStore, rows: Ids, *, shown: bool = False) -> Tensor:
+        """Vectors `[n, E]` of title and text of rows."""
+        return self.embed_texts([input_text(chunk.title, chunk.text) for chunk in store.records(rows)], shown=shown)
+
     @torch.no_grad()
     def embed_questions(self, questions: Sequence[str]) -> Tensor:
         """Vectors `[B, E]` of questions.
@@ -102,6 +108,5 @@ class DenseEncoder:
     def vectors_of(self, store: MemoryStore) -> Tensor:
         """Vectors `[rows, E]` of title and text of all rows; kept for systems over the same rows."""
         if self._known is None or not np.array_equal(self._known[0], store.row_ids):
-            texts = [input_text(chunk.title, chunk.text) for chunk in store.records(store.row_ids)]
-            self._known = store.row_ids, self.embed_texts(texts, shown=len(texts) > _BATCH_TEXTS)
+            self._known = store.row_ids, self.embed_rows(store, store.row_ids, shown=len(store) > _BATCH_TEXTS)
         return self._known[1]

@@ -13,7 +13,7 @@ from clara.model.array_geometry import PUBLISHED
 from clara.storage.artefact import Artefact
 
 if TYPE_CHECKING:
-    from clara.index.embedding import DenseEncoder
+    from clara.index.dense_model import Encoder
 
 _DEFAULTS = Retrieval()
 
@@ -51,7 +51,7 @@ class Build:
     verify: bool = False
     parent: Artefact | None = None
     words: bool = True
-    dense: "DenseEncoder | None" = None
+    dense: "Encoder | None" = None
     parts_from: Artefact | None = None
     progress: bool = False
     mixed: bool = False

@@ -10,7 +10,7 @@ from torch import Tensor
 from clara.arrays import Ids
 from clara.errors import InputError
 from clara.index.dense import NAME, open_dense
-from clara.index.embedding import DenseEncoder
+from clara.index.dense_model import Encoder
 from clara.memory.store import MemoryStore
 from clara.retrieval.ranker import Queries
 from clara.storage.artefact import Artefact
@@ -22,7 +22,7 @@ _QUESTIONS_AT_ONCE, _ROWS_AT_ONCE = 64, 65_536
 class DenseRanker:
     """Ranks rows by embeddings of their texts. A `Ranker`."""
 
-    def __init__(self, row_ids: Ids, vectors_NE: Tensor | NDArray[np.float16], encoder: DenseEncoder) -> None:
+    def __init__(self, row_ids: Ids, vectors_NE: Tensor | NDArray[np.float16], encoder: Encoder) -> None:
         """Take vectors.
 
         Args:
@@ -34,7 +34,7 @@ class DenseRanker:
         self._last: tuple[tuple[str, ...], Tensor] | None = None
 
     @classmethod
-    def open(cls, index: Artefact, store: MemoryStore, encoder: DenseEncoder) -> "DenseRanker":
+    def open(cls, index: Artefact, store: MemoryStore, encoder: Encoder) -> "DenseRanker":
         """Over the dense part of the INDEX of a MEMORY, mapped.
 
         Raises:
@@ -43,7 +43,7 @@ class DenseRanker:
         return cls(store.row_ids, open_dense(index, encoder), encoder)
 
     @classmethod
-    def of_index_or_memory(cls, index: Artefact | None, store: MemoryStore, encoder: DenseEncoder) -> "DenseRanker":
+    def of_index_or_memory(cls, index: Artefact | None, store: MemoryStore, encoder: Encoder) -> "DenseRanker":
         """Over the dense part of an INDEX if it is of this model, else over vectors that are computed now.
 
         Raises:
@@ -55,8 +55,12 @@ class DenseRanker:
         return cls.of_memory(store, encoder)
 
     @classmethod
-    def of_memory(cls, store: MemoryStore, encoder: DenseEncoder) -> "DenseRanker":
-        """Over title and text of all rows, computed now."""
+    def of_memory(cls, store: MemoryStore, encoder: Encoder) -> "DenseRanker":
+        """Over title and text of all rows, computed now.
+
+        Raises:
+            InputError: see `Encoder.vectors_of`.
+        """
         return cls(store.row_ids, encoder.vectors_of(store), encoder)
 
     def rank(self, queries: Queries, k: int) -> list[list[int]]:

@@ -2,17 +2,17 @@
 
 import itertools
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from clara.arrays import Ids
 from clara.config.model import FeatureName, Fusion
+from clara.config.tree import Retrieval
 from clara.data.questions import Question
 from clara.errors import InputError
 from clara.index.dense import NAME as DENSE
-from clara.index.embedding import DenseEncoder
-from clara.index.model_folder import folder_hash
+from clara.index.dense_model import model_hash, open_encoder
 from clara.index.words import NAME as WORDS
 from clara.memory.store import MemoryStore
 from clara.retrieval.bm25 import Bm25
@@ -28,13 +28,13 @@ class SourceInputs:
     Attributes:
         store: the MEMORY that is searched.
         index: INDEX over it; None: there is none.
-        dense_model: sentence-transformers folder; empty: there is none.
+        retrieval: which embedding model; `dense_model` is empty: there is none.
         device: where an embedding model computes.
     """
 
     store: MemoryStore
     index: Artefact | None = None
-    dense_model: str = ""
+    retrieval: Retrieval = field(default_factory=Retrieval)
     device: str = "cpu"
 
 
@@ -44,13 +44,13 @@ def open_dense_ranker(inputs: SourceInputs) -> Ranker:
     Raises:
         InputError: there is no INDEX or no model, or they do not belong together.
     """
-    if inputs.index is None or not inputs.dense_model:
+    if inputs.index is None or not inputs.retrieval.dense_model:
         missing = "INDEX" if inputs.index is None else "embedding model"
         raise InputError(
-            f"candidates by dense vectors (from_dense) need an INDEX built with --dense-model and the folder of that "
+            f"candidates by dense vectors (from_dense) need an INDEX built with --dense-model and that "
             f"model, and there is no {missing}; give index and retrieval.dense_model, or set from_dense to 0"
         )
-    return DenseRanker.open(inputs.index, inputs.store, DenseEncoder(inputs.dense_model, inputs.device))
+    return DenseRanker.open(inputs.index, inputs.store, open_encoder(inputs.retrieval, inputs.device))
 
 
 TEXT_RANKERS: dict[str, Callable[[SourceInputs], Ranker]] = {
@@ -74,12 +74,12 @@ def feature_rankers(fusion: Fusion, inputs: SourceInputs) -> dict[FeatureName, R
     for name, weight in fusion.features.items():
         asked = f"the CHECKPOINT's fused score has the weight {weight:g} for {name}"
         if name == "dense":
-            if not inputs.dense_model:
-                raise InputError(f"{asked}; give the folder of its embedding model with --dense-model")
-            if (found := folder_hash(inputs.dense_model)) != fusion.dense_model:
+            if not inputs.retrieval.dense_model:
+                raise InputError(f"{asked}; give the folder or URL of its embedding model with --dense-model")
+            if (found := model_hash(inputs.retrieval)) != fusion.dense_model:
                 raise InputError(
                     f"{asked} by the model with hash {fusion.dense_model[:12]}…, --dense-model "
-                    f"{inputs.dense_model!r} has {found[:12]}…; give that model, or fit the score again "
+                    f"{inputs.retrieval.dense_model!r} has {found[:12]}…; give that model, or fit the score again "
                     "(python -m training.fit_score)"
                 )
         if inputs.index is not None and not inputs.index.manifest.get(_PARTS[name]):

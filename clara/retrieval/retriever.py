@@ -147,7 +147,7 @@ class Retriever:
                 f"{checkpoint.name}: its score is centred, and the questions' mean is not known; compute it from "
                 "questions of the kind that is asked: python -m training.set_score"
             )
-        inputs = SourceInputs(store, None if searcher is None else searcher.artefact, settings.dense_model, device)
+        inputs = SourceInputs(store, None if searcher is None else searcher.artefact, settings, device)
         rankers = feature_rankers(checkpoint.settings.fusion, inputs)
         return cls(model.eval(), store, searcher, rankers, retrieval=settings)
 

@@ -15,7 +15,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clara.config.flags import Command, add_setting
+from clara.config.flags import Command, add_dense_settings, add_setting
 from clara.data.utilities import FILE, KIND, reader_hash
 from clara.errors import InputError
 from clara.storage import folders, paths
@@ -47,7 +47,7 @@ def parser() -> Command:
     add_setting(found, "output", metavar="DIR", required=True)
     for name in ("split", "pool_size", "from_index", "from_bm25", "from_dense"):
         add_setting(found, f"utility_job.{name}")
-    add_setting(found, "retrieval.dense_model", metavar="FOLDER")
+    add_dense_settings(found)
     add_setting(found, "utility_job.positives", "--no-positives")
     for name in ("published_pools", "fold", "limit", "shuffle_answers"):
         add_setting(found, f"utility_job.{name}")
@@ -66,6 +66,7 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
     def whole(path: str) -> str:
         return paths.absolute(path) if path else ""
 
+    dense = options.config.retrieval.only_dense()
     return ScoringJob(
         questions=whole(options.questions),
         split=options.split,
@@ -79,7 +80,7 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
         from_index=options.from_index,
         from_bm25=options.from_bm25,
         from_dense=options.from_dense,
-        dense_model=whole(options.dense_model),
+        retrieval=dense.model_copy(update={"dense_model": whole(dense.dense_model)}),
         positives=options.positives,
         published=options.published_pools,
         fold=options.fold,

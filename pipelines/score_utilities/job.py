@@ -1,13 +1,14 @@
 """The scoring job: its settings, its recipe and its questions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from clara.config.tree import Retrieval
 from clara.data.questions import Question, evenly, fold_of, read_questions, shuffled_answers
 from clara.errors import InputError
-from clara.index.model_folder import folder_hash
+from clara.index.dense_model import model_hash
 from clara.storage.manifest import manifest_hash
 
 
@@ -30,7 +31,7 @@ class ScoringJob:
     published: bool
     seed: int
     from_dense: int = 0
-    dense_model: str = ""
+    retrieval: Retrieval = field(default_factory=Retrieval)
     fold: float = 0.0
     limit: int = 0
     shuffle_answers: bool = False
@@ -45,7 +46,7 @@ class ScoringJob:
         settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "published", "seed", "device")
         found = {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
         if self.from_dense and not self.published:
-            found |= {"from_dense": self.from_dense, "dense_model": folder_hash(self.dense_model)}
+            found |= {"from_dense": self.from_dense, "dense_model": model_hash(self.retrieval)}
         if self.fold:
             found["fold"] = self.fold
         if self.limit:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from clara.config.tree import Retrieval
 from clara.data.questions import Question
 from clara.data.utilities import FILE, Scored, write_shard
 from clara.errors import InputError
@@ -38,11 +37,11 @@ class Scorer:
             job.index or None,
             backbone=job.backbone,
             device=job.device,
-            retrieval=Retrieval(dense_model=job.dense_model),
+            retrieval=job.retrieval,
         )
         index = self._retriever.index
         artefact = None if index is None else index.artefact
-        inputs = SourceInputs(self._retriever.store, artefact, job.dense_model, job.device)
+        inputs = SourceInputs(self._retriever.store, artefact, job.retrieval, job.device)
         self._sources = [] if job.published else text_sources(job, inputs)
         if job.from_index and not job.published:
             self._sources.insert(0, Source(self._retriever.memory_ranker, job.from_index))

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import logging
-import os
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +10,12 @@ from typing import Any
 import openai
 import tenacity
 
+from clara.endpoints import cleaned, key_of, retry_after
 from clara.errors import InputError
 from clara.storage.manifest import hash_of
 from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.prompts import Request
-from pipelines.synthesize.rate_limit import Pace, retry_after
+from pipelines.synthesize.rate_limit import Pace
 from pipelines.synthesize.replies import Reply
 from pipelines.synthesize.reply_cache import ReplyCache
 
@@ -23,7 +23,6 @@ _LONGEST_WAIT_SECONDS = 60.0
 _LONGEST_BREAK_SECONDS = 600.0
 _FAILURES_IN_A_ROW = 10
 _BYTES_PER_TOKEN = 3  # rather a token too many; what the endpoint counts corrects it
-_MESSAGE_CHARACTERS = 300
 _FATAL = {
     401: "the key in the environment variable {}, where the workers run",
     403: "the key's rights",
@@ -53,16 +52,12 @@ class _AgainError(Exception):
         self.reason, self.after, self.unreachable = reason, after, unreachable
 
 
-def _key_of(variable: str) -> str:
-    return os.environ.get(variable, "").strip()
-
-
 def _client(settings: EndpointSettings) -> openai.AsyncOpenAI:
     """The HTTP client. Tries are ours, as they count for the rate."""
     logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request, else
     return openai.AsyncOpenAI(
         base_url=settings.url,
-        api_key=_key_of(settings.key_variable) or "none",
+        api_key=key_of(settings.key_variable) or "none",
         max_retries=0,
         timeout=settings.timeout_seconds,
     )
@@ -70,7 +65,7 @@ def _client(settings: EndpointSettings) -> openai.AsyncOpenAI:
 
 def _headers(settings: EndpointSettings) -> dict[str, Any]:
     """Without a key no authorisation is sent."""
-    return {} if _key_of(settings.key_variable) else {"Authorization": openai.Omit()}
+    return {} if key_of(settings.key_variable) else {"Authorization": openai.Omit()}
 
 
 class Endpoint:
@@ -79,7 +74,7 @@ class Endpoint:
     def __init__(self, settings: EndpointSettings, cache: ReplyCache) -> None:
         self._settings, self._cache = settings, cache
         self._client = _client(settings)
-        self._key = _key_of(settings.key_variable)
+        self._key = key_of(settings.key_variable)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._requests, self._tokens = Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute)
         self._identity = settings.identity()
@@ -245,7 +240,7 @@ class Endpoint:
         return self._clean(str(error.message))
 
     def _clean(self, text: str) -> str:
-        return self._without_key(" ".join(text.split()))[:_MESSAGE_CHARACTERS]
+        return cleaned(text, self._key)
 
     def _without_key(self, text: str) -> str:
         """Endpoints may repeat the key in what they say; it is written down nowhere."""
@@ -274,10 +269,9 @@ def only_model(settings: EndpointSettings) -> str:
     try:
         found = asyncio.run(names())
     except (openai.OpenAIError, TypeError, ValueError) as error:
-        message = " ".join(str(error).split())[:_MESSAGE_CHARACTERS]
-        key = _key_of(settings.key_variable)
+        message = cleaned(str(error), key_of(settings.key_variable))
         raise InputError(
-            f"--model {settings.url}: cannot list its models ({message.replace(key, '***') if key else message}); "
+            f"--model {settings.url}: cannot list its models ({message}); "
             "start it, correct the URL, or give --model-name"
         ) from error
     if len(found) != 1:

@@ -3,9 +3,7 @@
 import json
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
-from clara.errors import InputError
 from pipelines.synthesize.prompts import Request
 
 
@@ -50,27 +48,3 @@ class EndpointSettings:
             "max_tokens": self.max_reply_tokens,
         }
         return {key: value for key, value in (body | json.loads(self.extra_body)).items() if value is not None}
-
-
-def check_url(url: str) -> None:
-    """Refuse an address that is none, or that holds what must not be written down.
-
-    Raises:
-        InputError: no host, another scheme than http or https, or a user, password, query or fragment in it.
-    """
-    try:
-        parts = urlsplit(url)
-        usable = bool(parts.hostname) and (parts.port is None or parts.port > 0)
-    except ValueError:
-        usable = False
-    if not usable:
-        raise InputError("--model: not the URL of an endpoint; expected one as http://localhost:8000/v1")
-    if parts.scheme not in ("http", "https"):
-        raise InputError(
-            f"--model: {parts.scheme}:// is no scheme of an endpoint; expected http or https, as http://localhost:8000/v1"
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError(
-            "--model: its URL holds a user, password or query, which would be written down; give a key by "
-            "--key-variable"
-        )

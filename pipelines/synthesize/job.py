@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clara.config.model import Prompts
+from clara.endpoints import check_url
 from clara.errors import InputError
 from clara.model.backbone_files import tokenizer_hash
 from clara.storage.cache import cache_directory
@@ -24,7 +25,7 @@ from pipelines.corpus.splits import Unit, describe
 from pipelines.engines.names import LOCAL, SPARK
 from pipelines.synthesize.defaults import ENDPOINT_DEFAULTS, FOLDER_DEFAULTS
 from pipelines.synthesize.dialogues import KINDS, Settings
-from pipelines.synthesize.endpoint_settings import EndpointSettings, check_url
+from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.estimate import pieces
 from pipelines.synthesize.folder_settings import FolderSettings
 from pipelines.synthesize.outcome import Chunking, SynthesisJob
@@ -104,7 +105,7 @@ def _model_of(args: argparse.Namespace) -> EndpointSettings | FolderSettings:
         return FolderSettings(
             str(Path(args.model).resolve()), args.device, args.dtype, args.max_reply_tokens, args.batch_tokens, given
         )
-    check_url(args.model)
+    check_url(args.model, "--model")
     if (
         args.key_variable != ENDPOINT_DEFAULTS["key_variable"]
         and args.runner == LOCAL

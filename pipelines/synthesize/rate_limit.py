@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
 
 
 class Pace:
@@ -36,19 +34,3 @@ class Pace:
         """Let nobody begin for so long: the other side asked for it."""
         self._held_until = max(self._held_until, time.monotonic() + seconds)
         self._free_at = max(self._free_at, self._held_until)
-
-
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a response's headers ask to wait, as a number or a date; 0 if they do not say."""
-    for name, divisor in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "")
-        try:
-            seconds = float(value) / divisor
-        except ValueError:
-            try:
-                seconds = parsedate_to_datetime(value).timestamp() - time.time()
-            except (ValueError, TypeError):
-                continue
-        if 0 < seconds < float("inf"):
-            return seconds
-    return 0.0

@@ -212,6 +212,7 @@ def test_dry_run_writes_nothing(world: World, tmp_path: Path, capsys: pytest.Cap
             "no question with split 'hidden'; there are 'seen', 'unseen'; name those, "
             "or take every question with --splits all",
         ),
+        (["--set", "retrieval.dense_name=a"], "retrieval.dense_name = 'a' is for an endpoint"),
         (["--num-selected", "81"], "num_selected is 81, its MEMORY holds 80 rows"),
         (["--num-selected", "0"], "--num-selected is 0; expected 1 or more"),
         (["--accept-stale", "after"], "--accept-stale 'after': no such system"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from clara.config.evaluation import CONDITIONS
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.index.embedding import DenseEncoder
+from clara.index.dense_model import Encoder
 from clara.progress import Progress
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.dense import DenseRanker
@@ -49,7 +49,7 @@ class ReadingCaches:
     With a directory, it outlives the process: `save` after each system.
     """
 
-    dense: DenseEncoder | None = None
+    dense: Encoder | None = None
     directory: Path | None = None
     _known: dict[str, ReadingCache] = field(default_factory=dict)
 

@@ -3,13 +3,14 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clara.config.tree import Retrieval
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.index.embedding import DenseEncoder
+from clara.index.dense_model import open_encoder
 from clara.retrieval.retriever import Retriever
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import hash_of
@@ -33,7 +34,7 @@ class EvaluationRun:
         output: EVALUATION directory, whose parts are read and written.
         backbone: folder of the LM, or empty.
         stale: names of systems whose MEMORY another compressor made.
-        dense_model: sentence-transformers folder, or empty.
+        dense: which embedding model, if any.
         device: where models compute.
     """
 
@@ -43,7 +44,7 @@ class EvaluationRun:
     output: Path
     backbone: str = ""
     stale: Sequence[str] = ()
-    dense_model: str = ""
+    dense: Retrieval = field(default_factory=Retrieval)
     device: str = "cpu"
 
     _opened: tuple[SystemPaths, Retriever] | None = None
@@ -56,7 +57,7 @@ class EvaluationRun:
         """
         found = self._found() if self.settings.cross else None
         shared = ReadingCaches(
-            DenseEncoder(self.dense_model, self.device) if self.dense_model else None, self.output / PARTS
+            open_encoder(self.dense, self.device) if self.dense.dense_model else None, self.output / PARTS
         )
         rows: list[Row] = []
         counts: dict[str, Any] = {}
@@ -128,9 +129,7 @@ class EvaluationRun:
             # Let go first: two models of several billion parameters may not fit beside each other.
             self._opened = None
             stale = system.name in self.stale
-            opened = open_system(
-                system, self.backbone, accept_stale=stale, device=self.device, dense_model=self.dense_model
-            )
+            opened = open_system(system, self.backbone, accept_stale=stale, device=self.device, dense=self.dense)
             self._opened = system, opened
         return self._opened[1]
 

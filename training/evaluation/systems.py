@@ -86,7 +86,7 @@ class Settings:
 
 
 def open_system(
-    paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str, dense_model: str = ""
+    paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str, dense: Retrieval | None = None
 ) -> "Retriever":
     """Open a system's artefacts, with its name in front of what is wrong with them.
 
@@ -103,7 +103,7 @@ def open_system(
             backbone=backbone,
             accept_stale=accept_stale,
             device=device,
-            retrieval=Retrieval(dense_model=dense_model),
+            retrieval=dense,
         )
     except InputError as error:
         raise InputError(f"system {paths.name}: {error}") from error

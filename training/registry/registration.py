@@ -1,9 +1,10 @@
 """What a registered model version consists of: artefacts, lineage, and the settings that the served model reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.model.artefact import OWN_BACKBONE
 from clara.model.backbone_files import weights_hash
@@ -31,7 +32,7 @@ class Registration:
     first_level: int
     exact_rows: int
     device: str
-    dense_model: str = ""
+    dense: Retrieval = field(default_factory=Retrieval)
 
     def hashes(self) -> dict[str, str]:
         """Manifest hashes of its artefacts."""
@@ -57,8 +58,13 @@ class Registration:
     def identity(self) -> str:
         """Hash of everything that the version depends on: an equal one is not registered twice."""
         answering = [self.num_selected, self.max_new_tokens, self.first_level, self.exact_rows, self.device]
-        answering += [self.dense_model] if self.dense_model else []
+        answering += [self.dense.dense_model] if self.dense.dense_model else []
+        answering += [asked] if (asked := self._dense_settings()) else []
         return hash_of([self.name, self.system, self.hashes(), answering])
+
+    def _dense_settings(self) -> dict[str, Any]:
+        """Settings of the embedding model that are not at their defaults, but for where it is."""
+        return self.dense.model_dump(exclude_defaults=True, exclude={"dense_model"})
 
     def check(self) -> None:
         """Refuse what was not evaluated.
@@ -103,8 +109,10 @@ class Registration:
             "exact_rows": self.exact_rows,
             "device": self.device,
         }
-        if self.dense_model:
-            config["dense_model_uri"] = uri(absolute(self.dense_model))
+        if self.dense.dense_model:
+            config["dense_model_uri"] = uri(absolute(self.dense.dense_model))
+        if asked := self._dense_settings():
+            config["dense_settings"] = asked
         if self.index is not None:
             config |= {"index_uri": uri(self.index), "index_hash": hashes["index"]}
         return config

@@ -68,6 +68,7 @@ class ServedModel(PythonModel):
                 first_level=config["first_level"],
                 exact_rows=config.get("exact_rows", 0),  # an older program registered a model without it
                 dense_model=local_path(config.get("dense_model_uri", "")),
+                **config.get("dense_settings", {}),
             ),
         )
         self._num_selected, self._max_new_tokens = int(config["num_selected"]), int(config["max_new_tokens"])

@@ -13,7 +13,7 @@ from pydantic.main import IncEx
 
 from clara.config.tree import Config
 from clara.errors import InputError
-from clara.index.model_folder import folder_hash
+from clara.index.dense_model import model_hash
 from clara.storage.manifest import hash_of, manifest_hash, read_manifest, up_to_date
 from clara.storage.paths import from_root
 from training.loop.shares import shard
@@ -36,8 +36,12 @@ _NOT_OF_THE_RECIPE: Mapping[str, IncEx] = {
             "keep_versions",
         },
     },
-    # Where the embedding model is does not count, its hash does.
-    "retrieval": {"dense_model", "search_shards", "search_seconds", "search_restarts", "search_cpus"},
+    "retrieval": {
+        # Where the embedding model is does not count, its hash does, which is among the inputs.
+        *("dense_model", "dense_name", "dense_question_prompt", "dense_text_prompt", "dense_size"),
+        *("dense_key_variable", "dense_concurrency", "dense_seconds"),
+        *("search_shards", "search_seconds", "search_restarts", "search_cpus"),
+    },
 }
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
@@ -116,7 +120,7 @@ def recipe(config: Config) -> dict[str, Any]:
     names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: manifest_hash(path) for name in names if (path := getattr(config, name))}
     if config.joint.from_dense and not config.utilities:
-        inputs["dense_model"] = folder_hash(config.retrieval.dense_model)
+        inputs["dense_model"] = model_hash(config.retrieval)
     return {"settings": recipe_settings(config), "dtype": config.backbone.dtype, "inputs": inputs}
 
 

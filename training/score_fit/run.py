@@ -13,7 +13,7 @@ from clara.config.tree import Config
 from clara.data.questions import Question, evenly, read_questions
 from clara.data.utilities import Scored, read_utilities
 from clara.errors import InputError
-from clara.index.model_folder import folder_hash
+from clara.index.dense_model import model_hash
 from clara.model.artefact import Checkpoint
 from clara.model.question_mean import copy_with_score
 from clara.retrieval.pools import TEXT_RANKERS, QuestionRows, SourceInputs
@@ -53,8 +53,7 @@ def open_rankers(retriever: Retriever, names: Sequence[FeatureName]) -> dict[Fea
         InputError: a source cannot be opened from what there is.
     """
     index = None if retriever.index is None else retriever.index.artefact
-    dense_model, device = retriever.settings.dense_model, str(retriever.model.backbone.device)
-    inputs = SourceInputs(retriever.store, index, dense_model, device)
+    inputs = SourceInputs(retriever.store, index, retriever.settings, str(retriever.model.backbone.device))
     return {name: retriever.memory_ranker if name == "memory" else TEXT_RANKERS[name](inputs) for name in names}
 
 
@@ -114,7 +113,7 @@ def features_and_allowed(
 
 def _fusion(retriever: Retriever, weights: Mapping[FeatureName, float]) -> Fusion:
     """The fused score with these weights."""
-    dense_model = folder_hash(retriever.settings.dense_model) if weights.get("dense") else ""
+    dense_model = model_hash(retriever.settings) if weights.get("dense") else ""
     temperature = retriever.model.settings.fusion.temperature
     rounded = {name: round(weight, 6) for name, weight in weights.items()}
     return Fusion(weights=rounded, temperature=temperature, dense_model=dense_model)

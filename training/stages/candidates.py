@@ -64,7 +64,7 @@ class Candidates:
 
         Args:
             settings: which sources, and N.
-            retrieval: sizes of a search, and the folder of the embedding model, for dense vectors.
+            retrieval: sizes of a search, and the embedding model, for dense vectors.
             seed: of what fills pools up.
             store: MEMORY.
             index: over it; None where no candidate comes from an index.
@@ -78,7 +78,7 @@ class Candidates:
         self._settings, self._retrieval, self._seed = settings, retrieval, seed
         self._fusion = fusion
         self.store, self.index, self.score = store, index, score
-        inputs = SourceInputs(store, None if index is None else index.artefact, retrieval.dense_model, device)
+        inputs = SourceInputs(store, None if index is None else index.artefact, retrieval, device)
         # Another version of MEMORY has the same texts, so that these stay open for the whole run.
         self._text_sources = [] if settings.published_pool else text_sources(settings, inputs)
         self._feature_rankers = feature_rankers(fusion, inputs)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import clara.index.dense
+from clara.config.tree import Retrieval
 from clara.data.records import input_text
 from clara.errors import InputError
 from clara.index.build import build_index
@@ -67,7 +68,7 @@ def test_vectors_are_those_of_the_model_whatever_the_shards(
         "cosine",
     )
     assert "query" in described["prompts"]
-    monkeypatch.setattr(clara.index.dense, "_ROWS_AT_ONCE", 7)
+    monkeypatch.setattr(DenseEncoder, "block_rows", 7)
     other = build(write_texts(tmp_path / "one", texts_of(ROWS), num_shards=1), tmp_path / "index", dense=encoder)
     np.testing.assert_allclose(np.load(other / NAME / "vectors.npy"), np.load(index / NAME / "vectors.npy"), atol=1e-3)
 
@@ -124,7 +125,7 @@ def test_only_rows_that_an_older_index_lacks_are_embedded(
 def test_an_interrupted_build_goes_on_from_finished_blocks(
     tmp_path: Path, memory: Path, index: Path, encoder: DenseEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clara.index.dense, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(DenseEncoder, "block_rows", 16)
     real, calls = clara.index.dense._Embedding.vectors, []
 
     def interrupted(*arguments: Any) -> Any:
@@ -172,8 +173,8 @@ def test_another_model_or_none_is_refused(tmp_path: Path, memory: Path, index: P
     with pytest.raises(InputError, match="there is no embedding model; give index and"):
         text_sources(settings, SourceInputs(store, artefact))
     with pytest.raises(InputError, match="there is no INDEX"):
-        text_sources(settings, SourceInputs(store, None, encoder.folder))
-    [source] = text_sources(settings, SourceInputs(store, artefact, encoder.folder))
+        text_sources(settings, SourceInputs(store, None, Retrieval(dense_model=encoder.folder)))
+    [source] = text_sources(settings, SourceInputs(store, artefact, Retrieval(dense_model=encoder.folder)))
     assert source.count == 3
     assert len(source.ranker.rank(Queries(["word1"], [()]), source.count)[0]) == 3
 

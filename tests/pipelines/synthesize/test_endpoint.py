@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from clara.endpoints import check_url
 from clara.errors import InputError
 from pipelines.synthesize.endpoint import Endpoint, Spending, only_model
-from pipelines.synthesize.endpoint_settings import EndpointSettings, check_url
+from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.prompts import Request
 from pipelines.synthesize.rate_limit import Pace
 from pipelines.synthesize.replies import Reply
@@ -206,7 +207,7 @@ def test_without_a_key_none_is_sent(ask: Ask) -> None:
 )
 def test_urls_with_secrets_or_without_a_host_are_refused(url: str) -> None:
     with pytest.raises(InputError, match="--model: ") as caught:
-        check_url(url)
+        check_url(url, "--model")
     assert "pw" not in str(caught.value)
     assert "sk-1" not in str(caught.value)
 
@@ -305,4 +306,4 @@ def test_a_pace_gives_no_burst_after_a_rest_or_a_break() -> None:
 )
 def test_addresses_that_are_none_are_refused(url: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_url(url)
+        check_url(url, "--model")
