@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--documents", type=int, default=1000, help="articles of the demo's corpus (default 1000)")
     found.add_argument("--fitted", type=int, default=150, help="questions that the scores are fitted to (default 150)")
+    found.add_argument("--candidates", type=int, default=8, help="of each source that are read (default 8)")
     found.add_argument("--backbone", default="", metavar="FOLDER", help="the LM (default: SmolLM2-135M-Instruct)")
     found.add_argument("--start", default=SHIPPED, metavar="DIR", help="CHECKPOINT (default %(default)s)")
     found.add_argument(

@@ -10,6 +10,7 @@ from infra.steps import Step, module, relative
 
 FEATURES: Sequence[Sequence[str]] = (("memory", "bm25", "dense"), ("bm25", "dense"), ("memory", "bm25"))
 """What a fused score weighs; each is measured with weights from statistics and with fitted ones."""
+_MEAN_QUESTIONS = 32  # sixteen give as much as all
 KINDS = ("unfitted", "fitted")
 _FITTED = "2wiki"
 _PUBLISHED = {
@@ -73,6 +74,7 @@ class Corpus:
             checkpoint=options.start,
             questions=questions,
             split=split,
+            limit=_MEAN_QUESTIONS,
             backbone=self.base,
             dtype=self.dtype,
             output=self.path("start"),
@@ -106,7 +108,7 @@ class Corpus:
         return steps
 
     def _utilities(self) -> list[str]:
-        questions, split = self.fitted
+        (questions, split), own = self.fitted, self.options.candidates
         return module(
             "pipelines.score_utilities",
             "--no-positives",
@@ -116,10 +118,10 @@ class Corpus:
             checkpoint=self.path("start"),
             **self.model,
             dense_model=self.options.dense_model,
-            pool_size=24,
-            from_index=8,
-            from_bm25=8,
-            from_dense=8,
+            pool_size=3 * own,
+            from_index=own,
+            from_bm25=own,
+            from_dense=own,
             output=self.path("utilities"),
         )
 
