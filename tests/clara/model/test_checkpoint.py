@@ -103,6 +103,7 @@ def test_a_trained_backbone_is_stored_and_read_from_the_checkpoint(tmp_path: Pat
         )
 
 
+@pytest.mark.slow
 def test_what_storing_an_lm_imports_can_be_imported_ahead(tmp_path: Path):
     """Else training waits for it at its first snapshot."""
     code = f"""

@@ -136,6 +136,7 @@ def test_an_update_is_what_the_plain_graph_makes_of_it(build: Job, in_pieces: No
     assert (local.parent / "folded" / "dead_letters.jsonl").read_bytes() == letters
 
 
+@pytest.mark.slow
 def test_what_an_interrupted_run_put_aside_is_taken_up(
     build: Job, in_pieces: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +183,7 @@ def test_a_run_that_was_killed_behind_its_manifest_is_cleared_up(build: Job, mon
     assert not (memory / ".spill").exists()
 
 
+@pytest.mark.slow
 def test_many_letters_fill_the_same_parts(build: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.corpus.dead_letters._LETTERS_PER_FILE", 10)
     given = {"a.jsonl": b'{"text": "One."}\n' + b"bad\n" * 55}

@@ -92,6 +92,7 @@ def test_unusable_replies_are_dropped_and_reported(run: Run) -> None:
         assert set(model.paid.values()) == {1}
 
 
+@pytest.mark.slow
 def test_one_chunk_that_breaks_the_endpoint_fails_alone_and_can_be_tried_again(
     run: Run, clean: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -118,6 +119,7 @@ def test_one_chunk_that_breaks_the_endpoint_fails_alone_and_can_be_tried_again(
         assert 0 < len(model.seen) - before < 15
 
 
+@pytest.mark.slow
 def test_an_outage_ends_the_run_and_the_next_one_pays_the_rest(run: Run, clean: Path, tmp_path: Path) -> None:
     with LanguageModel().running() as model:
         model.fault = lambda user, before: "500" if len(model.paid) > 60 else ""

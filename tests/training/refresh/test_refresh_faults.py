@@ -241,6 +241,7 @@ def test_what_the_last_re_encoding_replaces_is_not_waited_for(
     assert report["memory_lag_steps"] == 0
 
 
+@pytest.mark.slow
 def test_who_has_waited_in_vain_does_not_wait_again_at_every_step(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
