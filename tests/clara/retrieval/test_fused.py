@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -177,3 +178,28 @@ def test_the_published_score_is_explained_too(evaluation_artefacts: World) -> No
         assert [hit.row_id for hit in hits] == rows
         assert [hit.score for hit in hits] == values
         assert [hit.contributions for hit in hits] == [{"memory": value / 0.02} for value in values]
+
+
+def test_a_question_that_no_source_finds_anything_for(evaluation_artefacts: World, tmp_path: Path) -> None:
+    world = evaluation_artefacts
+    checkpoint = with_fusion(world.checkpoint, tmp_path / "words", Fusion(weights={"bm25": 2.0}))
+    nothing = Retriever.open(checkpoint, world.memory, retrieval=Retrieval(exact_rows=0))
+    assert nothing.hits(["zzzz qqqq"], 3) == [[]]
+    assert nothing.ask(["zzzz qqqq"], num_selected=3, max_new_tokens=2)[0].passages == ()
+    every = Retriever.open(checkpoint, world.memory)  # few rows: all are scored, and all scores are 0
+    hits = every.hits(["zzzz qqqq"], 3)[0]
+    assert [hit.row_id for hit in hits] == every.store.row_ids[:3].tolist()
+    assert [(hit.score, hit.sources) for hit in hits] == [(0.0, ())] * 3
+
+
+def test_an_older_checkpoint_has_the_published_score(evaluation_artefacts: World, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    shutil.copytree(evaluation_artefacts.checkpoint, older)
+    manifest = json.loads((older / "manifest.json").read_text())
+    del manifest["model"]["fusion"], manifest["model"]["score"]
+    (older / "manifest.json").write_text(json.dumps(manifest))
+    settings = Checkpoint.open(older).settings
+    assert settings.fusion.published
+    assert settings.score == Score()
+    before = Retriever.open(evaluation_artefacts.checkpoint, evaluation_artefacts.memory).hits(QUESTIONS, 3)
+    assert Retriever.open(older, evaluation_artefacts.memory).hits(QUESTIONS, 3) == before
