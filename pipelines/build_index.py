@@ -2,25 +2,30 @@
 
 python -m pipelines.build_index --memory DIR --output DIR
 python -m pipelines.build_index --memory DIR --output DIR --checkpoint DIR     (for the score of a CHECKPOINT)
+python -m pipelines.build_index --memory DIR --output DIR --dense-model FOLDER --runner SparkRunner …
 
 Recall@10 is measured against exact search, with rows of the INDEX itself as queries: each one's memory plus Gaussian
 noise of half its length. No row is held back from the INDEX. Questions that a query reasoner encodes may be farther
 from the rows, and their recall may be another; python -m training.evaluate measures what is found for questions.
 """
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from clara.config.flags import Command, add_dense_settings, add_setting
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
 from clara.memory.store import MemoryStore
+from clara.storage import paths
 from clara.storage.artefact import Artefact
 from clara.storage.manifest import refuse_other
+from pipelines.engines.pipeline import pipeline_of
 from pipelines.job.artefact_job import ArtefactJob, nothing
 
 if TYPE_CHECKING:
+    from clara.index.dense import BlockWorkers
     from clara.index.recipe import Build
 
 
@@ -46,6 +51,12 @@ def parser() -> Command:
     add_setting(found, "index_job.words", "--no-words")
     add_dense_settings(found)
     add_setting(found, "device")
+    add_setting(
+        found,
+        "engine.runner",
+        note="computes dense vectors, local: this process does; arguments that are not listed here are Beam's own",
+    )
+    add_setting(found, "engine.num_workers", note="with --runner")
     add_setting(found, "index_job.verify", "--no-verify")
     found.add_argument("--quiet", action="store_true", help="no progress bars")
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
@@ -71,8 +82,8 @@ def check(config: Config) -> None:
         )
 
 
-def build_of(config: Config, *, progress: bool) -> "Build":
-    """How the INDEX is built."""
+def build_of(config: Config, workers: "BlockWorkers | None", *, progress: bool) -> "Build":
+    """How the INDEX is built; `workers` compute dense vectors, None: this process does."""
     from clara.index.dense_model import is_endpoint, open_encoder
     from clara.index.recall import Measurement
     from clara.index.recipe import Build
@@ -94,6 +105,7 @@ def build_of(config: Config, *, progress: bool) -> "Build":
         verify=job.verify,
         words=job.words,
         dense=dense,
+        dense_workers=workers,
         parent=Artefact.open(job.parent, KIND) if job.parent else None,
         progress=progress,
         score=Checkpoint.open(config.checkpoint, lazy=True).settings.score if config.checkpoint else PUBLISHED,
@@ -101,9 +113,38 @@ def build_of(config: Config, *, progress: bool) -> "Build":
     )
 
 
+def workers_of(config: Config, beam_arguments: Sequence[str]) -> "BlockWorkers | None":
+    """What computes the dense vectors; None: this process.
+
+    Raises:
+        InputError: a runner and no vectors for it, or arguments that are not valid.
+    """
+    pipeline = pipeline_of(config.engine.runner, config.engine.num_workers, beam_arguments)
+    if pipeline is None:
+        return None
+    if not config.retrieval.dense_model:
+        raise InputError(
+            f"--runner {config.engine.runner}: it computes dense vectors, and --dense-model is empty; give one of them"
+        )
+    from clara.index.build import BUILD
+    from clara.index.dense import BlockWorkers
+    from pipelines.dense_blocks import BlocksJob, write_blocks  # imports Beam
+
+    def whole(path: str) -> str:
+        return paths.absolute(path) if path else ""
+
+    model = config.retrieval.only_dense()
+    model = model.model_copy(update={"dense_model": whole(model.dense_model)})
+    job = BlocksJob(whole(config.memory), whole(config.index_job.parent), model, config.device)
+    return BlockWorkers(
+        functools.partial(write_blocks, job, pipeline),
+        paths.join(config.output, BUILD) if paths.is_url(config.output) else "",
+    )
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
-    options = parser().parse_args(argv)
+    options, beam_arguments = parser().parse_known_args(argv)
     check(options.config)
     from clara.index.build import build
     from clara.index.factory import check_kind
@@ -112,7 +153,7 @@ def main(argv: list[str]) -> int:
     from clara.index.recipe import recipe_of
     from clara.index.search import KIND
 
-    how = build_of(options.config, progress=not options.quiet)
+    how = build_of(options.config, workers_of(options.config, beam_arguments), progress=not options.quiet)
     refuse_other(options.output, KIND)  # before the lock, which is a file there
 
     def plan() -> dict[str, Any]:

@@ -214,7 +214,7 @@ READ_BY = {
     "instruct": ("train pretrain",),
     "joint": ("train joint", "fit-score"),
     "records": ("select-corpus", "build-questions", "build-examples", "synthesize", "build-memory"),
-    "engine": ("synthesize", "build-memory", "score-utilities"),
+    "engine": ("synthesize", "build-memory", "build-index", "score-utilities"),
     "corpus_job": ("build-memory", "compact", "train joint"),
     "index_job": ("build-index",),
     "cloze": ("select-corpus", "build-questions", "build-examples"),

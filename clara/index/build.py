@@ -184,7 +184,7 @@ class _Work:
                 words = make_words(store, self.folder, older, advance)
         if how.dense is not None or how.parts_from is not None:
             with self._bar("dense vectors", len(store), "row") as advance:
-                dense = make_dense(store, self.folder, how.dense, older, advance)
+                dense = make_dense(store, self.folder, how.dense, older, advance, how.dense_workers)
         return {WORDS: words, DENSE: dense}
 
     def _set_probes(self) -> Any:

@@ -1,7 +1,9 @@
 """The dense part of an INDEX: a vector of an embedding model for title and text of each row, in float16."""
 
 import io
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +17,10 @@ from clara.index.ivf_file import ids_of, read_mapped
 from clara.index.rows import pieces_of
 from clara.index.search import FILE as FAISS_FILE
 from clara.memory.store import MemoryStore
+from clara.storage import paths
 from clara.storage.artefact import Artefact
-from clara.storage.folders import atomic_write
+from clara.storage.folders import atomic_write, folder
+from clara.storage.manifest import hash_of
 
 if TYPE_CHECKING:
     from clara.index.dense_model import Encoder
@@ -31,6 +35,7 @@ def make_dense(
     encoder: "Encoder | None",
     older: Artefact | None,
     on_progress: Callable[[int], None],
+    workers: "BlockWorkers | None" = None,
 ) -> dict[str, Any] | None:
     """Link or build the dense part in a folder where an INDEX is being made, see `clara.index.parts.make`.
 
@@ -41,21 +46,76 @@ def make_dense(
         older: INDEX whose part is linked if it is of the same rows and model, or whose vectors of the same rows and
             model are taken over; None: none.
         on_progress: called with the number of rows whose vectors are there.
+        workers: compute the blocks; None: this process does.
 
     Raises:
-        InputError: the model cannot be loaded, or gives a vector that float16 cannot hold.
+        InputError: the model cannot be loaded, or gives a vector that float16 cannot hold; or blocks of the workers are
+            not where this process reads them.
     """
     wanted = {"row_ids": parts.rows_hash(store)}
     if encoder is None:
         return parts.make(directory, NAME, wanted, older, None)
     wanted["model"] = encoder.hash
+    place = workers.place if workers is not None and workers.place else directory
+    # Blocks are of rows in the order of the MEMORY's shards.
+    blocks = paths.join(place, f"dense-{hash_of([store.hash, encoder.hash, encoder.block_rows])[:16]}")
 
     def build() -> dict[str, Any]:
         described = encoder.description()
-        _build(store, directory, _Embedding(encoder, described, older), on_progress)
+        embedding = _Embedding(encoder, described, older)
+        _compute(store, blocks, embedding, on_progress, workers)
+        _join(store, blocks, embedding, directory / NAME)
         return described
 
-    return parts.make(directory, NAME, wanted, older, build)
+    made = parts.make(directory, NAME, wanted, older, build)
+    folder(blocks).remove(folder(blocks).files())
+    return made
+
+
+@dataclass(frozen=True)
+class BlockWorkers:
+    """Other processes that compute blocks of vectors.
+
+    Attributes:
+        write: has the blocks of these numbers written into a folder, each by `BlockWriter.write`.
+        place: folder or URL that workers and this process share, for the blocks; empty: where the INDEX is made.
+    """
+
+    write: Callable[[str, Sequence[int]], None]
+    place: str = ""
+
+
+class BlockWriter:
+    """Writes blocks of vectors: each is of `block_rows` rows in the order of `pieces_of`."""
+
+    def __init__(self, store: MemoryStore, encoder: "Encoder", older: Artefact | None) -> None:
+        """Prepare.
+
+        Args:
+            store: the MEMORY.
+            encoder: the model.
+            older: INDEX whose vectors of the same rows and model are taken over; None: none.
+
+        Raises:
+            InputError: the model cannot be loaded.
+        """
+        self._store, self._embedding = store, _Embedding(encoder, encoder.description(), older)
+        self._pieces = list(pieces_of(store, encoder.block_rows))
+        self._lock = threading.Lock()  # models and tokenizers are not for several threads
+
+    def write(self, blocks: str, number: int) -> None:
+        """Write one block, unless it is there.
+
+        Args:
+            blocks: folder or URL.
+            number: of the block.
+
+        Raises:
+            InputError: a vector is not finite in float16.
+        """
+        with self._lock:
+            if not folder(blocks).sizes([_name(number)]):
+                _write_block(blocks, number, self._embedding.vectors(self._store, self._pieces[number]))
 
 
 class _Embedding:
@@ -68,7 +128,7 @@ class _Embedding:
         if older is not None and (older.manifest.get(NAME) or {}).get("model") == encoder.hash:
             # A row id is the hash of title and text, so that the vector is the same.
             self._known = np.sort(ids_of(read_mapped(older.file(FAISS_FILE)))), open_dense(older, encoder)
-            self._check_size(older.name, self._known[1].shape)
+            self.check_size(older.name, self._known[1].shape)
 
     def vectors(self, store: MemoryStore, rows: Ids) -> NDArray[np.float16]:
         """Vectors `[n, E]` of rows.
@@ -84,17 +144,12 @@ class _Embedding:
             out[~there] = self._computed(store, rows[~there])
         return out
 
-    def block(self, path: Path) -> NDArray[np.float16]:
-        """The vectors `[n, E]` of a finished block.
+    def check_size(self, where: str, shape: tuple[int, ...]) -> None:
+        """Refuse stored vectors of another size.
 
         Raises:
-            InputError: they are of another size, so that the model is another one under the same name.
+            InputError: the model is another one under the same name.
         """
-        vectors: NDArray[np.float16] = np.load(path)
-        self._check_size(str(path), vectors.shape)
-        return vectors
-
-    def _check_size(self, where: str, shape: tuple[int, ...]) -> None:
         if shape[1] != self.size:
             raise InputError(
                 f"--dense-model {self.encoder.folder!r}: gives vectors of {self.size} numbers, those of {where} have "
@@ -118,20 +173,54 @@ class _Embedding:
         return stored
 
 
-def _build(store: MemoryStore, directory: Path, embedding: _Embedding, on_progress: Callable[[int], None]) -> None:
-    blocks, block_rows = directory / f"dense-{embedding.encoder.hash[:16]}", embedding.encoder.block_rows
-    for number, rows in enumerate(pieces_of(store, block_rows)):
-        path = blocks / f"{number:06d}.npy"
-        if not path.is_file():
-            buffer = io.BytesIO()
-            np.save(buffer, embedding.vectors(store, rows))
-            atomic_write(path, buffer.getvalue())
+def _name(number: int) -> str:
+    return f"{number:06d}.npy"
+
+
+def _write_block(blocks: str, number: int, vectors: NDArray[np.float16]) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, vectors)
+    atomic_write(paths.join(blocks, _name(number)), buffer.getvalue())
+
+
+def _missing(blocks: str, number: int) -> list[int]:
+    """Blocks that are not finished, of so many."""
+    there = folder(blocks).sizes(map(_name, range(number)))
+    return [n for n in range(number) if _name(n) not in there]
+
+
+def _compute(
+    store: MemoryStore,
+    blocks: str,
+    embedding: _Embedding,
+    on_progress: Callable[[int], None],
+    workers: BlockWorkers | None,
+) -> None:
+    """Write the blocks that are missing."""
+    pieces = list(pieces_of(store, embedding.encoder.block_rows))
+    missing = _missing(blocks, len(pieces))
+    if missing and workers is not None:
+        workers.write(blocks, missing)
+        if lost := _missing(blocks, len(pieces)):
+            raise InputError(
+                f"{blocks}: {len(lost)} of {len(missing)} blocks of dense vectors that workers computed are not there; "
+                "give an --output that this machine and the workers share, a folder or a URL"
+            )
+        missing = []
+    for number, rows in enumerate(pieces):
+        if number in missing:
+            _write_block(blocks, number, embedding.vectors(store, rows))
         on_progress(len(rows))
-    (directory / NAME).mkdir(exist_ok=True)
-    shape = (len(store), embedding.size)
-    vectors = np.lib.format.open_memmap(directory / NAME / _FILE, "w+", np.float16, shape)
-    for number, rows in enumerate(pieces_of(store, block_rows)):
-        vectors[np.searchsorted(store.row_ids, rows)] = embedding.block(blocks / f"{number:06d}.npy")
+
+
+def _join(store: MemoryStore, blocks: str, embedding: _Embedding, part: Path) -> None:
+    """Write the vectors of all blocks into one file, in the order of the row ids."""
+    part.mkdir(exist_ok=True)
+    vectors = np.lib.format.open_memmap(part / _FILE, "w+", np.float16, (len(store), embedding.size))
+    for number, rows in enumerate(pieces_of(store, embedding.encoder.block_rows)):
+        block = np.load(io.BytesIO(folder(blocks).read(_name(number)) or b""))
+        embedding.check_size(paths.join(blocks, _name(number)), block.shape)
+        vectors[np.searchsorted(store.row_ids, rows)] = block
     vectors.flush()
 
 

@@ -13,6 +13,7 @@ from clara.model.array_geometry import PUBLISHED
 from clara.storage.artefact import Artefact
 
 if TYPE_CHECKING:
+    from clara.index.dense import BlockWorkers
     from clara.index.dense_model import Encoder
 
 _DEFAULTS = Retrieval()
@@ -34,6 +35,7 @@ class Build:
         parent: INDEX of an earlier version, from which the training and unchanged rows are reused; None: none.
         words: write the words part, which BM25 searches.
         dense: model whose vectors of all rows are written; None: none, but for those of `parts_from`.
+        dense_workers: compute these vectors; None: this process does.
         parts_from: INDEX whose words and dense vectors are linked where its rows are the same; None: the parent.
         progress: show bars.
         mixed: take a MEMORY of several versions too, within a joint run.
@@ -52,6 +54,7 @@ class Build:
     parent: Artefact | None = None
     words: bool = True
     dense: "Encoder | None" = None
+    dense_workers: "BlockWorkers | None" = None
     parts_from: Artefact | None = None
     progress: bool = False
     mixed: bool = False

@@ -12,23 +12,20 @@ and by dense vectors in turn, and rows drawn at random. An interrupted run resum
 import argparse
 import functools
 import json
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from clara.config.flags import Command, add_dense_settings, add_setting
 from clara.data.utilities import FILE, KIND, reader_hash
 from clara.errors import InputError
 from clara.storage import folders, paths
 from clara.storage.manifest import MANIFEST, manifest_hash, read_manifest, write_manifest
-from pipelines.engines.names import LOCAL
+from pipelines.engines.pipeline import pipeline_of
 from pipelines.engines.process_pool import WorkerPool, num_cores, retry_on_worker_death
 from pipelines.job.artefact_job import ArtefactJob, nothing
 from pipelines.job.locks import Lease
 from pipelines.job.progress import progress_bar
 from pipelines.score_utilities.job import ScoringJob, questions_of
-
-if TYPE_CHECKING:
-    import apache_beam as beam
 
 PLAN = "plan.json"
 _QUESTIONS_A_SHARD = 64
@@ -158,25 +155,11 @@ def run(
     return len(questions)
 
 
-def _pipeline(options: argparse.Namespace, arguments: Sequence[str]) -> "Callable[[], beam.Pipeline] | None":
-    """What makes the pipeline; None for the local run, for which Beam is imported only if there are arguments for it.
-
-    Raises:
-        InputError: the arguments are not valid.
-    """
-    if options.runner == LOCAL and not arguments:
-        return None
-    from pipelines.engines.runner import beam_options, make_pipeline  # imports Beam
-
-    known = beam_options(arguments, options.runner, options.num_workers)
-    return None if options.runner == LOCAL else lambda: make_pipeline(known, options.runner)
-
-
 def main(argv: list[str]) -> int:
     """The command line."""
     options, beam_arguments = parser().parse_known_args(argv)
     job = job_of(options)
-    pipeline = _pipeline(options, beam_arguments)
+    pipeline = pipeline_of(options.runner, options.num_workers, beam_arguments)
     recipe = job.recipe()
     read_manifest(job.memory, "MEMORY")
 

@@ -95,7 +95,7 @@ def test_an_older_index_of_the_same_rows_lends_its_vectors_without_a_model(
     def refuse(*_: object) -> None:
         raise AssertionError("vectors are computed")
 
-    monkeypatch.setattr(clara.index.dense, "_build", refuse)
+    monkeypatch.setattr(clara.index.dense, "_compute", refuse)
     new = build(memory, tmp_path / "new", parts_from=str(index))
     assert os.path.samefile(new / NAME / "vectors.npy", index / NAME / "vectors.npy")
     assert read_manifest(new, KIND)["dense"] == read_manifest(index, KIND)["dense"]
