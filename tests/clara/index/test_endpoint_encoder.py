@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import clara.index.endpoint_encoder
+from clara.config.model import Fusion
 from clara.config.tree import Retrieval
 from clara.data.records import input_text
 from clara.errors import InputError
@@ -21,6 +22,7 @@ from clara.index.endpoint_encoder import EndpointEncoder
 from clara.index.search import KIND
 from clara.memory.store import MemoryStore
 from clara.retrieval.dense import DenseRanker
+from clara.retrieval.pools import SourceInputs, feature_rankers
 from clara.retrieval.ranker import Queries
 from clara.storage.artefact import Artefact
 from clara.storage.manifest import read_manifest
@@ -244,6 +246,21 @@ def test_the_hash_is_of_name_prompts_and_size_and_another_one_is_refused(
     store, encoder = MemoryStore.open(memory), open_encoder(differing[0])
     with pytest.raises(InputError, match="are read from an INDEX, so that each is paid once"):
         DenseRanker.of_index_or_memory(artefact, store, encoder)
+
+
+def test_a_fused_score_takes_the_model_that_its_weight_is_for(
+    tmp_path: Path, memory: Path, endpoint: EmbeddingEndpoint
+) -> None:
+    asked, store = settings(endpoint), MemoryStore.open(memory)
+    artefact = Artefact.open(build(memory, tmp_path / "index", asked), KIND)
+    fusion = Fusion(weights={"memory": 1.0, "dense": 2.0}, dense_model=model_hash(asked))
+    ranker = feature_rankers(fusion, SourceInputs(store, artefact, asked))["dense"]
+    rows = store.row_ids.tolist()
+    expected = unit_vectors(["why"]) @ unit_vectors(texts(memory)).T
+    np.testing.assert_allclose(ranker.score(Queries(["why"], [()]), [rows]), expected, atol=2e-3)
+    other = settings(endpoint, dense_name="other")
+    with pytest.raises(InputError, match="give that model, or fit the score again"):
+        feature_rankers(fusion, SourceInputs(store, artefact, other))
 
 
 def test_another_size_under_the_same_name_is_refused(
