@@ -32,6 +32,8 @@ def command_line(main: Callable[[list[str]], int]) -> None:
     Set `CLARA_TRACEBACK=1` to see the whole stack instead.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    # FAISS reports which build of its library it tries, as if the others were missing.
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:
         status = main(sys.argv[1:])
     except (InputError, OSError, KeyboardInterrupt) as error:
