@@ -129,6 +129,7 @@ def test_command(world: World, retriever: Retriever, tmp_path: Path, capsys: pyt
     assert (output / "manifest.json").stat().st_mtime_ns == written
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = tmp_path / "evaluation"
     first = arguments(world, output, "--generate", "0", "--limit", "3")

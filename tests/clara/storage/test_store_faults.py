@@ -79,6 +79,7 @@ def test_a_store_that_stays_away_is_reported_and_the_next_run_finishes(
     assert shard_hashes(place / "memory") == shard_hashes(local)
 
 
+@pytest.mark.slow
 def test_what_is_finished_is_kept_and_what_was_touched_is_made_again(
     place: Place, local: Path, tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

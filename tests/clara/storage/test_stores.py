@@ -165,6 +165,7 @@ def test_a_language_model_in_a_bucket(place: Place, local: Path, tiny_backbone: 
 # --- what is on this machine -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_examples_of_a_language_model_are_copied_to_a_bucket(
     place: Place, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

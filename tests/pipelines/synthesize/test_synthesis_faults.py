@@ -28,6 +28,7 @@ def faults(user: str, before: int) -> str:
     return kinds[hashlib.sha256(user.encode()).digest()[0] % len(kinds)] if before == 0 else ""
 
 
+@pytest.mark.slow
 def test_a_misbehaving_endpoint_leads_to_the_same_artefact(
     run: Run, clean: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

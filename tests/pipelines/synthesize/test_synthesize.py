@@ -74,6 +74,7 @@ def test_what_is_made(clean: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_order_and_bytes_depend_on_nothing_but_content(run: Run, clean: Path, corpus: Path, tmp_path: Path) -> None:
     backwards = write(tmp_path / corpus.name, tiny.documents()[:NUM_DOCUMENTS][::-1])
     with LanguageModel().running() as model:
@@ -107,6 +108,7 @@ def test_a_dry_run_asks_nothing_and_bounds_the_cost(
     assert likely["minutes_at_least"] == pytest.approx(likely["requests"] / 60, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_key_is_written_nowhere(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

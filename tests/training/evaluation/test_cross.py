@@ -51,6 +51,7 @@ def turned(checkpoint: Path, output: Path) -> Path:
     return output
 
 
+@pytest.mark.slow
 def test_every_generator_reads_what_every_retriever_found(world: World, tmp_path: Path) -> None:
     after, output = turned(world.trained, tmp_path / "turned"), tmp_path / "evaluation"
     arguments = [

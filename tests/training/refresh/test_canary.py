@@ -169,6 +169,7 @@ def test_a_trigger_without_policy_or_measure_is_refused(
         joint.main(["--launcher", "local", *world.sets(tmp_path, joint__refresh__trigger_cosine=0.9, **values)])
 
 
+@pytest.mark.slow
 def test_a_run_measures_and_the_measure_starts_a_refresh(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -226,6 +226,7 @@ def test_a_final_encoding_after_it_is_whole(world: World, tmp_path: Path, monkey
     assert len(store) == 40
 
 
+@pytest.mark.slow
 def test_resuming_between_refreshes_chooses_the_same_rows(
     world: World, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -96,6 +96,7 @@ def test_a_try_that_fails_is_made_again(world: World, tmp_path: Path, monkeypatc
     assert (cost["refreshes"], cost["lost_tries"]) == (2, 1)  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_one_that_comes_to_nothing_costs_the_re_encoding_alone(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
