@@ -96,8 +96,11 @@ class FusedRanker:
             name: ranker.rank(queries, max(k, self._settings.candidates)) for name, ranker in self._rankers.items()
         }
         rows: list[list[int]] = []
+        vectors = queries.vectors if self._fusion.a else None
         for number, excluded in enumerate(queries.excluded):
-            if len(self._row_ids) <= self._settings.exact_rows:
+            if vectors is not None and not bool(vectors[number].isfinite().all()):
+                rows.append([])  # nothing is found for it, as with the memory alone, which has logged a warning
+            elif len(self._row_ids) <= self._settings.exact_rows:
                 rows.append(self._row_ids[~np.isin(self._row_ids, list(excluded))].tolist())
             else:
                 rows.append(sorted({row for lists in found.values() for row in lists[number]}))

@@ -192,6 +192,16 @@ def test_a_question_that_no_source_finds_anything_for(evaluation_artefacts: Worl
     assert [(hit.score, hit.sources) for hit in hits] == [(0.0, ())] * 3
 
 
+@pytest.mark.parametrize("exact_rows", [0, 10_000])
+def test_a_query_that_is_not_finite_returns_no_rows_and_leaves_the_others(parts: Parts, exact_rows: int) -> None:
+    retriever = opened(parts, exact_rows=exact_rows)
+    vectors = retriever.queries(QUESTIONS)
+    expected = retriever.ranker.rank(Queries(QUESTIONS, [()] * 2, vectors), 4)
+    vectors[0, 1, 2] = np.nan
+    found = retriever.ranker.rank(Queries(QUESTIONS, [()] * 2, vectors), 4)
+    assert found == [[], expected[1]]
+
+
 def test_an_older_checkpoint_has_the_published_score(evaluation_artefacts: World, tmp_path: Path) -> None:
     older = tmp_path / "older"
     shutil.copytree(evaluation_artefacts.checkpoint, older)
