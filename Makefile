@@ -37,9 +37,8 @@ lint: setup  ## format, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-# Three processes on two cores: many tests wait for a server or a limit.
 test: setup lint  ## lint, then the fast tests
-	$(BIN)/pytest -m "not slow and not release" --numprocesses 3 --dist loadfile
+	$(BIN)/pytest -m "not slow and not release" --numprocesses 2 --dist loadfile
 
 # Clusters start and lose nodes under time limits. On a busy machine a failed test runs once more; the last line of
 # pytest counts it as `rerun`.
