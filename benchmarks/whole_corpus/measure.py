@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from clara.config.model import FeatureName
 from clara.data.questions import Question
 from clara.metrics import ranking_metrics
-from clara.retrieval.pools import QuestionRows
-from clara.retrieval.ranker import Queries, Ranker
+from clara.retrieval.ranker import Ranker
 from clara.retrieval.retriever import Retriever
-from training.score_fit.features import all_features
+from training.score_fit.run import features_and_allowed
 
 CUTOFFS = (1, 5, 20)
 _RESAMPLES = 9999
@@ -57,16 +56,10 @@ class Scores:
 
 def scores_of(retriever: Retriever, rankers: Mapping[FeatureName, Ranker], questions: Sequence[Question]) -> Scores:
     """Score every row for questions."""
-    store, texts = retriever.store, [q.question for q in questions]
-    queries = Queries(texts, [()] * len(texts), retriever.queries(texts))
     with tempfile.TemporaryDirectory() as scratch:
-        features = np.array(all_features(rankers, queries, store.row_ids, Path(scratch) / "features.npy"))
-    for number, name in enumerate(rankers):
-        if name == "memory":
-            features[..., number] /= retriever.model.settings.fusion.temperature
-    excluded = [QuestionRows.of(question, store).excluded for question in questions]
-    allowed = np.array([~np.isin(store.row_ids, list(rows)) for rows in excluded])
-    return Scores(questions, features, allowed, store.document_ids)
+        mapped, allowed = features_and_allowed(retriever, rankers, questions, Path(scratch))
+        features = np.array(mapped)
+    return Scores(questions, features, allowed, retriever.store.document_ids)
 
 
 def difference(

@@ -68,5 +68,7 @@ def questions_of(job: ScoringJob) -> list[Question]:
         if not questions:
             raise InputError(f"--fold {job.fold:g}: no question of {job.questions} is in it; raise it")
     questions = evenly(questions, job.limit) if job.limit else questions
-    order = np.random.default_rng(job.seed).permutation(len(questions)).tolist()
-    return shuffled_answers(questions, order) if job.shuffle_answers else questions
+    if job.shuffle_answers:
+        order = np.random.default_rng(job.seed).permutation(len(questions)).tolist()
+        questions = shuffled_answers(questions, order)
+    return questions

@@ -107,9 +107,10 @@ class JointStage(Stage):
             score=model.settings.score,
             fusion=fusion,
         )
-        order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(config.seed)).tolist()
-        asked = shuffled_answers(questions, order) if settings.shuffle_answers else questions
-        self.pools = QuestionPools(model, asked, settings, config.seed, self.candidates)
+        if settings.shuffle_answers:
+            order = torch.randperm(len(questions), generator=torch.Generator().manual_seed(config.seed)).tolist()
+            questions = shuffled_answers(questions, order)
+        self.pools = QuestionPools(model, questions, settings, config.seed, self.candidates)
         self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
         # Figures of the step under way, set when its batches are drawn.
         self._figures: dict[str, float] = {}
