@@ -85,12 +85,15 @@ def make_words(
 
 
 def open_words(artefact: Artefact) -> "bm25s.BM25 | None":
-    """The words part of an INDEX, mapped: processes of one machine share its pages. None: the INDEX has none.
+    """The words part of an INDEX, mapped: processes of one machine share its pages.
+
+    None: the INDEX has none, or one whose words are not those of `words_of`.
 
     Raises:
         InputError: a file is missing or damaged.
     """
-    if not artefact.manifest.get(NAME):
+    described = artefact.manifest.get(NAME) or {}
+    if described.get("tokeniser") != TOKENISER:
         return None
     folder = parts.fetch(artefact, NAME)
     try:

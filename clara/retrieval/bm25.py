@@ -11,6 +11,7 @@ from clara.arrays import NO_ROW
 from clara.data.records import Document, input_text
 from clara.errors import InputError
 from clara.index.tokens import words_of
+from clara.index.words import NAME as WORDS
 from clara.index.words import empty_words, no_words, open_words
 from clara.memory.store import MemoryStore
 from clara.retrieval.ranker import Queries, row_lists
@@ -61,7 +62,8 @@ class Bm25:
         if words is not None:
             return cls(words, store.row_ids)
         if index is not None:
-            _log.warning("%s has no words part: BM25 is built in RAM; build the INDEX again to store it", index.name)
+            found = "a words part of another version" if index.manifest.get(WORDS) else "no words part"
+            _log.warning("%s has %s: BM25 is built in RAM; build the INDEX again to store it", index.name, found)
         return cls.of_memory(store)
 
     @classmethod

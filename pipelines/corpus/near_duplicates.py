@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clara.data.records import Document
-from clara.data.scripts import UNSPACED
+from clara.data.scripts import MARKS, UNSPACED
 from clara.errors import InputError
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.dead_letters import SNIPPET_CHARACTERS
@@ -29,7 +29,7 @@ NUM_HASHES, _SEED, _SCHEME = 128, 1, "affine32"
 _SHINGLE_WORDS = 5
 _LARGEST_THRESHOLD = 0.95  # above it, 128 hashes do not discriminate
 # Without spaces between words, each character counts as a word.
-_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
+_WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}](?:[^\W{UNSPACED}]|[{MARKS}])*")
 
 Origin = tuple[str, int]
 AnyOrigin = TypeVar("AnyOrigin", Origin, tuple[int, int])

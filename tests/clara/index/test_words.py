@@ -146,6 +146,19 @@ def test_an_index_without_the_part_is_read_as_before(
     assert line == f"{index} has no words part: BM25 is built in RAM; build the INDEX again to store it"
 
 
+def test_words_of_another_version_are_not_searched(
+    tmp_path: Path, memory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A question's words are cut as this version cuts them; the part may hold others."""
+    index = build(memory, tmp_path / "index")
+    manifest = json.loads((index / "manifest.json").read_text())
+    manifest["words"]["tokeniser"] -= 1
+    (index / "manifest.json").write_text(json.dumps(manifest))
+    found = open_bm25(memory, index).search(["word1 word2"], 5)
+    np.testing.assert_array_equal(found[0], Bm25.of_memory(MemoryStore.open(memory)).search(["word1 word2"], 5)[0])
+    assert caplog.messages[0].startswith(f"{index} has a words part of another version: BM25 is built in RAM;")
+
+
 def test_a_rebuild_without_words_leaves_none(tmp_path: Path, memory: Path) -> None:
     index = build(memory, tmp_path / "index")
     build(memory, tmp_path / "index", words=False)

@@ -71,6 +71,7 @@ def test_in_scripts_without_spaces_characters_are_words(text: str) -> None:
 def test_words_and_characters_in_one_text() -> None:
     assert shingles("Das 東京Haus steht") == {"das 東 京 haus steht".encode()}
     assert shingles("東京") == {"東 京".encode()}
+    assert shingles("गीता की पोथी") == {"गीता की पोथी".encode()}  # a word keeps its vowel signs
 
 
 @given(st.integers(0, 5), st.integers(0, 12), st.integers(0, 99))
