@@ -13,13 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from clara.errors import InputError
 from clara.model.lora import Route, add_adapter, current_route, install, routed
+from clara.model.output_check import check, measure_output
 from clara.model.precision import multiplies_bfloat16, widened
 from clara.storage.cache import local_folder
 
 logger = logging.getLogger(__name__)
-
-# Output transforms that our own loss over the answer's positions would miss.
-_LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class Backbone(nn.Module):
@@ -31,26 +29,28 @@ class Backbone(nn.Module):
     def __init__(
         self, lm: PreTrainedModel, *, rank: int, alpha: float, dropout: float, adapters: Sequence[str], folder: str = ""
     ) -> None:
+        """Take a model that is loaded, and check that its trunk and output layer can be called alone.
+
+        Raises:
+            InputError: they cannot (see `clara.model.output_check`), or the trunk has no layer to adapt.
+        """
         super().__init__()
-        for name in _LOGIT_TRANSFORMS:
-            if getattr(lm.config, name, None) not in (None, 1, 1.0):
-                raise InputError(
-                    f"{folder or type(lm).__name__}: config.{name} is {getattr(lm.config, name)}; models that "
-                    "transform their logits are not supported"
-                )
+        name = folder or type(lm).__name__
+        self.output_transform = measure_output(lm, name)
         self.lm = lm.requires_grad_(False)
         _switch_off_dropout(lm)
         self.folder = folder
         self._recomputes = False
         self.num_kept_tokens = 0
         self.rank, self.alpha, self.dropout = rank, alpha, dropout
-        self.trunk_path = next(name for name, module in lm.named_modules() if module is lm.get_decoder())
+        self.trunk_path = next(path for path, module in lm.named_modules() if module is lm.get_decoder())
         self.layers = install(lm.get_decoder())
         if not self.layers:
             raise InputError(
-                f"{folder or type(lm).__name__}: no linear layer (torch.nn.Linear, or GPT-2's Conv1D) to adapt in "
+                f"{name}: no linear layer (torch.nn.Linear, or GPT-2's Conv1D) to adapt in "
                 "its trunk; take another causal LM"
             )
+        check(lm, self.embed, lambda embeddings: self.trunk(embeddings, Route()), self.logits, name)
         for adapter in adapters:
             self.add_adapter(adapter)
 
@@ -218,8 +218,8 @@ class Backbone(nn.Module):
             return self.lm.get_decoder()(inputs_embeds=embeddings_BLD, use_cache=False).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Vocabulary logits `[..., V]` of chosen positions, in float32 at least."""
-        return widened(self.lm.get_output_embeddings()(hidden))
+        """Vocabulary logits `[..., V]` of chosen positions, in float32 at least, scaled and capped as the LM's own."""
+        return self.output_transform(widened(self.lm.get_output_embeddings()(hidden)))
 
     @torch.no_grad()
     def generate(
