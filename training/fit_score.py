@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clara.config.flags import Command, add_dense_settings, add_setting
-from clara.config.model import FeatureName, Fusion
+from clara.config.model import SOURCE_SETTINGS, FeatureName, Fusion
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
 from clara.storage.manifest import make_directory, manifest_hash, read_manifest, up_to_date
@@ -30,8 +30,6 @@ from clara.storage.paths import require_local
 
 if TYPE_CHECKING:
     from training.score_fit.run import Fitted
-
-_SOURCES: dict[FeatureName, str] = {"memory": "from_index", "bm25": "from_bm25", "dense": "from_dense"}
 
 
 def parser() -> Command:
@@ -69,7 +67,7 @@ def features_of(utilities: dict[str, Any], path: str) -> list[FeatureName]:
             f"--utilities {path}: its pools {'are published ones' if recipe.get('published') else 'hold positives'}, "
             "which no source has found; score the questions again with --no-positives and without --published-pools"
         )
-    names = [name for name, setting in _SOURCES.items() if recipe.get(setting)]
+    names = [name for name, setting in SOURCE_SETTINGS.items() if recipe.get(setting)]
     if len(names) < 2:
         raise InputError(
             f"--utilities {path}: its pools come from {names or 'no source'}; the weights of several sources are "

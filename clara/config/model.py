@@ -44,6 +44,8 @@ class Score(Section):
 
 
 FeatureName = Literal["memory", "bm25", "dense"]
+SOURCE_SETTINGS: dict[FeatureName, str] = {"memory": "from_index", "bm25": "from_bm25", "dense": "from_dense"}
+"""The setting that says how many candidates of a pool each source finds."""
 Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

@@ -134,6 +134,13 @@ class Joint(Section):
         description="share of the targets, chosen by their ids, whose questions are never trained on: those that "
         "fit_score fits the weights of the fused score to; a question with targets on both sides is left out",
     )
+    fit_questions: int = Field(
+        0,
+        ge=0,
+        description="questions of that fold, evenly spread, that the fused score is fitted to after each switch to a "
+        "new MEMORY and after the last step: their candidates, as training draws them but without known positives, are "
+        "read one by one; 0: the score stays as it is",
+    )
     right_memory_share: float = Field(
         0.0,
         ge=0,

@@ -36,6 +36,33 @@ class SourceInputs:
     index: Artefact | None = None
     retrieval: Retrieval = field(default_factory=Retrieval)
     device: str = "cpu"
+    _opened: dict[str, Ranker] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def ranker(self, name: str) -> Ranker:
+        """The ranker of that name in `TEXT_RANKERS`, opened once.
+
+        Raises:
+            InputError: it cannot be opened from what there is.
+        """
+        if name not in self._opened:
+            self._opened[name] = TEXT_RANKERS[name](self)
+        return self._opened[name]
+
+    def check_part(self, name: str, asked: str) -> None:
+        """Refuse an INDEX without the part that a ranker of `TEXT_RANKERS` searches.
+
+        Args:
+            name: of the ranker.
+            asked: what needs it, as the beginning of a sentence.
+
+        Raises:
+            InputError: as said.
+        """
+        if self.index is not None and not self.index.manifest.get(_PARTS[name]):
+            raise InputError(
+                f"{asked}, and {self.index.name} has no such part; build the INDEX again "
+                f"(python -m pipelines.build_index{' --dense-model FOLDER' if name == 'dense' else ''})"
+            )
 
 
 def open_dense_ranker(inputs: SourceInputs) -> Ranker:
@@ -82,12 +109,8 @@ def feature_rankers(fusion: Fusion, inputs: SourceInputs) -> dict[FeatureName, R
                     f"{inputs.retrieval.dense_model!r} has {found[:12]}…; give that model, or fit the score again "
                     "(python -m training.fit_score)"
                 )
-        if inputs.index is not None and not inputs.index.manifest.get(_PARTS[name]):
-            raise InputError(
-                f"{asked}, and {inputs.index.name} has no such part; build the INDEX again "
-                f"(python -m pipelines.build_index{' --dense-model FOLDER' if name == 'dense' else ''})"
-            )
-        rankers[name] = TEXT_RANKERS[name](inputs)
+        inputs.check_part(name, asked)
+        rankers[name] = inputs.ranker(name)
     return rankers
 
 
@@ -129,7 +152,7 @@ def text_sources(settings: object, inputs: SourceInputs) -> list[Source]:
     Raises:
         InputError: a source cannot be opened from what there is.
     """
-    return [Source(TEXT_RANKERS[name](inputs), count) for name, count in text_counts(settings).items() if count]
+    return [Source(inputs.ranker(name), count) for name, count in text_counts(settings).items() if count]
 
 
 def own_candidates(

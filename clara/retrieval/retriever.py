@@ -33,7 +33,7 @@ from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 
 if TYPE_CHECKING:
-    from clara.index.search import MemoryIndex
+    from clara.index.search import TwoLevels
 
 QUERY_BATCH_TOKENS = 2048
 
@@ -72,7 +72,7 @@ class Retriever:
         self,
         model: ClaraModel,
         store: MemoryStore,
-        index: "MemoryIndex | None" = None,
+        index: "TwoLevels | None" = None,
         rankers: Mapping[FeatureName, Ranker] | None = None,
         *,
         retrieval: Retrieval | None = None,
@@ -155,7 +155,7 @@ class Retriever:
         """Query vectors `[B, M, D]` in float32, computed in batches of like length."""
         lengths = [len(self.model.question_ids(q)) for q in questions]
         order = sorted(range(len(questions)), key=lengths.__getitem__)
-        queries_BMD = torch.empty(len(questions), self.model.num_memory_tokens, self.model.hidden_size)
+        queries_BMD = torch.empty(len(questions), self.store.num_memory_tokens, self.store.hidden_size)
         for batch in plan_batches(
             [lengths[i] for i in order], QUERY_BATCH_TOKENS, extra_tokens=self.model.num_memory_tokens + 3
         ):

@@ -1,20 +1,17 @@
 """Draws a question's pool, and scores each of its rows: the work of `score_utilities` on its workers."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import torch
 
 from clara.data.questions import Question
 from clara.data.utilities import FILE, Scored, write_shard
 from clara.errors import InputError
 from clara.memory.shards import shard_name
 from clara.processes import torch_threads
-from clara.retrieval.pools import QuestionRows, Source, SourceInputs, fill_at_random, own_candidates, text_sources
-from clara.retrieval.ranker import Queries
+from clara.retrieval.pools import QuestionRows, Source, SourceInputs, text_sources
 from clara.retrieval.retriever import Retriever
+from clara.retrieval.utilities import draw_pools, score_pool
 from clara.storage import folders
 from clara.storage.manifest import file_entry
 from pipelines.job.progress import ShardProgress
@@ -47,16 +44,14 @@ class Scorer:
             self._sources.insert(0, Source(self._retriever.memory_ranker, job.from_index))
 
     def pools(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Rows for each question: positives, index and BM25 in turn, then random rows, none that the question excludes.
-
-        With published pools, all rows of a question's own pool, whatever their number.
+        """Rows for each question, see `draw_pools`; with published pools, all rows of its own pool.
 
         Raises:
             InputError: published pools are scored, and a question has none in MEMORY.
         """
         job, store = self._job, self._retriever.store
-        named = [QuestionRows.of(q, store) for q in questions]
         if job.published:
+            named = [QuestionRows.of(q, store) for q in questions]
             for question, rows in zip(questions, named, strict=True):
                 if not rows.pool:
                     raise InputError(
@@ -64,30 +59,14 @@ class Scorer:
                         "give the MEMORY of the corpus that it was published with, or leave the option out"
                     )
             return [list(rows.pool) for rows in named]
-        texts = [q.question for q in questions]
-        vectors = self._retriever.queries(texts) if job.from_index else None
-        queries = Queries(texts, [rows.excluded for rows in named], vectors)
-        own = own_candidates(queries, named, self._sources, positives=job.positives, size=job.pool_size)
-        pools = []
-        for question, candidates, rows in zip(questions, own, named, strict=True):
-            rng = torch.Generator().manual_seed(_number(f"{job.seed} {question.question_id}"))
-            pools.append(fill_at_random(candidates, store.row_ids, rows.excluded, job.pool_size, rng))
-        return pools
+        vectors = self._retriever.queries([q.question for q in questions]) if job.from_index else None
+        return draw_pools(
+            questions, vectors, self._sources, store, positives=job.positives, size=job.pool_size, seed=job.seed
+        )
 
     def score(self, question: Question, pool: Sequence[int]) -> Scored:
-        """Likelihood of the question's first answer given each row of its pool alone, and given none."""
-        memory_NMD = self._retriever.memories(pool).to(self._retriever.model.backbone.device)
-        memories = [*(m[None] for m in memory_NMD), memory_NMD[:0]]
-        count = len(memories)
-        nats, _ = self._retriever.model.answer_log_likelihood(
-            [question.question] * count, memories, [question.answers[0]] * count
-        )
-        *given, without = nats.tolist()
-        return Scored(question.question_id, tuple(pool), tuple(given), without)
-
-
-def _number(text: str) -> int:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        """See `score_pool`."""
+        return score_pool(self._retriever, question, pool)
 
 
 class Worker:

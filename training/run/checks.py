@@ -75,8 +75,9 @@ def check(config: Config) -> None:
     """
     if config.stage != "joint":
         raise InputError(f"stage is {config.stage!r}; this program makes 'joint', training/pretrain.py the other two")
-    searching = bool(config.joint.from_index) and not config.joint.published_pool and not config.utilities
-    require(config, "output", "checkpoint", "questions", "memory", *["index"] * searching)
+    joint = config.joint
+    searching = joint.from_index and not joint.published_pool and not config.utilities
+    require(config, "output", "checkpoint", "questions", "memory", *["index"] * bool(searching or joint.fit_questions))
     plan(config)
     check_settings(config)
     if config.retrieval.search_shards and config.launch.launcher != "ray":

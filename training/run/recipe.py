@@ -119,7 +119,7 @@ def recipe(config: Config) -> dict[str, Any]:
     """
     names = ("checkpoint", "questions", "memory", "index", "utilities")
     inputs = {name: manifest_hash(path) for name in names if (path := getattr(config, name))}
-    if config.joint.from_dense and not config.utilities:
+    if config.joint.from_dense and (not config.utilities or config.joint.fit_questions):
         inputs["dense_model"] = model_hash(config.retrieval)
     return {"settings": recipe_settings(config), "dtype": config.backbone.dtype, "inputs": inputs}
 

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 
 from clara.config.tree import Config
-from clara.data.questions import Question, choose, evenly, fold_of, read_questions
+from clara.data.questions import choose, evenly, read_questions
 from clara.errors import InputError
 from clara.index.keys import IndexKeys
 from clara.index.search import MemoryIndex, OpenIndex
@@ -21,7 +21,6 @@ from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 from clara.model.question_mean import MEAN_QUESTIONS, set_missing_mean
 from clara.storage.folders import atomic_write
-from clara.storage.manifest import read_manifest
 from training.loop.engine import Engine
 from training.loop.lines import Lines
 from training.loop.loop import run
@@ -29,6 +28,7 @@ from training.refresh.canary import Canary, canary_questions
 from training.refresh.process import Worker
 from training.refresh.request import stored_parameters
 from training.refresh.versions import Versions
+from training.run.fold import check_fit, fitted_questions, kept_share, trained_questions
 from training.run.index_checks import check_index, check_refresh
 from training.run.recipe import (
     LOCK_SECONDS,
@@ -39,8 +39,10 @@ from training.run.recipe import (
     threads_of_rank,
 )
 from training.run.recipe_changes import note_recipe, warn_of_other_run
+from training.score_fit.fold import FoldFit
 from training.stages.held_out import HeldOut
-from training.stages.joint_stage import JointStage, trained_roles
+from training.stages.joint_checks import trained_roles
+from training.stages.joint_stage import JointStage
 from training.stages.scored_stage import ScoredStage, check_scored
 
 logger = logging.getLogger(__name__)
@@ -71,7 +73,7 @@ def build_stage(
             fresh=joint.evaluate_fresh,
             answer_tokens=joint.evaluate_answer_tokens,
         )
-    stage = ScoredStage if config.utilities else JointStage
+    stage, fitted = ScoredStage if config.utilities else JointStage, fitted_questions(config)
     return stage(
         model,
         trained_questions(config),
@@ -79,32 +81,9 @@ def build_stage(
         versions,
         held_out=held_out,
         canary=build_canary(config, versions),
+        fold=FoldFit(fitted, config, where.run) if fitted else None,
         store_backbone=own,
     )
-
-
-def trained_questions(config: Config) -> list[Question]:
-    """Questions of the training split, without the fold that `fit_score` uses.
-
-    Raises:
-        InputError: all of them are in the fold.
-    """
-    questions = read_questions(config.questions, "train")
-    _, chosen = fold_of(questions, config.joint.fit_share)
-    if not chosen:
-        raise InputError(
-            f"joint.fit_share is {config.joint.fit_share:g}: it leaves none of the {len(questions)} training questions "
-            "of "
-            f"{config.questions!r}; lower it"
-        )
-    return chosen
-
-
-def kept_share(config: Config) -> float:
-    """Share of the targets that neither this run nor an earlier joint stage has trained on."""
-    manifest = read_manifest(config.checkpoint, "CHECKPOINT")
-    before = float(manifest.get("fit_share", 0.0)) if manifest["stage"] == "joint" else 1.0
-    return min(before, config.joint.fit_share)
 
 
 def build_canary(config: Config, versions: Versions) -> Canary | None:
@@ -132,6 +111,7 @@ def preflight(config: Config, where: RunPaths) -> None:
     check_index(config, keys)
     check_refresh(config, keys)
     trained_questions(config)
+    check_fit(config, store)
     trained_roles(config)
     if config.utilities:
         check_scored(config)

@@ -74,7 +74,7 @@ def fit(
         start: weights to begin with `[F]`, not negative.
 
     Raises:
-        InputError: a feature is not finite, or has the same value for every row.
+        InputError: a feature or a fitted weight is not finite, or every feature has one value for all rows.
     """
     from scipy.optimize import minimize  # takes a while to import
 
@@ -95,4 +95,9 @@ def fit(
     found = minimize(
         objective, first, jac=True, method="L-BFGS-B", bounds=[(0, None)] * len(first), options={"maxiter": _ITERATIONS}
     )
+    if not np.isfinite(found.x).all():
+        raise InputError(
+            f"fitted weights {(found.x / units).tolist()} are not finite: the utilities or the weights that the fit "
+            f"began with, {list(start)}, are not; score the questions again with a model whose loss is finite"
+        )
     return Fit(found.x / units, scales, objective(first)[0], float(found.fun))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from clara.config.model import FeatureName, Fusion
 from clara.config.tree import Config
@@ -16,7 +17,7 @@ from clara.errors import InputError
 from clara.index.dense_model import model_hash
 from clara.model.artefact import Checkpoint
 from clara.model.question_mean import copy_with_score
-from clara.retrieval.pools import TEXT_RANKERS, QuestionRows, SourceInputs
+from clara.retrieval.pools import QuestionRows, SourceInputs
 from clara.retrieval.ranker import Queries, Ranker
 from clara.retrieval.retriever import Retriever
 from training.score_fit.features import all_features
@@ -46,15 +47,39 @@ class Fitted:
     without_help: float
 
 
-def open_rankers(retriever: Retriever, names: Sequence[FeatureName]) -> dict[FeatureName, Ranker]:
+class NothingToFitError(InputError):
+    """No row that was read helps any question, or no source ranks those that help above the others.
+
+    Attributes:
+        without_help: share of the questions that no row helps.
+    """
+
+    def __init__(self, message: str, without_help: float) -> None:
+        super().__init__(message)
+        self.without_help = without_help
+
+
+def open_rankers(
+    retriever: Retriever, names: Sequence[FeatureName], inputs: SourceInputs | None = None
+) -> dict[FeatureName, Ranker]:
     """The rankers of features by name.
 
+    Args:
+        retriever: the system.
+        names: of the features.
+        inputs: what text rankers are opened from; None: from the retriever's own.
+
     Raises:
-        InputError: a source cannot be opened from what there is.
+        InputError: a source cannot be opened from what there is, or the INDEX lacks its part.
     """
     index = None if retriever.index is None else retriever.index.artefact
-    inputs = SourceInputs(retriever.store, index, retriever.settings, str(retriever.model.backbone.device))
-    return {name: retriever.memory_ranker if name == "memory" else TEXT_RANKERS[name](inputs) for name in names}
+    inputs = inputs or SourceInputs(retriever.store, index, retriever.settings, str(retriever.model.backbone.device))
+    rankers: dict[FeatureName, Ranker] = {}
+    for name in names:
+        if name != "memory":
+            inputs.check_part(name, f"the fused score is fitted with a weight for {name}")
+        rankers[name] = retriever.memory_ranker if name == "memory" else inputs.ranker(name)
+    return rankers
 
 
 def fit_weights(
@@ -63,6 +88,7 @@ def fit_weights(
     asked: Sequence[tuple[Question, Scored]],
     temperature: float,
     scratch: Path,
+    vectors: Tensor | None = None,
 ) -> Fitted:
     """Fit the weights of these rankers to utilities.
 
@@ -72,37 +98,59 @@ def fit_weights(
         asked: questions with their utilities.
         temperature: τ_u, nats.
         scratch: folder for the features.
+        vectors: query vectors of the questions `[Q, M, D]`; None: they are computed if the memory is a feature.
 
     Raises:
-        InputError: no question has a row that helps; see `fit`.
+        NothingToFitError: no question has a row that helps, or every weight is 0.
+        InputError: see `target_mass` and `fit`.
     """
     store, fusion = retriever.store, retriever.model.settings.fusion
     masses = [target_mass(scored, store.row_ids, temperature) for _, scored in asked]
-    chosen = [question for (question, _), mass in zip(asked, masses, strict=True) if mass is not None]
-    if not chosen:
-        raise InputError(
+    helped = [number for number, mass in enumerate(masses) if mass is not None]
+    without_help = 1 - len(helped) / len(asked)
+    if not helped:
+        raise NothingToFitError(
             f"utilities of {len(asked)} questions: no row that was read helps any of them, so there is nothing to fit "
-            "to; score more candidates, or train the reader first"
+            "to; score more candidates, or train the reader first",
+            without_help,
         )
-    features, allowed = features_and_allowed(retriever, rankers, chosen, scratch)
+    of_helped = None if vectors is None else vectors[helped]
+    chosen = [asked[number][0] for number in helped]
+    features, allowed = features_and_allowed(retriever, rankers, chosen, scratch, of_helped)
     start = [fusion.weights.get(name, 0.0) for name in rankers]
     found: Fit = fit(features, np.array([mass for mass in masses if mass is not None]), allowed, start)
+    weights = {name: round(weight, 6) for name, weight in zip(rankers, found.weights.tolist(), strict=True)}
+    if not any(weights.values()):
+        raise NothingToFitError(
+            f"utilities of {len(asked)} questions: the best weight of each of {', '.join(rankers)} is 0: no source "
+            "ranks rows that help above others; score more questions, or train the reader first",
+            without_help,
+        )
     return Fitted(
-        _fusion(retriever, dict(zip(rankers, found.weights.tolist(), strict=True))),
+        fusion_of(retriever, weights),
         dict(zip(rankers, found.scales.tolist(), strict=True)),
         found.before,
         found.after,
         len(chosen),
-        1 - len(chosen) / len(asked),
+        without_help,
     )
 
 
 def features_and_allowed(
-    retriever: Retriever, rankers: Mapping[FeatureName, Ranker], questions: Sequence[Question], scratch: Path
+    retriever: Retriever,
+    rankers: Mapping[FeatureName, Ranker],
+    questions: Sequence[Question],
+    scratch: Path,
+    vectors: Tensor | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Features of all rows `[Q, N, F]`, the memory's as cosine/τ, and rows that are not excluded `[Q, N]`."""
+    """Features of all rows `[Q, N, F]`, the memory's as cosine/τ, and rows that are not excluded `[Q, N]`.
+
+    `vectors` `[Q, M, D]` are the questions' query vectors; None: they are computed if the memory is a feature.
+    """
     store, texts = retriever.store, [question.question for question in questions]
-    queries = Queries(texts, [()] * len(texts), retriever.queries(texts) if "memory" in rankers else None)
+    if vectors is None and "memory" in rankers:
+        vectors = retriever.queries(texts)
+    queries = Queries(texts, [()] * len(texts), vectors)
     features = all_features(rankers, queries, store.row_ids, scratch / "features.npy")
     for number, name in enumerate(rankers):
         if name == "memory":
@@ -111,12 +159,11 @@ def features_and_allowed(
     return features, np.array([~np.isin(store.row_ids, list(rows)) for rows in excluded])
 
 
-def _fusion(retriever: Retriever, weights: Mapping[FeatureName, float]) -> Fusion:
-    """The fused score with these weights."""
+def fusion_of(retriever: Retriever, weights: Mapping[FeatureName, float]) -> Fusion:
+    """The fused score with these weights, for the retriever's temperature and embedding model."""
     dense_model = model_hash(retriever.settings) if weights.get("dense") else ""
     temperature = retriever.model.settings.fusion.temperature
-    rounded = {name: round(weight, 6) for name, weight in weights.items()}
-    return Fusion(weights=rounded, temperature=temperature, dense_model=dense_model)
+    return Fusion(weights=dict(weights), temperature=temperature, dense_model=dense_model)
 
 
 def open_retriever(config: Config) -> Retriever:
@@ -145,10 +192,10 @@ def weigh_checkpoint(
     """
     retriever, questions = open_retriever(config), evenly(read_questions(config.questions), limit)
     found = features_and_allowed(retriever, open_rankers(retriever, names), questions, scratch)
-    weights = statistical_weights(names, *found)
+    weights = {name: round(weight, 6) for name, weight in statistical_weights(names, *found).items()}
     if not any(weights.values()):
         raise InputError(f"{config.memory}: every source gives all rows one score, so that none gets a weight")
-    fusion = _fusion(retriever, weights)
+    fusion = fusion_of(retriever, weights)
     _write(config, fusion, recipe)
     return fusion
 

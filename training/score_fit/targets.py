@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from clara.arrays import Ids
 from clara.data.utilities import Scored
+from clara.errors import InputError
 
 
 def target_mass(scored: Scored, row_ids: Ids, temperature: float) -> NDArray[np.float64] | None:
@@ -19,8 +20,16 @@ def target_mass(scored: Scored, row_ids: Ids, temperature: float) -> NDArray[np.
         scored: utilities of one question.
         row_ids: of all rows, ascending; rows that were read are among them.
         temperature: τ_u, nats.
+
+    Raises:
+        InputError: a likelihood is not finite.
     """
     utilities = np.array(scored.log_likelihoods, np.float64) - scored.without
+    if not np.isfinite(utilities).all():
+        raise InputError(
+            f"utilities of question {scored.question_id!r}: a likelihood is not finite; score the questions again with "
+            "a model whose loss is finite"
+        )
     helpful = utilities > 0
     if not helpful.any():
         return None

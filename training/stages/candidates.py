@@ -46,7 +46,14 @@ def generator(seed: int, step: int, place: int) -> torch.Generator:
 
 
 class Candidates:
-    """Draws pools over one MEMORY version at a time; `use` switches to another, which holds the same rows."""
+    """Draws pools over one MEMORY version at a time; `use` switches to another, which holds the same rows.
+
+    Attributes:
+        store: MEMORY.
+        index: INDEX over it; None where no candidate comes from an index.
+        score: of the model.
+        inputs: what rankers of texts are opened from.
+    """
 
     def __init__(
         self,
@@ -76,12 +83,11 @@ class Candidates:
             InputError: see `text_sources` and `feature_rankers`.
         """
         self._settings, self._retrieval, self._seed = settings, retrieval, seed
-        self._fusion = fusion
         self.store, self.index, self.score = store, index, score
-        inputs = SourceInputs(store, None if index is None else index.artefact, retrieval, device)
-        # Another version of MEMORY has the same texts, so that these stay open for the whole run.
-        self._text_sources = [] if settings.published_pool else text_sources(settings, inputs)
-        self._feature_rankers = feature_rankers(fusion, inputs)
+        # Another version of MEMORY has the same texts, so that what is opened from these stays so for the whole run.
+        self.inputs = SourceInputs(store, None if index is None else index.artefact, retrieval, device)
+        self._text_sources = [] if settings.published_pool else text_sources(settings, self.inputs)
+        self.rank_by(fusion)
         self._tokens: dict[int, list[int]] = {}
 
     def use(self, store: MemoryStore, index: TwoLevels | None) -> None:
@@ -96,6 +102,14 @@ class Candidates:
                 "same rows"
             )
         self.store, self.index = store, index
+
+    def rank_by(self, fusion: Fusion) -> None:
+        """Take another fused score.
+
+        Raises:
+            InputError: see `feature_rankers`.
+        """
+        self._fusion, self._feature_rankers = fusion, feature_rankers(fusion, self.inputs)
 
     def own(
         self, questions: Sequence[Question], known: Sequence[QuestionRows], query_BMD: Tensor | None

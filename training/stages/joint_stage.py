@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
+from clara.config.model import Fusion
+from clara.config.roles import COMPRESSOR
 from clara.config.tree import Config
 from clara.data.questions import Question, shuffled_answers
-from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import prepare_to_store_backbone
 from clara.model.model import ClaraModel
@@ -26,32 +26,12 @@ from training.loop.shares import shard
 from training.refresh.canary import Canary
 from training.refresh.cost import Devices, Spent
 from training.refresh.versions import Versions
+from training.score_fit.fold import FoldFit
 from training.stages.candidates import Candidates
 from training.stages.held_out import HeldOut
+from training.stages.joint_checks import check_score, trained_roles
 from training.stages.pool_memory import PoolMemory
 from training.stages.question_pools import QuestionPools
-
-
-def trained_roles(config: Config) -> list[str]:
-    """The adapters that this stage trains, and whether the questions' mean does.
-
-    Raises:
-        InputError: none.
-    """
-    joint = config.joint
-    chosen = {
-        QUERY_REASONER: joint.train_query_reasoner,
-        GENERATOR: joint.train_generator,
-        COMPRESSOR: joint.train_compressor,
-        "question_mean": joint.train_question_mean,
-    }
-    roles = [role for role, trained in chosen.items() if trained]
-    if not roles:
-        raise InputError(
-            "joint.train_query_reasoner, train_generator, train_compressor and train_question_mean are all false: "
-            "nothing is trained; set one of them"
-        )
-    return roles
 
 
 class JointStage(Stage):
@@ -66,6 +46,7 @@ class JointStage(Stage):
         *,
         held_out: HeldOut | None = None,
         canary: Canary | None = None,
+        fold: FoldFit | None = None,
         store_backbone: bool = False,
     ) -> None:
         """Freeze the parameters that do not train.
@@ -77,23 +58,19 @@ class JointStage(Stage):
             versions: MEMORY and INDEX.
             held_out: questions to evaluate on; None: none.
             canary: measures staleness; None: it is not measured.
+            fold: fits the fused score after each switch and after the last step; None: it stays as it is.
             store_backbone: snapshots hold the LM too.
         """
         settings = config.joint
         self.name, self.steps, self.optimiser = "joint", settings.steps, settings.optimiser
         self.module: nn.Module = JointStep(model, settings)
-        if settings.train_question_mean and not model.settings.score.centred:
-            raise InputError("joint.train_question_mean: the checkpoint's score is not centred; see training.set_score")
+        check_score(model.settings, settings)
         fusion = model.settings.fusion
-        if not fusion.published and fusion.temperature != settings.temperature:
-            raise InputError(
-                f"joint.temperature is {settings.temperature}, the fused score of the checkpoint was made with "
-                f"{fusion.temperature}; set joint.temperature={fusion.temperature}"
-            )
         model.train_only(trained_roles(config))
         self.versions = versions
         self._model, self._config, self._settings = model, config, settings
         self._held_out, self._canary, self._store_backbone = held_out, canary, store_backbone
+        self._fold, self._fit_due = fold, False
         store, index = versions.open()
         # Pools that were scored beforehand are not drawn, so that no source needs to be opened.
         none = {f"from_{name}": 0 for name in TEXT_RANKERS}
@@ -187,6 +164,7 @@ class JointStage(Stage):
         """Switch if that was announced. This step's batches are drawn, so the new version begins with the next."""
         if self.versions.switch(step, announced):
             self._open()
+            self._fit_due = True
 
     def after_step(self, step: int, engine: Engine) -> dict[str, float]:
         """See the base class."""
@@ -197,11 +175,12 @@ class JointStage(Stage):
             staleness = self._canary.measure(self._model, self._store, engine)
         self._refresh(step + 1, staleness.get("canary_cosine", 1.0))
         self.versions.prune(step + 1)
+        fitted = self._fitted(engine) if self._fit_due or step + 1 == self.steps else {}
         every = self._settings.evaluate_every
         held_out: dict[str, float] = {}
         if self._held_out is not None and every and (step + 1) % every == 0:
             held_out = self._held_out.evaluate(self._model, self.candidates, engine)
-        return self._figures | staleness | self._cost_figures() | held_out
+        return self._figures | staleness | self._cost_figures() | fitted | held_out
 
     def _cost_figures(self) -> dict[str, float]:
         """What the step and its refreshes took; resets what they are counted in."""
@@ -220,12 +199,14 @@ class JointStage(Stage):
 
     def state(self) -> dict[str, Any]:
         """See the base class."""
-        return {"versions": self.versions.state(), "spent": self._spent.state()}
+        fusion = self._model.settings.fusion.model_dump()
+        return {"versions": self.versions.state(), "spent": self._spent.state(), "fusion": fusion}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See the base class."""
         self.versions.restore(state["versions"])
         self._open()
+        self._rank_by(Fusion(**state["fusion"]))
         self.versions.blocked_seconds = 0.0  # the first opening does not count as waiting
         self._spent = Spent(**state["spent"])
 
@@ -246,6 +227,24 @@ class JointStage(Stage):
             (announced,) = engine.sum([self.versions.announcement_after_stop()])
             if self.versions.switch(updates - 1, announced):
                 self._open()
+                self._fit_due = True
+
+    # --- the fused score ---------------------------------------------------------------------------------------------
+
+    def _fitted(self, engine: Engine) -> dict[str, float]:
+        """Fit the fused score to the fold with the present model and MEMORY; figures (collectives)."""
+        self._fit_due = False
+        if self._fold is None:
+            return {}
+        candidates = self.candidates
+        fusion, figures = self._fold.fit(self._model, candidates.store, candidates.index, candidates.inputs, engine)
+        self._rank_by(fusion)
+        return figures
+
+    def _rank_by(self, fusion: Fusion) -> None:
+        """Let the step, the search and the CHECKPOINT use this score."""
+        self._model.settings = self._model.settings.model_copy(update={"fusion": fusion})
+        self.candidates.rank_by(fusion)
 
     # --- batches -----------------------------------------------------------------------------------------------------
 

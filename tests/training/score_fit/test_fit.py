@@ -85,3 +85,10 @@ def test_a_constant_feature_keeps_its_weight_and_others_that_are_not_finite_are_
         fit(features, mass, allowed, (1.0, 1.0, 1.0))
     with pytest.raises(InputError, match="no feature distinguishes rows"):
         fit(np.ones_like(features), mass, allowed, (1.0, 1.0, 1.0))
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(InputError, match=r"fitted weights \[nan, .*\] are not finite"):
+        fit(*problem(5, questions=5), (np.nan, 1.0, 1.0))
+    with pytest.raises(InputError, match="utilities of question 'q': a likelihood is not finite"):
+        target_mass(Scored("q", (3, 5), (-2.0, np.nan), -2.0), ROWS, 1.0)
