@@ -97,13 +97,15 @@ def train(config: Config, where: RunPaths) -> None:
     """
     from training.registry.run_log import tracked
     from training.run.last_encoding import final_refresh_due, finished_run  # imports torch, as the next
+    from training.run.last_fit import last_fit_due
     from training.run.report import figures, finish, made
     from training.run.run import preflight
 
     preflight(config, where)
     with tracked(config, where.run.name, where.metrics) as tracker:
         trained, why = up_to_date(where.checkpoint, "CHECKPOINT", where.recipe), ""
-        if not trained or final_refresh_due(config, finished_run(config, where)):
+        found = finished_run(config, where) if trained else None
+        if found is None or final_refresh_due(config, found) or last_fit_due(config, where, found):
             why = launcher(config)(config, where, trained)
         report = finish(config, where)
     if tracker is not None:

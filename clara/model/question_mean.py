@@ -1,7 +1,9 @@
 """The questions' mean of a centred score: computed from unlabelled questions, and stored with a CHECKPOINT."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,8 @@ from clara.errors import InputError
 from clara.model.artefact import KIND, Checkpoint
 from clara.model.checkpoint import QUESTION_MEAN_FILE, save_question_mean
 from clara.model.model import ClaraModel
-from clara.storage.manifest import file_entry, make_directory, refuse_other, write_manifest
+from clara.storage.folders import atomic_write
+from clara.storage.manifest import MANIFEST, file_entry, make_directory, read_manifest, refuse_other, write_manifest
 from clara.storage.transfer import link
 
 MEAN_QUESTIONS = 256
@@ -42,6 +45,13 @@ def set_missing_mean(model: ClaraModel, questions: Sequence[str]) -> None:
     """Compute the questions' mean from these questions if the score is centred and the mean is not known."""
     if is_missing(model) and model.question_mean.mean is not None:
         model.question_mean.mean.copy_(mean_query(model, questions))
+
+
+def replace_fusion(directory: Path, fusion: Fusion) -> None:
+    """Give a CHECKPOINT on this machine another fused score; its files stay."""
+    manifest = read_manifest(directory, KIND)
+    manifest["model"]["fusion"] = fusion.model_dump()
+    atomic_write(directory / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def copy_with_score(

@@ -44,7 +44,7 @@ class Scorer:
             self._sources.insert(0, Source(self._retriever.memory_ranker, job.from_index))
 
     def pools(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Rows for each question, see `draw_pools`; with published pools, all rows of its own pool.
+        """Rows for each question, see `draw_pools`; with published pools, all rows of that pool.
 
         Raises:
             InputError: published pools are scored, and a question has none in MEMORY.

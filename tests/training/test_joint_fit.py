@@ -19,7 +19,7 @@ from clara.index.build import build_index
 from clara.memory.store import MemoryStore
 from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint
-from clara.model.question_mean import copy_with_score
+from clara.model.question_mean import copy_with_score, replace_fusion
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
@@ -72,18 +72,21 @@ def stage_of(world: World, output: Path, **values: object) -> JointStage:
     return stage
 
 
+def by_command(world: World, folder: Path) -> dict[str, float]:
+    """Weights that the two commands fit for a run in `folder / "out"`; as the loss is convex, they are the same."""
+    given = ["--memory", str(world.memory), "--index", str(world.index), "--questions", str(world.questions)]
+    given += ["--checkpoint", str(folder / "out" / "checkpoint")]
+    drawn = ["--pool-size", "8", "--from-index", "4", "--from-bm25", "2", "--no-positives", "--fold", "0.4"]
+    drawn += ["--limit", "8", "--num-workers", "1", "--output", str(folder / "utilities")]
+    assert score_utilities([*given, *drawn]) == 0
+    assert fit_score.main([*given, "--utilities", str(folder / "utilities"), "--output", str(folder / "fitted")]) == 0
+    return dict(Checkpoint.open(folder / "fitted").settings.fusion.weights)
+
+
 def test_the_checkpoint_holds_the_weights_that_the_command_fits(world: World, tmp_path: Path) -> None:
     last = train(world, tmp_path / "out", joint__steps=2, **FIT)["last"]
-    fusion, given = fusion_of(tmp_path / "out"), ["--memory", str(world.memory), "--index", str(world.index)]
-    given += ["--checkpoint", str(tmp_path / "out" / "checkpoint"), "--questions", str(world.questions)]
-    drawn = ["--pool-size", "8", "--from-index", "4", "--from-bm25", "2", "--no-positives", "--fold", "0.4"]
-    drawn += ["--limit", "8", "--num-workers", "1", "--output", str(tmp_path / "utilities")]
-    assert score_utilities([*given, *drawn]) == 0
-    more = ["--utilities", str(tmp_path / "utilities"), "--output", str(tmp_path / "fitted")]
-    assert fit_score.main([*given, *more]) == 0
-    other = Checkpoint.open(tmp_path / "fitted").settings.fusion
-    # The loss is convex, so that the command, which begins with the fitted weights, stays there.
-    assert other.weights == pytest.approx(fusion.weights, rel=0.02)
+    fusion = fusion_of(tmp_path / "out")
+    assert by_command(world, tmp_path) == pytest.approx(fusion.weights, rel=0.02)
     assert {name: last[f"fit_weight_{name}"] for name in fusion.weights} == fusion.weights
     assert 0 <= last["fit_without_gain"] < 1
     assert last["fit_nats_after"] < last["fit_nats_before"]
@@ -111,11 +114,13 @@ def test_it_fits_after_each_switch_and_after_the_last_step(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
-    train(world, tmp_path / "whole", **REFRESHED)
+    report = train(world, tmp_path / "whole", **REFRESHED)
     lines = metrics(tmp_path / "whole")
     assert [step for step, values in lines.items() if "fit_seconds" in values] == [4, 7, 8]
     assert lines[4]["fit_weight_bm25"] != lines[7]["fit_weight_bm25"] != lines[8]["fit_weight_bm25"]
-    assert fusion_of(tmp_path / "whole").weights["bm25"] == lines[8]["fit_weight_bm25"]
+    # The version of a snapshot after the last step is fitted to when it is ready.
+    assert report["last_fit"]["memory_version"] == 3
+    assert fusion_of(tmp_path / "whole").weights["bm25"] == report["last_fit"]["fit_weight_bm25"]
     # A run that dies after the first fit ends with the same numbers.
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -127,6 +132,25 @@ def test_it_fits_after_each_switch_and_after_the_last_step(
     assert fusion_of(tmp_path / "cut") == fusion_of(tmp_path / "whole")
     one, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_memory_that_is_encoded_after_the_last_step_is_fitted_to(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.launch.one_process.ProcessWorker", Inline)
+    settings = FIT | {"joint__train_compressor": "true", "joint__refresh__final": "true", "joint__steps": 2}
+    output = tmp_path / "out"
+    report = train(world, output, **settings)
+    note, last = report["last_fit"], report["last"]
+    assert (note["memory_version"], note["fusion"]) == (1, fusion_of(output).model_dump())
+    assert note["fit_weight_bm25"] != last["fit_weight_bm25"]
+    encoded = replace(world, memory=output / "memory-v1", index=output / "index-v1")
+    assert by_command(encoded, tmp_path) == pytest.approx(fusion_of(output).weights, rel=0.02)
+    # Killed before the CHECKPOINT had these weights, the run ends with the same.
+    replace_fusion(output / "checkpoint", Fusion(weights={"memory": 3}))
+    (output / "report.json").unlink()
+    assert train(world, output, **settings)["last_fit"] == note
+    assert fusion_of(output).model_dump() == note["fusion"]
 
 
 def test_the_next_step_uses_the_fitted_weights(world: World, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from clara.errors import InputError
 from training.loop.engine import LocalEngine
 from training.refresh.process import ProcessWorker
 from training.run.last_encoding import encode
+from training.run.last_fit import fit_last
 from training.run.recipe import RunPaths, threads_of_rank
 from training.run.run import train_rank
 from training.stages.joint_stage import JointStage
@@ -33,11 +34,16 @@ def engine(stage: JointStage) -> LocalEngine:
 
 
 def train(config: Config, where: RunPaths, trained: bool) -> str:
-    """Train in this process, unless that is done, then make the last re-encoding. Returns why that failed, or ""."""
+    """Train in this process, unless that is done, then make the last re-encoding and the last fit.
+
+    Returns why the last re-encoding failed, or "".
+    """
     place, worker = device(config), ProcessWorker()
     try:
         if not trained:
             train_rank(config, where, engine, num_ranks=1, worker=worker, device=place)
-        return encode(config, where, worker, threads=threads_of_rank(config, 1))
+        failure = encode(config, where, worker, threads=threads_of_rank(config, 1))
+        fit_last(config, where, place)
+        return failure
     finally:
         worker.close()

@@ -51,7 +51,8 @@ from training.loop.loop import NotFiniteError
 from training.loop.run_state import WRITE_SECONDS
 from training.loop.zero_engine import engine_for
 from training.refresh.ray_actors import RayWorker
-from training.run.last_encoding import encode
+from training.run.last_encoding import encode, finished_run
+from training.run.last_fit import fit_last, last_fit_due
 from training.run.recipe import RunPaths, run_paths
 from training.run.run import train_rank
 from training.stages.joint_stage import JointStage
@@ -192,6 +193,8 @@ def _train_rank(config: Config, where: RunPaths, rank: int) -> None:
 def train(config: Config, where: RunPaths, trained: bool) -> str:
     """Train on the ranks of a cluster, unless that is done, then make the last re-encoding where refreshes run.
 
+    A fit of the score to what it encoded has a core, and a GPU if the ranks have one.
+
     Returns why the last re-encoding failed.
 
     Raises:
@@ -208,7 +211,11 @@ def train(config: Config, where: RunPaths, trained: bool) -> str:
         except InputError as error:
             return str(error)
         worker = RayWorker(refresh.num_cpus, refresh.num_gpus, refresh.num_workers)
-        return encode(config, where, worker, threads=refresh.threads)
+        failure = encode(config, where, worker, threads=refresh.threads)
+        if last_fit_due(config, where, finished_run(config, where)):
+            gpu = config.launch.gpu
+            ray.get(ray.remote(num_gpus=int(gpu))(fit_last).remote(config, where, "cuda" if gpu else "cpu"))
+        return failure
     finally:
         ray.shutdown()
 

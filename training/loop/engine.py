@@ -4,13 +4,43 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from clara.config.stages import Optimiser
 from clara.model.steps import Output
+
+
+class Collectives(Protocol):
+    """What ranks exchange; see `Engine`."""
+
+    rank: int
+    world: int
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """See `Engine.sum`."""
+        ...
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `Engine.gather`."""
+        ...
+
+
+class OneRank:
+    """The collectives of one process."""
+
+    rank = 0
+    world = 1
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """See `Engine.sum`."""
+        return [float(v) for v in values]
+
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `Engine.gather`."""
+        return rows[None]
 
 
 class Engine(ABC):
@@ -111,7 +141,7 @@ def storage_bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-class LocalEngine(Engine):
+class LocalEngine(OneRank, Engine):
     """One plain torch process: parameters in float32, cast inside the layers."""
 
     def __init__(
@@ -145,14 +175,6 @@ class LocalEngine(Engine):
         self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         return norm
-
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """See the base class."""
-        return [float(v) for v in values]
-
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """See the base class."""
-        return rows[None]
 
     def gather_state(self) -> dict[str, torch.Tensor]:
         """See the base class."""

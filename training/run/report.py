@@ -15,6 +15,7 @@ from training.refresh.cost import cost
 from training.refresh.job import recall_of
 from training.refresh.retention import deleted, prune
 from training.run.last_encoding import FinishedRun, final_refresh_due, finished_run
+from training.run.last_fit import last_fit
 from training.run.recipe import RunPaths, threads_of_rank
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def finish(config: Config, where: RunPaths) -> dict[str, Any]:
         "recall_at_10": recall_of(found.index, warn=True).get("index_recall_at_10"),
         "memory_by_rank": found.state.get("memory_by_rank", []),
         "waited_after_last_step_seconds": found.state["waited_seconds"],
+        "last_fit": last_fit(where),
     }
     # No run resumes from an older one any more, so that the versions it names may be deleted.
     keep_newest(where.run, 1)

@@ -26,7 +26,7 @@ from clara.retrieval.pools import Source, SourceInputs
 from clara.retrieval.ranker import Ranker
 from clara.retrieval.retriever import Retriever
 from clara.retrieval.utilities import draw_pools, score_pool
-from training.loop.engine import Engine
+from training.loop.engine import Collectives
 from training.score_fit.run import NothingToFitError, fit_weights, fusion_of, open_rankers
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class FoldFit:
         self._names = fitted_features(config.joint)
 
     def fit(
-        self, model: ClaraModel, store: MemoryStore, index: TwoLevels | None, inputs: SourceInputs, engine: Engine
+        self, model: ClaraModel, store: MemoryStore, index: TwoLevels | None, inputs: SourceInputs, engine: Collectives
     ) -> tuple[Fusion, dict[str, float]]:
         """Draw and read pools, each rank its share, fit on rank 0, and give its weights to every rank (collectives).
 
@@ -114,7 +114,7 @@ class FoldFit:
         return [*(weights[name] for name in rankers), fitted.without_help, fitted.before, fitted.after]
 
     def _scored(
-        self, retriever: Retriever, rankers: Mapping[FeatureName, Ranker], vectors_QMD: Tensor, engine: Engine
+        self, retriever: Retriever, rankers: Mapping[FeatureName, Ranker], vectors_QMD: Tensor, engine: Collectives
     ) -> list[Scored]:
         """Utilities of all questions (collectives); every rank reads as many pools, some of them twice."""
         questions, settings, size = self._questions, self._settings, self._settings.num_candidates
