@@ -32,6 +32,10 @@ def command_line(main: Callable[[list[str]], int]) -> None:
     Set `CLARA_TRACEBACK=1` to see the whole stack instead.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
+    if not sys.stderr.isatty():
+        # A library's bar would leave thousands of carriage returns in a log. Read when transformers and tqdm are imported.
+        for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
+            os.environ.setdefault(name, "1")
     # FAISS reports which build of its library it tries, as if the others were missing.
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)
     try:

@@ -1,6 +1,7 @@
 """Fixtures that every test may use. Folders are made once and shared: a test that damages one works on a copy."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +13,17 @@ from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.model import ClaraModel
 from tests.helpers import evaluation_world, tiny
 from tests.helpers.network import refuse_other_machines
+from tests.helpers.ray_cluster import NICENESS
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ray_workers_are_not_nice() -> None:
+    os.environ.update(NICENESS)
 
 
 @pytest.fixture(scope="session", autouse=True)

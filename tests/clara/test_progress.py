@@ -2,6 +2,8 @@
 
 import errno
 import io
+import subprocess
+import sys
 import time
 
 import pytest
@@ -72,3 +74,21 @@ def test_a_log_without_room_does_not_end_the_work(
 
     monkeypatch.setattr(f"{__name__}.Stream", Full)
     assert shown(monkeypatch, clock, terminal=terminal) == ""
+
+
+def test_no_bar_of_a_library_in_a_log() -> None:
+    program = """
+from clara.errors import command_line
+def main(arguments):
+    from tqdm.auto import tqdm
+    from transformers.utils import logging
+    from clara.progress import Progress
+    for _ in tqdm(range(3)): pass
+    for _ in logging.tqdm(range(3)): pass
+    with Progress(3, "compress", " rows") as bar: bar.update(3)
+    return 0
+command_line(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("compress: 3 of 3 rows")
+    assert done.stderr.count("\n") == 1

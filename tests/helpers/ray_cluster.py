@@ -29,6 +29,10 @@ _NODE_PORTS = (
 )
 
 
+# Ray runs its workers at niceness 15: beside another busy process, a test of a cluster would wait for them for minutes.
+NICENESS = {"RAY_worker_niceness": "0"}
+
+
 def kill(processes: Iterable[psutil.Process]) -> None:
     """End processes; one that has ended is no fault."""
     for process in processes:
@@ -85,6 +89,7 @@ class Cluster:
         self._nodes: list[psutil.Popen] = []
         (folder / "token").write_text(f"only-for-this-test-{os.urandom(16).hex()}")
         own = {"RAY_AUTH_MODE": "token", _MARK: str(folder / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
+        own |= NICENESS
         own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own
         self.head, ports = self._start(

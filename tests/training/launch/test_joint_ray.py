@@ -135,7 +135,7 @@ def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(
         while not there():
             assert process.poll() is None
             assert time.monotonic() < deadline
-            time.sleep(0.02)
+            time.sleep(0.1)
 
     # The disk is full where the refresh writes. Its next attempt has a separate process; training waits for it ahead of
     # the fixed step.
@@ -157,7 +157,7 @@ def test_refresh_without_room_and_a_killed_rank_leave_the_run_as_if_undisturbed(
         assert process.poll() is None
         assert time.monotonic() < deadline
         before = refreshers()
-        time.sleep(0.02)
+        time.sleep(0.1)
     wait_for(lambda: refreshers() - before)
     assert process.wait(timeout=TIMEOUT_SECONDS) == 0
     assert json.loads((run / "refresh-v2.json").read_text())["tries"] == 1

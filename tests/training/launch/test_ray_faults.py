@@ -50,7 +50,7 @@ def wait_for(there: Callable[[], object], what: str, cluster: Cluster) -> None:
     deadline = time.monotonic() + TIMEOUT_SECONDS
     while not there():
         assert time.monotonic() < deadline, f"{what} did not come; {cluster.job('list')}"
-        time.sleep(0.02)
+        time.sleep(0.2)
 
 
 def driver(head: psutil.Process) -> psutil.Process:

@@ -40,6 +40,7 @@ def begun(handle: RayHandle) -> psutil.Process:
     while not (found := refreshers(".run")):
         assert handle.result(0.0) is None
         assert time.monotonic() < deadline
+        time.sleep(0.1)
     return found[0]
 
 
