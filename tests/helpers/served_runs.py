@@ -19,12 +19,12 @@ SETTINGS: dict[str, object] = {
     # Steps long enough that the run is far from its end when the node goes.
     "joint__questions_per_step": 24,
     "joint__micro_batch": 1,
+    "retrieval__exact_rows": 0,  # both levels ask the servers; it enters the run's name
 }
 SERVED: dict[str, object] = {
     "launch__launcher": "ray",
     "launch__max_failures": 0,
     "retrieval__search_shards": 2,
-    "retrieval__exact_rows": 0,  # both levels ask the servers
     "retrieval__search_cpus": 0.5,
     # Both ranks fill the head, so that the servers run on the other node.
     "launch__cpus_per_worker": 1,

@@ -88,7 +88,7 @@ def versions_in_registry(shared: Path) -> tuple[int, str]:
 
 @pytest.mark.timeout(2700)
 @pytest.mark.parametrize(
-    "num_kills", [pytest.param(4, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
+    "num_kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
 )
 def test_killed_at_random_points_the_demo_ends_with_the_same_artefacts(
     num_kills: int, tmp_path: Path, tiny_backbone: Path, tiny_checkpoint: Path

@@ -20,7 +20,7 @@ from tests.helpers.ray_cluster import Cluster, below, kill
 from training import joint
 from training.loop.lines import read
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.release, pytest.mark.timeout(3600)]
 TIMEOUT_SECONDS = 1200
 STEPS, KILL_RANK_AFTER, KILL_DRIVER_AFTER = 60, 8, 20
 # Two ranks sum in another order than one process, over many AdamW updates of 1e-4: no weight is further off than half
