@@ -33,7 +33,7 @@ def command_line(main: Callable[[list[str]], int]) -> None:
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True)
     if not sys.stderr.isatty():
-        # A library's bar would leave thousands of carriage returns in a log. Read when transformers and tqdm are imported.
+        # A library's bar leaves thousands of carriage returns in a log. Both are read when that library is imported.
         for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):
             os.environ.setdefault(name, "1")
     # FAISS reports which build of its library it tries, as if the others were missing.
