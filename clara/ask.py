@@ -11,9 +11,9 @@ import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import clara
 from clara.config.flags import Command, add_dense_settings, add_setting
 from clara.errors import InputError, command_line
-from clara.storage.artefact import Artefact
 from clara.storage.paths import is_registered
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ SNIPPET_CHARACTERS = 200
 
 def as_text(answered: "Answered", snippet_characters: int = SNIPPET_CHARACTERS, *, explain: bool = False) -> str:
     """A question, its answer and the passages as lines of text; on request with what found and scored each of them."""
-    lines = [f"Q: {answered.question}", f"A: {answered.answer or '(nothing)'}"]
+    lines = [f"Q: {answered.question}", f"A: {answered.text or '(nothing)'}"]
     for number, passage in enumerate(answered.passages, 1):
         title = passage.title or passage.document_id
         lines.append(f"  [{number}] {passage.score:+.4f}  {title}")
         if explain:
-            parts = " + ".join(f"{name} {value:.2f}" for name, value in passage.contributions.items())
+            parts = " + ".join(f"{name} {value:.2f}" for name, value in passage.why.items())
             lines.append(
-                f"      z {sum(passage.contributions.values()):.2f} = {parts}; found by "
+                f"      z {sum(passage.why.values()):.2f} = {parts}; found by "
                 f"{', '.join(passage.sources) or 'no source (every row was scored)'}"
             )
         snippet = textwrap.shorten(passage.text, snippet_characters, placeholder=" …")
@@ -86,21 +86,20 @@ def main(argv: list[str], resolve: Callable[[str, str], str] = by_folder_only) -
     if not options.questions and not options.dry_run:
         raise InputError("no question given; add at least one, in quotes, at the end of the command")
     checkpoint = resolve(options.checkpoint, options.tracking_uri)
-    from clara.retrieval.retriever import Retriever  # imports torch, which --help and errors need not wait for
-
-    retriever = Retriever.open(
+    system = clara.open(
         checkpoint,
-        Artefact.open(options.memory, "MEMORY", verify=options.verify),
+        options.memory,
         options.index or None,
         backbone=options.backbone,
         device=options.device,
         retrieval=options.config.retrieval,
+        verify=options.verify,
     )
     if options.dry_run:
-        fingerprint = retriever.store.fingerprint[:16]
-        print(f"{options.memory}: {len(retriever.store)} rows, fingerprint {fingerprint}…, fits {options.checkpoint}")
+        store = system.retriever.store
+        print(f"{options.memory}: {len(store)} rows, fingerprint {store.fingerprint[:16]}…, fits {options.checkpoint}")
         return 0
-    answers = retriever.ask(options.questions, num_selected=options.num_selected, max_new_tokens=options.max_new_tokens)
+    answers = system.ask(options.questions, passages=options.num_selected, max_new_tokens=options.max_new_tokens)
     for number, answered in enumerate(answers):
         if options.json:
             print(json.dumps(dataclasses.asdict(answered), ensure_ascii=False))

@@ -23,7 +23,9 @@ from clara.memory.mixed_versions import check_accepted, shard_fingerprints
 from clara.memory.store import MemoryStore
 from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint
+from clara.model.decoding import Generation, answer_text, generate
 from clara.model.model import ClaraModel
+from clara.model.prompts import Prompt
 from clara.model.question_mean import is_missing
 from clara.retrieval.fused import FusedRanker, Hit
 from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch
@@ -50,6 +52,11 @@ class Passage:
     sources: tuple[FeatureName, ...] = ()
     contributions: Mapping[FeatureName, float] = field(default_factory=dict)
 
+    @property
+    def why(self) -> Mapping[FeatureName, float]:
+        """What each source adds to the score z, in logits: `contributions`."""
+        return self.contributions
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -58,6 +65,11 @@ class Answered:
     question: str
     answer: str
     passages: tuple[Passage, ...]
+
+    @property
+    def text(self) -> str:
+        """The answer."""
+        return self.answer
 
 
 class Retriever:
@@ -202,13 +214,8 @@ class Retriever:
         """Memory `[n, M, D]` of rows, as the generator reads them."""
         return torch.from_numpy(self.store.memory(row_ids))
 
-    def ask(self, questions: Sequence[str], *, num_selected: int = 5, max_new_tokens: int = 32) -> list[Answered]:
-        """Answer each question greedily from the K rows that suit it best.
-
-        Args:
-            questions: texts, none of them empty.
-            num_selected: K.
-            max_new_tokens: longest answer.
+    def check(self, questions: Sequence[str], num_selected: int, max_new_tokens: int) -> None:
+        """Refuse what cannot be answered.
 
         Raises:
             InputError: a question is empty or no Unicode, K is not between 1 and the number of rows, or no token is
@@ -224,15 +231,41 @@ class Retriever:
                 f"num_selected is {num_selected}, the MEMORY holds {len(self.store)} rows; choose a number from 1 to "
                 f"{len(self.store)}"
             )
+
+    def passages(self, hits: Sequence[Hit]) -> tuple[Passage, ...]:
+        """The rows of hits as passages, in their order."""
+        return tuple(
+            Passage(c.row_id, c.document_id, c.title, c.text, hit.score, hit.sources, hit.contributions)
+            for c, hit in zip(self.store.records([hit.row_id for hit in hits]), hits, strict=True)
+        )
+
+    def generation(self, prompt: Prompt, hits: Sequence[Hit], max_new_tokens: int) -> Generation:
+        """The answer to a prompt from the rows of hits, before its first token."""
+        return Generation(prompt, self.memories([hit.row_id for hit in hits]), max_new_tokens)
+
+    def ask(
+        self, questions: Sequence[str], *, num_selected: int = 5, max_new_tokens: int = 32, batch_size: int = 8
+    ) -> list[Answered]:
+        """Answer each question greedily from the K rows that suit it best.
+
+        Args:
+            questions: texts, none of them empty.
+            num_selected: K.
+            max_new_tokens: longest answer.
+            batch_size: answers that are generated together; in float32 their tokens do not depend on it.
+
+        Raises:
+            InputError: see `check`.
+        """
+        self.check(questions, num_selected, max_new_tokens)
         if not questions:
             return []
-        answered = []
-        for question, hits in zip(questions, self.hits(questions, num_selected), strict=True):
-            rows = [hit.row_id for hit in hits]
-            answer = self.model.generate([question], [self.memories(rows)], max_new_tokens=max_new_tokens)[0]
-            passages = tuple(
-                Passage(c.row_id, c.document_id, c.title, c.text, hit.score, hit.sources, hit.contributions)
-                for c, hit in zip(self.store.records(rows), hits, strict=True)
-            )
-            answered.append(Answered(question, answer, passages))
-        return answered
+        found = self.hits(questions, num_selected)
+        rows = (
+            self.generation(self.model.prompts.question(question), hits, max_new_tokens)
+            for question, hits in zip(questions, found, strict=True)
+        )
+        return [
+            Answered(question, answer_text(self.model, row.tokens), self.passages(hits))
+            for question, hits, row in zip(questions, found, generate(self.model, rows, batch_size), strict=True)
+        ]
