@@ -160,7 +160,7 @@ class Prompts(Section):
     template_arguments: dict[str, bool | int | float | str] = Field(
         default_factory=dict,
         description="further arguments of the chat template; enable_thinking is false where it knows that and it "
-        "is not given",
+        "is not given, and strftime_now, the date that it may show, is 2024-07-26",
     )
     keep_system: bool = Field(
         True,

@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from jinja2 import TemplateError
 from tokenizers import Tokenizer
 
 from clara.config.model import Prompts
 from clara.errors import InputError
+from clara.model.chat_template import ChatTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _SLOTS = "\ue000"
 _ANSWER = "\ue001"
-_THINKING = "enable_thinking"
 
 
 @dataclass(frozen=True)
@@ -66,35 +65,18 @@ def token_spans(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[tuple[i
     return list(_plain(tokenizer, True).encode(text, add_special_tokens=False).offsets)
 
 
-def without_thoughts(tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> Prompts:
-    """The prompts with thinking off, where the chat template knows that mode and nothing else was asked for.
-
-    Left unset, such a template invites thoughts in front of the answer, which no answer in training has and a short one
-    has no room for.
-    """
-    if _THINKING in prompts.template_arguments or not re.search(
-        rf"\b{_THINKING}\b", str(tokenizer.get_chat_template())
-    ):
-        return prompts
-    return prompts.model_copy(update={"template_arguments": {**prompts.template_arguments, _THINKING: False}})
-
-
 class PromptBuilder:
     """Builds prompts with one tokenizer.
 
-    `prompts` are the settings in use, including the thinking mode, so that a CHECKPOINT records it.
+    `prompts` are the settings in use, including what the chat template gets, so that a CHECKPOINT records it.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompts: Prompts) -> None:
         if not tokenizer.is_fast or tokenizer.eos_token is None:
             raise InputError(f"{tokenizer.name_or_path}: the tokenizer must be a fast one with an eos token")
-        if not tokenizer.chat_template:
-            raise InputError(
-                f"{tokenizer.name_or_path}: the tokenizer has no chat template; add chat_template.jinja to the "
-                "model's folder"
-            )
         self.tokenizer = tokenizer
-        self.prompts = prompts = without_thoughts(tokenizer, prompts)
+        self._template = ChatTemplate(tokenizer, prompts)
+        self.prompts = prompts = self._template.prompts
         specials = {
             str(t)
             for t in (
@@ -252,21 +234,27 @@ class PromptBuilder:
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})
         if not system:
-            return self._apply(turns, answer is None)
+            return self._whole(turns)
         try:
-            rendered = self._apply([{"role": "system", "content": system}, *turns], answer is None)
-        except TemplateError:
+            rendered = self._whole([{"role": "system", "content": system}, *turns])
+        except InputError:
             rendered = ""
         if rendered and (system.strip() in rendered or not self.prompts.keep_system):
             return rendered
         # A template that refuses or drops the system role: its text goes in front of the user's.
-        return self._apply([{"role": "user", "content": f"{system}\n{user}"}, *turns[1:]], answer is None)
+        return self._whole([{"role": "user", "content": f"{system}\n{user}"}, *turns[1:]])
 
-    def _apply(self, turns: list[dict[str, str]], generation: bool) -> str:
-        arguments: dict[str, Any] = dict(self.prompts.template_arguments)
-        return str(
-            self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=generation, **arguments)
-        )
+    def _whole(self, turns: list[dict[str, str]]) -> str:
+        """The turns as a text, with the memory slots and the answer once."""
+        text = self._template.render(turns, generation=turns[-1]["role"] == "user")
+        for mark in (_SLOTS, _ANSWER):
+            wanted = sum(turn["content"].count(mark) for turn in turns)
+            if text.count(mark) != wanted:
+                raise InputError(
+                    f"{self.tokenizer.name_or_path}: its chat template renders what a message holds "
+                    f"{text.count(mark)} times, expected {wanted}; fix it"
+                )
+        return text
 
     def _ids(self, text: str) -> list[int]:
         return token_ids(self.tokenizer, text) if text else []
