@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,8 @@ import tenacity
 from clara.endpoints import cleaned, key_of, retry_after
 from clara.errors import InputError
 from clara.storage.manifest import hash_of
+from pipelines.synthesize import completions
+from pipelines.synthesize.endpoint_client import headers, open_client
 from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.prompts import Request
 from pipelines.synthesize.rate_limit import Pace
@@ -28,6 +29,13 @@ _FATAL = {
     403: "the key's rights",
     404: "the URL and --model-name",
     405: "the URL",
+}
+_NO_QUOTA = "insufficient_quota"
+_PASSING = (408, 409, 429)
+_EMPTY, _TRIES_EMPTY = "empty content", 3  # each of them is paid
+_FINAL = {
+    "length": "raise --max-reply-tokens: a model that thinks needs room for it",
+    "content_filter": "the endpoint filters it",
 }
 
 
@@ -52,28 +60,12 @@ class _AgainError(Exception):
         self.reason, self.after, self.unreachable = reason, after, unreachable
 
 
-def _client(settings: EndpointSettings) -> openai.AsyncOpenAI:
-    """The HTTP client. Tries are ours, as they count for the rate."""
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for every request, else
-    return openai.AsyncOpenAI(
-        base_url=settings.url,
-        api_key=key_of(settings.key_variable) or "none",
-        max_retries=0,
-        timeout=settings.timeout_seconds,
-    )
-
-
-def _headers(settings: EndpointSettings) -> dict[str, Any]:
-    """Without a key no authorisation is sent."""
-    return {} if key_of(settings.key_variable) else {"Authorization": openai.Omit()}
-
-
 class Endpoint:
     """Asks, within one event loop. `close` waits for what is under way, so that nothing that was paid is lost."""
 
     def __init__(self, settings: EndpointSettings, cache: ReplyCache) -> None:
         self._settings, self._cache = settings, cache
-        self._client = _client(settings)
+        self._client = open_client(settings)
         self._key = key_of(settings.key_variable)
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._requests, self._tokens = Pace(settings.requests_per_minute), Pace(settings.tokens_per_minute)
@@ -138,8 +130,13 @@ class Endpoint:
             error = state.outcome.exception() if state.outcome else None
             return max(backoff(state), error.after if isinstance(error, _AgainError) else 0.0)
 
+        def stop(state: tenacity.RetryCallState) -> bool:
+            error = state.outcome.exception() if state.outcome else None
+            empty = isinstance(error, _AgainError) and error.reason == _EMPTY
+            return state.attempt_number >= min(self._settings.tries, _TRIES_EMPTY if empty else self._settings.tries)
+
         tries = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self._settings.tries),
+            stop=stop,
             wait=wait,
             retry=tenacity.retry_if_exception_type(_AgainError),
             reraise=True,
@@ -158,7 +155,7 @@ class Endpoint:
         try:
             # The body is ours as it is: whatever a field is called, and without what was taken out of it.
             response = await self._client.post(
-                "/chat/completions", body=body, cast_to=str, options={"headers": _headers(settings)}
+                "/chat/completions", body=body, cast_to=str, options={"headers": headers(settings)}
             )
             reply = self._read(response, estimate)
         except openai.APIError as error:
@@ -175,26 +172,46 @@ class Endpoint:
         """The body of an answer as a reply.
 
         Raises:
-            _AgainError: it is no completion.
+            _AgainError: it is no completion, or one without content.
+            InputError: it is an error that ends the job.
         """
         try:
             body = json.loads(text)
+            if isinstance(body, dict) and body.get("error") and not body.get("choices"):
+                return self._refused(body["error"])
             choice = body["choices"][0]
-            content = choice["message"]["content"]
-            if content is not None and not isinstance(content, str):
-                raise TypeError(f"content is {type(content).__name__}")
-        except (ValueError, KeyError, IndexError, TypeError, RecursionError) as error:
+            content = completions.content(choice["message"])
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise _AgainError(
                 "no completion", f"({type(error).__name__}: {self._clean(str(error))}) in {self._clean(str(text))!r}"
             ) from error
-        usage = body.get("usage")
-        counts: list[Any] = (
-            [usage.get(name) for name in ("prompt_tokens", "completion_tokens")] if isinstance(usage, dict) else [None]
-        )
-        if not all(isinstance(n, int) and n >= 0 for n in counts):
+        reason = str(choice.get("finish_reason"))
+        if not content.strip():
+            if reason in _FINAL:
+                return Reply("", error=f"no content, finish_reason is {reason!r}; {_FINAL[reason]}")
+            raise _AgainError(_EMPTY, f"(finish_reason {reason!r})")
+        counts = completions.usage(body)
+        if counts is None:
             self.spending.usage_estimated += 1
-            counts = [estimate, _estimated_tokens(content or "")]
-        return Reply(self._without_key(content or ""), choice.get("finish_reason") == "length", *counts)
+            counts = (estimate, _estimated_tokens(content))
+        return Reply(self._without_key(content), reason == "length", *counts)
+
+    def _refused(self, error: Any) -> Reply:
+        """An error that came with status 200.
+
+        Raises:
+            _AgainError: it may pass.
+            InputError: it ends the job.
+        """
+        status, message = completions.error_of(error)
+        message = self._clean(message)
+        if isinstance(error, dict) and error.get("code") == _NO_QUOTA:
+            self._stop(f"has no more quota: {message}; add some")
+        if status in _FATAL:
+            self._stop(f"refuses with {message}; check {_FATAL[status].format(self._settings.key_variable)}")
+        if 400 <= status < 500 and status not in _PASSING:
+            return Reply("", error=f"refused with {message} ({status})")
+        raise _AgainError(f"error {status or ''}".strip(), message)
 
     def _failure(self, error: openai.APIError) -> _AgainError:
         """An error as one that may pass.
@@ -218,9 +235,9 @@ class Endpoint:
             self._stop(
                 f"refuses with {self._message(error)}; check {_FATAL[status].format(self._settings.key_variable)}"
             )
-        if error.code == "insufficient_quota":
+        if error.code == _NO_QUOTA:
             self._stop(f"has no more quota: {self._message(error)}; add some")
-        if status not in (408, 409, 429) and status < 500:
+        if status not in _PASSING and status < 500:
             raise error
         after = retry_after(error.response.headers) if isinstance(error, openai.APIStatusError) else 0.0
         if after > _LONGEST_BREAK_SECONDS:
@@ -249,33 +266,3 @@ class Endpoint:
 
 def _estimated_tokens(text: str) -> int:
     return 1 + len(text.encode("utf-8", "replace")) // _BYTES_PER_TOKEN
-
-
-def only_model(settings: EndpointSettings) -> str:
-    """The name of the one model that an endpoint offers.
-
-    Raises:
-        InputError: it can't be asked, or offers none or several.
-    """
-
-    async def names() -> list[str]:
-        client = _client(settings)
-        try:
-            listed = await client.with_options(max_retries=3).models.list(extra_headers=_headers(settings))
-            return sorted(model.id for model in listed.data)
-        finally:
-            await client.close()
-
-    try:
-        found = asyncio.run(names())
-    except (openai.OpenAIError, TypeError, ValueError) as error:
-        message = cleaned(str(error), key_of(settings.key_variable))
-        raise InputError(
-            f"--model {settings.url}: cannot list its models ({message}); "
-            "start it, correct the URL, or give --model-name"
-        ) from error
-    if len(found) != 1:
-        raise InputError(
-            f"--model {settings.url}: offers {', '.join(found[:20]) or 'no model'}; choose one with --model-name"
-        )
-    return found[0]

@@ -129,7 +129,7 @@ def _model_of(args: argparse.Namespace) -> EndpointSettings | FolderSettings:
     )
     if settings.name or args.dry_run:
         return settings
-    from pipelines.synthesize.endpoint import only_model  # imports openai, which a dry run need not wait for
+    from pipelines.synthesize.endpoint_client import only_model  # imports openai, which a dry run need not wait for
 
     return EndpointSettings(**{**vars(settings), "name": only_model(settings)})
 

@@ -2,19 +2,21 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from clara.data.records import normalise
+from pipelines.synthesize.lenient_json import json_values
 
 MAX_CHARACTERS = 400
 """Longer questions and answers are not used."""
 
 _MAX_REPLY_CHARACTERS = 50_000
-_MAX_BROKEN = 200  # openings that begin no JSON; each may be read to the text's end
-_THOUGHT = re.compile(r"^.*</think>|^\s*<think>.*", re.DOTALL)
-_OPENING = re.compile(r"[\[{]")
+_NAMES = "(?:seed:)?(?:think|thinking|thought|thoughts|reasoning)"
+_THOUGHT = re.compile(rf"\s*[<\[◁]{_NAMES}[>\]▷]", re.IGNORECASE)
+_THOUGHT_END = re.compile(rf"[<\[◁]/{_NAMES}[>\]▷]|<\|channel\|>final<\|message\|>", re.IGNORECASE)
 _WORD = re.compile(r"[\W_]*(incorrect|correct|right|wrong|yes|no|true|false)\b", re.IGNORECASE)
 _YES, _NO = {"correct", "yes", "right", "true"}, {"incorrect", "no", "wrong", "false"}
 
@@ -47,16 +49,15 @@ def _clean(text: str) -> str:
     return normalise(text.encode("utf-8", "replace").decode())
 
 
-def json_values(text: str) -> Iterator[Any]:
-    """Every outermost JSON object and array of a text, last first: a model that thinks aloud ends with its answer."""
-    found, place, broken, decoder = [], 0, 0, json.JSONDecoder()
-    while broken < _MAX_BROKEN and (match := _OPENING.search(text, place)):
-        try:
-            value, place = decoder.raw_decode(text, match.start())
-            found.append(value)
-        except (ValueError, RecursionError):
-            place, broken = match.end(), broken + 1
-    return reversed(found)
+def _said(text: str) -> str:
+    """What a reply says after its thoughts; empty if it ends within them."""
+    *_, last = _THOUGHT_END.split(text)
+    said = "" if _THOUGHT.match(last) else last.strip()
+    if said.startswith('"'):
+        with suppress(ValueError):  # JSON within a JSON string
+            inner = json.loads(said)
+            said = inner if isinstance(inner, str) else said
+    return said[-_MAX_REPLY_CHARACTERS:]
 
 
 def parse(reply: Reply, form: Callable[[Any], T | None]) -> T:
@@ -70,7 +71,7 @@ def parse(reply: Reply, form: Callable[[Any], T | None]) -> T:
     Raises:
         UnusableError: the reply is empty, cut short, holds no JSON, or JSON of another form.
     """
-    text = _THOUGHT.sub("", reply.text[:_MAX_REPLY_CHARACTERS]).strip()
+    text = _said(reply.text)
     if not text:
         raise UnusableError("it was cut short" if reply.cut else "it was empty")
     values = list(json_values(text))

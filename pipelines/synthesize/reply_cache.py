@@ -11,6 +11,8 @@ FILE = "replies.sqlite"
 _TABLE = """CREATE TABLE IF NOT EXISTS replies (
 key TEXT PRIMARY KEY, template TEXT NOT NULL, text TEXT NOT NULL, cut INTEGER NOT NULL,
     prompt_tokens INTEGER NOT NULL, reply_tokens INTEGER NOT NULL, paid_at REAL NOT NULL) WITHOUT ROWID"""
+_WITHOUT_EMPTY = "DELETE FROM replies WHERE trim(text, char(9, 10, 13, 32)) = ''"
+"""Nothing that can be used was paid for: older programs kept such replies, so that they were never asked for again."""
 
 
 class ReplyCache:
@@ -30,6 +32,7 @@ class ReplyCache:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute(_TABLE)
+            self._connection.execute(_WITHOUT_EMPTY)
         except (OSError, sqlite3.Error) as error:
             raise self._unusable(error) from error
 

@@ -79,6 +79,7 @@ class LanguageModel:
     seen: list[Seen] = field(default_factory=list)
     bodies: dict[str, dict[str, Any]] = field(default_factory=dict)
     usage: bool = True
+    body: Callable[[dict[str, Any]], Any] = lambda answer: answer
     url: str = ""
     most_at_once: int = 0
 
@@ -138,7 +139,7 @@ class LanguageModel:
             "choices": [choice],
             **({"usage": usage} if self.usage else {}),
         }
-        return handler.send(200, answer, cut=fault == "cut")
+        return handler.send(200, self.body(answer), cut=fault == "cut")
 
     @contextmanager
     def running(self, port: int = 0) -> Iterator["LanguageModel"]:

@@ -13,7 +13,8 @@ import pytest
 
 from clara.endpoints import check_url
 from clara.errors import InputError
-from pipelines.synthesize.endpoint import Endpoint, Spending, only_model
+from pipelines.synthesize.endpoint import Endpoint, Spending
+from pipelines.synthesize.endpoint_client import only_model
 from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.prompts import Request
 from pipelines.synthesize.rate_limit import Pace

@@ -57,6 +57,43 @@ def test_other_forms(form: Any, text: str, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"paraphrase": "So\nit\tis."}', "So it is."),
+        ('{"paraphrase": "So it is.",}', "So it is."),
+        ("{'paraphrase': 'So it's there.'}", "So it's there."),
+        ('{"paraphrase": "He said "so" twice."}', 'He said "so" twice.'),
+        ("{“paraphrase”: “So it is.”}", "So it is."),
+        ('{paraphrase: "So it is."}', "So it is."),
+        (r'{"paraphrase": "C:\Data, 5\,% of \sum, \u00e9"}', r"C:\Data, 5\,% of \sum, é"),
+        (r'{"paraphrase": "a \d and \"b\" \ud83d\ude00",}', 'a \\d and "b" \U0001f600'),
+        ('```json\n{"paraphrase": "So it is.",}\n```', "So it is."),
+        ('```\n{"paraphrase": "So ```it``` is.",\n}', "So ```it``` is."),
+        ('{"paraphrase": "So it is.", "sure": True, "why": None}', "So it is."),
+        ('First {"paraphrase": "a draft"}, then {"paraphrase": "So it is.",}', "So it is."),
+        ("<thinking>hm</thinking>{'paraphrase': 'So it is.'}", "So it is."),
+        ("[THINK]hm[/THINK]\n{'paraphrase': 'So it is.'}", "So it is."),
+        ('<|channel|>analysis<|message|>{"paraphrase": "no"}<|channel|>final<|message|>{"paraphrase": "So."}', "So."),
+    ],
+)
+def test_json_by_hand_is_understood(text: str, expected: str) -> None:
+    assert parse(Reply(text), replies.paraphrase) == expected
+    thought = "I weigh {this}, ['that'], [1] and {\"so\": 'on. " * 1500
+    for long in (f"<think>{thought}</think>{text}", f"{thought}\n\n{text}"):
+        assert parse(Reply(long), replies.paraphrase) == expected, "the end of a reply counts"
+
+
+def test_json_in_a_json_string_is_understood() -> None:
+    assert parse(Reply(json.dumps('{"paraphrase": "So it is."}')), replies.paraphrase) == "So it is."
+
+
+@pytest.mark.parametrize("kind", [replies.questions, replies.coverage])
+def test_trailing_commas_everywhere(kind: Any) -> None:
+    found = parse(Reply('{"covered": false, "questions": ["Who?", {"question": "Wo\'s da?",},],}'), kind)
+    assert found == ["Who?", "Wo's da?"] if kind is replies.questions else (False, ["Who?", "Wo's da?"])
+
+
+@pytest.mark.parametrize(
     ("form", "reply", "why"),
     [
         (replies.questions, Reply(""), "empty"),
@@ -102,6 +139,13 @@ def test_any_text_is_understood_or_refused(text: str) -> None:
 
 
 def test_deep_and_long_nests_end() -> None:
-    for text in ("[" * 60_000, '{"questions": ' * 20_000, "<think>" * 9_000):
+    for text in (
+        "[" * 60_000,
+        '{"questions": ' * 20_000,
+        "<think>" * 9_000,
+        '{"' * 30_000,
+        "{'a':[" * 9_000,
+        '["' * 30_000,
+    ):
         with pytest.raises(UnusableError):
             parse(Reply(text), replies.questions)
