@@ -168,7 +168,8 @@ def chunked(args: argparse.Namespace, checkpoint: Path) -> list[Chunk]:
     for place, (number, row) in enumerate(read_rows(str(args.input))):
         if place == args.documents:
             break
-        for chunk in chunk_document(to_document(row, str(args.input), number), tokens, args.max_tokens, 0):
+        document = to_document(row, str(args.input), number)
+        for chunk in chunk_document(document, tokens, args.max_tokens, 0) if document else ():
             chunks[chunk.chunk_id] = chunk
     return list(chunks.values())
 

@@ -19,6 +19,7 @@ import argparse
 import functools
 import hashlib
 import json
+import logging
 import random
 import re
 from collections import Counter
@@ -27,16 +28,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clara.config.flags import Command, add_setting
-from clara.data.corpus import FIELDS, Fields, expand, input_hashes, read_rows, to_document
+from clara.data.corpus import FIELDS, Fields, read_rows
 from clara.data.examples import Example, write_examples
+from clara.data.input_files import expand, input_hashes
 from clara.data.records import Document, document_id, normalise
 from clara.errors import InputError, command_line
 from pipelines.corpus.arguments import add_field_arguments, given_fields, refuse_fields
 from pipelines.corpus.maskable import spans
 from pipelines.corpus.mentions import MASK, Names, is_held_out, plain_title, sentences
+from pipelines.corpus.whole import corpus_files, rows_of
 from pipelines.job.artefact_job import ArtefactJob
 from pipelines.job.locks import Lease
 
+_LOG = logging.getLogger(__name__)
 ABOUT = "What is this text about?"
 # Published pretraining rows begin like this; the rest up to the line end is the title.
 _SCP_TITLE = re.compile(r"^This (?:is )?a document about (?P<title>[^\n]{1,200}?)\.\s*\n\s*(?P<text>.+)$", re.DOTALL)
@@ -96,6 +100,7 @@ def corpus_examples(rows: Sequence[tuple[Document, str]], settings: Settings) ->
     secret = Names((d for d, _ in rows if d.id in held_out), keep_shared=True)
     names = Names(d for d, _ in rows)
     examples: list[Example] = []
+    known: set[str] = set()
     for original, description in rows:
         if original.id in held_out:
             counts["dropped: held out"] += 1
@@ -113,6 +118,10 @@ def corpus_examples(rows: Sequence[tuple[Document, str]], settings: Settings) ->
         )
         if any(True for _ in secret.find(description)):
             description = ""
+        name = (
+            document.id if document.id not in known else f"{document.id}:{document_id(original.title, original.text)}"
+        )
+        known.add(document.id)
         for kind in settings.kinds:
             pairs = cloze_pairs(document, description, names, settings) if kind == "cloze" else []
             if kind == "cloze" and not pairs:
@@ -120,9 +129,7 @@ def corpus_examples(rows: Sequence[tuple[Document, str]], settings: Settings) ->
                 continue
             questions, answers = tuple(q for q, _ in pairs), tuple(a for _, a in pairs)
             examples.append(
-                Example(
-                    example_id(document.id, kind), document.id, document.title, document.text, kind, questions, answers
-                )
+                Example(example_id(name, kind), document.id, document.title, document.text, kind, questions, answers)
             )
     return examples, dict(counts)
 
@@ -166,14 +173,31 @@ def scp_examples(rows: Iterable[tuple[str, int, Mapping[str, Any]]]) -> tuple[li
 
 
 def read_described(files: Sequence[str], fields: Fields = FIELDS) -> Iterator[tuple[Document, str]]:
-    """Documents of files, each id once, with the `description` where there is one."""
-    seen = set()
-    for path in files:
-        for line, row in read_rows(path, fields):
-            document = to_document(row, path, line, fields)
-            if document.id not in seen:
-                seen.add(document.id)
-                yield document, normalise(str(row.get("description") or ""))
+    """Documents of files, each content of an id once, with the `description` where there is one.
+
+    Raises:
+        InputError: a bad row.
+    """
+    seen: dict[str, dict[str, Document]] = {}
+    for row, document in rows_of(files, fields, ["description"]):
+        texts = seen.setdefault(document.id, {})
+        content = document_id(document.title, document.text)
+        if content not in texts:
+            texts[content] = document
+            yield document, normalise(str(row.get("description") or ""))
+    shared = [list(texts.values()) for texts in seen.values() if len(texts) > 1]
+    if shared:
+        one, other = shared[0][:2]
+        _LOG.warning(
+            "%d document ids are shared by different texts, all of which were kept; the first is %r (%s:%d and %s:%d); "
+            "give each document its own id",
+            len(shared),
+            one.id,
+            one.source,
+            one.line,
+            other.source,
+            other.line,
+        )
 
 
 def parser() -> Command:
@@ -222,9 +246,10 @@ def resolve(options: argparse.Namespace) -> Settings:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    settings, files, fields = resolve(options), expand(options.input), given_fields(options)
+    settings, fields = resolve(options), given_fields(options)
     if options.format != "corpus":
         refuse_fields(options, f"--format {options.format} has its own field names")
+    files = corpus_files(options.input, fields) if options.format == "corpus" else expand(options.input)
     chosen: dict[str, Any] = asdict(settings) if options.format == "corpus" else {}
     chosen |= {"fields": asdict(fields)} if fields != FIELDS else {}
     asked = {"format": options.format, "settings": chosen}

@@ -14,12 +14,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from clara.config.flags import Command, add_setting
-from clara.data.corpus import expand, read_rows, to_document
 from clara.data.records import Document
 from clara.errors import InputError, command_line
 from pipelines.corpus.arguments import add_field_arguments, given_fields
 from pipelines.corpus.bridges import ClozeSettings, cloze_questions, find_bridges, split_of
-from pipelines.corpus.whole import read_corpus, write_jsonl
+from pipelines.corpus.whole import corpus_files, read_corpus, rows_of, write_jsonl
 
 
 def densest(edges: Iterable[tuple[str, str]], nodes: Sequence[str], number: int, cap: int, seed: int = 0) -> set[str]:
@@ -114,7 +113,8 @@ def parser() -> Command:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    files, fields = expand(options.input), given_fields(options)
+    fields = given_fields(options)
+    files = corpus_files(options.input, fields)
     documents = read_corpus(files, fields)
     settings = ClozeSettings(max_per_target=options.max_per_target, held_out_share=options.held_out_share)
     chosen = select(documents, options.documents, options.seed, settings)
@@ -129,11 +129,13 @@ def main(argv: list[str]) -> int:
         return 0
     wanted = {d.id for d in chosen}
     rows: dict[str, dict[str, Any]] = {}
-    for path in files:
-        for line, row in read_rows(path, fields):
-            name = to_document(row, path, line, fields).id
-            if name in wanted:
-                rows.setdefault(name, {**row, fields.id: name})
+    for row, document in rows_of(files, fields):
+        if document.id in wanted:
+            plain = {
+                key: value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+                for key, value in row.items()
+            }
+            rows.setdefault(document.id, {**plain, fields.id: document.id})
     print(f"{options.output}: {write_jsonl(options.output, rows.values())} documents")
     return 0
 

@@ -21,8 +21,8 @@ from clara.config.flags import Command
 from clara.config.load import require
 from clara.config.roles import GENERATOR
 from clara.config.tree import PRETRAIN, Config
-from clara.data.corpus import expand, input_hashes
 from clara.data.examples import read_examples
+from clara.data.input_files import expand, input_hashes
 from clara.data.questions import read_questions
 from clara.errors import InputError, command_line
 from clara.model.artefact import check_given

@@ -11,7 +11,8 @@ class Records(Section):
     """Records of a corpus: their format and field names, and which of them are dropped."""
 
     format: str = Field(
-        "auto", description="jsonl, json (an array), parquet, text, mediawiki (a dump); auto: by the file name"
+        "auto",
+        description="jsonl, json, parquet, csv, tsv, text, mediawiki (a dump); auto: by the name, else the content",
     )
     id_field: str = Field("id", description="field with the document's id; without it, the hash of its content")
     title_field: str = Field("title", description="field with the title, which goes in front of the text")

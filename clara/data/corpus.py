@@ -1,13 +1,11 @@
-"""Corpus files: JSONL, JSON arrays, Parquet or text, perhaps compressed, of documents with `text`, `title` and `id`."""
+"""Corpus files in all formats but MediaWiki dumps: records, and documents with `text`, `title` and `id`."""
 
-import glob
 import io
 import json
-import lzma
+import math
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
@@ -15,25 +13,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clara.config.jobs import Records
-from clara.data.records import Document, document_id, normalise
+from clara.data.ids import spelt_id
+from clara.data.json_records import MAX_RECORD_BYTES, json_records
+from clara.data.records import Document, Unusable, document_id, normalise
+from clara.data.streams import COMPRESSIONS, as_utf8, opened
+from clara.data.table_records import check_schema, parquet_rows, table_records
 from clara.errors import InputError
-from clara.storage.bucket import url_glob
-from clara.storage.cache import local_file
-from clara.storage.folders import sha256_file
-from clara.storage.paths import is_url
 
-COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", ".xz": "xz"}
-"""Compression of a file by the ending of its name."""
-
-_TEXT = (".txt", ".text", ".md")
-_NAMES = {".parquet": "Parquet", **dict.fromkeys(_TEXT, "text")}
-_PARQUET_ROWS = 1024  # in memory at once
-
-DAMAGE = (OSError, EOFError, lzma.LZMAError, pa.ArrowException)
-"""What reading a damaged file raises."""
-
+FORMATS = ("jsonl", "json", "parquet", "csv", "tsv", "text", "mediawiki")
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".xml": "mediawiki",
+}
+"""Format of a file by the ending of its name, without that of a compression."""
 
 _RECORDS = Records()
+_TITLE_LINE = re.compile(r'\s*"(?P<title>[^\n]*)"\r?\n(?P<text>.*)', re.DOTALL)
+_PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
+EMPTY = "empty text"
+"""Reason of a record that has the fields of a document, but no text in them."""
 
 
 @dataclass(frozen=True)
@@ -49,123 +55,129 @@ FIELDS = Fields()
 """The field names that are read by default."""
 
 
-def decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
-    """A stream's content; empty: it is not compressed.
-
-    Arrow's reader takes files of several parts, and a part that is cut short is an error; zstandard's own takes it for
-    the end.
-    """
-    if compression == "xz":  # which Arrow has not
-        return lzma.LZMAFile(raw)
-    return (
-        io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)) if compression else raw
-    )
+def format_by_content(head: bytes) -> str:
+    """The format of a file by its first bytes; empty: unknown."""
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    return "jsonl" if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else ""
 
 
-def expand(patterns: Sequence[str], option: str = "--input") -> list[str]:
-    """The files and URLs that paths and globs name, sorted, each once.
-
-    Raises:
-        InputError: a pattern names none.
-    """
-    found: set[str] = set()
-    for pattern in patterns:
-        if is_url(pattern):
-            matches = url_glob(pattern)
-        else:  # a name may hold brackets
-            matches = (
-                [pattern]
-                if os.path.isfile(pattern)
-                else [p for p in glob.glob(pattern, recursive=True) if os.path.isfile(p)]
-            )
-        if not matches:
-            if os.path.isdir(pattern):
-                raise InputError(
-                    f"{option} {pattern!r}: a directory; give the files in it, as '{pattern.rstrip('/')}/*', quoted"
-                )
-            raise InputError(f"{option} {pattern!r}: no such file; give a file or a quoted glob")
-        found.update(matches)
-    return sorted(found)
+def format_of(path: str) -> str:
+    """The format of a file by its name; empty: unknown."""
+    stem, suffix = os.path.splitext(path.lower())
+    if suffix in COMPRESSIONS:
+        suffix = os.path.splitext(_PAGE_RANGE.sub("", stem))[1]
+    return SUFFIXES.get(suffix, "")
 
 
-def input_hashes(files: Sequence[str]) -> dict[str, str]:
-    """File name to sha256, for a recipe; the whole path where two files in different folders have one name."""
-    same = Counter(os.path.basename(f) for f in files)
-    return {f if same[name] > 1 else name: sha256_file(local_file(f)) for f in files for name in [os.path.basename(f)]}
+# --- records ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """The content of a file, or of a URL's copy on this machine, decompressed by the ending of its name.
+def records(stream: IO[bytes], kind: str, fields: Fields, path: str) -> Iterator[tuple[int, Any]]:
+    """Number (line or row, from 1) and row of each record of a file; `Unusable` in place of a bad one.
+
+    Args:
+        stream: the file's content, decompressed, from its beginning.
+        kind: one of `FORMATS` but parquet and mediawiki.
+        fields: names of a record's fields; a text file is one record with nothing but its text.
+        path: for messages.
 
     Raises:
-        InputError: it is not there, or damaged anywhere that is read inside.
+        InputError: the first line of a table does not name the columns.
+        OSError: one of `DAMAGE`.
     """
-    compression = COMPRESSIONS.get(os.path.splitext(os.fspath(path).lower())[1], "")
+    stream = as_utf8(stream)
     try:
-        with open(local_file(path), "rb") as raw, decompressed(raw, compression) as stream:
-            yield stream
-    except DAMAGE as error:
+        if kind == "text":
+            yield 1, _whole_text(stream, fields)
+        elif kind in ("csv", "tsv"):
+            yield from table_records(stream, kind, path, **vars(fields))
+        else:
+            yield from json_records(stream, fields.text, long_lines=kind == "json")
+    except UnicodeError as error:  # of UTF-16, which is decoded while it is read
+        yield 1, Unusable("not UTF-16", str(error))
+
+
+def _whole_text(stream: IO[bytes], fields: Fields) -> Mapping[str, str] | Unusable:
+    data = stream.read(MAX_RECORD_BYTES + 1)
+    if len(data) > MAX_RECORD_BYTES:
+        return Unusable("record too long", f"a file of more than {MAX_RECORD_BYTES} bytes; use JSONL", data)
+    try:
+        return {fields.text: data.decode("utf-8-sig")}
+    except UnicodeDecodeError as error:
+        return Unusable("not UTF-8", f"{error}; convert it, as with iconv -f WINDOWS-1252 -t UTF-8", data)
+
+
+def check_file(path: str, kind: str, fields: Fields) -> None:
+    """Check, by the beginning of a file, that its columns can be read: the schema of Parquet, the names of a table.
+
+    A damaged file passes: reading it reports the damage.
+
+    Raises:
+        InputError: they cannot; or the file is a MediaWiki dump, which only corpus jobs read.
+    """
+    if kind == "mediawiki":
         raise InputError(
-            f"{path}: cannot be read to its end ({error}); correct the path, or copy the file again"
-        ) from error
+            f"{path}: a MediaWiki dump; only pipelines.build_memory and pipelines.synthesize read these. Make JSONL of "
+            "its articles"
+        )
+    if kind not in ("parquet", "csv", "tsv"):
+        return
+    with opened(path) as stream:
+        if kind != "parquet":
+            next(table_records(as_utf8(stream), kind, path, **vars(fields)), None)
+            return
+        try:
+            schema = pq.ParquetFile(stream).schema_arrow
+        except (OSError, pa.ArrowException):
+            return
+    check_schema(path, schema, **vars(fields))
+
+
+def all_records(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, Any]]:
+    """Number and row of each record of a file, `Unusable` in place of a bad one; without a known ending, JSON is read.
+
+    Raises:
+        InputError: the file is damaged, or as raised by `check_file` for a table's names.
+    """
+    with opened(path) as stream:
+        kind = format_of(path) or (
+            "parquet" if cast(io.BufferedReader, stream).peek(4).startswith(b"PAR1") else "jsonl"
+        )
+        if kind == "parquet":
+            yield from enumerate(parquet_rows(stream), 1)
+        else:
+            yield from records(stream, kind, fields, path)
 
 
 def read_rows(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number (line or row, from 1) and object of each record of a file; empty lines are skipped.
 
-    A file is JSONL or one JSON list, Parquet (`.parquet`), or plain text (`.txt`, `.text`, `.md`: one document, with
-    nothing but its text, under the name that `fields` has for it).
+    A file is JSON in any shape (see `json_records`), Parquet (`.parquet`), CSV or TSV, or plain text (`.txt`, `.text`,
+    `.md`: one document, with nothing but its text, under the name that `fields` has for it).
 
     Raises:
         InputError: a record is not a JSON object in UTF-8, or the file is damaged.
     """
-    stem, ending = os.path.splitext(path.lower())
-    if ending in COMPRESSIONS:
-        ending = os.path.splitext(stem)[1]
-    with opened(path) as stream:
-        try:
-            if ending == ".parquet":
-                yield from enumerate(_table_rows(stream), 1)
-            elif ending in _TEXT:
-                yield 1, {fields.text: stream.read().decode("utf-8-sig")}
-            elif cast(io.BufferedReader, stream).peek(1)[:256].removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-                for number, row in enumerate(json.load(stream), 1):
-                    yield number, _object(row, path, number)
-            else:
-                yield from _line_rows(stream, path)
-        except (InputError, *DAMAGE):
-            raise
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{path}: not {_NAMES.get(ending, 'JSON')} in UTF-8 ({error}); make it again, or download it again"
-            ) from error
-
-
-def _table_rows(stream: IO[bytes]) -> Iterator[dict[str, Any]]:
-    for batch in pq.ParquetFile(stream).iter_batches(_PARQUET_ROWS):
-        yield from batch.to_pylist()
-
-
-def _line_rows(lines: IO[bytes], path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            shown = line[:60].decode("utf-8", "replace")
-            raise InputError(
-                f"{path}:{number}: {shown!r}: not JSON in UTF-8 ({error}); expected one object a line"
-            ) from error
+    for number, row in all_records(path, fields):
         yield number, _object(row, path, number)
 
 
 def _object(row: Any, path: str, number: int) -> dict[str, Any]:
+    if isinstance(row, Unusable):
+        shown = row.record[:60].decode("utf-8", "replace") if isinstance(row.record, bytes) else row.record[:60]
+        kind = format_of(path)
+        expected = {"text": "text in UTF-8", "csv": "a row of the table", "tsv": "a row of the table"}
+        raise InputError(
+            f"{path}:{number}: {shown!r}: not {'text' if kind == 'text' else 'JSON'} in UTF-8 ({row.detail}); "
+            f"expected {expected.get(kind, 'one object a line')}"
+            if row.reason in ("not JSON", "not UTF-8", "not UTF-16")
+            else f"{path}:{number}: {shown!r}: {row.reason}, {row.detail}"
+        )
     if not isinstance(row, dict):
         raise InputError(f"{path}:{number}: {row!r:.60}: expected a JSON object")
     try:
-        json.dumps(row, ensure_ascii=False).encode()
+        json.dumps(row, ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:  # a lone surrogate, which could not be written again
         raise InputError(
             f"{path}:{number}: {row!r:.60}: not JSON in UTF-8 ({error}); expected whole characters"
@@ -173,21 +185,75 @@ def _object(row: Any, path: str, number: int) -> dict[str, Any]:
     return row
 
 
-def to_document(row: Mapping[str, Any], source: str, line: int, fields: Fields = FIELDS) -> Document:
-    """A normalised document of a row; without an id, the hash of its content is its id.
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+def document_of(row: Any, source: str, line: int, fields: Fields = FIELDS) -> Document | Unusable:
+    """The normalised document of a row, or why there is none.
+
+    A title without a text is the text. Without an id, the hash of the content is the id. In a text that FlashRAG calls
+    `contents`, a quoted first line is the title.
+    """
+    if isinstance(row, Unusable):
+        return row
+    if not isinstance(row, dict):
+        return Unusable("not an object", f"found {type(row).__name__}, expected a JSON object", row)
+    if fields.text not in row or (row[fields.text] is None and not row.get(fields.title)):
+        return Unusable("no text", f"no field {fields.text!r}; fields are {', '.join(map(str, row))}", row)
+    try:
+        title, text = (_text(row.get(name), name) for name in (fields.title, fields.text))
+    except UnicodeDecodeError as error:
+        return Unusable("not UTF-8", str(error), row)
+    except ValueError as error:
+        return Unusable("text not a string", str(error), row)
+    try:
+        name = spelt_id(row.get(fields.id))
+    except ValueError as error:
+        return Unusable("id not a string", f"field {fields.id!r}: {error}", row)
+    try:
+        f"{text}{title}{name}".encode()
+    except UnicodeEncodeError as error:
+        return Unusable("not Unicode", f"a lone surrogate: {error}", row)
+    if fields.text == "contents" and not title and (found := _TITLE_LINE.fullmatch(text)):
+        title, text = found["title"], found["text"]
+    title, text = normalise(title), normalise(text)
+    if not text:
+        title, text = "", title
+    if not text:
+        detail = f"field {fields.text!r} holds nothing but white space or control characters"
+        return Unusable(EMPTY, detail, row)
+    return Document(name or document_id(title, text), title, text, source, line)
+
+
+def _text(value: Any, name: str) -> str:
+    """A text of a row; bytes are UTF-8.
 
     Raises:
-        InputError: the text is missing, empty or not a string, or the title is not a string.
+        ValueError: it is something else.
     """
-    for field in (fields.title, fields.text):
-        if not isinstance(row.get(field) or "", str):
-            raise InputError(f"{source}:{line}: {field} is {row[field]!r:.60}; expected a string")
-    title, text = normalise(row.get(fields.title) or ""), normalise(row.get(fields.text) or "")
-    if not text:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bytes):
+        return value.decode()
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r:.60}; expected a string")
+    return value
+
+
+def to_document(row: Any, source: str, line: int, fields: Fields = FIELDS) -> Document | None:
+    """A normalised document of a row, see `document_of`; None for a row whose text and title are empty.
+
+    Raises:
+        InputError: the text is missing or no string, or the title or id is of another type.
+    """
+    found = document_of(row, source, line, fields)
+    if isinstance(found, Document):
+        return found
+    if found.reason == EMPTY:
+        return None
+    if found.reason == "no text":
         raise InputError(
             f"{source}:{line}: no `{fields.text}` (fields: {', '.join(sorted(row)) or 'none'}); every document needs "
             "one"
         )
-    given = row.get(fields.id)
-    name = document_id(title, text) if given in (None, "") else str(given)
-    return Document(id=name, title=title, text=text, source=source, line=line)
+    raise InputError(f"{source}:{line}: {found.detail}")

@@ -4,8 +4,14 @@ import hashlib
 import re
 import unicodedata
 from dataclasses import dataclass
+from typing import Any
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+NORMALISATION = 2
+"""Version of `normalise`, which chunk ids depend on.
+
+The first removed form feeds, vertical tabs, U+001C to U+001F and U+0085.
+"""
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # but those that `str.split` takes for white space
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,15 @@ class Document:
     text: str
     source: str = ""
     line: int = 0
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """A record of a file that cannot be used: the reason, which is counted, details, and the record."""
+
+    reason: str
+    detail: str
+    record: Any = b""
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,11 @@ def normalise(text: str) -> str:
     if not (text.isascii() and text.isprintable()):  # most texts are, and then only the white space is left to do
         text = _CONTROL.sub("", unicodedata.normalize("NFC", text))
     return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+def whole_characters(text: str) -> str:
+    """The text with each pair of surrogates as the character that it means, and U+FFFD for a single one."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def encodable(text: str) -> bool:

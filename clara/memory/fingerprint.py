@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from clara.data.records import NORMALISATION
 from clara.errors import InputError
 from clara.model.artefact import Checkpoint
 from clara.model.backbone_files import tokenizer_hash, weights_hash
@@ -23,25 +24,19 @@ if TYPE_CHECKING:
     from clara.model.model import ClaraModel
 
 _SHOWN_DIGITS = 16
+_UNNAMED = 1  # version of the normalisation
 
 
 @dataclass(frozen=True)
 class EncodingSettings:
-    """What a user chooses of an encoding; the checkpoint determines the rest of a fingerprint.
-
-    Attributes:
-        max_tokens: tokens of a chunk, title included.
-        overlap_tokens: tokens that a chunk repeats of the one before.
-        key_size: numbers of a row's key.
-        key_seed: seed of the key projection.
-        dtype: type that the compressor computes in.
-    """
+    """What a user chooses of an encoding; the checkpoint determines the rest. See `Fingerprint` for the fields."""
 
     max_tokens: int
     overlap_tokens: int
     key_size: int
     key_seed: int
     dtype: str = "bfloat16"
+    normalisation: int = NORMALISATION
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,7 @@ class Fingerprint:
         overlap_tokens: tokens that a chunk repeats of the one before.
         key_size: numbers of a row's key.
         key_seed: seed of the key projection.
+        normalisation: version of `clara.data.records.normalise`; manifests do not name the first one.
     """
 
     backbone: str
@@ -75,6 +71,7 @@ class Fingerprint:
     overlap_tokens: int
     key_size: int
     key_seed: int
+    normalisation: int = NORMALISATION
 
     @property
     def hash(self) -> str:
@@ -90,7 +87,10 @@ class Fingerprint:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, as a manifest holds them."""
-        return dataclasses.asdict(self)
+        fields = dataclasses.asdict(self)
+        if self.normalisation == _UNNAMED:
+            del fields["normalisation"]
+        return fields
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], where: str = "fingerprint_fields") -> "Fingerprint":
@@ -99,6 +99,7 @@ class Fingerprint:
         Raises:
             InputError: a field is missing or unknown; `where` names the place.
         """
+        fields = {"normalisation": _UNNAMED, **fields}
         known = {field.name for field in dataclasses.fields(cls)}
         if set(fields) != known:
             missing, extra = sorted(known - set(fields)), sorted(set(fields) - known)

@@ -84,10 +84,11 @@ def require_credentials(url: str) -> None:
 
 
 def url_glob(pattern: str) -> list[str]:
-    """The URLs of the objects that a pattern names, in order."""
+    """The URLs of the objects that a pattern names, in order; folders and their markers are none."""
     system, path = file_system(pattern)
     kind = pattern.partition("://")[0]
-    return [f"{kind}://{name.lstrip('/')}" for name in sorted(with_retries(pattern, lambda: system.glob(path)))]
+    found = with_retries(pattern, lambda: system.glob(path, detail=True))
+    return [f"{kind}://{name.lstrip('/')}" for name in sorted(found) if found[name].get("type") != "directory"]
 
 
 def _tag(info: Mapping[str, Any]) -> str:

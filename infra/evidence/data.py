@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from clara.config.flags import program
-from clara.data.corpus import input_hashes, read_rows
+from clara.data.corpus import read_rows
 from clara.data.examples import Example, write_examples
+from clara.data.input_files import input_hashes
 from clara.data.questions import Question, write_questions
 from clara.data.records import Document
 from clara.errors import InputError, command_line

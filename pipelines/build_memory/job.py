@@ -9,6 +9,7 @@ from typing import Any
 
 from clara.config.jobs import CorpusJob
 from clara.config.model import Backbone
+from clara.data.records import NORMALISATION
 from clara.errors import InputError
 from clara.memory.fingerprint import EncodingSettings, Fingerprint, of_checkpoint, of_memory
 from clara.memory.keys import DEFAULT_KEY_SIZE, key_projection
@@ -47,7 +48,14 @@ def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> Non
             raise InputError(
                 f"--output {args.output}: is the MEMORY of --update, which stays as it is; give another directory"
             )
-        old = asdict(of_memory(older).encoding) | {name: older.manifest[name] for name in ("codec", "num_shards")}
+        encoding = of_memory(older).encoding
+        if encoding.normalisation != NORMALISATION:
+            raise InputError(
+                f"--update {args.update}: its texts were normalised by version {encoding.normalisation}, this program "
+                f"has version {NORMALISATION}, which may give other chunks; build a MEMORY without --update"
+            )
+        old = asdict(encoding) | {name: older.manifest[name] for name in ("codec", "num_shards")}
+    old.pop("normalisation", None)
     for name, value in old.items():
         given = getattr(args, name)
         if args.update and given not in (None, 0, value):

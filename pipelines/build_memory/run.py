@@ -14,6 +14,7 @@ from pipelines.build_memory.job import make_job
 from pipelines.build_memory.local.records import ReadSoFar
 from pipelines.build_memory.outcome import MemoryJob, remove_leftovers
 from pipelines.build_memory.summary import write_summary
+from pipelines.corpus.arguments import given_fields
 from pipelines.corpus.spill import begin_spill, remove_spill
 from pipelines.corpus.splits import Unit, find_units
 from pipelines.engines.names import DATAFLOW, LOCAL
@@ -67,7 +68,7 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         InputError: the arguments, the input, the checkpoint or the output are not usable.
     """
     engine = _beam_engine(args, beam_arguments)
-    units = find_units(args.input, args.format)
+    units = find_units(args.input, args.format, given_fields(args))
     job = make_job(args, units)
     if not args.dry_run:
         if engine and engine.rehearse(job, units):
@@ -102,7 +103,7 @@ def build(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         if counts is None:
             print(f"{args.output}: submitted; finished when {MANIFEST} is there")
             return
-        report_counts(counts, args.output)
+        report_counts(counts, args.output, fields=job.fields)
         write_summary(args.output, counts, args.tracking_uri, args.tracking_experiment)
 
     return ArtefactJob(

@@ -16,15 +16,15 @@ from typing import Any
 
 from clara.config.flags import Command, add_setting
 from clara.config.jobs import Cloze
-from clara.data.corpus import expand, input_hashes
+from clara.data.input_files import expand, input_hashes
 from clara.data.questions import write_questions
 from clara.errors import InputError
 from clara.storage.folders import exists
 from pipelines.build_questions.convert import bm25_recall, corpus_rows
 from pipelines.build_questions.formats import FORMATS
 from pipelines.build_questions.question_format import Built
-from pipelines.corpus.arguments import add_field_arguments
-from pipelines.corpus.whole import write_jsonl
+from pipelines.corpus.arguments import add_field_arguments, given_fields
+from pipelines.corpus.whole import corpus_files, write_jsonl
 from pipelines.job.artefact_job import ArtefactJob
 from pipelines.job.locks import Lease
 
@@ -59,7 +59,9 @@ def parser() -> Command:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    files, form = expand(options.input), FORMATS[options.format]
+    form = FORMATS[options.format]
+    is_corpus = options.format == "cloze"
+    files = corpus_files(options.input, given_fields(options)) if is_corpus else expand(options.input)
     settings = form.settings(options)
     if options.corpus_output and not form.brings_documents:
         raise InputError(

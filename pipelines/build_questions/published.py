@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from clara.data.corpus import opened, read_rows
+from clara.data.corpus import read_rows
 from clara.data.records import normalise
+from clara.data.streams import opened
 from clara.errors import InputError
 from pipelines.build_questions.hops import UNKNOWN, decomposition_hops, fact_hops
 

@@ -12,6 +12,7 @@ from clara.model.backbone_files import load_tokenizer
 from clara.model.prompts import PromptBuilder, token_spans
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
+from pipelines.corpus.census import Census
 from pipelines.corpus.chunking import ChunkingError, Tokens, chunk_document
 from pipelines.corpus.counts import (
     CHUNKS,
@@ -56,9 +57,9 @@ class Limits(Protocol):
     def overlap_tokens(self) -> int: ...  # noqa: D102
 
 
-def documents_of(unit: Unit, job: Reading) -> Iterator[Document | DeadLetter]:
-    """Each record of a unit in order: a document if it passes the filters, else a dead letter."""
-    for found in read_unit(unit, job.fields):
+def documents_of(unit: Unit, job: Reading, census: Census | None = None) -> Iterator[Document | DeadLetter]:
+    """Each record of a unit in order: a document if it passes the filters, else a dead letter. See `read_unit`."""
+    for found in read_unit(unit, job.fields, census):
         if isinstance(found, Document) and (why := why_dropped(found, job.filters)):
             snippet = found.text[:SNIPPET_CHARACTERS]
             yield DeadLetter(found.source, found.line, *why, snippet, dropped=True, document_id=found.id)

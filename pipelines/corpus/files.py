@@ -1,9 +1,9 @@
 """Input files on this machine, or at URLs of Beam's file systems (Beam is imported only for URLs)."""
 
-import glob
 import os
 from typing import IO, TYPE_CHECKING
 
+from clara.data.input_files import matches, without_other_files
 from clara.errors import InputError
 from clara.storage.bucket import require_credentials
 from clara.storage.paths import is_url
@@ -49,14 +49,13 @@ def exists(path: str) -> bool:
 
 
 def list_files(pattern: str) -> list[str]:
-    """Absolute paths of the files that a glob matches, or URLs.
+    """The files that a path or glob names, see `matches`, or URLs.
 
     Raises:
-        InputError: the store cannot be listed.
+        InputError: there is none, or something that is no file; or the store cannot be listed.
     """
     if not is_url(pattern):
-        found = glob.glob(os.path.abspath(pattern), recursive=True, include_hidden=True)
-        return [path for path in found if not os.path.isdir(path)]
+        return matches(pattern)
     from apache_beam.io.filesystem import BeamIOError
 
     file_systems = _file_systems()
@@ -66,13 +65,16 @@ def list_files(pattern: str) -> list[str]:
         return [entry.path for entry in file_systems.match([pattern])[0].metadata_list]
 
     try:
-        return with_deadline(f"--input {pattern}", match)
+        found = with_deadline(f"--input {pattern}", match)
     except (BeamIOError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
             f"--input {pattern!r}: cannot be listed ({error}); correct the path, or install Beam's extra for this kind"
         ) from error
+    if not found:
+        raise InputError(f"--input {pattern!r}: no such file; give a file or a quoted glob, as 'corpus/*.jsonl'")
+    return without_other_files(pattern, found, "--input")
 
 
 def size_and_change(url: str) -> tuple[int, float]:

@@ -6,11 +6,15 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import IO, Protocol
+from typing import IO
 from xml.etree import ElementTree
+
+from pipelines.corpus.xml_characters import AllowedCharacters, Readable
 
 _DUMP = re.compile(r"(?P<stem>.*-multistream)(?P<part>\d*)\.xml(?P<pages>-p\d+p\d+)?\.bz2")
 _INDEX = re.compile(r".*-multistream-index\d*\.txt(-p\d+p\d+)?\.bz2")
+UNREAD_LINKS = ("file", "image", "category")
+"""Link prefixes, in lower case, whose links are no prose in any wiki."""
 _UNREAD_NAMESPACES = ("6", "14")  # files, categories
 _HEADER_BYTES = 2**20
 _FOOTER_BYTES = 64
@@ -37,14 +41,6 @@ class Stream:
     end: int
     first_page: int
     num_pages: int
-
-
-class Readable(Protocol):
-    """A stream that pages are read from."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Some more bytes; empty at the end."""
-        ...
 
 
 def is_index(path: str) -> bool:
@@ -196,7 +192,7 @@ def pages(stream: Readable) -> Iterator[Page | str]:
         xml.etree.ElementTree.ParseError: the stream is not valid XML; pages before the error have been returned.
     """
     root = None
-    for event, element in ElementTree.iterparse(stream, ["start", "end"]):
+    for event, element in ElementTree.iterparse(AllowedCharacters(stream), ["start", "end"]):
         if root is None:
             root = element
         if event == "start":

@@ -1,164 +1,85 @@
-"""Reads units of a corpus: JSONL, JSON arrays, Parquet, plain text and MediaWiki dumps, plain or compressed.
+"""Reads units of a corpus: files in all formats, plain or compressed, and parts of them.
 
 Each record that can't be read becomes a dead letter.
 """
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import IO, Any
 from xml.etree.ElementTree import ParseError
 
 import pyarrow.parquet as pq
-from mwparserfromhell.parser import ParserError
 
-from clara.data.corpus import DAMAGE, Fields, decompressed
-from clara.data.records import Document, document_id, normalise
+from clara.data.corpus import EMPTY, Fields, document_of, records
+from clara.data.ids import spelt_id
+from clara.data.json_records import line_records
+from clara.data.records import Document, whole_characters
+from clara.data.streams import DAMAGE, decompressed, unreadable
+from clara.data.table_records import parquet_rows
 from pipelines.corpus import mediawiki
+from pipelines.corpus.census import Census
 from pipelines.corpus.dead_letter import DeadLetter, clean
 from pipelines.corpus.files import open_file
 from pipelines.corpus.splits import Unit
-from pipelines.corpus.wikitext import UNREAD_LINKS, plain_text
 
-MAX_RECORD_BYTES = 64 * 2**20
 _SNIPPET_CHARACTERS = 200
-_PARQUET_ROWS = 1024  # of a row group in memory at once
 
 
-def read_unit(unit: Unit, fields: Fields) -> Iterator[Document | DeadLetter]:
+def read_unit(unit: Unit, fields: Fields, census: Census | None = None) -> Iterator[Document | DeadLetter]:
     """The documents of a unit, normalised, and a dead letter for each invalid record. Blank lines are skipped.
 
-    A damaged file yields the records before the damage, and one dead letter.
+    A damaged file yields the records before the damage, and one dead letter. The census, if given, counts the rows.
     """
     line = unit.first_line
     try:
-        for line, raw in _records(unit, fields):
-            yield to_document(raw, fields, unit.name, line)
+        for line, row in read_records(unit, fields, census):
+            if census and unit.format not in ("text", "mediawiki"):
+                census.add(row)
+            yield row if isinstance(row, DeadLetter) else to_document(row, fields, unit.name, line)
     except (*DAMAGE, ParseError) as error:
-        yield DeadLetter(
-            unit.name, line, "damaged file", f"unreadable after record {line}: {type(error).__name__}: {error}"
-        )
+        yield DeadLetter(unit.name, line, "damaged file", f"unreadable after record {line}: {unreadable(error)}")
 
 
-def to_document(raw: Any, fields: Fields, source: str, line: int) -> Document | DeadLetter:
-    """A record, given as bytes of JSON or an object, as a document; a dead letter if it is invalid."""
-
-    def dead(reason: str, detail: str) -> DeadLetter:
-        shown = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else repr(raw)
-        return DeadLetter(source, line, reason, detail, clean(shown[:_SNIPPET_CHARACTERS]))
-
-    if isinstance(raw, DeadLetter):
-        return raw
-    row = raw
-    if isinstance(raw, bytes):
-        try:
-            row = json.loads(raw.decode("utf-8-sig"))
-        except UnicodeDecodeError as error:
-            return dead("not UTF-8", str(error))
-        except (ValueError, RecursionError) as error:
-            return dead("not JSON", str(error))
-    if not isinstance(row, dict):
-        return dead("not an object", f"found {type(row).__name__}, expected a JSON object")
-    text, title, found_id = row.get(fields.text), row.get(fields.title), row.get(fields.id)
-    if text is None:
-        return dead(
-            "no text", f"no field {fields.text!r}; fields are {clean(', '.join(map(str, row)))[:_SNIPPET_CHARACTERS]}"
-        )
-    for name, value in ((fields.text, text), (fields.title, title)):
-        if value is not None and not isinstance(value, str):
-            return dead("text not a string", f"field {name!r} is {type(value).__name__}, expected a string")
-    if found_id is not None and not isinstance(found_id, str | int):
-        return dead(
-            "id not a string", f"field {fields.id!r} is {type(found_id).__name__}, expected a string or an integer"
-        )
-    try:
-        f"{text}{title}{found_id}".encode()
-    except UnicodeEncodeError as error:
-        return dead("not Unicode", f"a lone surrogate: {error}")
-    title, text = normalise(title or ""), normalise(text)
-    if not text:
-        letter = dead("empty text", f"field {fields.text!r} holds nothing but white space or control characters")
-        return replace(letter, document_id="" if found_id is None else str(found_id))
-    return Document(document_id(title, text) if found_id in (None, "") else str(found_id), title, text, source, line)
+def to_document(row: Any, fields: Fields, source: str, line: int) -> Document | DeadLetter:
+    """The document of a row; a dead letter if it is invalid."""
+    found = document_of(row, source, line, fields)
+    if isinstance(found, Document):
+        return found
+    shown = found.record
+    if not isinstance(shown, str | bytes):
+        shown = repr(shown)
+    shown = shown[: 4 * _SNIPPET_CHARACTERS].decode("utf-8", "replace") if isinstance(shown, bytes) else shown
+    given = row.get(fields.id) if found.reason == EMPTY else None
+    snippet, detail = clean(shown[:_SNIPPET_CHARACTERS]), clean(found.detail)[: 2 * _SNIPPET_CHARACTERS]
+    return DeadLetter(source, line, found.reason, detail, snippet, document_id="" if given is None else spelt_id(given))
 
 
-def _records(unit: Unit, fields: Fields) -> Iterator[tuple[int, Any]]:
-    """Line or row number from 1, and the record: bytes of JSON, an object, or a dead letter."""
+def read_records(unit: Unit, fields: Fields, census: Census | None = None) -> Iterator[tuple[int, Any]]:
+    """Line or row number from 1, and the row: an object, `Unusable`, or the dead letter of a wiki's page."""
     with open_file(unit.path) as raw:
         if unit.format == "parquet":
-            yield from _parquet_rows(raw, unit, fields)
-            return
-        if unit.stream:
+            yield from _parquet_rows(raw, unit, fields, census)
+        elif unit.stream:
             yield from _stream_pages(raw, unit, unit.stream, fields)
-            return
-        with decompressed(raw, unit.compression) as stream:
-            if unit.format == "jsonl":
-                yield from _lines(stream, unit)
-            elif unit.format == "mediawiki":
-                yield from _records_of(mediawiki.pages(stream), unit, fields)
-            elif unit.format == "json":
-                yield from _array(stream.read(), unit)
-            else:
-                yield 1, _whole_text(stream.read(MAX_RECORD_BYTES + 1), unit, fields)
+        elif unit.start or unit.end >= 0:
+            raw.seek(unit.start)
+            yield from line_records(raw, unit.first_line, unit.end - unit.start if unit.end >= 0 else -1)
+        else:
+            with decompressed(raw, unit.compression) as stream:
+                if unit.format == "mediawiki":
+                    yield from _records_of(mediawiki.pages(stream), unit, fields)
+                else:
+                    yield from records(stream, unit.format, fields, unit.name)
 
 
-def _lines(stream: IO[bytes], unit: Unit) -> Iterator[tuple[int, bytes | DeadLetter]]:
-    number, end = unit.first_line - 1, unit.end
-    if unit.start:
-        stream.seek(unit.start)
-    while (end < 0 or stream.tell() < end) and (line := stream.readline(MAX_RECORD_BYTES)):
-        number += 1
-        if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
-            snippet = clean(line[:_SNIPPET_CHARACTERS].decode("utf-8", "replace"))
-            while (rest := stream.readline(MAX_RECORD_BYTES)) and not rest.endswith(b"\n"):
-                pass
-            yield (
-                number,
-                DeadLetter(
-                    unit.name, number, "record too long", f"a line of more than {MAX_RECORD_BYTES} bytes", snippet
-                ),
-            )
-        elif line.strip():
-            yield number, line
-
-
-def _array(data: bytes, unit: Unit) -> Iterator[tuple[int, Any]]:
-    try:
-        rows = json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        yield (
-            1,
-            DeadLetter(
-                unit.name, 1, "not JSON", str(error), clean(data[:_SNIPPET_CHARACTERS].decode("utf-8", "replace"))
-            ),
-        )
-        return
-    yield from enumerate(rows if isinstance(rows, list) else [rows], 1)
-
-
-def _whole_text(data: bytes, unit: Unit, fields: Fields) -> Mapping[str, str] | DeadLetter:
-    snippet = clean(data[:_SNIPPET_CHARACTERS].decode("utf-8", "replace"))
-    if len(data) > MAX_RECORD_BYTES:
-        return DeadLetter(
-            unit.name, 1, "record too long", f"a file of more than {MAX_RECORD_BYTES} bytes; use JSONL", snippet
-        )
-    try:
-        return {fields.text: data.decode("utf-8-sig")}
-    except UnicodeDecodeError as error:
-        return DeadLetter(unit.name, 1, "not UTF-8", str(error), snippet)
-
-
-def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields, census: Census | None) -> Iterator[tuple[int, Any]]:
     file = pq.ParquetFile(raw)
-    if not file.metadata.num_row_groups:
-        return
-    columns = [name for name in (fields.id, fields.title, fields.text) if name in file.schema_arrow.names]
-    # Without the text column each row becomes a dead letter that lists the columns of the file.
-    wanted = columns if fields.text in columns else None
-    number = unit.first_line
-    for batch in file.iter_batches(_PARQUET_ROWS, row_groups=[unit.row_group], columns=wanted):
-        yield from enumerate(batch.to_pylist(), number)
-        number += len(batch)
+    if file.metadata.num_row_groups:
+        columns = [name for name in (fields.id, fields.title, fields.text) if name in file.schema_arrow.names]
+        if census:
+            others = [name for name in file.schema_arrow.names if name not in columns]
+            census.add_names(others, file.metadata.row_group(unit.row_group).num_rows)
+        yield from enumerate(parquet_rows(raw, [unit.row_group], columns), unit.first_line)
 
 
 def _stream_pages(
@@ -177,7 +98,7 @@ def _stream_pages(
 def _records_of(
     pages: Iterator[mediawiki.Page | str], unit: Unit, fields: Fields
 ) -> Iterator[tuple[int, Mapping[str, str] | DeadLetter]]:
-    number, unread = unit.first_line - 1, {*UNREAD_LINKS, *unit.unread_links}
+    number, unread = unit.first_line - 1, {*mediawiki.UNREAD_LINKS, *unit.unread_links}
     for page in pages:
         if isinstance(page, str):
             unread.add(page)
@@ -198,7 +119,14 @@ def _of_page(
         return replace(blank, reason="redirect", detail="the page only names another one", dropped=True)
     if page.text is None:
         return replace(blank, reason="no text", detail="the dump has no text of the page's revision")
+    from mwparserfromhell.parser import ParserError
+
+    from pipelines.corpus.wikitext import plain_text
+
     try:
-        return {fields.id: page.id, fields.title: page.title, fields.text: plain_text(page.text, unread)}
+        text = whole_characters(plain_text(page.text, unread))
+        if not text.strip():  # the title of a page is no text: templates say what such a page is about
+            return replace(blank, reason=EMPTY, detail="the page has no prose", document_id=page.id)
+        return {fields.id: page.id, fields.title: whole_characters(page.title), fields.text: text}
     except ParserError as error:
         return replace(blank, reason="not wikitext", detail=str(error))

@@ -1,8 +1,8 @@
 """Input of a corpus job: files named by globs, as units of work; the dead letter of an unused record."""
 
+import contextlib
 import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,28 +10,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clara.data.corpus import COMPRESSIONS, DAMAGE, decompressed
+from clara.data.corpus import FIELDS, FORMATS, SUFFIXES, Fields, format_by_content, format_of, records
+from clara.data.json_records import is_json_lines
+from clara.data.streams import COMPRESSIONS, DAMAGE, as_utf8, compression_of, decompressed
+from clara.data.table_records import check_schema
 from clara.errors import InputError
 from clara.storage.folders import sha256_file
+from clara.storage.paths import is_url
 from pipelines.corpus import mediawiki
 from pipelines.corpus.files import exists, list_files, open_file, size_and_change
 
-FORMATS = ("jsonl", "json", "parquet", "text", "mediawiki")
-_SUFFIXES = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".xml": "mediawiki",
-}
 UNIT_BYTES = 16 * 2**20
 """Bytes of a large JSONL file per unit: small enough for all cores to have some, large beside a unit's overhead."""
 _BLOCK_BYTES = 2**20
 _LOG = logging.getLogger(__name__)
-_PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
+_HEAD_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -63,75 +56,92 @@ class Unit:
     end: int = -1
 
 
-def find_units(patterns: Sequence[str], file_format: str) -> list[Unit]:
+def find_units(patterns: Sequence[str], file_format: str, fields: Fields = FIELDS) -> list[Unit]:
     """The units that globs name, by path, each once.
 
     Args:
         patterns: local paths (relative ones too) or URLs that Beam's file systems know.
         file_format: one of `FORMATS`, or `auto`: by the file name's ending.
+        fields: names of a record's fields, which the columns of tables are checked for.
 
     Raises:
-        InputError: a glob that matches nothing, an unknown ending, or an unknown format.
+        InputError: a glob that matches nothing, an unknown ending, an unknown format, or a table without these columns.
     """
     if file_format not in ("auto", *FORMATS):
         raise InputError(f"--format {file_format!r}: expected auto, {', '.join(FORMATS)}")
     names: dict[str, str] = {}
-    for pattern in patterns:
-        local = "://" not in pattern
-        relative = local and not os.path.isabs(pattern)
-        paths = list_files(pattern)
-        if not paths:
-            if local and os.path.isdir(pattern):
-                raise InputError(
-                    f"--input {pattern!r}: a directory; give the files in it, as '{pattern.rstrip('/')}/*', quoted"
-                )
-            raise InputError(f"--input {pattern!r}: no such file; give a file or a quoted glob, as 'corpus/*.jsonl'")
-        for path in paths:
-            names.setdefault(path, os.path.relpath(path) if relative else path)
+    for found in (path for pattern in patterns for path in list_files(pattern)):
+        keep = is_url(found) or os.path.isabs(found)
+        names.setdefault(found if keep else os.path.abspath(found), found if keep else os.path.relpath(found))
     dumps = [path for path in sorted(names) if not mediawiki.is_index(path)]
     if not dumps:
         raise InputError(
             f"--input {' '.join(patterns)}: names nothing but the index of a dump; give the dump, "
             "whose index is found beside it"
         )
-    return [unit for path in dumps for unit in _units_of(path, names[path], file_format)]
+    return [unit for path in dumps for unit in _units_of(path, names[path], file_format, fields)]
 
 
-def _units_of(path: str, name: str, file_format: str) -> list[Unit]:
-    stem, suffix = os.path.splitext(path.lower())
-    compression = COMPRESSIONS.get(suffix, "")
-    if compression:
-        suffix = os.path.splitext(_PAGE_RANGE.sub("", stem))[1]
-    kind = _SUFFIXES.get(suffix, "") if file_format == "auto" else file_format
+def _units_of(path: str, name: str, file_format: str, fields: Fields) -> list[Unit]:
+    kind = format_of(path) if file_format == "auto" else file_format
+    compression, head = COMPRESSIONS.get(os.path.splitext(path.lower())[1], ""), b""
+    if not is_url(path):
+        with contextlib.suppress(OSError), open(path, "rb") as stream:  # its reader reports the error
+            head = stream.read(_HEAD_BYTES)
+            compression = compression_of(path, head)
+    kind = kind or format_by_content(head)
     if not kind:
         raise InputError(
-            f"{name}: its format is not known from its name ({', '.join(_SUFFIXES)}, with {', '.join(COMPRESSIONS)}); "
-            "give --format"
+            f"{name}: its format is not known from its name ({', '.join(SUFFIXES)}, with {', '.join(COMPRESSIONS)}), "
+            "nor from its beginning; give --format"
         )
     if kind == "mediawiki":
         return _streams_of(path, name, compression)
-    if kind == "jsonl" and not compression and "://" not in path:
+    if kind in ("jsonl", "json") and not compression and not is_url(path):
         return [
             Unit(path, name, kind, first_line=line, start=start, end=end)
             for start, end, line in line_ranges(path, UNIT_BYTES)
         ]
-    if kind != "parquet":
-        return [Unit(path, name, kind, compression)]
+    if kind in ("csv", "tsv"):
+        _check_table(path, name, kind, compression, fields)
+    return _row_groups(path, name, fields) if kind == "parquet" else [Unit(path, name, kind, compression)]
+
+
+def _check_table(path: str, name: str, kind: str, compression: str, fields: Fields) -> None:
+    """Check the names of a table's columns; its reader reports damage."""
+    try:
+        with open_file(path) as raw, decompressed(raw, compression) as stream:
+            next(records(stream, kind, fields, name), None)
+    except DAMAGE:
+        return
+
+
+def _row_groups(path: str, name: str, fields: Fields) -> list[Unit]:
     try:
         with open_file(path) as stream:
-            metadata = pq.ParquetFile(stream).metadata
-            rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+            file = pq.ParquetFile(stream)
+            rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            schema = file.schema_arrow
     except (OSError, pa.ArrowException):
-        return [Unit(path, name, kind)]  # the reader reports the error as a dead letter
-    return [Unit(path, name, kind, row_group=group, first_line=1 + sum(rows[:group])) for group in range(len(rows))]
+        return [Unit(path, name, "parquet")]  # the reader reports the error as a dead letter
+    check_schema(name, schema, **vars(fields))
+    return [
+        Unit(path, name, "parquet", row_group=group, first_line=1 + sum(rows[:group])) for group in range(len(rows))
+    ]
 
 
 def line_ranges(path: str, range_bytes: int) -> list[tuple[int, int, int]]:
-    """Pieces of a file cut at line ends: first byte, end byte (−1: end of file), number of the first line."""
+    """Pieces of a file cut at line ends: first byte, end byte (−1: end of file), number of the first line.
+
+    A file that is no JSON Lines, or not in UTF-8, is one piece.
+    """
     ranges, begin, first_line = [], 0, 1
     try:
         size = os.path.getsize(path)
         with open(path, "rb") as stream:
+            if size > 2 * range_bytes and (as_utf8(stream) is not stream or not is_json_lines(stream)):
+                return [(0, -1, 1)]
+            stream.seek(0)
             while size - begin > 2 * range_bytes:  # else the rest is one piece
                 lines, end = 0, begin
                 while end - begin < range_bytes and (

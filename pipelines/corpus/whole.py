@@ -1,32 +1,97 @@
 """Reads and writes whole corpora in memory, for the small commands."""
 
 import json
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from clara.data.corpus import FIELDS, Fields, read_rows, to_document
+from clara.data.corpus import FIELDS, Fields, check_file, format_of, read_rows, to_document
+from clara.data.input_files import expand
 from clara.data.records import Document
 from clara.errors import InputError
+from clara.storage.cache import local_file
 from clara.storage.folders import atomic_write
+from pipelines.corpus import census
+from pipelines.corpus.dead_letter import DeadLetter
+from pipelines.corpus.mediawiki import is_index
+from pipelines.corpus.readers import read_records
+from pipelines.corpus.splits import find_units
+
+_LOG = logging.getLogger(__name__)
+
+
+def corpus_files(patterns: Sequence[str], fields: Fields = FIELDS) -> list[str]:
+    """The files of a corpus, with the columns of its tables checked; see `expand` and `check_file`.
+
+    Raises:
+        InputError: a pattern names no file, or a table has other columns.
+    """
+    files = [path for path in expand(patterns) if not is_index(path)]
+    for path in files:
+        if format_of(path) != "mediawiki":
+            check_file(path, format_of(path), fields)
+    return files
+
+
+def rows_of(
+    files: Sequence[str], fields: Fields = FIELDS, also_read: Sequence[str] = ()
+) -> Iterator[tuple[Any, Document]]:
+    """Row and document of each record of files, in order; those without text are reported at the end, with a count.
+
+    Args:
+        files: as returned by `corpus_files`.
+        fields: names of a record's fields.
+        also_read: further fields that are read, and so are not reported.
+
+    Raises:
+        InputError: a bad row.
+    """
+    tallies, empty = Counter[str](), 0
+    for path in files:
+        found = census.Census(path, fields, also_read)
+        for number, row in _file_rows(path, fields):
+            if format_of(path) not in ("text", "mediawiki"):
+                found.add(row)
+            if (document := to_document(row, path, number, fields)) is None:
+                empty += 1
+                _LOG.log(logging.WARNING if empty == 1 else logging.DEBUG, "%s:%d: no text in it", path, number)
+            else:
+                yield row, document
+        tallies.update(found.tallies())
+    if empty:
+        _LOG.warning("%d rows have neither text nor title, and are left out", empty)
+    _, noted = census.separated(tallies)
+    census.report(noted, fields)
+
+
+def _file_rows(path: str, fields: Fields) -> Iterator[tuple[int, Any]]:
+    if format_of(path) != "mediawiki":
+        yield from read_rows(path, fields)
+        return
+    for unit in find_units([str(local_file(path))], "mediawiki", fields):
+        for number, row in read_records(unit, fields):
+            if not isinstance(row, DeadLetter):
+                yield number, row
+            elif not row.dropped:
+                raise InputError(f"{path}: page {number} ({row.snippet!r}): {row.reason}, {row.detail}")
 
 
 def read_corpus(files: Sequence[str], fields: Fields = FIELDS) -> list[Document]:
-    """The documents of files in order (see `read_rows`), each content once.
+    """The documents of files in order (see `rows_of`), each content once.
 
     Raises:
         InputError: a bad row, two documents of different content with one id, or no document at all.
     """
     documents: dict[str, Document] = {}
-    for path in files:
-        for number, row in read_rows(path, fields):
-            document = to_document(row, path, number, fields)
-            known = documents.setdefault(document.id, document)
-            if (known.title, known.text) != (document.title, document.text):
-                raise InputError(
-                    f"{path}:{number}: id {document.id!r} is at {known.source}:{known.line} with other content; "
-                    "give each document its own"
-                )
+    for _, document in rows_of(files, fields):
+        known = documents.setdefault(document.id, document)
+        if (known.title, known.text) != (document.title, document.text):
+            raise InputError(
+                f"{document.source}:{document.line}: id {document.id!r} is at {known.source}:{known.line} with other "
+                "content; give each document its own"
+            )
     if not documents:
         raise InputError(
             f"{', '.join(files)}: no document; give JSONL, Parquet or plain text, "

@@ -10,8 +10,7 @@ import mwparserfromhell
 from mwparserfromhell.nodes import Argument, ExternalLink, Heading, HTMLEntity, Node, Tag, Text, Wikilink
 from mwparserfromhell.wikicode import Wikicode
 
-UNREAD_LINKS = ("file", "image", "category")
-"""Link prefixes, in lower case, whose links are no prose in any wiki."""
+from pipelines.corpus.mediawiki import UNREAD_LINKS
 
 _UNREAD_TAGS = {
     "ref",

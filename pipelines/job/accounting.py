@@ -1,10 +1,11 @@
 """The account of a corpus job: records in = out + dropped + failed, at each stage."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from clara.errors import InputError
+from pipelines.corpus.census import separated
 
 
 def raise_first_error(reports: Sequence[Mapping[str, Any]]) -> None:
@@ -26,18 +27,21 @@ class Account:
         tallies: counts by name.
         failed: dead letters of records that could not be used, by reason.
         dropped: dead letters of records that were left out on purpose, by reason.
+        noted: what a census counted beside, see `pipelines.corpus.census`.
     """
 
     tallies: Mapping[str, int]
     failed: Mapping[str, int]
     dropped: Mapping[str, int]
+    noted: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tallies: Mapping[str, int], reasons: Mapping[tuple[bool, str], int]) -> "Account":
         """From tallies, and dead letters by (dropped, reason)."""
         failed = {reason: count for (dropped, reason), count in sorted(reasons.items()) if not dropped}
         dropped = {reason: count for (dropped, reason), count in sorted(reasons.items()) if dropped}
-        return cls(dict(sorted(tallies.items())), failed, dropped)
+        plain, noted = separated(tallies)
+        return cls(plain, failed, dropped, noted)
 
     def total(self, *names: str) -> int:
         """Sum of tallies; 0 for those that were never counted."""
@@ -91,4 +95,5 @@ class Account:
             "dead letters by reason": self.failed,
             "dropped": sum(self.dropped.values()),
             "dropped by reason": self.dropped,
+            **self.noted,
         }

@@ -5,9 +5,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from clara.data.corpus import FIELDS, Fields
 from clara.errors import InputError
 from clara.storage import folders, paths
 from clara.storage.manifest import MANIFEST
+from pipelines.corpus import census
 from pipelines.corpus.dead_letters import NAME
 from pipelines.corpus.document_ids import EXAMPLE, SEVERAL
 from pipelines.job.artefact_job import OUTCOME
@@ -35,8 +37,11 @@ def read_outcome(output: paths.Name) -> dict[str, Any]:
     return dict(outcome["counts"])
 
 
-def report_counts(counts: Mapping[str, Any], output: paths.Name, remedy: str = "") -> None:
-    """Print the counts, and warn of records that could not be used; `remedy` ends that warning."""
+def report_counts(counts: Mapping[str, Any], output: paths.Name, remedy: str = "", *, fields: Fields = FIELDS) -> None:
+    """Print the counts, and warn of records that could not be used; `remedy` ends that warning.
+
+    `fields` are the names that were read, for the warnings of `census.report`.
+    """
     for name, value in counts.items():
         print(f"{name:>28}  {value}")
     if counts.get(EXAMPLE):
@@ -46,6 +51,7 @@ def report_counts(counts: Mapping[str, Any], output: paths.Name, remedy: str = "
             counts[SEVERAL],
             counts[EXAMPLE],
         )
+    census.report(counts, fields)
     if counts["dead letters"]:
         _LOG.warning(
             "%d records could not be used: %s; see %s%s",

@@ -13,6 +13,7 @@ from clara.errors import InputError
 from clara.storage.manifest import read_manifest, up_to_date
 from clara.storage.paths import Name, is_url
 from clara.storage.transfer import published
+from pipelines.corpus.arguments import given_fields
 from pipelines.corpus.splits import Unit, find_units
 from pipelines.engines.names import DATAFLOW, LOCAL
 from pipelines.job.artefact_job import ArtefactJob, invalidate_manifest, nothing
@@ -138,7 +139,7 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     # Beam takes seconds to import: a local run needs it only if something is to be asked.
     options = _beam_options(args, beam_arguments) if beam_arguments or args.runner != LOCAL else None
     check_places(args, options)
-    units = find_units(args.input, args.format)
+    units = find_units(args.input, args.format, given_fields(args))
     job = make_job(args, units)
     if args.tracking_uri and not args.dry_run:
         open_run_log(args.tracking_uri)  # hours before it is needed
@@ -151,7 +152,7 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
     def report(result: tuple[dict[str, Any], dict[str, Any]]) -> None:
         counts, spent = result
         remedy = "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else ""
-        report_counts(counts, args.output, remedy)
+        report_counts(counts, args.output, remedy, fields=given_fields(args))
         prices = args.price_prompt or 0.0, args.price_reply or 0.0
         report_examples(args.output, counts, spent, prices, args.tracking_uri, args.tracking_experiment)
         kept = (

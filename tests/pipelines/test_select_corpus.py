@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clara.data.corpus import expand, input_hashes
+from clara.data.input_files import expand, input_hashes
 from clara.data.records import Document, document_id
 from clara.errors import InputError
 from pipelines.build_examples import Settings, corpus_examples

@@ -1,6 +1,7 @@
 """Documents by id from the corpus that questions point into."""
 
-from clara.data.corpus import expand, read_rows, to_document
+from clara.data.corpus import FIELDS, check_file, format_of, read_rows, to_document
+from clara.data.input_files import expand
 from clara.data.records import input_text
 from clara.errors import InputError
 
@@ -18,9 +19,10 @@ def read_documents(path: str, wanted: set[str]) -> dict[str, str]:
     """
     found = {}
     for file in expand([path], "corpus"):
+        check_file(file, format_of(file), FIELDS)
         for line, row in read_rows(file):
             document = to_document(row, file, line)
-            if document.id in wanted:
+            if document and document.id in wanted:
                 found[document.id] = input_text(document.title, document.text)
     missing = sorted(wanted - found.keys())
     if missing:

@@ -25,6 +25,7 @@ from pipelines.build_memory.local.records import (
 from pipelines.build_memory.outcome import MemoryJob
 from pipelines.build_memory.shard import compress_shard, load_compressor, trained_codebook
 from pipelines.corpus import document_ids
+from pipelines.corpus.census import Census
 from pipelines.corpus.chunking import Tokens
 from pipelines.corpus.chunks import checkpoint_tokens, chunk_tallies, chunks_of, documents_of
 from pipelines.corpus.counts import BEYOND_LIMIT, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
@@ -91,8 +92,8 @@ class Worker:
         ids = SpillWriter(stem, document_ids.FILES, NUM_PARTITIONS)
         alike = first_pass.duplicates_of_unit(job.spill, number) if job.min_hash else {}
         tallies: Counter[str] = Counter({RECORDS: 0, **({BEYOND_LIMIT: 0} if taken else {})})
-        position = 0
-        for found in documents_of(unit, job):
+        position, census = 0, Census(unit.name, job.fields)
+        for found in documents_of(unit, job, census):
             tallies[RECORDS] += 1
             if isinstance(found, DeadLetter):
                 letters.add(found)
@@ -117,6 +118,7 @@ class Worker:
         chunks.flush()
         letters.flush()
         ids.flush()
+        tallies.update(census.tallies())
         return {"tallies": tallies, "reasons": letters.by_reason()}
 
     def count_unique(self, group: int) -> int:

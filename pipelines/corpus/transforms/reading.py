@@ -10,6 +10,7 @@ from apache_beam.transforms import combiners
 from apache_beam.utils.shared import Shared
 
 from clara.data.records import Document
+from pipelines.corpus.census import Census
 from pipelines.corpus.chunking import Tokens
 from pipelines.corpus.chunks import Limits, Reading, chunk_tallies, chunks_of, documents_of
 from pipelines.corpus.counts import BEYOND_LIMIT, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
@@ -47,12 +48,14 @@ class Read(beam.DoFn):
 
     def process(self, unit: Unit) -> Iterator[Document | FailedOutput | TallyOutput]:
         """Read one unit."""
-        count = 0
-        for found in documents_of(unit, self._job):
+        count, census = 0, Census(unit.name, self._job.fields)
+        for found in documents_of(unit, self._job, census):
             count += 1
             yield failed(found) if isinstance(found, DeadLetter) else found
         Metrics.counter(COUNTERS, "records").inc(count)
         yield tally(RECORDS, count)
+        for name, number in census.tallies().items():
+            yield tally(name, number)
 
 
 class ChunkDocuments(beam.DoFn):

@@ -1,0 +1,207 @@
+"""Records of a file of JSON, in whatever shape it was written.
+
+JSON Lines are read line by line. Other shapes are read whole: one list; one object that holds the list of rows, as
+`{"data": [...]}`, or the columns of a table; values one after another, over several lines or on one.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import IO, Any
+
+from clara.data.records import Unusable
+
+MAX_RECORD_BYTES = 64 * 2**20
+"""Longest line; a longer one is no record of JSON Lines."""
+
+_WINDOW_BYTES = 2**16
+_DEPTH = 3  # at which an object may hold the list of rows
+_GAP = re.compile(r"[\s,\ufeff\x1e]*")  # between values one after another
+_OF_ROWS = ("id", "_id", "title", "question", "query")  # fields of one row, whatever lists it has
+_DECODER = json.JSONDecoder()
+
+
+def json_records(stream: IO[bytes], text_field: str, *, long_lines: bool = False) -> Iterator[tuple[int, Any]]:
+    """Number and value of each record of a file; `Unusable` in place of a bad one.
+
+    Args:
+        stream: UTF-8, with or without a byte order mark.
+        text_field: field by which the rows of a wrapped file are known.
+        long_lines: a file may be one line of any length.
+
+    Returns:
+        Numbers are those of lines in JSON Lines, else of records, from 1.
+    """
+    read, first, whole = _beginning(stream, long_lines)
+    if whole:
+        yield from enumerate(_values(b"".join(read) + stream.read(), text_field), first)
+    else:
+        yield from _numbered(itertools.chain(read, raw_lines(stream)), 1)
+
+
+def line_records(stream: IO[bytes], first: int, size: int) -> Iterator[tuple[int, Any]]:
+    """The same for the next `size` bytes of JSON Lines (−1: to the end of the stream); `first` is the first line."""
+    yield from _numbered(raw_lines(stream, size), first)
+
+
+def is_json_lines(stream: IO[bytes]) -> bool:
+    """Whether a file is JSON Lines, by its beginning."""
+    return not _beginning(stream, long_lines=False)[2]
+
+
+# --- the shape -------------------------------------------------------------------------------------------------------
+
+
+def _beginning(stream: IO[bytes], long_lines: bool) -> tuple[list[bytes], int, bool]:
+    """The lines that were read to know the shape, the number of the first record, and whether it is no JSON Lines."""
+    read: list[bytes] = []
+    while (line := stream.readline(MAX_RECORD_BYTES)) and not line.strip(b"\xef\xbb\xbf \t\r\n\x1e"):
+        read.append(line)
+    if not line:
+        return read, 1, False
+    first, read = len(read) + 1, [*read, line]
+    if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
+        return read, 1, long_lines
+    value = line_value(line)
+    if not isinstance(value, Unusable):
+        while (more := stream.readline(MAX_RECORD_BYTES)) and not more.strip():
+            read.append(more)
+        return [*read, more], first, not more
+    size = len(line)
+    while size < _WINDOW_BYTES and (more := stream.readline(MAX_RECORD_BYTES)):
+        read, size = [*read, more], size + len(more)
+    return read, 1, _is_no_line(line, b"".join(read[first - 1 :]))
+
+
+def _is_no_line(line: bytes, window: bytes) -> bool:
+    """Whether a first line that is no JSON value is a part of one, or several, in a file that begins with `window`."""
+    length = len(line.decode("utf-8-sig", "replace"))
+    text = window.decode("utf-8-sig", "replace")
+    start = _after_gap(text, 0)
+    if text[start : start + 1] not in ("{", "["):
+        return False
+    try:
+        _, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        if error.msg.startswith("Unterminated string"):  # no string of JSON holds a line end
+            return False
+        second = _after_gap(text, length)
+        is_next = text[second : second + 1] in ("{", "[") and error.pos in (length, second)
+        return error.pos >= length and not is_next
+    except RecursionError:
+        return False
+    return end > length or text[_after_gap(text, end) :][:1] in ("{", "[")
+
+
+def _after_gap(text: str, start: int) -> int:
+    found = _GAP.match(text, start)
+    return found.end() if found else start
+
+
+# --- JSON Lines ------------------------------------------------------------------------------------------------------
+
+
+def raw_lines(stream: IO[bytes], size: int = -1) -> Iterator[bytes]:
+    """The lines in the next `size` bytes (−1: all), longer ones than `MAX_RECORD_BYTES` in pieces."""
+    done = 0
+    while (size < 0 or done < size) and (line := stream.readline(MAX_RECORD_BYTES)):
+        done += len(line)
+        yield line
+
+
+def numbered_lines(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, bytes | Unusable]]:
+    """Lines that are not blank, with their numbers; `Unusable` in place of one that is too long."""
+    number, within = first - 1, False
+    for line in lines:
+        is_cut = len(line) >= MAX_RECORD_BYTES and not line.endswith(b"\n")
+        if not within:
+            number += 1
+            if is_cut:
+                yield number, Unusable("record too long", f"a line of more than {MAX_RECORD_BYTES} bytes", line)
+            elif line.strip():
+                yield number, line
+        within = is_cut
+
+
+def _numbered(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, Any]]:
+    for number, line in numbered_lines(lines, first):
+        yield number, line_value(line) if isinstance(line, bytes) else line
+
+
+def line_value(line: bytes) -> Any:
+    """The value of a line of JSON, or why there is none."""
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return Unusable("not UTF-8", str(error), line)
+    except (ValueError, RecursionError) as error:
+        return Unusable("not JSON", str(error), line)
+
+
+# --- whole files -----------------------------------------------------------------------------------------------------
+
+
+def _values(data: bytes, text_field: str) -> Iterator[Any]:
+    """The records of a file of one or several values."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        yield Unusable("not UTF-8", str(error), data)
+        return
+    start = begin = _after_gap(text, 0)
+    while start < len(text):
+        try:
+            value, end = _DECODER.raw_decode(text, start)
+        except (ValueError, RecursionError) as error:
+            yield Unusable("not JSON", str(error), text[start:])
+            # The next one begins a line, if this is not one list.
+            end = text.find("\n{", start) if text[start] != "[" else -1
+            start = end + 1 if end >= 0 else len(text)
+            continue
+        end = _after_gap(text, end)
+        if isinstance(value, list):
+            yield from value
+        elif isinstance(value, dict) and start == begin and end == len(text):
+            yield from _unwrapped(value, text_field)
+        else:
+            yield value
+        start = end
+
+
+def _unwrapped(value: dict[str, Any], text_field: str) -> Sequence[Any]:
+    """The rows that a file's only object holds: in columns, in one list, or by their ids; else itself."""
+    if isinstance(value.get(text_field), str) or not value.keys().isdisjoint(_OF_ROWS):
+        rows = _of_columns(value, text_field)
+        return rows or [value]
+    if rows := _of_columns(value, text_field):
+        return rows
+    lists = [found for found in _lists(value, _DEPTH) if any(text_field in row for row in found)]
+    lists = lists or [found for found in _lists(value, 1) if found]
+    if len(lists) == 1:
+        return lists[0]
+    if value and all(isinstance(row, dict) and text_field in row for row in value.values()):
+        return [{"id": name, **row} for name, row in value.items()]
+    return [value]
+
+
+def _lists(value: Mapping[str, Any], depth: int) -> Iterator[list[dict[str, Any]]]:
+    """The lists of objects in an object, and in those that it holds."""
+    for found in value.values():
+        if isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
+            yield found
+        elif isinstance(found, dict) and depth > 1:
+            yield from _lists(found, depth - 1)
+
+
+def _of_columns(value: Mapping[str, Any], text_field: str) -> list[dict[str, Any]]:
+    """The rows of a table that was written by columns; empty if it is none."""
+    columns, cells = value.get("columns"), value.get("data")
+    if isinstance(columns, list) and isinstance(cells, list) and text_field in columns:
+        if all(isinstance(row, list) and len(row) == len(columns) for row in cells):
+            return [dict(zip(columns, row, strict=True)) for row in cells]
+    elif isinstance(value.get(text_field), list | dict):
+        found = [list(c.values()) if isinstance(c, dict) else c for c in value.values()]
+        if all(isinstance(c, list) and len(c) == len(found[0]) for c in found):
+            return [dict(zip(value, row, strict=True)) for row in zip(*found, strict=True)]
+    return []

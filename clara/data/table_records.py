@@ -1,0 +1,224 @@
+"""Records of tables: Parquet, with its schema checked ahead; CSV and TSV with or without a first line of names."""
+
+import csv
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import types
+
+from clara.data.json_records import MAX_RECORD_BYTES, numbered_lines, raw_lines
+from clara.data.records import Unusable
+from clara.errors import InputError
+
+PARQUET_ROWS = 1024  # in memory at once
+_DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}
+_NUMBER = re.compile(r"\d+")
+_MOST_LINES = 100_000  # of one row, whose quoted cells may hold line ends
+
+# --- Parquet ---------------------------------------------------------------------------------------------------------
+
+
+def parquet_rows(
+    raw: IO[bytes], row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
+) -> Iterator[Any]:
+    """The rows of a Parquet file: of some row groups (None: all), with some columns (None: all).
+
+    `Unusable` in place of a bad one.
+    """
+    for batch in pq.ParquetFile(raw).iter_batches(PARQUET_ROWS, row_groups=row_groups, columns=columns):
+        try:
+            yield from batch.to_pylist()
+        except (ValueError, OverflowError):  # a string that is not UTF-8, a time out of range
+            yield from (_row(batch.slice(number, 1)) for number in range(len(batch)))
+
+
+def _row(batch: pa.RecordBatch) -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except (ValueError, OverflowError) as error:
+        return Unusable("not UTF-8" if isinstance(error, UnicodeError) else "not readable", str(error))
+
+
+def check_schema(path: str, schema: pa.Schema, *, id: str, title: str, text: str) -> None:
+    """Check that columns of a Parquet file can be read as ids and texts.
+
+    Raises:
+        InputError: there is no text, or a column is of another type; names the file, the column and its type.
+    """
+    if text not in schema.names:
+        raise InputError(
+            f"{path}: no column {text!r} for the text (there are {', '.join(schema.names) or 'none'}); name it with "
+            "--text-field"
+        )
+    for name, flag in ((text, "--text-field"), (title, "--title-field")):
+        if name in schema.names and not _is_text(schema.field(name).type):
+            raise InputError(
+                f"{path}: column {name!r} is {schema.field(name).type}, expected strings; name another one with {flag}"
+            )
+    if id in schema.names and not _is_id(schema.field(id).type):
+        raise InputError(
+            f"{path}: column {id!r} is {schema.field(id).type}, expected strings or integers; name another one with "
+            "--id-field"
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return any(
+        is_one(kind)
+        for is_one in (
+            types.is_string,
+            types.is_large_string,
+            types.is_string_view,
+            types.is_binary,
+            types.is_large_binary,
+            types.is_binary_view,
+            types.is_fixed_size_binary,
+            types.is_null,
+        )
+    )
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    if types.is_dictionary(kind):
+        return _is_id(kind.value_type)
+    if isinstance(kind, pa.UuidType):
+        return True
+    return _is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_decimal(kind)
+
+
+# --- CSV and TSV -----------------------------------------------------------------------------------------------------
+
+
+class _Lines:
+    """Lines as text for `csv.reader`, which takes as many as a row has; they can be given back."""
+
+    def __init__(self, lines: Iterable[tuple[int, bytes | Unusable]]) -> None:
+        self._source, self._back = iter(lines), deque[tuple[int, bytes | Unusable]]()
+        self.taken: list[tuple[int, bytes | Unusable]] = []
+        self.most = _MOST_LINES
+
+    def peek(self) -> tuple[int, bytes | Unusable] | None:
+        """The next line with its number; None at the end."""
+        if not self._back and (found := next(self._source, None)) is not None:
+            self._back.append(found)
+        return self._back[0] if self._back else None
+
+    def give_back(self) -> None:
+        """Give back all lines of the row but its first."""
+        self._back.extendleft(reversed(self.taken[1:]))
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        found = self.peek()
+        if found is None or len(self.taken) >= self.most or isinstance(found[1], Unusable):
+            raise StopIteration
+        self.taken.append(self._back.popleft())
+        return found[1].decode("utf-8-sig")
+
+
+def table_records(
+    stream: IO[bytes], kind: str, path: str, *, id: str, title: str, text: str
+) -> Iterator[tuple[int, Any]]:
+    """Number of its first line, and cells by name, of each row of a table; `Unusable` in place of a bad one.
+
+    The first line names the columns; quotes are those of RFC 4180. A TSV file without such a line, whose rows are a
+    number, a text and perhaps a title, has no quotes (`collection.tsv` of MS MARCO and ColBERT).
+
+    Args:
+        stream: UTF-8, with or without a byte order mark.
+        kind: `csv` or `tsv`, which says the delimiter that is tried first.
+        path: for messages.
+        id: name of the column of ids.
+        title: name of the column of titles.
+        text: name of the column of texts.
+
+    Raises:
+        InputError: the first line neither names the text nor is such a row.
+    """
+    csv.field_size_limit(MAX_RECORD_BYTES)
+    lines = _Lines(numbered_lines(raw_lines(stream), 1))
+    first = lines.peek()
+    if first is None:
+        return
+    delimiter, names = _header(first[1], kind, path, id=id, title=title, text=text)
+    if names:
+        lines.taken.clear()
+        next(iter(lines), None)
+        yield from _quoted(lines, delimiter, names)
+    else:
+        yield from _collection(lines, (id, text, title))
+
+
+def _header(line: bytes | Unusable, kind: str, path: str, *, id: str, title: str, text: str) -> tuple[str, list[str]]:
+    """Delimiter and names of the columns; no names for a collection without any."""
+    shown = line.decode("utf-8-sig", "replace").strip("\r\n") if isinstance(line, bytes) else ""
+    for delimiter in _DELIMITERS[kind]:
+        try:
+            names = [name.strip() for name in next(csv.reader([shown], delimiter=delimiter, strict=True), [])]
+        except csv.Error:
+            continue
+        if text in names:
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise InputError(f"{path}:1: the first line names {twice[0]!r} twice; give each column its own name")
+            return delimiter, names
+    cells = shown.split("\t")
+    if kind == "tsv" and 2 <= len(cells) <= 3 and _NUMBER.fullmatch(cells[0]):
+        return "\t", []
+    raise InputError(
+        f"{path}:1: the first line, {shown[:60]!r}, names no column {text!r}; name the text's column with "
+        f"--text-field, or put a first line before the rows, as {_DELIMITERS[kind][0].join((id, text, title))!r}"
+    )
+
+
+def _collection(lines: _Lines, names: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    while (found := lines.peek()) is not None:
+        number, line = found
+        lines._back.popleft()
+        if isinstance(line, Unusable):
+            yield number, line
+            continue
+        try:
+            cells = line.decode("utf-8-sig").rstrip("\r\n").split("\t")
+        except UnicodeDecodeError as error:
+            yield number, Unusable("not UTF-8", str(error), line)
+            continue
+        if 2 <= len(cells) <= len(names):
+            yield number, dict(zip(names, cells, strict=False))
+        else:
+            yield number, Unusable("not a row", f"{len(cells)} cells, expected a number, a text, perhaps a title", line)
+
+
+def _quoted(lines: _Lines, delimiter: str, names: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """Rows whose cells may be quoted; an unclosed quote spoils its own line only."""
+    while (found := lines.peek()) is not None:
+        number, line = found
+        lines.taken = []
+        if isinstance(line, Unusable):
+            lines._back.popleft()
+            yield number, line
+            continue
+        try:
+            cells = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
+        except UnicodeDecodeError as error:
+            lines.give_back()
+            yield number, Unusable("not UTF-8", str(error), line)
+            continue
+        except csv.Error as error:
+            lines.most = min(lines.most, 1000) if len(lines.taken) > 1 else lines.most
+            lines.give_back()
+            cells = line.decode("utf-8-sig").rstrip("\r\n").split(delimiter)
+            if delimiter != "\t" or len(cells) != len(names):  # a tab is no part of a text, as a comma is
+                yield number, Unusable("not a row", f"{error}; quotes are doubled inside of quotes", line)
+                continue
+        if len(cells) == len(names):
+            yield number, dict(zip(names, cells, strict=True))
+        else:
+            yield number, Unusable("not a row", f"{len(cells)} cells, the first line names {len(names)}", line)
