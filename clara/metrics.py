@@ -5,7 +5,7 @@ import importlib
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,6 +139,33 @@ def ranking_metrics(
             values[f"precision@{k}"][number] = hits / k
             values[f"mrr@{k}"][number] = 1 / places[0] if hits else 0.0
         values["mrr"][number] = 1 / places[0] if places else 0.0
+    return values
+
+
+def ndcg(rankings: Sequence[Sequence[Hashable]], gains: Sequence[Mapping[Any, float]], cutoff: int) -> Values:
+    """Normalised discounted cumulative gain among the first documents of each ranking, `[questions]`.
+
+    The sum of gain / log2(1 + place) over the first `cutoff` places, divided by that of the best ranking there is. The
+    gain of a document is its grade, as in trec_eval and BEIR.
+
+    Args:
+        rankings: document ids, best first, each once.
+        gains: grade above 0 of each right document; others have 0.
+        cutoff: places that count, at least 1.
+
+    Raises:
+        InputError: the lengths differ, or a question has no right document.
+    """
+    if len(rankings) != len(gains):
+        raise InputError(f"{len(rankings)} rankings for {len(gains)} questions; expected one for each")
+    discounts = 1 / np.log2(np.arange(2, cutoff + 2))
+    values = np.zeros(len(rankings))
+    for number, (ranking, grades) in enumerate(zip(rankings, gains, strict=True)):
+        if not grades:
+            raise InputError(f"question {number}: no positive document, so nDCG is undefined; leave it out")
+        best = np.sort([*grades.values()])[::-1][:cutoff]
+        found = [grades.get(document, 0.0) for document in ranking[:cutoff]]
+        values[number] = discounts[: len(found)] @ found / (discounts[: len(best)] @ best)
     return values
 
 

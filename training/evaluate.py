@@ -128,14 +128,14 @@ def settings_of(section: Section, dense_model: Retrieval) -> Settings:
     )
 
 
-def chosen_questions(directory: str, splits: Sequence[str], limit: int) -> list[Question]:
+def chosen_questions(directory: str, splits: Sequence[str], limit: int, *, answers: bool = True) -> list[Question]:
     """Questions of the splits, at most `limit` of each: those whose ids hash lowest, so that a larger limit only adds.
 
     Raises:
-        InputError: a split is empty.
+        InputError: a split is empty, or a question has no answer and `answers` says that it needs one.
     """
     names = [None] if list(splits) == ["all"] else list(splits)
-    every = read_questions(directory)
+    every = read_questions(directory, answers=answers)
     there = {q.split for q in every}
     for name in names:
         if name is not None and name not in there:
@@ -211,7 +211,7 @@ def main(argv: list[str]) -> int:
     systems = [dataclasses.replace(s, checkpoint=local_checkpoint(s.checkpoint, options.tracking_uri)) for s in systems]
     check_dense(options.config.evaluation, systems)
     settings = settings_of(options.config.evaluation, dense_of(options.config))
-    questions = chosen_questions(options.questions, options.splits, options.limit)
+    questions = chosen_questions(options.questions, options.splits, options.limit, answers=not settings.retrieval_only)
     plan = {
         "questions": questions_hash(questions),
         "systems": {s.name: s.hashes() | {"stale": s.name in options.accept_stale} for s in systems},

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
 
     checkpoint, mean = Checkpoint.open(options.checkpoint, verify=True), None
     if computed:
-        questions = [q.question for q in read_questions(options.questions, options.split or None)]
+        questions = [q.question for q in read_questions(options.questions, options.split or None, answers=False)]
         chosen = evenly(questions, options.limit)
         mean = mean_query(load_checkpoint(checkpoint, config.backbone, device=options.device).eval(), chosen)
     fusion = config.model.fusion if "fusion" in given else None

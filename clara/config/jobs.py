@@ -130,6 +130,10 @@ class QuestionsJob(Section):
         "", description="split of all questions; empty: of jsonl each row's own field split, else none"
     )
     skip_bad: bool = Field(False, description="count rows without a question or answer and continue; else stop")
+    document_ids: Literal["given", "content"] = Field(
+        "given",
+        description="ids of documents where a format brings some (dpr, fid): those, or the hash of the content",
+    )
 
 
 class ExamplesJob(Section):

@@ -1,6 +1,7 @@
 """QUESTIONS: what training and evaluation ask, as one Parquet file."""
 
 import dataclasses
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,7 @@ _SCHEMA = pa.schema(
         ("exclude_ids", _STRINGS),
         ("split", pa.string()),
         ("positive_hops", pa.list_(pa.int32())),
+        ("positive_grades", pa.list_(pa.float64())),
     ]
 )
 
@@ -36,7 +38,8 @@ class Question:
     """A question.
 
     Attributes:
-        answers: every accepted wording; training uses the first.
+        answers: every accepted wording; training uses the first. A question whose positives are known may have none:
+            it can be searched for, and nothing else.
         positive_ids: documents known to help; may be empty.
         candidate_ids: the pool it was published with, or a fixed one; may be empty.
         exclude_ids: documents that are kept out of its candidates (cloze: the article that it was cut from).
@@ -44,6 +47,7 @@ class Question:
         positive_hops: for each positive its hop: 1 is found from the question alone, 2 and more through what an earlier
             one says, 0 is unknown; empty where nothing is known of hops (and in artefacts that were made before they
             were kept).
+        positive_grades: for each positive how relevant it was judged, above 0; empty: all alike.
     """
 
     question_id: str
@@ -54,11 +58,12 @@ class Question:
     exclude_ids: tuple[str, ...] = ()
     split: str = ""
     positive_hops: tuple[int, ...] = ()
+    positive_grades: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.question.strip():
             raise InputError(f"question {self.question_id!r} is {self.question!r}; expected some text, or leave it out")
-        if not self.answers:
+        if not self.answers and not self.positive_ids:
             raise InputError(
                 f"question {self.question_id!r}, {self.question[:60]!r}: no answer; give it one at least, or leave "
                 "it out"
@@ -67,6 +72,12 @@ class Question:
             raise InputError(
                 f"question {self.question_id!r}: {len(self.positive_hops)} hops for {len(self.positive_ids)} "
                 "positives; give each one, or none"
+            )
+        grades = self.positive_grades
+        if grades and not (len(grades) == len(self.positive_ids) and all(0 < grade < math.inf for grade in grades)):
+            raise InputError(
+                f"question {self.question_id!r}: grades {list(grades)} of {len(self.positive_ids)} "
+                "positives; give each one above 0, or none"
             )
 
 
@@ -97,8 +108,13 @@ def write_questions(
     )
 
 
-def read_questions(source: Name | Artefact, split: str | None = None) -> list[Question]:
+def read_questions(source: Name | Artefact, split: str | None = None, *, answers: bool = True) -> list[Question]:
     """The questions of an artefact, in file order; of one split, if given.
+
+    Args:
+        source: the artefact or its directory.
+        split: None: all of them.
+        answers: whether each question needs an answer.
 
     Raises:
         InputError: no finished QUESTIONS there, a damaged file, a question without text or answer, or no question in
@@ -113,12 +129,16 @@ def read_questions(source: Name | Artefact, split: str | None = None) -> list[Qu
         raise InputError(f"{path}: {error}") from error
     except TypeError as error:
         raise InputError(f"{path}: its columns are not those of QUESTIONS ({error}); build it again") from error
-    if split is None:
-        return questions
-    chosen = [q for q in questions if q.split == split]
-    if not chosen:
+    chosen = [q for q in questions if split is None or q.split == split]
+    if not chosen and split is not None:
         raise InputError(
             f"{artefact.folder}: no question with split {split!r}; there are {sorted({q.split for q in questions})}"
+        )
+    if answers and (without := [q for q in chosen if not q.answers]):
+        raise InputError(
+            f"{path}: question {without[0].question_id!r}, {without[0].question[:60]!r}: no answer ({len(without)} of "
+            f"{len(chosen)} questions have none), which is needed here; build QUESTIONS with answers, or only search "
+            "for them (training.evaluate --retrieval-only)"
         )
     return chosen
 

@@ -30,7 +30,7 @@ def _marks() -> str:
 
 
 MARKS = _marks()
-"""Vowel signs, viramas, tones and accents that are characters of their own, as the inside of a set.
+"""Vowel signs, viramas, tones and accents that are separate characters, as the inside of a set.
 
 `\\w` does not match them, so a word that has some (Devanagari, Tamil, Tibetan, Arabic with vowels) would be cut there.
 """

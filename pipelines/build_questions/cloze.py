@@ -19,7 +19,13 @@ class ClozeFormat:
     brings_documents = False
 
     def settings(self, options: argparse.Namespace) -> dict[str, Any]:
-        """See `QuestionFormat`."""
+        """See `QuestionFormat`.
+
+        Raises:
+            InputError: a value is out of its range, or is not for this format.
+        """
+        if options.qrels or options.document_ids != "given":
+            raise InputError("--format cloze reads a corpus: --qrels and --document-ids are for others; leave them out")
         fields = given_fields(options)
         return asdict(resolve_cloze(options)) | ({"fields": asdict(fields)} if fields != FIELDS else {})
 

@@ -4,10 +4,14 @@ python -m pipelines.build_questions --input hotpot_dev.json --format hotpotqa --
 python -m pipelines.build_questions --input questions.jsonl --format jsonl --output DIR
 python -m pipelines.build_questions --input corpus.jsonl --format cloze --output DIR --pool-size 20
 
-Formats with documents (hotpotqa, 2wiki, musique, squad) name them by the hash of their content; --corpus-output writes
-them for build_memory. Pools keep the published candidates in a seeded order, as published ones may have the right ones
-in front. `cloze` masks in an article's sentence the mention of another article, and splits by the article that is asked
-for: see pipelines/corpus/bridges.py.
+Without --format it is detected from the fields of the first rows. Formats with documents (clara, hotpotqa, 2wiki,
+musique, squad, flashrag, dpr, fid) name them by the hash of their content, or by the ids that passages of dpr and fid
+have; --corpus-output writes them for build_memory. Pools keep the published candidates in a seeded order, as published
+ones may have the right ones in front. beir and msmarco (colbert) are queries whose right documents --qrels names:
+python -m pipelines.build_questions --input queries.jsonl --qrels qrels/test.tsv --format beir --output DIR
+
+`cloze` masks in an article's sentence the mention of another article, and splits by the article that is asked for: see
+pipelines/corpus/bridges.py.
 """
 
 import functools
@@ -21,7 +25,8 @@ from clara.data.questions import write_questions
 from clara.errors import InputError
 from clara.storage.folders import exists
 from pipelines.build_questions.convert import bm25_recall, corpus_rows
-from pipelines.build_questions.formats import FORMATS
+from pipelines.build_questions.detect import detect
+from pipelines.build_questions.formats import ALIASES, FORMATS
 from pipelines.build_questions.question_format import Built
 from pipelines.corpus.arguments import add_field_arguments, given_fields
 from pipelines.corpus.whole import corpus_files, write_jsonl
@@ -35,9 +40,8 @@ def parser() -> Command:
     found.add_argument("--input", required=True, nargs="+", metavar="FILE", help="files or quoted globs")
     found.add_argument(
         "--format",
-        required=True,
-        choices=tuple(FORMATS),
-        help="of the input; cloze reads a corpus: records of id, title, text",
+        choices=(*FORMATS, *ALIASES),
+        help="of the input; cloze reads a corpus: records of id, title, text; without it: by the fields of the rows",
     )
     add_setting(found, "output", metavar="DIR", required=True)
     add_setting(found, "seed")
@@ -48,6 +52,13 @@ def parser() -> Command:
     )
     add_setting(published, "questions_job.split")
     add_setting(published, "questions_job.skip_bad")
+    add_setting(published, "questions_job.document_ids")
+    published.add_argument(
+        "--qrels",
+        nargs="+",
+        metavar="FILE",
+        help="judgements of beir and msmarco: query-id, corpus-id, score (TSV, JSONL, Parquet), or TREC's four columns",
+    )
     cloze = found.add_argument_group("cloze")
     add_field_arguments(cloze)
     for name in Cloze.model_fields:
@@ -59,9 +70,11 @@ def parser() -> Command:
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
+    files = expand(options.input)
+    options.format = ALIASES.get(options.format, options.format) or detect(files, judged=bool(options.qrels))
     form = FORMATS[options.format]
-    is_corpus = options.format == "cloze"
-    files = corpus_files(options.input, given_fields(options)) if is_corpus else expand(options.input)
+    if options.format == "cloze":
+        files = corpus_files(options.input, given_fields(options))
     settings = form.settings(options)
     if options.corpus_output and not form.brings_documents:
         raise InputError(
@@ -79,6 +92,10 @@ def main(argv: list[str]) -> int:
 
     def prepare() -> Built:
         built = form.build(files, settings)
+        if options.corpus_output and not built.documents:
+            raise InputError(
+                f"--corpus-output {options.corpus_output}: no row of {', '.join(files)} brings documents; leave it out"
+            )
         if options.bm25 and built.documents:
             recall = bm25_recall(built.questions, built.documents)
             print(f"BM25 over {len(built.documents)} documents: {json.dumps(recall)}")

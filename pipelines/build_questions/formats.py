@@ -1,24 +1,48 @@
-"""The question formats by the name that `--format` takes. To add one: an entry here, its code in this folder."""
+"""Every format by the name that `--format` takes. To add one: an entry here, its code in this folder.
+
+A row format is a function that converts one row; `detect.formats_of` recognises its fields.
+"""
+
+from collections.abc import Callable
 
 from pipelines.build_questions.cloze import ClozeFormat
 from pipelines.build_questions.convert import PublishedFormat
+from pipelines.build_questions.judged import JudgedFormat, tsv_rows
+from pipelines.build_questions.multi_hop import convert_hotpotqa, convert_musique, convert_squad, squad_rows
+from pipelines.build_questions.passages import convert_clara, convert_dpr, convert_fid, convert_flashrag
 from pipelines.build_questions.published import (
-    convert_hotpotqa,
+    Published,
     convert_jsonl,
-    convert_musique,
     convert_nq_open,
-    convert_squad,
+    convert_popqa,
+    convert_triviaqa,
     plain_rows,
-    squad_rows,
+    triviaqa_rows,
 )
 from pipelines.build_questions.question_format import QuestionFormat
+from pipelines.build_questions.row import Row
+
+
+def _pools(name: str, convert: Callable[[Row], Published], *, has_ids: bool = False) -> PublishedFormat:
+    return PublishedFormat(name, plain_rows, convert, is_pool=True, brings_documents=True, has_ids=has_ids)
+
 
 FORMATS: dict[str, QuestionFormat] = {
+    "jsonl": PublishedFormat("jsonl", plain_rows, convert_jsonl),
+    "clara": _pools("clara", convert_clara),
+    "hotpotqa": _pools("hotpotqa", convert_hotpotqa),
+    "2wiki": _pools("2wiki", convert_hotpotqa),
+    "musique": _pools("musique", convert_musique),
+    "squad": PublishedFormat("squad", squad_rows, convert_squad, brings_documents=True),
+    "nq-open": PublishedFormat("nq-open", plain_rows, convert_nq_open),
+    "triviaqa": PublishedFormat("triviaqa", triviaqa_rows, convert_triviaqa),
+    "popqa": PublishedFormat("popqa", plain_rows, convert_popqa),
+    "flashrag": _pools("flashrag", convert_flashrag),
+    "dpr": _pools("dpr", convert_dpr, has_ids=True),
+    "fid": _pools("fid", convert_fid, has_ids=True),
+    "beir": JudgedFormat("beir", plain_rows),
+    "msmarco": JudgedFormat("msmarco", tsv_rows),
     "cloze": ClozeFormat(),
-    "jsonl": PublishedFormat(plain_rows, convert_jsonl),
-    "hotpotqa": PublishedFormat(plain_rows, convert_hotpotqa, is_pool=True, brings_documents=True),
-    "2wiki": PublishedFormat(plain_rows, convert_hotpotqa, is_pool=True, brings_documents=True),
-    "musique": PublishedFormat(plain_rows, convert_musique, is_pool=True, brings_documents=True),
-    "squad": PublishedFormat(squad_rows, convert_squad, brings_documents=True),
-    "nq-open": PublishedFormat(plain_rows, convert_nq_open),
 }
+ALIASES = {"search-r1": "flashrag", "atlas": "fid", "colbert": "msmarco"}
+"""Further names of formats."""

@@ -1,34 +1,50 @@
-"""Readers of published question files: HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD, NQ-open, and plain JSONL."""
+"""Rows with a question and its answers, and perhaps ids of documents: one's own, NQ-open, TriviaQA, PopQA, FlashRAG."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from clara.data.corpus import read_rows
-from clara.data.records import normalise
-from clara.data.streams import opened
+from clara.data.streams import as_utf8, opened
 from clara.errors import InputError
-from pipelines.build_questions.hops import UNKNOWN, decomposition_hops, fact_hops
+from pipelines.build_questions.hops import UNKNOWN
+from pipelines.build_questions.row import Row, answered, field, given_id, ids, near_miss, parsed, question_of, text_of
 
-Row = Mapping[str, Any]
 SPLITS = ("", "train", "seen", "unseen")
+ANSWERS = ("answer", "answers", "golden_answers", "gold_answer", "gold_answers")
+"""Names that fields of answers have; of several the first is what training uses."""
 
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A document of a question's pool; `hop` as in `Question.positive_hops`."""
+    """A document of a question's pool.
+
+    Attributes:
+        hop: as in `Question.positive_hops`.
+        id: that its file gives it; empty: the hash of its content.
+    """
 
     title: str
     text: str
     positive: bool
     hop: int = UNKNOWN
+    id: str = ""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A question of a file, white space normalised: its documents, or only their ids; a split if its row names one."""
+    """A question of a file, white space normalised.
+
+    Attributes:
+        question_id: empty: a hash of the question.
+        paragraphs: its documents.
+        positive_ids: ids of documents that the file does not hold.
+        candidate_ids: likewise.
+        positive_grades: of `positive_ids`; empty: all alike.
+        split: if its row names one.
+        notes: what was left out of the row, to be counted and reported.
+    """
 
     question_id: str
     question: str
@@ -36,76 +52,16 @@ class Published:
     paragraphs: tuple[Paragraph, ...] = ()
     positive_ids: tuple[str, ...] = ()
     candidate_ids: tuple[str, ...] = ()
+    positive_grades: tuple[float, ...] = ()
     split: str = ""
-
-
-# --- fields ----------------------------------------------------------------------------------------------------------
-
-
-def field(row: Row, name: str, kind: type, where: str) -> Any:
-    """A field of a row.
-
-    Raises:
-        InputError: it is missing or of another type.
-    """
-    if not isinstance(row, Mapping):
-        raise InputError(f"{where}: {row!r:.80} where an object with {name!r} is expected; is --format right?")
-    if name not in row:
-        raise InputError(
-            f"{where}: no field {name!r} (there are {', '.join(sorted(row)) or 'none'}); is --format right?"
-        )
-    if not isinstance(row[name], kind):
-        raise InputError(f"{where}: {name} is {row[name]!r:.80}; expected {kind.__name__}")
-    return row[name]
-
-
-def texts(values: Any, name: str, where: str) -> tuple[str, ...]:
-    """A list of strings, normalised, each once, empty ones left out."""
-    if not isinstance(values, list | tuple) or not all(isinstance(v, str) for v in values):
-        raise InputError(f"{where}: {name} is {values!r:.80}; expected a list of strings")
-    return tuple(dict.fromkeys(t for v in values if (t := normalise(v))))
-
-
-def ids(values: Any, name: str, where: str) -> tuple[str, ...]:
-    """Document ids as a corpus has them, where they may be integers; each once."""
-    if not isinstance(values, list | tuple) or not all(isinstance(v, str | int) for v in values):
-        raise InputError(
-            f"{where}: {name} is {values!r:.80}; expected a list of document ids, strings or integers as in the corpus"
-        )
-    return tuple(dict.fromkeys(str(v) for v in values if v != ""))
-
-
-def given_id(row: Row, question: str) -> str:
-    """The id that a row brings, or one made of its question."""
-    found = next((row[name] for name in ("_id", "id") if row.get(name) not in (None, "")), None)
-    return hashed_id(question) if found is None else str(found)
-
-
-def question_and_answers(row: Row, answers: Any, where: str) -> tuple[str, tuple[str, ...]]:
-    """The normalised question and its answers.
-
-    Raises:
-        InputError: one of them is empty.
-    """
-    question = normalise(field(row, "question", str, where))
-    if not question:
-        raise InputError(f"{where}: question is empty; leave the row out, or use --skip-bad")
-    found = texts(answers, "answers", where)
-    if not found:
-        raise InputError(f"{where}: question {question[:60]!r} has no answer; leave the row out, or use --skip-bad")
-    return question, found
-
-
-def hashed_id(question: str) -> str:
-    """The id of a question that brings none."""
-    return hashlib.sha256(question.encode()).hexdigest()[:16]
+    notes: tuple[str, ...] = ()
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def plain_rows(path: str) -> Iterator[tuple[str, Row]]:
-    """Questions of a file that holds one JSON list, one object a line, or a Parquet table.
+def plain_rows(path: str) -> Iterator[tuple[str, Any]]:
+    """Questions of a file of objects: JSON, JSON Lines, Parquet, or what else `read_rows` reads.
 
     Raises:
         InputError: none of them.
@@ -113,105 +69,144 @@ def plain_rows(path: str) -> Iterator[tuple[str, Row]]:
     yield from ((f"{path}:{number}", row) for number, row in read_rows(path))
 
 
-def squad_rows(path: str) -> Iterator[tuple[str, Row]]:
-    """Questions of a SQuAD file with their paragraphs: nested as published, or one row a question as on dataset hubs.
+def whole_object(path: str) -> Mapping[str, Any] | None:
+    """The object that is the whole content of a JSON file; None: there are several values, or another format.
 
     Raises:
-        InputError: neither of both.
+        InputError: it has a lone surrogate, or the file is damaged.
     """
     try:
         with opened(path) as stream:
-            whole = json.load(stream)
-        json.dumps(whole, ensure_ascii=False).encode()  # a lone surrogate could not be written again
+            whole = json.loads(as_utf8(stream).read().decode("utf-8-sig"))
     except InputError:
         raise
     except (ValueError, RecursionError):
-        whole = None  # no single JSON value: a line or a Parquet row for each question
-    if not isinstance(whole, dict) or "context" in whole:
+        return None
+    if not isinstance(whole, dict):
+        return None
+    try:
+        json.dumps(whole, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{path}: not JSON in UTF-8 ({error}); expected whole characters") from error
+    return whole
+
+
+def triviaqa_rows(path: str) -> Iterator[tuple[str, Any]]:
+    """Questions of TriviaQA: the file as published (`Data`), or one row a question as on dataset hubs."""
+    whole = whole_object(path)
+    if whole is None or not isinstance(whole.get("Data"), list):
         yield from plain_rows(path)
         return
-    try:
-        for article in whole["data"]:
-            for paragraph in article["paragraphs"]:
-                for question in paragraph["qas"]:
-                    row = {**question, "title": article.get("title", ""), "context": paragraph["context"]}
-                    yield f"{path} question {question['id']}", row
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: not SQuAD's JSON ({error!r}); expected data > paragraphs > context and qas, or another --format"
-        ) from error
+    yield from ((f"{path} question {number}", row) for number, row in enumerate(whole["Data"], 1))
 
 
 # --- conversions -----------------------------------------------------------------------------------------------------
 
 
-def convert_hotpotqa(row: Row, where: str) -> Published:
-    """HotpotQA and 2WikiMultihopQA: `context` and `supporting_facts` as lists of pairs, or as columns."""
-    question, answers = question_and_answers(row, [field(row, "answer", str, where)], where)
-    context, facts = row.get("context"), row.get("supporting_facts")
-    if isinstance(context, dict):
-        context = list(zip(context.get("title", ()), context.get("sentences", ()), strict=False))
-    try:
-        named = [
-            normalise(t) for t in (facts["title"] if isinstance(facts, dict) else [fact[0] for fact in facts or ()])
-        ]
-        pairs = [(normalise(title), normalise(" ".join(sentences))) for title, sentences in context or ()]
-    except (TypeError, KeyError, ValueError, IndexError) as error:
-        raise InputError(
-            f"{where}: context or supporting_facts is malformed ({error!r}); expected [[title, [sentence, …]], …]"
-        ) from error
-    hops = fact_hops(str(row.get("type", "")), question, list(dict.fromkeys(named)))
-    paragraphs = tuple(Paragraph(title, text, title in hops, hops.get(title, UNKNOWN)) for title, text in pairs if text)
-    return Published(given_id(row, question), question, answers, paragraphs)
-
-
-def convert_musique(row: Row, where: str) -> Published:
-    """MuSiQue: `paragraphs` with `is_supporting`, aliases beside the answer."""
-    if not row.get("answerable", True):
-        raise InputError(f"{where}: answerable is false; use MuSiQue-Ans, or --skip-bad")
-    aliases = texts(row.get("answer_aliases") or (), "answer_aliases", where)
-    question, answers = question_and_answers(row, [field(row, "answer", str, where), *aliases], where)
-    paragraphs = []
-    hops = decomposition_hops(row.get("question_decomposition") or [], where)
-    for number, paragraph in enumerate(field(row, "paragraphs", list, where)):
-        inside = f"{where} paragraph {number}"
-        text = normalise(field(paragraph, "paragraph_text", str, inside))
-        if text:
-            title, hop = (
-                normalise(field(paragraph, "title", str, inside)),
-                hops.get(paragraph.get("idx", number), UNKNOWN),
-            )
-            paragraphs.append(Paragraph(title, text, bool(paragraph.get("is_supporting")), hop))
-    return Published(given_id(row, question), question, answers, tuple(paragraphs))
-
-
-def convert_squad(row: Row, where: str) -> Published:
-    """SQuAD: the paragraph is the document; it has no pool."""
-    given = row.get("answers")
-    if isinstance(given, dict):  # columns, as dataset hubs have them
-        answers = given.get("text")
-    else:
-        answers = [field(answer, "text", str, where) for answer in field(row, "answers", list, where)]
-    question, kept = question_and_answers(row, answers, where)
-    title = str(row.get("title") or "").replace("_", " ")
-    document = Paragraph(normalise(title), normalise(field(row, "context", str, where)), True)
-    return Published(str(field(row, "id", str, where)), question, kept, (document,))
-
-
-def convert_nq_open(row: Row, where: str) -> Published:
+def convert_nq_open(row: Row) -> Published:
     """NQ-open: questions with aliases, no documents."""
-    question, answers = question_and_answers(row, field(row, "answer", list, where), where)
-    return Published(hashed_id(question), question, answers)
+    question = question_of(row)
+    return Published("", question, answered(row, question, field(row, "answer", list)))
 
 
-def convert_jsonl(row: Row, where: str) -> Published:
-    """One's own: `question`, `answers` (list) or `answer`; perhaps `id`, `positive_ids`, `candidate_ids`, `split`."""
-    answers = row.get("answers", row.get("answer"))
-    if answers is None:
-        raise InputError(f"{where}: no field 'answers' or 'answer' (there are {', '.join(sorted(row))})")
-    question, kept = question_and_answers(row, [answers] if isinstance(answers, str) else answers, where)
-    positive_ids, candidate_ids = (ids(row.get(name) or [], name, where) for name in ("positive_ids", "candidate_ids"))
+def convert_popqa(row: Row) -> Published:
+    """PopQA: `possible_answers`, a list, mostly as text."""
+    question = question_of(row)
+    return Published(given_id(row), question, answered(row, question, field(row, "possible_answers", list)))
+
+
+def convert_triviaqa(row: Row) -> Published:
+    """TriviaQA: an `answer` with `value` and `aliases`; names begin with a capital in the published files."""
+    question = question_of(row, "question", "Question")
+    name = row.name_of(("answer", "Answer")) or "answer"
+    answer = Row(field(row, name, dict), f"{row.where} {name}")
+    first = answer.name_of(("value", "Value"))
+    aliases = parsed(answer.get(answer.name_of(("aliases", "Aliases"))) or [])
+    if not isinstance(aliases, list | tuple):
+        raise InputError(f"{answer.where}: aliases is {aliases!r:.80}; expected a list of strings")
+    question_id = given_id(row) or (str(row["QuestionId"]) if row.get("QuestionId") else "")
+    return Published(question_id, question, answered(row, question, [*([answer[first]] if first else []), *aliases]))
+
+
+def convert_jsonl(row: Row) -> Published:
+    """One's own: `question`, `answers` (list) or `answer`; perhaps `id`, `positive_ids`, `candidate_ids`, `split`.
+
+    A question whose positives are known needs no answer: it can be searched for.
+    """
+    question = question_of(row)
+    positive_ids, candidate_ids = (
+        ids(row.get(name) or [], name, row.where) for name in ("positive_ids", "candidate_ids")
+    )
+    answers = answers_of(row, question, ("answers", "answer"), needed=not positive_ids)
     split = row.get("split") or ""
     if not isinstance(split, str) or split.strip() not in SPLITS:
-        raise InputError(f"{where}: split is {split!r:.80}; expected train, seen or unseen, or none")
-    return Published(given_id(row, question), question, kept, (), positive_ids, candidate_ids, split.strip())
+        raise InputError(f"{row.where}: split is {split!r:.80}; expected train, seen or unseen, or none")
+    return Published(given_id(row), question, answers, (), positive_ids, candidate_ids, split=split.strip())
+
+
+def answers_of(row: Row, question: str, names: tuple[str, ...], *, needed: bool = True) -> tuple[str, ...]:
+    """The answers of a row, of the first of some fields first.
+
+    Raises:
+        InputError: one is malformed; or there is none, and one is needed.
+    """
+    given = [name for name in names if row.get(name) is not None]
+    if not given and needed:
+        near = next((other for name in names if (other := near_miss(name, row))), "")
+        raise InputError(
+            f"{row.where}: no field {' or '.join(map(repr, names))} (there are {', '.join(sorted(row))})"
+            + (f"; did you mean {near!r}?" if near else "")
+        )
+    found: list[str] = []
+    for name in given:
+        try:
+            found += answered(row, question, row[name])
+        except InputError:
+            if needed or not _is_blank(row[name]):
+                raise
+    return tuple(dict.fromkeys(found))
+
+
+def _is_blank(value: Any) -> bool:
+    items = value if isinstance(value, list | tuple) else [value]
+    return all(isinstance(item, str) and not item.strip() for item in items)
+
+
+# --- passages --------------------------------------------------------------------------------------------------------
+
+_TEXTS = ("text", "contents", "content", "passage_text", "paragraph_text", "passage")
+_PASSAGE_IDS = ("passage_id", "psg_id", "id", "docid", "doc_id", "pid", "_id")
+
+
+def passage_of(given: Any, where: str, *, positive: bool) -> Paragraph:
+    """A document inside a row: an object with `title` and `text`, or a text whose first line is its title.
+
+    Raises:
+        InputError: it is neither, or has no text.
+    """
+    given = parsed(given)
+    if isinstance(given, str | bytes):
+        title, text = title_line(given, where)
+        return Paragraph(title, text, positive)
+    passage = Row(given, where)
+    name = passage.name_of(_TEXTS)
+    title = text_of(passage.get("title") or "", "title", where)
+    if not name and not title:
+        raise InputError(f"{where}: no field 'text' (there are {', '.join(sorted(passage)) or 'none'})")
+    text = text_of(passage[name], name, where) if name else ""
+    if name == "contents" and not title:
+        title, text = title_line(passage[name], where)
+    found = passage.name_of(_PASSAGE_IDS)
+    own = ids([passage[found]], found, where)[0] if found else ""
+    return Paragraph(title if text else "", text or title, positive, id=own)
+
+
+def title_line(given: str | bytes, where: str) -> tuple[str, str]:
+    """Title and text, normalised, of a text whose first line is its title; a text of one line has none."""
+    whole = given.decode("utf-8", "replace") if isinstance(given, bytes) else given
+    first, _, rest = whole.strip().partition("\n")
+    title, text = text_of(first, "title", where), text_of(rest, "text", where)
+    if not text:
+        return "", title
+    quoted = len(title) > 1 and title[0] == title[-1] == '"'
+    return (title[1:-1].strip() if quoted else title), text

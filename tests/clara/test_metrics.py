@@ -1,6 +1,7 @@
 """Metrics: published vectors, closed forms, brute-force twins."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from clara.metrics import (
     cover_match,
     exact_match,
     f1,
+    ndcg,
     normalise_answer,
     paired_test,
     ranking_metrics,
@@ -91,6 +93,26 @@ def test_rankings_equal_those_of_ranx() -> None:
     theirs = ranx.evaluate(qrels, found, list(ours), return_mean=False)
     for name, values in ours.items():
         np.testing.assert_allclose(values, theirs[name], err_msg=name)
+
+
+def test_ndcg_is_the_gain_over_that_of_the_best_ranking() -> None:
+    grades = {"a": 2.0, "b": 1.0}
+    found = ndcg([["b", "x", "a"], ["a", "b"], ["x"]], [grades] * 3, 10)
+    best = 2 + 1 / math.log2(3)
+    np.testing.assert_allclose(found, [(1 + 2 / math.log2(4)) / best, 1, 0])
+    assert ndcg([["x", "a"]], [grades], 1).tolist() == [0.0]
+    assert ndcg([["b"]], [grades], 1).tolist() == [0.5]  # the best of one place is "a"
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        gains = {int(d): float(rng.integers(1, 4)) for d in rng.permutation(30)[: int(rng.integers(1, 20))]}
+        ranking = rng.permutation(30)[: int(rng.integers(0, 30))].tolist()
+        gain = sum(gains.get(d, 0) / math.log2(p + 1) for p, d in enumerate(ranking[:10], 1))
+        ideal = sum(g / math.log2(p + 1) for p, g in enumerate(sorted(gains.values(), reverse=True)[:10], 1))
+        np.testing.assert_allclose(ndcg([ranking], [gains], 10), [gain / ideal])
+    with pytest.raises(InputError, match="1 rankings for 0 questions"):
+        ndcg([["a"]], [], 10)
+    with pytest.raises(InputError, match="question 0: no positive document"):
+        ndcg([["a"]], [{}], 10)
 
 
 def test_ranking_equals_the_definitions_in_the_questions_order() -> None:

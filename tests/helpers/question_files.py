@@ -47,6 +47,22 @@ SQUAD = {
 }
 ARLEN, BRASK = document_id("Arlen", "Arlen sits on the Tamo. It is small."), document_id("Brask", "Brask is a town.")
 
+DYKE_ROW = {
+    "_id": "h1",
+    "question": "Who leads the town of the dyke?",
+    "answer": "Mirel Tove",
+    "type": "bridge",
+    "supporting_facts": [["Arlen", 0]],
+    "context": [["Arlen", ["Mirel Tove leads Arlen.", "It has a dyke."]], ["Jorvik", ["Jorvik has a market."]]],
+}
+DYKE = document_id("Arlen", "Mirel Tove leads Arlen. It has a dyke.")
+OTHER = document_id("Jorvik", "Jorvik has a market.")
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
 
 def build(tmp_path: Path, form: str, content: Any, *extra: str, lines: bool = False) -> list[Question]:
     file = tmp_path / "input"

@@ -7,21 +7,28 @@ from typing import Any
 
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.metrics import ANSWER_METRICS, PairedTest, bootstrap_interval, paired_test, ranking_metrics
+from clara.metrics import ANSWER_METRICS, PairedTest, bootstrap_interval, ndcg, paired_test, ranking_metrics
 from training.evaluation.readers import Likelihood
 
 CUTOFFS = (1, 3, 5, 20)
+NDCG_AT = 10
 CURVE_AT = tuple(range(1, 21))
 GAPS = (("right", "wrong"), ("right", "none"), ("index", "none"))
 """Differences of log-likelihood: whether memory is read, whether it helps, whether what was retrieved helps."""
 Row = dict[str, Any]
 
 
-def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives: Sequence[Sequence[str]]) -> list[Row]:
-    """`WHERE.recall@k`, `.precision@k`, `.mrr@k`, `.mrr` and `WHERE_recall_curve` (recall at 1 to 20) of a question.
+def retrieval_measures(
+    where: str,
+    rankings: Sequence[Sequence[str]],
+    positives: Sequence[Sequence[str]],
+    grades: Sequence[Sequence[float]] | None = None,
+) -> list[Row]:
+    """`WHERE.recall@k`, `.precision@k`, `.mrr@k`, `.mrr`, `.ndcg@10`, `WHERE_recall_curve` (at 1 to 20) of a question.
 
     A question that nothing was found for counts 0: left out, it would raise the mean of a retriever that finds nothing
-    for it. Questions without a known positive have none of them.
+    for it. Questions without a known positive have none of them. `grades` are those of the positives; None, or none of
+    a question: all alike.
 
     Raises:
         InputError: the lengths differ, or a ranking names a document twice.
@@ -30,6 +37,9 @@ def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives:
         raise InputError(f"{len(rankings)} rankings for {len(positives)} questions; expected one for each")
     chosen = [i for i, right in enumerate(positives) if right]
     values = ranking_metrics([rankings[i] for i in chosen], [positives[i] for i in chosen], CURVE_AT)
+    weights = [(grades[i] if grades else ()) or [1.0] * len(positives[i]) for i in chosen]
+    gains = [dict(zip(positives[i], own, strict=True)) for i, own in zip(chosen, weights, strict=True)]
+    gained = ndcg([rankings[i] for i in chosen], gains, NDCG_AT)
     measures: list[Row] = [{} for _ in rankings]
     for place, i in enumerate(chosen):
         row = measures[i]
@@ -38,6 +48,7 @@ def retrieval_measures(where: str, rankings: Sequence[Sequence[str]], positives:
             row[f"{where}.precision@{k}"] = float(values[f"precision@{k}"][place])
             row[f"{where}.mrr@{k}"] = float(values[f"mrr@{k}"][place])
         row[f"{where}.mrr"] = float(values["mrr"][place])
+        row[f"{where}.ndcg@{NDCG_AT}"] = float(gained[place])
         row[f"{where}_recall_curve"] = [float(values[f"recall@{k}"][place]) for k in CURVE_AT]
     return measures
 

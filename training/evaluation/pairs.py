@@ -259,8 +259,11 @@ def _retrieval_rows(questions: Sequence[Question], rankings: Sequence[Rankings],
     index = [corpus.ranked_documents(r.index) for r in rankings]
     pool = [corpus.ranked_documents(r.pool) for r in rankings]
     rows: list[Row] = []
+    grades = [q.positive_grades for q in questions]
     measured = zip(
-        retrieval_measures("index", index, positives), retrieval_measures("pool", pool, positives), strict=True
+        retrieval_measures("index", index, positives, grades),
+        retrieval_measures("pool", pool, positives, grades),
+        strict=True,
     )
     for question, over_index, in_pool, (index_measures, pool_measures) in zip(
         questions, index, pool, measured, strict=True

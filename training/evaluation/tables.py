@@ -6,7 +6,7 @@ from typing import Any
 from clara.config.evaluation import CONDITIONS
 from clara.metrics import PairedTest
 from training.evaluation.alignment import GENERATOR, TEXT, Moved
-from training.evaluation.measures import CUTOFFS, Figure
+from training.evaluation.measures import CUTOFFS, NDCG_AT, Figure
 from training.evaluation.retrievers import DEPTH
 
 Columns = tuple[tuple[str, str], ...]
@@ -17,6 +17,7 @@ TABLE: Columns = (
     ("R@5", "index.recall@5"),
     ("R@20", "index.recall@20"),
     ("MRR", "index.mrr"),
+    ("nDCG@10", "index.ndcg@10"),
     ("pool R@1", "pool.recall@1"),
     ("pool R@5", "pool.recall@5"),
     ("pool MRR", "pool.mrr"),
@@ -36,7 +37,8 @@ TABLE: Columns = (
 
 def _ranking(where: str) -> Columns:
     heads = (("R", "recall"), ("P", "precision"), ("MRR", "mrr"))
-    return (*((f"{head}@{k}", f"{where}.{name}@{k}") for head, name in heads for k in CUTOFFS), ("MRR", f"{where}.mrr"))
+    cut = ((f"{head}@{k}", f"{where}.{name}@{k}") for head, name in heads for k in CUTOFFS)
+    return (*cut, ("MRR", f"{where}.mrr"), (f"nDCG@{NDCG_AT}", f"{where}.ndcg@{NDCG_AT}"))
 
 
 def _aligned(who: str) -> Columns:
@@ -75,7 +77,8 @@ PUSHED_DOWN, PULLED_UP = "Pushed down although they look alike", "Pulled up alth
 LEGEND = (
     "R@k, P@k and MRR@k: share of the known right documents among the first k, share of right ones among the first k, "
     "and reciprocal rank of the first right one (MRR without k: of the whole ranking), over the whole index and in "
-    "fixed pools. LL: log-likelihood of the answer in nats (0 is best), after reading the K documents retrieved from "
+    "fixed pools. nDCG@10: gain of the first ten, by grade where documents have grades, over the best there is. "
+    "LL: log-likelihood of the answer in nats (0 is best), after reading the K documents retrieved from "
     "the index or pool, the right one, a wrong one of the pool, or none. EM, F1, cover, substring: the generated "
     "answer after reading what the index gave; cover: every word of an accepted answer appears in it, in any order; "
     "substring: as one run of words. Answer likelihood and utility are of the first accepted wording of the answer; "

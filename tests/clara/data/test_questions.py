@@ -40,6 +40,18 @@ def test_an_artefact_from_before_hops_were_kept_is_read_and_hops_are_one_for_eac
         Question("q7", "Who?", ("Ada",), ("d1", "d2"), positive_hops=(1,))
 
 
+def test_a_question_without_an_answer_can_only_be_searched_for(tmp_path: Path) -> None:
+    judged = Question("q3", "Where?", (), ("d1", "d2"), positive_grades=(2.0, 1.0))
+    write_questions(tmp_path, [*QUESTIONS, judged], recipe={})
+    assert read_questions(tmp_path, answers=False)[-1] == judged
+    assert read_questions(tmp_path, "train") == QUESTIONS[:1]
+    with pytest.raises(InputError, match=rf"{FILE}: question 'q3', 'Where\?': no answer \(1 of 3.*--retrieval-only"):
+        read_questions(tmp_path)
+    for grades in ((1.0,), (1.0, 0.0), (1.0, float("nan"))):
+        with pytest.raises(InputError, match=r"question 'q3': grades .* of 2 positives; give each one above 0"):
+            Question("q3", "Where?", (), ("d1", "d2"), positive_grades=grades)
+
+
 def test_an_artefact_that_holds_one_names_file_and_question(tmp_path: Path) -> None:
     write_questions(tmp_path, QUESTIONS, recipe={})
     rows = pq.read_table(tmp_path / FILE)
