@@ -33,6 +33,13 @@ def select_corpus() -> Main:
     return main
 
 
+def world() -> Main:
+    """A small generated world to learn in, in which similarity misleads"""
+    from pipelines.world.command import main
+
+    return main
+
+
 def build_questions() -> Main:
     """QUESTIONS from published files, your own, or a corpus"""
     from pipelines.build_questions.command import main
@@ -183,6 +190,7 @@ GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
     "prepare text and questions": {
         "wiki-corpus": wiki_corpus,
         "select-corpus": select_corpus,
+        "world": world,
         "build-questions": build_questions,
         "build-examples": build_examples,
         "synthesize": synthesize,

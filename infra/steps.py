@@ -19,6 +19,9 @@ SHIPPED = "infra/start/checkpoint"
 # cores.
 ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "OMP_WAIT_POLICY": "PASSIVE"}
 BAD_INPUT = 2  # exit status of a command that refuses its input
+STAGES = ("model", "prompts", "pretrain", "instruct", "joint", "launch")
+"""Sections that the training commands of an experiment read, and none of its other steps: `--set` takes these keys."""
+PASSED_ON = {*STAGES, "retrieval", "backbone.dtype"}
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,14 @@ def training(program: str, config: str, /, *overrides: str, **values: object) ->
 
 
 def for_stage(stage: str, overrides: Sequence[str]) -> list[str]:
-    """Those of overrides shared by all stages that one stage reads; it would refuse the others."""
+    """Those of overrides shared by all stages that one stage reads; it would refuse the others.
+
+    Paths, which an experiment sets itself, are none of them.
+    """
     other = {"pretrain": "instruct", "instruct": "pretrain"}.get(stage)
     read = set(JOINT if stage == "joint" else PRETRAIN) - {other}
-    return [override for override in overrides if touches(override.partition("=")[0], read)]
+    named = [(override.partition("=")[0], override) for override in overrides]
+    return [override for key, override in named if touches(key, read) and touches(key, PASSED_ON)]
 
 
 def relative(path: Path) -> str:

@@ -1,7 +1,7 @@
 """Retrieval that learns from answers alone: a small world, from nothing to a table of results.
 
     python -m infra.world --output DIR [--seed N …] [--control] [--shuffled] [--straight-through] [--without-paraphrase]
-        [--slot-mean]
+        [--slot-mean] [--set world.train=N] [--set joint.steps=N]
 
 Similarity misleads in this world (see pipelines/world/command.py). Recall@1 in pools of 20 rises from about 0 to the
 figure in DIR/report.md. Two controls can run beside it and must not improve: the same training with the gradient from
@@ -10,19 +10,21 @@ the answer to the scores cut, and with the answers shuffled among the questions.
 the published score.
 """
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting, as_sets, touches
+from clara.config.load import load
 from clara.errors import command_line
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import versions
-from infra.steps import ROOT, for_stage, module, run_together, shown, training
+from infra.steps import PASSED_ON, ROOT, for_stage, module, relative, run_together, shown, training
 
-CONFIG = str(ROOT / "infra" / "configs" / "world.toml")
+CONFIG = relative(ROOT / "infra" / "configs" / "world.toml")
+USED = (*PASSED_ON, "world")
+"""Sections that the commands of a world use."""
 SPLITS = ("unseen", "unseen_wording")
 REPORT = "report.json"
 # Joint runs beside the one that the configuration describes: from the same start, with these overrides.
@@ -48,7 +50,8 @@ class World:
         seed: int,
         beside: Sequence[str],
         sets: Sequence[str] = (),
-        *made: str,
+        *,
+        config: str = CONFIG,
         slot_mean: bool = False,
     ) -> None:
         """Name what is made.
@@ -57,12 +60,12 @@ class World:
             output: folder of this seed.
             seed: of the world and of training.
             beside: names in `BESIDE`, trained beside the run that the configuration describes.
-            sets: overrides of the configuration.
-            made: further options of `pipelines.world`.
+            sets: overrides of the configuration, of the stages and of section `world`.
+            config: file of the configuration.
             slot_mean: rank by the centred slot mean instead of the published score.
         """
         self.start = "scored" if slot_mean else "instruct/checkpoint"
-        self.output, self.seed, self.beside, self.sets, self.made = output, seed, beside, sets, made
+        self.output, self.seed, self.beside, self.sets, self.config = output, seed, beside, sets, config
 
     def path(self, name: str) -> str:
         """A path inside this world."""
@@ -76,8 +79,9 @@ class World:
     def preparation(self) -> dict[str, list[str]]:
         """The commands before joint training, by name, in order."""
         corpus, questions = self.path("world/corpus.jsonl"), self.path("world/questions")
+        of_world = [value for value in self.sets if touches(value.partition("=")[0], {"world"})]
         steps = {
-            "world": module("pipelines.world", *self.made, output=self.path("world"), seed=self.seed),
+            "world": module("pipelines.world", output=self.path("world"), seed=self.seed, set=of_world),
             "pretrain": self._train(
                 "pretrain",
                 "pretrain",
@@ -98,7 +102,7 @@ class World:
                 input=corpus,
                 checkpoint=self.path("instruct/checkpoint"),
                 output=self.path("memory"),
-                dtype="float32",
+                dtype=load(self.config, self.sets).backbone.dtype,
                 num_shards=4,
             ),
         }
@@ -151,7 +155,7 @@ class World:
     def _train(self, program: str, name: str, *values: str, own: Sequence[str] = ()) -> list[str]:
         output = f"output={self.path(name)}"
         stage = next(value.partition("=")[2] for value in values if value.startswith("stage="))
-        return training(program, CONFIG, f"seed={self.seed}", output, *values, *for_stage(stage, self.sets), *own)
+        return training(program, self.config, f"seed={self.seed}", output, *values, *for_stage(stage, self.sets), *own)
 
 
 def recall_by_step(metrics: Path, width: int = 10) -> list[tuple[int, float]]:
@@ -219,49 +223,37 @@ def markdown(results: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def main(argv: list[str]) -> int:
+def parser() -> Command:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("infra.world"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
+    found = Command("infra.world", __doc__, uses=USED, config=CONFIG)
+    add = found.add_argument
+    add(
         "--output",
         required=True,
         metavar="DIR",
         help="gets seed-N/ for each seed, report.md, report.json, learning.png",
     )
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N", help="worlds to make (default 0)")
-    parser.add_argument(
-        "--control", action="store_true", help="also train with the gradient from the answer to the scores cut"
-    )
-    parser.add_argument(
-        "--shuffled", action="store_true", help="also train with the answers shuffled among the questions"
-    )
-    parser.add_argument(
+    add("--seed", type=int, nargs="+", default=[0], metavar="N", help="worlds to make (default 0)")
+    add("--control", action="store_true", help="also train with the gradient from the answer to the scores cut")
+    add("--shuffled", action="store_true", help="also train with the answers shuffled among the questions")
+    add(
         "--straight-through",
         action="store_true",
         help="also train by the straight-through top-k alone, four times as long",
     )
-    parser.add_argument(
-        "--without-paraphrase", action="store_true", help="the ablation: a compressor pretrained on answers alone"
-    )
-    parser.add_argument(
-        "--slot-mean", action="store_true", help="rank by the centred mean over the memory tokens (model.score)"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key of infra/configs/world.toml; repeatable",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    options = parser.parse_args(argv)
-    output = Path(options.output).absolute()
+    add_setting(found, "world.paraphrase", "--without-paraphrase")
+    add("--slot-mean", action="store_true", help="rank by the centred mean over the memory tokens (model.score)")
+    add("--dry-run", action="store_true", help="print the commands and stop")
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
+    output, sets = Path(options.output).absolute(), as_sets(options.overrides)
     beside = [name for name in BESIDE if getattr(options, name)]
-    made = ["--without-paraphrase"] if options.without_paraphrase else []
     worlds = [
-        World(output / f"seed-{seed}", seed, beside, options.set, *made, slot_mean=options.slot_mean)
+        World(output / f"seed-{seed}", seed, beside, sets, config=options.config_file, slot_mean=options.slot_mean)
         for seed in options.seed
     ]
     if options.dry_run:

@@ -7,10 +7,11 @@ order.
 
 import argparse
 import logging
+import re
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -54,16 +55,18 @@ class Command(argparse.ArgumentParser):
     `parse_args` returns a namespace with a value for each flag, wherever that was set, and with
 
     * `config`: the whole resolved tree,
+    * `config_file`: the file of `--config`,
     * `overrides`: what flags and `--set` set, in their order.
     """
 
-    def __init__(self, module: str, doc: str | None, *, uses: Sequence[str] = ()) -> None:
+    def __init__(self, module: str, doc: str | None, *, uses: Sequence[str] = (), config: str | None = None) -> None:
         """Begin a command line.
 
         Args:
             module: module of the command, or its file where it is run as one.
             doc: description; the module's docstring.
             uses: keys and sections that the command uses beside those of its flags.
+            config: file of settings where `--config` names none.
         """
         direct = f"python {module}" if module.endswith(".py") else f"python -m {module}"
         super().__init__(
@@ -74,7 +77,14 @@ class Command(argparse.ArgumentParser):
         )
         self.uses = list(uses)
         group = self.add_argument_group("configuration")
-        group.add_argument("--config", metavar="FILE", help="TOML file; shipped ones are in infra/configs/")
+        text = f" (default: {config})" if config else ""
+        group.add_argument(
+            "--config",
+            dest="config_file",
+            default=config,
+            metavar="FILE",
+            help=f"TOML file; shipped ones are in infra/configs/{text}",
+        )
         group.add_argument(
             "--set",
             action=_Set,
@@ -125,7 +135,7 @@ class Command(argparse.ArgumentParser):
     def _ahead(self, args: Sequence[str] | None) -> argparse.Namespace:
         """The two options that decide which flags are required."""
         parser = argparse.ArgumentParser(self.prog, self.format_usage(), add_help=False, allow_abbrev=False)
-        parser.add_argument("--config")
+        parser.add_argument("--config", default=self.get_default("config_file"))
         parser.add_argument("--set", action="append", default=[])
         return parser.parse_known_args(args)[0]
 
@@ -185,7 +195,7 @@ def add_setting(
         options["metavar"] = metavar or (None if choices and not many else _METAVARS.get(kind))
         if choices and not many:
             options["choices"] = choices
-    dest = flag.removeprefix("--no-").removeprefix("--").replace("-", "_")  # of --no-verify, whether to verify
+    dest = re.sub("^--(no-|without-)?", "", flag).replace("-", "_")  # of --no-verify, whether to verify
     default = None if required else list(default) if isinstance(default, tuple) else default
     parser.add_argument(flag, dest=dest, action=Setting, default=default, help=text.replace("%", "%%"), **options)
 
@@ -237,6 +247,11 @@ def toml(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{', '.join(f'{k} = {toml(v)}' for k, v in value.items())}}}"
     return str(value)
+
+
+def as_sets(overrides: Iterable[Override]) -> list[str]:
+    """Overrides as another command's `--set` takes them."""
+    return [f"{override.key}={toml(override.value)}" for override in overrides]
 
 
 def _value(config: Any, key: str) -> Any:

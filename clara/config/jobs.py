@@ -37,6 +37,37 @@ class Records(Section):
     max_failures: int = Field(-1, ge=-1, description="fail when more records than this cannot be used; -1: no bound")
 
 
+class Spark(Section):
+    """The Spark cluster that a job is submitted to."""
+
+    master: str = Field("", description="spark://HOST:PORT, or local[N] for a trial on this machine")
+    pool: str = Field("localhost:50000", description="HOST:PORT of the worker pool, as a node sees it")
+    image: str = Field(
+        "", description="run Python in containers of this image instead of a pool; the nodes need docker"
+    )
+    processes: int = Field(1, ge=1, description="Python processes of a node, each with its own model")
+    job_server_jar: str = Field(
+        "", description="file of Beam's Spark 3 job server; empty: fetched from Maven Central, once"
+    )
+    files_to_stage: tuple[str, ...] = Field(
+        (), description="jars for the executors; empty: all that the job server runs with"
+    )
+
+
+class Dataflow(Section):
+    """The Google Cloud project in which a job runs, and its machines."""
+
+    project: str = Field("", description="Google Cloud project")
+    region: str = Field("", description="region, as europe-west4")
+    bucket: str = Field(
+        "", description="gs://BUCKET[/FOLDER]; temporary and staged files go to temp/ and staging/ there"
+    )
+    image: str = Field("", description="worker image: target beam of the Dockerfile, pushed")
+    service_account: str = Field("", description="e-mail address that the workers act as; empty: the project's own")
+    max_machines: int = Field(0, ge=0, description="bound on the machines; 0: Dataflow's")
+    machine_type: str = Field("", description="as n2-standard-8; empty: Dataflow's choice")
+
+
 class Engine(Section):
     """Where a Beam job runs."""
 
@@ -52,13 +83,18 @@ class Engine(Section):
         "", description="on Dataflow: GPU of the machines that compress, as nvidia-l4; others get none; empty: none"
     )
     gpu_count: int = Field(1, ge=1, description="on Dataflow: GPUs of such a machine")
+    spark: Spark = Spark()
+    dataflow: Dataflow = Dataflow()
 
 
 class CorpusJob(Section):
-    """How a corpus is compressed into MEMORY, and how training encodes it again."""
+    """How a corpus is cut into chunks and compressed into MEMORY, and how training encodes it again."""
 
     max_tokens: int = Field(
-        0, ge=0, description="tokens of a chunk, title included; 0: the checkpoint's max_document_tokens"
+        0,
+        ge=0,
+        description="tokens of a chunk, title included; 0: model.max_document_tokens, of the checkpoint if "
+        "there is one",
     )
     overlap_tokens: int = Field(0, ge=0, description="tokens that a chunk repeats of the one before")
     num_shards: int = Field(

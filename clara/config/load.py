@@ -38,6 +38,11 @@ class Override:
     value: Any
     option: str = "--set"
 
+    @property
+    def name(self) -> str:
+        """What was typed, without its value."""
+        return f"--set {self.key}" if self.option == "--set" else self.option
+
     @classmethod
     def parse(cls, text: str) -> "Override":
         """`key=value`, the value as TOML, else as a Python literal, else as the text itself.
@@ -90,7 +95,7 @@ def explain(error: ValidationError, source: str, overrides: Sequence[Override] =
             near_ones = near_entries(str(finding["loc"][-2]), finding["ctx"])
             lines.append(f"{key.removesuffix('.[key]')}: unknown key; near ones: {near_ones}")
         else:
-            value, message = finding.get("input"), finding["msg"].removeprefix("Value error, ")
+            value, message = finding.get("input"), _message(finding)
             flag = flags.get(key) or flags.get(key.rpartition(".")[0])  # of an entry of a list, the list's
             if flag:
                 lines.append(_of_flag(flag, finding))
@@ -108,7 +113,11 @@ def _of_flag(flag: str, finding: ErrorDetails) -> str:
         return f"{flag}: {value!r} is not known; choose from {choices}"
     words = {"ge": "{} or more", "gt": "more than {}", "le": "{} or less", "lt": "less than {}"}
     expected = next((text.format(_number(limits[name])) for name, text in words.items() if name in limits), None)
-    return f"{flag} is {value}; " + (f"expected {expected}" if expected else finding["msg"])
+    return f"{flag} is {value}; " + (f"expected {expected}" if expected else _message(finding))
+
+
+def _message(finding: ErrorDetails) -> str:
+    return finding["msg"].removeprefix("Value error, ")
 
 
 def _number(limit: float) -> str:

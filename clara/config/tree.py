@@ -21,6 +21,8 @@ from clara.config.model import Backbone, Model, Prompts
 from clara.config.refresh import YEAR_SECONDS
 from clara.config.section import Section
 from clara.config.stages import Instruct, Joint, Pretrain
+from clara.config.synthesis import Synthesis
+from clara.config.world import World
 
 
 class Retrieval(Section):
@@ -167,7 +169,9 @@ class Config(Section):
     cloze: Cloze = Cloze()
     questions_job: QuestionsJob = QuestionsJob()
     examples_job: ExamplesJob = ExamplesJob()
+    synthesis: Synthesis = Synthesis()
     selection: Selection = Selection()
+    world: World = World()
     utility_job: UtilityJob = UtilityJob()
     retrieval: Retrieval = Retrieval()
     serving: Serving = Serving()
@@ -207,26 +211,29 @@ READ_BY = {
         "ask",
         "set-score",
         "fit-score",
+        "demo",
     ),
-    "model": ("train pretrain", "train joint", "set-score", "fit-score"),
-    "prompts": ("train pretrain", "train joint"),
-    "pretrain": ("train pretrain",),
-    "instruct": ("train pretrain",),
-    "joint": ("train joint", "fit-score"),
+    "model": ("synthesize", "train pretrain", "train joint", "set-score", "fit-score", "demo"),
+    "prompts": ("train pretrain", "train joint", "demo"),
+    "pretrain": ("train pretrain", "demo"),
+    "instruct": ("train pretrain", "demo"),
+    "joint": ("train joint", "fit-score", "demo"),
     "records": ("select-corpus", "build-questions", "build-examples", "synthesize", "build-memory"),
-    "engine": ("synthesize", "build-memory", "build-index", "score-utilities"),
-    "corpus_job": ("build-memory", "compact", "train joint"),
+    "engine": ("synthesize", "build-memory", "build-index", "score-utilities", "submit spark", "submit dataflow"),
+    "corpus_job": ("synthesize", "build-memory", "compact", "train joint"),
     "index_job": ("build-index",),
     "cloze": ("select-corpus", "build-questions", "build-examples"),
     "questions_job": ("build-questions",),
     "examples_job": ("build-examples",),
-    "selection": ("select-corpus",),
+    "synthesis": ("synthesize",),
+    "selection": ("select-corpus", "demo"),
+    "world": ("world",),
     "utility_job": ("score-utilities",),
     "retrieval": ("build-index", "score-utilities", "train joint", "fit-score", "evaluate", "register", "ask"),
     "serving": ("register", "ask"),
     "evaluation": ("evaluate",),
     "promotion": ("promote",),
-    "launch": ("train pretrain", "train joint"),
+    "launch": ("train pretrain", "train joint", "demo"),
     "tracking": (
         "train pretrain",
         "synthesize",

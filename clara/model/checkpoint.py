@@ -165,7 +165,12 @@ def _add_tokens(backbone: Backbone, directory: Path, entry: Mapping[str, Any]) -
     backbone.extend_vocabulary(num_kept, input_AD, output_AD)
 
 
-def _check_device(device: str) -> None:
+def check_device(device: str) -> None:
+    """Check that torch knows a device, and that it is there.
+
+    Raises:
+        InputError: it does not, or it is not.
+    """
     try:
         torch.device(device)
     except RuntimeError as error:
@@ -180,7 +185,7 @@ def fresh_model(config: Config, *, device: str = "cpu") -> ClaraModel:
     Raises:
         InputError: no backbone in the configured folder, or a device that is not there.
     """
-    _check_device(device)
+    check_device(device)
     torch.manual_seed(config.seed)
     backbone = _backbone(config.backbone, config.backbone.path, config.model)
     return ClaraModel(backbone, load_tokenizer(config.backbone.path), config.model, config.prompts).to(device)
@@ -220,7 +225,7 @@ def load_checkpoint(
     checkpoint = Checkpoint.open(source, verify=check)
     backbone = backbone or BackboneSettings()
     folder = checkpoint.checked_backbone(backbone.path)
-    _check_device(device)
+    check_device(device)
     loaded = _backbone(backbone, folder, checkpoint.settings)
     directory, manifest = checkpoint.folder, checkpoint.manifest
     if "added_tokens" in manifest:

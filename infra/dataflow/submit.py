@@ -9,32 +9,31 @@ arguments.
 
 from collections.abc import Sequence
 
+from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
-from infra.submit.job import run_job, submit_parser
+from infra.submit.job import parsed, run_job, submit_parser
+
+JOBS = ("build_memory",)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Add what Dataflow needs to the job's arguments, and run it."""
-    parse = submit_parser("dataflow", __doc__, ("build_memory",))
-    add = parse.add_argument
-    add("--project", required=True, help="Google Cloud project")
-    add("--region", required=True, help="region, as europe-west4")
-    add(
-        "--bucket",
-        required=True,
-        metavar="gs://BUCKET[/FOLDER]",
-        help="temporary and staged files go to temp/ and staging/ there",
-    )
-    add("--image", required=True, help="worker image: target beam of the Dockerfile, pushed")
-    add("--service-account", default="", help="e-mail address that the workers act as (default: the project's own)")
-    add("--max-machines", type=int, default=0, metavar="N", help="bound on the machines (default: 0, Dataflow's)")
-    add("--machine-type", default="", help="as n2-standard-8 (default: Dataflow's choice)")
-    add(
+def parser() -> Command:
+    """The command line."""
+    parse = submit_parser("dataflow", __doc__, JOBS)
+    for name in ("project", "region", "bucket", "image"):
+        add_setting(parse, f"engine.dataflow.{name}", required=True)
+    for name in ("service_account", "max_machines", "machine_type"):
+        add_setting(parse, f"engine.dataflow.{name}")
+    parse.add_argument(
         "--check",
         action="store_true",
         help="make the job, print its steps with image and accelerator, and send nothing",
     )
-    args = parse.parse_args(argv)
+    return parse
+
+
+def main(argv: Sequence[str]) -> int:
+    """Add what Dataflow needs to the job's arguments, and run it."""
+    args = parsed(parser(), argv, JOBS)
     bucket = args.bucket.rstrip("/")
     if not bucket.startswith("gs://"):
         raise InputError(f"--bucket {args.bucket}: expected gs://BUCKET or gs://BUCKET/FOLDER")

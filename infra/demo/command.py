@@ -8,16 +8,15 @@ A step whose artefact exists and is unchanged says so and takes no time, so an i
 stopped.
 """
 
-import argparse
 import json
 import resource
 from pathlib import Path
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting, as_sets
 from clara.errors import InputError
 from clara.storage.folders import atomic_write
 from infra.demo.steps import CONFIG, DTYPE, QUICK_DOCUMENTS, Demo, Given
-from infra.steps import SHIPPED, relative, run_step, shown
+from infra.steps import SHIPPED, STAGES, relative, run_step, shown
 from infra.summary import read, text
 
 
@@ -38,43 +37,36 @@ def closing(demo: Demo, seconds: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str]) -> int:
+def parser() -> Command:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("infra.demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--documents",
-        type=int,
-        default=1000,
-        help="articles of the corpus, chosen so that they mention each other (default 1000)",
-    )
-    parser.add_argument("--output", help="directory of this run (default artefacts/demo-DOCUMENTS)")
-    parser.add_argument(
+    found = Command("infra.demo", __doc__, uses=STAGES, config=CONFIG)
+    add = found.add_argument
+    add_setting(found, "selection.documents")
+    add_setting(found, "output", metavar="DIR", note="empty: artefacts/demo-DOCUMENTS")
+    add(
         "--pretrain", action="store_true", help="train the start from nothing (hours) instead of taking the shipped one"
     )
-    parser.add_argument(
+    add(
         "--no-world",
         action="store_true",
         help=f"leave out the last step, the small world (always left out with fewer than {QUICK_DOCUMENTS} documents)",
     )
-    parser.add_argument(
-        "--input", default="", help="corpus JSONL with id, title, text (default: the Wikipedia summaries)"
+    add("--input", default="", help="corpus JSONL with id, title, text (default: the Wikipedia summaries)")
+    add_setting(found, "backbone.path", "--backbone", note="here SmolLM2-135M-Instruct, unpacked")
+    add_setting(found, "checkpoint", "--start", note=f"here {SHIPPED}")
+    add_setting(
+        found,
+        "backbone.dtype",
+        optional=True,
+        note="that of your --config; without one bfloat16 if the processor has instructions for it, else float32",
     )
-    parser.add_argument(
-        "--backbone", default="", help="folder of a causal LM (default: SmolLM2-135M-Instruct, unpacked)"
-    )
-    parser.add_argument("--start", default="", help=f"CHECKPOINT to start from (default {SHIPPED})")
-    parser.add_argument("--config", default=CONFIG, help="TOML file of the joint stage (default %(default)s)")
-    parser.add_argument(
-        "--dtype",
-        default="",
-        choices=("float32", "bfloat16"),
-        help="type that the language model computes in (default: that of your --config; else bfloat16 if the processor "
-        "has instructions for it, else float32)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and stop")
-    options = parser.parse_args(argv)
+    add("--dry-run", action="store_true", help="print the commands and stop")
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
     if options.documents < 20:
         raise InputError(
             f"--documents is {options.documents}; expected 20 or more, so that there are questions to hold out"
@@ -82,7 +74,12 @@ def main(argv: list[str]) -> int:
     suffix = "-pretrain" if options.pretrain else ""
     output = Path(options.output or f"artefacts/demo-{options.documents}{suffix}").absolute()
     given = Given(
-        corpus=options.input, backbone=options.backbone, start=options.start, config=options.config, dtype=options.dtype
+        corpus=options.input,
+        backbone=options.backbone,
+        start=options.start,
+        config=options.config_file,
+        dtype=options.dtype or "",
+        sets=tuple(as_sets(options.overrides)),
     )
     demo = Demo(output, options.documents, pretrain=options.pretrain, world=not options.no_world, given=given)
     if options.dry_run:

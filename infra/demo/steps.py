@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clara.config.load import load
 from clara.errors import InputError
-from infra.steps import ROOT, SHIPPED, Step, module, relative, training
+from infra.steps import ROOT, SHIPPED, Step, for_stage, module, relative, training
 
 CONFIG = "infra/configs/demo.toml"
 MODEL_NAME = "clara-demo"
@@ -47,13 +47,18 @@ QUICK = Size(
 
 @dataclass(frozen=True)
 class Given:
-    """What a user brings instead of the defaults; empty: the default."""
+    """What a user brings instead of the defaults; empty: the default.
+
+    Attributes:
+        sets: overrides of the configuration, of the training stages.
+    """
 
     corpus: str = ""
     backbone: str = ""
     start: str = ""
     config: str = CONFIG
     dtype: str = ""
+    sets: tuple[str, ...] = ()
 
     @property
     def asks_processor(self) -> bool:
@@ -160,15 +165,21 @@ class Demo:
             f"output={self.path('instruct')}",
         )
         model = (f"backbone.path={self.base}", f"backbone.dtype={self.dtype}")
-        config = self.given.config
+        config, sets = self.given.config, self.given.sets
         return [
             Step(
                 "Examples",
                 module("pipelines.build_examples", input=self.wiki, exclude_held_out=True, output=examples),
             ),
             Step("All questions", every_question),
-            Step("Stage pretrain", training("pretrain", config, *model, "stage=pretrain", *pretrain)),
-            Step("Stage instruct", training("pretrain", config, *model, "stage=instruct", *instruct)),
+            Step(
+                "Stage pretrain",
+                training("pretrain", config, *model, "stage=pretrain", *pretrain, *for_stage("pretrain", sets)),
+            ),
+            Step(
+                "Stage instruct",
+                training("pretrain", config, *model, "stage=instruct", *instruct, *for_stage("instruct", sets)),
+            ),
         ]
 
     def learning(self) -> list[Step]:
@@ -188,6 +199,7 @@ class Demo:
             f"output={self.path('joint')}",
             f"tracking.uri={self.tracking}",
             *self.size.overrides,
+            *for_stage("joint", self.given.sets),
         )
         evaluate = module(
             "training.evaluate",

@@ -22,11 +22,11 @@ import shlex
 from dataclasses import replace
 from pathlib import Path
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting, as_sets
 from clara.errors import InputError
 from clara.storage.folders import atomic_write
-from infra.evidence.steps import QUICK, TRAINED, WHOLE, Evidence
-from infra.steps import SHIPPED, run_step, shown
+from infra.evidence.steps import CONFIG, QUICK, TRAINED, WHOLE, Evidence
+from infra.steps import SHIPPED, STAGES, run_step, shown
 
 SECONDS, COMMANDS = "seconds.json", "commands.json"
 
@@ -51,29 +51,19 @@ def note_command(path: Path, argv: list[str], options: argparse.Namespace) -> No
     atomic_write(path, json.dumps([*(c for c in earlier if c != typed), typed], indent=1) + "\n")
 
 
-def main(argv: list[str]) -> int:
+def parser() -> Command:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("infra.evidence"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    found = Command("infra.evidence", __doc__, uses=STAGES, config=CONFIG)
+    add = found.add_argument
     add("--data", required=True, metavar="DIR", help="folder with 2wiki/, hotpotqa/, musique/ and scp/, as published")
-    add("--output", required=True, metavar="DIR", help="folder of this run")
-    add("--backbone", default="", help="folder of SmolLM2-135M-Instruct (default: unpacked beside the output)")
-    add("--start", default=SHIPPED, help="CHECKPOINT that stage pretrain continues from (default %(default)s)")
-    add(
-        "--dense-model",
-        default="",
-        metavar="FOLDER",
-        help="sentence-transformers folder of the baseline dense (default: without it)",
+    add_setting(found, "output", required=True, metavar="DIR")
+    add_setting(found, "backbone.path", "--backbone", note="here SmolLM2-135M-Instruct, unpacked beside the output")
+    add_setting(found, "checkpoint", "--start", note=f"stage pretrain continues from it; here {SHIPPED}")
+    add_setting(found, "evaluation.dense_model", metavar="FOLDER", note="empty: without that baseline")
+    add_setting(
+        found, "backbone.dtype", optional=True, note="here bfloat16 where the processor has instructions for it"
     )
-    add(
-        "--dtype",
-        default="",
-        choices=("float32", "bfloat16"),
-        help="of the LM (default: bfloat16 where the processor has instructions for it)",
-    )
-    add("--workers", type=int, default=1, help="processes of the corpus jobs (default %(default)s)")
+    add_setting(found, "engine.num_workers", "--workers")
     add(
         "--only",
         action="extend",
@@ -84,13 +74,7 @@ def main(argv: list[str]) -> int:
     )
     add("--quick", action="store_true", help="the whole chain at a size that proves nothing, in minutes")
     add("--dry-run", action="store_true", help="print the commands by name and stop")
-    add(
-        "--generate",
-        type=int,
-        default=-1,
-        metavar="N",
-        help="questions of each set that are answered in words (default: by the size)",
-    )
+    add_setting(found, "evaluation.num_generated", "--generate", optional=True, note="here by the size")
     add(
         "--no-text",
         action="store_true",
@@ -103,9 +87,14 @@ def main(argv: list[str]) -> int:
         choices=TRAINED,
         help="what joint training makes (default: all); more can follow later",
     )
-    options = parser.parse_args(argv)
+    return found
+
+
+def main(argv: list[str]) -> int:
+    """The command line."""
+    options = parser().parse_args(argv)
     size = QUICK if options.quick else WHOLE
-    if options.generate >= 0:
+    if options.generate is not None:
         size = replace(size, generated=options.generate)
     evidence = Evidence(
         Path(options.data).absolute(),
@@ -114,7 +103,9 @@ def main(argv: list[str]) -> int:
         text=not options.no_text,
         backbone=options.backbone,
         dense=options.dense_model,
-        start=options.start,
+        start=options.start or SHIPPED,
+        config=options.config_file,
+        sets=tuple(as_sets(options.overrides)),
         workers=options.workers,
         dtype=options.dtype or fast_dtype(),
         systems=tuple(name for name in TRAINED if name in options.systems),

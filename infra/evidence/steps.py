@@ -106,6 +106,8 @@ class Evidence:
         dtype: type that the language model computes in.
         systems: what joint training makes, of `TRAINED`.
         text: whether the evaluation has standard RAG: the plain language model on raw passages.
+        config: file of the configuration.
+        sets: overrides of it, of the training stages; the steps' own win.
     """
 
     data: Path
@@ -118,6 +120,8 @@ class Evidence:
     dtype: str = "float32"
     systems: tuple[str, ...] = TRAINED
     text: bool = True
+    config: str = CONFIG
+    sets: tuple[str, ...] = ()
 
     @property
     def base(self) -> str:
@@ -187,10 +191,10 @@ class Evidence:
         stage = next((value.partition("=")[2] for value in values if value.startswith("stage=")), "joint")
         return training(
             program,
-            CONFIG,
+            self.config,
             f"backbone.path={self.base}",
             f"backbone.dtype={self.dtype}",
-            *for_stage(stage, self.size.overrides),
+            *for_stage(stage, (*self.size.overrides, *self.sets)),
             *(f"{key}={path}" for key, path in paths.items()),
             f"output={self.path(name)}",
             *values,

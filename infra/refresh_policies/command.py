@@ -19,16 +19,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting, as_sets
+from clara.config.load import load
 from clara.errors import InputError
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import versions
 from infra.hardware import processor
 from infra.refresh_policies.figures import compare, draw, markdown
 from infra.steps import for_stage, run_together, shown, training
-from infra.world import CONFIG, World
+from infra.world import CONFIG, USED, World
 
+# What each run begins with over the configuration's file; flags and --set win.
+DEFAULTS = {
+    "joint.steps": 60,
+    "joint.refresh.every_steps": 10,
+    "joint.refresh.share": 0.25,
+    "joint.refresh.canary_every": 10,
+    "joint.refresh.canary_rows": 32,
+}
 _REFRESH = ("joint.refresh.policy=full", "joint.refresh.every_steps={every}", "joint.refresh.start_step={every}")
+# Of those, what the policies that read it alone get.
+_OF_POLICIES = {"joint.refresh.every_steps", "joint.refresh.share"}
 # Whatever the configuration says of refreshes, each run begins from here.
 _NONE = (
     "joint.refresh.policy=none",
@@ -36,7 +47,7 @@ _NONE = (
     "joint.refresh.rerank=false",
     "joint.refresh.final=false",
 )
-# What each run sets; {every} and {share} are options of the command line.
+# What each run sets; {every} and {share} are what `DEFAULTS`, flags and --set say.
 POLICIES: dict[str, tuple[str, ...]] = {
     "none": (),
     "rerank": ("joint.refresh.rerank=true",),
@@ -63,27 +74,33 @@ SMALL_WORLD = (
     "joint.evaluate_every=10",
     "joint.evaluate_questions=32",
     "joint.evaluate_fresh=true",
+    "world.train=200",
+    "world.held_out=60",
 )
-CANARY = ("joint.refresh.canary_every=10", "joint.refresh.canary_rows=32")
+
+
+def overrides(options: argparse.Namespace) -> list[str]:
+    """What all runs set, the command line's last."""
+    own = () if options.inputs else SMALL_WORLD
+    return [*own, *(f"{key}={value}" for key, value in DEFAULTS.items()), *as_sets(options.overrides)]
 
 
 def run_command(
     output: Path, policy: str, seed: int, options: argparse.Namespace, inputs: Mapping[str, str]
 ) -> list[str]:
     """The joint run of one policy."""
+    sets = overrides(options)
+    refresh = load(options.config_file, sets).joint.refresh
     return training(
         "joint",
-        options.config,
+        options.config_file,
         f"seed={seed}",
         "stage=joint",
         *(f"{name}={path}" for name, path in inputs.items()),
         f"output={output / policy}",
-        f"joint.steps={options.steps}",
-        *([] if options.inputs else SMALL_WORLD),
-        *CANARY,
-        *for_stage("joint", options.set),
+        *(value for value in for_stage("joint", sets) if value.partition("=")[0] not in _OF_POLICIES),
         *_NONE,
-        *(part.format(every=options.every, share=options.share) for part in POLICIES[policy]),
+        *(part.format(every=refresh.every_steps, share=refresh.share) for part in POLICIES[policy]),
         launcher="local",
     )
 
@@ -96,34 +113,15 @@ def read_run(folder: Path) -> dict[str, Any]:
     return {"report": report, "metrics": dict(sorted(metrics.items()))}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Command:
     """The command line's arguments."""
-    found = argparse.ArgumentParser(
-        prog=program("infra.refresh_policies"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    found.add_argument(
-        "--output", required=True, metavar="DIR", help="gets the world, a run for each policy, and the results"
-    )
-    found.add_argument(
-        "--policies", default=",".join(SHOWN), help=f"comma-separated, of {', '.join(POLICIES)} (default %(default)s)"
-    )
-    found.add_argument("--steps", type=int, default=60, help="updates of each run (default %(default)s)")
-    found.add_argument(
-        "--every",
-        type=int,
-        default=10,
-        metavar="STEPS",
-        help="steps from one snapshot to the next (default %(default)s)",
-    )
-    found.add_argument(
-        "--share",
-        type=float,
-        default=0.25,
-        help="rows of an incremental refresh as a share of MEMORY (default %(default)s)",
-    )
-    found.add_argument(
+    found = Command("infra.refresh_policies", __doc__, uses=USED, config=CONFIG)
+    add = found.add_argument
+    add("--output", required=True, metavar="DIR", help="gets the world, a run for each policy, and the results")
+    add("--policies", default=",".join(SHOWN), help=f"comma-separated, of {', '.join(POLICIES)} (default %(default)s)")
+    for key, flag in (("steps", ""), ("refresh.every_steps", "--every"), ("refresh.share", "")):
+        add_setting(found, f"joint.{key}", flag, note=f"here {DEFAULTS[f'joint.{key}']}")
+    add(
         "--seeds",
         type=int,
         nargs="+",
@@ -131,29 +129,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="of the world and of training; each gets separate runs (default: 0)",
     )
-    found.add_argument(
-        "--world",
-        default="--train 200 --held-out 60",
-        metavar="OPTIONS",
-        help="of pipelines.world, in one word (default '%(default)s')",
-    )
-    found.add_argument(
-        "--config", default=CONFIG, metavar="FILE", help="of the joint runs (default: infra/configs/world.toml)"
-    )
-    found.add_argument(
+    add(
         "--inputs",
         default="",
         metavar="NAME=DIR,…",
         help="checkpoint, questions, memory, index to train on instead of the small world",
     )
-    found.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override a key of the configuration in every run; repeatable",
-    )
-    found.add_argument("--dry-run", action="store_true", help="print the commands and stop")
+    add("--dry-run", action="store_true", help="print the commands and stop")
     return found
 
 
@@ -172,7 +154,7 @@ def chosen_policies(text: str) -> list[str]:
 
 def commands_of(output: Path, seed: int, policies: Sequence[str], options: argparse.Namespace) -> list[list[str]]:
     """Everything that one seed takes."""
-    world = World(output, seed, (), options.set, *shlex.split(options.world))
+    world = World(output, seed, (), overrides(options), config=options.config_file)
     given = dict(part.split("=", 1) for part in options.inputs.split(",") if "=" in part)
     before = [] if options.inputs else world.preparation().values()
     inputs = given if options.inputs else world.inputs()

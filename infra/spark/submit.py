@@ -9,42 +9,25 @@ infra/spark/README.md.
 
 from collections.abc import Sequence
 
+from clara.config.flags import Command, add_setting
 from clara.errors import command_line
-from infra.submit.job import run_job, submit_parser
+from infra.submit.job import parsed, run_job, submit_parser
+
+JOBS = ("build_memory", "score_utilities")
+
+
+def parser() -> Command:
+    """The command line."""
+    parse = submit_parser("spark", __doc__, JOBS)
+    add_setting(parse, "engine.spark.master", required=True, metavar="URL")
+    for name in ("pool", "image", "processes", "job_server_jar", "files_to_stage"):
+        add_setting(parse, f"engine.spark.{name}")
+    return parse
 
 
 def main(argv: Sequence[str]) -> int:
     """Add what Spark needs to the job's arguments, and run it."""
-    parse = submit_parser("spark", __doc__, ("build_memory", "score_utilities"))
-    add = parse.add_argument
-    add("--master", required=True, metavar="URL", help="spark://HOST:PORT, or local[N] for a trial on this machine")
-    add(
-        "--pool",
-        default="localhost:50000",
-        metavar="HOST:PORT",
-        help="worker pool as a node sees it (default: %(default)s)",
-    )
-    add("--image", default="", help="run Python in containers of this image instead of a pool; the nodes need docker")
-    add(
-        "--processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="Python processes of a node, each with its own model (default: %(default)s)",
-    )
-    add(
-        "--job-server-jar",
-        default="",
-        metavar="FILE",
-        help="of Beam's Spark 3 job server (default: fetched from Maven Central, once)",
-    )
-    add(
-        "--files-to-stage",
-        default="",
-        metavar="FILES",
-        help="jars for the executors, with commas (default: all that the job server runs with)",
-    )
-    args = parse.parse_args(argv)
+    args = parsed(parser(), argv, JOBS)
     engine = ["--runner=SparkRunner", f"--spark_master_url={args.master}", f"--sdk_worker_parallelism={args.processes}"]
     if args.image:
         engine += ["--environment_type=DOCKER", f"--environment_config={args.image}"]
@@ -52,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         engine += ["--environment_type=EXTERNAL", f"--environment_config={args.pool}"]
     if args.job_server_jar:
         engine.append(f"--spark_job_server_jar={args.job_server_jar}")
-    engine += [f"--files_to_stage={file}" for file in args.files_to_stage.split(",") if file]
+    engine += [f"--files_to_stage={file}" for file in args.files_to_stage]
     return run_job(args, engine)
 
 

@@ -5,19 +5,14 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clara.config.flags import program
+from clara.config.flags import Command
 from clara.errors import InputError
 from infra.submit.wheel import build_wheel
 
 
-def submit_parser(name: str, description: str | None, jobs: Sequence[str]) -> argparse.ArgumentParser:
-    """A command line that ends with a job and its arguments."""
-    parse = argparse.ArgumentParser(
-        prog=program(f"infra.{name}.submit"),
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def submit_parser(name: str, description: str | None, jobs: Sequence[str]) -> Command:
+    """A command line that ends with a job and its arguments; see `parsed`."""
+    parse = Command(f"infra.{name}.submit", description)
     parse.add_argument(
         "--wheel", default="", metavar="FILE", help="stage this wheel (default: one built of this checkout)"
     )
@@ -30,6 +25,14 @@ def submit_parser(name: str, description: str | None, jobs: Sequence[str]) -> ar
         help="its own arguments; python -m pipelines.JOB --help lists them",
     )
     return parse
+
+
+def parsed(parse: Command, argv: Sequence[str], jobs: Sequence[str]) -> argparse.Namespace:
+    """Parse what is before the job's name; what follows it is the job's, `--config` and `--set` too."""
+    end = next((place for place, word in enumerate(argv, 1) if word in jobs), len(argv))
+    args = parse.parse_args(argv[:end])
+    args.arguments = list(argv[end:])
+    return args
 
 
 def run_job(args: argparse.Namespace, engine: Sequence[str]) -> int:

@@ -13,14 +13,12 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from clara.config.synthesis import Synthesis
 from clara.data.examples import Example
 from clara.data.records import Chunk, normalise
 from pipelines.synthesize import replies
 from pipelines.synthesize.prompts import Request, Templates
 from pipelines.synthesize.replies import MAX_CHARACTERS, Reply, UnusableError
-
-KINDS = ("simple", "complex", "paraphrase")
-COVERAGES = ("required", "counted", "off")
 
 # What is counted of streams, and what of the questions in them; in both, the first is the sum of the others.
 STREAMS, MADE, DROPPED, FAILED = "examples asked for", "examples made", "examples dropped", "examples failed"
@@ -42,17 +40,6 @@ EXAMPLE, QUESTION = "example: ", "question: "
 
 T = TypeVar("T")
 Stream = Generator[list[Request], list[Reply], "Outcome"]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What determines the examples of a chunk, beside the model and its prompts. See the command's flags."""
-
-    kinds: tuple[str, ...] = KINDS
-    coverage: str = "required"
-    max_rounds: int = 10
-    max_questions: int = 24
-    attempts: int = 2
 
 
 @dataclass(frozen=True)
@@ -91,7 +78,7 @@ def example_id(kind: str, chunk_id: str) -> str:
     return hashlib.sha256(f"synthesize:{kind}:{chunk_id}".encode()).hexdigest()[:16]
 
 
-def stream(chunk: Chunk, kind: str, templates: Templates, settings: Settings) -> Stream:
+def stream(chunk: Chunk, kind: str, templates: Templates, settings: Synthesis) -> Stream:
     """One kind of example of one chunk. Yields independent requests, and expects their replies in the same order."""
     outcome = Outcome(kind)
     asked = _Asked(chunk, templates, settings, outcome)
@@ -115,7 +102,7 @@ def stream(chunk: Chunk, kind: str, templates: Templates, settings: Settings) ->
 class _Asked:
     """A chunk as the values of templates, and the ways to ask about it; counts what it costs."""
 
-    def __init__(self, chunk: Chunk, templates: Templates, settings: Settings, outcome: Outcome) -> None:
+    def __init__(self, chunk: Chunk, templates: Templates, settings: Synthesis, outcome: Outcome) -> None:
         self.chunk, self.settings, self.outcome = chunk, settings, outcome
         self._templates = templates
         # White space was normalised: title and text are one line each, so that neither can look like the next part of

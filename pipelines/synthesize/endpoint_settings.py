@@ -1,29 +1,18 @@
 """Where an OpenAI-compatible endpoint is, and how to ask it."""
 
 import json
-from dataclasses import dataclass
 from typing import Any
 
+from clara.config.synthesis import Endpoint
 from pipelines.synthesize.prompts import Request
 
 
-@dataclass(frozen=True)
-class EndpointSettings:
-    """Where and how to ask; see the command's flags. Holds the name of the key's variable, never the key."""
+class EndpointSettings(Endpoint):
+    """Section synthesis.endpoint, with the endpoint's URL and what section synthesis says of each request."""
 
     url: str
-    name: str
-    key_variable: str = "OPENAI_API_KEY"
-    temperature: float = 0.0
-    max_reply_tokens: int = 1024
-    extra_body: str = "{}"
-    system_role: bool = True
-    concurrency: int = 16
-    timeout_seconds: float = 120.0
-    tries: int = 8
-    retry_seconds: float = 1.0
-    requests_per_minute: float = 0.0
-    tokens_per_minute: float = 0.0
+    max_reply_tokens: int
+    extra_body: str
 
     def identity(self) -> dict[str, Any]:
         """What determines replies. Not the URL: the same model may move."""

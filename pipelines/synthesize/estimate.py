@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from clara.config.synthesis import Synthesis
 from clara.data.records import Document
 from pipelines.corpus.chunking import Tokens
 from pipelines.corpus.chunks import Reading, chunks_of, documents_of
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.near_duplicates import MinHashSettings, Origin, Signature, band_keys, duplicates, signature
 from pipelines.corpus.splits import Unit
-from pipelines.synthesize.dialogues import Settings
 from pipelines.synthesize.outcome import SynthesisJob
 from pipelines.synthesize.prompts import Templates
 from pipelines.synthesize.replies import MAX_CHARACTERS
@@ -69,29 +69,30 @@ def _sum(asked: Sequence[_Asked], num_tokens: int, templates: Templates) -> Cost
     return cost
 
 
-def at_most(num_tokens: int, templates: Templates, settings: Settings, max_reply_tokens: int) -> Cost:
+def at_most(num_tokens: int, templates: Templates, settings: Synthesis) -> Cost:
     """The most that a chunk of so many tokens can cost: every question, round and retry, with the longest replies."""
     longest, questions, asked = MAX_CHARACTERS // _CHARACTERS_PER_TOKEN, settings.max_questions, list[_Asked]()
+    reply = settings.max_reply_tokens
     checks = 0 if settings.coverage == "off" else settings.max_rounds + 1
     for kind in settings.kinds:
         if kind == "paraphrase":
             asked += [
-                _Asked(kind, 1, 0, max_reply_tokens),
-                _Asked("verify_paraphrase", 1, max_reply_tokens, max_reply_tokens),
+                _Asked(kind, 1, 0, reply),
+                _Asked("verify_paraphrase", 1, reply, reply),
             ]
         else:
             asked += [
-                _Asked(kind, 1, 0, max_reply_tokens),
-                _Asked("answer", questions, longest, max_reply_tokens),
-                _Asked("verify", questions, 2 * longest, max_reply_tokens),
-                _Asked(f"cover_{kind}", checks, 2 * longest * questions, max_reply_tokens),
+                _Asked(kind, 1, 0, reply),
+                _Asked("answer", questions, longest, reply),
+                _Asked("verify", questions, 2 * longest, reply),
+                _Asked(f"cover_{kind}", checks, 2 * longest * questions, reply),
             ]
     again = templates.num_characters("again") // _CHARACTERS_PER_TOKEN * (settings.attempts - 1)
     tries = [_Asked(a.name, a.count * settings.attempts, a.tokens + again, a.reply_tokens) for a in asked]
     return _sum(tries, num_tokens, templates)
 
 
-def expected(num_tokens: int, templates: Templates, settings: Settings) -> Cost:
+def expected(num_tokens: int, templates: Templates, settings: Synthesis) -> Cost:
     """Cost of a chunk if the model does well: `EXPECTED_QUESTIONS`, covered at the first check, short replies."""
     asked = list[_Asked]()
     for kind in settings.kinds:
@@ -141,6 +142,6 @@ def total_cost(units: Sequence[Unit], job: SynthesisJob) -> tuple[int, Cost, Cos
                 sizes.update((chunk.chunk_id, chunk.num_tokens) for chunk in chunks)
     most, likely = Cost(), Cost()
     for num_tokens in sizes.values():
-        most += at_most(num_tokens, job.templates, job.settings, job.model.max_reply_tokens)
+        most += at_most(num_tokens, job.templates, job.settings)
         likely += expected(num_tokens, job.templates, job.settings)
     return len(sizes), most, likely

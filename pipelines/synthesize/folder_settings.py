@@ -1,21 +1,18 @@
 """Where a model in a folder is, and how it is run."""
 
-from dataclasses import dataclass
 from typing import Any
 
+from clara.config.synthesis import Folder
 from clara.model.backbone_files import tokenizer_hash, weights_hash
 
 
-@dataclass(frozen=True)
-class FolderSettings:
-    """Which model, and how it is run. See the command's flags."""
+class FolderSettings(Folder):
+    """Section synthesis.folder, with the model's folder and device and what section synthesis says of each request."""
 
     path: str
     device: str
-    dtype: str
     max_reply_tokens: int
-    batch_tokens: int
-    template_arguments: tuple[tuple[str, Any], ...] = ()
+    template_arguments: dict[str, Any]
 
     def identity(self) -> dict[str, Any]:
         """What determines replies, to the last bit of a sum."""
@@ -26,5 +23,5 @@ class FolderSettings:
             "dtype": self.dtype,
             "max_reply_tokens": self.max_reply_tokens,
             "batch_tokens": self.batch_tokens,
-            "template_arguments": dict(self.template_arguments),
+            "template_arguments": self.template_arguments,
         }

@@ -145,7 +145,7 @@ def add_synthesis_job(pipeline: beam.Pipeline, units: Sequence[Unit], job: Synth
     unique, tallies, letters, several = unique_chunks(
         pipeline, units, job.chunking, job.chunking, job.chunking.load_tokens
     )
-    num_shards = chosen_num_shards(pipeline, unique, job.num_shards, work.default_num_shards)
+    num_shards = chosen_num_shards(pipeline, unique, job.settings.num_shards, work.default_num_shards)
     reports = (
         unique
         | "AssignShard" >> beam.Map(_to_shard, num_shards)

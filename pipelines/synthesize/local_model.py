@@ -12,6 +12,7 @@ from clara.config.model import Prompts
 from clara.errors import InputError
 from clara.memory.batches import plan_batches
 from clara.model.backbone_files import load_tokenizer
+from clara.model.checkpoint import check_device
 from clara.model.prompts import PromptBuilder
 from pipelines.synthesize.dialogues import Outcome
 from pipelines.synthesize.folder_settings import FolderSettings
@@ -29,8 +30,7 @@ class FolderModel:
             InputError: no model there that transformers can read, a tokenizer without chat template, or no such device.
         """
         disable_progress_bar()  # the library's, for weights: the job has its own
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("--device cuda: no GPU is seen; give --device cpu, or run where there is one")
+        check_device(settings.device)
         if not (Path(settings.path) / "config.json").is_file():
             raise InputError(
                 f"--model {settings.path}: no config.json there; give a folder that holds a causal LM in the "
@@ -46,7 +46,7 @@ class FolderModel:
             ) from error
         self._settings, self._lm = settings, cast(Any, lm).to(settings.device).eval()
         self._builder = PromptBuilder(
-            load_tokenizer(settings.path), Prompts(template_arguments=dict(settings.template_arguments))
+            load_tokenizer(settings.path), Prompts(template_arguments=settings.template_arguments)
         )
         own = getattr(lm.generation_config, "eos_token_id", None)
         self._stops = sorted(

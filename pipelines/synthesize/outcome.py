@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clara.config.synthesis import Synthesis
 from clara.data.corpus import Fields
 from clara.data.examples import join_examples
 from pipelines.corpus.chunking import Tokens
@@ -19,7 +20,6 @@ from pipelines.corpus.near_duplicates import MinHashSettings
 from pipelines.job.accounting import Account, raise_first_error
 from pipelines.synthesize import dialogues as streams
 from pipelines.synthesize import shards as work
-from pipelines.synthesize.dialogues import Settings
 from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.folder_settings import FolderSettings
 from pipelines.synthesize.prompts import Templates
@@ -47,9 +47,8 @@ class SynthesisJob:
         chunking: how the corpus becomes chunks.
         model: what is asked.
         templates: the prompts.
-        settings: what is asked for.
+        settings: what is asked for, and in how many shards.
         cache: directory of the replies of an endpoint.
-        num_shards: 0: by the number of chunks.
         copies: of a folder's model that work at once; 0: one for each worker process. An endpoint is asked by one
             process.
         max_failures: more failures than this fail the job; below 0: no bound.
@@ -61,9 +60,8 @@ class SynthesisJob:
     chunking: Chunking
     model: EndpointSettings | FolderSettings
     templates: Templates
-    settings: Settings
+    settings: Synthesis
     cache: str
-    num_shards: int
     copies: int
     max_failures: int
     recipe: Mapping[str, Any]

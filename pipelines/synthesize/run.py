@@ -24,7 +24,7 @@ from pipelines.job.tracking import open_run_log
 from pipelines.synthesize.dialogues import FAILED
 from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.estimate import Cost, total_cost
-from pipelines.synthesize.job import check_places, make_job
+from pipelines.synthesize.job import check_places, make_job, refuse_others
 from pipelines.synthesize.outcome import SynthesisJob, remove_work
 from pipelines.synthesize.reply_cache import FILE as CACHE_FILE
 from pipelines.synthesize.shards import WORK
@@ -138,6 +138,7 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         )
     # Beam takes seconds to import: a local run needs it only if something is to be asked.
     options = _beam_options(args, beam_arguments) if beam_arguments or args.runner != LOCAL else None
+    refuse_others(args.config.synthesis, args.overrides)
     check_places(args, options)
     units = find_units(args.input, args.format, given_fields(args))
     job = make_job(args, units)
@@ -153,7 +154,7 @@ def synthesize(args: argparse.Namespace, beam_arguments: Sequence[str]) -> int:
         counts, spent = result
         remedy = "--retry-failed asks again for what the model did not answer" if counts.get(FAILED) else ""
         report_counts(counts, args.output, remedy, fields=given_fields(args))
-        prices = args.price_prompt or 0.0, args.price_reply or 0.0
+        prices = args.price_prompt, args.price_reply
         report_examples(args.output, counts, spent, prices, args.tracking_uri, args.tracking_experiment)
         kept = (
             f"; replies are kept in {Path(job.cache) / CACHE_FILE}" if isinstance(job.model, EndpointSettings) else ""

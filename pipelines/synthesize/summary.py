@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from clara.config.flags import Command
+from clara.config.flags import Command, add_setting
 from clara.data.examples import Example, each_example
 from clara.data.records import chunk_id
 from clara.errors import InputError, command_line
@@ -126,10 +126,8 @@ def parser() -> Command:
         metavar="DIR",
         help="finished EXAMPLES of synthesize; their summary.html is written again",
     )
-    parse.add_argument(
-        "--price-prompt", type=float, default=0.0, help="of a million prompt tokens, in your currency (default: 0)"
-    )
-    parse.add_argument("--price-reply", type=float, default=0.0, help="of a million reply tokens (default: 0)")
+    add_setting(parse, "synthesis.endpoint.price_prompt")
+    add_setting(parse, "synthesis.endpoint.price_reply")
     add_tracking_arguments(parse)
     parse.add_argument("--dry-run", action="store_true", help="print what would be written and logged, and stop")
     return parse

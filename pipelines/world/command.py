@@ -4,21 +4,19 @@
 
 DIR/backbone/      a two-layer Llama of width 128 with random weights, and a tokenizer that knows the world's words
 DIR/corpus.jsonl   the documents of every pool: id, title (empty), text
-DIR/questions/     QUESTIONS with pools of 20: splits train, unseen (names that training never saw together),
-unseen_wording (those, asked in new wordings) DIR/examples/      EXAMPLES for stage pretrain: answers and paraphrases of
-other facts, about names of training, and of their decoys
+DIR/questions/     QUESTIONS with pools of 20: splits train, unseen (names that training never saw together) and
+                   unseen_wording (those, asked in new wordings)
+DIR/examples/      EXAMPLES for stage pretrain: answers and paraphrases of other facts, about names of training, and of
+                   their decoys
 """
 
-import argparse
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers
-
-from clara.config.flags import program
+from clara.config.flags import Command, add_setting
+from clara.config.world import POOL_SIZE, World
 from clara.data.examples import Example, write_examples
 from clara.data.questions import Question, write_questions
 from clara.errors import InputError
@@ -26,7 +24,6 @@ from clara.storage.folders import atomic_write
 from clara.storage.manifest import hash_of, up_to_date
 from pipelines.world import text
 
-POOL_SIZE = 20
 WIDTH = 128  # hidden size
 NUM_LAYERS = 2
 SPLITS = ("train", "unseen", "unseen_wording")
@@ -37,16 +34,6 @@ CHAT_TEMPLATE = (
     "message['content'] + ' ') }}"
     "{% endfor %}{{ '<assistant> ' if add_generation_prompt else '' }}"
 )
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Numbers of questions for training and each held-out split, of facts to pretrain on, and of rivals in a pool."""
-
-    train: int
-    held_out: int
-    pretrain: int
-    rivals: int = 0
 
 
 def pools(
@@ -84,7 +71,7 @@ def examples(facts: Sequence[text.Fact], rng: random.Random) -> list[Example]:
     return found
 
 
-def generate(seed: int, sizes: Sizes) -> tuple[list[dict[str, str]], list[Question], list[Example]]:
+def generate(seed: int, sizes: World) -> tuple[list[dict[str, str]], list[Question], list[Example]]:
     """Documents, questions and examples: a function of seed and sizes.
 
     Raises:
@@ -122,6 +109,7 @@ def generate(seed: int, sizes: Sizes) -> tuple[list[dict[str, str]], list[Questi
 def save_backbone(directory: Path, seed: int) -> None:
     """Write a language model that has learned nothing, and its tokenizer: one token for each word."""
     import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     vocabulary = {word: number for number, word in enumerate([*SPECIAL_TOKENS, *text.vocabulary()])}
@@ -161,62 +149,23 @@ def save_backbone(directory: Path, seed: int) -> None:
     tokenizer.save_pretrained(directory)
 
 
+def parser() -> Command:
+    """The command line."""
+    found = Command("pipelines.world", __doc__)
+    add_setting(found, "output", required=True, metavar="DIR")
+    add_setting(found, "seed")
+    for name in ("train", "held_out", "pretrain", "rivals"):
+        add_setting(found, f"world.{name}")
+    add_setting(found, "world.paraphrase", "--without-paraphrase")
+    found.add_argument("--dry-run", action="store_true", help="print one question with its pool, and stop")
+    return found
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("pipelines.world"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="directory to make")
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of names held out, facts, wordings, pools and weights (default %(default)s)",
-    )
-    parser.add_argument(
-        "--train",
-        type=int,
-        default=2400,
-        metavar="N",
-        help="training questions, five documents each (default %(default)s)",
-    )
-    parser.add_argument(
-        "--held-out", type=int, default=200, metavar="N", help="questions of each held-out split (default %(default)s)"
-    )
-    parser.add_argument(
-        "--pretrain",
-        type=int,
-        default=5000,
-        metavar="N",
-        help="facts to pretrain on, three examples each (default %(default)s)",
-    )
-    parser.add_argument(
-        "--rivals",
-        type=int,
-        default=0,
-        metavar="N",
-        help="harder: other facts about the same person in each pool (default %(default)s)",
-    )
-    parser.add_argument("--without-paraphrase", action="store_true", help="ablation: examples with answers alone")
-    parser.add_argument("--dry-run", action="store_true", help="print one question with its pool, and stop")
-    options = parser.parse_args(argv)
-    sizes = Sizes(options.train, options.held_out, options.pretrain, options.rivals)
-    for field, value in asdict(sizes).items():
-        if field != "rivals" and value < POOL_SIZE:
-            raise InputError(
-                f"--{field.replace('_', '-')} is {value}; expected {POOL_SIZE} or more, so that pools can be filled"
-            )
-    if not 0 <= sizes.rivals <= 5:
-        raise InputError(
-            f"--rivals is {sizes.rivals}; expected 0 to 5, as a pool has 15 places beside the right document and its "
-            "decoys"
-        )
-    recipe = {
-        "program": "pipelines.world",
-        "seed": options.seed,
-        **asdict(sizes),
-        "paraphrase": not options.without_paraphrase,
-    }
+    options = parser().parse_args(argv)
+    sizes: World = options.config.world
+    recipe = {"program": "pipelines.world", "seed": options.seed, **sizes.model_dump()}
     documents, questions, written = generate(options.seed, sizes)
     if options.dry_run:
         print(shown(documents, questions[0]))
@@ -230,9 +179,7 @@ def main(argv: list[str]) -> int:
         return 0
     save_backbone(output / "backbone", options.seed)
     atomic_write(output / "corpus.jsonl", corpus)
-    write_examples(
-        output / "examples", [e for e in written if e.kind == "qa" or not options.without_paraphrase], recipe=recipe
-    )
+    write_examples(output / "examples", [e for e in written if e.kind == "qa" or sizes.paraphrase], recipe=recipe)
     write_questions(output / "questions", questions, recipe=recipe)  # last: what is there by now is whole
     print(
         f"{output}: {len(documents)} documents, {len(questions)} questions with pools of {POOL_SIZE}, a language "

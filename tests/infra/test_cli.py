@@ -86,16 +86,16 @@ def test_the_table_of_readers_is_that_of_the_commands() -> None:
         (
             "train pretrain",
             "joint.steps=3",
-            "not use this key; leave it out; this section is read by clara train joint, clara fit-score$",
+            "not use this key; leave it out; this section is read by clara train joint, clara fit-score, clara demo$",
         ),
-        ("train joint", "instruct.steps=3", "this section is read by clara train pretrain$"),
+        ("train joint", "instruct.steps=3", "this section is read by clara train pretrain, clara demo$"),
         ("train joint", "examples=DIR", "does not use this key; leave it out; it uses "),
         (
             "build-index --memory=m --output=o",
             "cloze.salt=x",
             "read by clara select-corpus, clara build-questions, ",
         ),
-        ("wiki-corpus --output=o", "joint.steps=3", "read by clara train joint, clara fit-score$"),
+        ("wiki-corpus --output=o", "joint.steps=3", "read by clara train joint, clara fit-score, clara demo$"),
     ],
 )
 def test_a_key_that_a_command_does_not_read_is_refused(

@@ -88,7 +88,8 @@ def test_an_unknown_policy_is_refused(tmp_path: Path) -> None:
 
 
 def test_given_inputs_take_the_place_of_the_small_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inputs = "checkpoint=/c,questions=/q,memory=/m,index=/i"
+    inputs, file = "checkpoint=/c,questions=/q,memory=/m,index=/i", tmp_path / "some.toml"
+    file.write_text("[joint]\nmicro_batch = 2\n", encoding="utf-8")
     arguments = [
         "--output",
         str(tmp_path),
@@ -97,12 +98,12 @@ def test_given_inputs_take_the_place_of_the_small_world(tmp_path: Path, capsys: 
         "--policies",
         "full",
         "--config",
-        "some.toml",
+        str(file),
         "--dry-run",
     ]
     assert refresh_policies.main(arguments) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert "--config some.toml" in line
+    assert f"--config {file}" in line
     for part in ("index=/i", "joint.refresh.policy=full", "joint.refresh.every_steps=10"):
         assert f"--set {part}" in line
     assert "utility_weight" not in line
@@ -135,11 +136,13 @@ def test_the_whole_command_on_a_tiny_world(tmp_path: Path) -> None:
         "joint.questions_per_step=4",
         "joint.micro_batch=4",
         "joint.evaluate_questions=4",
+        "world.train=20",
+        "world.held_out=20",
+        "world.pretrain=20",
     ]
     sets = [
         part for value in [*tiny, "joint.evaluate_every=4", "joint.refresh.canary_every=4"] for part in ("--set", value)
     ]
-    world = "--train 20 --held-out 20 --pretrain 20"
     arguments = [
         "--output",
         str(tmp_path),
@@ -149,8 +152,6 @@ def test_the_whole_command_on_a_tiny_world(tmp_path: Path) -> None:
         "3",
         "--policies",
         "none,incremental,stop",
-        "--world",
-        world,
         *sets,
     ]
     assert refresh_policies.main(arguments) == 0

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 
 from clara.config.load import load
+from clara.config.world import World
 from clara.data.questions import read_questions
 from clara.errors import InputError
 from clara.model.backbone_files import load_tokenizer
@@ -14,7 +15,7 @@ from clara.retrieval.bm25 import Bm25
 from pipelines.world import command as world
 from pipelines.world import text
 
-SIZES = world.Sizes(train=200, held_out=40, pretrain=60)
+SIZES = World(train=200, held_out=40, pretrain=60)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_places_of_the_right_document_are_even(made):
 
 @pytest.mark.parametrize("rivals", [0, 2])
 def test_rivals_are_other_facts_about_the_same_name(rivals):
-    documents, questions, _ = world.generate(3, world.Sizes(train=60, held_out=60, pretrain=20, rivals=rivals))
+    documents, questions, _ = world.generate(3, World(train=60, held_out=60, pretrain=20, rivals=rivals))
     texts = {d["id"]: d["text"] for d in documents}
     for question in questions:
         (name,) = names_in([texts[question.positive_ids[0]]])
@@ -102,7 +103,7 @@ def test_same_seed_same_world_other_seed_other(made):
 
 def test_too_many_facts_are_refused():
     with pytest.raises(InputError, match=r"--held-out: 4000 facts.*ask for fewer"):
-        world.generate(0, world.Sizes(train=20, held_out=2000, pretrain=20))
+        world.generate(0, World(train=20, held_out=2000, pretrain=20))
 
 
 def test_command(tmp_path, capsys):

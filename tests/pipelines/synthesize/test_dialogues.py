@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clara.config.synthesis import COVERAGES, KINDS, Synthesis
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.errors import InputError
 from pipelines.synthesize import dialogues as streams
-from pipelines.synthesize.dialogues import Outcome, Settings, stream
+from pipelines.synthesize.dialogues import Outcome, stream
 from pipelines.synthesize.estimate import Cost, at_most, expected
 from pipelines.synthesize.local_model import in_step
 from pipelines.synthesize.prompts import NAMES, Request, load_templates
@@ -43,7 +44,7 @@ def run(model: Model, kind: str = "simple", about: Chunk | None = None, **given:
             for r in found
         ]
 
-    (outcome,) = in_step([stream(about or chunk(), kind, TEMPLATES, Settings(**given))], replies, lambda _: None)
+    (outcome,) = in_step([stream(about or chunk(), kind, TEMPLATES, Synthesis(**given))], replies, lambda _: None)
     balanced(outcome)
     return outcome, asked
 
@@ -100,7 +101,7 @@ def test_complex_questions_and_paraphrases() -> None:
 
 
 def test_kinds_and_chunks_have_ids_of_their_own() -> None:
-    made = [run(good, kind, about)[0].example for kind in streams.KINDS for about in (chunk(), chunk(title="Brask"))]
+    made = [run(good, kind, about)[0].example for kind in KINDS for about in (chunk(), chunk(title="Brask"))]
     assert len({e.example_id for e in made if e}) == 6
     assert run(good)[0].example == run(good)[0].example
 
@@ -255,7 +256,7 @@ def test_a_document_that_looks_like_a_prompt_stays_one_line() -> None:
 
 
 @settings(max_examples=examples(200), deadline=None)
-@given(st.data(), st.sampled_from(streams.KINDS), st.sampled_from(streams.COVERAGES))
+@given(st.data(), st.sampled_from(KINDS), st.sampled_from(COVERAGES))
 def test_any_replies_end_in_an_example_or_a_reason(data: st.DataObject, kind: str, coverage: str) -> None:
     garbage = st.sampled_from(
         [
@@ -281,17 +282,17 @@ def test_any_replies_end_in_an_example_or_a_reason(data: st.DataObject, kind: st
             return Reply("", error="gone")
         return Reply(data.draw(garbage)) if data.draw(st.booleans()) else good(request)
 
-    given = Settings(coverage=coverage, max_rounds=2, max_questions=5)
+    given = Synthesis(kinds=(kind,), coverage=coverage, max_rounds=2, max_questions=5, max_reply_tokens=64)
     _outcome, asked = run(model, kind, coverage=coverage, max_rounds=2, max_questions=5)
-    most = at_most(30, TEMPLATES, Settings((kind,), given.coverage, 2, 5), 64)
+    most = at_most(30, TEMPLATES, given)
     assert len(asked) <= most.requests
 
 
 def test_estimates_bound_what_is_asked() -> None:
-    for kind in streams.KINDS:
-        setting = Settings((kind,), max_questions=6)
+    for kind in KINDS:
+        setting = Synthesis(kinds=(kind,), max_questions=6, max_reply_tokens=64)
         _, asked = run(good, kind, max_questions=6)
-        most, likely = at_most(30, TEMPLATES, setting, 64), expected(30, TEMPLATES, setting)
+        most, likely = at_most(30, TEMPLATES, setting), expected(30, TEMPLATES, setting)
         assert len(asked) <= most.requests
         assert likely.requests <= most.requests
         assert likely.prompt_tokens < most.prompt_tokens

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from clara.config.synthesis import Synthesis
 from clara.endpoints import check_url
 from clara.errors import InputError
 from pipelines.synthesize.endpoint import Endpoint, Spending
@@ -30,6 +31,11 @@ def requests(count: int) -> list[Request]:
     return [Request("answer", "Say it.", f"Say {number}.") for number in range(count)]
 
 
+def settings(url: str, **given: Any) -> EndpointSettings:
+    asked = {"max_reply_tokens": Synthesis().max_reply_tokens, "extra_body": Synthesis().extra_body}
+    return EndpointSettings(**(asked | {"url": url} | given))
+
+
 def echo(user: str) -> str:
     return f"heard: {user}"
 
@@ -42,11 +48,9 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     def run(model: LanguageModel | str, asked: Sequence[Request], **given: Any) -> tuple[list[Reply], Spending]:
         async def all_of() -> tuple[list[Reply], Spending]:
             url = model if isinstance(model, str) else model.url
-            settings = EndpointSettings(
-                **({"url": url, "name": "tiny", "retry_seconds": 0.02, "timeout_seconds": 60.0, "tries": 4} | given)
-            )
+            quick = {"name": "tiny", "retry_seconds": 0.02, "timeout_seconds": 60.0, "tries": 4}
             cache = ReplyCache(tmp_path / "cache")
-            endpoint = Endpoint(settings, cache)
+            endpoint = Endpoint(settings(url, **(quick | given)), cache)
             try:
                 return list(await asyncio.gather(*map(endpoint.ask, asked))), endpoint.spending
             finally:
@@ -140,7 +144,7 @@ def test_nobody_there(ask: Ask) -> None:
     with pytest.raises(InputError, match=r"cannot be reached: not reached .* \(|start it or correct the URL"):
         ask(url, requests(3), tries=2)
     with pytest.raises(InputError, match="cannot list its models"):
-        only_model(EndpointSettings(url, ""))
+        only_model(settings(url))
 
 
 def test_the_other_sides_break_is_kept_by_all(ask: Ask) -> None:
@@ -189,7 +193,7 @@ def test_the_key_is_sent_and_never_shown(
         found, _ = ask(model, requests(3), key_variable="MY_KEY")
         assert [r.text for r in found] == ["my key is ***", "", "my key is ***"]
         assert found[1].error == "status 400 with key ***" or "***" in found[1].error
-        assert only_model(EndpointSettings(model.url, "", "MY_KEY")) == "tiny"
+        assert only_model(settings(model.url, key_variable="MY_KEY")) == "tiny"
         monkeypatch.setenv("MY_KEY", "wrong")
         with pytest.raises(InputError, match="check the key"):
             ask(model, requests(5), key_variable="MY_KEY")
@@ -215,7 +219,7 @@ def test_urls_with_secrets_or_without_a_host_are_refused(url: str) -> None:
 
 def test_what_is_sent() -> None:
     request = Request("answer", "Be brief.", "Who?")
-    plain = EndpointSettings("http://x/v1", "m")
+    plain = settings("http://x/v1", name="m")
     assert plain.body(request) == {
         "model": "m",
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}],
@@ -223,12 +227,12 @@ def test_what_is_sent() -> None:
         "max_tokens": 1024,
     }
     extra = '{"max_tokens": null, "max_completion_tokens": 9, "chat_template_kwargs": {"enable_thinking": false}}'
-    other = EndpointSettings("http://x/v1", "m", extra_body=extra, system_role=False).body(request)
+    other = settings("http://x/v1", name="m", extra_body=extra, system_role=False).body(request)
     assert other["messages"] == [{"role": "user", "content": "Be brief.\n\nWho?"}]
     assert "max_tokens" not in other
     assert other["max_completion_tokens"] == 9
     assert other["chat_template_kwargs"] == {"enable_thinking": False}
-    assert plain.identity() == EndpointSettings("http://elsewhere/v1", "m", concurrency=1).identity(), (
+    assert plain.identity() == settings("http://elsewhere/v1", name="m", concurrency=1).identity(), (
         "a model that moves is the same"
     )
 
@@ -245,7 +249,7 @@ def test_several_models_want_a_choice() -> None:
         LanguageModel(models=("b", "a")).running() as model,
         pytest.raises(InputError, match="offers a, b; choose one with --model-name"),
     ):
-        only_model(EndpointSettings(model.url, ""))
+        only_model(settings(model.url))
 
 
 def test_usage_that_is_not_reported_is_estimated(ask: Ask) -> None:

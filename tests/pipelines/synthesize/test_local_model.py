@@ -8,27 +8,26 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from clara.config.model import Prompts
+from clara.config.synthesis import Folder
 from clara.data.examples import FILE, read_examples
 from clara.errors import InputError
 from clara.model.prompts import PromptBuilder
 from clara.storage.folders import sha256_file
 from clara.storage.manifest import manifest_hash, read_manifest
 from pipelines.synthesize.command import main
-from pipelines.synthesize.defaults import FOLDER_DEFAULTS
 from pipelines.synthesize.folder_settings import FolderSettings
 from pipelines.synthesize.local_model import FolderModel
 from pipelines.synthesize.prompts import Request, load_templates
 from tests.helpers import tiny
 
-BATCH_TOKENS = FOLDER_DEFAULTS["batch_tokens"]
+BATCH_TOKENS = Folder().batch_tokens
 TEXT = "Arlen sits on the Tamo."
 PARAPHRASE, YES = '{"paraphrase": "On the Tamo sits Arlen."}', '{"verdict": "yes"}'
 
 
 def settings(folder: Path, **given: int) -> FolderSettings:
-    return FolderSettings(
-        str(folder), "cpu", "float32", given.get("max_reply_tokens", 12), given.get("batch_tokens", BATCH_TOKENS)
-    )
+    fixed = {"path": str(folder), "device": "cpu", "dtype": "float32", "template_arguments": {}}
+    return FolderSettings(**({"max_reply_tokens": 12} | fixed | given))
 
 
 def requests() -> list[Request]:
@@ -176,7 +175,7 @@ def test_a_model_that_knows_the_form_makes_examples(
     [
         (["--concurrency=2"], "--concurrency: is of use to an endpoint only"),
         (['--extra-body={"top_p": 1}'], "chat_template_kwargs alone"),
-        (["--device=cuda"], "--device cuda: no GPU is seen"),
+        (["--device=cuda"], "device 'cuda': no CUDA device here"),
     ],
 )
 def test_bad_options_are_refused(tiny_backbone: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
