@@ -28,8 +28,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from clara.config.flags import Command, add_setting
-from clara.data.corpus import FIELDS, Fields, read_rows
+from clara.data.corpus import read_rows
 from clara.data.examples import Example, write_examples
+from clara.data.fields import FIELDS, Fields
 from clara.data.input_files import expand, input_hashes
 from clara.data.records import Document, document_id, normalise
 from clara.errors import InputError, command_line

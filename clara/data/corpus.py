@@ -6,13 +6,12 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clara.config.jobs import Records
+from clara.data.fields import FIELDS, Fields
 from clara.data.ids import spelt_id
 from clara.data.json_records import MAX_RECORD_BYTES, json_records
 from clara.data.records import Document, Unusable, document_id, normalise
@@ -35,24 +34,10 @@ SUFFIXES = {
 }
 """Format of a file by the ending of its name, without that of a compression."""
 
-_RECORDS = Records()
 _TITLE_LINE = re.compile(r'\s*"(?P<title>[^\n]*)"\r?\n(?P<text>.*)', re.DOTALL)
 _PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
 EMPTY = "empty text"
 """Reason of a record that has the fields of a document, but no text in them."""
-
-
-@dataclass(frozen=True)
-class Fields:
-    """Names of a record's fields."""
-
-    id: str = _RECORDS.id_field
-    title: str = _RECORDS.title_field
-    text: str = _RECORDS.text_field
-
-
-FIELDS = Fields()
-"""The field names that are read by default."""
 
 
 def format_by_content(head: bytes) -> str:
@@ -91,7 +76,7 @@ def records(stream: IO[bytes], kind: str, fields: Fields, path: str) -> Iterator
         if kind == "text":
             yield 1, _whole_text(stream, fields)
         elif kind in ("csv", "tsv"):
-            yield from table_records(stream, kind, path, **vars(fields))
+            yield from table_records(stream, kind, path, fields)
         else:
             yield from json_records(stream, fields.text, long_lines=kind == "json")
     except UnicodeError as error:  # of UTF-16, which is decoded while it is read
@@ -125,13 +110,13 @@ def check_file(path: str, kind: str, fields: Fields) -> None:
         return
     with opened(path) as stream:
         if kind != "parquet":
-            next(table_records(as_utf8(stream), kind, path, **vars(fields)), None)
+            next(table_records(as_utf8(stream), kind, path, fields), None)
             return
         try:
             schema = pq.ParquetFile(stream).schema_arrow
         except (OSError, pa.ArrowException):
             return
-    check_schema(path, schema, **vars(fields))
+    check_schema(path, schema, fields)
 
 
 def all_records(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, Any]]:
@@ -198,6 +183,7 @@ def document_of(row: Any, source: str, line: int, fields: Fields = FIELDS) -> Do
         return row
     if not isinstance(row, dict):
         return Unusable("not an object", f"found {type(row).__name__}, expected a JSON object", row)
+    fields = fields.of(row)
     if fields.text not in row or (row[fields.text] is None and not row.get(fields.title)):
         return Unusable("no text", f"no field {fields.text!r}; fields are {', '.join(map(str, row))}", row)
     try:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
+from clara.data.fields import Fields
 from clara.data.json_records import MAX_RECORD_BYTES, numbered_lines, raw_lines
 from clara.data.records import Unusable
 from clara.errors import InputError
@@ -43,26 +44,26 @@ def _row(batch: pa.RecordBatch) -> Any:
         return Unusable("not UTF-8" if isinstance(error, UnicodeError) else "not readable", str(error))
 
 
-def check_schema(path: str, schema: pa.Schema, *, id: str, title: str, text: str) -> None:
+def check_schema(path: str, schema: pa.Schema, fields: Fields) -> None:
     """Check that columns of a Parquet file can be read as ids and texts.
 
     Raises:
         InputError: there is no text, or a column is of another type; names the file, the column and its type.
     """
-    if text not in schema.names:
+    fields = fields.of(schema.names)
+    if fields.text not in schema.names:
         raise InputError(
-            f"{path}: no column {text!r} for the text (there are {', '.join(schema.names) or 'none'}); name it with "
-            "--text-field"
+            f"{path}: no column {fields.text!r} for the text (there are {', '.join(schema.names) or 'none'}); name it "
+            "with --text-field"
         )
-    for name, flag in ((text, "--text-field"), (title, "--title-field")):
+    for name, flag in ((fields.text, "--text-field"), (fields.title, "--title-field")):
         if name in schema.names and not _is_text(schema.field(name).type):
             raise InputError(
                 f"{path}: column {name!r} is {schema.field(name).type}, expected strings; name another one with {flag}"
             )
-    if id in schema.names and not _is_id(schema.field(id).type):
+    if fields.id in schema.names and not _is_id(kind := schema.field(fields.id).type):
         raise InputError(
-            f"{path}: column {id!r} is {schema.field(id).type}, expected strings or integers; name another one with "
-            "--id-field"
+            f"{path}: column {fields.id!r} is {kind}, expected strings or integers; name another one with --id-field"
         )
 
 
@@ -124,9 +125,7 @@ class _Lines:
         return found[1].decode("utf-8-sig")
 
 
-def table_records(
-    stream: IO[bytes], kind: str, path: str, *, id: str, title: str, text: str
-) -> Iterator[tuple[int, Any]]:
+def table_records(stream: IO[bytes], kind: str, path: str, fields: Fields) -> Iterator[tuple[int, Any]]:
     """Number of its first line, and cells by name, of each row of a table; `Unusable` in place of a bad one.
 
     The first line names the columns; quotes are those of RFC 4180. A TSV file without such a line, whose rows are a
@@ -136,9 +135,7 @@ def table_records(
         stream: UTF-8, with or without a byte order mark.
         kind: `csv` or `tsv`, which says the delimiter that is tried first.
         path: for messages.
-        id: name of the column of ids.
-        title: name of the column of titles.
-        text: name of the column of texts.
+        fields: names of the columns.
 
     Raises:
         InputError: the first line neither names the text nor is such a row.
@@ -148,16 +145,16 @@ def table_records(
     first = lines.peek()
     if first is None:
         return
-    delimiter, names = _header(first[1], kind, path, id=id, title=title, text=text)
+    delimiter, names = _header(first[1], kind, path, fields)
     if names:
         lines.taken.clear()
         next(iter(lines), None)
         yield from _quoted(lines, delimiter, names)
     else:
-        yield from _collection(lines, (id, text, title))
+        yield from _collection(lines, (fields.id, fields.text, fields.title))
 
 
-def _header(line: bytes | Unusable, kind: str, path: str, *, id: str, title: str, text: str) -> tuple[str, list[str]]:
+def _header(line: bytes | Unusable, kind: str, path: str, fields: Fields) -> tuple[str, list[str]]:
     """Delimiter and names of the columns; no names for a collection without any."""
     shown = line.decode("utf-8-sig", "replace").strip("\r\n") if isinstance(line, bytes) else ""
     for delimiter in _DELIMITERS[kind]:
@@ -165,16 +162,17 @@ def _header(line: bytes | Unusable, kind: str, path: str, *, id: str, title: str
             names = [name.strip() for name in next(csv.reader([shown], delimiter=delimiter, strict=True), [])]
         except csv.Error:
             continue
-        if text in names:
+        if fields.of(names).text in names:
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise InputError(f"{path}:1: the first line names {twice[0]!r} twice; give each column its own name")
             return delimiter, names
     cells = shown.split("\t")
     if kind == "tsv" and 2 <= len(cells) <= 3 and _NUMBER.fullmatch(cells[0]):
         return "\t", []
+    wanted = _DELIMITERS[kind][0].join((fields.id, fields.text, fields.title))
     raise InputError(
-        f"{path}:1: the first line, {shown[:60]!r}, names no column {text!r}; name the text's column with "
-        f"--text-field, or put a first line before the rows, as {_DELIMITERS[kind][0].join((id, text, title))!r}"
+        f"{path}:1: the first line, {shown[:60]!r}, names no column {fields.text!r}; name the text's column with "
+        f"--text-field, or put a first line before the rows, as {wanted!r}"
     )
 
 

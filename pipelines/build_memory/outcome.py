@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from clara.data.corpus import Fields
+from clara.data.fields import Fields
 from clara.errors import InputError
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.shards import KIND, PLAN

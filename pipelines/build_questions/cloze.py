@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from clara.data.corpus import FIELDS, Fields
+from clara.data.fields import FIELDS, Fields
 from clara.errors import InputError
 from pipelines.build_questions.question_format import Built
 from pipelines.corpus.arguments import given_fields

@@ -3,7 +3,7 @@
 import argparse
 
 from clara.config.flags import add_setting
-from clara.data.corpus import FIELDS, Fields
+from clara.data.fields import FIELDS, Fields
 from clara.errors import InputError
 
 

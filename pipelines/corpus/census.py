@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from clara.data.corpus import Fields
+from clara.data.fields import Fields
 
 NO_ID, UNREAD, FILES_WITHOUT = "rows without an id", "fields not read", "files without ids"
+NEAR = "fields like those that are read"
 _MOST_NAMES = 50
 _MOST_FILES = 20
 _LIKE = {  # names that others have for a field, beside those that are spelt nearly alike
@@ -27,7 +28,7 @@ class Census:
     """Counts over the rows of one file, or of a part of it."""
 
     def __init__(self, source: str, fields: Fields, also_read: Collection[str] = ()) -> None:
-        self._source, self._id, self._read = source, fields.id, {*vars(fields).values(), *also_read}
+        self._source, self._fields, self._also = source, fields, also_read
         self._rows = self._without = 0
         self._names: dict[str, None] = {}
         self._unread: Counter[str] = Counter()
@@ -35,21 +36,31 @@ class Census:
     def add(self, row: Any) -> None:
         """Count a row, if it is one."""
         if isinstance(row, Mapping):
+            fields = self._fields.of(row)
+            value = row.get(fields.id)
             self._rows += 1
-            self._without += row.get(self._id) is None or row[self._id] in ("", b"") or row[self._id] != row[self._id]
-            self.add_names([name for name, value in row.items() if value not in (None, "")])
+            self._without += value is None or value in ("", b"") or value != value  # NaN
+            self.add_names(name for name, value in row.items() if value is not None and value != "")
 
     def add_names(self, names: Iterable[str], rows: int = 1) -> None:
         """Count fields that rows have, perhaps beside those that were read of them."""
         for name in names:
             if name in self._names or len(self._names) < _MOST_NAMES:
                 self._names[str(name)] = None
-                if name not in self._read:
-                    self._unread[name] += rows
+                self._unread[str(name)] += rows
 
     def tallies(self) -> dict[str, int]:
         """The counts under names that `separated` knows."""
-        found = {f"{UNREAD}: {name}": count for name, count in self._unread.items()}
+        fields = self._fields.of(self._names)
+        read = {*vars(fields).values(), *self._also}
+        unread = {name: count for name, count in self._unread.items() if name not in read}
+        found = {f"{UNREAD}: {name}": count for name, count in unread.items()}
+        for role, name in vars(fields).items():
+            if name != getattr(self._fields, role):
+                found[f"rows whose {role} is `{name}`"] = self._unread[name]
+        missing = {role: name for role, name in vars(fields).items() if name not in self._names}
+        for name, role in near_misses(unread, missing):
+            found[f"{NEAR}: {json.dumps([name, role])}"] = unread[name]
         if self._without:
             key = json.dumps([self._source, self._without == self._rows, list(self._names)])
             found |= {NO_ID: self._without, f"{FILES_WITHOUT}: {key}": self._without}
@@ -58,27 +69,30 @@ class Census:
 
 def separated(tallies: Mapping[str, int]) -> tuple[dict[str, int], dict[str, Any]]:
     """Tallies of records, and what units counted here: counts for a manifest, none for what does not occur."""
-    plain, unread, files = {}, Counter[str](), dict[str, dict[str, Any]]()
+    plain, noted = {}, dict[str, Any]()
     for name, count in sorted(tallies.items()):
         kind, _, rest = name.partition(": ")
         if kind == UNREAD:
-            unread[rest] += count
+            noted.setdefault(UNREAD, {})[rest] = count
+        elif kind == NEAR:
+            field, role = json.loads(rest)
+            noted.setdefault(NEAR, {})[field] = role
         elif kind == FILES_WITHOUT:
             source, every, names = json.loads(rest)
+            files = noted.setdefault(FILES_WITHOUT, {})
+            if source not in files and len(files) == _MOST_FILES:
+                continue
             entry = files.setdefault(source, {"rows": 0, "every row": True, "fields": []})
             entry["rows"] += count
             entry["every row"] &= every
             entry["fields"] = list(dict.fromkeys([*entry["fields"], *names]))
         else:
             plain[name] = count
-    noted: dict[str, Any] = {UNREAD: dict(unread)} if unread else {}
-    if files:
-        noted[FILES_WITHOUT] = dict(list(files.items())[:_MOST_FILES])
     return plain, noted
 
 
 def report(counts: Mapping[str, Any], fields: Fields) -> None:
-    """Warn of files without ids, and of fields that look like one that is read."""
+    """Warn of files without ids, and of fields that look like one that is read and missing."""
     for source, found in counts.get(FILES_WITHOUT, {}).items():
         held = [name for name in found["fields"] if name != fields.id]
         near = near_misses(held, {"id": fields.id})
@@ -87,19 +101,16 @@ def report(counts: Mapping[str, Any], fields: Fields) -> None:
             source,
             f"no row has `{fields.id}`" if found["every row"] else f"{found['rows']} rows have no `{fields.id}`",
             ", ".join(f"`{name}`" for name in held) or "nothing else",
-            f"; is it --id-field {near[0][0]}?"
-            if near
-            else f"; name the field of ids with --id-field, not {fields.id}",
+            f"; is it --id-field {near[0][0]}?" if near else "; name the field of ids with --id-field",
         )
-    unread = counts.get(UNREAD, {})
-    for name, meant in near_misses(unread, vars(fields)):
-        if meant != "id" or not counts.get(FILES_WITHOUT):
+    for name, role in counts.get(NEAR, {}).items():
+        if role != "id" or not counts.get(FILES_WITHOUT):
             _LOG.warning(
                 "field `%s` of %d rows is not read; is it the %s? Then name it with --%s-field",
                 name,
-                unread[name],
-                meant,
-                meant,
+                counts[UNREAD][name],
+                role,
+                role,
             )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from clara.config.model import Prompts
-from clara.data.corpus import Fields
+from clara.data.fields import Fields
 from clara.data.records import Chunk, Document
 from clara.model.artefact import Checkpoint
 from clara.model.backbone_files import load_tokenizer

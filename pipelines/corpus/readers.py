@@ -10,7 +10,8 @@ from xml.etree.ElementTree import ParseError
 
 import pyarrow.parquet as pq
 
-from clara.data.corpus import EMPTY, Fields, document_of, records
+from clara.data.corpus import EMPTY, document_of, records
+from clara.data.fields import Fields
 from clara.data.ids import spelt_id
 from clara.data.json_records import line_records
 from clara.data.records import Document, whole_characters
@@ -49,7 +50,7 @@ def to_document(row: Any, fields: Fields, source: str, line: int) -> Document | 
     if not isinstance(shown, str | bytes):
         shown = repr(shown)
     shown = shown[: 4 * _SNIPPET_CHARACTERS].decode("utf-8", "replace") if isinstance(shown, bytes) else shown
-    given = row.get(fields.id) if found.reason == EMPTY else None
+    given = row.get(fields.of(row).id) if found.reason == EMPTY else None
     snippet, detail = clean(shown[:_SNIPPET_CHARACTERS]), clean(found.detail)[: 2 * _SNIPPET_CHARACTERS]
     return DeadLetter(source, line, found.reason, detail, snippet, document_id="" if given is None else spelt_id(given))
 
@@ -75,9 +76,10 @@ def read_records(unit: Unit, fields: Fields, census: Census | None = None) -> It
 def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields, census: Census | None) -> Iterator[tuple[int, Any]]:
     file = pq.ParquetFile(raw)
     if file.metadata.num_row_groups:
-        columns = [name for name in (fields.id, fields.title, fields.text) if name in file.schema_arrow.names]
+        names = file.schema_arrow.names
+        columns = [name for name in vars(fields.of(names)).values() if name in names]
         if census:
-            others = [name for name in file.schema_arrow.names if name not in columns]
+            others = [name for name in names if name not in columns]
             census.add_names(others, file.metadata.row_group(unit.row_group).num_rows)
         yield from enumerate(parquet_rows(raw, [unit.row_group], columns), unit.first_line)
 

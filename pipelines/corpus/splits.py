@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clara.data.corpus import FIELDS, FORMATS, SUFFIXES, Fields, format_by_content, format_of, records
+from clara.data.corpus import FORMATS, SUFFIXES, format_by_content, format_of, records
+from clara.data.fields import FIELDS, Fields
 from clara.data.json_records import is_json_lines
 from clara.data.streams import COMPRESSIONS, DAMAGE, as_utf8, compression_of, decompressed
 from clara.data.table_records import check_schema
@@ -124,7 +125,7 @@ def _row_groups(path: str, name: str, fields: Fields) -> list[Unit]:
             schema = file.schema_arrow
     except (OSError, pa.ArrowException):
         return [Unit(path, name, "parquet")]  # the reader reports the error as a dead letter
-    check_schema(name, schema, **vars(fields))
+    check_schema(name, schema, fields)
     return [
         Unit(path, name, "parquet", row_group=group, first_line=1 + sum(rows[:group])) for group in range(len(rows))
     ]

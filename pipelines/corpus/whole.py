@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from clara.data.corpus import FIELDS, Fields, check_file, format_of, read_rows, to_document
+from clara.data.corpus import check_file, format_of, read_rows, to_document
+from clara.data.fields import FIELDS, Fields
 from clara.data.input_files import expand
 from clara.data.records import Document
 from clara.errors import InputError
@@ -62,7 +63,11 @@ def rows_of(
         tallies.update(found.tallies())
     if empty:
         _LOG.warning("%d rows have neither text nor title, and are left out", empty)
-    _, noted = census.separated(tallies)
+    plain, noted = census.separated(tallies)
+    for name, count in plain.items():
+        _LOG.warning("%d %s", count, name)
+    if unread := noted.get(census.UNREAD):
+        _LOG.warning("fields that are not read: %s", ", ".join(f"`{name}` ({n} rows)" for name, n in unread.items()))
     census.report(noted, fields)
 
 

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from clara.data.corpus import FIELDS, Fields
+from clara.data.fields import FIELDS, Fields
 from clara.errors import InputError
 from clara.storage import folders, paths
 from clara.storage.manifest import MANIFEST

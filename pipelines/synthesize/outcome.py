@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clara.config.synthesis import Synthesis
-from clara.data.corpus import Fields
 from clara.data.examples import join_examples
+from clara.data.fields import Fields
 from pipelines.corpus.chunking import Tokens
 from pipelines.corpus.counts import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
 from pipelines.corpus.dead_letters import NAME

@@ -1,6 +1,7 @@
 """Documents by id from the corpus that questions point into."""
 
-from clara.data.corpus import FIELDS, check_file, format_of, read_rows, to_document
+from clara.data.corpus import check_file, format_of, read_rows, to_document
+from clara.data.fields import FIELDS
 from clara.data.input_files import expand
 from clara.data.records import input_text
 from clara.errors import InputError

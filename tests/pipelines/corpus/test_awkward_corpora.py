@@ -1,5 +1,6 @@
 """Corpora as people have them: the corpus job and the small commands read each shape alike, as what it holds."""
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from clara.data.corpus import Fields
+from clara.data.fields import Fields
 from clara.data.ids import spelt_id
 from clara.data.input_files import expand
 from clara.data.records import Document, document_id, normalise
@@ -333,6 +334,26 @@ def test_a_file_without_ids_and_fields_that_nothing_reads_are_reported(
     assert "a.jsonl: no row has `id`; it has `docid`, `Title`, `text`" in caplog.text
     assert "is it --id-field docid?" in caplog.text
     assert "field `Title` of 1 rows is not read; is it the title?" in caplog.text
+    assert "fields that are not read: `Title` (1 rows), `docid` (2 rows)" in caplog.text
+
+
+def test_the_field_names_of_beir_and_flashrag_are_known(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"_id": row["id"], "title": row["title"], "text": row["text"], "metadata": {}} for row in ROWS]
+    (tmp_path / "beir.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    contents = [{"id": row["id"], "contents": f'"{row["title"]}"\n{row["text"]}'} for row in ROWS]
+    (tmp_path / "flashrag.jsonl").write_text("".join(json.dumps(row) + "\n" for row in contents))
+    (tmp_path / "beir.parquet").write_bytes(parquet({"_id" if k == "id" else k: v for k, v in COLUMNS.items()}))
+    (tmp_path / "beir.tsv").write_text("_" + table("\t"))
+    with caplog.at_level(logging.WARNING):
+        for name in ("beir.jsonl", "flashrag.jsonl", "beir.parquet", "beir.tsv"):
+            assert read(tmp_path / name) == EXPECTED
+    assert "2 rows whose id is `_id`" in caplog.text
+    assert "2 rows whose text is `contents`" in caplog.text
+    # A field of that name is no id or text where the default is there, or where another name was given.
+    (tmp_path / "a.jsonl").write_text('{"id": "1", "_id": "x", "text": "t", "contents": "c"}\n')
+    assert read(tmp_path / "a.jsonl") == [("1", "", "t")]
+    (tmp_path / "b.jsonl").write_text('{"_id": "x", "key": "1", "contents": "c", "body": "t"}\n')
+    assert read(tmp_path / "b.jsonl", Fields("key", text="body")) == [("1", "", "t")]
 
 
 def test_texts_of_one_id_all_become_examples(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

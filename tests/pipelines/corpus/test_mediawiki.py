@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara.data.corpus import Fields
+from clara.data.fields import Fields
 from clara.data.records import Document
 from clara.errors import InputError
 from pipelines.corpus.dead_letter import DeadLetter

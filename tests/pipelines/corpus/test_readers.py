@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from clara.data import json_records
-from clara.data.corpus import Fields
+from clara.data.fields import Fields
 from clara.data.records import Document, document_id
 from clara.errors import InputError
 from pipelines.corpus.dead_letter import DeadLetter

@@ -10,7 +10,7 @@ import pytest
 from apache_beam.options.pipeline_options import DebugOptions, SetupOptions
 from apache_beam.portability.api import beam_runner_api_pb2
 
-from clara.data.corpus import Fields
+from clara.data.fields import Fields
 from clara.errors import InputError
 from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from pipelines.build_memory.command import main
