@@ -23,7 +23,7 @@ setup: $(VENV)/ready  ## create .venv with all extras (PYTHON=python3.12, TORCH_
 
 $(VENV)/ready: pyproject.toml infra/demo-packages.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[aws,beam,gcp,train,cluster,demo,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --editable '.[aws,beam,gcp,train,cluster,demo,serve,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r infra/demo-packages.txt
 	$(BIN)/python -m training.warm_up
 	touch $@

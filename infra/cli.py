@@ -157,6 +157,18 @@ def ask() -> Main:
     return ask_registered
 
 
+def serve() -> Main:
+    """Answer over HTTP, also for OpenAI-compatible clients"""
+    from clara.serving.command import main
+    from training.registry.resolve import local_checkpoint
+
+    @wraps(main)
+    def serve_registered(argv: list[str]) -> int:
+        return main(argv, local_checkpoint)
+
+    return serve_registered
+
+
 def worker_pool() -> Main:
     """Beam workers on a machine of a Spark cluster"""
     from pipelines.worker_pool.command import main
@@ -203,7 +215,7 @@ GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
         "score-utilities": score_utilities,
         "train joint": train_joint,
     },
-    "measure and use": {"evaluate": evaluate, "register": register, "promote": promote, "ask": ask},
+    "measure and use": {"evaluate": evaluate, "register": register, "promote": promote, "ask": ask, "serve": serve},
     "clusters": {
         "worker-pool": worker_pool,
         "submit spark": submit_spark,

@@ -1,4 +1,4 @@
-"""Sections of the configuration for a trained system: measuring it, promoting it, answering with it."""
+"""Sections of the configuration for a trained system: measuring it, promoting it."""
 
 from typing import Literal, get_args
 
@@ -11,14 +11,6 @@ CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 """What an answer is read from: the system's retrieval, the question's pool, right documents, wrong ones, nothing."""
 Baseline = Literal["bm25", "dense", "text"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-
-
-class Serving(Section):
-    """How a system answers a question."""
-
-    num_selected: int = Field(5, ge=1, description="K, passages that an answer is read from")
-    max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
-    verify: bool = Field(False, description="read every byte of the MEMORY and check its sha256 first; else sizes only")
 
 
 class Evaluation(Section):

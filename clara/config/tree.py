@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from clara.config.evaluation import Evaluation, Promotion, Serving
+from clara.config.evaluation import Evaluation, Promotion
 from clara.config.jobs import (
     Cloze,
     CorpusJob,
@@ -20,6 +20,7 @@ from clara.config.jobs import (
 from clara.config.model import Backbone, Model, Prompts
 from clara.config.refresh import YEAR_SECONDS
 from clara.config.section import Section
+from clara.config.serving import Serving
 from clara.config.stages import Instruct, Joint, Pretrain
 from clara.config.synthesis import Synthesis
 from clara.config.world import World
@@ -209,6 +210,7 @@ READ_BY = {
         "evaluate",
         "register",
         "ask",
+        "serve",
         "set-score",
         "fit-score",
         "demo",
@@ -229,8 +231,8 @@ READ_BY = {
     "selection": ("select-corpus", "demo"),
     "world": ("world",),
     "utility_job": ("score-utilities",),
-    "retrieval": ("build-index", "score-utilities", "train joint", "fit-score", "evaluate", "register", "ask"),
-    "serving": ("register", "ask"),
+    "retrieval": ("build-index", "score-utilities", "train joint", "fit-score", "evaluate", "register", "ask", "serve"),
+    "serving": ("register", "ask", "serve"),
     "evaluation": ("evaluate",),
     "promotion": ("promote",),
     "launch": ("train pretrain", "train joint", "demo"),
@@ -243,6 +245,7 @@ READ_BY = {
         "register",
         "promote",
         "ask",
+        "serve",
     ),
 }
 """Commands that read a section, as the console command names them."""

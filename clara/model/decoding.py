@@ -194,6 +194,13 @@ def keeps_plain_cache(model: ClaraModel) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
+def num_prompt_tokens(model: ClaraModel, row: Generation) -> int:
+    """Positions of a row's prompt, its memory slots among them; before the row joins a batch."""
+    num_documents = 0 if row.memory is None else len(row.memory)
+    room = model.num_memory_tokens + int(model.settings.markers)
+    return len(row.prompt.left) + num_documents * room + len(row.prompt.right)
+
+
 def answer_text(model: ClaraModel, tokens: Sequence[int]) -> str:
     """An answer's tokens as text, without special tokens and white space around it."""
     return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()

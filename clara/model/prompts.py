@@ -6,7 +6,7 @@ Texts cannot inject special tokens.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tokenizers import Tokenizer
 
@@ -36,6 +36,14 @@ class Prompt:
     right: list[int]
     answer: list[int]
     weights: list[float]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What was said earlier in a conversation."""
+
+    role: Literal["user", "assistant"]
+    text: str
 
 
 def _plain(tokenizer: "PreTrainedTokenizerBase", split_special_tokens: bool) -> Tokenizer:
@@ -133,6 +141,16 @@ class PromptBuilder:
         user = self.prompts.answer_user.replace("{documents}", _SLOTS).replace("{question}", self.safe(question))
         return self._prompt(self.prompts.answer_system, user, answer)
 
+    def conversation(self, earlier: Sequence[Turn], question: str, system: str = "") -> Prompt:
+        """A question over memories after earlier turns; `system` follows the prompts' own instruction.
+
+        Raises:
+            InputError: the chat template takes no such turns.
+        """
+        user = self.prompts.answer_user.replace("{documents}", _SLOTS).replace("{question}", self.safe(question))
+        instruction = "\n".join(text for text in (self.prompts.answer_system, self.safe(system)) if text)
+        return self._unanswered(self._render(instruction, user, None, earlier))
+
     def pairs(self, questions: Sequence[str], answers: Sequence[str], question_weight: float) -> Prompt:
         """Questions and answers generated from a memory; tokens outside the answers weigh `question_weight`."""
         text, spans = "", []
@@ -169,11 +187,12 @@ class PromptBuilder:
         outside: float = 1.0,
     ) -> Prompt:
         """`spans`: characters of the answer that weigh 1, while others weigh `outside`; None: all of it weighs 1."""
-        left, mark, right = self._split(self._render(system, user, None))
+        rendered = self._render(system, user, None)
+        if answer is None:
+            return self._unanswered(rendered)
+        left, mark, right = self._split(rendered)
         skip = 1 if mark else 0
         right_ids = self._ids(mark + right)[skip:]
-        if answer is None:
-            return Prompt(self._ids(left), right_ids, [], [])
         answer = self._safe_answer(answer)
         before = self._split(self._render(system, user, _ANSWER))[2].partition(_ANSWER)[0]
         encoded = self.tokenizer(
@@ -204,6 +223,10 @@ class PromptBuilder:
             weights.append(1.0 if inside else outside)
         return Prompt(self._ids(left), right_ids, ids[num_prompt:], weights)
 
+    def _unanswered(self, rendered: str) -> Prompt:
+        left, mark, right = self._split(rendered)
+        return Prompt(self._ids(left), self._ids(mark + right)[1 if mark else 0 :], [], [])
+
     def _check_merged(self, answer: str, slots_stay: bool, is_answer: Sequence[bool]) -> None:
         """Refuse an answer whose first token merges with the prompt's end, if that loses more than that token.
 
@@ -229,8 +252,9 @@ class PromptBuilder:
         left, slots, right = rendered.partition(_SLOTS)
         return (left, self._mark, right) if slots else ("", "", rendered)
 
-    def _render(self, system: str, user: str, answer: str | None) -> str:
-        turns = [{"role": "user", "content": user}]
+    def _render(self, system: str, user: str, answer: str | None, earlier: Sequence[Turn] = ()) -> str:
+        turns = [{"role": turn.role, "content": self.safe(turn.text)} for turn in earlier]
+        turns.append({"role": "user", "content": user})
         if answer is not None:
             turns.append({"role": "assistant", "content": answer})
         if not system:
@@ -241,8 +265,8 @@ class PromptBuilder:
             rendered = ""
         if rendered and (system.strip() in rendered or not self.prompts.keep_system):
             return rendered
-        # A template that refuses or drops the system role: its text goes in front of the user's.
-        return self._whole([{"role": "user", "content": f"{system}\n{user}"}, *turns[1:]])
+        # A template that refuses or drops the system role: its text goes in front of the first turn's.
+        return self._whole([{**turns[0], "content": f"{system}\n{turns[0]['content']}"}, *turns[1:]])
 
     def _whole(self, turns: list[dict[str, str]]) -> str:
         """The turns as a text, with the memory slots and the answer once."""

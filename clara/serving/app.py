@@ -1,0 +1,139 @@
+"""The application: routes, errors, and the engine's life."""
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import cast
+
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+import clara
+from clara.config.serving import Serving
+from clara.errors import InputError
+from clara.serving.chat import add_chat
+from clara.serving.engine import Engine, FailedError, Finished, Found, Piece, QueueFullError, Request, StoppedError
+from clara.serving.errors import DOCUMENTED, ErrorReply, detail, error_response
+from clara.serving.guard import Guard
+from clara.serving.metrics import Metrics
+from clara.serving.schemas import (
+    AnswerBody,
+    AnswerPiece,
+    AnswerReply,
+    FoundPassages,
+    SearchBody,
+    SearchReply,
+    passages_of,
+    reply_of,
+)
+from clara.serving.service import ClientGoneError, Service, as_json, status_of, streamed, unless_gone
+from clara.system import System
+
+
+def make_app(system: System, settings: Serving, *, key: str = "", metrics: Metrics | None = None) -> FastAPI:
+    """The service of a system; its engine runs from start-up to shutdown.
+
+    Args:
+        system: used by nobody else meanwhile.
+        settings: limits.
+        key: that requests below `/v1/` must bear; empty: none.
+        metrics: what is counted into; None: new ones.
+
+    Raises:
+        InputError: see `Engine`.
+    """
+    counted = metrics or Metrics()
+    engine = Engine(system, settings, counted)
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        engine.stop()
+
+    app = FastAPI(
+        title="CLaRa",
+        version=clara.__version__,
+        description="Answers with the passages that they come from.",
+        lifespan=life,
+    )
+    app.add_middleware(Guard, settings=settings, metrics=counted, key=key)
+    for error in (InputError, QueueFullError, TimeoutError, StoppedError, FailedError, ClientGoneError, HTTPException):
+        app.add_exception_handler(error, _as_response)
+    app.add_exception_handler(RequestValidationError, _as_refusal)
+    service = Service(engine, settings)
+    _add_health(app, engine, counted)
+    _add_answers(app, service)
+    add_chat(app, service)
+    return app
+
+
+def _as_response(_: HttpRequest, error: Exception) -> Response:
+    return error_response(*status_of(error))
+
+
+def _as_refusal(_: HttpRequest, error: Exception) -> Response:
+    """Where a body is wrong and why, without repeating what it holds."""
+    found = cast(RequestValidationError, error).errors()
+    lines = [f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}" for each in found[:10]]
+    return error_response(422, "; ".join(lines).encode(errors="replace").decode())
+
+
+def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+    @app.get("/health/live")
+    async def live() -> dict[str, str]:
+        """The process answers."""
+        return {"status": "live"}
+
+    @app.get("/health/ready", responses={503: {"model": ErrorReply}})
+    async def ready() -> Response:
+        """Requests are answered: 200, else 503."""
+        if not engine.ready:
+            return error_response(503, "the service does not answer now")
+        store = engine.system.retriever.store
+        return JSONResponse({"status": "ready", "rows": len(store), "fingerprint": store.fingerprint})
+
+    @app.get("/metrics")
+    async def figures() -> Response:
+        """Figures for Prometheus."""
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/search", responses=DOCUMENTED, response_model=SearchReply)
+    async def search(body: SearchBody, http: HttpRequest) -> Response:
+        """The best passages of each question."""
+        request = service.request(http, body.questions, body.k, 0)
+        found = await unless_gone(http, service.found(request))
+        return as_json(SearchReply(results=[passages_of(own) for own in found.passages]))
+
+    @app.post("/v1/answers", responses=DOCUMENTED, response_model=AnswerReply)
+    async def answers(body: AnswerBody, http: HttpRequest) -> Response:
+        """An answer and the passages that it was read from."""
+        request = service.request(http, [body.question], body.passages, body.max_tokens)
+        if body.stream:
+            return await streamed(http, _answer_events(service.engine, request), _error_event)
+        return as_json(reply_of((await unless_gone(http, service.finished(request))).answered))
+
+
+async def _answer_events(engine: Engine, request: Request) -> AsyncGenerator[str, None]:
+    """`passages`, `piece`s, then the whole `answer`."""
+    async with aclosing(engine.events(request)) as events:
+        async for event in events:
+            if isinstance(event, Found):
+                yield _event("passages", FoundPassages(passages=passages_of(event.passages[0])).model_dump_json())
+            elif isinstance(event, Piece):
+                yield _event("piece", AnswerPiece(text=event.text).model_dump_json())
+            elif isinstance(event, Finished):
+                yield _event("answer", reply_of(event.answered).model_dump_json())
+
+
+def _error_event(status: int, message: str) -> str:
+    return _event("error", ErrorReply(error=detail(status, message)).model_dump_json())
+
+
+def _event(name: str, data: str) -> str:
+    return f"event: {name}\ndata: {data}\n\n"

@@ -1,0 +1,144 @@
+"""Serve a trained system over HTTP.
+
+python -m clara.serving --checkpoint DIR --memory DIR --index DIR
+
+POST /v1/answers, /v1/search and /v1/chat/completions (of the OpenAI API); GET /docs lists them all. Requests below /v1/
+need the key that CLARA_API_KEY holds, if it is set. SIGTERM or Ctrl-C: running requests end, then the service.
+"""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import clara
+from clara.config.flags import Command, add_dense_settings, add_setting
+from clara.config.serving import Serving
+from clara.errors import InputError
+
+if TYPE_CHECKING:
+    from clara.serving.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+
+def parser() -> Command:
+    """The command line's arguments."""
+    parser = Command("clara.serving", __doc__, uses=["serving"])
+    add_setting(parser, "checkpoint", metavar="DIR", required=True)
+    add_setting(parser, "memory", metavar="DIR", required=True)
+    add_setting(parser, "index", metavar="DIR")
+    add_setting(parser, "backbone.path", "--backbone", metavar="DIR")
+    for name, metavar in (("first_level", "L"), ("candidates", "N"), ("exact_rows", "N")):
+        add_setting(parser, f"retrieval.{name}", metavar=metavar)
+    add_dense_settings(parser)
+    add_setting(parser, "device")
+    add_setting(parser, "serving.host", metavar="ADDRESS")
+    for name in ("port", "num_selected", "max_new_tokens", "max_running", "max_waiting", "verify"):
+        add_setting(parser, f"serving.{name}")
+    add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI")
+    parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
+    return parser
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, which does not listen yet.
+
+    Raises:
+        InputError: the address is in use, or not one of this machine's.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        taken = socket.socket(family, kind, protocol)
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.bind(address)
+    except OSError as error:
+        raise InputError(
+            f"serving.host {host!r}, serving.port {port}: {error.strerror}; choose another with --host or --port"
+        ) from error
+    return taken
+
+
+def key_of(settings: Serving) -> str:
+    """The key that requests must bear; empty: none.
+
+    Raises:
+        InputError: the variable is set and empty, or holds what no header can.
+    """
+    key = os.environ.get(settings.key_variable)
+    if key is None:
+        return ""
+    if not key.strip() or not key.isascii() or key != key.strip():
+        raise InputError(
+            f"{settings.key_variable}: expected a key of ASCII characters without spaces around it; set one, or unset "
+            "the variable to serve without a key"
+        )
+    return key
+
+
+def as_it_is(checkpoint: str, _: str) -> str:
+    """A path or URL; `clara.open` refuses the name of a registered model."""
+    return checkpoint
+
+
+def main(argv: list[str], resolve: Callable[[str, str], str] = as_it_is) -> int:
+    """The command line.
+
+    Args:
+        argv: arguments.
+        resolve: the path or URL of a CHECKPOINT, from its name and the URI of the MLflow store.
+    """
+    options = parser().parse_args(argv)
+    settings = options.config.serving
+    key, checkpoint = key_of(settings), resolve(options.checkpoint, options.tracking_uri)
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise InputError(f"{error.name} is not installed; it comes with pip install 'clara-rag[serve]'") from error
+    # Taken before the model is read, which may take a while; clients are refused until the service listens.
+    taken = bound(settings.host, settings.port)
+    with taken:
+        system = clara.open(
+            checkpoint,
+            options.memory,
+            options.index or None,
+            backbone=options.backbone,
+            device=options.device,
+            retrieval=options.config.retrieval,
+            verify=settings.verify,
+        )
+        from clara.serving.app import make_app
+        from clara.serving.metrics import Metrics
+
+        metrics = Metrics()
+        app = make_app(system, settings, key=key, metrics=metrics)
+        host, port = taken.getsockname()[:2]
+        if options.dry_run:
+            rows = len(system.retriever.store)
+            print(f"{options.memory}: {rows} rows, fits {options.checkpoint}; {host}:{port} is free")
+            return 0
+        log_as_json(metrics)
+        kind = f"key in {settings.key_variable}" if key else f"no key: {settings.key_variable} is not set"
+        logger.info("serving", extra={"fields": {"url": f"http://{host}:{port}", "access": kind}})
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=settings.shutdown_seconds,
+        )
+        uvicorn.Server(config).run(sockets=[taken])
+    return 0
+
+
+def log_as_json(metrics: "Metrics") -> None:
+    """Log to standard error, one JSON object a line."""
+    from clara.serving.logs import LogHandler
+
+    root = logging.getLogger()
+    root.handlers[:] = [LogHandler(sys.stderr, metrics)]
+    root.setLevel(logging.INFO)

@@ -1,0 +1,294 @@
+"""The one thread that owns the model: it searches and answers for all requests, and they wait for its events.
+
+Requests wait in a bounded queue. Between two decoding steps the thread lets cancelled rows leave, searches for those
+that have come, and lets them join the running batch.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from clara.config.serving import Serving
+from clara.errors import InputError
+from clara.model.decoding import Generation, RunningBatch, TextStream, answer_text, num_prompt_tokens
+from clara.model.prompts import Turn
+from clara.retrieval.fused import Hit
+from clara.retrieval.retriever import Answered, Passage
+from clara.serving.metrics import Metrics
+from clara.system import System
+
+logger = logging.getLogger(__name__)
+
+
+class QueueFullError(Exception):
+    """As many requests wait as may."""
+
+
+class StoppedError(Exception):
+    """The service is being stopped."""
+
+
+class FailedError(Exception):
+    """A fault of ours ended the request; it is in the log."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        questions: one, unless it is a search.
+        num_passages: of each question.
+        max_new_tokens: longest answer; 0: a search, without an answer.
+        earlier: turns of the conversation before the question.
+        instruction: of the client, for the model.
+        request_id: for the log.
+    """
+
+    questions: tuple[str, ...]
+    num_passages: int
+    max_new_tokens: int = 0
+    earlier: tuple[Turn, ...] = ()
+    instruction: str = ""
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Passages of each question."""
+
+    passages: tuple[tuple[Passage, ...], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The next piece of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The whole answer; `stopped`: by the model, and not by the limit of tokens."""
+
+    answered: Answered
+    num_prompt_tokens: int
+    num_tokens: int
+    stopped: bool
+
+
+Event = Found | Piece | Finished | Exception
+
+
+@dataclass(eq=False)
+class _Job:
+    """A request in the engine, and where its events go."""
+
+    request: Request
+    loop: asyncio.AbstractEventLoop
+    events: "asyncio.Queue[Event]" = field(default_factory=asyncio.Queue)
+    came: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+
+    def send(self, event: Event) -> None:
+        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
+            self.loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+@dataclass(eq=False)
+class _Answering:
+    """A job whose row is in the running batch."""
+
+    job: _Job
+    row: Generation
+    passages: tuple[Passage, ...]
+    num_prompt_tokens: int
+    pieces: TextStream
+
+
+class Engine:
+    """Answers requests of many clients with one model.
+
+    Attributes:
+        system: used by the engine's thread alone; others may read `retriever.check`.
+    """
+
+    def __init__(self, system: System, settings: Serving, metrics: Metrics) -> None:
+        """Prepare; `start` starts the thread.
+
+        Raises:
+            InputError: see `RunningBatch`.
+        """
+        self.system, self._settings, self._metrics = system, settings, metrics
+        self._batch = RunningBatch(system.retriever.model)
+        self._running: list[_Answering] = []
+        self._waiting: deque[_Job] = deque()
+        self._num_taken = 0
+        self._changed, self._stopping = threading.Condition(), False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered."""
+        return self._thread.is_alive() and not self._stopping
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; requests that are left end with `StoppedError`."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    async def events(self, request: Request) -> AsyncGenerator[Found | Piece | Finished, None]:
+        """What happens to a request, to its end: `Found`, then for an answer `Piece`s and `Finished`.
+
+        Closing the iterator cancels the request.
+
+        Raises:
+            InputError: the request cannot be answered.
+            QueueFullError: it has to be sent again later.
+            TimeoutError: `serving.request_seconds` are over.
+            StoppedError: the service is being stopped.
+            FailedError: a fault of ours.
+        """
+        self.system.retriever.check(request.questions, request.num_passages, request.max_new_tokens or 1)
+        job = _Job(request, asyncio.get_running_loop())
+        self._enter(job)
+        try:
+            end = job.loop.time() + self._settings.request_seconds
+            event: Event | None = None
+            while not (isinstance(event, Finished) or (isinstance(event, Found) and not request.max_new_tokens)):
+                event = await asyncio.wait_for(job.events.get(), end - job.loop.time())
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+        finally:
+            self._cancel(job)
+
+    def _enter(self, job: _Job) -> None:
+        with self._changed:
+            if not self.ready:
+                raise StoppedError
+            # A request that has to wait for no other is taken, whatever max_waiting is.
+            if len(self._waiting) + self._num_taken >= self._settings.max_waiting + self._settings.max_running:
+                raise QueueFullError
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def _cancel(self, job: _Job) -> None:
+        with self._changed:
+            job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+
+    # --- the engine's thread ---
+
+    def _run(self) -> None:
+        while (new := self._next()) is not None:
+            try:
+                self._turn(new)
+            except Exception:
+                self._fail([*new, *(answering.job for answering in self._running)])
+                self._running, self._batch = [], RunningBatch(self.system.retriever.model)
+        for job in [*self._waiting, *(answering.job for answering in self._running)]:
+            job.send(StoppedError())
+
+    def _next(self) -> list[_Job] | None:
+        """Jobs that begin now: every search, and answers while there is room; None when the service stops."""
+        with self._changed:
+            self._count(len(self._running))
+            self._changed.wait_for(lambda: self._waiting or self._running or self._stopping)
+            if self._stopping:
+                return None
+            answers = [job for job in self._waiting if job.request.max_new_tokens]
+            late = answers[self._settings.max_running - len(self._running) :]
+            new = [job for job in self._waiting if job not in late]
+            self._waiting = deque(late)
+            self._count(len(self._running) + len(new))
+            return new
+
+    def _count(self, num_taken: int) -> None:
+        self._num_taken = num_taken
+        self._metrics.running.set(num_taken)
+        self._metrics.waiting.set(len(self._waiting))
+
+    def _turn(self, new: Sequence[_Job]) -> None:
+        """One decoding step; new jobs are searched for, and their rows join."""
+        for answering in [a for a in self._running if a.job.cancelled]:
+            self._batch.leave(answering.row)
+            self._running.remove(answering)
+        self._batch.step()
+        self._report(self._running)
+        joining = list(self._search(new))
+        self._batch.join([answering.row for answering in joining])
+        self._running += joining
+        for answering in joining:
+            self._metrics.first_token.observe(time.monotonic() - answering.job.came)
+        self._report(joining)
+        self._running = [answering for answering in self._running if not answering.row.done]
+
+    def _search(self, new: Iterable[_Job]) -> Iterable[_Answering]:
+        """Find the passages of new jobs, those for which as many are wanted together; rows of those to answer."""
+        retriever = self.system.retriever
+        by_count = sorted(new, key=lambda job: job.request.num_passages)
+        for count, group in itertools.groupby(by_count, key=lambda job: job.request.num_passages):
+            jobs = list(group)
+            try:
+                hits = iter(retriever.hits([q for job in jobs for q in job.request.questions], count))
+            except Exception:
+                self._fail(jobs)
+                continue
+            for job in jobs:
+                own = [next(hits) for _ in job.request.questions]
+                passages = tuple(retriever.passages(found) for found in own)
+                if not job.request.max_new_tokens:
+                    job.send(Found(passages))
+                    continue
+                try:
+                    answering = self._answering(job, own[0], passages[0])
+                except InputError as error:
+                    job.send(error)
+                    continue
+                job.send(Found(passages))
+                yield answering
+
+    def _answering(self, job: _Job, hits: Sequence[Hit], passages: tuple[Passage, ...]) -> _Answering:
+        model, request = self.system.retriever.model, job.request
+        prompt = model.prompts.conversation(request.earlier, request.questions[0], request.instruction)
+        row = self.system.retriever.generation(prompt, hits, request.max_new_tokens)
+        num_tokens = num_prompt_tokens(model, row)
+        most = getattr(model.backbone.lm.config.get_text_config(), "max_position_embeddings", None)
+        if most and num_tokens + request.max_new_tokens > most:
+            raise InputError(
+                f"the prompt has {num_tokens} tokens and the answer up to {request.max_new_tokens}, the language model "
+                f"takes {most} together; ask for fewer passages or tokens, or send less of the conversation"
+            )
+        return _Answering(job, row, passages, num_tokens, TextStream(model, row))
+
+    def _report(self, rows: Sequence[_Answering]) -> None:
+        """Send what came: pieces of text, and finished answers."""
+        for answering in rows:
+            row, job = answering.row, answering.job
+            if piece := answering.pieces.more():
+                job.send(Piece(piece))
+            if row.done:
+                text = answer_text(self.system.retriever.model, row.tokens)
+                answered = Answered(job.request.questions[0], text, answering.passages)
+                job.send(Finished(answered, answering.num_prompt_tokens, len(row.tokens), row.stopped))
+                self._metrics.tokens.inc(len(row.tokens))
+
+    def _fail(self, jobs: Sequence[_Job]) -> None:
+        logger.exception("requests %s failed", ", ".join(job.request.request_id for job in jobs))
+        self._metrics.failures.inc()
+        for job in jobs:
+            job.send(FailedError())

@@ -1,0 +1,105 @@
+"""Bodies of requests and replies below /v1/."""
+
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from clara.data.records import encodable
+from clara.retrieval import retriever
+
+
+class Body(BaseModel):
+    """The body of a request; unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def _text(text: str) -> str:
+    if not text.strip() or not encodable(text):
+        raise ValueError("expected some text, in whole characters")
+    return text
+
+
+Question = Annotated[str, AfterValidator(_text)]
+
+
+class SearchBody(Body):
+    """What to search for."""
+
+    questions: list[Question] = Field(min_length=1, description="texts, each searched for by itself")
+    k: int = Field(20, ge=1, description="passages of each question; never more than the MEMORY holds")
+
+
+class AnswerBody(Body):
+    """What to answer."""
+
+    question: Question
+    passages: int | None = Field(
+        None, ge=1, description="that the answer is read from; not given: serving.num_selected"
+    )
+    max_tokens: int | None = Field(None, ge=1, description="longest answer; not given: serving.max_new_tokens")
+    stream: bool = Field(
+        False,
+        description="reply as server-sent events: `passages`, then `piece` for each piece of text, then `answer`; or "
+        "`error`",
+    )
+
+
+class Passage(BaseModel):
+    """A passage, best first."""
+
+    document_id: str
+    row_id: str = Field(description="64 bits; a text, as JavaScript rounds larger numbers")
+    title: str
+    text: str
+    score: float
+    sources: list[str] = Field(description="that found it")
+    why: dict[str, float] = Field(description="what each source adds to its score z, in logits")
+
+
+class SearchReply(BaseModel):
+    """Passages of each question, in the questions' order."""
+
+    results: list[list[Passage]]
+
+
+class AnswerReply(BaseModel):
+    """An answer and the passages that it was read from."""
+
+    question: str
+    text: str
+    passages: list[Passage]
+
+
+class FoundPassages(BaseModel):
+    """Of a stream: what the answer is read from."""
+
+    passages: list[Passage]
+
+
+class AnswerPiece(BaseModel):
+    """Of a stream: the next piece of the answer's text."""
+
+    text: str
+
+
+def passages_of(found: Iterable[retriever.Passage]) -> list[Passage]:
+    """Passages as they are sent."""
+    return [
+        Passage(
+            document_id=p.document_id,
+            row_id=str(p.row_id),
+            title=p.title,
+            text=p.text,
+            score=p.score,
+            sources=list(p.sources),
+            why=dict(p.why),
+        )
+        for p in found
+    ]
+
+
+def reply_of(answered: retriever.Answered) -> AnswerReply:
+    """An answer as it is sent."""
+    return AnswerReply(question=answered.question, text=answered.text, passages=passages_of(answered.passages))

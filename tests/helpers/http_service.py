@@ -1,0 +1,67 @@
+"""The HTTP service in this process: a client of the application, and a server at a port of the loopback."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi.testclient import TestClient
+
+from clara.config.serving import Serving
+from clara.serving.app import make_app
+from clara.serving.command import bound
+from clara.serving.metrics import Metrics
+from clara.system import System
+
+
+@contextmanager
+def client_of(
+    system: System, *, key: str = "", metrics: Metrics | None = None, **settings: Any
+) -> Iterator[TestClient]:
+    """A client of a service with these settings, while it runs."""
+    app = make_app(system, Serving(**settings), key=key, metrics=metrics)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+@contextmanager
+def server_of(system: System, **settings: Any) -> Iterator[tuple[uvicorn.Server, str]]:
+    """A server and its URL, while it runs; it is stopped as by a signal."""
+    limits = Serving(**settings)
+    with bound("127.0.0.1", 0) as taken:
+        config = uvicorn.Config(
+            make_app(system, limits), log_config=None, timeout_graceful_shutdown=limits.shutdown_seconds
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
+        thread.start()
+        wait_for(lambda: server.started)
+        yield server, f"http://127.0.0.1:{taken.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
+
+
+def wait_for(holds: Any, seconds: float = 60.0) -> None:
+    """Wait until a function returns something true."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def events_of(text: str) -> list[tuple[str, Any]]:
+    """Names and contents of server-sent events."""
+    found = []
+    for block in text.strip().split("\n\n"):
+        name, data = block.split("\n")
+        found.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+def figure(client: TestClient, name: str) -> float:
+    """A figure of /metrics, without labels."""
+    lines = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[:1] != "#")
+    return float(lines[name])
