@@ -9,18 +9,21 @@ The version holds the CHECKPOINT, and pointers (URI and hash) to MEMORY, INDEX a
 import importlib.metadata
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import clara
 from clara.config.flags import Command, add_dense_settings, add_setting
 from clara.errors import InputError, command_line
+from clara.index.dense_model import is_endpoint
 from clara.storage.artefact import Artefact
 from clara.storage.manifest import hash_of, read_manifest
 from clara.storage.paths import is_url
 from clara.tracking.names import flatten
-from clara.tracking.run_log import Run, RunLog
+from clara.tracking.run_log import Run, RunLog, failing
 from training.evaluation.files import REPORT
 from training.loop.lines import read
 from training.refresh.retention import pin
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
+
+MODEL = "model"
+"""Folder of the run's artifacts that holds the model."""
+_PACKAGES = {"s3://": "s3fs", "gs://": "gcsfs"}
 
 
 def registered(client: "MlflowClient", name: str, identity: str) -> "ModelVersion | None":
@@ -51,11 +58,19 @@ def metrics_beside(checkpoint: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def requirements() -> list[str]:
-    """What serving needs: this project's own pinned dependencies and MLflow, without asking MLflow to guess them."""
+def requirements(registration: Registration) -> list[str]:
+    """What serving needs: this project's own pinned dependencies and MLflow, without asking MLflow to guess them.
+
+    From the extras only what opens the embedding model and the artefacts of this registration.
+    """
     needed = importlib.metadata.requires("clara-rag") or []
     core = [line for line in needed if "extra ==" not in line]
-    return [*core, f"mlflow=={importlib.metadata.version('mlflow')}"]
+    places = [str(registration.memory), str(registration.index or ""), registration.backbone]
+    wanted = {package for scheme, package in _PACKAGES.items() if any(p.startswith(scheme) for p in places)}
+    if registration.dense.dense_model:
+        wanted.add("openai" if is_endpoint(registration.dense) else "sentence-transformers")
+    extras = {line.partition(";")[0].strip() for line in needed if re.split(r"[=;\[ ]", line)[0] in wanted}
+    return [*core, *sorted(extras), f"mlflow=={importlib.metadata.version('mlflow')}"]
 
 
 def log_run(log: RunLog, registration: Registration, metrics: Path | None, pictures: list[Path]) -> None:
@@ -80,10 +95,6 @@ def register(
     uri: str, experiment: str, registration: Registration, metrics: Path | None, pictures: list[Path]
 ) -> "ModelVersion":
     """Register a system, or find that it has been; returns its version."""
-    import mlflow
-
-    from training.registry import served_model
-
     registration.check()
     identity, tags, config = registration.identity(), registration.tags(), registration.model_config()
     client = open_store(uri)
@@ -105,17 +116,51 @@ def register(
             )
     log = open_run_log(uri)
     logged = log.begin(Run(experiment, f"register {registration.name}", {**tags, TAG: identity}, key=TAG))
-    with mlflow.start_run(run_id=log.run_id):
+    with failing(log):
         if not logged:
             log_run(log, registration, metrics, pictures)
-        model = mlflow.pyfunc.log_model(
-            name=registration.name,
-            python_model=served_model.code_path(),
-            artifacts={served_model.CHECKPOINT: str(registration.checkpoint.resolve())},
-            model_config=config,
-            pip_requirements=requirements(),
-        )
-    return mlflow.register_model(model.model_uri, registration.name, tags={**tags, TAG: identity})
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(Path(folder) / MODEL, log.run_id, registration, config)
+            client.log_artifacts(log.run_id, folder)
+        log.finish()
+    return new_version(client, registration.name, log.run_id, {**tags, TAG: identity})
+
+
+def save_model(folder: Path, run_id: str, registration: Registration, config: Mapping[str, Any]) -> None:
+    """Write the model as MLflow loads it, with the code that it imports: this package need not be installed there."""
+    import mlflow
+    from mlflow.models import Model
+
+    from training.registry import served_model
+    from training.registry.signature import SIGNATURE
+
+    mlflow.pyfunc.save_model(
+        folder,
+        mlflow_model=Model(artifact_path=MODEL, run_id=run_id),
+        python_model=served_model.code_path(),
+        code_paths=[str(Path(clara.__file__).parent)],
+        artifacts={served_model.CHECKPOINT: str(registration.checkpoint.resolve())},
+        model_config=dict(config),
+        pip_requirements=requirements(registration),
+        signature=SIGNATURE,
+    )
+
+
+def new_version(client: "MlflowClient", name: str, run_id: str, tags: Mapping[str, str]) -> "ModelVersion":
+    """Register the model among a run's artifacts.
+
+    Its files are artifacts of the run, and no logged model: servers of MLflow 2 have none.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
+    return client.create_model_version(name, source, run_id, tags=dict(tags))
 
 
 def parser() -> Command:

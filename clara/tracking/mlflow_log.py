@@ -43,6 +43,12 @@ class MlflowLog:
     def begin(self, run: Run) -> bool:
         """Begin or continue a run; a local experiment keeps its files beside the database."""
         found = self._client.get_experiment_by_name(run.experiment)
+        if found is not None and found.lifecycle_stage == "deleted":
+            number = found.experiment_id
+            raise TrackingError(
+                f"experiment {run.experiment!r} is deleted; restore it with mlflow experiments restore -x {number}, "
+                "or name another experiment"
+            )
         experiment = (
             found.experiment_id
             if found is not None

@@ -3,16 +3,20 @@
 MLflow keeps this file beside the model and runs it on loading ("models from code"), so that nothing is pickled.
 """
 
+import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote, urlparse
 
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from clara.config.tree import Retrieval
 from clara.errors import InputError
-from clara.retrieval.reply import Reply, reply_of
+from clara.retrieval.reply import reply_of
+from clara.retrieval.request import parameters_of, questions_of
 from clara.retrieval.retriever import Retriever
 from clara.storage.manifest import manifest_hash
 
@@ -47,6 +51,16 @@ def pointed(kind: str, config: dict[str, Any]) -> str:
     return path
 
 
+class RefusedError(InputError, MlflowException):
+    """A request that cannot be answered; MLflow's server replies with status 400 and its message."""
+
+    def __init__(self, message: str) -> None:
+        MlflowException.__init__(self, message, error_code=INVALID_PARAMETER_VALUE)
+
+
+warnings.filterwarnings("ignore", ".*Add type hints to the `predict` method")  # MLflow would convert what comes by them
+
+
 class ServedModel(PythonModel):
     """Answers questions, each with its passages."""
 
@@ -73,24 +87,29 @@ class ServedModel(PythonModel):
         )
         self._num_selected, self._max_new_tokens = int(config["num_selected"]), int(config["max_new_tokens"])
 
-    # MLflow reads the signature from the type hints, and omits the context if there is no such argument.
-    def predict(  # type: ignore[override]
-        self, model_input: list[str], params: dict[str, Any] | None = None
-    ) -> list[Reply]:
-        """Answer questions: a list of them, or a table with the one column `question`.
+    def predict(  # type: ignore[override]  # without a type hint MLflow passes on what came
+        self, model_input, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """Answer questions.
 
         Args:
-            model_input: the questions.
-            params: not used.
+            model_input: see `clara.retrieval.request.questions_of`.
+            params: `num_selected` and `max_new_tokens` of this request; MLflow leaves out any other, with a warning in
+                the server's log.
 
         Returns:
-            A `Reply` for each question, as plain values: MLflow takes the schema from the type, and serves only plain
-            values.
+            The fields of a `Reply` for each question: MLflow serves only plain values.
+
+        Raises:
+            RefusedError: a question that is empty or no text, a table without the column `question`, or a parameter
+                out of its range.
         """
-        answered = self._retriever.ask(
-            model_input, num_selected=self._num_selected, max_new_tokens=self._max_new_tokens
-        )
-        return cast(list[Reply], [reply_of(a).model_dump() for a in answered])
+        try:
+            settings = {"num_selected": self._num_selected, "max_new_tokens": self._max_new_tokens}
+            answered = self._retriever.ask(questions_of(model_input), **settings | parameters_of(params))
+        except InputError as error:
+            raise RefusedError(str(error)) from error
+        return [reply_of(a).model_dump() for a in answered]
 
 
 def code_path() -> str:

@@ -74,8 +74,8 @@ def answers(uri: str) -> Iterator[None]:
     except (TrackingError, MlflowException, RequestException) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"--tracking-uri {uri!r}: does not answer, or refuses ({reason:.300}); start the server or correct the "
-            "URI, and run the same command again"
+            f"--tracking-uri {uri!r}: does not answer, or refuses ({reason:.300}); correct that or the URI, or "
+            "start the server, and run the same command again"
         ) from error
 
 

@@ -11,11 +11,13 @@ from clara.config.tree import Tracking
 from clara.errors import InputError
 from clara.storage.manifest import manifest_hash, read_manifest
 from clara.tracking.names import flatten
+from clara.tracking.run_log import Run, TrackingError
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.follow import NewLines
 from training.loop.lines import parse
 from training.registry.run_log import Tracker
+from training.registry.store import open_run_log
 
 
 def test_flatten_names_every_leaf() -> None:
@@ -55,6 +57,22 @@ def test_a_resumed_run_may_have_other_threads(tmp_path: Path) -> None:
     data = MlflowClient(settings.uri).get_run(first.run_id).data
     assert data.params == {"launch.threads": "0", "seed": "0", "new": "x"}
     assert data.tags["resumed.launch.threads"] == "1"
+
+
+def test_a_deleted_experiment_is_reported_with_what_restores_it(tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    settings = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="towns")
+    client = MlflowClient(settings.uri)
+    number = client.create_experiment("towns", artifact_location=tmp_path.as_uri())
+    client.delete_experiment(number)
+    words = f"experiment 'towns' is deleted; restore it with mlflow experiments restore -x {number}, or name another"
+    with pytest.raises(InputError, match=words):
+        Tracker(settings, "run", {}, {})
+    with pytest.raises(TrackingError, match=words):
+        open_run_log(settings.uri).begin(Run("towns", "corpus", {}))
+    client.restore_experiment(number)
+    assert Tracker(settings, "run", {}, {}).run_id
 
 
 def test_figures_wait_while_the_store_does_not_answer(
