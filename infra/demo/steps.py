@@ -11,7 +11,7 @@ from clara.config.load import load
 from clara.errors import InputError
 from infra.steps import ROOT, SHIPPED, Step, for_stage, module, relative, training
 
-CONFIG = "infra/configs/demo.toml"
+CONFIG = relative(ROOT / "infra" / "configs" / "demo.toml")
 MODEL_NAME = "clara-demo"
 QUICK_DOCUMENTS = 500  # a smaller corpus gets a quick run
 DTYPE = "dtype.txt"  # in the folder of the run

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.evidence.data import SPLITS
-from infra.steps import SHIPPED, Step, for_stage, module, relative, training
+from infra.steps import ROOT, SHIPPED, Step, for_stage, module, relative, training
 
-CONFIG = "infra/configs/evidence.toml"
+CONFIG = relative(ROOT / "infra" / "configs" / "evidence.toml")
 TRAINED = ("labels", "joint", "live", "answer", "cut", "shuffled")
 """Systems that joint training makes; `start` is what all of them but `answer` begin from."""
 

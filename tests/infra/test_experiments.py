@@ -1,7 +1,10 @@
 """Settings of experiments and submit commands: keys of the tree, passed on to the steps that use them."""
 
 import itertools
+import os
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from infra.demo import command as demo
 from infra.evidence import command as evidence
 from infra.refresh_policies import command as refresh_policies
 from infra.spark import submit as spark
+from infra.steps import ROOT
 from pipelines.world import command as world_command
 
 
@@ -69,6 +73,18 @@ def test_the_demo_passes_settings_on_to_the_stages_that_read_them(
 def test_what_no_step_gets_is_refused(main: object, arguments: list[str]) -> None:
     with pytest.raises(InputError, match=r"--set \S+: .* does not use this key"):
         main([*arguments, "--dry-run"])  # type: ignore[operator]
+
+
+def test_default_files_are_found_from_every_folder(tmp_path: Path) -> None:
+    program = (
+        "from clara.config.load import read_file; from infra import world; from infra.demo import steps as demo; "
+        "from infra.evidence import steps as evidence; print(all(read_file(m.CONFIG) for m in (world, demo, evidence)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True\n"
 
 
 def test_the_evidence_takes_its_settings_from_flags_and_file(
