@@ -22,7 +22,7 @@ from clara.config.load import require
 from clara.config.roles import GENERATOR
 from clara.config.tree import PRETRAIN, Config
 from clara.data.examples import read_examples
-from clara.data.input_files import expand, input_hashes
+from clara.data.input_files import input_hashes
 from clara.data.questions import read_questions
 from clara.errors import InputError, command_line
 from clara.model.artefact import check_given
@@ -30,6 +30,7 @@ from clara.model.backbone_files import weights_hash
 from clara.storage.manifest import hash_of, make_directory, manifest_hash, read_manifest, up_to_date
 from clara.storage.paths import require_local
 from training.registry.resolve import local_checkpoint
+from training.stages.documents import document_files, read_documents
 
 if TYPE_CHECKING:
     from clara.model.model import ClaraModel
@@ -50,7 +51,7 @@ def recipe(config: Config, micro_batch: int) -> dict[str, object]:
         name: manifest_hash(path) for name in ("checkpoint", "examples", "questions") if (path := getattr(config, name))
     }
     if config.corpus:
-        hashes = input_hashes(expand([config.corpus], "corpus"))
+        hashes = input_hashes(document_files(config.corpus))
         inputs["corpus"] = hash_of(hashes) if len(hashes) > 1 else next(iter(hashes.values()))
     if config.pretrain.train_backbone and config.stage == "pretrain" and not config.checkpoint:
         inputs["backbone"] = weights_hash(config.backbone.path)
@@ -75,7 +76,6 @@ def build(config: Config, micro_batch: int) -> tuple["ClaraModel", "Stage"]:
     """The model and the stage that a configuration asks for."""
     from clara.model import lora  # imports torch, as the others
     from clara.model.checkpoint import fresh_model, load_checkpoint
-    from training.stages.documents import read_documents
     from training.stages.memory_stages import InstructStage, PretrainStage, offered_documents
 
     device = "cuda" if config.launch.gpu else "cpu"

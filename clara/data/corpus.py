@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clara.data.fields import FIELDS, Fields
 from clara.data.ids import spelt_id
 from clara.data.json_records import MAX_RECORD_BYTES, json_records
 from clara.data.records import Document, Unusable, document_id, normalise
 from clara.data.streams import COMPRESSIONS, as_utf8, opened
-from clara.data.table_records import check_schema, parquet_rows, table_records
+from clara.data.table_records import check_schema, open_parquet, parquet_rows, table_records
 from clara.errors import InputError
 
 FORMATS = ("jsonl", "json", "parquet", "csv", "tsv", "text", "mediawiki")
@@ -113,7 +112,7 @@ def check_file(path: str, kind: str, fields: Fields) -> None:
             next(table_records(as_utf8(stream), kind, path, fields), None)
             return
         try:
-            schema = pq.ParquetFile(stream).schema_arrow
+            schema = open_parquet(stream).schema_arrow
         except (OSError, pa.ArrowException):
             return
     check_schema(path, schema, fields)

@@ -17,7 +17,8 @@ from clara.storage.paths import is_url
 _LOG = logging.getLogger(__name__)
 _WILD = re.compile(r"[*?\[]")
 _NO_DATA = re.compile(
-    r"(readme|license|licence|copying|citation)([.](md|txt|rst|cff))?|.*[.](crc|md5|sha1|sha256|sha512)|.*_[$]folder[$]",
+    r"readme([-_.].*)?[.](md|txt|rst|html)|(readme|license|licence|copying|notice|citation)([.](md|txt|rst|cff))?"
+    r"|.*[.](crc|md5|sha1|sha256|sha512)|(md5|sha1|sha256|sha512)sums?([.]txt)?|.*_[$]folder[$]|thumbs[.]db|desktop[.]ini",
     re.IGNORECASE,
 )
 """Names of files beside data: descriptions, checksums, a store's markers of folders."""

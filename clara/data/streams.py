@@ -151,4 +151,4 @@ def unreadable(error: BaseException) -> str:
             f"packed with a larger window than {ZSTD_WINDOW_BYTES} bytes ({error}); unpack it with "
             "zstd -d --memory=4GB, and pack it without --ultra and --long"
         )
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"  # Arrow's messages have several lines

@@ -1,6 +1,8 @@
 """Records of tables: Parquet, with its schema checked ahead; CSV and TSV with or without a first line of names."""
 
 import csv
+import io
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +25,20 @@ _MOST_LINES = 100_000  # of one row, whose quoted cells may hold line ends
 # --- Parquet ---------------------------------------------------------------------------------------------------------
 
 
+def open_parquet(raw: IO[bytes]) -> pq.ParquetFile:
+    """A Parquet file.
+
+    Raises:
+        pa.ArrowException: it is damaged.
+    """
+    try:
+        file = pq.ParquetFile(raw)
+        file.schema_arrow.names  # noqa: B018 (decoded by each look)
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid(f"a name in its schema is not UTF-8: {error}") from error
+    return file
+
+
 def parquet_rows(
     raw: IO[bytes], row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
 ) -> Iterator[Any]:
@@ -30,7 +46,7 @@ def parquet_rows(
 
     `Unusable` in place of a bad one.
     """
-    for batch in pq.ParquetFile(raw).iter_batches(PARQUET_ROWS, row_groups=row_groups, columns=columns):
+    for batch in open_parquet(raw).iter_batches(PARQUET_ROWS, row_groups=row_groups, columns=columns):
         try:
             yield from batch.to_pylist()
         except (ValueError, OverflowError):  # a string that is not UTF-8, a time out of range
@@ -141,7 +157,7 @@ def table_records(stream: IO[bytes], kind: str, path: str, fields: Fields) -> It
         InputError: the first line neither names the text nor is such a row.
     """
     csv.field_size_limit(MAX_RECORD_BYTES)
-    lines = _Lines(numbered_lines(raw_lines(stream), 1))
+    lines = _Lines(numbered_lines(_rows_of(stream), 1))
     first = lines.peek()
     if first is None:
         return
@@ -154,6 +170,18 @@ def table_records(stream: IO[bytes], kind: str, path: str, fields: Fields) -> It
         yield from _collection(lines, (fields.id, fields.text, fields.title))
 
 
+def _rows_of(stream: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a table; those of old Macs end with a carriage return alone."""
+    lines = raw_lines(stream)
+    first = next(lines, b"")
+    if b"\r" not in first.rstrip(b"\r\n"):
+        yield first
+        yield from lines
+    else:
+        for line in itertools.chain([first], lines):
+            yield from io.BytesIO(line.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+
+
 def _header(line: bytes | Unusable, kind: str, path: str, fields: Fields) -> tuple[str, list[str]]:
     """Delimiter and names of the columns; no names for a collection without any."""
     shown = line.decode("utf-8-sig", "replace").strip("\r\n") if isinstance(line, bytes) else ""
@@ -163,6 +191,8 @@ def _header(line: bytes | Unusable, kind: str, path: str, fields: Fields) -> tup
         except csv.Error:
             continue
         if fields.of(names).text in names:
+            if isinstance(line, bytes):
+                _decoded(line, path)
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise InputError(f"{path}:1: the first line names {twice[0]!r} twice; give each column its own name")
             return delimiter, names
@@ -174,6 +204,13 @@ def _header(line: bytes | Unusable, kind: str, path: str, fields: Fields) -> tup
         f"{path}:1: the first line, {shown[:60]!r}, names no column {fields.text!r}; name the text's column with "
         f"--text-field, or put a first line before the rows, as {wanted!r}"
     )
+
+
+def _decoded(line: bytes, path: str) -> str:
+    try:
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}:1: the first line is not UTF-8 ({error}); convert the file with iconv") from error
 
 
 def _collection(lines: _Lines, names: Sequence[str]) -> Iterator[tuple[int, Any]]:

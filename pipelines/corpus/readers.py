@@ -8,15 +8,13 @@ from dataclasses import replace
 from typing import IO, Any
 from xml.etree.ElementTree import ParseError
 
-import pyarrow.parquet as pq
-
 from clara.data.corpus import EMPTY, document_of, records
 from clara.data.fields import Fields
 from clara.data.ids import spelt_id
 from clara.data.json_records import line_records
 from clara.data.records import Document, whole_characters
 from clara.data.streams import DAMAGE, decompressed, unreadable
-from clara.data.table_records import parquet_rows
+from clara.data.table_records import open_parquet, parquet_rows
 from pipelines.corpus import mediawiki
 from pipelines.corpus.census import Census
 from pipelines.corpus.dead_letter import DeadLetter, clean
@@ -74,7 +72,7 @@ def read_records(unit: Unit, fields: Fields, census: Census | None = None) -> It
 
 
 def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields, census: Census | None) -> Iterator[tuple[int, Any]]:
-    file = pq.ParquetFile(raw)
+    file = open_parquet(raw)
     if file.metadata.num_row_groups:
         names = file.schema_arrow.names
         columns = [name for name in vars(fields.of(names)).values() if name in names]

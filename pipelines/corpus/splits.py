@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from clara.data.corpus import FORMATS, SUFFIXES, format_by_content, format_of, records
 from clara.data.fields import FIELDS, Fields
 from clara.data.json_records import is_json_lines
 from clara.data.streams import COMPRESSIONS, DAMAGE, as_utf8, compression_of, decompressed
-from clara.data.table_records import check_schema
+from clara.data.table_records import check_schema, open_parquet
 from clara.errors import InputError
 from clara.storage.folders import sha256_file
 from clara.storage.paths import is_url
@@ -120,7 +119,7 @@ def _check_table(path: str, name: str, kind: str, compression: str, fields: Fiel
 def _row_groups(path: str, name: str, fields: Fields) -> list[Unit]:
     try:
         with open_file(path) as stream:
-            file = pq.ParquetFile(stream)
+            file = open_parquet(stream)
             rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             schema = file.schema_arrow
     except (OSError, pa.ArrowException):

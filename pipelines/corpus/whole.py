@@ -6,11 +6,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
+from xml.etree.ElementTree import ParseError
 
-from clara.data.corpus import check_file, format_of, read_rows, to_document
+from clara.data.corpus import EMPTY, check_file, format_of, read_rows, to_document
 from clara.data.fields import FIELDS, Fields
 from clara.data.input_files import expand
 from clara.data.records import Document
+from clara.data.streams import DAMAGE, unreadable
 from clara.errors import InputError
 from clara.storage.cache import local_file
 from clara.storage.folders import atomic_write
@@ -75,12 +77,18 @@ def _file_rows(path: str, fields: Fields) -> Iterator[tuple[int, Any]]:
     if format_of(path) != "mediawiki":
         yield from read_rows(path, fields)
         return
-    for unit in find_units([str(local_file(path))], "mediawiki", fields):
-        for number, row in read_records(unit, fields):
-            if not isinstance(row, DeadLetter):
-                yield number, row
-            elif not row.dropped:
-                raise InputError(f"{path}: page {number} ({row.snippet!r}): {row.reason}, {row.detail}")
+    number = 0
+    try:
+        for unit in find_units([str(local_file(path))], "mediawiki", fields):
+            for number, row in read_records(unit, fields):
+                if not isinstance(row, DeadLetter):
+                    yield number, row
+                elif row.reason != EMPTY and not row.dropped:
+                    raise InputError(f"{path}: page {number} ({row.snippet!r}): {row.reason}, {row.detail}")
+    except (*DAMAGE, ParseError) as error:
+        raise InputError(
+            f"{path}: cannot be read after page {number} ({unreadable(error)}); copy the dump again"
+        ) from error
 
 
 def read_corpus(files: Sequence[str], fields: Fields = FIELDS) -> list[Document]:

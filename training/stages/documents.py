@@ -7,6 +7,18 @@ from clara.data.records import input_text
 from clara.errors import InputError
 
 
+def document_files(path: str) -> list[str]:
+    """The files that a path or glob names, with the columns of tables checked.
+
+    Raises:
+        InputError: it names none, or one without the documents' columns.
+    """
+    files = expand([path], "corpus")
+    for file in files:
+        check_file(file, format_of(file), FIELDS)
+    return files
+
+
 def read_documents(path: str, wanted: set[str]) -> dict[str, str]:
     """What the compressor reads of each wanted document: its title and text.
 
@@ -19,8 +31,7 @@ def read_documents(path: str, wanted: set[str]) -> dict[str, str]:
         InputError: the file or a wanted document is missing, or a line is not such a JSON object.
     """
     found = {}
-    for file in expand([path], "corpus"):
-        check_file(file, format_of(file), FIELDS)
+    for file in document_files(path):
         for line, row in read_rows(file):
             document = to_document(row, file, line)
             if document and document.id in wanted:

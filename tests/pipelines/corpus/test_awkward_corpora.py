@@ -159,9 +159,10 @@ def test_an_id_has_one_spelling() -> None:
 @pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz"])
 @pytest.mark.parametrize("delimiter", [",", "\t", ";", "|"])
 def test_tables_with_a_first_line_of_names(tmp_path: Path, name: str, delimiter: str) -> None:
-    data = ("\ufeff" + table(delimiter, "\r\n")).encode()
-    (tmp_path / name).write_bytes(PACKED[".gz"](data) if name.endswith(".gz") else data)
-    assert read(tmp_path / name) == EXPECTED
+    for end in ("\r\n", "\r"):
+        data = ("\ufeff" + table(delimiter, end)).encode()
+        (tmp_path / name).write_bytes(PACKED[".gz"](data) if name.endswith(".gz") else data)
+        assert read(tmp_path / name) == EXPECTED
 
 
 def test_a_collection_without_names_or_quotes(tmp_path: Path) -> None:
@@ -266,6 +267,26 @@ def test_surrogates_of_wikitext_are_joined(tmp_path: Path) -> None:
     assert [d.text for d in read_corpus([str(tmp_path / "a.xml")])] == [found.text]
 
 
+def test_ids_and_texts_stay_as_they_are(tmp_path: Path) -> None:
+    ids = ["https://arlen.example/a/b?c=1#d", "../up/one", "Ω 日本/ä", "007", "4101.0", " 7 ", "0", "-1"]
+    texts = [
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "👨\u200d👩\u200d👧",
+        "🏴\u200d☠\ufe0f",
+        "המגדלור",
+        "👍🏽",
+        "x" * 5 * 2**20,
+        "é",
+    ]
+    rows = [json.dumps({"id": name, "text": text}) for name, text in zip(ids, texts, strict=True)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*rows, '{"id": 9007199254740993, "text": "y"}']))
+    assert [(name, text) for name, _, text in read(tmp_path / "a.jsonl")] == [
+        *zip(ids, texts, strict=True),
+        ("9007199254740993", "y"),
+    ]
+
+
 # --- which files -----------------------------------------------------------------------------------------------------
 
 
@@ -301,7 +322,8 @@ def test_a_link_is_what_it_leads_to_and_a_broken_one_is_refused(place: Path) -> 
 
 def test_files_beside_data_are_left_out_and_reported(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     (place / "spark" / "_temporary").mkdir(parents=True)
-    beside = ["_SUCCESS", "._SUCCESS.crc", ".part-0.crc", "README.md", "part-0.jsonl.sha256", "_temporary/x.jsonl"]
+    beside = ["_SUCCESS", "._SUCCESS.crc", ".part-0.crc", "README.md", "README_en.txt", "SHA256SUMS"]
+    beside += ["part-0.jsonl.sha256", "data_$folder$", "_temporary/x.jsonl"]
     for name in beside:
         (place / "spark" / name).write_text("x")
     (place / "spark" / "part-0.jsonl").write_text(JSON["lines"])
