@@ -10,6 +10,7 @@ Rows are called RETRIEVER/GENERATOR: `after` is a system as it is, `bm25/after` 
 
 import dataclasses
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from training.evaluation.report import Evaluation
 
 KIND = "EVALUATION"
+logger = logging.getLogger(__name__)
 
 
 def parser() -> Command:
@@ -154,6 +156,27 @@ def chosen_questions(directory: str, splits: Sequence[str], limit: int, *, answe
     return chosen
 
 
+def dense_counts(dense: Retrieval) -> dict[str, str]:
+    """For the report: what the embedding model gets in front of questions and of texts.
+
+    A model that is trained with prompts and has none is worse than it could be, which is logged.
+    """
+    from clara.index.dense_model import is_endpoint, prompts_of
+    from clara.index.model_folder import wants_prompts
+
+    if not dense.dense_model:
+        return {}
+    question, text = prompts_of(dense)
+    if not (question or text) and wants_prompts(dense.dense_name if is_endpoint(dense) else dense.dense_model):
+        logger.warning(
+            "--dense-model %s: has no prompts, and models of this family are trained with some; give those of its card "
+            'with --dense-prompts, as --dense-prompts "query: " "passage: "',
+            dense.dense_model,
+        )
+    shown = {"questions": question, "texts": text}
+    return {f"dense: prompt of {what}": repr(prompt) if prompt else "none" for what, prompt in shown.items()}
+
+
 def evaluate(
     config: Config,
     questions: Sequence[Question],
@@ -179,6 +202,7 @@ def evaluate(
     rows, absent = measuring.rows()
     splits = Counter(q.split for q in questions)
     counts: dict[str, Any] = {f"questions, split {k or 'none'}": v for k, v in splits.items()} | absent
+    counts |= dense_counts(dense_of(config))
     evaluation = Evaluation(rows, compared_pairs(names, rows), counts, names, config.seed)
     files = write_report(output, evaluation)
     write_manifest(

@@ -54,8 +54,12 @@ class Retrieval(Section):
         "and a search by them embeds questions with it; nothing is downloaded",
     )
     dense_name: str = Field("", description="with an endpoint: name of the embedding model there")
-    dense_question_prompt: str = Field("", description='with an endpoint: put in front of questions, as "query: "')
-    dense_text_prompt: str = Field("", description='with an endpoint: put in front of texts, as "passage: "')
+    dense_question_prompt: str = Field(
+        "",
+        description='put in front of questions, as "query: "; without this and the next, a folder has the prompts of '
+        "its own configuration",
+    )
+    dense_text_prompt: str = Field("", description='put in front of texts, as "passage: "')
     dense_size: int = Field(
         0, ge=0, description="with an endpoint: numbers of a vector, sent as dimensions; 0: as many as the model gives"
     )

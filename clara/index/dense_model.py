@@ -7,14 +7,15 @@ from clara.arrays import Ids
 from clara.config.tree import Retrieval
 from clara.endpoints import check_url
 from clara.errors import InputError
-from clara.index.model_folder import folder_hash
+from clara.index.model_folder import declared_prompts, folder_hash
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import hash_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OF_ENDPOINTS = ("dense_name", "dense_question_prompt", "dense_text_prompt", "dense_size")
+_PROMPTS = ("dense_question_prompt", "dense_text_prompt")
+_OF_ENDPOINTS = ("dense_name", *_PROMPTS, "dense_size")
 
 
 class Encoder(Protocol):
@@ -67,12 +68,12 @@ def is_endpoint(settings: Retrieval) -> bool:
     """Whether the embedding model of the settings is behind an endpoint.
 
     Raises:
-        InputError: the URL is not valid; an endpoint without a name of the model; a folder, or no model at all, with
-            settings that only an endpoint has.
+        InputError: the URL is not valid; an endpoint without a name of the model; a folder with settings that only an
+            endpoint has; no model at all, with settings of one.
     """
     if not settings.dense_model.startswith(("http://", "https://")):
         for name in _OF_ENDPOINTS:
-            if value := getattr(settings, name):
+            if (value := getattr(settings, name)) and not (settings.dense_model and name in _PROMPTS):
                 raise InputError(
                     f"retrieval.{name} = {value!r} is for an endpoint, and --dense-model is "
                     f"{settings.dense_model or 'empty'!r}; leave it out, or give the URL of an endpoint"
@@ -88,7 +89,7 @@ def is_endpoint(settings: Retrieval) -> bool:
 
 
 def model_hash(settings: Retrieval) -> str:
-    """Hash of what determines the vectors: the files of a folder; name, prompts and size of a model of an endpoint.
+    """Hash of what determines the vectors: files of a folder, and prompts; name, prompts and size at an endpoint.
 
     The URL does not count: the same model may move.
 
@@ -97,7 +98,21 @@ def model_hash(settings: Retrieval) -> str:
     """
     if is_endpoint(settings):
         return hash_of(["endpoint", *(getattr(settings, name) for name in _OF_ENDPOINTS)])
-    return folder_hash(settings.dense_model)
+    own = folder_hash(settings.dense_model)
+    given = [getattr(settings, name) for name in _PROMPTS]
+    return hash_of([own, *given]) if any(given) else own
+
+
+def prompts_of(settings: Retrieval) -> tuple[str, str]:
+    """What is put in front of questions and of texts: as given, else as a folder's own configuration has it.
+
+    Raises:
+        InputError: see `is_endpoint` and `declared_prompts`.
+    """
+    given = settings.dense_question_prompt, settings.dense_text_prompt
+    if any(given) or is_endpoint(settings):
+        return given
+    return declared_prompts(settings.dense_model)
 
 
 def open_encoder(settings: Retrieval, device: str = "cpu") -> Encoder:
@@ -116,4 +131,5 @@ def open_encoder(settings: Retrieval, device: str = "cpu") -> Encoder:
         return EndpointEncoder(settings, model_hash(settings))
     from clara.index.embedding import DenseEncoder
 
-    return DenseEncoder(settings.dense_model, device)
+    given = settings.dense_question_prompt, settings.dense_text_prompt
+    return DenseEncoder(settings.dense_model, device, prompts=given if any(given) else None)

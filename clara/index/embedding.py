@@ -13,6 +13,7 @@ from clara.data.records import input_text
 from clara.errors import InputError
 from clara.index.model_folder import folder_hash
 from clara.memory.store import MemoryStore
+from clara.storage.manifest import hash_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -26,18 +27,26 @@ class DenseEncoder:
     Attributes:
         folder: of the model.
         device: where it computes.
-        hash: of its files.
+        hash: of its files, and of given prompts.
     """
 
     block_rows = 4096
 
-    def __init__(self, folder: str, device: str = "cpu") -> None:
+    def __init__(self, folder: str, device: str = "cpu", prompts: tuple[str, str] | None = None) -> None:
         """Take a folder; the model is loaded when it is first used.
+
+        Args:
+            folder: of the model.
+            device: where it computes.
+            prompts: in front of questions and of texts; None: those of the model's own configuration.
 
         Raises:
             InputError: see `folder_hash`.
         """
-        self.folder, self.device, self.hash = folder, device, folder_hash(folder)
+        own = folder_hash(folder)
+        self.folder, self.device, self.hash = folder, device, hash_of([own, *prompts]) if prompts else own
+        self._given = prompts
+        self._question_prompt, self._text_prompt = prompts or (None, None)
         self._known: tuple[Ids, Tensor] | None = None
 
     @functools.cached_property
@@ -65,8 +74,8 @@ class DenseEncoder:
         model = self.model
         return {
             "model": self.hash,
-            "prompts": dict(model.prompts),
-            "default_prompt": model.default_prompt_name or "",
+            "prompts": dict(zip(("query", "document"), self._given, strict=True)) if self._given else model.prompts,
+            "default_prompt": "" if self._given else model.default_prompt_name or "",
             "similarity": str(model.similarity_fn_name),
             "size": int(model.get_embedding_dimension() or 0),
         }
@@ -75,7 +84,11 @@ class DenseEncoder:
     def embed_texts(self, texts: Sequence[str], *, shown: bool = False) -> Tensor:
         """Vectors `[n, E]` of texts that are searched."""
         return self.model.encode_document(
-            list(texts), batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=shown
+            list(texts),
+            prompt=self._text_prompt,
+            batch_size=_BATCH_TEXTS,
+            convert_to_tensor=True,
+            show_progress_bar=shown,
         )
 
     def embed_rows(self, store: MemoryStore, rows: Ids, *, shown: bool = False) -> Tensor:
@@ -90,7 +103,11 @@ class DenseEncoder:
             InputError: a vector is not finite.
         """
         asked = self.model.encode_query(
-            list(questions), batch_size=_BATCH_TEXTS, convert_to_tensor=True, show_progress_bar=False
+            list(questions),
+            prompt=self._question_prompt,
+            batch_size=_BATCH_TEXTS,
+            convert_to_tensor=True,
+            show_progress_bar=False,
         )
         for question, finite in zip(questions, torch.isfinite(asked).all(dim=1).tolist(), strict=True):
             if not finite:
