@@ -46,7 +46,8 @@ class DenseEncoder:
         own = folder_hash(folder)
         self.folder, self.device, self.hash = folder, device, hash_of([own, *prompts]) if prompts else own
         self._given = prompts
-        self._question_prompt, self._text_prompt = prompts or (None, None)
+        self._question_prompt = prompts[0] if prompts else None
+        self._text_prompt = prompts[1] if prompts else None
         self._known: tuple[Ids, Tensor] | None = None
 
     @functools.cached_property
