@@ -31,6 +31,8 @@ from clara.storage.paths import require_local
 if TYPE_CHECKING:
     from training.score_fit.run import Fitted
 
+_LIMIT = 256
+
 
 def parser() -> Command:
     """The command line's arguments."""
@@ -49,7 +51,10 @@ def parser() -> Command:
         help="what gets a weight, of memory, bm25, dense (default: all sources that the pools of UTILITIES come from)",
     )
     found.add_argument(
-        "--limit", type=int, default=256, help="most questions of the statistics, evenly spread (default: 256)"
+        "--split", default="", help="without --utilities: only questions of this split give statistics (default: all)"
+    )
+    found.add_argument(
+        "--limit", type=int, help=f"without --utilities: most questions, evenly spread (default: {_LIMIT})"
     )
     found.add_argument("--dry-run", action="store_true", help="print the recipe and stop")
     return found
@@ -125,8 +130,13 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     config = options.config
     require_local("output", options.output)
-    if options.limit < 1:
+    if options.limit is not None and options.limit < 1:
         raise InputError(f"--limit {options.limit}: expected 1 question or more")
+    if config.utilities and (options.split or options.limit is not None):
+        raise InputError(
+            "--split and --limit choose the questions of the statistics, and with --utilities there are none; leave "
+            "them out, and choose questions where they are scored (python -m pipelines.score_utilities)"
+        )
     there: list[FeatureName] = ["memory", "bm25"]
     if config.retrieval.dense_model:
         there.append("dense")
@@ -138,11 +148,12 @@ def main(argv: list[str]) -> int:
     if "dense" in names and not config.retrieval.dense_model:
         raise InputError("--utilities: pools come from dense vectors too; give their model with --dense-model")
     given = ("checkpoint", "memory", "index", "questions", "utilities")
+    statistics = {"split": options.split, "limit": options.limit or _LIMIT}
     recipe = {
         "job": "fit_score",
         "inputs": {name: manifest_hash(path) for name in given if (path := getattr(config, name))},
         "features": names,
-        **({"utility_temperature": config.joint.utility_temperature} if config.utilities else {"limit": options.limit}),
+        **({"utility_temperature": config.joint.utility_temperature} if config.utilities else statistics),
     }
     if options.dry_run:
         print(json.dumps(recipe, indent=1))
@@ -158,7 +169,10 @@ def main(argv: list[str]) -> int:
             fitted = fit_checkpoint(config, names, recipe, Path(scratch))
             print(f"{output}: CHECKPOINT with {formula(fitted.fusion)}\n{report(fitted)}")
         else:
-            fusion = weigh_checkpoint(config, names, options.limit, recipe, Path(scratch))
+            from clara.data.questions import evenly, read_questions
+
+            questions = evenly(read_questions(config.questions, options.split or None), statistics["limit"])
+            fusion = weigh_checkpoint(config, names, questions, recipe, Path(scratch))
             print(f"{output}: CHECKPOINT with {formula(fusion)}, from statistics of the scores")
     return 0
 

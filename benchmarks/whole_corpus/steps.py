@@ -131,6 +131,7 @@ class Corpus:
             checkpoint=self.path("start"),
             **self.model,
             questions=self.fitted[0],
+            split="" if fitted else self.fitted[1],
             utilities=self.path("utilities") if fitted else "",
             dense_model=self.options.dense_model if "dense" in features or fitted else "",
             features=",".join(features),

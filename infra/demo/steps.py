@@ -14,6 +14,8 @@ from infra.steps import ROOT, SHIPPED, Step, for_stage, module, relative, traini
 CONFIG = relative(ROOT / "infra" / "configs" / "demo.toml")
 MODEL_NAME = "clara-demo"
 QUICK_DOCUMENTS = 500  # a smaller corpus gets a quick run
+_MEAN_QUESTIONS = 32  # sixteen give as much as all
+_WEIGHED_QUESTIONS = 64
 DTYPE = "dtype.txt"  # in the folder of the run
 
 
@@ -137,13 +139,50 @@ class Demo:
             dtype=self.dtype,
             output=self.path("memory-v0"),
         )
-        index = module("pipelines.build_index", memory=self.path("memory-v0"), output=self.path("index-v0"))
         return [
             Step("Documents that mention each other", select),
             Step("Questions", ask),
             *(self.pretraining() if self.pretrain else []),
             Step("Compress: MEMORY v0", compress),
-            Step("Index", index),
+            *self.scoring(),
+        ]
+
+    def scoring(self) -> list[Step]:
+        """INDEX, and the fused score over its sources: geometry and weights from statistics, no label and no answer."""
+        questions = {"questions": self.path("questions")}
+        centre = module(
+            "training.set_score",
+            *("--pooling", "slot_mean", "--centred"),
+            checkpoint=self.start,
+            **questions,
+            split="train",
+            limit=_MEAN_QUESTIONS,
+            backbone=self.base,
+            dtype=self.dtype,
+            output=self.path("centred"),
+        )
+        index = module(
+            "pipelines.build_index",
+            memory=self.path("memory-v0"),
+            checkpoint=self.path("centred"),
+            output=self.path("index-v0"),
+        )
+        weigh = module(
+            "training.fit_score",
+            checkpoint=self.path("centred"),
+            memory=self.path("memory-v0"),
+            index=self.path("index-v0"),
+            **questions,
+            backbone=self.base,
+            features="memory,bm25",
+            split="train",
+            limit=_WEIGHED_QUESTIONS,
+            output=self.path("scored"),
+        )
+        return [
+            Step("Mean of the questions", centre),
+            Step("Index: memory and words", index),
+            Step("Weights of memory and words", weigh),
         ]
 
     def pretraining(self) -> list[Step]:
@@ -192,7 +231,7 @@ class Demo:
             f"backbone.dtype={self.dtype}",
             # A quarter more time, and half a gigabyte less for each rank.
             "backbone.gradient_checkpointing=true",
-            f"checkpoint={self.start}",
+            f"checkpoint={self.path('scored')}",
             f"questions={self.path('questions')}",
             f"memory={self.path('memory-v0')}",
             f"index={self.path('index-v0')}",
@@ -207,7 +246,7 @@ class Demo:
             output=self.path("evaluation"),
             backbone=self.base,
             system=[
-                f"before={self.start},{old}",
+                f"before={self.path('scored')},{old}",
                 f"stale={final},{old}",
                 f"after={final},{self.trained('memory')},{self.trained('index')}",
             ],

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clara.config.model import FeatureName, Fusion
 from clara.config.tree import Config
-from clara.data.questions import Question, evenly, read_questions
+from clara.data.questions import Question, read_questions
 from clara.data.utilities import Scored, read_utilities
 from clara.errors import InputError
 from clara.index.dense_model import model_hash
@@ -183,14 +183,18 @@ def open_retriever(config: Config) -> Retriever:
 
 
 def weigh_checkpoint(
-    config: Config, names: Sequence[FeatureName], limit: int, recipe: Mapping[str, Any], scratch: Path
+    config: Config,
+    names: Sequence[FeatureName],
+    questions: Sequence[Question],
+    recipe: Mapping[str, Any],
+    scratch: Path,
 ) -> Fusion:
     """Weights from statistics of the scores of unlabelled questions; writes the CHECKPOINT.
 
     Raises:
         InputError: artefacts that do not belong together, or no source distinguishes rows.
     """
-    retriever, questions = open_retriever(config), evenly(read_questions(config.questions), limit)
+    retriever = open_retriever(config)
     found = features_and_allowed(retriever, open_rankers(retriever, names), questions, scratch)
     weights = {name: round(weight, 6) for name, weight in statistical_weights(names, *found).items()}
     if not any(weights.values()):
