@@ -9,10 +9,8 @@ import pytest
 
 from clara.errors import InputError
 from pipelines.synthesize.reply_cache import FILE, ReplyCache
+from tests.helpers.asking import Ask, echo, requests
 from tests.helpers.language_model import LanguageModel
-from tests.pipelines.synthesize.test_endpoint import Ask, ask, echo, requests
-
-__all__ = ["ask"]  # a fixture
 
 TEXT = {"type": "text", "text": "So it is."}
 THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "They want words."}]}

@@ -5,61 +5,21 @@ import logging
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from clara.config.synthesis import Synthesis
 from clara.endpoints import check_url
 from clara.errors import InputError
-from pipelines.synthesize.endpoint import Endpoint, Spending
 from pipelines.synthesize.endpoint_client import only_model
-from pipelines.synthesize.endpoint_settings import EndpointSettings
 from pipelines.synthesize.prompts import Request
 from pipelines.synthesize.rate_limit import Pace
 from pipelines.synthesize.replies import Reply
 from pipelines.synthesize.reply_cache import FILE, ReplyCache
+from tests.helpers.asking import Ask, echo, requests, settings
 from tests.helpers.language_model import LanguageModel
 
 KEY = "sk-very-secret-0123456789"
-Ask = Callable[..., tuple[list[Reply], Spending]]
-
-
-def requests(count: int) -> list[Request]:
-    return [Request("answer", "Say it.", f"Say {number}.") for number in range(count)]
-
-
-def settings(url: str, **given: Any) -> EndpointSettings:
-    asked = {"max_reply_tokens": Synthesis().max_reply_tokens, "extra_body": Synthesis().extra_body}
-    return EndpointSettings(**(asked | {"url": url} | given))
-
-
-def echo(user: str) -> str:
-    return f"heard: {user}"
-
-
-@pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """Ask a server for replies to requests, all at once."""
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-    def run(model: LanguageModel | str, asked: Sequence[Request], **given: Any) -> tuple[list[Reply], Spending]:
-        async def all_of() -> tuple[list[Reply], Spending]:
-            url = model if isinstance(model, str) else model.url
-            quick = {"name": "tiny", "retry_seconds": 0.02, "timeout_seconds": 60.0, "tries": 4}
-            cache = ReplyCache(tmp_path / "cache")
-            endpoint = Endpoint(settings(url, **(quick | given)), cache)
-            try:
-                return list(await asyncio.gather(*map(endpoint.ask, asked))), endpoint.spending
-            finally:
-                await endpoint.close()
-                cache.close()
-
-        return asyncio.run(all_of())
-
-    return run
 
 
 def test_replies_come_in_order_and_are_paid_once(ask: Ask) -> None:
