@@ -33,6 +33,9 @@ BESIDE = {
     "shuffled": ["joint.shuffle_answers=true"],
     "straight_through": ["joint.answer_weight=1", "joint.utility_weight=0", "joint.steps=400"],
 }
+# A mean over the slots tells rows apart less sharply: at half the temperature and with more, smaller steps (3,120
+# questions in place of 3,200) it gets where the published score does.
+SLOT_MEAN = ("joint.temperature=0.05", "joint.steps=130", "joint.questions_per_step=24", "joint.micro_batch=24")
 LABELS = {
     "after": "answer's gradient",
     "control": "gradient cut",
@@ -65,7 +68,8 @@ class World:
             slot_mean: rank by the centred slot mean instead of the published score.
         """
         self.start = "scored" if slot_mean else "instruct/checkpoint"
-        self.output, self.seed, self.beside, self.sets, self.config = output, seed, beside, sets, config
+        self.output, self.seed, self.beside, self.config = output, seed, beside, config
+        self.sets = [*(SLOT_MEAN if slot_mean else ()), *sets]
 
     def path(self, name: str) -> str:
         """A path inside this world."""
