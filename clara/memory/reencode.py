@@ -9,12 +9,14 @@ from clara.errors import InputError
 from clara.memory import product_quantiser
 from clara.memory.codec import CODECS, codebook_of
 from clara.memory.compress import Compressor, make_codebook, write_memory_shard
+from clara.memory.copies import COPIES
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.product_quantiser import Codebook
 from clara.memory.shards import KIND, shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.storage import paths
 from clara.storage.manifest import file_entry, read_manifest, up_to_date
+from clara.storage.transfer import link
 
 
 def reencode_recipe(store: MemoryStore, fingerprint: Fingerprint, batch_tokens: int) -> dict[str, Any]:
@@ -135,6 +137,9 @@ def complete_reencode(
             f"{output}: {num_rows} rows re-encoded, {store.directory} has {len(store)}; run it again, "
             "finished shards are kept"
         )
+    codebooks = [file_entry(output, product_quantiser.FILE)] if CODECS[store.codec].has_codebook else []
+    copies = [entry for entry in store.manifest["files"] if entry["path"] == COPIES]
+    link(store.directory, output, copies)
     return complete_memory(
         output,
         reports,
@@ -144,7 +149,7 @@ def complete_reencode(
         recipe=reencode_recipe(store, fingerprint, batch_tokens),
         counts={"rows": num_rows},
         parent=store.hash,
-        extra_files=[file_entry(output, product_quantiser.FILE)] if CODECS[store.codec].has_codebook else [],
+        extra_files=[*codebooks, *copies],
     )
 
 

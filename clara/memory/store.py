@@ -21,6 +21,7 @@ from clara.arrays import Floats, Ids
 from clara.data.records import Chunk
 from clara.errors import InputError
 from clara.memory.codec import codebook_of, decode_memory, layout
+from clara.memory.copies import COPIES, has_copies
 from clara.memory.document_rows import DocumentRows
 from clara.memory.fingerprint import Accepted, Fingerprint, of_memory
 from clara.memory.live_rows import LiveRows
@@ -205,7 +206,8 @@ class MemoryStore:
 
     @functools.cached_property
     def _documents(self) -> DocumentRows:
-        return DocumentRows([self._path(shard, RECORDS) for shard in range(len(self.shard_names))], self.live)
+        copies = self.artefact.file(COPIES) if has_copies(self.manifest) else None
+        return DocumentRows([self._path(shard, RECORDS) for shard in range(len(self.shard_names))], self.live, copies)
 
     @functools.cached_property
     def document_ids(self) -> list[str]:
@@ -213,7 +215,7 @@ class MemoryStore:
         return self._documents.of_rows()
 
     def rows_of(self, document_id: str) -> list[int]:
-        """Row ids of a document's chunks, ascending; empty where it has none."""
+        """Row ids of a document's chunks, ascending; empty where it has none. See `DocumentRows.rows_of` for copies."""
         return self._documents.rows_of(document_id)
 
     def memory(self, row_ids: Sequence[int] | Ids) -> Floats:

@@ -124,11 +124,15 @@ class QuestionRows:
 
     @classmethod
     def of(cls, question: Question, store: MemoryStore) -> "QuestionRows":
-        """The rows of the question's documents. An excluded document is no positive either."""
+        """The rows of the question's documents, each once: a row may represent several documents with equal text.
+
+        An excluded document is no positive either.
+        """
         excluded = frozenset(row for document in question.exclude_ids for row in store.rows_of(document))
 
         def rows(documents: Sequence[str]) -> tuple[int, ...]:
-            return tuple(row for document in documents for row in store.rows_of(document) if row not in excluded)
+            found = dict.fromkeys(row for document in documents for row in store.rows_of(document))
+            return tuple(row for row in found if row not in excluded)
 
         return cls(rows(question.positive_ids), excluded, rows(question.candidate_ids))
 

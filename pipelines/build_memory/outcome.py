@@ -9,6 +9,7 @@ from typing import Any
 
 from clara.data.fields import Fields
 from clara.errors import InputError
+from clara.memory.copies import COPIES
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.shards import KIND, PLAN
 from clara.memory.store import complete_memory
@@ -17,6 +18,7 @@ from clara.storage import paths
 from clara.storage.folders import folder
 from clara.storage.manifest import read_manifest
 from clara.storage.paths import Name
+from pipelines.corpus.copies import write_copies
 from pipelines.corpus.counts import BEYOND_LIMIT, CHUNKS, DOCUMENTS, DUPLICATES, RECORDS, UNIQUE
 from pipelines.corpus.dead_letters import NAME
 from pipelines.corpus.document_ids import EXAMPLE
@@ -109,13 +111,14 @@ def complete(
     letters = paths.join(job.output, letter_files[0]["path"])
     records.check_result(rows, "--input: no document could be used", letters, job.max_failures)
     counts = records.counts(rows=rows)
+    extra_files = [*letter_files, *write_copies(job.output, letter_files, reasons)]
     if job.lease:
         job.lease.check()
     if job.update:
         counts |= {
             f"rows {kind}": sum(report[kind] for report in reports) for kind in ("kept", "moved", "compressed", "gone")
         }
-        complete_update(job.update, job.output, reports, recipe=job.recipe, counts=counts, extra_files=letter_files)
+        complete_update(job.update, job.output, reports, recipe=job.recipe, counts=counts, extra_files=extra_files)
     else:
         complete_memory(
             job.output,
@@ -125,7 +128,7 @@ def complete(
             num_shards=num_shards,
             recipe=job.recipe,
             counts=counts,
-            extra_files=[*letter_files, *([codebook] if codebook else [])],
+            extra_files=[*extra_files, *([codebook] if codebook else [])],
         )
     shared_id = {EXAMPLE: several} if several else {}
     return {**counts, **shared_id, "shards": len(reports), "shards reused": sum(report["reused"] for report in reports)}
@@ -159,7 +162,7 @@ def stages(account: Account, rows: int) -> list[tuple[str, int, int]]:
     ]
 
 
-_LEFTOVER = re.compile(rf"{NAME}[^/]*\.jsonl$|[^/]*shard-|{re.escape(PROGRESS)}/")
+_LEFTOVER = re.compile(rf"{NAME}[^/]*\.jsonl$|{re.escape(COPIES)}$|[^/]*shard-|{re.escape(PROGRESS)}/")
 
 
 def remove_leftovers(output: Name) -> None:

@@ -8,7 +8,8 @@ class DeadLetter:
     """A record that is not used: source and line, reason (counted), details, and the beginning of the record.
 
     `dropped` is True if the record was excluded on purpose, False if it failed. `document_id` is empty for a record
-    without an id.
+    without an id. `kept` is what is kept in place of a duplicate: the id of the equal chunk, or of the document that it
+    is similar to.
     """
 
     source: str
@@ -18,6 +19,7 @@ class DeadLetter:
     snippet: str = ""
     dropped: bool = False
     document_id: str = ""
+    kept: str = ""
 
 
 def clean(text: str) -> str:

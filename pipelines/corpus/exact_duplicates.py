@@ -45,7 +45,7 @@ def dead_letter_at(origin: ChunkOrigin, document_id: str, end: int) -> DeadLette
     """
     chunk_id, source, line, start = origin
     detail = f"of {chunk_id} (characters {start} to {end} of the document)"
-    return DeadLetter(source, line, REASON, detail, dropped=True, document_id=document_id)
+    return DeadLetter(source, line, REASON, detail, dropped=True, document_id=document_id, kept=chunk_id)
 
 
 def dead_letter_for(duplicate: UniqueChunk) -> DeadLetter:

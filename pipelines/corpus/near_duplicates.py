@@ -31,8 +31,9 @@ _LARGEST_THRESHOLD = 0.95  # above it, 128 hashes do not discriminate
 # Without spaces between words, each character counts as a word.
 _WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}](?:[^\W{UNSPACED}]|[{MARKS}])*")
 
-Origin = tuple[str, int]
-AnyOrigin = TypeVar("AnyOrigin", Origin, tuple[int, int])
+Origin = tuple[str, int, str]
+"""Source, line and id of a document."""
+AnyOrigin = TypeVar("AnyOrigin", Origin, tuple[int, int, int])
 Signature = NDArray[np.uint32]
 
 
@@ -125,4 +126,6 @@ def dead_letter_for(document: Document, like: Origin) -> DeadLetter:
     """The dead letter of a near duplicate; names the document that it is similar to."""
     detail = f"of {like[0]}:{like[1]}"
     snippet = document.text[:SNIPPET_CHARACTERS]
-    return DeadLetter(document.source, document.line, REASON, detail, snippet, dropped=True, document_id=document.id)
+    return DeadLetter(
+        document.source, document.line, REASON, detail, snippet, dropped=True, document_id=document.id, kept=like[2]
+    )

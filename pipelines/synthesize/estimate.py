@@ -122,7 +122,7 @@ def _near_duplicates(documents: Iterator[Document], min_hash: MinHashSettings) -
     for document in documents:
         own = signature(document.text)
         for key in band_keys(own, min_hash):
-            buckets[key].append(((document.source, document.line), own))
+            buckets[key].append(((document.source, document.line, document.id), own))
     return {dropped for bucket in buckets.values() for dropped, _ in duplicates(bucket, min_hash.threshold)}
 
 
@@ -136,7 +136,7 @@ def total_cost(units: Sequence[Unit], job: SynthesisJob) -> tuple[int, Cost, Cos
     dropped = _near_duplicates(_documents(units, reading), reading.min_hash) if reading.min_hash else set()
     sizes: dict[str, int] = {}
     for document in _documents(units, reading):
-        if (document.source, document.line) not in dropped:
+        if (document.source, document.line, document.id) not in dropped:
             chunks = chunks_of(document, tokens, reading)
             if not isinstance(chunks, DeadLetter):
                 sizes.update((chunk.chunk_id, chunk.num_tokens) for chunk in chunks)

@@ -7,11 +7,12 @@ import numpy as np
 from clara.arrays import Floats
 from clara.config.tree import Retrieval
 from clara.data.records import Chunk, chunk_id, row_id
+from clara.memory.copies import COPIES, Copy, copies_bytes
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.keys import key_projection
 from clara.memory.shards import shard_name, write_shard
 from clara.memory.store import complete_memory
-from clara.storage.manifest import write_manifest
+from clara.storage.manifest import write_file, write_manifest
 
 M, D = 2, 12
 FIRST_LEVEL = Retrieval().first_level
@@ -23,7 +24,13 @@ def chunk(number: int) -> Chunk:
 
 
 def write_memory(
-    directory: Path, memory: Floats, *, key_size: int = M * D, num_shards: int = 3, tombstones: list[int] | None = None
+    directory: Path,
+    memory: Floats,
+    *,
+    key_size: int = M * D,
+    num_shards: int = 3,
+    tombstones: list[int] | None = None,
+    copies: list[Copy] | None = None,
 ) -> Path:
     fingerprint = Fingerprint("b", "c", "t", "float32", M, D, "none", True, 96, 0, key_size, 0)
     keys = key_projection(M, D, key_size, 0).keys(memory)
@@ -50,6 +57,7 @@ def write_memory(
         num_shards=num_shards,
         recipe={},
         counts={"rows": len(memory)},
+        extra_files=[write_file(directory, COPIES, *copies_bytes(copies))] if copies else [],
     )
     if tombstones:
         fields = {k: manifest[k] for k in ("fingerprint_fields", "codec", "num_shards", "shards", "overlays")}

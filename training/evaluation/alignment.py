@@ -116,7 +116,8 @@ def aligned_rows(
         columns["row_id"] = ranking.pool
         columns["document_id"] = [c.document_id for c in chunks]
         columns["title"] = [c.title or c.text[:60] for c in chunks]
-        columns["positive"] = [c.document_id in question.positive_ids for c in chunks]
+        right = {row for document in question.positive_ids for row in store.rows_of(document)}
+        columns["positive"] = [row_id in right for row_id in ranking.pool]
         row[CANDIDATES] = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         rows[question.question_id] = row
     return rows

@@ -255,9 +255,11 @@ def _texts(
 
 def _retrieval_rows(questions: Sequence[Question], rankings: Sequence[Rankings], corpus: Corpus) -> list[Row]:
     """The best documents of each question, and all measures of rankings."""
+    judged = [corpus.judged(q) for q in questions]
+    questions = [question for question, _ in judged]
     positives = [q.positive_ids for q in questions]
-    index = [corpus.ranked_documents(r.index) for r in rankings]
-    pool = [corpus.ranked_documents(r.pool) for r in rankings]
+    index = [corpus.ranked_documents(r.index, names) for r, (_, names) in zip(rankings, judged, strict=True)]
+    pool = [corpus.ranked_documents(r.pool, names) for r, (_, names) in zip(rankings, judged, strict=True)]
     rows: list[Row] = []
     grades = [q.positive_grades for q in questions]
     measured = zip(

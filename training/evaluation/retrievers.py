@@ -3,14 +3,17 @@
 One is over the whole MEMORY, one within the question's pool.
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from clara.data.questions import Question
 from clara.memory.store import MemoryStore
 from clara.retrieval.ranker import Queries, Ranker
 from clara.storage.manifest import hash_of
 
+NO_NAMES: Mapping[int, str] = MappingProxyType({})
 DEPTH = 100
 """Rows ranked over the whole MEMORY: what comes later counts as not found."""
 
@@ -51,12 +54,45 @@ class Corpus:
         self.documents = sorted(set(store.document_ids))
 
     def rows(self, documents: Collection[str]) -> list[int]:
-        """Rows of documents, in the documents' order; documents that are not in MEMORY have none."""
-        return [row for document in documents for row in self.store.rows_of(document)]
+        """Rows of documents, each once, in the documents' order; documents that are not in MEMORY have none."""
+        return list(dict.fromkeys(row for document in documents for row in self.store.rows_of(document)))
 
-    def ranked_documents(self, rows: Sequence[int]) -> list[str]:
-        """Documents of ranked rows: one with several chunks has the rank of its best chunk."""
-        return list(dict.fromkeys(self._document[row] for row in rows))
+    def ranked_documents(self, rows: Sequence[int], names: Mapping[int, str] = NO_NAMES) -> list[str]:
+        """Documents of ranked rows: one with several chunks has the rank of its best chunk.
+
+        Rows in `names` count as the documents there, see `judged`.
+        """
+        return list(dict.fromkeys(names.get(row) or self._document[row] for row in rows))
+
+    def judged(self, question: Question) -> tuple[Question, dict[int, str]]:
+        """The question as MEMORY can answer it, and the positive that each right row counts as.
+
+        A row counts as a positive whose text it holds, under whatever id it is stored: of equal texts MEMORY keeps one.
+        Positives that are the same rows count as one, the first, with the highest of their grades and the lowest of
+        their hops. Without duplicates the question stays as it is, and rows count as the documents that they are of.
+        """
+        names: dict[int, str] = {}
+        for document in question.positive_ids:
+            for row in self.store.rows_of(document):
+                names.setdefault(row, document)
+        grades: dict[str, float] = {}
+        hops: dict[str, int] = {}
+        given = dict(zip(question.positive_ids, question.positive_grades, strict=False))
+        known = dict(zip(question.positive_ids, question.positive_hops, strict=False))
+        for document in question.positive_ids:
+            rows = self.store.rows_of(document)
+            counts_as = document if not rows or document in map(names.get, rows) else names[rows[0]]
+            grades[counts_as] = max(grades.get(counts_as, 0.0), given.get(document, 0.0))
+            hops[counts_as] = min((hop for hop in (hops.get(counts_as, 0), known.get(document, 0)) if hop), default=0)
+        if len(grades) == len(question.positive_ids):
+            return question, names
+        changed = dataclasses.replace(
+            question,
+            positive_ids=tuple(grades),
+            positive_grades=tuple(grades.values()) if question.positive_grades else (),
+            positive_hops=tuple(hops.values()) if question.positive_hops else (),
+        )
+        return changed, names
 
     def document(self, row: int) -> str:
         """The document of a row."""
@@ -71,7 +107,8 @@ class Corpus:
         """
         documents = dict.fromkeys(question.candidate_ids)
         if not documents:
-            closed = {*question.positive_ids, *question.exclude_ids}
+            named = (*question.positive_ids, *question.exclude_ids)
+            closed = {*named, *(self._document[row] for row in self.rows(named))}
             others = sorted(
                 (d for d in self.documents if d not in closed), key=lambda d: hash_of([question.question_id, d])
             )
@@ -96,13 +133,15 @@ def select(question: Question, rankings: Rankings, corpus: Corpus, num_selected:
     `right`: the best chunk of every known positive (K at most). `wrong`: one other document of the pool, drawn by the
     question's id alone, so that it is the same for every system; its best chunk.
     """
+    question, names = corpus.judged(question)
     best = {}
     for row in reversed(rankings.pool):
-        best[corpus.document(row)] = row
+        best[names.get(row) or corpus.document(row)] = row
     positives = [best[d] for d in question.positive_ids if d in best] or [
         rows[0] for d in question.positive_ids if (rows := corpus.store.rows_of(d))
     ]
-    others = sorted(best.keys() - {*question.positive_ids, *question.exclude_ids})
+    excluded = {*corpus.rows(question.exclude_ids)}
+    others = sorted(d for d in best.keys() - {*question.positive_ids} if best[d] not in excluded)
     drawn = others[int(hash_of([question.question_id, "wrong"])[:12], 16) % len(others)] if others else None
     return Selection(
         index=rankings.index[:num_selected],

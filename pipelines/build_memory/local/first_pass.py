@@ -1,7 +1,7 @@
 """What the local job needs from all documents before chunking, on disk: counts by unit, near duplicates.
 
 The corpus is read an extra time, only for `--limit` or `--near-duplicates`. Near duplicates follow the rule of
-`near_duplicates`, with signatures and band entries on disk: about 520 bytes per document, and 30 for each of its bands.
+`near_duplicates`, with signatures and band entries on disk: about 540 bytes per document, and 30 for each of its bands.
 """
 
 import functools
@@ -33,21 +33,25 @@ from pipelines.corpus.spill import (
 )
 from pipelines.corpus.splits import Unit
 
-_BANDS, _DUPLICATES = "bands", "losers"  # endings of spilled files
+_BANDS, _DUPLICATES = "bands", "alike"  # endings of spilled files
 NUM_PARTITIONS = 256
 """Partitions of band entries; one partition is sorted in memory."""
 _ENTRY = ">II"  # unit, position of the document in the unit
-_SIGNED = np.dtype([("line", "<i8"), ("signature", "<u4", NUM_HASHES)])
-UnitOrigin = tuple[int, int]
-"""Number of a unit and line of a document; units are numbered in the order of the corpus."""
+_SIGNED = np.dtype([("line", "<i8"), ("id_begin", "<i8"), ("id_bytes", "<i8"), ("signature", "<u4", NUM_HASHES)])
+UnitOrigin = tuple[int, int, int]
+"""Number of a unit, line and position of a document; units are numbered in the order of the corpus."""
 
 
 def _note(spill: str, number: int) -> Path:
-    return unit_stem(spill, number).with_suffix(".survey.json")
+    return unit_stem(spill, number).with_suffix(".surveyed.json")
 
 
 def _signatures(spill: str, number: int) -> Path:
-    return unit_stem(spill, number).with_suffix(".signatures")
+    return unit_stem(spill, number).with_suffix(".signed")
+
+
+def _names(spill: str, number: int) -> Path:
+    return unit_stem(spill, number).with_suffix(".names")
 
 
 def survey(number: int, unit: Unit, job: MemoryJob) -> int:
@@ -68,12 +72,13 @@ def _sign(number: int, documents: Iterator[Document], job: MemoryJob) -> int:
     bands = SpillWriter(unit_stem(job.spill, number), _BANDS, NUM_PARTITIONS)
     path = _signatures(job.spill, number)
     partial = path.with_suffix(".partial")
-    count = 0
-    with open(partial, "wb") as stream:
+    count = begin = 0
+    with open(partial, "wb") as stream, open(_names(job.spill, number), "wb") as ids:
         for document in documents:
             if not job.limit or count < job.limit:
-                own = signature(document.text)
-                stream.write(struct.pack("<q", document.line) + own.astype("<u4").tobytes())
+                own, name = signature(document.text), document.id.encode()
+                stream.write(struct.pack("<qqq", document.line, begin, len(name)) + own.astype("<u4").tobytes())
+                begin += ids.write(name)
                 for key in band_keys(own, job.min_hash):
                     bands.add(partition_of(zlib.crc32(key), NUM_PARTITIONS), key + struct.pack(_ENTRY, number, count))
             count += 1
@@ -103,10 +108,10 @@ class Signatures:
         stream = self._open(number)
         stream.seek(_SIGNED.itemsize * place)
         found = np.frombuffer(stream.read(_SIGNED.itemsize), _SIGNED)[0]
-        return (number, int(found["line"])), found["signature"]
+        return (number, int(found["line"]), place), found["signature"]
 
 
-def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None) -> Iterator[list[UnitOrigin]]:
+def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None) -> Iterator[list[tuple[int, int]]]:
     """Each bucket of a partition with two documents or more, as (unit, place), in the order of the corpus."""
     kind = np.dtype([("key", f"S{key_bytes}"), ("unit", ">u4"), ("place", ">u4")])
     blocks = [
@@ -132,14 +137,14 @@ def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None
 def compare(partition: int, taken: list[int] | None, num_units: int, job: MemoryJob) -> None:
     """Spill the near duplicates of one partition's buckets, by unit."""
     assert job.min_hash
-    stem = Path(job.spill) / f"near-{partition:06d}"
+    stem = Path(job.spill) / f"alike-{partition:06d}"
     note = stem.with_suffix(".json")
     if noted_report(note) is None:
         written = SpillWriter(stem, _DUPLICATES, num_units)
         signatures = Signatures(job.spill)
         key_bytes = 2 + 4 * job.min_hash.band_size
         for bucket in _buckets(job.spill, partition, key_bytes, taken):
-            for (unit, line), like in duplicates_in_order(
+            for (unit, line, _), like in duplicates_in_order(
                 (signatures.read(*entry) for entry in bucket), job.min_hash.threshold
             ):
                 written.add(unit, to_line([line, *like]))
@@ -150,14 +155,23 @@ def compare(partition: int, taken: list[int] | None, num_units: int, job: Memory
 def duplicates_of_unit(spill: str, number: int) -> dict[int, UnitOrigin]:
     """Line of each near duplicate in a unit → the first document that it is similar to."""
     found: dict[int, UnitOrigin] = {}
-    for _, (line, unit, like_line) in read_lines(files_of(spill, _DUPLICATES), number, number + 1):
-        found[line] = min(found.get(line, (unit, like_line)), (unit, like_line))
+    for _, (line, *like) in read_lines(files_of(spill, _DUPLICATES), number, number + 1):
+        found[line] = min(found.get(line, tuple(like)), tuple(like))
     return found
 
 
 def dead_letter_for(document: Document, like: UnitOrigin, spill: str) -> DeadLetter:
     """The dead letter of a near duplicate."""
-    return near_duplicates.dead_letter_for(document, (_source(spill, like[0]), like[1]))
+    unit, line, place = like
+    return near_duplicates.dead_letter_for(document, (_source(spill, unit), line, _document_id(spill, unit, place)))
+
+
+def _document_id(spill: str, number: int, place: int) -> str:
+    with open(_signatures(spill, number), "rb") as signed, open(_names(spill, number), "rb") as ids:
+        signed.seek(_SIGNED.itemsize * place)
+        found = np.frombuffer(signed.read(_SIGNED.itemsize), _SIGNED)[0]
+        ids.seek(int(found["id_begin"]))
+        return ids.read(int(found["id_bytes"])).decode()
 
 
 def _source(spill: str, number: int) -> str:

@@ -79,7 +79,7 @@ def letters_of_duplicates(
 def _bands(document: Document, min_hash: MinHashSettings) -> Iterator[tuple[bytes, tuple[Origin, bytes]]]:
     own = signature(document.text)
     for key in band_keys(own, min_hash):
-        yield key, ((document.source, document.line), own.tobytes())
+        yield key, ((document.source, document.line, document.id), own.tobytes())
 
 
 def _duplicates_of_bucket(
@@ -89,7 +89,7 @@ def _duplicates_of_bucket(
 
 
 def _by_origin(document: Document) -> tuple[Origin, Document]:
-    return (document.source, document.line), document
+    return (document.source, document.line, document.id), document
 
 
 class _Decide(beam.DoFn):
