@@ -25,6 +25,8 @@ SNIPPET_CHARACTERS = 200
 def as_text(answered: "Answered", snippet_characters: int = SNIPPET_CHARACTERS, *, explain: bool = False) -> str:
     """A question, its answer and the passages as lines of text; on request with what found and scored each of them."""
     lines = [f"Q: {answered.question}", f"A: {answered.text or '(nothing)'}"]
+    if answered.unread:
+        lines.append(f"  (the question is too long: it was searched for without {answered.unread!r})")
     for number, passage in enumerate(answered.passages, 1):
         title = passage.title or passage.document_id
         lines.append(f"  [{number}] {passage.score:+.4f}  {title}")

@@ -20,12 +20,16 @@ class ReplyPassage(BaseModel):
 
 
 class Reply(BaseModel):
-    """An answer with its passages, best first, and their scores."""
+    """An answer with its passages, best first, and their scores.
+
+    `unread` is the end of a question that is too long to be searched for as a whole.
+    """
 
     question: str
     answer: str
     documents: list[ReplyPassage]
     scores: list[float]
+    unread: str
 
 
 def reply_of(answered: "Answered") -> Reply:
@@ -45,4 +49,5 @@ def reply_of(answered: "Answered") -> Reply:
             for p in answered.passages
         ],
         scores=[p.score for p in answered.passages],
+        unread=answered.unread,
     )

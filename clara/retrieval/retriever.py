@@ -28,6 +28,7 @@ from clara.model.model import ClaraModel
 from clara.model.prompts import Prompt
 from clara.model.question_mean import is_missing
 from clara.retrieval.fused import FusedRanker, Hit
+from clara.retrieval.long_questions import unread_part, warn_of_cuts
 from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch
 from clara.retrieval.pools import SourceInputs, feature_rankers
 from clara.retrieval.ranker import Queries, Ranker
@@ -60,11 +61,15 @@ class Passage:
 
 @dataclass(frozen=True)
 class Answered:
-    """A question, the generated answer, and the passages that it was read from, best first."""
+    """A question, the generated answer, and the passages that it was read from, best first.
+
+    `unread` is the end of the question, where it is too long for the query reasoner; the generator reads all of it.
+    """
 
     question: str
     answer: str
     passages: tuple[Passage, ...]
+    unread: str = ""
 
     @property
     def text(self) -> str:
@@ -165,6 +170,7 @@ class Retriever:
 
     def queries(self, questions: Sequence[str]) -> Tensor:
         """Query vectors `[B, M, D]` in float32, computed in batches of like length."""
+        warn_of_cuts(self.model, questions)
         lengths = [len(self.model.question_ids(q)) for q in questions]
         order = sorted(range(len(questions)), key=lengths.__getitem__)
         queries_BMD = torch.empty(len(questions), self.store.num_memory_tokens, self.store.hidden_size)
@@ -232,6 +238,10 @@ class Retriever:
                 f"{len(self.store)}"
             )
 
+    def unread(self, question: str) -> str:
+        """The end of a question that its query vector does not depend on; empty where there is none, or no vector."""
+        return unread_part(self.model, question) if self.model.settings.fusion.a else ""
+
     def passages(self, hits: Sequence[Hit]) -> tuple[Passage, ...]:
         """The rows of hits as passages, in their order."""
         return tuple(
@@ -266,6 +276,6 @@ class Retriever:
             for question, hits in zip(questions, found, strict=True)
         )
         return [
-            Answered(question, answer_text(self.model, row.tokens), self.passages(hits))
+            Answered(question, answer_text(self.model, row.tokens), self.passages(hits), self.unread(question))
             for question, hits, row in zip(questions, found, generate(self.model, rows, batch_size), strict=True)
         ]

@@ -21,6 +21,7 @@ from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.model.question_mean import copy_with_score, mean_query
 from clara.retrieval.ranker import Queries
+from clara.retrieval.reply import reply_of
 from clara.retrieval.retriever import Retriever
 from pipelines import build_index
 from tests.helpers import evaluation_world, tiny
@@ -93,6 +94,24 @@ def test_an_answer_is_read_from_its_passages(retriever: Retriever) -> None:
     assert answered.answer == retriever.model.generate(QUESTIONS[:1], [memory], max_new_tokens=6)[0]
     for passage, chunk in zip(answered.passages, retriever.store.records(rows), strict=True):
         assert (passage.title, passage.text, passage.document_id) == (chunk.title, chunk.text, chunk.document_id)
+
+
+def test_a_question_that_is_cut_is_reported_with_the_place(
+    retriever: Retriever, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, long = retriever.model.settings, f"It rained for {'a long, long ' * 20}time. {QUESTIONS[0]}"
+    assert retriever.ask([long], num_selected=1, max_new_tokens=2)[0].unread == ""
+    assert "searched for without" not in caplog.text
+    limit = len(retriever.model.question_ids(long)) - 4
+    monkeypatch.setattr(retriever.model, "settings", settings.model_copy(update={"max_question_tokens": limit}))
+    whole, cut = retriever.ask([QUESTIONS[1], long], num_selected=1, max_new_tokens=2)
+    assert whole.unread == ""
+    assert cut.unread
+    assert long.endswith(cut.unread)
+    assert reply_of(cut).unread == cut.unread
+    assert f"1 question(s) have more than the {limit} tokens" in caplog.text
+    assert f"is cut before {cut.unread!r}" in caplog.text
+    assert f"it was searched for without {cut.unread!r}" in ask.as_text(cut)
 
 
 def test_refuses_empty_questions_and_impossible_k(retriever: Retriever) -> None:

@@ -25,6 +25,7 @@ _REPLY = Object(
         Property("answer", DataType.string),
         Property("documents", Array(_PASSAGE)),
         Property("scores", Array(DataType.double)),
+        Property("unread", DataType.string),
     ]
 )
 SIGNATURE = ModelSignature(
