@@ -129,7 +129,7 @@ def main(argv: list[str]) -> int:
         return 0
     wanted = {d.id for d in chosen}
     rows: dict[str, dict[str, Any]] = {}
-    for row, document in rows_of(files, fields):
+    for row, document in rows_of(files, fields, report=False):
         if document.id in wanted:
             plain = {
                 key: value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -14,6 +14,8 @@ from clara.data.fields import Fields
 
 NO_ID, UNREAD, FILES_WITHOUT = "rows without an id", "fields not read", "files without ids"
 NEAR = "fields like those that are read"
+WARNED = (FILES_WITHOUT, NEAR)
+"""Counts that `report` puts into words."""
 _MOST_NAMES = 50
 _MOST_FILES = 20
 _LIKE = {  # names that others have for a field, beside those that are spelt nearly alike

@@ -39,32 +39,37 @@ def corpus_files(patterns: Sequence[str], fields: Fields = FIELDS) -> list[str]:
 
 
 def rows_of(
-    files: Sequence[str], fields: Fields = FIELDS, also_read: Sequence[str] = ()
+    files: Sequence[str], fields: Fields = FIELDS, also_read: Sequence[str] = (), *, report: bool = True
 ) -> Iterator[tuple[Any, Document]]:
-    """Row and document of each record of files, in order; those without text are reported at the end, with a count.
+    """Row and document of each record of files, in order; those without text are left out.
 
     Args:
         files: as returned by `corpus_files`.
         fields: names of a record's fields.
         also_read: further fields that are read, and so are not reported.
+        report: warn at the end of what was left out or not read, with counts.
 
     Raises:
         InputError: a bad row.
     """
-    tallies, empty = Counter[str](), 0
+    tallies, empty = Counter[str](), list[str]()
     for path in files:
         found = census.Census(path, fields, also_read)
         for number, row in _file_rows(path, fields):
             if format_of(path) not in ("text", "mediawiki"):
                 found.add(row)
             if (document := to_document(row, path, number, fields)) is None:
-                empty += 1
-                _LOG.log(logging.WARNING if empty == 1 else logging.DEBUG, "%s:%d: no text in it", path, number)
+                empty.append(f"{path}:{number}")
             else:
                 yield row, document
         tallies.update(found.tallies())
+    if report:
+        _report(tallies, empty, fields)
+
+
+def _report(tallies: Mapping[str, int], empty: Sequence[str], fields: Fields) -> None:
     if empty:
-        _LOG.warning("%d rows have neither text nor title, and are left out", empty)
+        _LOG.warning("%d rows have neither text nor title, and are left out; the first is %s", len(empty), empty[0])
     plain, noted = census.separated(tallies)
     for name, count in plain.items():
         _LOG.warning("%d %s", count, name)
@@ -77,18 +82,24 @@ def _file_rows(path: str, fields: Fields) -> Iterator[tuple[int, Any]]:
     if format_of(path) != "mediawiki":
         yield from read_rows(path, fields)
         return
-    number = 0
+    number = dropped = 0
     try:
         for unit in find_units([str(local_file(path))], "mediawiki", fields):
             for number, row in read_records(unit, fields):
                 if not isinstance(row, DeadLetter):
                     yield number, row
-                elif row.reason != EMPTY and not row.dropped:
+                elif row.dropped:
+                    dropped += 1
+                elif row.reason == EMPTY:
+                    yield number, {fields.text: ""}
+                else:
                     raise InputError(f"{path}: page {number} ({row.snippet!r}): {row.reason}, {row.detail}")
     except (*DAMAGE, ParseError) as error:
         raise InputError(
             f"{path}: cannot be read after page {number} ({unreadable(error)}); copy the dump again"
         ) from error
+    if dropped:
+        _LOG.warning("%s: %d pages are redirects or in other namespaces, and are left out", path, dropped)
 
 
 def read_corpus(files: Sequence[str], fields: Fields = FIELDS) -> list[Document]:

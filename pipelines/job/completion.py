@@ -43,6 +43,8 @@ def report_counts(counts: Mapping[str, Any], output: paths.Name, remedy: str = "
     `fields` are the names that were read, for the warnings of `census.report`.
     """
     for name, value in counts.items():
+        if name in census.WARNED:
+            continue
         print(f"{name:>28}  {value}")
     if counts.get(EXAMPLE):
         _LOG.warning(

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,37 +9,17 @@ import pytest
 
 from clara.data.fields import Fields
 from clara.data.ids import spelt_id
-from clara.data.input_files import expand
 from clara.data.records import Document, document_id, normalise
 from clara.errors import InputError
 from pipelines import build_examples
 from pipelines.corpus import xml_characters
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.mediawiki import Page, pages
-from pipelines.corpus.readers import read_unit
 from pipelines.corpus.splits import find_units
 from pipelines.corpus.whole import corpus_files, read_corpus
 from tests.helpers.awkward import COLUMNS, ENCODINGS, JSON, PACKED, PARQUET, ROWS, long_window, parquet, table
-from training.stages.documents import read_documents
-
-EXPECTED = [(row["id"], row["title"], row["text"]) for row in ROWS]
-
-
-def by_the_job(path: Path | str, fields: Fields = Fields(), file_format: str = "auto") -> list[Document | DeadLetter]:  # noqa: B008
-    return [found for unit in find_units([str(path)], file_format, fields) for found in read_unit(unit, fields)]
-
-
-def read(path: Path, fields: Fields = Fields()) -> list[tuple[str, str, str]]:  # noqa: B008
-    """The documents of a file, which every reader reads alike."""
-    job = by_the_job(path, fields)
-    letters = [found for found in job if isinstance(found, DeadLetter)]
-    assert letters == []
-    documents = [(d.id, d.title, d.text) for d in job if isinstance(d, Document)]
-    assert [(d.id, d.title, d.text) for d in read_corpus(corpus_files([str(path)], fields), fields)] == documents
-    if fields == Fields():
-        texts = {name: f"{title}\n{text}" if title else text for name, title, text in documents}
-        assert read_documents(str(path), set(texts)) == texts
-    return documents
+from tests.helpers.corpus_readers import EXPECTED, by_the_job, read
+from tests.helpers.dumps import PAGES, multistream
 
 
 @pytest.mark.parametrize("shape", JSON)
@@ -267,6 +246,18 @@ def test_surrogates_of_wikitext_are_joined(tmp_path: Path) -> None:
     assert [d.text for d in read_corpus([str(tmp_path / "a.xml")])] == [found.text]
 
 
+def test_a_dump_is_read_by_the_small_commands_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = multistream(tmp_path, PAGES[:6], 2)
+    with caplog.at_level(logging.WARNING):
+        found = read_corpus(corpus_files([f"{tmp_path}/*"]))
+    assert [d.id for d in found] == [d.id for d in by_the_job(path) if isinstance(d, Document)]
+    assert "2 pages are redirects or in other namespaces" in caplog.text
+    assert "1 rows have neither text nor title, and are left out" in caplog.text
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"cannot be (read|counted)|damaged"):
+        read_corpus([str(path)])
+
+
 def test_ids_and_texts_stay_as_they_are(tmp_path: Path) -> None:
     ids = ["https://arlen.example/a/b?c=1#d", "../up/one", "Ω 日本/ä", "007", "4101.0", " 7 ", "0", "-1"]
     texts = [
@@ -285,63 +276,6 @@ def test_ids_and_texts_stay_as_they_are(tmp_path: Path) -> None:
         *zip(ids, texts, strict=True),
         ("9007199254740993", "y"),
     ]
-
-
-# --- which files -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    for name in ("data [v2]", "Ärzte & Co (2024)", "home", "a*b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "teil #1, 50%.jsonl").write_text(JSON["lines"])
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("CORPORA", str(tmp_path / "Ärzte & Co (2024)"))
-    return tmp_path
-
-
-@pytest.mark.parametrize("file", ["*.jsonl", "teil #1, 50%.jsonl", "te[il]l*"])
-@pytest.mark.parametrize("folder", ["data [v2]", "Ärzte & Co (2024)", "~", "$CORPORA", "${CORPORA}", "a*b", "./home"])
-def test_paths_with_all_characters(place: Path, folder: str, file: str) -> None:
-    (found,) = find_units([f"{folder}/{file}"], "auto")
-    assert Path(found.path).read_text() == JSON["lines"]
-    assert [Path(path).resolve() for path in expand([f"{folder}/{file}"])] == [Path(found.path)]
-    os.chdir(place / "data [v2]")
-    assert len(find_units([file], "auto")) == len(expand([file])) == 1
-
-
-def test_a_link_is_what_it_leads_to_and_a_broken_one_is_refused(place: Path) -> None:
-    (place / "link.jsonl").symlink_to(place / "home" / "teil #1, 50%.jsonl")
-    assert read(place / "link.jsonl") == EXPECTED
-    (place / "broken.jsonl").symlink_to(place / "nowhere")
-    for look in (expand, lambda paths: find_units(paths, "auto")):
-        with pytest.raises(InputError, match=r"broken\.jsonl'?: cannot be read .*correct the path"):
-            look(["*.jsonl"])
-
-
-def test_files_beside_data_are_left_out_and_reported(place: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (place / "spark" / "_temporary").mkdir(parents=True)
-    beside = ["_SUCCESS", "._SUCCESS.crc", ".part-0.crc", "README.md", "README_en.txt", "SHA256SUMS"]
-    beside += ["part-0.jsonl.sha256", "data_$folder$", "_temporary/x.jsonl"]
-    for name in beside:
-        (place / "spark" / name).write_text("x")
-    (place / "spark" / "part-0.jsonl").write_text(JSON["lines"])
-    with caplog.at_level("WARNING"):
-        assert [u.name for u in find_units(["spark/**"], "auto")] == expand(["spark/**"]) == ["spark/part-0.jsonl"]
-    assert f"{len(beside)} matching files are no data by their names: spark/._SUCCESS.crc" in caplog.text
-    # Whoever names one means it.
-    assert expand(["spark/README.md", "spark/_SUC*"]) == ["spark/README.md", "spark/_SUCCESS"]
-    with pytest.raises(InputError, match=r"no data by their names: spark/README\.md; give the name of one without \*"):
-        expand(["spark/*.md"])
-
-
-@pytest.mark.parametrize("pattern", ["pipe.jsonl", "*.jsonl", "/dev/fd/0", "/dev/null"])
-def test_a_pipe_is_refused(place: Path, pattern: str) -> None:
-    os.mkfifo(place / "pipe.jsonl")
-    for look in (expand, lambda paths: find_units(paths, "jsonl")):
-        with pytest.raises(InputError, match=r"(a pipe or device|no such file|cannot be read)"):
-            look([pattern])
 
 
 # --- what is reported ----------------------------------------------------------------------------------------------

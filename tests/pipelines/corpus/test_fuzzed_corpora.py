@@ -161,7 +161,7 @@ def parquet_counts(path: Path) -> set[int]:
 
 
 def unpacked(path: Path, data: bytes) -> bytes | None:
-    """The content of a compressed file by the library of its own; None if it is damaged."""
+    """The content of a compressed file by its own library; None if it is damaged."""
     zstd = zstandard.ZstdDecompressor(max_window_size=2**31)
     packed: dict[str, Callable[[bytes], bytes]] = {
         ".gz": gzip.decompress,
