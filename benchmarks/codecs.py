@@ -7,7 +7,6 @@ Each MEMORY (in float16) is stored again in every codec, without a model; the sa
 Systems differ in compression.
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks.environment import RESULTS, environment, save
+from clara.config.flags import plain_parser
 from clara.errors import InputError, command_line
 from clara.memory.codec import CODECS, layout
 from clara.memory.product_quantiser import FILE, Codebook, sample_rows, save_codebook, train_codebook
@@ -191,9 +191,7 @@ def draw(found: Sequence[Measured], target: Path) -> None:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.codecs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser("benchmarks.codecs", __doc__)
     add = parser.add_argument
     add("--system", action="append", required=True, metavar="NAME=CHECKPOINT,MEMORY", help="a compression; repeatable")
     add("--questions", required=True, metavar="DIR", help="QUESTIONS with pools")

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from benchmarks.corpus_job_report import markdown
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.processes import python, run_measured
+from clara.config.flags import plain_parser
 from clara.config.model import Backbone, Model
 from clara.config.roles import COMPRESSOR
 from clara.config.tree import Config
@@ -48,11 +49,7 @@ _MODEL: list[ClaraModel] = []
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        prog="python -m benchmarks.corpus_job",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = plain_parser("benchmarks.corpus_job", __doc__)
     found.add_argument(
         "--base", type=Path, required=True, help="folder of the LM, as python -m infra.demo.base_model makes it"
     )

@@ -18,17 +18,14 @@ from typing import Any
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.generated_corpus import write_corpus, write_model
 from benchmarks.processes import Usage, python, run_measured
+from clara.config.flags import plain_parser
 from clara.storage.manifest import read_manifest
 
 _GB = 10**9
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        prog="python -m benchmarks.corpus_memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = plain_parser("benchmarks.corpus_memory", __doc__)
     found.add_argument(
         "--gigabytes",
         type=float,

@@ -11,10 +11,7 @@ done again, so a long run can be cut into several.
 
 import argparse
 import json
-import os
-import platform
 import resource
-import shlex
 import statistics
 import subprocess
 import sys
@@ -27,11 +24,11 @@ import numpy as np
 
 from benchmarks.index_data import make_memory, make_plain_keys, make_queries
 from benchmarks.index_report import recalls, table
+from benchmarks.rows import described, rows_file, rows_folder, rows_parser, save_rows
 from benchmarks.watched_process import Watched
 from clara.errors import InputError, command_line
 from clara.storage.folders import atomic_write
-from clara.storage.manifest import read_manifest, versions
-from infra.hardware import processor
+from clara.storage.manifest import read_manifest
 
 SYSTEMS = ("ours", "flat", "autofaiss")
 # It calls FAISS by argument names that later ones no longer have.
@@ -193,17 +190,9 @@ def main(argv: list[str]) -> int:
         measured["peak_rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         atomic_write(Path(output) / "figures.json", json.dumps(measured))
         return 0
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.index", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    size = "for data and indices: about 1.3 GB for a million rows of ours, 2.3 GB with all systems"
+    parser = rows_parser("benchmarks.index", __doc__, folder=size, results="index", limit_seconds=840.0)
     add = parser.add_argument
-    add("--rows", type=int, default=1_000_000, help="rows of the synthetic MEMORY (default: 1000000)")
-    add(
-        "--folder",
-        required=True,
-        metavar="DIR",
-        help="where data and indices go: about 1.3 GB for a million rows of ours, 2.3 GB with all systems",
-    )
     add("--systems", default="ours,flat,autofaiss", help="which, in this order (default: ours,flat,autofaiss)")
     add("--factory", default="auto", help="of ours (default: auto)")
     add("--queries", type=int, default=256, help="disturbed rows that are asked for (default: 256)")
@@ -211,20 +200,6 @@ def main(argv: list[str]) -> int:
     add("--candidates", type=int, default=200, help="L, candidates of a query (default: 200)")
     add("--threads", type=int, default=2, help="of every system (default: 2)")
     add("--autofaiss-memory", default="600MB", help="largest index that autofaiss may make (default: 600MB)")
-    add("--limit-seconds", type=float, default=840.0, help="longest time of one process (default: 840)")
-    add(
-        "--results",
-        default="infra/results/index",
-        metavar="DIR",
-        help="where JSON and Markdown go (default: infra/results/index)",
-    )
-    add(
-        "--note",
-        action="append",
-        default=[],
-        help="a sentence for the report; repeatable (default: none; without systems, those of the run before)",
-    )
-    add("--dry-run", action="store_true", help="print the settings and stop")
     options = parser.parse_args(argv)
     systems = [name for name in options.systems.split(",") if name]
     if unknown := set(systems) - set(SYSTEMS):
@@ -232,27 +207,17 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(json.dumps(vars(options), indent=1))
         return 0
-    folder = Path(options.folder) / str(options.rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{options.rows // 1000}k-rows"
-    file = Path(options.results) / f"{name}.json"
+    folder, file = rows_folder(options), rows_file(options).with_suffix(".json")
     before = json.loads(file.read_text()) if file.is_file() else {"systems": {}}
     seconds = make_memory(folder, options.rows)
     make_queries(folder, options.queries, options.exact)
-    results: dict[str, Any] = {
-        "command": shlex.join(
-            ["python", "-m", "benchmarks.index", *("DIR" if part == options.folder else part for part in argv)]
-        ),
-        "rows": options.rows,
+    results: dict[str, Any] = described("benchmarks.index", argv, options) | {
         "threads": options.threads,
         "candidates": options.candidates,
         "num_exact": options.exact,
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}",
-        "versions": versions(),
         "data_seconds": seconds or before.get("data_seconds", 0.0),
         "notes": notes_of(options.note, before, systems),
         "systems": before["systems"],
-        "load_average": [round(load, 1) for load in os.getloadavg()],
     }
     for system in [*systems, ""]:  # the last round, of no system, writes the report again
         if system:
@@ -261,8 +226,7 @@ def main(argv: list[str]) -> int:
         for other, figures in results["systems"].items():  # what is compared with flat waits for it
             if (folder / other / "found.npy").is_file():
                 figures |= recalls(folder, folder / other, other)
-        atomic_write(file, json.dumps(results, indent=1) + "\n")
-        atomic_write(file.with_suffix(".md"), table(results))
+        save_rows(options, results, table(results))
     print(file.with_suffix(".md").read_text())
     return 0
 

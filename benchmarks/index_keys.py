@@ -11,8 +11,6 @@ best by key alone and of both levels. Steps that are done are not done again, so
 import argparse
 import json
 import os
-import platform
-import shlex
 import statistics
 import sys
 import time
@@ -23,14 +21,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.index_data import make_memory
+from benchmarks.rows import described, load_average, rows_folder, rows_parser, save_rows
 from benchmarks.watched_process import Watched
 from clara.arrays import Floats
 from clara.config.model import Score
 from clara.errors import InputError, command_line
 from clara.model.array_geometry import PUBLISHED
 from clara.storage.folders import atomic_write
-from clara.storage.manifest import versions
-from infra.hardware import processor
 
 SHAPE, KEY_SIZE, SHARD_ROWS, COMMON = (8, 576), 1024, 12_500, 0.69
 SLOT_MEAN = Score(pooling="slot_mean", centred=True)
@@ -154,40 +151,25 @@ def main(argv: list[str]) -> int:
         found = build(place, name, argument) if step == "build" else search(place, name, int(argument))
         atomic_write(place / "step.json", json.dumps(found))
         return 0
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.index_keys",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    size = "for data and indices: about 11 GB for a million rows"
+    parser = rows_parser("benchmarks.index_keys", __doc__, folder=size, results="index_keys")
     add = parser.add_argument
-    add("--rows", type=int, default=1_000_000, help="rows of the synthetic MEMORY (default: %(default)s)")
-    add("--folder", required=True, metavar="DIR", help="for data and indices: about 11 GB for a million rows")
     add("--systems", default=",".join(SYSTEMS), help="which, in this order (default: %(default)s)")
     add("--lists", type=int, default=0, help="inverted lists; 0: as auto chooses for the projection (default: 0)")
     add("--first-level", type=int, default=200, metavar="L", help="candidates of a question (default: %(default)s)")
     add("--threads", type=int, default=2, help="of each process (default: %(default)s)")
-    add("--limit-seconds", type=float, default=3600.0, help="longest time of one process (default: %(default)s)")
-    add("--results", default="infra/results/index_keys", metavar="DIR", help="for the report (default: %(default)s)")
-    add("--note", default="", help="a sentence for the report")
-    add("--dry-run", action="store_true", help="print the settings and stop")
     options = parser.parse_args(argv)
     if unknown := set(options.systems.split(",")) - set(SYSTEMS):
         raise InputError(f"--systems {', '.join(sorted(unknown))}: expected some of {', '.join(SYSTEMS)}")
     if options.dry_run:
         print(json.dumps(vars(options), indent=1))
         return 0
-    folder = Path(options.folder) / str(options.rows)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = rows_folder(options)
     make_memory(folder, options.rows, shape=SHAPE, key_size=KEY_SIZE, shard_rows=SHARD_ROWS, common=COMMON)
-    given = ["DIR" if part == options.folder else part for part in argv]
-    found: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.index_keys", *given]),
-        "rows": options.rows,
+    found: dict[str, Any] = described("benchmarks.index_keys", argv, options) | {
         "threads": options.threads,
         "first_level": options.first_level,
-        "note": options.note,
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}",
-        "versions": versions(),
+        "note": " ".join(options.note),
         "systems": {},
     }
     for name in options.systems.split(","):
@@ -195,10 +177,8 @@ def main(argv: list[str]) -> int:
         built = run_step(folder, name, "build", factory_of(name, options.rows, options.lists), options)
         searched = {} if built["ended"] != "ok" else run_step(folder, name, "search", str(options.first_level), options)
         found["systems"][name] = built | searched
-        found["load_average"] = [round(load, 1) for load in os.getloadavg()]
-    file = Path(options.results) / f"{options.rows // 1000}k-rows"
-    atomic_write(file.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-    atomic_write(file.with_suffix(".md"), as_markdown(found))
+        found["load_average"] = load_average()
+    save_rows(options, found, as_markdown(found))
     print(as_markdown(found))
     return 0
 

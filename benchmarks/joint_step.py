@@ -29,6 +29,7 @@ import torch
 
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.joint_step_report import VARIANTS, markdown
+from clara.config.flags import plain_parser
 from clara.config.load import load
 from clara.config.roles import GENERATOR, QUERY_REASONER
 from clara.config.tree import Config
@@ -232,11 +233,7 @@ def models(given: Sequence[str], temporary: Path) -> list[tuple[str, str]]:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.joint_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = plain_parser("benchmarks.joint_step", __doc__)
     parser.add_argument(
         "--model", nargs="+", default=[TINY], metavar="NAME=FOLDER", help="causal LMs to measure with (default: tiny)"
     )

@@ -7,12 +7,8 @@ stop words. INDEX is built with words and without, each in a new process; a thir
 Vectors are tiny, so that nearly all work is that of the words.
 """
 
-import argparse
 import json
-import os
-import platform
 import resource
-import shlex
 import statistics
 import sys
 import time
@@ -21,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.rows import described, rows_folder, rows_parser, save_rows
 from benchmarks.watched_process import Watched
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.errors import command_line
@@ -33,8 +30,6 @@ from clara.memory.store import MemoryStore, complete_memory
 from clara.retrieval.bm25 import Bm25
 from clara.storage.artefact import Artefact
 from clara.storage.folders import atomic_write
-from clara.storage.manifest import versions
-from infra.hardware import processor
 
 TOKENS, WIDTH, SHARD_ROWS = 1, 8, 1000
 STOPWORDS = ("the", "of", "and", "in", "to", "a", "is", "was")
@@ -148,31 +143,16 @@ def main(argv: list[str]) -> int:
         folder = Path(argv[1])
         atomic_write(folder / "search.json", json.dumps(search(folder)))
         return 0
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.words", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--rows", type=int, default=1_000_000, help="texts (default: %(default)s)")
-    add("--folder", required=True, metavar="DIR", help="for data and INDEX: about 2 GB for a million rows")
-    add("--limit-seconds", type=float, default=3600.0, help="longest time of one process (default: %(default)s)")
-    add("--results", default="infra/results/words", metavar="DIR", help="for the report (default: %(default)s)")
-    add("--note", default="", help="a sentence for the report")
-    add("--dry-run", action="store_true", help="print the settings and stop")
+    size = "for data and INDEX: about 2 GB for a million rows"
+    parser = rows_parser("benchmarks.words", __doc__, folder=size, results="words")
     options = parser.parse_args(argv)
     if options.dry_run:
         print(json.dumps(vars(options), indent=1))
         return 0
-    folder = Path(options.folder) / str(options.rows)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = rows_folder(options)
     make_memory(folder / "memory", options.rows)
-    given = ["DIR" if part == options.folder else part for part in argv]
-    found = {
-        "command": shlex.join(["python", "-m", "benchmarks.words", *given]),
-        "rows": options.rows,
-        "note": options.note,
-        "hardware": f"{os.cpu_count()} cores, {platform.machine()}, {processor()}",
-        "versions": versions(),
-        "load_average": [round(load, 1) for load in os.getloadavg()],
+    found = described("benchmarks.words", argv, options) | {
+        "note": " ".join(options.note),
         "build_without_words": build(folder, "without", options.limit_seconds, "--no-words"),
         "build": build(folder, "index", options.limit_seconds),
     }
@@ -184,9 +164,7 @@ def main(argv: list[str]) -> int:
         "bytes": sum(entry["bytes"] for entry in files_of(index, NAME)),
         "vocabulary": index.manifest[NAME]["vocabulary"],
     }
-    name = Path(options.results) / f"{options.rows // 1000}k-rows"
-    atomic_write(name.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-    atomic_write(name.with_suffix(".md"), as_markdown(found))
+    save_rows(options, found, as_markdown(found))
     print(as_markdown(found))
     return 0
 

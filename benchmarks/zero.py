@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.joint_step import chunks, words_of, write_memory
+from clara.config.flags import plain_parser
 from clara.config.load import load
 from clara.data.questions import Question, write_questions
 from clara.errors import command_line
@@ -196,9 +197,7 @@ def measured_before(file: Path, about: Mapping[str, Any], steps: int) -> list[di
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.zero", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser("benchmarks.zero", __doc__)
     parser.add_argument(
         "--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="ZeRO stages (default: 1 2 3)"
     )

@@ -3,13 +3,12 @@
 python -m infra.summary EVALUATION [--markdown] [--split unseen]
 """
 
-import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.errors import InputError, command_line
 
 MEASURES = {
@@ -119,9 +118,7 @@ def read(evaluation: Path) -> dict[str, Any]:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("infra.summary"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser("infra.summary", __doc__)
     parser.add_argument("evaluation", type=Path, help="directory that training.evaluate wrote in the demo")
     parser.add_argument("--markdown", action="store_true", help="as docs/results/demo.md has it")
     parser.add_argument("--split", default="unseen", help="unseen or seen (default %(default)s)")

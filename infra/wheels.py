@@ -3,13 +3,13 @@
 python -m infra.wheels [--target 3.13:macosx_14_0_arm64 …]
 """
 
-import argparse
 import re
 import subprocess
 import sys
 import tempfile
 import tomllib
 
+from clara.config.flags import plain_parser
 from clara.errors import command_line
 from infra.steps import ROOT
 
@@ -56,9 +56,7 @@ def without_wheel(requirements: list[str], target: str) -> set[str]:
 
 def main(argv: list[str]) -> int:
     """The command line; 1 if a pin has no wheel that should have one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m infra.wheels", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser("infra.wheels", __doc__)
     parser.add_argument(
         "--target", action="append", metavar="PYTHON:PLATFORM", help=f"ask for this one only (default: {TARGETS})"
     )

@@ -52,6 +52,7 @@ def parser() -> Command:
     add_setting(parser, "evaluation.systems", "--system", metavar=system, required=True, adds=True)
     add_setting(parser, "evaluation.baselines")
     add_dense_settings(parser, "evaluation.dense_model")
+    add_setting(parser, "retrieval.exact_rows")
     add_setting(parser, "evaluation.cross")
     add_setting(parser, "evaluation.num_aligned", "--alignment")
     add_setting(parser, "evaluation.splits")
@@ -88,12 +89,13 @@ def check_dense(section: Section, systems: Sequence[SystemPaths]) -> None:
         )
 
 
-def dense_of(config: Config) -> Retrieval:
-    """The settings of the embedding model of an evaluation."""
-    return config.retrieval.only_dense().model_copy(update={"dense_model": config.evaluation.dense_model})
+def retrieval_of(config: Config) -> Retrieval:
+    """How systems are searched in an evaluation: the embedding model, and up to how many rows exactly."""
+    chosen = {"dense_model": config.evaluation.dense_model, "exact_rows": config.retrieval.exact_rows}
+    return config.retrieval.only_dense().model_copy(update=chosen)
 
 
-def settings_of(section: Section, dense_model: Retrieval) -> Settings:
+def settings_of(section: Section, retrieval: Retrieval) -> Settings:
     """The settings of an evaluation.
 
     Raises:
@@ -113,8 +115,8 @@ def settings_of(section: Section, dense_model: Retrieval) -> Settings:
         generated = tuple(name for name in generated if name in section.conditions)
     from clara.index.dense_model import is_endpoint, model_hash
 
-    is_endpoint(dense_model)  # refuses what is for an endpoint where there is none
-    dense = model_hash(dense_model) if dense_model.dense_model else ""
+    is_endpoint(retrieval)  # refuses what is for an endpoint where there is none
+    dense = model_hash(retrieval) if retrieval.dense_model else ""
     return Settings(
         num_selected=section.num_selected,
         retrieval_only=section.retrieval_only,
@@ -127,6 +129,7 @@ def settings_of(section: Section, dense_model: Retrieval) -> Settings:
         dense=dense,
         cross=section.cross,
         num_aligned=section.num_aligned,
+        exact_rows=retrieval.exact_rows,
     )
 
 
@@ -196,13 +199,13 @@ def evaluate(
         output=output,
         backbone=config.backbone.path,
         stale=config.evaluation.accept_stale,
-        dense=dense_of(config),
+        retrieval=retrieval_of(config),
         device=config.device,
     )
     rows, absent = measuring.rows()
     splits = Counter(q.split for q in questions)
     counts: dict[str, Any] = {f"questions, split {k or 'none'}": v for k, v in splits.items()} | absent
-    counts |= dense_counts(dense_of(config))
+    counts |= dense_counts(retrieval_of(config))
     evaluation = Evaluation(rows, compared_pairs(names, rows), counts, names, config.seed)
     files = write_report(output, evaluation)
     write_manifest(
@@ -234,7 +237,7 @@ def main(argv: list[str]) -> int:
             raise InputError(f"--accept-stale {name!r}: no such system; there are {', '.join(names)}")
     systems = [dataclasses.replace(s, checkpoint=local_checkpoint(s.checkpoint, options.tracking_uri)) for s in systems]
     check_dense(options.config.evaluation, systems)
-    settings = settings_of(options.config.evaluation, dense_of(options.config))
+    settings = settings_of(options.config.evaluation, retrieval_of(options.config))
     questions = chosen_questions(options.questions, options.splits, options.limit, answers=not settings.retrieval_only)
     plan = {
         "questions": questions_hash(questions),

@@ -3,7 +3,6 @@
 python -m training.warm_up
 """
 
-import argparse
 import os
 import tempfile
 
@@ -11,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.config.stages import Optimiser
 from clara.errors import command_line
 from clara.model.steps import Output
@@ -54,9 +53,7 @@ def one_step() -> float:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("training.warm_up"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser("training.warm_up", __doc__)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     options = parser.parse_args(argv)
     if options.dry_run:

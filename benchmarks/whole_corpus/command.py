@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.whole_corpus.report import measured, table
 from benchmarks.whole_corpus.steps import Corpus, demo, samples
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.storage.folders import atomic_write
 from infra.demo.steps import DTYPE
 from infra.steps import SHIPPED, relative, run_step, shown
@@ -23,11 +23,7 @@ from infra.steps import SHIPPED, relative, run_step, shown
 
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
-    found = argparse.ArgumentParser(
-        prog=program("benchmarks.whole_corpus"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    found = plain_parser("benchmarks.whole_corpus", __doc__)
     found.add_argument("--dense-model", required=True, metavar="FOLDER", help="sentence-transformers folder")
     found.add_argument(
         "--data", default="", metavar="FOLDER", help="folder with hotpotqa/, 2wiki/ and musique/ (default: demo only)"

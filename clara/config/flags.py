@@ -30,6 +30,18 @@ def program(module: str) -> str:
     return called if called.startswith("clara ") else f"python {module if module.endswith('.py') else f'-m {module}'}"
 
 
+def plain_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
+    """The parser of a command whose flags are its own.
+
+    Args:
+        module: module of the command.
+        doc: description; the module's docstring.
+    """
+    return argparse.ArgumentParser(
+        prog=program(module), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 class Setting(argparse.Action):
     """A flag that sets a key of the tree."""
 

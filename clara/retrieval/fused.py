@@ -4,6 +4,7 @@ A search unites the best rows of each source, at most `retrieval.candidates` of 
 MEMORY. It then computes z = a · cosine/τ + Σ w · feature (`clara.model.fusion`) of all of them.
 """
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,12 @@ from torch import Tensor
 from clara.arrays import Ids
 from clara.config.model import FeatureName, Fusion
 from clara.config.tree import Retrieval
+from clara.index.scores import best
 from clara.model.fusion import contributions, fused
+from clara.retrieval.bm25 import top
 from clara.retrieval.ranker import Queries, Ranker
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,18 @@ class _Candidates:
     rows: Sequence[int]
     found_by: Mapping[FeatureName, Collection[int]]
     features: Mapping[FeatureName, Sequence[float]]
+
+
+def _found(
+    rows: Sequence[int], features: Mapping[FeatureName, Sequence[float]], wanted: int
+) -> dict[FeatureName, Collection[int]]:
+    """The best rows by each feature, as its ranker finds them: BM25 finds no row without a common word."""
+    ids, found = np.asarray(rows, np.int64), dict[FeatureName, Collection[int]]()
+    for name, values in features.items():
+        scores = np.asarray(values, np.float32)
+        order = top(scores, wanted) if name == "bm25" else best(scores, ids, wanted)
+        found[name] = frozenset(ids[order].tolist())
+    return found
 
 
 class FusedRanker:
@@ -92,23 +109,31 @@ class FusedRanker:
         return [self._best(candidates, k) for candidates in self._candidates(queries, k)]
 
     def _candidates(self, queries: Queries, k: int) -> list[_Candidates]:
-        found = {
-            name: ranker.rank(queries, max(k, self._settings.candidates)) for name, ranker in self._rankers.items()
-        }
-        rows: list[list[int]] = []
-        vectors = queries.vectors if self._fusion.a else None
-        for number, excluded in enumerate(queries.excluded):
-            if vectors is not None and not bool(vectors[number].isfinite().all()):
-                rows.append([])  # nothing is found for it, as with the memory alone, which has logged a warning
-            elif len(self._row_ids) <= self._settings.exact_rows:
-                rows.append(self._row_ids[~np.isin(self._row_ids, list(excluded))].tolist())
-            else:
-                rows.append(sorted({row for lists in found.values() for row in lists[number]}))
-        features = self.features(queries, rows)
+        wanted = max(k, self._settings.candidates)
+        if len(self._row_ids) <= self._settings.exact_rows:
+            # The features of all rows say what each source finds: no source ranks them a second time.
+            rows = [self._row_ids[~np.isin(self._row_ids, list(out))].tolist() for out in queries.excluded]
+            rows = self._without_broken(queries, rows)
+            every = self.features(queries, rows)
+            return [_Candidates(own, _found(own, of, wanted), of) for own, of in zip(rows, every, strict=True)]
+        found = {name: ranker.rank(queries, wanted) for name, ranker in self._rankers.items()}
+        union = [sorted({row for lists in found.values() for row in lists[n]}) for n in range(len(queries.texts))]
+        rows = self._without_broken(queries, union)
         return [
-            _Candidates(own, {name: frozenset(lists[number]) for name, lists in found.items()}, features[number])
-            for number, own in enumerate(rows)
+            _Candidates(own, {name: frozenset(lists[number]) for name, lists in found.items()}, of)
+            for number, (own, of) in enumerate(zip(rows, self.features(queries, rows), strict=True))
         ]
+
+    def _without_broken(self, queries: Queries, rows: Sequence[list[int]]) -> list[list[int]]:
+        """The rows of each question; none if its query vector is not finite, as the memory alone finds none."""
+        if queries.vectors is None or not self._fusion.a:
+            return list(rows)
+        finite = queries.vectors.isfinite().flatten(1).all(dim=1).tolist()
+        if not all(finite):
+            _log.warning(
+                "%d of %d queries are not finite, and nothing is found for them", finite.count(False), len(rows)
+            )
+        return [own if whole else [] for own, whole in zip(rows, finite, strict=True)]
 
     def _logits(self, features: Mapping[FeatureName, Sequence[float]]) -> Tensor:
         """Scores z of the rows of one question."""

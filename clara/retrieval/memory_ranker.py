@@ -12,6 +12,8 @@ from torch import Tensor
 
 from clara.arrays import NO_ROW, Floats, Ids
 from clara.config.model import Score
+from clara.index.exact_scores import ExactScores
+from clara.index.keys import IndexKeys
 from clara.memory.store import MemoryStore
 from clara.model.array_geometry import PUBLISHED
 from clara.model.geometry import represent
@@ -50,6 +52,7 @@ class ExactSearch:
         """
         self.store, self.score = store, score
         self._mean = corpus_mean(store, score)
+        self._exact = ExactScores(IndexKeys(store, score), len(store), lambda: store.row_ids)
 
     def search(
         self, query: Floats | Tensor, k: int, first_level: int, exclude: Sequence[Collection[int]] | None = None
@@ -74,13 +77,7 @@ class ExactSearch:
 
     def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
         """See `TwoLevels.cosines`."""
-        union = np.unique(np.concatenate([np.empty(0, np.int64), *candidates]))
-        memory_nF = represent(torch.from_numpy(self.store.memory(union)), self.score, self._mean)
-        query_BF = represent(torch.from_numpy(query), self.score)
-        return [
-            torch.einsum("f,nf->n", query_F, memory_nF[np.searchsorted(union, own)]).numpy()
-            for query_F, own in zip(query_BF, candidates, strict=True)
-        ]
+        return self._exact.cosines(query, candidates)
 
 
 class MemoryRanker:

@@ -3,13 +3,12 @@
 python -m infra.demo.base_model --output DIR
 """
 
-import argparse
 import importlib.util
 import os
 import shutil
 from pathlib import Path
 
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.errors import InputError, command_line
 from clara.storage.folders import atomic_write
 
@@ -36,11 +35,7 @@ def packaged_gguf() -> Path:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("infra.demo.base_model"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = plain_parser("infra.demo.base_model", __doc__)
     parser.add_argument(
         "--output", required=True, help="folder to write: config, bfloat16 weights (270 MB) and tokenizer"
     )

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.data.corpus import read_rows
 from clara.data.examples import Example, write_examples
 from clara.data.input_files import input_hashes
@@ -192,9 +192,7 @@ def make(data: Path, sizes: Sizes) -> Made:
 
 def parser() -> argparse.ArgumentParser:
     """The command line's arguments."""
-    found = argparse.ArgumentParser(
-        prog=program("infra.evidence.data"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    found = plain_parser("infra.evidence.data", __doc__)
     found.add_argument("--data", required=True, metavar="DIR", help="folder with 2wiki/, hotpotqa/, musique/ and scp/")
     found.add_argument("--output", required=True, metavar="DIR", help="folder to write into")
     standard = Sizes()

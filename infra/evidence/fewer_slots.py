@@ -5,11 +5,9 @@ python -m infra.evidence.fewer_slots --checkpoint DIR --memory-tokens 8 --output
 Adapters and markers are carried over. What comes out has to be trained: the compressor has never written so few slots.
 """
 
-import argparse
-
 import torch
 
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.config.model import Backbone
 from clara.errors import InputError, command_line
 from clara.model.checkpoint import load_checkpoint, save_checkpoint
@@ -38,11 +36,7 @@ def with_fewer_slots(model: ClaraModel, num_memory_tokens: int) -> None:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("infra.evidence.fewer_slots"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = plain_parser("infra.evidence.fewer_slots", __doc__)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="CHECKPOINT to take")
     parser.add_argument(
         "--memory-tokens", required=True, type=int, metavar="M", help="of the new one; a divisor of the old one's"

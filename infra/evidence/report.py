@@ -5,7 +5,6 @@ python -m infra.evidence.report --run DIR --output DIR
 An unfinished run gives the tables of its finished steps.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -15,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.errors import command_line
 from clara.memory.store import MemoryStore
 from clara.storage.folders import atomic_write
@@ -196,11 +195,7 @@ def markdown(
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("infra.evidence.report"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = plain_parser("infra.evidence.report", __doc__)
     parser.add_argument("--run", required=True, metavar="DIR", help="output of python -m infra.evidence")
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for evidence.json, evidence.md and pictures"

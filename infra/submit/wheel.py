@@ -3,7 +3,6 @@
 python -m infra.submit.wheel --output dist
 """
 
-import argparse
 import importlib.metadata
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.errors import InputError, command_line
 
 PACKAGES = ("clara", "pipelines", "training", "infra")
@@ -82,9 +81,7 @@ def build_wheel(output: Path) -> Path:
 
 def main(argv: Sequence[str]) -> int:
     """The command line."""
-    parse = argparse.ArgumentParser(
-        prog=program("infra.submit.wheel"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parse = plain_parser("infra.submit.wheel", __doc__)
     parse.add_argument(
         "--output", type=Path, default=Path("dist"), metavar="DIR", help="where the wheel goes (default: %(default)s)"
     )

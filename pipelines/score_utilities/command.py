@@ -45,6 +45,7 @@ def parser() -> Command:
     for name in ("split", "pool_size", "from_index", "from_bm25", "from_dense"):
         add_setting(found, f"utility_job.{name}")
     add_dense_settings(found)
+    add_setting(found, "retrieval.exact_rows")
     add_setting(found, "utility_job.positives", "--no-positives")
     for name in ("published_pools", "fold", "limit", "shuffle_answers"):
         add_setting(found, f"utility_job.{name}")
@@ -64,6 +65,7 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
         return paths.absolute(path) if path else ""
 
     dense = options.config.retrieval.only_dense()
+    chosen = {"dense_model": whole(dense.dense_model), "exact_rows": options.exact_rows}
     return ScoringJob(
         questions=whole(options.questions),
         split=options.split,
@@ -77,7 +79,7 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
         from_index=options.from_index,
         from_bm25=options.from_bm25,
         from_dense=options.from_dense,
-        retrieval=dense.model_copy(update={"dense_model": whole(dense.dense_model)}),
+        retrieval=dense.model_copy(update=chosen),
         positives=options.positives,
         published=options.published_pools,
         fold=options.fold,

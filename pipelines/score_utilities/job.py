@@ -47,6 +47,8 @@ class ScoringJob:
         found = {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
         if self.from_dense and not self.published:
             found |= {"from_dense": self.from_dense, "dense_model": model_hash(self.retrieval)}
+        if self.from_index and not self.published and self.retrieval.exact_rows != Retrieval().exact_rows:
+            found["exact_rows"] = self.retrieval.exact_rows
         if self.fold:
             found["fold"] = self.fold
         if self.limit:

@@ -74,6 +74,17 @@ def test_retrieval_only_ranks_as_the_whole_evaluation_and_reads_nothing(world: W
     ]  # no empty pictures
 
 
+def test_a_search_that_is_never_exact_is_another_plan(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plan(*more: str) -> dict[str, object]:
+        assert evaluate.main(arguments(world, tmp_path / "evaluation", "--dry-run", *more)) == 0
+        return dict(json.loads(capsys.readouterr().out)["settings"])
+
+    assert plan("--exact-rows", "0") == plan() | {"exact_rows": 0}
+    assert plan("--exact-rows", "5000") == plan()
+
+
 def test_command(world: World, retriever: Retriever, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "evaluation"
     both = arguments(

@@ -34,7 +34,7 @@ class EvaluationRun:
         output: EVALUATION directory, whose parts are read and written.
         backbone: folder of the LM, or empty.
         stale: names of systems whose MEMORY another compressor made.
-        dense: which embedding model, if any.
+        retrieval: which embedding model, if any, and up to how many rows a MEMORY is searched exactly.
         device: where models compute.
     """
 
@@ -44,7 +44,7 @@ class EvaluationRun:
     output: Path
     backbone: str = ""
     stale: Sequence[str] = ()
-    dense: Retrieval = field(default_factory=Retrieval)
+    retrieval: Retrieval = field(default_factory=Retrieval)
     device: str = "cpu"
 
     _opened: tuple[SystemPaths, Retriever] | None = None
@@ -57,7 +57,7 @@ class EvaluationRun:
         """
         found = self._found() if self.settings.cross else None
         shared = ReadingCaches(
-            open_encoder(self.dense, self.device) if self.dense.dense_model else None, self.output / PARTS
+            open_encoder(self.retrieval, self.device) if self.retrieval.dense_model else None, self.output / PARTS
         )
         rows: list[Row] = []
         counts: dict[str, Any] = {}
@@ -97,7 +97,7 @@ class EvaluationRun:
             part = self._part(
                 [
                     "rankings",
-                    self._plan(system),
+                    self._plan(system) | self.settings.searched(),
                     self.settings.num_selected,
                     self.settings.pool_size,
                     questions_hash(self.questions),
@@ -129,7 +129,9 @@ class EvaluationRun:
             # Let go first: two models of several billion parameters may not fit beside each other.
             self._opened = None
             stale = system.name in self.stale
-            opened = open_system(system, self.backbone, accept_stale=stale, device=self.device, dense=self.dense)
+            opened = open_system(
+                system, self.backbone, accept_stale=stale, device=self.device, retrieval=self.retrieval
+            )
             self._opened = system, opened
         return self._opened[1]
 

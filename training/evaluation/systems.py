@@ -13,7 +13,7 @@ from clara.storage.manifest import hash_of, manifest_hash
 if TYPE_CHECKING:
     from clara.retrieval.retriever import Retriever
 
-_DEFAULTS = Evaluation()
+_DEFAULTS, _EXACT_ROWS = Evaluation(), Retrieval().exact_rows
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Settings:
         cross: every system's generator reads what every system's retrieval found.
         num_aligned: questions of each split whose utility alignment is measured; 0: none.
         retrieval_only: rank and read nothing: no likelihoods, no answers.
+        exact_rows: a MEMORY of at most so many rows is searched exactly.
     """
 
     num_selected: int = _DEFAULTS.num_selected
@@ -79,14 +80,20 @@ class Settings:
     num_aligned: int = 0
     retrieval_only: bool = False
     conditions: tuple[str, ...] = CONDITIONS
+    exact_rows: int = _EXACT_ROWS
 
     def plan(self) -> dict[str, Any]:
         """What determines the figures. A setting that came later counts where it says something."""
-        return {name: value for name, value in asdict(self).items() if name != "conditions" or value != CONDITIONS}
+        later = {"conditions": CONDITIONS, "exact_rows": _EXACT_ROWS}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
+
+    def searched(self) -> dict[str, Any]:
+        """The part of the plan that says how a system is searched."""
+        return {name: value for name, value in self.plan().items() if name == "exact_rows"}
 
 
 def open_system(
-    paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str, dense: Retrieval | None = None
+    paths: SystemPaths, backbone: str, *, accept_stale: bool, device: str, retrieval: Retrieval | None = None
 ) -> "Retriever":
     """Open a system's artefacts, with its name in front of what is wrong with them.
 
@@ -103,7 +110,7 @@ def open_system(
             backbone=backbone,
             accept_stale=accept_stale,
             device=device,
-            retrieval=dense,
+            retrieval=retrieval,
         )
     except InputError as error:
         raise InputError(f"system {paths.name}: {error}") from error

@@ -5,13 +5,12 @@
 python -m training.refresh --job FILE        (one job again, as a run left it beside its log)
 """
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.errors import InputError
 from clara.storage.folders import atomic_write
 from training.refresh.job import RefreshJob, expected_fingerprint, fingerprint_of, run_job
@@ -32,9 +31,7 @@ def read_job(path: str) -> RefreshJob:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("training.refresh"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = plain_parser("training.refresh", __doc__)
     parser.add_argument("--job", required=True, help="JSON with the fields of RefreshJob")
     parser.add_argument("--result", default="", help="file for the result, as JSON (default: print it)")
     parser.add_argument(

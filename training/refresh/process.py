@@ -6,7 +6,6 @@ It stays because importing everything takes longer than encoding a small MEMORY.
 next try has a new one.
 """
 
-import argparse
 import dataclasses
 import json
 import os
@@ -18,7 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from clara.config.flags import program
+from clara.config.flags import plain_parser
 from clara.errors import command_line
 from clara.processes import end_with_parent
 from clara.storage.folders import atomic_write
@@ -143,11 +142,7 @@ def serve(lines: Iterable[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog=program("training.refresh.process"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = plain_parser("training.refresh.process", __doc__)
     parser.add_argument(
         "--parent",
         type=int,

@@ -99,13 +99,15 @@ def test_given_rows_are_scored_in_their_order(
 ) -> None:
     """In any order, one of them repeatedly, in blocks and pieces of few rows."""
     monkeypatch.setattr("clara.index.keys._BLOCK_BYTES", 7 * 4 * M * D)
-    monkeypatch.setattr("clara.index.indexed_rows._CACHE_BYTES", 3 * 4 * M * D)
-    monkeypatch.setattr("clara.index.indexed_rows._HELD_BYTES", held_bytes)
+    monkeypatch.setattr("clara.index.exact_scores._CACHE_BYTES", 3 * 4 * M * D)
+    monkeypatch.setattr("clara.index.exact_scores._HELD_BYTES", held_bytes)
     build_index(memory_dir, tmp_path / "index", num_queries=0)
     index, query = MemoryIndex.open(tmp_path / "index", store), questions(3)
     rng = np.random.default_rng(0)
     places = [rng.permutation(ROWS), np.array([9, 2, 9, 250]), np.array([], np.int64)]
     found = index.cosines(query, [store.row_ids[own] for own in places])
+    plain = ExactSearch(store).cosines(query, [store.row_ids[own] for own in places])
+    assert all(np.array_equal(one, other) for one, other in zip(found, plain, strict=True))
     for line, own, scores in zip(by_definition(store, query, PUBLISHED), places, found, strict=True):
         np.testing.assert_allclose(scores, line[own], atol=1e-6)
 
@@ -134,8 +136,8 @@ def test_few_rows_are_searched_exactly_whatever_the_first_level_is(
     # In groups of few queries, in blocks and pieces of few rows, and where no decoded rows stay, the bits are the same.
     monkeypatch.setattr("clara.index.search._PAYLOAD_BYTES", 2 * 32 * ROWS)
     monkeypatch.setattr("clara.index.keys._BLOCK_BYTES", 7 * 4 * M * D)
-    monkeypatch.setattr("clara.index.indexed_rows._CACHE_BYTES", 3 * 4 * M * D)
-    monkeypatch.setattr("clara.index.indexed_rows._HELD_BYTES", 0)
+    monkeypatch.setattr("clara.index.exact_scores._CACHE_BYTES", 3 * 4 * M * D)
+    monkeypatch.setattr("clara.index.exact_scores._HELD_BYTES", 0)
     again = MemoryIndex.open(tmp_path / "index", store, score, exact_rows=ROWS).search(query, 5, 5, rest)
     assert np.array_equal(rows, again[0])
     assert np.array_equal(scores, again[1])

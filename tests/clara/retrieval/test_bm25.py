@@ -9,6 +9,7 @@ from bm25s.stopwords import STOPWORDS_EN
 
 from clara.errors import InputError
 from clara.retrieval.bm25 import Bm25, top
+from clara.retrieval.ranker import Queries
 
 TEXTS = [
     "Lagos is the largest city of Nigeria",
@@ -76,6 +77,25 @@ def test_top_equals_a_stable_sort() -> None:
         k = int(rng.integers(1, 50))
         whole = [i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] > 0]
         assert top(scores, k).tolist() == whole[:k]
+
+
+def test_a_few_rows_have_the_scores_that_they_have_among_all_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    texts = [" ".join(f"w{word}" for word in rng.zipf(1.3, 30) if word < 500) or "empty" for _ in range(400)]
+    ids = rng.permutation(10_000)[:400]
+    bm25 = Bm25.of_texts(texts, ids)
+    questions = [" ".join(f"w{word}" for word in rng.zipf(1.3, 8)) for _ in range(20)] + ["w1 w1 w7 w1", "zzzz", ""]
+    barred = [set(rng.choice(ids, 30).tolist()) for _ in questions]
+    queries = Queries(questions, barred)
+    every = bm25.score(queries, [ids.tolist()] * len(questions))
+    of = [dict(zip(ids.tolist(), scores, strict=True)) for scores in every]
+    few = [rng.choice(ids, 20).tolist() for _ in questions]
+    monkeypatch.setattr("clara.retrieval.bm25._FEW", 1)
+    found = bm25.score(queries, few)
+    assert found == [[scores[row] for row in rows] for scores, rows in zip(of, few, strict=True)]
+    assert any(any(scores) for scores in found)
+    with pytest.raises(ValueError, match="1 rows are not among those"):
+        bm25.score(Queries(["w1"], [()]), [[10_001]])
 
 
 def test_bad_ids_are_refused() -> None:

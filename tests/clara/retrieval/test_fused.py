@@ -93,6 +93,23 @@ def test_a_search_that_takes_every_row_equals_brute_force(parts: Parts, exact_ro
             assert sum(hit.contributions.values()) == pytest.approx(hit.score, abs=1e-4)
 
 
+@pytest.mark.parametrize("exact_rows", [0, 10_000])
+def test_a_hit_names_the_sources_that_rank_it_among_their_best(parts: Parts, exact_rows: int) -> None:
+    retriever = opened(parts, candidates=5, exact_rows=exact_rows)
+    queries = Queries(QUESTIONS, [()] * 2, retriever.queries(QUESTIONS))
+    found = {name: ranker.rank(queries, 5) for name, ranker in every_source(parts, retriever).items()}
+    for number, hits in enumerate(retriever.hits(QUESTIONS, 5)):
+        for hit in hits:
+            assert hit.sources == tuple(name for name, lists in found.items() if hit.row_id in lists[number])
+    assert any(hit.sources for hits in retriever.hits(QUESTIONS, 5) for hit in hits)
+
+
+def test_an_exact_search_ranks_no_source_by_itself(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    retriever = opened(parts, exact_rows=10_000)
+    monkeypatch.setattr(Bm25, "rank", lambda self, queries, k: pytest.fail("BM25 has ranked"))
+    assert len(retriever.hits(QUESTIONS[:1], 3)[0]) == 3
+
+
 def test_candidates_are_the_union_of_every_sources_best(parts: Parts) -> None:
     retriever = opened(parts, candidates=3)
     queries = Queries(QUESTIONS, [()] * 2, retriever.queries(QUESTIONS))

@@ -86,6 +86,19 @@ def test_two_ranks_equal_one_process(world: World, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_SECONDS)
+def test_the_score_is_fitted_by_ranks_and_to_the_last_encoding(world: World, tmp_path: Path) -> None:
+    values = {"joint__fit_questions": 7, "joint__fit_share": 0.4, "joint__refresh__final": "true", "joint__steps": 2}
+    report = train(world, tmp_path, **values, launch__num_workers=2, joint__micro_batch=1)
+    last, fitted = report["last"], report["last_fit"]
+    assert isinstance(last, dict)
+    assert isinstance(fitted, dict)
+    assert {"fit_weight_memory", "fit_weight_bm25"} < last.keys()
+    assert fitted["memory_version"] == 1
+    assert read_manifest(tmp_path / "checkpoint")["model"]["fusion"] == fitted["fusion"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_bad_input_that_only_ranks_find_is_reported_as_bad_input(world: World, tmp_path: Path) -> None:
     values = {"joint__from_index": 0, "joint__from_bm25": 0, "launch__launcher": "ray", "launch__max_failures": 0}
     done = subprocess.run(command(world, tmp_path, **values), capture_output=True, text=True, timeout=TIMEOUT_SECONDS)

@@ -50,6 +50,18 @@ def scored(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+def test_a_search_that_is_never_exact_is_another_recipe(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def recipe(*more: str) -> dict[str, object]:
+        assert score_utilities.main(command(world, tmp_path / "none", "--dry-run", *more)) == 0
+        return dict(json.loads(capsys.readouterr().out))
+
+    assert recipe("--exact-rows", "0") == recipe() | {"exact_rows": 0}
+    assert recipe("--exact-rows", "5000") == recipe()
+    assert recipe("--exact-rows", "0", "--from-index", "0") == recipe("--from-index", "0")
+
+
 def train(world: World, output: Path, utilities: Path, **values: object) -> int:
     return joint.main(["--launcher", "local", *world.sets(output, utilities=utilities, **SETTINGS | values)])
 
