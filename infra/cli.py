@@ -160,11 +160,12 @@ def ask() -> Main:
 def serve() -> Main:
     """Answer over HTTP, also for OpenAI-compatible clients"""
     from clara.serving.command import main
+    from training.registry.registered_system import with_registered
     from training.registry.resolve import local_checkpoint
 
     @wraps(main)
     def serve_registered(argv: list[str]) -> int:
-        return main(argv, local_checkpoint)
+        return main(with_registered(argv), local_checkpoint)
 
     return serve_registered
 

@@ -2,6 +2,9 @@
 
 python -m clara.serving --checkpoint DIR --memory DIR --index DIR
 
+The console command clara serve also takes --model models:/NAME@ALIAS --tracking-uri URI in place of the three: what
+that version was registered with. Other flags beside it take precedence.
+
 POST /v1/answers, /v1/search and /v1/chat/completions (of the OpenAI API); GET /docs lists them all. Requests below /v1/
 need the key that CLARA_API_KEY holds, if it is set. SIGTERM or Ctrl-C: running requests end, then the service.
 """

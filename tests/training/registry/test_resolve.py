@@ -18,6 +18,7 @@ from tests.helpers.artefacts import verify
 from tests.helpers.joint_world import World
 from training import evaluate, joint, pretrain
 from training.registry import served_model
+from training.registry.registered_system import flags_of
 from training.registry.resolve import local_checkpoint
 from training.registry.store import open_run_log, open_store
 
@@ -65,6 +66,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_other_names_stay_and_need_no_store() -> None:
     for name in ("", "RUN/checkpoint", "s3://bucket/checkpoint"):
         assert local_checkpoint(name, "") == name
+
+
+def test_a_version_without_pointers_cannot_be_served(store: Store) -> None:
+    with pytest.raises(InputError, match="this version names no MEMORY; register it with clara register"):
+        flags_of("models:/towns@champion", store.uri)
 
 
 @pytest.mark.parametrize("name", ["models:/towns@champion", "models:/towns/1"])

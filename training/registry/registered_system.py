@@ -1,0 +1,66 @@
+"""A registered model version as flags of `clara serve`: where its parts are, and how it answers."""
+
+import argparse
+from collections.abc import Sequence
+
+from clara.errors import InputError
+from clara.storage.paths import is_registered
+from training.registry.resolve import local_checkpoint
+from training.registry.store import answers
+
+
+def with_registered(argv: Sequence[str]) -> list[str]:
+    """The arguments of a command with `--model models:/…` replaced by the flags of that version.
+
+    Flags that are given beside it take precedence, as they come later.
+
+    Raises:
+        InputError: see `flags_of`; or the store is not named.
+    """
+    if not any(word.partition("=")[0] == "--model" for word in argv):
+        return list(argv)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--model", "--tracking-uri"):
+        parser.add_argument(flag)
+    options, rest = parser.parse_known_args(argv)
+    if not options.tracking_uri:
+        raise InputError(f"--model {options.model!r}: name the MLflow store with --tracking-uri URI")
+    return [*flags_of(options.model, options.tracking_uri), *rest]
+
+
+def flags_of(model: str, uri: str) -> list[str]:
+    """Flags that open the artefacts of a version and set what it was registered with.
+
+    Args:
+        model: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        uri: of the MLflow store.
+
+    Raises:
+        InputError: no such version, it was not registered by `clara register`, or its MEMORY or INDEX is missing or
+            not the registered one.
+    """
+    if not is_registered(model):
+        raise InputError(f"--model {model!r}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    checkpoint = local_checkpoint(model, uri)
+    from mlflow.models import get_model_info
+
+    from training.registry.served_model import local_path, pointed
+
+    with answers(uri):
+        config = dict(get_model_info(model).flavors["python_function"].get("config") or {})
+    if "memory_uri" not in config:
+        raise InputError(f"--model {model!r}: this version names no MEMORY; register it with clara register")
+    flags = {
+        "checkpoint": checkpoint,
+        "memory": pointed("memory", config),
+        "index": pointed("index", config) if config.get("index_uri") else "",
+        "backbone": local_path(config["backbone_uri"]),
+        "dense-model": local_path(config.get("dense_model_uri", "")),
+        "device": config["device"],
+        "num-selected": config["num_selected"],
+        "max-new-tokens": config["max_new_tokens"],
+        "first-level": config["first_level"],
+        "exact-rows": config.get("exact_rows", 0),  # an older program registered a model without it
+    }
+    settings = [f"--set=retrieval.{name}={value}" for name, value in config.get("dense_settings", {}).items()]
+    return [*(f"--{name}={value}" for name, value in flags.items() if value != ""), *settings]
