@@ -17,7 +17,7 @@ from clara.errors import InputError, command_line
 from clara.storage.paths import is_registered
 
 if TYPE_CHECKING:
-    from clara.retrieval.retriever import Answered
+    from clara.retrieval.answered import Answered
 
 SNIPPET_CHARACTERS = 200
 

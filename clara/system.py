@@ -6,7 +6,9 @@ from typing import overload
 from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.model.decoding import Generation, RunningBatch, TextStream
-from clara.retrieval.retriever import Answered, Passage, Retriever
+from clara.retrieval.answered import Answered, Passage
+from clara.retrieval.filter import Filter
+from clara.retrieval.retriever import Retriever
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name, is_registered
 
@@ -18,8 +20,8 @@ class System:
         retriever: the parts below.
     """
 
-    def __init__(self, retriever: Retriever) -> None:
-        self.retriever = retriever
+    def __init__(self, retriever: Retriever, only: Filter | None = None) -> None:
+        self.retriever, self._only = retriever, only
 
     @classmethod
     def open(
@@ -50,6 +52,25 @@ class System:
             )
         )
 
+    def only(self, *, documents: Sequence[str] | None = None, sources: Sequence[str] | None = None) -> "System":
+        """The same system, whose passages come from these documents and these sources alone.
+
+        Every row that passes is scored; where fewer pass than are asked for, there are fewer passages.
+
+        Args:
+            documents: document ids; None: all.
+            sources: input files of the corpus, as MEMORY names them; None: all.
+
+        Raises:
+            InputError: a text in place of a list; or see `Filter.rows`.
+        """
+        for name, given in (("documents", documents), ("sources", sources)):
+            if isinstance(given, str):
+                raise InputError(f"{name} is the text {given!r}; expected a list of texts")
+        chosen = Filter(None if documents is None else tuple(documents), None if sources is None else tuple(sources))
+        chosen.rows(self.retriever.store)
+        return System(self.retriever, chosen)
+
     @overload
     def ask(self, question: str, *, passages: int = 5, max_new_tokens: int = 32) -> Answered: ...
 
@@ -72,7 +93,7 @@ class System:
             InputError: see `Retriever.check`.
         """
         questions = [question] if isinstance(question, str) else question
-        answered = self.retriever.ask(questions, num_selected=passages, max_new_tokens=max_new_tokens)
+        answered = self.retriever.ask(questions, num_selected=passages, max_new_tokens=max_new_tokens, only=self._only)
         return answered[0] if isinstance(question, str) else answered
 
     def stream(self, question: str, *, passages: int = 5, max_new_tokens: int = 32) -> Iterator[str]:
@@ -84,7 +105,7 @@ class System:
         retriever = self.retriever
         retriever.check([question], passages, max_new_tokens)
         batch = RunningBatch(retriever.model)
-        prompt, hits = retriever.model.prompts.question(question), retriever.hits([question], passages)[0]
+        prompt, hits = retriever.model.prompts.question(question), retriever.hits([question], passages, self._only)[0]
         row = retriever.generation(prompt, hits, max_new_tokens)
         return self._pieces(batch, row)
 
@@ -107,4 +128,5 @@ class System:
         if isinstance(questions, str):
             raise InputError(f"questions is the text {questions!r}; expected a list of texts")
         self.retriever.check(questions, k, 1)
-        return [self.retriever.passages(hits) for hits in self.retriever.hits(questions, k)] if questions else []
+        found = self.retriever.hits(questions, k, self._only) if questions else []
+        return [self.retriever.passages(hits) for hits in found]

@@ -26,6 +26,9 @@ class Serving(Section):
         16_000, ge=0, description="of a chat, all messages before the question together"
     )
     max_passages: int = Field(100, ge=1, description="passages of one answer, or of one question of a search")
+    max_filtered_rows: int = Field(
+        20_000, ge=1, description="rows that pass a filter by documents and sources; all of them are scored"
+    )
     max_answer_tokens: int = Field(256, ge=1, description="longest answer that a request may ask for")
     max_running: int = Field(8, ge=1, description="answers that are generated together")
     max_waiting: int = Field(64, ge=0, description="requests that wait for their turn; more are refused (429)")

@@ -13,24 +13,30 @@ from clara.storage.tables import read_table
 
 
 class DocumentRows:
-    """Document ids of the live rows of a MEMORY, sorted as Arrow holds them: a document is found by halving."""
+    """Document ids of the live rows of a MEMORY, sorted as Arrow holds them: a document is found by halving.
 
-    def __init__(self, records: Sequence[Path], live: LiveRows, copies: Path | None = None) -> None:
+    Of another column of text the same: `column="source"` finds the rows of a source.
+    """
+
+    def __init__(
+        self, records: Sequence[Path], live: LiveRows, copies: Path | None = None, column: str = "document_id"
+    ) -> None:
         """Read and sort them.
 
         Args:
             records: the table of each shard.
             live: which of their rows are live.
             copies: see `clara.memory.copies`; None: there are none.
+            column: of the tables.
 
         Raises:
             InputError: a table is missing or damaged.
         """
-        columns = [read_table(path, ["document_id"])["document_id"] for path in records]
+        columns = [read_table(path, [column])[column] for path in records]
         begins = np.cumsum([0, *map(len, columns)])[:-1]
         # Strings of more than 2 GiB in all have no room in Arrow's plain kind.
         stored = pa.chunked_array(
-            [chunk.cast(pa.large_string()) for column in columns for chunk in column.chunks], pa.large_string()
+            [chunk.cast(pa.large_string()) for values in columns for chunk in values.chunks], pa.large_string()
         )
         self._documents = stored.combine_chunks().take(pa.array(begins[live.shard_of] + live.position_of))
         names, rows, self._like = self._documents, pa.array(live.row_ids), None

@@ -207,7 +207,15 @@ class MemoryStore:
     @functools.cached_property
     def _documents(self) -> DocumentRows:
         copies = self.artefact.file(COPIES) if has_copies(self.manifest) else None
-        return DocumentRows([self._path(shard, RECORDS) for shard in range(len(self.shard_names))], self.live, copies)
+        return DocumentRows(self._tables, self.live, copies)
+
+    @functools.cached_property
+    def _sources(self) -> DocumentRows:
+        return DocumentRows(self._tables, self.live, column="source")
+
+    @property
+    def _tables(self) -> list[Path]:
+        return [self._path(shard, RECORDS) for shard in range(len(self.shard_names))]
 
     @functools.cached_property
     def document_ids(self) -> list[str]:
@@ -217,6 +225,10 @@ class MemoryStore:
     def rows_of(self, document_id: str) -> list[int]:
         """Row ids of a document's chunks, ascending; empty where it has none. See `DocumentRows.rows_of` for copies."""
         return self._documents.rows_of(document_id)
+
+    def rows_of_source(self, source: str) -> list[int]:
+        """Row ids of the chunks from an input file, ascending; empty where there are none."""
+        return self._sources.rows_of(source)
 
     def memory(self, row_ids: Sequence[int] | Ids) -> Floats:
         """Memory `[n, M, D]` of rows, decoded to float32.

@@ -108,6 +108,11 @@ class FusedRanker:
         """At most k rows of each question, by z, equal ones by row id."""
         return [self._best(candidates, k) for candidates in self._candidates(queries, k)]
 
+    def hits_among(self, queries: Queries, rows: Sequence[int], k: int) -> list[list[Hit]]:
+        """At most k of given rows for each question, by z; `sources` are empty, as every row is scored."""
+        features = self.features(queries, [rows] * len(queries.texts))
+        return [self._best(_Candidates(rows, {}, own), k) for own in features]
+
     def _candidates(self, queries: Queries, k: int) -> list[_Candidates]:
         wanted = max(k, self._settings.candidates)
         if len(self._row_ids) <= self._settings.exact_rows:

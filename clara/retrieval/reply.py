@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 if TYPE_CHECKING:
-    from clara.retrieval.retriever import Answered
+    from clara.retrieval.answered import Answered
 
 
 class ReplyPassage(BaseModel):

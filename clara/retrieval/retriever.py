@@ -5,7 +5,6 @@ Shapes: B questions, n rows, k rows asked for, M memory tokens, D hidden size.
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +26,8 @@ from clara.model.decoding import Generation, answer_text, generate
 from clara.model.model import ClaraModel
 from clara.model.prompts import Prompt
 from clara.model.question_mean import is_missing
+from clara.retrieval.answered import Answered, Passage
+from clara.retrieval.filter import Filter
 from clara.retrieval.fused import FusedRanker, Hit
 from clara.retrieval.long_questions import unread_part, warn_of_cuts
 from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch
@@ -39,42 +40,8 @@ if TYPE_CHECKING:
     from clara.index.search import TwoLevels
 
 QUERY_BATCH_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Passage:
-    """A retrieved chunk and its score for the question; `sources` and `contributions` as those of a `Hit`."""
-
-    row_id: int
-    document_id: str
-    title: str
-    text: str
-    score: float
-    sources: tuple[FeatureName, ...] = ()
-    contributions: Mapping[FeatureName, float] = field(default_factory=dict)
-
-    @property
-    def why(self) -> Mapping[FeatureName, float]:
-        """What each source adds to the score z, in logits: `contributions`."""
-        return self.contributions
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A question, the generated answer, and the passages that it was read from, best first.
-
-    `unread` is the end of the question, where it is too long for the query reasoner; the generator reads all of it.
-    """
-
-    question: str
-    answer: str
-    passages: tuple[Passage, ...]
-    unread: str = ""
-
-    @property
-    def text(self) -> str:
-        """The answer."""
-        return self.answer
+# Rows that pass a filter and are scored at once: their memory is held decoded.
+_FILTERED_BLOCK_ROWS = 512
 
 
 class Retriever:
@@ -203,10 +170,22 @@ class Retriever:
             ]
         return self._search.search(queries_BMD, k, first_level=max(k, self.settings.first_level), exclude=excluded)
 
-    def hits(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
-        """The k best rows of each question over the whole MEMORY, by the CHECKPOINT's score, best first."""
+    def hits(self, questions: Sequence[str], k: int, only: Filter | None = None) -> list[list[Hit]]:
+        """The k best rows of each question by the CHECKPOINT's score, best first.
+
+        Args:
+            questions: texts.
+            k: rows of a question, or all where fewer pass the filter.
+            only: what is searched; None: the whole MEMORY. All rows that pass are scored.
+
+        Raises:
+            InputError: see `Filter.rows`.
+        """
         fusion = self.model.settings.fusion
+        among = None if only is None or only.everything else only.rows(self.store)
         query_BMD = self.queries(questions) if fusion.a else None
+        if among is not None:
+            return self._hits_among(Queries(questions, [()] * len(questions), query_BMD), among, k)
         if self._fused is not None:
             return self._fused.hits(Queries(questions, [()] * len(questions), query_BMD), k)
         assert query_BMD is not None  # the published score has the memory's weight
@@ -214,6 +193,25 @@ class Retriever:
         for ids, scores in zip(*(a.tolist() for a in self.search(query_BMD, k)), strict=True):
             pairs = [(row, score) for row, score in zip(ids, scores, strict=True) if row != NO_ROW]
             found.append([Hit(row, s, ("memory",), {"memory": s / fusion.temperature}) for row, s in pairs])
+        return found
+
+    def _hits_among(self, queries: Queries, rows: Sequence[int], k: int) -> list[list[Hit]]:
+        found: list[list[Hit]] = [[] for _ in queries.texts]
+        for begin in range(0, len(rows), _FILTERED_BLOCK_ROWS):
+            block = rows[begin : begin + _FILTERED_BLOCK_ROWS]
+            if self._fused is not None:
+                hits = self._fused.hits_among(queries, block, k)
+            else:
+                tau = self.model.settings.fusion.temperature
+                scores = self.memory_ranker.score(queries, [block] * len(found))
+                hits = [
+                    [Hit(row, s, ("memory",), {"memory": s / tau}) for row, s in zip(block, own, strict=True)]
+                    for own in scores
+                ]
+            found = [
+                sorted([*best, *more], key=lambda hit: (-hit.score, hit.row_id))[:k]
+                for best, more in zip(found, hits, strict=True)
+            ]
         return found
 
     def memories(self, row_ids: Sequence[int]) -> Tensor:
@@ -254,7 +252,13 @@ class Retriever:
         return Generation(prompt, self.memories([hit.row_id for hit in hits]), max_new_tokens)
 
     def ask(
-        self, questions: Sequence[str], *, num_selected: int = 5, max_new_tokens: int = 32, batch_size: int = 8
+        self,
+        questions: Sequence[str],
+        *,
+        num_selected: int = 5,
+        max_new_tokens: int = 32,
+        batch_size: int = 8,
+        only: Filter | None = None,
     ) -> list[Answered]:
         """Answer each question greedily from the K rows that suit it best.
 
@@ -263,14 +267,15 @@ class Retriever:
             num_selected: K.
             max_new_tokens: longest answer.
             batch_size: answers that are generated together; in float32 their tokens do not depend on it.
+            only: what is searched.
 
         Raises:
-            InputError: see `check`.
+            InputError: see `check` and `Filter.rows`.
         """
         self.check(questions, num_selected, max_new_tokens)
         if not questions:
             return []
-        found = self.hits(questions, num_selected)
+        found = self.hits(questions, num_selected, only)
         rows = (
             self.generation(self.model.prompts.question(question), hits, max_new_tokens)
             for question, hits in zip(questions, found, strict=True)

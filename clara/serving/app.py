@@ -15,8 +15,9 @@ import clara
 from clara.config.serving import Serving
 from clara.errors import InputError
 from clara.serving.chat import add_chat
-from clara.serving.engine import Engine, FailedError, Finished, Found, Piece, QueueFullError, Request, StoppedError
+from clara.serving.engine import Engine
 from clara.serving.errors import DOCUMENTED, ErrorReply, detail, error_response
+from clara.serving.events import FailedError, Finished, Found, Piece, QueueFullError, Request, StoppedError
 from clara.serving.guard import Guard
 from clara.serving.metrics import Metrics
 from clara.serving.schemas import (
@@ -106,14 +107,14 @@ def _add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/v1/search", responses=DOCUMENTED, response_model=SearchReply)
     async def search(body: SearchBody, http: HttpRequest) -> Response:
         """The best passages of each question."""
-        request = service.request(http, body.questions, body.k, 0)
+        request = service.request(http, body.questions, body.k, 0, only=body.only)
         found = await unless_gone(http, service.found(request))
         return as_json(SearchReply(results=[passages_of(own) for own in found.passages]))
 
     @app.post("/v1/answers", responses=DOCUMENTED, response_model=AnswerReply)
     async def answers(body: AnswerBody, http: HttpRequest) -> Response:
         """An answer and the passages that it was read from."""
-        request = service.request(http, [body.question], body.passages, body.max_tokens)
+        request = service.request(http, [body.question], body.passages, body.max_tokens, only=body.only)
         if body.stream:
             return await streamed(http, _answer_events(service.engine, request), _error_event)
         return as_json(reply_of((await unless_gone(http, service.finished(request))).answered))

@@ -18,10 +18,11 @@ from pydantic import BaseModel, Field, model_validator
 
 from clara.data.records import encodable
 from clara.model.prompts import Turn
-from clara.retrieval import retriever
-from clara.serving.engine import Engine, Finished, Found, Piece, Request
+from clara.retrieval import answered
+from clara.serving.engine import Engine
 from clara.serving.errors import DOCUMENTED, ErrorReply, detail, error_response
-from clara.serving.schemas import Body, Passage, passages_of
+from clara.serving.events import Finished, Found, Piece, Request
+from clara.serving.schemas import Body, Filtered, Passage, passages_of
 from clara.serving.service import Service, as_json, streamed, unless_gone
 
 
@@ -51,8 +52,8 @@ class StreamOptions(Body):
     include_usage: bool = False
 
 
-class ChatBody(Body):
-    """A chat completion of the OpenAI API. `passages` is an addition."""
+class ChatBody(Filtered):
+    """A chat completion of the OpenAI API. `passages`, `documents` and `sources` are additions."""
 
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -140,7 +141,7 @@ class Usage(BaseModel):
 
 
 class ChatReply(BaseModel):
-    """A chat completion; `passages` is an addition."""
+    """A chat completion; `passages` and `unread` (see `AnswerReply`) are additions."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -149,6 +150,7 @@ class ChatReply(BaseModel):
     choices: list[Choice]
     usage: Usage
     passages: list[Passage]
+    unread: str
 
 
 class ModelCard(BaseModel):
@@ -192,7 +194,7 @@ def add_chat(app: FastAPI, service: Service) -> None:
             return no_model(body.model)
         tokens = body.max_tokens or body.max_completion_tokens
         question = body.messages[-1].text
-        request = service.request(http, [question], body.passages, tokens, body.earlier, body.instruction)
+        request = service.request(http, [question], body.passages, tokens, body.earlier, body.instruction, body.only)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": name}
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
@@ -204,10 +206,11 @@ def _reply(finished: Finished, head: dict[str, Any]) -> ChatReply:
     answered = finished.answered
     message = ReplyMessage(content=answered.text, annotations=_annotations(answered.passages, answered.text))
     choice = Choice(message=message, finish_reason=_reason(finished))
-    return ChatReply(**head, choices=[choice], usage=_usage(finished), passages=passages_of(answered.passages))
+    passages = passages_of(answered.passages)
+    return ChatReply(**head, choices=[choice], usage=_usage(finished), passages=passages, unread=answered.unread)
 
 
-def _annotations(passages: Sequence[retriever.Passage], text: str) -> list[Annotation]:
+def _annotations(passages: Sequence[answered.Passage], text: str) -> list[Annotation]:
     return [
         Annotation(url_citation=UrlCitation(start_index=0, end_index=len(text), title=p.title, url=p.document_id))
         for p in passages
@@ -235,7 +238,7 @@ async def _chunks(engine: Engine, request: Request, head: dict[str, Any], usage:
             elif isinstance(event, Finished):
                 cited = _annotations(event.answered.passages, event.answered.text)
                 delta = {"annotations": [annotation.model_dump() for annotation in cited]}
-                yield _chunk(head, delta, _reason(event))
+                yield _chunk(head, delta, _reason(event), unread=event.answered.unread)
                 if usage:
                     yield _data({**head, "object": _CHUNK, "choices": [], "usage": _usage(event).model_dump()})
                 yield "data: [DONE]\n\n"

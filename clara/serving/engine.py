@@ -6,7 +6,6 @@ that have come, and lets them join the running batch.
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import threading
 import time
@@ -17,73 +16,14 @@ from dataclasses import dataclass, field
 from clara.config.serving import Serving
 from clara.errors import InputError
 from clara.model.decoding import Generation, RunningBatch, TextStream, answer_text, num_prompt_tokens
-from clara.model.prompts import Turn
+from clara.retrieval.answered import Answered, Passage
+from clara.retrieval.filter import Filter
 from clara.retrieval.fused import Hit
-from clara.retrieval.retriever import Answered, Passage
+from clara.serving.events import Event, FailedError, Finished, Found, Piece, QueueFullError, Request, StoppedError
 from clara.serving.metrics import Metrics
 from clara.system import System
 
 logger = logging.getLogger(__name__)
-
-
-class QueueFullError(Exception):
-    """As many requests wait as may."""
-
-
-class StoppedError(Exception):
-    """The service is being stopped."""
-
-
-class FailedError(Exception):
-    """A fault of ours ended the request; it is in the log."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for.
-
-    Attributes:
-        questions: one, unless it is a search.
-        num_passages: of each question.
-        max_new_tokens: longest answer; 0: a search, without an answer.
-        earlier: turns of the conversation before the question.
-        instruction: of the client, for the model.
-        request_id: for the log.
-    """
-
-    questions: tuple[str, ...]
-    num_passages: int
-    max_new_tokens: int = 0
-    earlier: tuple[Turn, ...] = ()
-    instruction: str = ""
-    request_id: str = ""
-
-
-@dataclass(frozen=True)
-class Found:
-    """Passages of each question."""
-
-    passages: tuple[tuple[Passage, ...], ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """The next piece of the answer's text."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """The whole answer; `stopped`: by the model, and not by the limit of tokens."""
-
-    answered: Answered
-    num_prompt_tokens: int
-    num_tokens: int
-    stopped: bool
-
-
-Event = Found | Piece | Finished | Exception
 
 
 @dataclass(eq=False)
@@ -238,13 +178,18 @@ class Engine:
         self._running = [answering for answering in self._running if not answering.row.done]
 
     def _search(self, new: Iterable[_Job]) -> Iterable[_Answering]:
-        """Find the passages of new jobs, those for which as many are wanted together; rows of those to answer."""
-        retriever = self.system.retriever
-        by_count = sorted(new, key=lambda job: job.request.num_passages)
-        for count, group in itertools.groupby(by_count, key=lambda job: job.request.num_passages):
-            jobs = list(group)
+        """Find the passages of new jobs, those that want as many of the same rows together; rows of those to answer."""
+        retriever, groups = self.system.retriever, dict[tuple[int, Filter | None], list[_Job]]()
+        for job in new:
+            groups.setdefault((job.request.num_passages, job.request.only), []).append(job)
+        for (count, only), jobs in groups.items():
             try:
-                hits = iter(retriever.hits([q for job in jobs for q in job.request.questions], count))
+                self._check_filter(only)
+                hits = iter(retriever.hits([q for job in jobs for q in job.request.questions], count, only))
+            except InputError as error:
+                for job in jobs:
+                    job.send(error)
+                continue
             except Exception:
                 self._fail(jobs)
                 continue
@@ -261,6 +206,15 @@ class Engine:
                     continue
                 job.send(Found(passages))
                 yield answering
+
+    def _check_filter(self, only: Filter | None) -> None:
+        if only is not None and not only.everything:
+            num_rows, most = len(only.rows(self.system.retriever.store)), self._settings.max_filtered_rows
+            if num_rows > most:
+                raise InputError(
+                    f"filter: {num_rows} rows pass, and this service scores {most} at most "
+                    "(serving.max_filtered_rows); name fewer documents or sources"
+                )
 
     def _answering(self, job: _Job, hits: Sequence[Hit], passages: tuple[Passage, ...]) -> _Answering:
         model, request = self.system.retriever.model, job.request
@@ -282,8 +236,9 @@ class Engine:
             if piece := answering.pieces.more():
                 job.send(Piece(piece))
             if row.done:
-                text = answer_text(self.system.retriever.model, row.tokens)
-                answered = Answered(job.request.questions[0], text, answering.passages)
+                retriever, question = self.system.retriever, job.request.questions[0]
+                text = answer_text(retriever.model, row.tokens)
+                answered = Answered(question, text, answering.passages, retriever.unread(question))
                 job.send(Finished(answered, answering.num_prompt_tokens, len(row.tokens), row.stopped))
                 self._metrics.tokens.inc(len(row.tokens))
 

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from clara.data.records import encodable
-from clara.retrieval import retriever
+from clara.retrieval import answered
+from clara.retrieval.filter import Filter
 
 
 class Body(BaseModel):
@@ -24,14 +25,29 @@ def _text(text: str) -> str:
 Question = Annotated[str, AfterValidator(_text)]
 
 
-class SearchBody(Body):
+class Filtered(Body):
+    """A body that may say where passages come from."""
+
+    documents: list[str] | None = Field(None, min_length=1, description="ids of the documents; not given: all")
+    sources: list[str] | None = Field(None, min_length=1, description="input files of the corpus; not given: all")
+
+    @property
+    def only(self) -> Filter:
+        """Both as a filter."""
+        return Filter(
+            None if self.documents is None else tuple(self.documents),
+            None if self.sources is None else tuple(self.sources),
+        )
+
+
+class SearchBody(Filtered):
     """What to search for."""
 
     questions: list[Question] = Field(min_length=1, description="texts, each searched for by itself")
     k: int = Field(20, ge=1, description="passages of each question; never more than the MEMORY holds")
 
 
-class AnswerBody(Body):
+class AnswerBody(Filtered):
     """What to answer."""
 
     question: Question
@@ -70,6 +86,7 @@ class AnswerReply(BaseModel):
     question: str
     text: str
     passages: list[Passage]
+    unread: str = Field(description="the end of a question that is too long to be searched for as a whole")
 
 
 class FoundPassages(BaseModel):
@@ -84,7 +101,7 @@ class AnswerPiece(BaseModel):
     text: str
 
 
-def passages_of(found: Iterable[retriever.Passage]) -> list[Passage]:
+def passages_of(found: Iterable[answered.Passage]) -> list[Passage]:
     """Passages as they are sent."""
     return [
         Passage(
@@ -100,6 +117,7 @@ def passages_of(found: Iterable[retriever.Passage]) -> list[Passage]:
     ]
 
 
-def reply_of(answered: retriever.Answered) -> AnswerReply:
+def reply_of(found: answered.Answered) -> AnswerReply:
     """An answer as it is sent."""
-    return AnswerReply(question=answered.question, text=answered.text, passages=passages_of(answered.passages))
+    passages = passages_of(found.passages)
+    return AnswerReply(question=found.question, text=found.text, passages=passages, unread=found.unread)

@@ -13,7 +13,9 @@ from starlette.exceptions import HTTPException
 from clara.config.serving import Serving
 from clara.errors import InputError
 from clara.model.prompts import Turn
-from clara.serving.engine import Engine, FailedError, Finished, Found, QueueFullError, Request, StoppedError
+from clara.retrieval.filter import Filter
+from clara.serving.engine import Engine
+from clara.serving.events import FailedError, Finished, Found, QueueFullError, Request, StoppedError
 from clara.serving.guard import CLIENT_GONE
 
 T = TypeVar("T")
@@ -33,6 +35,7 @@ class Service:
         max_new_tokens: int | None,
         earlier: Sequence[Turn] = (),
         instruction: str = "",
+        only: Filter | None = None,
     ) -> Request:
         """What is asked of the engine; None: the default.
 
@@ -54,7 +57,7 @@ class Service:
             if value > most:
                 raise InputError(f"{what}: {value}, and this service takes {most} at most (serving.{name}); send less")
         request_id = http.state.request_id
-        request = Request(tuple(questions), wanted, tokens, tuple(earlier), instruction, request_id)
+        request = Request(tuple(questions), wanted, tokens, tuple(earlier), instruction, only, request_id)
         self.engine.system.retriever.check(request.questions, wanted, tokens or 1)
         return request
 

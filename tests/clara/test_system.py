@@ -59,6 +59,32 @@ def test_search_finds_what_answers_are_read_from(system: System) -> None:
     assert system.search([]) == []
 
 
+def test_a_filter_lets_only_its_documents_and_sources_through(system: System, evaluation_artefacts: World) -> None:
+    every = system.search(QUESTIONS, k=80)
+    for names in (["doc-03"], ["doc-07", "doc-31", "doc-03"]):
+        found = system.only(documents=names).search(QUESTIONS, k=5)
+        for own, all_of_them in zip(found, every, strict=True):
+            expected = [p for p in all_of_them if p.document_id in names][:5]
+            assert [p.row_id for p in own] == [p.row_id for p in expected]
+            assert [p.score for p in own] == pytest.approx([p.score for p in expected], abs=1e-5)
+            assert own[0].why == pytest.approx(dict(expected[0].why), abs=1e-3)
+    source = system.retriever.store.records(system.retriever.store.row_ids[:1])[0].source
+    whole = system.only(sources=[source]).search(QUESTIONS, k=7)
+    assert [[p.row_id for p in own] for own in whole] == [[p.row_id for p in own[:7]] for own in every]
+    chosen = system.only(documents=["doc-03"], sources=[source])
+    answer = chosen.ask(QUESTIONS[0], passages=5)
+    assert [p.document_id for p in answer.passages] == ["doc-03"] * 2
+    assert "".join(chosen.stream(QUESTIONS[0])) == answer.text
+    for wrong, message in (
+        ({"documents": ["doc-03", "doc-99"]}, "no row of document 'doc-99'"),
+        ({"sources": ["doc-03"]}, "no row of source 'doc-03'"),
+        ({"documents": []}, "the list of documents is empty"),
+        ({"documents": "doc-03"}, "documents is the text 'doc-03'; expected a list"),
+    ):
+        with pytest.raises(InputError, match=message):
+            system.only(**wrong)  # type: ignore[arg-type]
+
+
 def test_bad_input_is_refused_before_anything_is_computed(system: System) -> None:
     for ask in (system.ask, system.stream):
         with pytest.raises(InputError, match="question 1 is ''"):

@@ -18,6 +18,7 @@ from clara.model.artefact import Checkpoint
 from clara.model.question_mean import copy_with_score
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.dense import DenseRanker
+from clara.retrieval.filter import Filter
 from clara.retrieval.fused import FusedRanker
 from clara.retrieval.ranker import Queries, Ranker
 from clara.retrieval.retriever import Retriever
@@ -195,6 +196,17 @@ def test_the_published_score_is_explained_too(evaluation_artefacts: World) -> No
         assert [hit.row_id for hit in hits] == rows
         assert [hit.score for hit in hits] == values
         assert [hit.contributions for hit in hits] == [{"memory": value / 0.02} for value in values]
+
+
+def test_rows_that_pass_a_filter_have_the_scores_of_the_whole_search(parts: Parts) -> None:
+    retriever = opened(parts, exact_rows=5000)
+    names = retriever.store.document_ids[::7]
+    only = Filter(documents=tuple(names))
+    for own, every in zip(retriever.hits(QUESTIONS, 4, only), retriever.hits(QUESTIONS, 1000), strict=True):
+        passed = set(only.rows(retriever.store))
+        expected = [hit for hit in every if hit.row_id in passed][:4]
+        assert [hit.row_id for hit in own] == [hit.row_id for hit in expected]
+        assert [hit.score for hit in own] == pytest.approx([hit.score for hit in expected], abs=1e-4)
 
 
 def test_a_question_that_no_source_finds_anything_for(evaluation_artefacts: World, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from clara.config.serving import Serving
 from clara.errors import InputError
-from clara.serving.engine import Engine, Finished, Found, Piece, QueueFullError, Request, StoppedError
+from clara.serving.engine import Engine
+from clara.serving.events import Finished, Found, Piece, QueueFullError, Request, StoppedError
 from clara.serving.metrics import Metrics
 from clara.system import System
 from tests.helpers.http_service import client_of, server_of, wait_for

@@ -43,6 +43,12 @@ def test_an_answer_is_that_of_python(client: TestClient, system: System) -> None
     assert len(client.post("/v1/answers", json={"question": QUESTIONS[0]}).json()["passages"]) == 5
 
 
+def test_a_question_too_long_to_be_searched_for_as_a_whole_says_so(client: TestClient, system: System) -> None:
+    asked = {"question": "Who? " * 300, "max_tokens": 1}
+    unread = system.ask(asked["question"], max_new_tokens=1).unread  # type: ignore[call-overload]
+    assert client.post("/v1/answers", json=asked).json()["unread"] == unread != ""
+
+
 def test_a_stream_has_passages_pieces_and_the_answer(client: TestClient, system: System) -> None:
     expected = system.ask(QUESTIONS[1], passages=2, max_new_tokens=20)
     asked = {"question": QUESTIONS[1], "passages": 2, "max_tokens": 20, "stream": True}
@@ -62,6 +68,20 @@ def test_a_search_is_that_of_python(client: TestClient, system: System) -> None:
     assert [[p["row_id"] for p in own] for own in reply.json()["results"]] == [
         [str(p.row_id) for p in own] for own in expected
     ]
+
+
+def test_a_filter_is_that_of_python(client: TestClient, system: System) -> None:
+    names = ["doc-07", "doc-31"]
+    reply = client.post("/v1/search", json={"questions": QUESTIONS, "k": 3, "documents": names})
+    expected = system.only(documents=names).search(QUESTIONS, k=3)
+    assert [[p["row_id"] for p in own] for own in reply.json()["results"]] == [
+        [str(p.row_id) for p in own] for own in expected
+    ]
+    answer = client.post("/v1/answers", json={"question": QUESTIONS[0], "documents": ["doc-07"]}).json()
+    assert [p["document_id"] for p in answer["passages"]] == ["doc-07"] * 2
+    with client_of(system, max_filtered_rows=3) as small:
+        refused = small.post("/v1/search", json={"questions": QUESTIONS, "k": 3, "documents": names})
+        assert (refused.status_code, "4 rows pass" in refused.text) == (422, True)
 
 
 def test_many_at_once_are_answered_as_one_by_one(client: TestClient, system: System) -> None:
@@ -94,6 +114,8 @@ BAD: list[tuple[str, Any, int, str]] = [
     ("/v1/answers", {"question": "Who?", "max_tokens": 0}, 422, "max_tokens"),
     ("/v1/answers", {"question": "Who?", "max_tokens": 257}, 422, "tokens of the answer: 257"),
     ("/v1/answers", {"question": "Who?", "max_tokens": 257, "stream": True}, 422, "tokens of the answer: 257"),
+    ("/v1/answers", {"question": "Who?", "documents": ["doc-99"]}, 422, "no row of document 'doc-99'"),
+    ("/v1/answers", {"question": "Who?", "sources": []}, 422, "sources: List should have at least 1 item"),
     ("/v1/answers", {"question": ["Who?"]}, 422, "question: Input should be a valid string"),
     ("/v1/answers", b'{"question": "Wh', 422, "JSON decode error"),
     ("/v1/answers", b'{"question": "\xff\xfe"}', 400, "parsing the body"),
