@@ -105,7 +105,7 @@ class ServedModel(PythonModel):
                 out of its range.
         """
         try:
-            settings = {"num_selected": self._num_selected, "max_new_tokens": self._max_new_tokens}
+            settings: dict[str, Any] = {"num_selected": self._num_selected, "max_new_tokens": self._max_new_tokens}
             answered = self._retriever.ask(questions_of(model_input), **settings | parameters_of(params))
         except InputError as error:
             raise RefusedError(str(error)) from error

@@ -1,6 +1,7 @@
 """Many requests, late and lost ones: the queue is bounded, a cancelled client frees its slot, shutdown is orderly."""
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -15,10 +16,11 @@ from clara.serving.engine import Engine
 from clara.serving.events import Finished, Found, Piece, QueueFullError, Request, StoppedError
 from clara.serving.metrics import Metrics
 from clara.system import System
-from tests.helpers.http_service import client_of, server_of, wait_for
+from tests.helpers.http_service import client_of, figure, server_of, wait_for
 
 LONG = Request(("What does the market of Jorvik on the Wend sell?",), 2, 1500)
 SHORT = Request(("Who is the mayor of Arlen?",), 2, 3)
+FEW = {"question": "Who?", "max_tokens": 1}
 BODY = {"question": LONG.questions[0], "passages": 2, "max_tokens": 1500, "stream": True}
 
 
@@ -74,7 +76,13 @@ def test_a_request_has_its_time(system: System) -> None:
     async def body(engine: Engine) -> None:
         with pytest.raises(TimeoutError):
             await finish(engine, LONG)
-        assert (await finish(engine, Request(("Who?",), 1, 1))).num_tokens == 1
+        tries = 0
+        while tries < 30:  # the row leaves between two steps, which a busy machine may take long for
+            tries += 1
+            with contextlib.suppress(TimeoutError):
+                assert (await finish(engine, Request(("Who?",), 1, 1))).num_tokens == 1
+                return
+        raise AssertionError("the slot is not free")
 
     run(system, body, request_seconds=0.5, max_running=1)
 
@@ -106,34 +114,34 @@ def test_a_stopped_engine_ends_what_runs_and_takes_nothing(system: System) -> No
 def refused(url: str) -> bool:
     try:
         return httpx.get(f"{url}/health/live").status_code == 0
-    except httpx.ConnectError:
+    except httpx.TransportError:
         return True
 
 
 def test_statuses_of_a_busy_and_of_a_slow_service(system: System) -> None:
-    with client_of(system, max_running=1, max_waiting=0, request_seconds=0.4, max_answer_tokens=1500) as client:
+    with client_of(system, max_running=1, max_waiting=0, request_seconds=1, max_answer_tokens=1500) as client:
         replies = []
-        threads = [
-            threading.Thread(target=lambda: replies.append(client.post("/v1/answers", json={**BODY, "stream": False})))
-            for _ in range(3)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert sorted(reply.status_code for reply in replies) == [429, 429, 504]
-        assert {reply.headers.get("retry-after") for reply in replies if reply.status_code == 429} == {"1"}
-        assert client.post("/v1/answers", json={"question": "Who?", "max_tokens": 1}).status_code == 200
+        slow = threading.Thread(
+            target=lambda: replies.append(client.post("/v1/answers", json={**BODY, "stream": False}))
+        )
+        slow.start()
+        wait_for(lambda: figure(client, "clara_running") == 1)
+        refused = client.post("/v1/answers", json=BODY)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        slow.join()
+        assert replies[0].status_code == 504
+        assert "serving.request_seconds" in replies[0].json()["error"]["message"]
+        wait_for(lambda: client.post("/v1/answers", json=FEW).status_code == 200)
 
 
 def test_a_disconnect_in_a_stream_and_before_an_answer_frees_the_slot(system: System) -> None:
     with server_of(system, max_running=1, max_waiting=0, max_answer_tokens=1500) as (_, url):
         with httpx.stream("POST", f"{url}/v1/answers", json=BODY, timeout=60) as reply:
             assert next(reply.iter_lines()) == "event: passages"
-        wait_for(lambda: httpx.post(f"{url}/v1/answers", json={"question": "a", "max_tokens": 1}).status_code == 200)
+        wait_for(lambda: httpx.post(f"{url}/v1/answers", json=FEW, timeout=60).status_code == 200)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/answers", json={**BODY, "stream": False}, timeout=0.5)
-        wait_for(lambda: httpx.post(f"{url}/v1/answers", json={"question": "a", "max_tokens": 1}).status_code == 200)
+        wait_for(lambda: httpx.post(f"{url}/v1/answers", json=FEW, timeout=60).status_code == 200)
 
 
 def test_a_slow_body_ends_with_408(system: System) -> None:
