@@ -1,4 +1,4 @@
-"""A tracking server of MLflow 2, from the package index, in an environment of its own."""
+"""A tracking server of MLflow 2, from the package index, in its own environment."""
 
 import os
 import signal
