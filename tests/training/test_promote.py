@@ -1,10 +1,8 @@
 """Registry and promotion: a version that answers, pointers instead of bytes, and an alias that moves for a reason."""
 
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -19,55 +17,14 @@ from clara.retrieval.retriever import Retriever
 from clara.storage.manifest import manifest_hash, read_manifest
 from clara.tracking.run_log import TrackingError
 from tests.helpers.evaluation_world import World
-from training import evaluate, promote, register
+from tests.helpers.registry import MODEL, QUESTIONS, evaluation, promotion, registration, store, world
+from training import promote, register
 from training.promote import Held, decide
 from training.refresh.retention import pinned_by
 from training.registry.evaluation_log import track
 from training.registry.served_model import local_path
 
-MODEL = "towns"
-QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of Jorvik on the Wend sell?"]
-
-
-@pytest.fixture(scope="module")
-def world(evaluation_artefacts: World) -> World:
-    return evaluation_artefacts
-
-
-@pytest.fixture(scope="module")
-def evaluation(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """EVALUATION of both systems on all twelve questions."""
-    output = tmp_path_factory.mktemp("evaluation") / "evaluation"
-    systems = [
-        f"before={world.checkpoint},{world.memory},{world.index}",
-        f"after={world.trained},{world.memory},{world.index}",
-    ]
-    common = ["--questions", str(world.questions), "--output", str(output), "--num-selected", "2", "--generate", "0"]
-    assert evaluate.main([*common, "--system", systems[0], "--system", systems[1]]) == 0
-    return output
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URI of an empty store; nothing may be left in the working directory."""
-    folder = tmp_path_factory.mktemp("store")
-    elsewhere = tmp_path_factory.mktemp("elsewhere")
-    before = Path.cwd()
-    os.chdir(elsewhere)
-    yield f"sqlite:///{folder / 'mlflow.db'}"
-    os.chdir(before)
-    assert list(elsewhere.iterdir()) == []
-
-
-def registration(world: World, evaluation: Path, store: str, system: str) -> list[str]:
-    checkpoint = {"before": world.checkpoint, "after": world.trained}[system]
-    paths = ["--checkpoint", str(checkpoint), "--memory", str(world.memory), "--index", str(world.index)]
-    more = ["--evaluation", str(evaluation), "--system", system, "--max-new-tokens", "4"]
-    return ["--name", MODEL, *paths, *more, "--tracking-uri", store]
-
-
-def promotion(store: str, version: str, *more: str) -> list[str]:
-    return ["--name", MODEL, "--version", version, "--tracking-uri", store, *more]
+__all__ = ["evaluation", "store", "world"]  # fixtures
 
 
 # --- the decision ----------------------------------------------------------------------------------------------------

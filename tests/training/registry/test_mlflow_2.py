@@ -16,9 +16,9 @@ import pytest
 from clara.config.tree import Tracking
 from clara.errors import InputError
 from clara.tracking.run_log import Run
-from tests.helpers.joint_world import World
+from tests.helpers.evaluation_world import World
 from tests.helpers.ports import free_ports
-from tests.training.test_promote import QUESTIONS, evaluation, promotion, registration, world
+from tests.helpers.registry import QUESTIONS, evaluation, promotion, registration, world
 from training import promote, register
 from training.registry import evaluation_log
 from training.registry.resolve import local_checkpoint

@@ -15,8 +15,8 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from clara.config.tree import Retrieval
 from clara.errors import InputError
-from tests.helpers.joint_world import World
-from tests.training.test_promote import QUESTIONS, evaluation, registration, store, world
+from tests.helpers.evaluation_world import World
+from tests.helpers.registry import QUESTIONS, evaluation, registration, store, world
 from training import register
 from training.registry.registration import Registration
 

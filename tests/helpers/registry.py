@@ -1,0 +1,54 @@
+"""What tests of registration share: two evaluated systems, and an empty store."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.evaluation_world import World
+from training import evaluate
+
+MODEL = "towns"
+QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of Jorvik on the Wend sell?"]
+
+
+@pytest.fixture(scope="module")
+def world(evaluation_artefacts: World) -> World:
+    return evaluation_artefacts
+
+
+@pytest.fixture(scope="module")
+def evaluation(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EVALUATION of both systems on all twelve questions."""
+    output = tmp_path_factory.mktemp("evaluation") / "evaluation"
+    systems = [
+        f"before={world.checkpoint},{world.memory},{world.index}",
+        f"after={world.trained},{world.memory},{world.index}",
+    ]
+    common = ["--questions", str(world.questions), "--output", str(output), "--num-selected", "2", "--generate", "0"]
+    assert evaluate.main([*common, "--system", systems[0], "--system", systems[1]]) == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URI of an empty store; nothing may be left in the working directory."""
+    folder = tmp_path_factory.mktemp("store")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    before = Path.cwd()
+    os.chdir(elsewhere)
+    yield f"sqlite:///{folder / 'mlflow.db'}"
+    os.chdir(before)
+    assert list(elsewhere.iterdir()) == []
+
+
+def registration(world: World, evaluation: Path, store: str, system: str) -> list[str]:
+    checkpoint = {"before": world.checkpoint, "after": world.trained}[system]
+    paths = ["--checkpoint", str(checkpoint), "--memory", str(world.memory), "--index", str(world.index)]
+    more = ["--evaluation", str(evaluation), "--system", system, "--max-new-tokens", "4"]
+    return ["--name", MODEL, *paths, *more, "--tracking-uri", store]
+
+
+def promotion(store: str, version: str, *more: str) -> list[str]:
+    return ["--name", MODEL, "--version", version, "--tracking-uri", store, *more]
