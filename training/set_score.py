@@ -28,6 +28,7 @@ def parser() -> Command:
     add_setting(found, "output", metavar="DIR", required=True)
     add_setting(found, "model.score.pooling", "--pooling")
     add_setting(found, "model.score.centred", "--centred")
+    add_setting(found, "model.question_keeps", "--question-keeps")
     add_setting(found, "backbone.path", "--backbone", metavar="DIR")
     add_setting(found, "backbone.dtype", "--dtype")
     add_setting(found, "device")
@@ -44,8 +45,10 @@ def main(argv: list[str]) -> int:
     require_local("output", options.output)
     if options.limit < 1:
         raise InputError(f"--limit {options.limit}: expected 1 question or more")
-    if not given & {"score", "fusion"}:
-        raise InputError("nothing to set: give --pooling, --centred, or --set model.fusion.weights.NAME=WEIGHT")
+    if not given & {"score", "fusion", "question_keeps"}:
+        raise InputError(
+            "nothing to set: give --pooling, --centred, --question-keeps, or --set model.fusion.weights.NAME=WEIGHT"
+        )
     held = Model.model_validate(read_manifest(options.checkpoint, "CHECKPOINT")["model"])
     score = config.model.score if "score" in given else held.score
     if score.centred and not options.questions and not held.score.centred:
@@ -54,6 +57,9 @@ def main(argv: list[str]) -> int:
     recipe["score"] = score.model_dump()
     if "fusion" in given:
         recipe["fusion"] = config.model.fusion.model_dump()
+    keeps = config.model.question_keeps if "question_keeps" in given else None
+    if keeps:
+        recipe["question_keeps"] = keeps
     computed = score.centred and bool(options.questions)
     if computed:
         recipe |= {"questions": manifest_hash(options.questions), "split": options.split, "limit": options.limit}
@@ -73,7 +79,7 @@ def main(argv: list[str]) -> int:
         chosen = evenly(questions, options.limit)
         mean = mean_query(load_checkpoint(checkpoint, config.backbone, device=options.device).eval(), chosen)
     fusion = config.model.fusion if "fusion" in given else None
-    copy_with_score(checkpoint, options.output, score, mean, fusion=fusion, recipe=recipe)
+    copy_with_score(checkpoint, options.output, score, mean, fusion=fusion, question_keeps=keeps, recipe=recipe)
     print(f"{options.output}: CHECKPOINT with score {score}")
     return 0
 

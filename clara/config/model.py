@@ -94,7 +94,12 @@ class Model(Section):
     max_document_tokens: int = Field(
         256, ge=1, description="tokens of a chunk; the corpus job splits longer texts, others cut them"
     )
-    max_question_tokens: int = Field(256, ge=1, description="tokens of a question; the rest is cut")
+    max_question_tokens: int = Field(256, ge=1, description="tokens of a question; the rest is cut, see question_keeps")
+    question_keeps: Literal["beginning", "end"] = Field(
+        "beginning",
+        description="what is kept of a question that is too long; long ones often ask at their end (the published form "
+        "keeps the beginning)",
+    )
     residual: Literal["none", "segment_mean"] = Field(
         "none",
         description="segment_mean: memory = gate · normalised state + mean input embedding of the slot's segment of "

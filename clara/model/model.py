@@ -92,8 +92,9 @@ class ClaraModel(nn.Module):
         return self.prompts.text_ids(text)
 
     def question_ids(self, question: str) -> list[int]:
-        """Tokens of a question, cut to `max_question_tokens`."""
-        return self.prompts.text_ids(question)[: self.settings.max_question_tokens]
+        """Tokens of a question, cut to `max_question_tokens` of its beginning or its end (`question_keeps`)."""
+        ids, limit = self.prompts.text_ids(question), self.settings.max_question_tokens
+        return ids[:limit] if self.settings.question_keeps == "beginning" else ids[-limit:]
 
     def input_ids(self, text: Sequence[int]) -> list[int]:
         """What the LM reads of a text to compress, between the marker and the memory tokens: bos, its tokens, eos."""

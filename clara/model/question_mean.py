@@ -61,6 +61,7 @@ def copy_with_score(
     mean_MD: Tensor | None,
     *,
     fusion: Fusion | None = None,
+    question_keeps: str | None = None,
     recipe: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write a CHECKPOINT with the same weights and another score. Returns its manifest.
@@ -71,14 +72,15 @@ def copy_with_score(
         score: of the copy.
         mean_MD: the questions' mean, if the score is centred; None keeps that of the checkpoint.
         fusion: weights of the fused score; None keeps those of the checkpoint.
+        question_keeps: see `clara.config.model.Model`; None keeps that of the checkpoint.
         recipe: what made it.
 
     Raises:
         InputError: another artefact is in the output, a file of the checkpoint is missing or damaged, or the score is
             centred and there is no questions' mean.
     """
-    held = checkpoint.settings.score.centred
-    if score.centred and mean_MD is None and not held:
+    held_settings = checkpoint.settings
+    if score.centred and mean_MD is None and not held_settings.score.centred:
         raise InputError(f"{checkpoint.name}: has no questions' mean; a centred score needs one: give questions")
     directory, before = make_directory(output), checkpoint.manifest
     refuse_other(directory, KIND)
@@ -96,7 +98,11 @@ def copy_with_score(
         files=files,
         recipe=recipe,
         **{name: before[name] for name in names if name in before},
-        model=checkpoint.settings.model_copy(
-            update={"score": score, "fusion": fusion or checkpoint.settings.fusion}
+        model=held_settings.model_copy(
+            update={
+                "score": score,
+                "fusion": fusion or held_settings.fusion,
+                "question_keeps": question_keeps or held_settings.question_keeps,
+            }
         ).model_dump(),
     )

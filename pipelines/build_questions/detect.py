@@ -106,6 +106,7 @@ def detect(files: Sequence[str], *, judged: bool) -> str:
     raise InputError(
         f"{', '.join(files)}: rows may be of the formats {' and '.join(possible)}; say which with "
         + " or ".join(f"--format {name}" for name in possible)
+        + (" (beir and msmarco with judgements: --qrels FILE)" if "beir" in possible else "")
     )
 
 

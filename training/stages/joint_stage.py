@@ -19,6 +19,7 @@ from clara.memory.store import MemoryStore
 from clara.model.checkpoint import prepare_to_store_backbone
 from clara.model.model import ClaraModel
 from clara.model.steps import JointBatch, JointStep
+from clara.retrieval.long_questions import warn_of_cuts
 from clara.retrieval.pools import TEXT_RANKERS
 from training.loop.engine import Engine
 from training.loop.loop import Stage
@@ -65,6 +66,7 @@ class JointStage(Stage):
         self.name, self.steps, self.optimiser = "joint", settings.steps, settings.optimiser
         self.module: nn.Module = JointStep(model, settings)
         check_score(model.settings, settings)
+        warn_of_cuts(model, [question.question for question in questions])
         fusion = model.settings.fusion
         model.train_only(trained_roles(config))
         self.versions = versions

@@ -16,6 +16,7 @@ from clara.model.checkpoint import fresh_model
 from clara.model.lora import Route, routed
 from clara.model.model import ClaraModel
 from clara.model.slots import segment_shares
+from clara.retrieval.long_questions import unread_part, warn_of_cuts
 from tests.helpers import tiny
 from tests.helpers.fuzz import examples
 
@@ -100,6 +101,27 @@ def test_questions_are_cut_and_documents_are_not(tiny_backbone: Path):
     model = tiny.build_model(tiny_backbone, max_question_tokens=5)
     assert len(model.question_ids(TEXTS[0])) == 5
     assert len(model.document_ids(TEXTS[0])) > 20
+    assert model.question_ids(TEXTS[0]) == model.document_ids(TEXTS[0])[:5]
+    other = tiny.build_model(tiny_backbone, max_question_tokens=5, question_keeps="end")
+    assert other.question_ids(TEXTS[0]) == model.document_ids(TEXTS[0])[-5:]
+    assert other.question_ids("Who?") == model.question_ids("Who?")
+
+
+def test_questions_that_are_cut_are_reported_with_a_count(
+    tiny_backbone: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for keeps, lost in (("beginning", "ends"), ("end", "beginnings")):
+        caplog.clear()
+        model = tiny.build_model(tiny_backbone, max_question_tokens=20, question_keeps=keeps)
+        warn_of_cuts(model, ["Who?", TEXTS[0], "", TEXTS[0]])
+        [line] = caplog.messages
+        assert line.startswith("2 question(s) have more than the 20 tokens")
+        assert f"searched for without their {lost};" in line
+        warn_of_cuts(model, ["Who?", "Who is the mayor?"])
+        assert len(caplog.messages) == 1
+        whole, read = model.document_ids(TEXTS[0]), model.question_ids(TEXTS[0])
+        unread = model.document_ids(unread_part(model, TEXTS[0]))
+        assert len(unread) == len(whole) - len(read)
 
 
 def memories(model: ClaraModel, *counts: int) -> list[Tensor]:

@@ -163,6 +163,9 @@ def test_set_score_keeps_what_is_not_given(world: World, tmp_path: Path) -> None
     settings = Checkpoint.open(tmp_path / "b").settings
     assert settings.score == Score(pooling="slot_mean")
     assert settings.fusion.weights == {"bm25": 0.5, "memory": 0.25}
+    assert settings.question_keeps == "beginning"
+    set_score.main(["--checkpoint", str(tmp_path / "b"), "--output", str(tmp_path / "d"), "--question-keeps", "end"])
+    assert Checkpoint.open(tmp_path / "d").settings == settings.model_copy(update={"question_keeps": "end"})
     with pytest.raises(InputError, match="nothing to set"):
         set_score.main([*given, "--output", str(tmp_path / "c")])
     with pytest.raises(InputError, match="greater than or equal to 0"):
