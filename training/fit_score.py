@@ -56,6 +56,12 @@ def parser() -> Command:
     found.add_argument(
         "--limit", type=int, help=f"without --utilities: most questions, evenly spread (default: {_LIMIT})"
     )
+    found.add_argument(
+        "--compare-head",
+        action="store_true",
+        help="also print what weights that depend on the query would change, measured on five folds of the targets; "
+        "the CHECKPOINT is the same",
+    )
     found.add_argument("--dry-run", action="store_true", help="print the recipe and stop")
     return found
 
@@ -137,6 +143,8 @@ def main(argv: list[str]) -> int:
             "--split and --limit choose the questions of the statistics, and with --utilities there are none; leave "
             "them out, and choose questions where they are scored (python -m pipelines.score_utilities)"
         )
+    if options.compare_head and not config.utilities:
+        raise InputError("--compare-head measures by utilities; give --utilities")
     there: list[FeatureName] = ["memory", "bm25"]
     if config.retrieval.dense_model:
         there.append("dense")
@@ -158,16 +166,19 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         print(json.dumps(recipe, indent=1))
         return 0
-    if up_to_date(options.output, "CHECKPOINT", recipe):
+    if up_to_date(options.output, "CHECKPOINT", recipe) and not options.compare_head:
         print(f"{options.output}: up to date")
         return 0
-    from training.score_fit.run import fit_checkpoint, weigh_checkpoint  # imports torch
+    from training.score_fit.run import compare_head, fit_checkpoint, weigh_checkpoint  # imports torch
 
     output = make_directory(options.output)
     with tempfile.TemporaryDirectory(dir=output.resolve().parent) as scratch:
         if config.utilities:
             fitted = fit_checkpoint(config, names, recipe, Path(scratch))
             print(f"{output}: CHECKPOINT with {formula(fitted.fusion)}\n{report(fitted)}")
+            if options.compare_head:
+                for penalty, (mean, low, high) in compare_head(config, names, Path(scratch)).items():
+                    print(f"  head, penalty {penalty:g}: {mean:+.3f} nats a question [{low:+.3f}, {high:+.3f}]")
         else:
             from clara.data.questions import evenly, read_questions
 

@@ -31,15 +31,8 @@ def program(module: str) -> str:
 
 
 def plain_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a command whose flags are its own.
-
-    Args:
-        module: module of the command.
-        doc: description; the module's docstring.
-    """
-    return argparse.ArgumentParser(
-        prog=program(module), description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """The parser of a command whose flags are its own; `doc` is its module's docstring."""
+    return argparse.ArgumentParser(program(module), None, doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 class Setting(argparse.Action):

@@ -42,12 +42,13 @@ def cross_entropies(
         features: `[Q, N, F]`.
         mass: `[Q, N]`, each row sums to 1.
         allowed: `[Q, N]`, false for rows that the question excludes.
-        weights: `[F]`.
+        weights: `[F]`, or `[Q, F]`: of each question.
     """
-    return np.array([_loss(*of, weights)[0] for of in zip(features, mass, allowed, strict=True)])
+    every = np.broadcast_to(weights, (len(features), features.shape[-1]))
+    return np.array([loss_of(*of)[0] for of in zip(features, mass, allowed, every, strict=True)])
 
 
-def _loss(
+def loss_of(
     features: NDArray[np.float32], mass: NDArray[np.float64], allowed: NDArray[np.bool_], weights: NDArray[np.float64]
 ) -> tuple[float, NDArray[np.float64]]:
     """Cross-entropy of one question, and its gradient by the weights: Σ_n (softmax(z)_n − mass_n) · feature_n."""
@@ -87,7 +88,7 @@ def fit(
     units = np.where(scales > 0, scales, 1.0)  # a constant feature keeps its weight: it changes no order
 
     def objective(v: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        every = [_loss(*of, v / units) for of in zip(features, mass, allowed, strict=True)]
+        every = [loss_of(*of, v / units) for of in zip(features, mass, allowed, strict=True)]
         losses, gradients = zip(*every, strict=True)
         return float(np.mean(losses)), np.mean(gradients, axis=0) / units
 

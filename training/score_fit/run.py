@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clara.arrays import Ids
 from clara.config.model import FeatureName, Fusion
 from clara.config.tree import Config
 from clara.data.questions import Question, read_questions
@@ -22,6 +23,7 @@ from clara.retrieval.ranker import Queries, Ranker
 from clara.retrieval.retriever import Retriever
 from training.score_fit.features import all_features
 from training.score_fit.fit import Fit, fit
+from training.score_fit.head import PENALTIES, Problem, compared, scaled_queries
 from training.score_fit.targets import target_mass
 from training.score_fit.unfitted import statistical_weights
 
@@ -105,8 +107,7 @@ def fit_weights(
         InputError: see `target_mass` and `fit`.
     """
     store, fusion = retriever.store, retriever.model.settings.fusion
-    masses = [target_mass(scored, store.row_ids, temperature) for _, scored in asked]
-    helped = [number for number, mass in enumerate(masses) if mass is not None]
+    helped, mass = helped_questions(asked, store.row_ids, temperature)
     without_help = 1 - len(helped) / len(asked)
     if not helped:
         raise NothingToFitError(
@@ -118,7 +119,7 @@ def fit_weights(
     chosen = [asked[number][0] for number in helped]
     features, allowed = features_and_allowed(retriever, rankers, chosen, scratch, of_helped)
     start = [fusion.weights.get(name, 0.0) for name in rankers]
-    found: Fit = fit(features, np.array([mass for mass in masses if mass is not None]), allowed, start)
+    found: Fit = fit(features, mass, allowed, start)
     weights = {name: round(weight, 6) for name, weight in zip(rankers, found.weights.tolist(), strict=True)}
     if not any(weights.values()):
         raise NothingToFitError(
@@ -134,6 +135,35 @@ def fit_weights(
         len(chosen),
         without_help,
     )
+
+
+def helped_questions(
+    asked: Sequence[tuple[Question, Scored]], row_ids: Ids, temperature: float
+) -> tuple[list[int], NDArray[np.float64]]:
+    """Numbers of the questions that some row helps, and their target distributions; see `target_mass`."""
+    masses = {number: target_mass(scored, row_ids, temperature) for number, (_, scored) in enumerate(asked)}
+    helped = {number: mass for number, mass in masses.items() if mass is not None}
+    return list(helped), np.array(list(helped.values()))
+
+
+def compare_head(
+    config: Config, names: Sequence[FeatureName], scratch: Path
+) -> dict[float, tuple[float, float, float]]:
+    """For some penalties, what weights that depend on the query change; see `compared`.
+
+    Raises:
+        InputError: see `fit_checkpoint`.
+    """
+    retriever, scored = open_retriever(config), read_utilities(config.utilities)
+    asked = [(q, scored[q.question_id]) for q in read_questions(config.questions) if q.question_id in scored]
+    helped, mass = helped_questions(asked, retriever.store.row_ids, config.joint.utility_temperature)
+    chosen = [asked[number][0] for number in helped]
+    vectors = retriever.queries([question.question for question in chosen])
+    rankers = open_rankers(retriever, names)
+    features, allowed = features_and_allowed(retriever, rankers, chosen, scratch, vectors)
+    targets = [(*question.positive_ids, question.question_id)[0] for question in chosen]
+    problem = Problem(features, mass, allowed, scaled_queries(vectors.numpy()), targets)
+    return {penalty: compared(problem, penalty) for penalty in PENALTIES}
 
 
 def features_and_allowed(

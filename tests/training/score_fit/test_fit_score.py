@@ -58,6 +58,12 @@ def arguments(world: World, utilities: Path, output: Path) -> list[str]:
     return [*command, "--questions", str(world.questions), "--utilities", str(utilities), "--output", str(output)]
 
 
+def without_utilities(world: World, utilities: Path, output: Path) -> list[str]:
+    command = arguments(world, utilities, output)
+    place = command.index("--utilities")
+    return command[:place] + command[place + 2 :]
+
+
 def test_a_checkpoint_with_the_weights_that_suit_the_utilities_best(
     world: World, utilities: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,6 +92,19 @@ def test_a_checkpoint_with_the_weights_that_suit_the_utilities_best(
         assert cross_entropies(features, mass, allowed, other).mean() >= here - 1e-5
     assert fit_score.main(arguments(world, utilities, tmp_path / "fitted")) == 0
     assert "up to date" in capsys.readouterr().out
+
+
+def test_weights_that_depend_on_the_query_are_compared_and_change_nothing(
+    world: World, utilities: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit_score.main([*arguments(world, utilities, tmp_path / "compared"), "--compare-head"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "head, penalty" in line]
+    assert [line.split()[2] for line in lines] == ["0.03:", "0.3:", "3:"]
+    fit_score.main(arguments(world, utilities, tmp_path / "fitted"))
+    one, other = (Checkpoint.open(tmp_path / name).settings.fusion for name in ("compared", "fitted"))
+    assert one == other
+    with pytest.raises(InputError, match="--compare-head measures by utilities; give --utilities"):
+        fit_score.main([*without_utilities(world, utilities, tmp_path / "none"), "--compare-head"])
 
 
 def test_the_rest_of_the_checkpoint_is_the_same(world: World, utilities: Path, tmp_path: Path) -> None:
