@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import clara
-from clara.config.flags import Command, add_dense_settings, add_setting
+from clara.config.dense_flags import add_dense_settings
+from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
 from clara.storage.paths import is_registered
 

@@ -33,7 +33,7 @@ BESIDE = {
     "shuffled": ["joint.shuffle_answers=true"],
     "straight_through": ["joint.answer_weight=1", "joint.utility_weight=0", "joint.steps=400"],
 }
-# A mean over the slots tells rows apart less sharply: at half the temperature and with more, smaller steps (3,120
+# A mean over the slots distinguishes rows less sharply: at half the temperature and with more, smaller steps (3,120
 # questions in place of 3,200) it gets where the published score does.
 SLOT_MEAN = ("joint.temperature=0.05", "joint.steps=130", "joint.questions_per_step=24", "joint.micro_batch=24")
 LABELS = {

@@ -14,7 +14,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from clara.config.flags import Command, add_dense_settings, add_setting
+from clara.config.dense_flags import add_dense_settings
+from clara.config.flags import Command, add_setting
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
 from clara.memory.store import MemoryStore

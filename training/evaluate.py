@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clara.config.dense_flags import add_dense_settings
 from clara.config.evaluation import Evaluation as Section
-from clara.config.flags import Command, add_dense_settings, add_setting
+from clara.config.flags import Command, add_setting
 from clara.config.tree import Config, Retrieval
 from clara.data.questions import Question, read_questions
 from clara.errors import InputError, command_line

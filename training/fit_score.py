@@ -21,7 +21,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clara.config.flags import Command, add_dense_settings, add_setting
+from clara.config.dense_flags import add_dense_settings
+from clara.config.flags import Command, add_setting
 from clara.config.model import SOURCE_SETTINGS, FeatureName, Fusion
 from clara.config.tree import Config
 from clara.errors import InputError, command_line

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import clara
-from clara.config.flags import Command, add_dense_settings, add_setting
+from clara.config.dense_flags import add_dense_settings
+from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
 from clara.index.dense_model import is_endpoint
 from clara.storage.artefact import Artefact

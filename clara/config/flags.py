@@ -54,15 +54,6 @@ class Setting(argparse.Action):
         found.overrides.append(Override(self.key, value, option))
 
 
-class _DensePrompts(argparse.Action):
-    """A flag with the two prompts of an embedding model."""
-
-    def __call__(self, _: argparse.ArgumentParser, found: argparse.Namespace, value: Any, option: Any = None) -> None:
-        """Note both."""
-        for name, text in zip(("question", "text"), value, strict=True):
-            found.overrides.append(Override(f"retrieval.dense_{name}_prompt", text, option))
-
-
 class Command(argparse.ArgumentParser):
     """The parser of a command whose settings are keys of the tree.
 
@@ -212,27 +203,6 @@ def add_setting(
     dest = re.sub("^--(no-|without-)?", "", flag).replace("-", "_")  # of --no-verify, whether to verify
     default = None if required else list(default) if isinstance(default, tuple) else default
     parser.add_argument(flag, dest=dest, action=Setting, default=default, help=text.replace("%", "%%"), **options)
-
-
-def add_dense_settings(parser: Command, model: str = "retrieval.dense_model") -> None:
-    """Add the flags of an embedding model, and its other settings to what the command uses.
-
-    Args:
-        parser: the command.
-        model: key of its folder or URL.
-    """
-    add_setting(parser, model, metavar="FOLDER_OR_URL")
-    for name in ("dense_name", "dense_question_prompt", "dense_text_prompt"):
-        add_setting(parser, f"retrieval.{name}", metavar="TEXT")
-    parser.add_argument(
-        "--dense-prompts",
-        action=_DensePrompts,
-        nargs=2,
-        metavar=("QUESTION", "TEXT"),
-        help='both prompts at once, as --dense-prompts "query: " "passage: "',
-    )
-    others = ("dense_size", "dense_key_variable", "dense_concurrency", "dense_seconds")
-    parser.uses += [f"retrieval.{name}" for name in others]
 
 
 def _kind(field: FieldInfo) -> tuple[type, tuple[Any, ...] | None, bool]:

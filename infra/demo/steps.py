@@ -179,11 +179,8 @@ class Demo:
             limit=_WEIGHED_QUESTIONS,
             output=self.path("scored"),
         )
-        return [
-            Step("Mean of the questions", centre),
-            Step("Index: memory and words", index),
-            Step("Weights of memory and words", weigh),
-        ]
+        titles = ("Mean of the questions", "Index: memory and words", "Weights of memory and words")
+        return [Step(title, command) for title, command in zip(titles, (centre, index, weigh), strict=True)]
 
     def pretraining(self) -> list[Step]:
         """The start from nothing: stages pretrain and instruct on the whole corpus without the held-out targets."""

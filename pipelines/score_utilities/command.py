@@ -15,7 +15,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from clara.config.flags import Command, add_dense_settings, add_setting
+from clara.config.dense_flags import add_dense_settings
+from clara.config.flags import Command, add_setting
 from clara.data.utilities import FILE, KIND, reader_hash
 from clara.errors import InputError
 from clara.storage import folders, paths

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from clara.config.flags import Command, add_dense_settings
+from clara.config.dense_flags import add_dense_settings
+from clara.config.flags import Command
 from clara.config.tree import Retrieval
 from clara.index.dense_model import model_hash, open_encoder, prompts_of
 from tests.helpers import embedding_model
