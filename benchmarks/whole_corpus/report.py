@@ -23,14 +23,19 @@ _COMPARED = (
 )
 
 
-def systems(corpus: Corpus, scores: Scores) -> dict[str, list[float]]:
-    """Weights of every row of the table, in the order of `NAMES`."""
-    spread = scores.features[..., 1].std()
-    found: dict[str, list[float]] = {name: [float(name == other) for other in NAMES] for name in NAMES}
-    found |= {
+def fixed_sums(scores: Scores) -> dict[str, list[float]]:
+    """Weights of each source alone and of fixed sums, in the order of `NAMES`."""
+    spread = float(scores.features[..., 1].std())
+    alone: dict[str, list[float]] = {name: [float(name == other) for other in NAMES] for name in NAMES}
+    return alone | {
         "bm25 / its deviation + 20 dense": [0.0, 1 / spread, 20.0],
         "0.5 memory + 0.25 bm25 / its deviation": [0.5, 0.25 / spread, 0.0],
     }
+
+
+def systems(corpus: Corpus, scores: Scores) -> dict[str, list[float]]:
+    """Weights of every row of the table, in the order of `NAMES`."""
+    found = fixed_sums(scores)
     for kind in KINDS:
         for features in FEATURES:
             path = corpus.fused_path(features, fitted=kind == "fitted")

@@ -1,10 +1,13 @@
 """The whole-corpus table: rankings by weighted sums, and intervals that resample targets."""
 
+import json
+
 import numpy as np
 import pytest
 
 from benchmarks.whole_corpus.command import main
 from benchmarks.whole_corpus.measure import Scores, difference
+from benchmarks.whole_corpus.report import fixed_sums
 from clara.data.questions import Question
 
 
@@ -33,6 +36,13 @@ def test_questions_of_one_target_are_drawn_together() -> None:
     assert mean == pytest.approx(0.6)
     assert (low, high) == (0.0, 1.0)  # only the first target, or only others
     assert difference(a, a, np.array([0, 0, 0, 1, 2])) == (0.0, 0.0, 0.0)
+
+
+def test_weights_of_fixed_sums_are_written_as_numbers() -> None:
+    weights = json.loads(json.dumps(fixed_sums(scores())))
+    deviation = float(scores().features[..., 1].std())
+    assert weights["bm25 / its deviation + 20 dense"] == [0.0, pytest.approx(1 / deviation), 20.0]
+    assert weights["memory"] == [1.0, 0.0, 0.0]
 
 
 def test_the_commands_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
