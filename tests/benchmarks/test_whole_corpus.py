@@ -46,7 +46,7 @@ def test_weights_of_fixed_sums_are_written_as_numbers() -> None:
 
 
 def test_the_commands_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--dense-model", "MODEL", "--data", "DATA", "--dry-run"]) == 0
+    assert main(["--dense-model", "MODEL", "--data", "DATA", "--dtype", "float32", "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum("training.fit_score" in line for line in lines) == 12
     assert any("--features bm25,dense" in line for line in lines)

@@ -60,14 +60,14 @@ def test_retrieval_only_ranks_as_the_whole_evaluation_and_reads_nothing(world: W
     assert ranks == {
         measure: figure
         for measure, figure in whole.items()
-        if ".recall@" in measure or ".precision@" in measure or ".mrr" in measure
+        if any(name in measure for name in (".recall@", ".precision@", ".mrr", ".ndcg@"))
     }
     assert {
         f"{where}.{name}@{k}"
         for where in ("index", "pool")
         for name in ("recall", "precision", "mrr")
         for k in (1, 3, 5, 20)
-    } < set(ranks)
+    } | {"index.ndcg@10", "pool.ndcg@10"} < set(ranks)
     assert sorted(f.name for f in (tmp_path / "ranks").glob("*.png")) == [
         "recall-seen.png",
         "recall-unseen.png",
