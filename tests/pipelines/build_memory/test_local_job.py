@@ -206,13 +206,17 @@ def test_the_spill_folder_can_be_elsewhere(build: Job, tmp_path: Path, monkeypat
     assert not (memory / ".spill").exists()
 
 
-def peak_bytes(act: Callable[[], Any]) -> int:
-    tracemalloc.start()
-    try:
-        act()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
+def peak_bytes(act: Callable[[int], Any]) -> int:
+    """Of the numbered call itself, the least of three: threads that earlier tests have left allocate, too."""
+    peaks = []
+    for number in range(3):
+        tracemalloc.start()
+        try:
+            act(number)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return min(peaks)
 
 
 def some_chunk(number: int) -> Chunk:
@@ -240,13 +244,13 @@ def test_memory_does_not_grow_with_the_corpus(
         local_records.first_occurrences(files, 0, num_shards, fixed=False)
 
     put_aside(tmp_path / "warm", 500)
-    small, large = (peak_bytes(lambda n=n: put_aside(tmp_path / f"n{n}", n)) for n in (1000, 5000))
+    small, large = (peak_bytes(lambda i, n=n: put_aside(tmp_path / f"n{n}-{i}", n)) for n in (1000, 5000))
     assert large < 1.1 * small
     # Shards of as many rows: five times the chunks are about five times the shards; few contents in as many shards,
     # however often each occurs.
     more = 1 if num_contents == 100 else 4
     small, large = (
-        peak_bytes(lambda n=n, s=s: read_back(tmp_path / f"n{n}", s)) for n, s in ((1000, 4), (5000, 4 * more))
+        peak_bytes(lambda i, n=n, s=s: read_back(tmp_path / f"n{n}-{i}", s)) for n, s in ((1000, 4), (5000, 4 * more))
     )
     assert large < 1.5 * small
 
