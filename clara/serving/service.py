@@ -63,17 +63,17 @@ class Service:
 
     async def found(self, request: Request) -> Found:
         """The passages of a search."""
-        async with aclosing(self.engine.events(request)) as events:
-            async for event in events:
-                if isinstance(event, Found):
-                    return event
-        raise FailedError
+        return await self._first(request, Found)
 
     async def finished(self, request: Request) -> Finished:
         """The whole answer."""
+        return await self._first(request, Finished)
+
+    async def _first(self, request: Request, kind: type[T]) -> T:
+        """The first event of a kind."""
         async with aclosing(self.engine.events(request)) as events:
             async for event in events:
-                if isinstance(event, Finished):
+                if isinstance(event, kind):
                     return event
         raise FailedError
 
