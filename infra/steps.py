@@ -55,6 +55,14 @@ def module(name: str, /, *arguments: str, **values: object) -> list[str]:
     return [sys.executable, "-m", name, *options(**values), *arguments]
 
 
+MEAN_QUESTIONS = 32  # sixteen give as much as all
+
+
+def centred_slot_mean(**values: object) -> list[str]:
+    """The command whose CHECKPOINT ranks by the mean over the slots, less the means of corpus and questions."""
+    return module("training.set_score", "--pooling", "slot_mean", "--centred", **values)
+
+
 def training(program: str, config: str, /, *overrides: str, **values: object) -> list[str]:
     """The command `python training/PROGRAM.py`, with options, a configuration file and overrides of its keys."""
     path = relative(ROOT / "training" / f"{program}.py")

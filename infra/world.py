@@ -20,7 +20,7 @@ from clara.config.load import load
 from clara.errors import command_line
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import versions
-from infra.steps import PASSED_ON, ROOT, for_stage, module, relative, run_together, shown, training
+from infra.steps import PASSED_ON, ROOT, centred_slot_mean, for_stage, module, relative, run_together, shown, training
 
 CONFIG = relative(ROOT / "infra" / "configs" / "world.toml")
 USED = (*PASSED_ON, "world")
@@ -111,9 +111,7 @@ class World:
             ),
         }
         if self.start == "scored":
-            steps["score"] = module(
-                "training.set_score",
-                *("--pooling", "slot_mean", "--centred"),
+            steps["score"] = centred_slot_mean(
                 checkpoint=self.path("instruct/checkpoint"),
                 questions=questions,
                 split="train",

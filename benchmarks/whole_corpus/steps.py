@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.demo.steps import DTYPE, Given
-from infra.steps import Step, module, relative
+from infra.steps import MEAN_QUESTIONS, Step, centred_slot_mean, module, relative
 
 FEATURES: Sequence[Sequence[str]] = (("memory", "bm25", "dense"), ("bm25", "dense"), ("memory", "bm25"))
 """What a fused score weighs; each is measured with weights from statistics and with fitted ones."""
-_MEAN_QUESTIONS = 32  # sixteen give as much as all
 KINDS = ("unfitted", "fitted")
 _FITTED = "2wiki"
 _PUBLISHED = {
@@ -68,13 +67,11 @@ class Corpus:
     def steps(self) -> list[Step]:
         """The commands in order."""
         options, (questions, split) = self.options, self.fitted
-        score = module(
-            "training.set_score",
-            *("--pooling", "slot_mean", "--centred"),
+        score = centred_slot_mean(
             checkpoint=options.start,
             questions=questions,
             split=split,
-            limit=_MEAN_QUESTIONS,
+            limit=MEAN_QUESTIONS,
             backbone=self.base,
             dtype=self.dtype,
             output=self.path("start"),

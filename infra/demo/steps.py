@@ -9,12 +9,11 @@ from pathlib import Path
 
 from clara.config.load import load
 from clara.errors import InputError
-from infra.steps import ROOT, SHIPPED, Step, for_stage, module, relative, training
+from infra.steps import MEAN_QUESTIONS, ROOT, SHIPPED, Step, centred_slot_mean, for_stage, module, relative, training
 
 CONFIG = relative(ROOT / "infra" / "configs" / "demo.toml")
 MODEL_NAME = "clara-demo"
 QUICK_DOCUMENTS = 500  # a smaller corpus gets a quick run
-_MEAN_QUESTIONS = 32  # sixteen give as much as all
 _WEIGHED_QUESTIONS = 64
 DTYPE = "dtype.txt"  # in the folder of the run
 
@@ -150,13 +149,11 @@ class Demo:
     def scoring(self) -> list[Step]:
         """INDEX, and the fused score over its sources: geometry and weights from statistics, no label and no answer."""
         questions = {"questions": self.path("questions")}
-        centre = module(
-            "training.set_score",
-            *("--pooling", "slot_mean", "--centred"),
+        centre = centred_slot_mean(
             checkpoint=self.start,
             **questions,
             split="train",
-            limit=_MEAN_QUESTIONS,
+            limit=MEAN_QUESTIONS,
             backbone=self.base,
             dtype=self.dtype,
             output=self.path("centred"),
