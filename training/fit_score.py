@@ -110,10 +110,11 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
         InputError: as said.
     """
     from clara.data.utilities import reader_hash
+    from clara.memory.identity import check_same_memory
 
     path, checkpoint = config.utilities, read_manifest(config.checkpoint, "CHECKPOINT")
+    check_same_memory(manifest["memory"], config.memory, f"--utilities {path}")
     for name, found, wanted in (
-        ("MEMORY", manifest["memory"], manifest_hash(config.memory)),
         ("reader", manifest["reader"], reader_hash(config.checkpoint)),
         ("questions", manifest["made_by"]["recipe"]["inputs"]["questions"], manifest_hash(config.questions)),
     ):

@@ -1,7 +1,7 @@
 """UTILITIES: the likelihood of a question's answer given each candidate alone, scored while the reader does not change.
 
-The values hold until reader or MEMORY changes: until then a query reasoner trains for many epochs at the price of its
-passes alone. One folder of a shard holds one Parquet file.
+The values hold until the reader or the vectors of MEMORY change (`clara.memory.identity`): until then a query reasoner
+trains for many epochs at the price of its passes alone. One folder of a shard holds one Parquet file.
 """
 
 import os

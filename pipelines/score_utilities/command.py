@@ -6,7 +6,8 @@
 While compressor and generator do not train these numbers don't change: `training/joint.py --set utilities=DIR` then
 trains the query reasoner for many epochs at the price of its passes alone. Score again after a refresh, or when the
 generator has trained. A pool holds the known positives (unless --no-positives), the best rows of the index, of BM25
-and by dense vectors in turn, and rows drawn at random. An interrupted run resumes.
+and by dense vectors in turn, and rows drawn at random. An interrupted run resumes,
+also with a MEMORY and an INDEX that were built again from the same corpus and CHECKPOINT.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from clara.config.dense_flags import add_dense_settings
 from clara.config.flags import Command, add_setting
 from clara.data.utilities import FILE, KIND, reader_hash
 from clara.errors import InputError
+from clara.memory.identity import memory_identity
 from clara.storage import folders, paths
-from clara.storage.manifest import MANIFEST, manifest_hash, read_manifest, write_manifest
+from clara.storage.manifest import MANIFEST, read_manifest, write_manifest
 from pipelines.engines.pipeline import pipeline_of
 from pipelines.engines.process_pool import WorkerPool, num_cores, retry_on_worker_death
 from pipelines.job.artefact_job import ArtefactJob, nothing
@@ -152,7 +154,7 @@ def run(
         files=entries,
         recipe=recipe,
         counts={"questions": len(questions), **({} if job.published else {"pool size": job.pool_size})},
-        memory=manifest_hash(job.memory),
+        memory=memory_identity(job.memory),
         reader=reader_hash(job.checkpoint),
     )
     return len(questions)

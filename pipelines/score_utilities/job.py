@@ -9,7 +9,8 @@ from clara.config.tree import Retrieval
 from clara.data.questions import Question, evenly, fold_of, read_questions, shuffled_answers
 from clara.errors import InputError
 from clara.index.dense_model import model_hash
-from clara.storage.manifest import manifest_hash
+from clara.memory.identity import memory_identity
+from clara.storage.manifest import hash_of, manifest_hash, read_manifest
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,15 @@ class ScoringJob:
     shuffle_answers: bool = False
 
     def recipe(self) -> dict[str, Any]:
-        """What determines the numbers."""
+        """What determines the numbers, up to the last bits of a MEMORY that is built again."""
         inputs = {
-            name: manifest_hash(path)
-            for name in ("questions", "checkpoint", "memory", "index")
-            if (path := getattr(self, name))
+            "questions": manifest_hash(self.questions),
+            "checkpoint": manifest_hash(self.checkpoint),
+            "memory": memory_identity(self.memory),
         }
+        if self.index:
+            manifest = read_manifest(self.index, "INDEX")
+            inputs["index"] = hash_of([manifest["factory"], manifest["score"]])
         settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "published", "seed", "device")
         found = {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
         if self.from_dense and not self.published:

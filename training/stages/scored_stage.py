@@ -13,9 +13,10 @@ from clara.config.tree import Config
 from clara.data.questions import Question
 from clara.data.utilities import KIND, Scored, read_utilities, reader_hash
 from clara.errors import InputError
+from clara.memory.identity import check_same_memory
 from clara.model.model import ClaraModel
 from clara.model.steps import JointBatch
-from clara.storage.manifest import manifest_hash, read_manifest
+from clara.storage.manifest import read_manifest
 from training.refresh.versions import Versions
 from training.stages.candidates import generator
 from training.stages.joint_stage import JointStage
@@ -43,16 +44,13 @@ def check_scored(config: Config) -> None:
             raise InputError(
                 f"utilities {path!r} were scored beforehand, and {reason}; change that, or leave utilities empty"
             )
-    for name, found, wanted in (
-        ("MEMORY", manifest["memory"], manifest_hash(config.memory)),
-        ("generator", manifest["reader"], reader_hash(config.checkpoint)),
-    ):
-        if found != wanted:
-            raise InputError(
-                f"utilities {path!r} were scored with {name} {found[:12]}, this run has {wanted[:12]}; score them "
-                "again "
-                "(python -m pipelines.score_utilities)"
-            )
+    check_same_memory(manifest["memory"], config.memory, f"utilities {path!r}")
+    found, wanted = manifest["reader"], reader_hash(config.checkpoint)
+    if found != wanted:
+        raise InputError(
+            f"utilities {path!r} were scored with generator {found[:12]}, this run has {wanted[:12]}; score them again "
+            "(python -m pipelines.score_utilities)"
+        )
 
 
 class ScoredStage(JointStage):

@@ -10,22 +10,25 @@ import torch
 
 from clara.config.load import load
 from clara.config.model import Backbone
+from clara.config.tree import Config
 from clara.data.questions import read_questions, write_questions
 from clara.data.utilities import FILE, Scored, read_utilities
 from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.embedding import DenseEncoder
+from clara.memory.identity import memory_identity
 from clara.memory.store import MemoryStore
-from clara.model.checkpoint import load_checkpoint
+from clara.model.checkpoint import load_checkpoint, save_checkpoint
 from clara.retrieval.dense import DenseRanker
 from clara.retrieval.pools import QuestionRows
 from clara.retrieval.ranker import Queries
 from clara.storage.artefact import Artefact
-from clara.storage.manifest import read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest
 from pipelines.score_utilities import command as score_utilities
-from tests.helpers import embedding_model
+from tests.helpers import embedding_model, tiny
 from tests.helpers.joint_world import World
 from training import joint
+from training.refresh.job import run_job
 from training.stages.scored_stage import check_scored
 
 SETTINGS: dict[str, object] = {"joint__train_generator": "false", "joint__answer_weight": 0, "joint__utility_weight": 1}
@@ -207,3 +210,47 @@ def test_another_memory_is_refused(world: World, scored: Path, tmp_path: Path) -
 def test_a_pool_without_as_many_likelihoods_is_refused() -> None:
     with pytest.raises(InputError, match="2 rows, 1 likelihoods"):
         Scored("q", (1, 2), (-1.0,), -2.0)
+
+
+def test_a_memory_that_is_built_again_finishes_and_uses_them(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_utilities, "_QUESTIONS_A_SHARD", 8)
+    output = tmp_path / "utilities"
+    assert score_utilities.main(command(world, output)) == 0
+    finished = {path: path.stat().st_mtime_ns for path in sorted(output.glob(f"shard-*/{FILE}"))}
+    before = read_utilities(output)
+    stopped, *kept = finished
+    stopped.unlink()
+    (output / "manifest.json").unlink()
+    run_job(world.refresh_job(tmp_path))
+    again = replace(world, memory=tmp_path / "memory", index=tmp_path / "index")
+    assert manifest_hash(again.memory) != manifest_hash(world.memory)
+    assert memory_identity(again.memory) == memory_identity(world.memory)
+    assert score_utilities.main(command(again, output)) == 0
+    assert kept
+    assert all(path.stat().st_mtime_ns == finished[path] for path in kept)
+    assert read_utilities(output) == before
+    for one in (world, again):
+        check_scored(settings_of(one, output))
+    # UTILITIES from before identities name their MEMORY by its manifest.
+    manifest = json.loads((output / "manifest.json").read_text()) | {"memory": manifest_hash(world.memory)}
+    (output / "manifest.json").write_text(json.dumps(manifest))
+    check_scored(settings_of(world, output))
+    with pytest.raises(InputError, match="scored with MEMORY"):
+        check_scored(settings_of(again, output))
+
+
+def test_a_memory_of_another_compressor_is_refused(
+    world: World, scored: Path, tiny_backbone: Path, tmp_path: Path
+) -> None:
+    save_checkpoint(tiny.build_model(tiny_backbone, seed=9), tmp_path / "other", stage="pretrain", recipe={})
+    run_job(world.refresh_job(tmp_path, tmp_path / "other"))
+    with pytest.raises(InputError, match=r"scored with MEMORY \w{12}, .*another fingerprint.*score them again"):
+        check_scored(settings_of(replace(world, memory=tmp_path / "memory"), scored))
+
+
+def settings_of(world: World, utilities: Path) -> Config:
+    """The configuration of a run that uses them."""
+    sets = world.sets(utilities.parent / "run", utilities=utilities, **SETTINGS)
+    return load(None, [part for part in sets if part != "--set"])
