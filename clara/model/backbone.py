@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from clara.errors import InputError
 from clara.model.lora import Route, add_adapter, current_route, install, routed
@@ -216,6 +216,23 @@ class Backbone(nn.Module):
         """
         with routed(route):
             return self.lm.get_decoder()(inputs_embeds=embeddings_BLD, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def trunk_after(self, front_1FD: Tensor, embeddings_BLD: Tensor, route: Route) -> Tensor:
+        """What `trunk` gives for rows behind one front that they share, which passes the LM once. No gradient.
+
+        Returns:
+            `[B, L, D]`, without the front.
+        """
+        decoder, cache = self.lm.get_decoder(), DynamicCache(config=self.lm.config.get_text_config())
+        self.lm.eval()  # transformers keeps no cache in a mode that recomputes
+        try:
+            with routed(route):
+                decoder(inputs_embeds=front_1FD, past_key_values=cache, use_cache=True)
+                cache.batch_repeat_interleave(embeddings_BLD.shape[0])
+                return decoder(inputs_embeds=embeddings_BLD, past_key_values=cache, use_cache=True).last_hidden_state
+        finally:
+            self.train(self.training)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Vocabulary logits `[..., V]` of chosen positions, in float32 at least, scaled and capped as the LM's own."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from clara.data.questions import Question
 from clara.data.utilities import Scored
 from clara.memory.store import MemoryStore
+from clara.model.pool_likelihood import log_likelihoods_of_each
 from clara.retrieval.pools import QuestionRows, Source, fill_at_random, own_candidates
 from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
@@ -54,13 +55,22 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
 
 
-def score_pool(retriever: Retriever, question: Question, pool: Sequence[int]) -> Scored:
-    """Likelihood of a question's first answer given each row of its pool alone, and given none; one pass."""
+def score_pool(retriever: Retriever, question: Question, pool: Sequence[int], *, front_once: bool = False) -> Scored:
+    """Likelihood of a question's first answer given each row of its pool alone, and given none.
+
+    Args:
+        retriever: whose generator reads.
+        question: its first answer is scored.
+        pool: rows of MEMORY.
+        front_once: the LM reads what is in front of the documents once, not once for each row: faster, and equal up to
+            rounding. Not for a model whose parameters are shared out among ranks.
+    """
     memory_NMD = retriever.memories(pool).to(retriever.model.backbone.device)
     memories = [*(m[None] for m in memory_NMD), memory_NMD[:0]]
-    count = len(memories)
-    nats, _ = retriever.model.answer_log_likelihood(
-        [question.question] * count, memories, [question.answers[0]] * count
-    )
+    count, answer = len(memories), question.answers[0]
+    if front_once:
+        nats = log_likelihoods_of_each(retriever.model, question.question, answer, memories)
+    else:
+        nats, _ = retriever.model.answer_log_likelihood([question.question] * count, memories, [answer] * count)
     *given, without = nats.tolist()
     return Scored(question.question_id, tuple(pool), tuple(given), without)

@@ -66,7 +66,7 @@ class Scorer:
 
     def score(self, question: Question, pool: Sequence[int]) -> Scored:
         """See `score_pool`."""
-        return score_pool(self._retriever, question, pool)
+        return score_pool(self._retriever, question, pool, front_once=True)
 
 
 class Worker:
