@@ -8,7 +8,7 @@ python -m clara.ask --checkpoint DIR --memory DIR --index DIR "question" ["quest
 import dataclasses
 import json
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import clara
@@ -59,9 +59,38 @@ def parser() -> Command:
     add_setting(parser, "serving.verify")
     add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI")
     parser.add_argument("--explain", action="store_true", help="show why each passage was found")
+    parser.add_argument(
+        "--judge-by",
+        default="",
+        metavar="DIR",
+        help="QUESTIONS with the accepted answers to what is asked: say which answers are right (exact match, without "
+        "case, punctuation and articles)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line instead of text")
     parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
     return parser
+
+
+def accepted_answers(directory: str, questions: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Accepted answers of each question, by QUESTIONS that hold it.
+
+    Raises:
+        InputError: they don't hold one of the questions.
+    """
+    from clara.data.questions import read_questions
+
+    known = {q.question: q.answers for q in read_questions(directory)}
+    for question in questions:
+        if question not in known:
+            raise InputError(f"--judge-by {directory}: does not hold {question!r}; ask its questions, or leave it out")
+    return {question: known[question] for question in questions}
+
+
+def verdict(text: str, accepted: Sequence[str]) -> bool:
+    """Whether an answer equals an accepted one, up to case, punctuation and articles."""
+    from clara.metrics import exact_match
+
+    return exact_match(text, accepted) == 1.0
 
 
 def by_folder_only(checkpoint: str, _: str) -> str:
@@ -88,6 +117,7 @@ def main(argv: list[str], resolve: Callable[[str, str], str] = by_folder_only) -
     options = parser().parse_args(argv)
     if not options.questions and not options.dry_run:
         raise InputError("no question given; add at least one, in quotes, at the end of the command")
+    accepted = accepted_answers(options.judge_by, options.questions) if options.judge_by else {}
     checkpoint = resolve(options.checkpoint, options.tracking_uri)
     system = clara.open(
         checkpoint,
@@ -103,11 +133,18 @@ def main(argv: list[str], resolve: Callable[[str, str], str] = by_folder_only) -
         print(f"{options.memory}: {len(store)} rows, fingerprint {store.fingerprint[:16]}…, fits {options.checkpoint}")
         return 0
     answers = system.ask(options.questions, passages=options.num_selected, max_new_tokens=options.max_new_tokens)
+    right = {a.question: verdict(a.text, accepted[a.question]) for a in answers if a.question in accepted}
     for number, answered in enumerate(answers):
+        judged = {"right": right[answered.question]} if accepted else {}
         if options.json:
-            print(json.dumps(dataclasses.asdict(answered), ensure_ascii=False))
-        else:
-            print(("\n" if number else "") + as_text(answered, explain=options.explain))
+            print(json.dumps(dataclasses.asdict(answered) | judged, ensure_ascii=False))
+            continue
+        print(("\n" if number else "") + as_text(answered, explain=options.explain))
+        if accepted:
+            expected = " or ".join(accepted[answered.question])
+            print("  right" if right[answered.question] else f"  wrong; expected {expected}")
+    if accepted and not options.json:
+        print(f"\n{sum(right.values())} of {len(right)} answers are right.")
     return 0
 
 

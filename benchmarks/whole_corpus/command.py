@@ -17,7 +17,7 @@ from benchmarks.whole_corpus.report import measured, table
 from benchmarks.whole_corpus.steps import Corpus, demo, samples
 from clara.config.flags import plain_parser
 from clara.storage.folders import atomic_write
-from infra.demo.steps import DTYPE
+from infra.demo.given import DTYPE
 from infra.steps import SHIPPED, relative, run_step, shown
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from infra.demo.steps import DTYPE, Given
+from infra.demo.given import DTYPE, Given
 from infra.steps import MEAN_QUESTIONS, Step, centred_slot_mean, module, relative
 
 FEATURES: Sequence[Sequence[str]] = (("memory", "bm25", "dense"), ("bm25", "dense"), ("memory", "bm25"))

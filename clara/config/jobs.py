@@ -147,6 +147,12 @@ class Cloze(Section):
     """Cloze questions out of a corpus (pipelines/corpus/bridges.py), and the articles that they hold out."""
 
     max_per_target: int = Field(3, ge=1, description="most questions that ask for one article, in each split")
+    max_mentions: int = Field(
+        0,
+        ge=0,
+        description="also mask names that no article bears and that occur in 2 to this many articles, in one of them; "
+        "the others are the positives; 0: none",
+    )
     min_words: int = Field(6, ge=1, description="shortest sentence, in words")
     max_words: int = Field(60, ge=1, description="longest sentence, in words")
     held_out_share: float = Field(0.1, ge=0, le=1, description="share of articles that training never asks for")

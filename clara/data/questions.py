@@ -29,6 +29,7 @@ _SCHEMA = pa.schema(
         ("split", pa.string()),
         ("positive_hops", pa.list_(pa.int32())),
         ("positive_grades", pa.list_(pa.float64())),
+        ("kind", pa.string()),
     ]
 )
 
@@ -48,6 +49,8 @@ class Question:
             one says, 0 is unknown; empty where nothing is known of hops (and in artefacts that were made before they
             were kept).
         positive_grades: for each positive how relevant it was judged, above 0; empty: all alike.
+        kind: what made it, as `cloze` or `natural`; evaluation shows figures of each kind. Empty: not known (and in
+            artefacts that were made before it was kept).
     """
 
     question_id: str
@@ -59,6 +62,7 @@ class Question:
     split: str = ""
     positive_hops: tuple[int, ...] = ()
     positive_grades: tuple[float, ...] = ()
+    kind: str = ""
 
     def __post_init__(self) -> None:
         if not self.question.strip():
@@ -94,7 +98,7 @@ def write_questions(
     if not is_url(directory):
         make_directory(directory)
     entry = write_file(directory, FILE, table_bytes(rows, _SCHEMA), len(rows))
-    splits = Counter(q.split for q in rows)
+    splits, kinds = Counter(q.split for q in rows), Counter(q.kind for q in rows)
     return write_manifest(
         directory,
         kind="QUESTIONS",
@@ -103,6 +107,7 @@ def write_questions(
         counts={
             "questions": len(rows),
             **{f"split {k or 'none'}": v for k, v in sorted(splits.items())},
+            **({f"kind {k or 'none'}": v for k, v in sorted(kinds.items())} if len(kinds) > 1 else {}),
             **(counts or {}),
         },
     )
@@ -166,6 +171,30 @@ def fold_of(questions: Iterable[Question], share: float) -> tuple[list[Question]
     return inside, outside
 
 
+def by_target(questions: Sequence[Question]) -> list[list[int]]:
+    """Positions of questions by their known positives, in the order in which these first occur.
+
+    A question without known positives is a group by itself.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for position, question in enumerate(questions):
+        groups.setdefault(tuple(sorted(question.positive_ids)) or ("", question.question_id), []).append(position)
+    return list(groups.values())
+
+
+def check_targets(questions: Sequence[Question], where: str) -> None:
+    """Refuse several questions that all have one target: a retriever would learn that row instead of what is asked.
+
+    Raises:
+        InputError: they have.
+    """
+    if len(questions) > 1 and questions[0].positive_ids and len(by_target(questions)) == 1:
+        raise InputError(
+            f"{where}: all {len(questions)} training questions have the target {', '.join(questions[0].positive_ids)}, "
+            "so a retriever has no choice to learn; give questions of several targets"
+        )
+
+
 def shuffled_answers(questions: Sequence[Question], order: Sequence[int]) -> list[Question]:
     """The control: every question with the answers of the next one in a random order, so that none keeps its own."""
     successor = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
@@ -178,6 +207,11 @@ _T = TypeVar("_T")
 def evenly(items: Sequence[_T], count: int) -> list[_T]:
     """At most `count` of the items, evenly spread, in their order."""
     return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
+
+
+def drawn(questions: Iterable[Question], count: int, seed: int) -> list[Question]:
+    """At most `count` of the questions: those whose ids hash lowest with the seed, so that a larger count only adds."""
+    return sorted(questions, key=lambda q: hash_of([seed, q.question_id]))[:count]
 
 
 def choose(questions: list[Question], count: int) -> list[Question]:

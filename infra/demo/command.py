@@ -15,7 +15,8 @@ from pathlib import Path
 from clara.config.flags import Command, add_setting, as_sets
 from clara.errors import InputError
 from clara.storage.folders import atomic_write
-from infra.demo.steps import CONFIG, DTYPE, QUICK_DOCUMENTS, Demo, Given
+from infra.demo.given import CONFIG, DTYPE, QUICK_DOCUMENTS, Given
+from infra.demo.steps import Demo
 from infra.steps import SHIPPED, STAGES, relative, run_step, shown
 from infra.summary import read, text
 

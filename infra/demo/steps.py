@@ -1,96 +1,24 @@
 """The steps of the demo, as commands."""
 
 import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from clara.config.load import load
-from clara.errors import InputError
-from infra.steps import MEAN_QUESTIONS, ROOT, SHIPPED, Step, centred_slot_mean, for_stage, module, relative, training
+from infra.demo.given import CONFIG, DTYPE, QUICK, QUICK_DOCUMENTS, WHOLE, Given
+from infra.demo.questions import shown_questions
+from infra.steps import MEAN_QUESTIONS, SHIPPED, Step, centred_slot_mean, for_stage, module, relative, training
 
-CONFIG = relative(ROOT / "infra" / "configs" / "demo.toml")
 MODEL_NAME = "clara-demo"
-QUICK_DOCUMENTS = 500  # a smaller corpus gets a quick run
 _WEIGHED_QUESTIONS = 64
-DTYPE = "dtype.txt"  # in the folder of the run
-
-
-@dataclass(frozen=True)
-class Size:
-    """How much is measured and trained, so that a run takes minutes on two slow cores.
-
-    Attributes:
-        questions: of each split that are evaluated.
-        generated: of those, how many are also answered in words.
-        overrides: of the configuration's joint stage.
-    """
-
-    questions: int
-    generated: int
-    overrides: tuple[str, ...] = ()
-
-
-WHOLE = Size(questions=32, generated=12)
-QUICK = Size(
-    questions=8,
-    generated=3,
-    overrides=(
-        "joint.steps=6",
-        "joint.compressor_steps=2",
-        "joint.refresh.start_step=2",
-        "joint.refresh.delta_steps=3",
-    ),
-)
-
-
-@dataclass(frozen=True)
-class Given:
-    """What a user brings instead of the defaults; empty: the default.
-
-    Attributes:
-        sets: overrides of the configuration, of the training stages.
-    """
-
-    corpus: str = ""
-    backbone: str = ""
-    start: str = ""
-    config: str = CONFIG
-    dtype: str = ""
-    sets: tuple[str, ...] = ()
-
-    @property
-    def asks_processor(self) -> bool:
-        """Whether the processor decides the type: neither the user nor a configuration of theirs does."""
-        return not self.dtype and self.config == CONFIG
-
-    def resolved_dtype(self, remembered: Path) -> str:
-        """The type of the language model: of the user, else of their configuration, else of the processor.
-
-        Args:
-            remembered: file with the answer of an earlier run.
-        """
-        if not self.asks_processor:
-            return self.dtype or load(self.config).backbone.dtype
-        if remembered.is_file():
-            return remembered.read_text(encoding="utf-8").strip()
-        # In another process: importing torch takes seconds and 300 MB, which this process would hold until it ends.
-        question = "from clara.model.precision import multiplies_bfloat16 as f; print('bfloat16' if f() else 'float32')"
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        return subprocess.run(
-            [sys.executable, "-c", question], env=environment, check=True, capture_output=True, text=True
-        ).stdout.strip()
 
 
 class Demo:
     """Paths of one run and the steps over them."""
 
     def __init__(
-        self, output: Path, documents: int, *, pretrain: bool = False, world: bool = True, given: Given = Given()
+        self, output: Path, documents: int, *, pretrain: bool = False, world: bool = True, given: Given | None = None
     ) -> None:
-        self.output, self.documents, self.pretrain, self.world, self.given = output, documents, pretrain, world, given
+        self.output, self.documents, self.pretrain, self.world = output, documents, pretrain, world
+        self.given = given = given or Given()
         self.size = QUICK if documents < QUICK_DOCUMENTS and not (pretrain or given.config != CONFIG) else WHOLE
         self.dtype = given.resolved_dtype(output / DTYPE)
         self.shared = output.parent
@@ -128,6 +56,9 @@ class Demo:
         corpus, questions = self.path("corpus.jsonl"), self.path("questions")
         select = module("pipelines.select_corpus", input=self.wiki, output=corpus, documents=self.documents)
         ask = module("pipelines.build_questions", input=corpus, format="cloze", pool_size=20, output=questions)
+        natural = module(
+            "pipelines.build_questions", input=corpus, format="natural", output=self.path("natural-questions")
+        )
         compress = module(
             "pipelines.build_memory",
             input=corpus,
@@ -140,7 +71,9 @@ class Demo:
         )
         return [
             Step("Documents that mention each other", select),
-            Step("Questions", ask),
+            Step("Questions: a name is left out", ask),
+            # A corpus of one's own may state no fact in a known form.
+            *([] if self.given.corpus else [Step("Natural questions", natural)]),
             *(self.pretraining() if self.pretrain else []),
             Step("Compress: MEMORY v0", compress),
             *self.scoring(),
@@ -283,14 +216,13 @@ class Demo:
         ]
 
     def asking(self, *questions: str) -> list[str]:
-        """The command that asks the trained model."""
-        return module("clara.ask", *questions, **self.model(), num_selected=2)
+        """The command that asks the trained model; given questions are those of `asked`, whose answers are judged."""
+        judge = self._asked_from() if questions else ""
+        return module("clara.ask", *questions, **self.model(), num_selected=2, judge_by=judge)
 
     def asked(self) -> list[str]:
-        """Three held-out questions; none before there are any."""
-        from clara.data.questions import read_questions
+        """Questions for the last step; none before there are any."""
+        return shown_questions(self._asked_from())
 
-        try:
-            return [q.question for q in read_questions(self.output / "questions", "unseen")[:3]]
-        except InputError:
-            return []
+    def _asked_from(self) -> str:
+        return self.path("questions" if self.given.corpus else "natural-questions")

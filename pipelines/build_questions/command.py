@@ -10,8 +10,9 @@ have; --corpus-output writes them for build_memory. Pools keep the published can
 ones may have the right ones in front. beir and msmarco (colbert) are queries whose right documents --qrels names:
 python -m pipelines.build_questions --input queries.jsonl --qrels qrels/test.tsv --format beir --output DIR
 
-`cloze` masks in an article's sentence the mention of another article, and splits by the article that is asked for: see
-pipelines/corpus/bridges.py.
+`cloze` masks in an article's sentence the mention of another article (pipelines/corpus/bridges.py); `natural` asks Who,
+What, Which, Where and When by rule (pipelines/corpus/natural.py); `cloze+natural` does both. All split by the article
+that is asked for.
 """
 
 import functools
@@ -26,7 +27,7 @@ from clara.errors import InputError
 from clara.storage.folders import exists
 from pipelines.build_questions.convert import bm25_recall, corpus_rows
 from pipelines.build_questions.detect import detect
-from pipelines.build_questions.formats import ALIASES, FORMATS
+from pipelines.build_questions.formats import ALIASES, FORMATS, FROM_CORPUS
 from pipelines.build_questions.question_format import Built
 from pipelines.corpus.arguments import add_field_arguments, given_fields
 from pipelines.corpus.whole import corpus_files, write_jsonl
@@ -41,12 +42,13 @@ def parser() -> Command:
     found.add_argument(
         "--format",
         choices=(*FORMATS, *ALIASES),
-        help="of the input; cloze reads a corpus: records of id, title, text; without it: by the fields of the rows",
+        help="of the input; cloze and natural read a corpus: records of id, title, text; without it: by the fields of "
+        "the rows",
     )
     add_setting(found, "output", metavar="DIR", required=True)
     add_setting(found, "seed")
     found.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
-    published = found.add_argument_group("all formats but cloze")
+    published = found.add_argument_group("all formats but cloze and natural")
     published.add_argument(
         "--corpus-output", metavar="FILE", help="JSONL to write with the questions' documents (formats that have some)"
     )
@@ -59,7 +61,7 @@ def parser() -> Command:
         metavar="FILE",
         help="judgements of beir and msmarco: query-id, corpus-id, score (TSV, JSONL, Parquet), or TREC's four columns",
     )
-    cloze = found.add_argument_group("cloze")
+    cloze = found.add_argument_group("cloze and natural")
     add_field_arguments(cloze)
     for name in Cloze.model_fields:
         add_setting(cloze, f"cloze.{name}")
@@ -73,7 +75,7 @@ def main(argv: list[str]) -> int:
     files = expand(options.input)
     options.format = ALIASES.get(options.format, options.format) or detect(files, judged=bool(options.qrels))
     form = FORMATS[options.format]
-    if options.format == "cloze":
+    if options.format in FROM_CORPUS:
         files = corpus_files(options.input, given_fields(options))
     settings = form.settings(options)
     if options.corpus_output and not form.brings_documents:

@@ -5,8 +5,8 @@ A row format is a function that converts one row; `detect.formats_of` recognises
 
 from collections.abc import Callable
 
-from pipelines.build_questions.cloze import ClozeFormat
 from pipelines.build_questions.convert import PublishedFormat
+from pipelines.build_questions.from_corpus import CorpusFormat
 from pipelines.build_questions.judged import JudgedFormat, tsv_rows
 from pipelines.build_questions.multi_hop import convert_hotpotqa, convert_musique, convert_squad, squad_rows
 from pipelines.build_questions.passages import convert_clara, convert_dpr, convert_fid, convert_flashrag
@@ -21,6 +21,9 @@ from pipelines.build_questions.published import (
 )
 from pipelines.build_questions.question_format import QuestionFormat
 from pipelines.build_questions.row import Row
+
+FROM_CORPUS = ("cloze", "natural", "cloze+natural")
+"""Formats whose input is a corpus."""
 
 
 def _pools(name: str, convert: Callable[[Row], Published], *, has_ids: bool = False) -> PublishedFormat:
@@ -42,7 +45,7 @@ FORMATS: dict[str, QuestionFormat] = {
     "fid": _pools("fid", convert_fid, has_ids=True),
     "beir": JudgedFormat("beir", plain_rows),
     "msmarco": JudgedFormat("msmarco", tsv_rows),
-    "cloze": ClozeFormat(),
+    **{name: CorpusFormat(name, tuple(name.split("+"))) for name in FROM_CORPUS},
 }
 ALIASES = {"search-r1": "flashrag", "atlas": "fid", "colbert": "msmarco"}
 """Further names of formats."""

@@ -14,6 +14,7 @@ So training never reads a sentence that an `unseen` or `seen` question was cut f
 the held-out articles of a corpus has not met those of any part of it.
 """
 
+import dataclasses
 import hashlib
 import random
 from collections import Counter, defaultdict
@@ -26,6 +27,7 @@ from clara.data.records import Document
 from clara.retrieval.bm25 import Bm25
 from pipelines.corpus.mentions import MASK, Mention, Names, is_held_out, plain_title, sentences
 
+CLOZE = "cloze"
 _DEFAULTS = Cloze()
 
 
@@ -40,6 +42,7 @@ class ClozeSettings:
         held_out_share, salt: share of articles held out, and what their ids are hashed with.
         pool_size: documents in the fixed pool of a `seen` or `unseen` question; 0: none.
         train_pools: training questions have such a pool too, of articles that are not held out.
+        max_mentions: most articles of a name that `shared_names` masks; 0: it masks none.
     """
 
     seed: int = 0
@@ -50,6 +53,7 @@ class ClozeSettings:
     salt: str = _DEFAULTS.salt
     pool_size: int = _DEFAULTS.pool_size
     train_pools: bool = _DEFAULTS.train_pools
+    max_mentions: int = _DEFAULTS.max_mentions
 
 
 @dataclass(frozen=True)
@@ -140,18 +144,28 @@ def cloze_questions(documents: Sequence[Document], settings: ClozeSettings) -> t
     counts["dropped: only its sources held out"] = len(limited) - len(kept)
     titles = {d.id: d.title for d in documents}
     questions = [_question(b, titles[b.target_id], settings) for b in kept]
-    if settings.pool_size:
-        questions = with_pools(questions, documents, settings, ("seen", "unseen"))
-    if settings.pool_size and settings.train_pools:
-        known = [d for d in documents if not is_held_out(d.id, settings.held_out_share, settings.salt)]
-        questions = with_pools(questions, known, settings, ("train",))
-    return questions, counts
+    return with_all_pools(questions, documents, settings), counts
 
 
 def _question(bridge: Bridge, title: str, settings: ClozeSettings) -> Question:
     answers = tuple(dict.fromkeys((bridge.name, plain_title(title), title)))
     split = split_of(bridge, settings)
-    return Question(bridge.question_id, bridge.question, answers, (bridge.target_id,), (), (bridge.source_id,), split)
+    return Question(
+        bridge.question_id, bridge.question, answers, (bridge.target_id,), (), (bridge.source_id,), split, kind=CLOZE
+    )
+
+
+def with_all_pools(
+    questions: Sequence[Question], documents: Sequence[Document], settings: ClozeSettings
+) -> list[Question]:
+    """Questions with the pools that the settings ask for; a pool of a training question has no held-out article."""
+    found = list(questions)
+    if settings.pool_size:
+        found = with_pools(found, documents, settings, ("seen", "unseen"))
+    if settings.pool_size and settings.train_pools:
+        known = [d for d in documents if not is_held_out(d.id, settings.held_out_share, settings.salt)]
+        found = with_pools(found, known, settings, ("train",))
+    return found
 
 
 def with_pools(
@@ -179,15 +193,4 @@ def with_pools(
                 missing -= 1
         rng.shuffle(pool)
         pools[question.question_id] = tuple(ids[row] for row in pool)
-    return [
-        Question(
-            q.question_id,
-            q.question,
-            q.answers,
-            q.positive_ids,
-            pools.get(q.question_id, q.candidate_ids),
-            q.exclude_ids,
-            q.split,
-        )
-        for q in questions
-    ]
+    return [dataclasses.replace(q, candidate_ids=pools.get(q.question_id, q.candidate_ids)) for q in questions]

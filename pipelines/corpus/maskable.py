@@ -13,6 +13,18 @@ _NUMBER = re.compile(rf"(?<![\w.,–±−-])(?:{_DATE}|\d{{1,3}}(?:,\d{{3}})+(?:
 _LONG_WORD = re.compile(r"\b[^\W\d_A-Z]{7,}\b")
 
 
+def names_in(sentence: str) -> list[tuple[int, int]]:
+    """Character spans of the names of several capitalised words, without function words in front."""
+    found = []
+    for match in _NAME.finditer(sentence):
+        start, end = match.span()
+        while (space := sentence.find(" ", start, end)) > 0 and sentence[start:space] in FUNCTION_WORDS:
+            start = space + 1
+        if " " in sentence[start:end]:
+            found.append((start, end))
+    return found
+
+
 def spans(sentence: str, own_name: str, others: Names) -> list[tuple[int, int]]:
     """Character spans of a sentence to mask: its own title, names of several words, numbers, else the longest word.
 
@@ -22,12 +34,7 @@ def spans(sentence: str, own_name: str, others: Names) -> list[tuple[int, int]]:
     matches = [own.span()] if own else []
     taken = [(m.start, m.end) for m in others.find(sentence) if m.name != own_name]
     found: list[tuple[int, int]] = []
-    for match in _NAME.finditer(sentence):
-        start, end = match.span()
-        while (space := sentence.find(" ", start, end)) > 0 and sentence[start:space] in FUNCTION_WORDS:
-            start = space + 1
-        if " " in sentence[start:end]:
-            matches.append((start, end))
+    matches += names_in(sentence)
     matches += [m.span() for m in _NUMBER.finditer(sentence)]
     longest = sorted((m.span() for m in _LONG_WORD.finditer(sentence)), key=lambda s: s[0] - s[1])
     for start, end in [*matches, *longest]:

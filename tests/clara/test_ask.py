@@ -12,7 +12,7 @@ from clara import ask
 from clara.arrays import NO_ROW
 from clara.config.model import Backbone, Score
 from clara.config.tree import Retrieval
-from clara.data.questions import evenly, read_questions
+from clara.data.questions import Question, evenly, read_questions, write_questions
 from clara.errors import InputError
 from clara.memory.compact import compact
 from clara.memory.mean import MEAN
@@ -200,6 +200,25 @@ def test_a_flipped_byte_is_found_on_demand(world: World, tmp_path: Path) -> None
     file.write_bytes(whole)
     with pytest.raises(InputError, match=r"memory\.safetensors: its sha256 is not the manifest's; the file is damaged"):
         ask.main(["--checkpoint", str(world.checkpoint), "--memory", str(memory), "--verify", "Who?"])
+
+
+def test_answers_are_judged_by_questions(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--checkpoint", str(world.checkpoint), "--memory", str(world.memory), "--max-new-tokens", "3"]
+    assert ask.main([*given, "--json", *QUESTIONS[:2]]) == 0
+    first, _ = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    answers = (first["answer"].upper() + ".", "never that")
+    judged = [Question(str(i), q, (a,)) for i, (q, a) in enumerate(zip(QUESTIONS, answers, strict=False))]
+    write_questions(tmp_path / "judge", judged, recipe={})
+    given += ["--judge-by", str(tmp_path / "judge")]
+    assert ask.main([*given, *QUESTIONS[:2]]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n  right\n") == 1
+    assert "  wrong; expected never that\n" in printed
+    assert printed.endswith("\n1 of 2 answers are right.\n")
+    assert ask.main([*given, "--json", *QUESTIONS[:2]]) == 0
+    assert [json.loads(line)["right"] for line in capsys.readouterr().out.splitlines()] == [True, False]
+    with pytest.raises(InputError, match=r"--judge-by .*: does not hold 'When was the bridge built\?'"):
+        ask.main([*given, *QUESTIONS])
 
 
 # --- other scores than the published one ---

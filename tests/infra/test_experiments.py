@@ -77,7 +77,7 @@ def test_what_no_step_gets_is_refused(main: object, arguments: list[str]) -> Non
 
 def test_default_files_are_found_from_every_folder(tmp_path: Path) -> None:
     program = (
-        "from clara.config.load import read_file; from infra import world; from infra.demo import steps as demo; "
+        "from clara.config.load import read_file; from infra import world; from infra.demo import given as demo; "
         "from infra.evidence import steps as evidence; print(all(read_file(m.CONFIG) for m in (world, demo, evidence)))"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -207,6 +207,7 @@ def _evaluate_way(
         row: Row = {
             "system": way.label,
             "split": question.split,
+            "kind": question.kind,
             "question_id": question.question_id,
             "question": question.question,
         }

@@ -57,6 +57,19 @@ class Evaluation:
             for split in self.splits()
         }
 
+    def kinds(self, split: str) -> dict[str, dict[str, dict[str, Figure]]]:
+        """Kind of question → system → measure → figure; empty where all questions of the split are of one kind."""
+        rows = self.of(split)
+        kinds = dict.fromkeys(row.get("kind", "") for of in rows.values() for row in of)
+        if len(kinds) < 2:
+            return {}
+        return {
+            kind: {
+                system: figures([r for r in of if r.get("kind", "") == kind], self.seed) for system, of in rows.items()
+            }
+            for kind in kinds
+        }
+
     def differences(self) -> dict[str, dict[str, dict[str, PairedTest]]]:
         """Split → "challenger - base" → measure → difference."""
         found = {}
@@ -86,6 +99,7 @@ def write_report(directory: Path, evaluation: Evaluation) -> list[str]:
     found, compared = evaluation.figures(), evaluation.differences()
     systems = dict.fromkeys(system for of in found.values() for system in of)
     moved = {split: evaluation.moved(split) for split in found}
+    kinds = {split: evaluation.kinds(split) for split in found}
     report = {
         "systems": {
             s: {split: {m: asdict(f) for m, f in of[s].items()} for split, of in found.items() if s in of}
@@ -98,13 +112,23 @@ def write_report(directory: Path, evaluation: Evaluation) -> list[str]:
         "moved": {
             split: {where: [asdict(m) for m in of] for where, of in lists.items()} for split, lists in moved.items()
         },
+        "kinds": {
+            split: {
+                kind: {s: {m: asdict(f) for m, f in own.items()} for s, own in of.items()} for kind, of in by.items()
+            }
+            for split, by in kinds.items()
+            if by
+        },
         "counts": evaluation.counts,
     }
     sections = [
         Section(
             split or "all questions",
             tables_of(
-                of, compared[split], {f"{where} ({evaluation.movement})": m for where, m in moved[split].items()}
+                of,
+                compared[split],
+                {f"{where} ({evaluation.movement})": m for where, m in moved[split].items()},
+                kinds[split],
             ),
             _pictures(evaluation, split, of),
         )

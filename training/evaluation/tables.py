@@ -166,9 +166,12 @@ def tables_of(
     found: Mapping[str, Mapping[str, Figure]],
     compared: Mapping[str, Mapping[str, PairedTest]],
     moved: Mapping[str, Sequence[Moved]],
+    kinds: Mapping[str, Mapping[str, Mapping[str, Figure]]],
 ) -> dict[str, Table]:
     """All tables of a split by heading, the first one first; what nothing was measured for has none."""
     tables = {"": figure_table(found, interval=True)}
+    for kind, of in kinds.items():
+        tables[f"Questions of kind {kind or 'not known'}"] = figure_table(of, interval=True)
     if compared:
         tables[DIFFERENCES] = difference_table(compared)
     for heading, columns in DETAILS.items():

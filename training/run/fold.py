@@ -4,7 +4,7 @@ import numpy as np
 
 from clara.config.model import SOURCE_SETTINGS, Fusion
 from clara.config.tree import Config
-from clara.data.questions import Question, evenly, fold_of, read_questions, shuffled_answers
+from clara.data.questions import Question, check_targets, evenly, fold_of, read_questions, shuffled_answers
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.artefact import Checkpoint
@@ -18,7 +18,7 @@ def trained_questions(config: Config) -> list[Question]:
     """Questions of the training split, without the fold that the score is fitted to.
 
     Raises:
-        InputError: all of them are in the fold.
+        InputError: all of them are in the fold, or all have one target.
     """
     questions = read_questions(config.questions, "train")
     _, chosen = fold_of(questions, config.joint.fit_share)
@@ -27,6 +27,7 @@ def trained_questions(config: Config) -> list[Question]:
             f"joint.fit_share is {config.joint.fit_share:g}: it leaves none of the {len(questions)} training questions "
             f"of {config.questions!r}; lower it"
         )
+    check_targets(chosen, config.questions)
     return chosen
 
 

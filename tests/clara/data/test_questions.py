@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from clara.data.questions import FILE, Question, read_questions, write_questions
+from clara.data.questions import FILE, Question, by_target, check_targets, drawn, read_questions, write_questions
 from clara.errors import InputError
 from clara.storage.manifest import read_manifest
 
@@ -72,3 +72,24 @@ def test_damage_and_a_place_that_cannot_be_written_are_named(tmp_path: Path) -> 
         read_questions(tmp_path / "a")
     with pytest.raises(InputError, match=f"{FILE}/below: cannot be written"):
         write_questions(path / "below", QUESTIONS, recipe={})
+
+
+def asked(*targets: str) -> list[Question]:
+    return [Question(f"q{i}", f"{i}?", ("a",), tuple(target)) for i, target in enumerate(targets)]
+
+
+def test_targets_group_questions_and_one_without_a_target_is_alone() -> None:
+    assert by_target(asked("a", "b", "a", "", "ab", "ba", "")) == [[0, 2], [1], [3], [4, 5], [6]]
+
+
+def test_questions_that_all_have_one_target_are_refused() -> None:
+    with pytest.raises(InputError, match=r"QUESTIONS: all 2 training questions have the target a, .*several targets"):
+        check_targets(asked("a", "a"), "QUESTIONS")
+    for fine in ([], asked("a"), asked("", ""), asked("a", "b")):
+        check_targets(fine, "QUESTIONS")
+
+
+def test_a_larger_draw_only_adds() -> None:
+    questions = asked(*"abcdefgh")
+    assert [drawn(questions, n, 3) for n in range(9)] == [drawn(questions, 8, 3)[:n] for n in range(9)]
+    assert drawn(questions[::-1], 4, 3) == drawn(questions, 4, 3) != drawn(questions, 4, 4)
