@@ -119,13 +119,13 @@ def _questions(rows: list[dict[str, str]]) -> list[Question]:
     return found
 
 
-def make(folder: Path, checkpoint: Path, corpus: Path) -> World:
-    """Everything, in a folder."""
+def make(folder: Path, checkpoint: Path, corpus: Path, *, dtype: str = "float32") -> World:
+    """Everything, in a folder; MEMORY made in this type of the LM."""
     rows = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     chunks = [_chunk(row) for row in rows]
     world = World(checkpoint, folder / "memory-v0", folder / "index-v0", folder / "questions")
-    fingerprint = of_checkpoint(checkpoint, EncodingSettings(96, 0, key_size=32, key_seed=0, dtype="float32"))
-    model = load_checkpoint(checkpoint, Backbone(dtype="float32"))
+    fingerprint = of_checkpoint(checkpoint, EncodingSettings(96, 0, key_size=32, key_seed=0, dtype=dtype))
+    model = load_checkpoint(checkpoint, Backbone.model_validate({"dtype": dtype}))
     reports = [
         write_memory_shard(
             lambda: model,
