@@ -213,8 +213,24 @@ def _bootstrap(values: bytes, seed: int, level: float, num_resamples: int) -> tu
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
+def grouped_interval(
+    values: ArrayLike, groups: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999
+) -> tuple[float, float]:
+    """`bootstrap_interval` that draws the questions of a group (of one target) together; groups are numbers from 0."""
+    sums, counts = np.bincount(groups, weights=_finite(values, "values")), np.bincount(groups)
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(num_resamples, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
 def paired_test(
-    a: ArrayLike, b: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999
+    a: ArrayLike,
+    b: ArrayLike,
+    seed: int = 0,
+    level: float = 0.95,
+    num_resamples: int = 9999,
+    groups: ArrayLike | None = None,
 ) -> PairedTest:
     """Whether system a differs from system b: the two-sided paired permutation test on the mean of a − b.
 
@@ -224,6 +240,7 @@ def paired_test(
         seed: of the resampling.
         level: of the interval.
         num_resamples: permutations and bootstrap samples; few questions have all their permutations counted instead.
+        groups: of each question, numbers from 0: questions of one target are drawn and exchanged together.
 
     Raises:
         InputError: none, not finite, or of different number.
@@ -232,8 +249,13 @@ def paired_test(
     if len(ours) != len(theirs):
         raise InputError(f"a has {len(ours)} values and b {len(theirs)}; a paired test needs the same questions")
     difference = ours - theirs
-    low, high = bootstrap_interval(difference, seed, level, num_resamples)
-    p_value = _sign_flip_p_value(difference, seed, num_resamples)
+    if groups is None:
+        low, high = bootstrap_interval(difference, seed, level, num_resamples)
+        p_value = _sign_flip_p_value(difference, seed, num_resamples)
+    else:
+        low, high = grouped_interval(difference, groups, seed, level, num_resamples)
+        sums: Values = np.bincount(groups, weights=difference).astype(np.float64)
+        p_value = _sign_flip_p_value(sums, seed, num_resamples)
     return PairedTest(float(difference.mean()), low, high, p_value, len(difference))
 
 

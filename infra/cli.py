@@ -145,6 +145,13 @@ def promote() -> Main:
     return main
 
 
+def registry() -> Main:
+    """Versions of a registered model, their aliases, and the record of promotions"""
+    from training.show_registry import main
+
+    return main
+
+
 def ask() -> Main:
     """Answers with the passages that they came from"""
     from clara.ask import main
@@ -165,7 +172,7 @@ def serve() -> Main:
 
     @wraps(main)
     def serve_registered(argv: list[str]) -> int:
-        return main(with_registered(argv), local_checkpoint)
+        return main(argv, local_checkpoint, with_registered)
 
     return serve_registered
 
@@ -216,7 +223,14 @@ GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
         "score-utilities": score_utilities,
         "train joint": train_joint,
     },
-    "measure and use": {"evaluate": evaluate, "register": register, "promote": promote, "ask": ask, "serve": serve},
+    "measure and use": {
+        "evaluate": evaluate,
+        "register": register,
+        "promote": promote,
+        "registry": registry,
+        "ask": ask,
+        "serve": serve,
+    },
     "clusters": {
         "worker-pool": worker_pool,
         "submit spark": submit_spark,

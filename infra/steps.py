@@ -5,9 +5,10 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from clara.config.flags import touches
 from clara.config.tree import JOINT, PRETRAIN
@@ -26,11 +27,17 @@ PASSED_ON = {*STAGES, "retrieval", "backbone.dtype"}
 
 @dataclass(frozen=True)
 class Step:
-    """One command of an experiment, its title, and the exit statuses that count as success."""
+    """One command of an experiment.
+
+    Attributes:
+        title: its name.
+        command: as a list of words.
+        notes: what is printed after an exit status other than 0 that counts as success too.
+    """
 
     title: str
     command: list[str]
-    accepted: tuple[int, ...] = (0,)
+    notes: Mapping[int, str] = field(default_factory=dict)
 
 
 def options(**values: object) -> list[str]:
@@ -101,16 +108,18 @@ def run_step(step: Step, number: int, total: int) -> float:
     """
     title = f"[{number}/{total}] {step.title}"
     print(f"\n\033[1m{title}\033[0m" if sys.stdout.isatty() else f"\n{title}")
-    return run_together([step.command], f"step {number}, {step.title},", step.accepted)
+    return run_together([step.command], f"step {number}, {step.title},", step.notes)
 
 
-def run_together(commands: Sequence[Sequence[str]], name: str, accepted: tuple[int, ...] = (0,)) -> float:
+def run_together(
+    commands: Sequence[Sequence[str]], name: str, notes: Mapping[int, str] = MappingProxyType({})
+) -> float:
     """Run commands at the same time and wait for all. Returns the seconds.
 
     Args:
         commands: to run.
         name: for the error.
-        accepted: exit statuses that count as success.
+        notes: what is printed after an exit status other than 0 that counts as success too.
 
     Raises:
         InputError: one of them failed; its own message is above.
@@ -119,7 +128,11 @@ def run_together(commands: Sequence[Sequence[str]], name: str, accepted: tuple[i
         print(f"  $ {shown(command)}", flush=True)
     began, environment = time.monotonic(), ENVIRONMENT | os.environ | {"PYTHONPATH": str(ROOT)}
     processes = [subprocess.Popen(command, env=environment) for command in commands]
-    failed = [status for process in processes if (status := process.wait()) not in accepted]
+    statuses = [process.wait() for process in processes]
+    for status in statuses:
+        if status in notes:
+            print(notes[status])
+    failed = [status for status in statuses if status and status not in notes]
     if failed:
         then = "Correct what it names, then run" if BAD_INPUT in failed else "Run"
         raise InputError(

@@ -1,38 +1,31 @@
 """Move a model's alias to a version that beats the one that holds it, or say why not.
 
-python -m training.promote --name MODEL --version N [--alias champion] --tracking-uri sqlite:///PATH
+    python -m training.promote --name MODEL --version N [--alias champion] --tracking-uri sqlite:///PATH
+    python -m training.promote --name MODEL --rollback [--alias champion] --tracking-uri sqlite:///PATH
 
 Compared is the log-likelihood of each held-out question's answer after reading what the system retrieved, by a paired
-test. Exit status: 0 the version holds the alias now, 3 it does not.
+test. Every version must reach the floors, the first one too. The version's tags record each decision; clara registry
+shows them. Exit status: 0 the version holds the alias now, 3 it does not.
 """
 
 import argparse
-import tempfile
+import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING
 
 from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
 from clara.metrics import PairedTest, paired_test
-from training.evaluation.files import PER_QUESTION
-from training.registry.registration import EVALUATION
-from training.registry.store import answers, check_names, open_store
+from training.registry import floors
+from training.registry.evaluated import Held, evaluated, target_numbers
+from training.registry.record import PROMOTED, PROMOTION, REFUSED, ROLLED_BACK, Entry, holders, note, record_of
+from training.registry.store import answers, check_names, open_store, versions_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
 NOT_PROMOTED = 3
-
-
-@dataclass(frozen=True)
-class Held:
-    """What a version's evaluation says: each question's wording and answers, and the measure, by question id."""
-
-    asked: dict[str, tuple[Any, ...]]
-    values: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -45,7 +38,7 @@ class Decision:
 
 
 def decide(challenger: Held, champion: Held, *, measure: str, level: float, seed: int = 0) -> Decision:
-    """Compare two systems on the same questions.
+    """Compare two systems on the same questions. Interval and test resample targets.
 
     Args:
         challenger: wants the alias.
@@ -73,7 +66,12 @@ def decide(challenger: Held, champion: Held, *, measure: str, level: float, seed
             f"{measure} is known for {len(names)} of {len(challenger.asked)} questions; evaluate every question, two "
             "at least",
         )
-    test = paired_test([challenger.values[n] for n in names], [champion.values[n] for n in names], seed)
+    test = paired_test(
+        [challenger.values[n] for n in names],
+        [champion.values[n] for n in names],
+        seed,
+        groups=target_numbers(challenger.asked, names),
+    )
     figures = (
         f"{measure} {test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}], p = {test.p_value:.4f}, "
         f"{test.num_questions} questions"
@@ -87,56 +85,13 @@ def decide(challenger: Held, champion: Held, *, measure: str, level: float, seed
     return Decision(True, f"beats the champion: {figures}", test)
 
 
-def held_out(client: "MlflowClient", version: "ModelVersion", *, split: str, measure: str) -> Held:
-    """What the evaluation that a version was registered with says of it.
-
-    Raises:
-        InputError: the version was not registered by `training.register`, or its evaluation has no such split or
-            measure.
-    """
-    from mlflow.exceptions import MlflowException
-
-    label = f"{version.name} version {version.version}"
-    system = version.tags.get("clara.system")
-    if system is None or not version.run_id:
-        raise InputError(f"{label}: no evaluation is known of it; register it with python -m training.register")
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = client.download_artifacts(version.run_id, f"{EVALUATION}/{PER_QUESTION}", folder)
-        except (MlflowException, OSError) as error:
-            raise InputError(
-                f"{label}: its run {version.run_id} has no {EVALUATION}/{PER_QUESTION} ({error}); register it again"
-            ) from error
-        rows = pq.read_table(path).to_pylist()
-    own = [row for row in rows if row["system"] == system]
-    chosen = [row for row in own if row["split"] == split]
-    if not chosen:
-        raise InputError(
-            f"{label}: no question with split {split!r}; there are {sorted({row['split'] for row in own})}; name one "
-            "with --split"
-        )
-    if measure not in chosen[0]:
-        known = [name for name in chosen[0] if "." in name]
-        raise InputError(f"--measure {measure!r}: the evaluation has {', '.join(known)}; name one of them")
-    return Held(
-        asked={
-            row["question_id"]: (row["question"], tuple(row["answers"]), tuple(row["positive_ids"])) for row in chosen
-        },
-        values={row["question_id"]: float(row[measure]) for row in chosen if row[measure] is not None},
-    )
-
-
 def model_version(client: "MlflowClient", name: str, version: str) -> "ModelVersion":
     """A version by number, or the newest one for `latest`.
 
     Raises:
         InputError: there is none.
     """
-    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
-    if not versions:
-        raise InputError(
-            f"--name {name!r}: no version is registered in this store; register one with python -m training.register"
-        )
+    versions = versions_of(client, name)
     wanted = max(versions, key=int) if version == "latest" else version
     if wanted not in versions:
         raise InputError(
@@ -155,8 +110,12 @@ def parser() -> Command:
     """The command line's arguments."""
     parser = Command("training.promote", __doc__)
     parser.add_argument("--name", required=True, help="registered model")
-    parser.add_argument("--version", required=True, help="challenger: a version's number, or latest")
-    for name in ("alias", "split", "measure", "level"):
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--version", help="challenger: a version's number, or latest")
+    what.add_argument(
+        "--rollback", action="store_true", help="move the alias back to the version that held it before, by the record"
+    )
+    for name in ("alias", "split", "measure", "level", "floors"):
         add_setting(parser, f"promotion.{name}")
     add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI", required=True)
     parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
@@ -169,40 +128,91 @@ def main(argv: list[str]) -> int:
     check_names(options.name, options.alias)
     client = open_store(options.tracking_uri)
     with answers(options.tracking_uri):
-        return promote(client, options)
+        return roll_back(client, options) if options.rollback else promote(client, options)
 
 
 def promote(client: "MlflowClient", options: argparse.Namespace) -> int:
-    """Decide, say so, and move the alias. Returns the exit status.
+    """Decide, say so, move the alias, and add to the record. Returns the exit status.
 
     Raises:
-        InputError: as raised by `model_version` and `held_out`.
+        InputError: as raised by `model_version`, `evaluated` and `floors.check`.
     """
     challenger = model_version(client, options.name, options.version)
     champion = holder(client, options.name, options.alias)
-    held = held_out(client, challenger, split=options.split, measure=options.measure)
-    if champion is None:
-        decision = Decision(True, f"nobody holds {options.alias}")
-    elif champion.version == challenger.version:
+    own = evaluated(client, challenger, options.split)
+    held, checks = own.held(options.measure), list[floors.Check]()
+    holds = champion is not None and champion.version == challenger.version
+    if not holds:
+        checks = floors.check(own, options.floors)
+    if holds:
         decision = Decision(True, f"holds {options.alias} already")
+    elif refusal := floors.refusal(checks):
+        decision = Decision(False, refusal)
+    elif champion is None:
+        decision = Decision(True, f"nobody holds {options.alias}{_reached(checks)}")
     else:
-        old = held_out(client, champion, split=options.split, measure=options.measure)
+        old = evaluated(client, champion, options.split).held(options.measure)
         decision = decide(held, old, measure=options.measure, level=options.level)
-    against = (
-        f" against version {champion.version}"
-        if champion is not None and champion.version != challenger.version
-        else ""
-    )
+    against = f" against version {champion.version}" if champion is not None and not holds else ""
     verdict = "promoted" if decision.promoted else "not promoted"
     text = f"{options.name} version {challenger.version} {verdict} to {options.alias}{against}: {decision.reason}"
     print(text)
-    if options.dry_run:
-        return 0 if decision.promoted else NOT_PROMOTED
-    if champion is None or champion.version != challenger.version:
-        client.set_model_version_tag(options.name, challenger.version, f"clara.promotion.{options.alias}", text)
-    if decision.promoted:
-        client.set_registered_model_alias(options.name, options.alias, challenger.version)
+    if not options.dry_run and not holds:
+        if decision.promoted:
+            client.set_registered_model_alias(options.name, options.alias, challenger.version)
+        # After the alias: a record without its last move still rolls back to the right version.
+        entry = Entry(
+            alias=options.alias,
+            version=str(challenger.version),
+            before=None if champion is None else str(champion.version),
+            outcome=PROMOTED if decision.promoted else REFUSED,
+            reason=decision.reason,
+            split=options.split,
+            measure=options.measure,
+            questions=challenger.tags.get("clara.questions_hash", ""),
+            test=None if decision.test is None else dataclasses.asdict(decision.test),
+            floors=tuple(dataclasses.asdict(each) for each in checks),
+        )
+        note(client, options.name, entry)
+        client.set_model_version_tag(options.name, challenger.version, f"{PROMOTION}.{options.alias}", text)
     return 0 if decision.promoted else NOT_PROMOTED
+
+
+def _reached(checks: list[floors.Check]) -> str:
+    return f"; it reaches the floors {', '.join(each.floor for each in checks)}" if checks else ""
+
+
+def roll_back(client: "MlflowClient", options: argparse.Namespace) -> int:
+    """Move the alias back to who held it before, say so, and add to the record. Returns the exit status.
+
+    Raises:
+        InputError: nobody held the alias before, by the record; or that version was deleted.
+    """
+    name, alias, versions = options.name, options.alias, versions_of(client, options.name)
+    champion = holder(client, name, alias)
+    if champion is None:
+        raise InputError(f"--alias {alias!r}: no version of {name} holds it; promote one with --version")
+    before = holders(record_of(versions.values()), alias)
+    if before[-1:] == [str(champion.version)]:
+        before.pop()
+    if not before:
+        raise InputError(
+            f"--rollback: nobody held {alias} of {name} before version {champion.version}, by the record of promotions "
+            "(clara registry shows it); promote another version with --version"
+        )
+    target = before[-1]
+    if target not in versions:
+        raise InputError(
+            f"--rollback: version {target} of {name}, which held {alias} before version {champion.version}, was "
+            f"deleted; there are {', '.join(sorted(versions, key=int))}; promote one with --version"
+        )
+    text = f"{name} version {target} has {alias} back from version {champion.version}"
+    print(f"{text} (dry run: nothing is changed)" if options.dry_run else text)
+    if not options.dry_run:
+        client.set_registered_model_alias(name, alias, target)
+        note(client, name, Entry(alias, target, str(champion.version), ROLLED_BACK, text))
+        client.set_model_version_tag(name, target, f"{PROMOTION}.{alias}", text)
+    return 0
 
 
 if __name__ == "__main__":

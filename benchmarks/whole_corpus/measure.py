@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from clara.config.model import FeatureName
 from clara.data.questions import Question
-from clara.metrics import ranking_metrics
+from clara.metrics import grouped_interval, ranking_metrics
 from clara.retrieval.ranker import Ranker
 from clara.retrieval.retriever import Retriever
 from training.score_fit.run import features_and_allowed
 
 CUTOFFS = (1, 5, 20)
-_RESAMPLES = 9999
 
 
 @dataclass(frozen=True)
@@ -72,8 +71,4 @@ def difference(
         b: the same of another system.
         targets: the target of each question `[Q]`; questions of one target are drawn together.
     """
-    sums, counts = np.bincount(targets, weights=a - b), np.bincount(targets)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(np.mean(a - b)), float(low), float(high)
+    return float(np.mean(a - b)), *grouped_interval(a - b, targets)

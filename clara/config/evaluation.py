@@ -1,14 +1,19 @@
 """Sections of the configuration for a trained system: measuring it, promoting it."""
 
+import re
 from typing import Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from clara.config.section import Section
 
 Condition = Literal["index", "pool", "right", "wrong", "none"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 """What an answer is read from: the system's retrieval, the question's pool, right documents, wrong ones, nothing."""
+FLOOR = re.compile(
+    r"(?P<measure>[^\s<>=]+)(?P<sign>>=|<=)(?P<bound>baselines|bm25|dense|[-+]?\d+(\.\d*)?(e[-+]?\d+)?)", re.ASCII
+)
+"""A floor of a promotion."""
 Baseline = Literal["bm25", "dense", "text"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
@@ -67,3 +72,18 @@ class Promotion(Section):
     split: str = Field("unseen", description="held-out questions that decide")
     measure: str = Field("index.log_likelihood", description="what is compared, larger is better; nats an answer")
     level: float = Field(0.05, gt=0, lt=1, description="the paired test's p-value must be below it")
+    floors: tuple[str, ...] = Field(
+        ("index.log_likelihood>=baselines", "index.recall@5>=baselines"),
+        description="what every version must reach, the first one too: MEASURE>=BOUND or MEASURE<=BOUND; the bound is "
+        "a number, bm25, dense, or baselines (BM25, and dense where the EVALUATION has it), with the same generator",
+    )
+
+    @model_validator(mode="after")
+    def _readable(self) -> "Promotion":
+        for floor in self.floors:
+            if not FLOOR.fullmatch(floor):
+                raise ValueError(
+                    f"promotion.floors has {floor!r}; expected MEASURE>=BOUND or MEASURE<=BOUND with a number, bm25, "
+                    "dense or baselines, as index.recall@5>=bm25"
+                )
+        return self

@@ -248,6 +248,7 @@ READ_BY = {
         "evaluate",
         "register",
         "promote",
+        "registry",
         "ask",
         "serve",
     ),

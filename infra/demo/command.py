@@ -16,8 +16,8 @@ from clara.config.flags import Command, add_setting, as_sets
 from clara.errors import InputError
 from clara.storage.folders import atomic_write
 from infra.demo.given import CONFIG, DTYPE, QUICK_DOCUMENTS, Given
-from infra.demo.steps import Demo
-from infra.steps import SHIPPED, STAGES, relative, run_step, shown
+from infra.demo.steps import MODEL_NAME, Demo
+from infra.steps import SHIPPED, STAGES, module, relative, run_step, shown
 from infra.summary import read, text
 
 
@@ -29,10 +29,12 @@ def closing(demo: Demo, seconds: dict[str, float]) -> str:
     lines += ["", text(read(demo.output / "evaluation"), "unseen")]
     if demo.world and (world := demo.shared / "world" / "report.md").is_file():
         lines += ["", world.read_text(encoding="utf-8").strip()]
+    history = module("training.show_registry", MODEL_NAME, tracking_uri=demo.tracking)
     lines += [
         "",
         f"Artefacts: {relative(demo.output)}/ (memory-v0, index-v0, joint/; evaluation/report.html has all measures)",
         f"Runs and registry: mlflow ui --backend-store-uri {demo.tracking}",
+        f"Versions, and why one has an alias or not: {shown(history)}",
         f"Ask more: {shown(demo.asking())} 'your question'",
     ]
     return "\n".join(lines)

@@ -32,7 +32,7 @@ __all__ = ["evaluation", "store", "world"]  # fixtures
 
 def held(values: list[float], *, wording: str = "Who?") -> Held:
     names = [f"q{i}" for i in range(len(values))]
-    return Held({n: (wording, ("Bob",), ("d",)) for n in names}, dict(zip(names, values, strict=True)))
+    return Held({n: (wording, ("Bob",), (f"d{n}",)) for n in names}, dict(zip(names, values, strict=True)))
 
 
 def decision(challenger: Held, champion: Held) -> promote.Decision:

@@ -14,6 +14,7 @@ from clara.tracking.run_log import RunLog, TrackingError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 _NOT_IN_NAMES, _LONGEST_NAME = "/:.%\"'", 256
 _ALIAS, _RESERVED_ALIAS = re.compile(r"[A-Za-z0-9_-]{1,255}"), re.compile(r"latest|v\d+")
@@ -77,6 +78,20 @@ def answers(uri: str) -> Iterator[None]:
             f"--tracking-uri {uri!r}: does not answer, or refuses ({reason:.300}); correct that or the URI, or "
             "start the server, and run the same command again"
         ) from error
+
+
+def versions_of(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]":
+    """The versions of a model by number.
+
+    Raises:
+        InputError: there is none.
+    """
+    versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
+    if not versions:
+        raise InputError(
+            f"--name {name!r}: no version is registered in this store; register one with python -m training.register"
+        )
+    return versions
 
 
 def check_names(name: str, alias: str | None = None) -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from clara.metrics import grouped_interval
 from clara.storage.manifest import hash_of
 from training.score_fit.fit import cross_entropies, fit, loss_of
 
 PENALTIES = (0.03, 0.3, 3.0)
-_FOLDS, _ITERATIONS, _RESAMPLES = 5, 100, 9999
+_FOLDS, _ITERATIONS = 5, 100
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,4 @@ def compared(problem: Problem, penalty: float) -> tuple[float, float, float]:
         with_head = cross_entropies(*given, v * np.exp(measured.queries @ h.T))
         differences[held] = with_head - cross_entropies(*given, constant)
     _, group = np.unique(problem.targets, return_inverse=True)
-    sums, counts = np.bincount(group, weights=differences), np.bincount(group)
-    drawn = np.random.default_rng(0).integers(len(sums), size=(_RESAMPLES, len(sums)))
-    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), (0.025, 0.975))
-    return float(differences.mean()), float(low), float(high)
+    return float(differences.mean()), *grouped_interval(differences, group)
