@@ -8,14 +8,12 @@ python -m clara.ask --checkpoint DIR --memory DIR --index DIR "question" ["quest
 import dataclasses
 import json
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import clara
-from clara.config.dense_flags import add_dense_settings
 from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
-from clara.storage.paths import is_registered
+from clara.opening import Resolve, add_system_settings, as_it_is, open_system
 
 if TYPE_CHECKING:
     from clara.retrieval.answered import Answered
@@ -46,18 +44,9 @@ def parser() -> Command:
     """The command line's arguments."""
     parser = Command("clara.ask", __doc__)
     parser.add_argument("questions", nargs="*", metavar="QUESTION", help="what to ask; several are answered in one go")
-    add_setting(parser, "checkpoint", metavar="DIR", required=True)
-    add_setting(parser, "memory", metavar="DIR", required=True)
-    add_setting(parser, "index", metavar="DIR")
-    add_setting(parser, "backbone.path", "--backbone", metavar="DIR")
+    add_system_settings(parser)
     add_setting(parser, "serving.num_selected", metavar="K")
-    for name, metavar in (("first_level", "L"), ("candidates", "N"), ("exact_rows", "N")):
-        add_setting(parser, f"retrieval.{name}", metavar=metavar)
-    add_dense_settings(parser)
     add_setting(parser, "serving.max_new_tokens")
-    add_setting(parser, "device")
-    add_setting(parser, "serving.verify")
-    add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI")
     parser.add_argument("--explain", action="store_true", help="show why each passage was found")
     parser.add_argument(
         "--judge-by",
@@ -93,41 +82,18 @@ def verdict(text: str, accepted: Sequence[str]) -> bool:
     return exact_match(text, accepted) == 1.0
 
 
-def by_folder_only(checkpoint: str, _: str) -> str:
-    """A path or URL as it is.
-
-    Raises:
-        InputError: the name of a registered model; this package does not use MLflow.
-    """
-    if is_registered(checkpoint):
-        raise InputError(
-            f"--checkpoint {checkpoint!r}: only the command clara ask resolves registered models; run it, or "
-            "give the folder of the CHECKPOINT"
-        )
-    return checkpoint
-
-
-def main(argv: list[str], resolve: Callable[[str, str], str] = by_folder_only) -> int:
+def main(argv: list[str], resolve: Resolve = as_it_is) -> int:
     """The command line.
 
     Args:
         argv: arguments.
-        resolve: the path or URL of a CHECKPOINT, from its name and the URI of the MLflow store.
+        resolve: see `Resolve`.
     """
     options = parser().parse_args(argv)
     if not options.questions and not options.dry_run:
         raise InputError("no question given; add at least one, in quotes, at the end of the command")
     accepted = accepted_answers(options.judge_by, options.questions) if options.judge_by else {}
-    checkpoint = resolve(options.checkpoint, options.tracking_uri)
-    system = clara.open(
-        checkpoint,
-        options.memory,
-        options.index or None,
-        backbone=options.backbone,
-        device=options.device,
-        retrieval=options.config.retrieval,
-        verify=options.verify,
-    )
+    system = open_system(options, resolve(options.checkpoint, options.tracking_uri))
     if options.dry_run:
         store = system.retriever.store
         print(f"{options.memory}: {len(store)} rows, fingerprint {store.fingerprint[:16]}…, fits {options.checkpoint}")

@@ -10,7 +10,7 @@ from clara.retrieval.answered import Answered, Passage
 from clara.retrieval.filter import Filter
 from clara.retrieval.retriever import Retriever
 from clara.storage.artefact import Artefact
-from clara.storage.paths import Name, is_registered
+from clara.storage.paths import Name, require_resolved
 
 
 class System:
@@ -36,11 +36,7 @@ class System:
         verify: bool = False,
     ) -> "System":
         """See `clara.open`."""
-        if is_registered(checkpoint):
-            raise InputError(
-                f"checkpoint {str(checkpoint)!r}: registered models are resolved by the command clara; give the folder "
-                "or URL of the CHECKPOINT"
-            )
+        require_resolved(checkpoint)
         return cls(
             Retriever.open(
                 checkpoint,

@@ -12,6 +12,11 @@ class Serving(Section):
     num_selected: int = Field(5, ge=1, description="K, passages that an answer is read from")
     max_new_tokens: int = Field(32, ge=1, description="longest answer, in tokens")
     verify: bool = Field(False, description="read every byte of the MEMORY and check its sha256 first; else sizes only")
+    follow: bool = Field(
+        False,
+        description="look for a newer system (the holder of the alias, a newer MEMORY and INDEX) and let it take over",
+    )
+    follow_seconds: float = Field(30.0, gt=0, le=YEAR_SECONDS, description="between two looks for a newer system")
     host: str = Field("127.0.0.1", description="address that the service listens at; 0.0.0.0: every one")
     port: int = Field(8000, ge=0, le=65535, description="port of the service; 0: any free one")
     model_name: str = Field("clara", min_length=1, description="name of the system for OpenAI-compatible clients")

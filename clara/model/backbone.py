@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 from clara.errors import InputError
 from clara.model.lora import Route, add_adapter, current_route, install, routed
 from clara.model.output_check import check, measure_output
-from clara.model.precision import multiplies_bfloat16, widened
+from clara.model.precision import DEFAULT_TYPE, multiplies_bfloat16, widened
 from clara.storage.cache import local_folder
 
 logger = logging.getLogger(__name__)
@@ -80,13 +80,15 @@ class Backbone(nn.Module):
             )
         try:
             AutoConfig.from_pretrained(local, local_files_only=True)
-            lm = AutoModelForCausalLM.from_pretrained(
-                local,
-                dtype=getattr(torch, dtype),
-                attn_implementation=attention,
-                local_files_only=True,
-                use_safetensors=True,
-            )
+            building: AbstractContextManager[object] = nullcontext() if dtype == "float32" else DEFAULT_TYPE
+            with building:
+                lm = AutoModelForCausalLM.from_pretrained(
+                    local,
+                    dtype=getattr(torch, dtype),
+                    attn_implementation=attention,
+                    local_files_only=True,
+                    use_safetensors=True,
+                )
         except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
             raise InputError(
                 f"backbone.path {folder!r}: cannot be loaded with attention {attention!r}, dtype {dtype!r}: {error}"

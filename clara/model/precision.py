@@ -1,7 +1,12 @@
 """Types of numbers: losses and scores in float32 at least, and whether a processor multiplies bfloat16 itself."""
 
+import threading
+
 import torch
 from torch import Tensor
+
+DEFAULT_TYPE = threading.Lock()
+"""Held while transformers builds a model, as that sets the process's default type, and by what computes meanwhile."""
 
 
 def widened(tensor: Tensor) -> Tensor:

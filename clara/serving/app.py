@@ -1,6 +1,6 @@
 """The application: routes, errors, and the engine's life."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import cast
 
@@ -18,6 +18,7 @@ from clara.serving.chat import add_chat
 from clara.serving.engine import Engine
 from clara.serving.errors import DOCUMENTED, ErrorReply, detail, error_response
 from clara.serving.events import FailedError, Finished, Found, Piece, QueueFullError, Request, StoppedError
+from clara.serving.follow import Follower
 from clara.serving.guard import Guard
 from clara.serving.metrics import Metrics
 from clara.serving.schemas import (
@@ -34,7 +35,14 @@ from clara.serving.service import ClientGoneError, Service, as_json, status_of, 
 from clara.system import System
 
 
-def make_app(system: System, settings: Serving, *, key: str = "", metrics: Metrics | None = None) -> FastAPI:
+def make_app(
+    system: System,
+    settings: Serving,
+    *,
+    key: str = "",
+    metrics: Metrics | None = None,
+    follow: Callable[[Engine, Metrics], Follower] | None = None,
+) -> FastAPI:
     """The service of a system; its engine runs from start-up to shutdown.
 
     Args:
@@ -42,17 +50,23 @@ def make_app(system: System, settings: Serving, *, key: str = "", metrics: Metri
         settings: limits.
         key: that requests below `/v1/` must bear; empty: none.
         metrics: what is counted into; None: new ones.
+        follow: makes what lets newer systems take over; None: nothing does.
 
     Raises:
         InputError: see `Engine`.
     """
     counted = metrics or Metrics()
     engine = Engine(system, settings, counted)
+    follower = follow(engine, counted) if follow else None
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
+        if follower:
+            follower.start()
         yield
+        if follower:
+            follower.stop()
         engine.stop()
 
     app = FastAPI(
@@ -65,8 +79,8 @@ def make_app(system: System, settings: Serving, *, key: str = "", metrics: Metri
     for error in (InputError, QueueFullError, TimeoutError, StoppedError, FailedError, ClientGoneError, HTTPException):
         app.add_exception_handler(error, _as_response)
     app.add_exception_handler(RequestValidationError, _as_refusal)
-    service = Service(engine, settings)
-    _add_health(app, engine, counted)
+    service = Service(engine)
+    _add_health(app, engine, counted, follower)
     _add_answers(app, service)
     add_chat(app, service)
     return app
@@ -83,7 +97,7 @@ def _as_refusal(_: HttpRequest, error: Exception) -> Response:
     return error_response(422, "; ".join(lines).encode(errors="replace").decode())
 
 
-def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+def _add_health(app: FastAPI, engine: Engine, metrics: Metrics, follower: Follower | None) -> None:
     @app.get("/health/live")
     async def live() -> dict[str, str]:
         """The process answers."""
@@ -95,7 +109,8 @@ def _add_health(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         if not engine.ready:
             return error_response(503, "the service does not answer now")
         store = engine.system.retriever.store
-        return JSONResponse({"status": "ready", "rows": len(store), "fingerprint": store.fingerprint})
+        state = {"status": "ready", "rows": len(store), "fingerprint": store.fingerprint}
+        return JSONResponse(state | ({"follow": follower.state} if follower else {}))
 
     @app.get("/metrics")
     async def figures() -> Response:

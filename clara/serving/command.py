@@ -3,26 +3,30 @@
 python -m clara.serving --checkpoint DIR --memory DIR --index DIR
 
 The console command clara serve also takes --model models:/NAME@ALIAS --tracking-uri URI in place of the three: what
-that version was registered with. Other flags beside it take precedence.
+that version was registered with. Other flags beside it take precedence. With --follow a newer holder of the alias, or a
+newer MEMORY and INDEX, takes over without a restart.
 
 POST /v1/answers, /v1/search and /v1/chat/completions (of the OpenAI API); GET /docs lists them all. Requests below /v1/
 need the key that CLARA_API_KEY holds, if it is set. SIGTERM or Ctrl-C: running requests end, then the service.
 """
 
+import argparse
 import logging
 import os
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import clara
-from clara.config.dense_flags import add_dense_settings
 from clara.config.flags import Command, add_setting
 from clara.config.serving import Serving
 from clara.errors import InputError
+from clara.opening import Resolve, add_system_settings, as_it_is
+from clara.serving.sources import Sources
 
 if TYPE_CHECKING:
+    from clara.serving.engine import Engine
+    from clara.serving.follow import Follower
     from clara.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -31,18 +35,10 @@ logger = logging.getLogger(__name__)
 def parser() -> Command:
     """The command line's arguments."""
     parser = Command("clara.serving", __doc__, uses=["serving"])
-    add_setting(parser, "checkpoint", metavar="DIR", required=True)
-    add_setting(parser, "memory", metavar="DIR", required=True)
-    add_setting(parser, "index", metavar="DIR")
-    add_setting(parser, "backbone.path", "--backbone", metavar="DIR")
-    for name, metavar in (("first_level", "L"), ("candidates", "N"), ("exact_rows", "N")):
-        add_setting(parser, f"retrieval.{name}", metavar=metavar)
-    add_dense_settings(parser)
-    add_setting(parser, "device")
+    add_system_settings(parser)
     add_setting(parser, "serving.host", metavar="ADDRESS")
-    for name in ("port", "num_selected", "max_new_tokens", "max_running", "max_waiting", "verify"):
+    for name in ("port", "num_selected", "max_new_tokens", "max_running", "max_waiting", "follow", "follow_seconds"):
         add_setting(parser, f"serving.{name}")
-    add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI")
     parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
     return parser
 
@@ -82,21 +78,25 @@ def key_of(settings: Serving) -> str:
     return key
 
 
-def as_it_is(checkpoint: str, _: str) -> str:
-    """A path or URL; `clara.open` refuses the name of a registered model."""
-    return checkpoint
-
-
-def main(argv: list[str], resolve: Callable[[str, str], str] = as_it_is) -> int:
+def main(argv: list[str], resolve: Resolve = as_it_is, registered: Callable[[Sequence[str]], list[str]] = list) -> int:
     """The command line.
 
     Args:
         argv: arguments.
-        resolve: the path or URL of a CHECKPOINT, from its name and the URI of the MLflow store.
+        resolve: see `Resolve`.
+        registered: replaces `--model` in arguments by the flags of that version.
     """
-    options = parser().parse_args(argv)
+
+    def parse() -> tuple[argparse.Namespace, list[str]]:
+        words = registered(argv)
+        return parser().parse_args(words), words
+
+    options, words = parse()
     settings = options.config.serving
-    key, checkpoint = key_of(settings), resolve(options.checkpoint, options.tracking_uri)
+    key = key_of(settings)
+    # A registered version names its own MEMORY.
+    sources = Sources(parse, resolve, pinned=not settings.follow or words != argv)
+    served = sources.find()
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -106,23 +106,19 @@ def main(argv: list[str], resolve: Callable[[str, str], str] = as_it_is) -> int:
     # Taken before the model is read, which may take a while; clients are refused until the service listens.
     taken = bound(settings.host, settings.port)
     with taken:
-        system = clara.open(
-            checkpoint,
-            options.memory,
-            options.index or None,
-            backbone=options.backbone,
-            device=options.device,
-            retrieval=options.config.retrieval,
-            verify=settings.verify,
-        )
         from clara.serving.app import make_app
+        from clara.serving.follow import Follower
         from clara.serving.metrics import Metrics
 
-        metrics = Metrics()
-        app = make_app(system, settings, key=key, metrics=metrics)
-        host, port = taken.getsockname()[:2]
+        system, metrics = served.open(), Metrics()
+
+        def follow(engine: "Engine", counted: "Metrics") -> "Follower":
+            return Follower(engine, sources.find, served, counted, settings.follow_seconds)
+
+        app = make_app(system, settings, key=key, metrics=metrics, follow=follow if settings.follow else None)
+        rows, (host, port) = len(system.retriever.store), taken.getsockname()[:2]
+        del system  # the engine's, until a newer one takes over
         if options.dry_run:
-            rows = len(system.retriever.store)
             print(f"{options.memory}: {rows} rows, fits {options.checkpoint}; {host}:{port} is free")
             return 0
         log_as_json(metrics)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from clara.config.serving import Serving
 from clara.errors import InputError
 from clara.model.decoding import Generation, RunningBatch, TextStream, answer_text, num_prompt_tokens
+from clara.model.precision import DEFAULT_TYPE
 from clara.retrieval.answered import Answered, Passage
 from clara.retrieval.filter import Filter
 from clara.retrieval.fused import Hit
@@ -43,9 +44,11 @@ class _Job:
 
 @dataclass(eq=False)
 class _Answering:
-    """A job whose row is in the running batch."""
+    """A job whose row is in the running batch of a system."""
 
     job: _Job
+    system: System
+    batch: RunningBatch
     row: Generation
     passages: tuple[Passage, ...]
     num_prompt_tokens: int
@@ -68,6 +71,7 @@ class Engine:
         self.system, self._settings, self._metrics = system, settings, metrics
         self._batch = RunningBatch(system.retriever.model)
         self._running: list[_Answering] = []
+        self._coming: tuple[System, Serving, RunningBatch] | None = None
         self._waiting: deque[_Job] = deque()
         self._num_taken = 0
         self._changed, self._stopping = threading.Condition(), False
@@ -78,9 +82,32 @@ class Engine:
         """Whether requests are answered."""
         return self._thread.is_alive() and not self._stopping
 
+    @property
+    def settings(self) -> Serving:
+        """Limits, and the defaults of the system that answers now."""
+        return self._settings
+
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    def swap(self, system: System, settings: Serving) -> None:
+        """Let another system take over: it gets every request from the next turn on.
+
+        Answers that have begun are ended by the system that began them, which is then let go. Requests that wait keep
+        the numbers of passages and tokens that they came with.
+
+        Args:
+            system: used by nobody else from now on.
+            settings: its limits and defaults.
+
+        Raises:
+            InputError: see `RunningBatch`.
+        """
+        batch = RunningBatch(system.retriever.model)
+        with self._changed:
+            self._coming = system, settings, batch
+            self._changed.notify()
 
     def stop(self) -> None:
         """End the thread; requests that are left end with `StoppedError`."""
@@ -136,7 +163,8 @@ class Engine:
     def _run(self) -> None:
         while (new := self._next()) is not None:
             try:
-                self._turn(new)
+                with DEFAULT_TYPE:
+                    self._turn(new)
             except Exception:
                 self._fail([*new, *(answering.job for answering in self._running)])
                 self._running, self._batch = [], RunningBatch(self.system.retriever.model)
@@ -147,9 +175,11 @@ class Engine:
         """Jobs that begin now: every search, and answers while there is room; None when the service stops."""
         with self._changed:
             self._count(len(self._running))
-            self._changed.wait_for(lambda: self._waiting or self._running or self._stopping)
+            self._changed.wait_for(lambda: self._waiting or self._running or self._stopping or self._coming)
             if self._stopping:
                 return None
+            if self._coming is not None:
+                (self.system, self._settings, self._batch), self._coming = self._coming, None
             answers = [job for job in self._waiting if job.request.max_new_tokens]
             late = answers[self._settings.max_running - len(self._running) :]
             new = [job for job in self._waiting if job not in late]
@@ -165,9 +195,10 @@ class Engine:
     def _turn(self, new: Sequence[_Job]) -> None:
         """One decoding step; new jobs are searched for, and their rows join."""
         for answering in [a for a in self._running if a.job.cancelled]:
-            self._batch.leave(answering.row)
+            answering.batch.leave(answering.row)
             self._running.remove(answering)
-        self._batch.step()
+        for batch in dict.fromkeys(answering.batch for answering in self._running):
+            batch.step()
         self._report(self._running)
         joining = list(self._search(new))
         self._batch.join([answering.row for answering in joining])
@@ -227,7 +258,7 @@ class Engine:
                 f"the prompt has {num_tokens} tokens and the answer up to {request.max_new_tokens}, the language model "
                 f"takes {most} together; ask for fewer passages or tokens, or send less of the conversation"
             )
-        return _Answering(job, row, passages, num_tokens, TextStream(model, row))
+        return _Answering(job, self.system, self._batch, row, passages, num_tokens, TextStream(model, row))
 
     def _report(self, rows: Sequence[_Answering]) -> None:
         """Send what came: pieces of text, and finished answers."""
@@ -236,7 +267,7 @@ class Engine:
             if piece := answering.pieces.more():
                 job.send(Piece(piece))
             if row.done:
-                retriever, question = self.system.retriever, job.request.questions[0]
+                retriever, question = answering.system.retriever, job.request.questions[0]
                 text = answer_text(retriever.model, row.tokens)
                 answered = Answered(question, text, answering.passages, retriever.unread(question))
                 job.send(Finished(answered, answering.num_prompt_tokens, len(row.tokens), row.stopped))

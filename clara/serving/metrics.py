@@ -24,6 +24,13 @@ class Metrics:
         self.running = Gauge("clara_running", "requests that are searched for or answered now", registry=own)
         self.waiting = Gauge("clara_waiting", "requests that wait for their turn", registry=own)
         self.failures = Counter("clara_failures", "faults of the service itself", registry=own)
+        self.swaps = Counter("clara_swaps", "newer systems that took over", registry=own)
+        self.swap_failures = Counter(
+            "clara_swap_failures", "looks for a newer system that failed, by its loading or before", registry=own
+        )
+        self.outdated = Gauge(
+            "clara_outdated", "1 while a newer system is not served because of a failure", registry=own
+        )
         self.lost_lines = Counter("clara_lost_log_lines", "lines that could not be logged", registry=own)
 
     def text(self) -> bytes:

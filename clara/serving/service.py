@@ -24,8 +24,13 @@ T = TypeVar("T")
 class Service:
     """An engine and its limits."""
 
-    def __init__(self, engine: Engine, settings: Serving) -> None:
-        self.engine, self.settings = engine, settings
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @property
+    def settings(self) -> Serving:
+        """Limits, and the defaults of the system that answers now."""
+        return self.engine.settings
 
     def request(
         self,

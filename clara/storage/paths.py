@@ -33,6 +33,19 @@ def uri(path: Name) -> str:
     return os.fspath(path) if is_url(path) else Path(path).resolve().as_uri()
 
 
+def require_resolved(checkpoint: Name) -> None:
+    """Refuse the name of a registered model where it has to be a path or URL by now.
+
+    Raises:
+        InputError: it is one.
+    """
+    if is_registered(checkpoint):
+        raise InputError(
+            f"checkpoint {str(checkpoint)!r}: registered models are resolved by the command clara; give the folder "
+            "or URL of the CHECKPOINT"
+        )
+
+
 def require_local(name: str, path: Name) -> None:
     """Refuse a URL for what is appended to, renamed and locked while a command runs.
 

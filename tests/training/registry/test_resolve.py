@@ -166,5 +166,5 @@ def test_the_commands_that_take_such_a_name(
     asked = ["--checkpoint", name, "--memory", str(world.memory), "--tracking-uri", store.uri, "--dry-run"]
     assert cli.main(["ask", *asked]) == 0
     assert f"fits {name}" in capsys.readouterr().out
-    with pytest.raises(InputError, match="only the command clara ask resolves registered models"):
+    with pytest.raises(InputError, match="registered models are resolved by the command clara"):
         ask.main(asked)
