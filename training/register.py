@@ -30,7 +30,7 @@ from training.loop.lines import read
 from training.refresh.retention import pin
 from training.registry.curves import draw
 from training.registry.evaluation_log import metrics_of
-from training.registry.registration import EVALUATION, TAG, Registration
+from training.registry.registration import CARD, EVALUATION, TAG, Registration
 from training.registry.store import answers, check_names, open_run_log, open_store
 
 if TYPE_CHECKING:
@@ -93,10 +93,18 @@ def log_run(log: RunLog, registration: Registration, metrics: Path | None, pictu
 
 
 def register(
-    uri: str, experiment: str, registration: Registration, metrics: Path | None, pictures: list[Path]
+    uri: str,
+    experiment: str,
+    registration: Registration,
+    metrics: Path | None,
+    pictures: list[Path],
+    licences: Mapping[str, str],
 ) -> "ModelVersion":
-    """Register a system, or find that it has been; returns its version."""
+    """Register a system with its model card, or find that it has been; returns its version."""
+    from training.registry.card import card
+
     registration.check()
+    text = card(registration, licences)
     identity, tags, config = registration.identity(), registration.tags(), registration.model_config()
     client = open_store(uri)
     existing = registered(client, registration.name, identity)
@@ -122,6 +130,7 @@ def register(
             log_run(log, registration, metrics, pictures)
         with tempfile.TemporaryDirectory() as folder:
             save_model(Path(folder) / MODEL, log.run_id, registration, config)
+            (Path(folder) / CARD).write_text(text, encoding="utf-8")
             client.log_artifacts(log.run_id, folder)
         log.finish()
     return new_version(client, registration.name, log.run_id, {**tags, TAG: identity})
@@ -161,7 +170,8 @@ def new_version(client: "MlflowClient", name: str, run_id: str, tags: Mapping[st
         if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
             raise
     source = f"{client.get_run(run_id).info.artifact_uri}/{MODEL}"
-    return client.create_model_version(name, source, run_id, tags=dict(tags))
+    about = f"Its model card is {CARD} among the artifacts of run {run_id}."
+    return client.create_model_version(name, source, run_id, tags=dict(tags), description=about)
 
 
 def parser() -> Command:
@@ -192,6 +202,14 @@ def parser() -> Command:
         default=[],
         help="more pictures for the run; the evaluation's are logged anyway",
     )
+    parser.add_argument(
+        "--licence",
+        action="append",
+        default=[],
+        metavar="PART=TEXT",
+        help="for the model card, as corpus=CC-BY-SA-4.0; parts are corpus, questions, language model, or your own "
+        "(repeatable; that of the language model is read from its folder)",
+    )
     add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI", required=True)
     add_setting(parser, "tracking.experiment")
     parser.add_argument(
@@ -206,10 +224,24 @@ def settings_evaluated(evaluation: Path) -> Mapping[str, Any]:
     return settings
 
 
+def licences_of(given: list[str]) -> dict[str, str]:
+    """Licences by part.
+
+    Raises:
+        InputError: one is not `PART=TEXT`.
+    """
+    pairs = [text.partition("=") for text in given]
+    for part, _, licence in pairs:
+        if not part.strip() or not licence.strip():
+            raise InputError(f"--licence {part!r}: expected PART=TEXT, as corpus=CC-BY-SA-4.0")
+    return {part.strip(): licence.strip() for part, _, licence in pairs}
+
+
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
     check_names(options.name)
+    licences = licences_of(options.licence)
     options.checkpoint = Artefact.open(options.checkpoint, "CHECKPOINT").folder
     options.evaluation = Artefact.open(options.evaluation, "EVALUATION").folder
     for option, files in (
@@ -247,7 +279,7 @@ def main(argv: list[str]) -> int:
         )
         return 0
     with answers(options.tracking_uri):
-        version = register(options.tracking_uri, options.experiment, registration, metrics, options.pictures)
+        version = register(options.tracking_uri, options.experiment, registration, metrics, options.pictures, licences)
     print(
         f"{options.name} version {version.version}: models:/{options.name}/{version.version} "
         f"(metrics by step: {metrics or 'none'})"

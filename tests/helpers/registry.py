@@ -1,6 +1,8 @@
 """What tests of registration share: two evaluated systems, and an empty store."""
 
+import dataclasses
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,15 @@ QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of 
 @pytest.fixture(scope="module")
 def world(evaluation_artefacts: World) -> World:
     return evaluation_artefacts
+
+
+@pytest.fixture(scope="module")
+def own_world(evaluation_artefacts: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same with a MEMORY and an INDEX that no other module pins."""
+    folder = tmp_path_factory.mktemp("own")
+    for name in ("memory", "index"):
+        shutil.copytree(getattr(evaluation_artefacts, name), folder / name)
+    return dataclasses.replace(evaluation_artefacts, memory=folder / "memory", index=folder / "index")
 
 
 @pytest.fixture(scope="module")
@@ -51,4 +62,5 @@ def registration(world: World, evaluation: Path, store: str, system: str) -> lis
 
 
 def promotion(store: str, version: str, *more: str) -> list[str]:
-    return ["--name", MODEL, "--version", version, "--tracking-uri", store, *more]
+    """Arguments of a promotion without floors: the evaluation has no baselines."""
+    return ["--name", MODEL, "--version", version, "--tracking-uri", store, "--floors=", *more]

@@ -12,6 +12,8 @@ from clara.storage.manifest import hash_of, manifest_hash, read_manifest
 from clara.storage.paths import Name, absolute, uri
 
 TAG = "clara.registration"
+CARD = "model_card.md"
+"""Name of the model card among the artefacts of a version's run."""
 EVALUATION = "evaluation"
 """Folder of the run's artefacts that holds the evaluation's files."""
 
@@ -36,19 +38,23 @@ class Registration:
 
     def hashes(self) -> dict[str, str]:
         """Manifest hashes of its artefacts."""
-        named = {
-            "checkpoint": self.checkpoint,
-            "memory": self.memory,
-            "index": self.index,
-            "evaluation": self.evaluation,
-        }
-        return {kind: manifest_hash(path) for kind, path in named.items() if path is not None}
+        named = {**self._served(), "evaluation": self.evaluation}
+        return {kind: manifest_hash(path) for kind, path in named.items()}
+
+    def _served(self) -> dict[str, Name]:
+        """The artefacts that answer."""
+        named = {"checkpoint": self.checkpoint, "memory": self.memory, "index": self.index}
+        return {kind: path for kind, path in named.items() if path is not None}
 
     def tags(self) -> dict[str, str]:
-        """Lineage: hashes of all artefacts and of the questions, and the fingerprint of the vectors."""
+        """Lineage: hashes of all artefacts and of the questions, the fingerprint of the vectors; sizes in bytes."""
         questions = read_manifest(self.evaluation, "EVALUATION")["questions"]
         return {
             **{f"clara.{kind}_hash": value for kind, value in self.hashes().items()},
+            **{
+                f"clara.{kind}_bytes": str(sum(entry["bytes"] for entry in read_manifest(path)["files"]))
+                for kind, path in self._served().items()
+            },
             "clara.questions_hash": questions["manifest"],
             "clara.asked_hash": questions["hash"],
             "clara.fingerprint": read_manifest(self.memory, "MEMORY")["fingerprint"],
