@@ -124,6 +124,13 @@ def train_joint() -> Main:
     return main
 
 
+def train_phases() -> Main:
+    """Reasoner, score, generator and joint stage against a whole corpus, in one go"""
+    from infra.phases.command import main
+
+    return main
+
+
 def evaluate() -> Main:
     """Compare systems on the same questions"""
     from training.evaluate import main
@@ -222,6 +229,7 @@ GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
         "fit-score": fit_score,
         "score-utilities": score_utilities,
         "train joint": train_joint,
+        "train phases": train_phases,
     },
     "measure and use": {
         "evaluate": evaluate,

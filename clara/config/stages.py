@@ -106,6 +106,23 @@ class Joint(Section):
         0.0, ge=0, description="weight of KL(softmax of each candidate's own answer likelihood ‖ scores)"
     )
     utility_temperature: float = Field(1.0, gt=0, description="nats by which the likelihoods are divided")
+    utility_target: Literal["softmax", "mass"] = Field(
+        "softmax",
+        description="what utilities are distilled to: softmax of the likelihoods over the pool (Atlas); mass: "
+        "exp(utility) − 1 of rows that make the answer more likely than no document does, other rows have none",
+    )
+    denominator: Literal["pool", "others", "helpful", "frequency", "targets", "all"] = Field(
+        "pool",
+        description="rows in the softmax of the losses by utility and by label, beside the question's own pool: "
+        "others: the other pools of the step; helpful: rows that help some training question by UTILITIES, frequency: "
+        "these, each counted as often as it helps one; targets: known positives of training questions; all: every row",
+    )
+    denominator_rows: int = Field(
+        0,
+        ge=0,
+        description="of these, rows of the step's pools count once, and so many of the rest are drawn in each step, "
+        "which count as all of the rest; 0: all of the rest",
+    )
     cut_gradient: bool = Field(
         False,
         description="the control: no gradient from the answer to the scores, "
@@ -149,8 +166,11 @@ class Joint(Section):
         "the generator keeps reading",
     )
     evaluate_every: int = Field(0, ge=0, description="steps between evaluations on held-out questions; 0: none")
-    evaluate_questions: int = Field(
-        64, ge=1, description="held-out questions (split unseen, else seen) of such an evaluation"
+    evaluate_questions: int = Field(64, ge=1, description="held-out questions of such an evaluation, evenly spread")
+    evaluate_on: Literal["unseen", "fold"] = Field(
+        "unseen",
+        description="which questions: split unseen, else seen, or those of the fold that fit_share keeps from training "
+        "(to choose settings by)",
     )
     evaluate_answer_tokens: int = Field(
         0,
@@ -196,5 +216,15 @@ class Joint(Section):
         if self.answer_weight + self.labels_weight + self.utility_weight == 0:
             raise ValueError(
                 "joint.answer_weight, labels_weight and utility_weight are all 0: nothing is trained; set one of them"
+            )
+        if self.denominator != "pool" and not self.labels_weight + self.utility_weight:
+            raise ValueError(
+                f"joint.denominator is {self.denominator!r}, and neither utility_weight nor labels_weight is above 0: "
+                'no loss has a denominator; set one of them, or denominator="pool"'
+            )
+        if self.denominator_rows and self.denominator in ("pool", "others"):
+            raise ValueError(
+                f"joint.denominator_rows is {self.denominator_rows}, and denominator {self.denominator!r} is never "
+                "sampled; set helpful, frequency, targets or all, or denominator_rows=0"
             )
         return self

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from clara.config.roles import COMPRESSOR, GENERATOR
 from clara.config.stages import Instruct, Joint, Pretrain
 from clara.model.fusion import fused
-from clara.model.geometry import cosine
+from clara.model.geometry import cosine, represent
 from clara.model.losses import info_nce, state_mse, utility_divergence
 from clara.model.model import AnswerLosses, ClaraModel
 from clara.model.prompts import Prompt
@@ -104,6 +104,22 @@ class InstructStep(nn.Module):
 
 
 @dataclass(frozen=True)
+class Unread:
+    """S rows that no question of a batch reads, and that enter the softmax of its retrieval losses.
+
+    Attributes:
+        unit: their unit vectors `[S, F]` under the score, constants (`clara.model.geometry.represent`).
+        log_weight: `[B, S]`, log of how often a row counts for a question; −inf: not at all, as the question excludes
+            it or its own pool holds it.
+        features: `[B, S, f]`, scores by other rankers; None where the fused score weighs none.
+    """
+
+    unit: Tensor
+    log_weight: Tensor
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class JointBatch(_AnswerBatch):
     """Questions with their pools.
 
@@ -118,8 +134,10 @@ class JointBatch(_AnswerBatch):
         compressor_frozen: the compressor trains in other steps, but not in this one.
         right_memory: a known positive's memory `[M, D]` that replaces the last selected one, or None.
         utilities: `[B, N]` answer log-likelihoods scored beforehand, or None to score in the step.
+        without: `[B]`, that of the answer given no document, where utilities were scored beforehand.
         corpus_mean: mean `[M, D]` of the MEMORY that the candidates are from, if the score is centred.
         features: `[B, N, F]`, scores of the candidates by other rankers; None where the fused score weighs none.
+        unread: further rows in the denominator of the labels' and the utilities' loss; None: the pool alone.
     """
 
     questions: list[list[int]]
@@ -133,6 +151,8 @@ class JointBatch(_AnswerBatch):
     utilities: Tensor | None = None
     corpus_mean: Tensor | None = None
     features: Tensor | None = None
+    without: Tensor | None = None
+    unread: Unread | None = None
 
 
 class JointStep(nn.Module):
@@ -160,26 +180,50 @@ class JointStep(nn.Module):
             for_answer_BN, settings.num_selected, settings.temperature, batch.valid, mask_epsilon=settings.mask_epsilon
         )
         figures = _retrieval(scores_BN, indices_BK, batch)
+        unread_B = self.unread(query_BMD, batch)
         if settings.answer_weight:
             memories = self.selected_memories(batch, weights_BKN, indices_BK)
             losses = self.model.answer_losses(batch.prompts, memories, dropout=settings.train_generator)
             loss = loss + settings.answer_weight * losses.nll.sum() / normaliser
             figures |= _answer_figures(losses)
         if settings.labels_weight:
-            labels = info_nce(scores_BN, batch.positive, settings.temperature, batch.valid)
+            labels = info_nce(scores_BN, batch.positive, settings.temperature, batch.valid, unread_B)
             # Questions without a known positive count as zero, so that the step's gradient does not depend on how its
             # batch was cut.
             num_labelled = figures["pool_has_positive"][0]
             loss = loss + settings.labels_weight * labels * num_labelled / num_rows
             figures["labels_loss"] = (float(labels.detach()) * num_labelled, num_labelled)
         if settings.utility_weight:
-            utilities_BN = self.utilities(batch) if batch.utilities is None else batch.utilities
-            divergence = utility_divergence(
-                for_answer_BN, utilities_BN, settings.temperature, settings.utility_temperature, batch.valid
-            )
+            divergence = self.divergence(for_answer_BN, unread_B, batch)
             loss = loss + settings.utility_weight * divergence * share
             figures["utility_loss"] = (float(divergence.detach()) * len(batch.questions), len(batch.questions))
         return Output(loss, figures)
+
+    def unread(self, query_BMD: Tensor, batch: JointBatch) -> Tensor | None:
+        """Log of the sum of exp(z) over the rows that are not read `[B]`; None where the pool is the denominator."""
+        if batch.unread is None:
+            return None
+        query_BF = represent(query_BMD, self.model.settings.score)
+        scores_BS = fused(query_BF @ batch.unread.unit.T, batch.unread.features, self.model.settings.fusion)
+        return (scores_BS / self.settings.temperature + batch.unread.log_weight).logsumexp(dim=1)
+
+    def divergence(self, scores_BN: Tensor, unread_B: Tensor | None, batch: JointBatch) -> Tensor:
+        """The utilities' loss, the mean over the questions of the batch."""
+        settings = self.settings
+        nats_BN, without_B = batch.utilities, batch.without
+        if nats_BN is None:
+            nats_BN, without_B = self.utilities(batch)
+        if unread_B is not None and settings.cut_gradient:
+            unread_B = unread_B.detach()
+        return utility_divergence(
+            scores_BN,
+            nats_BN,
+            settings.temperature,
+            settings.utility_temperature,
+            batch.valid,
+            without_B=without_B if settings.utility_target == "mass" else None,
+            unread_B=unread_B,
+        )
 
     def selected_memories(self, batch: JointBatch, weights_BKN: Tensor, indices_BK: Tensor) -> list[Tensor]:
         """The K memories `[K, M, D]` of each question, best first.
@@ -216,14 +260,17 @@ class JointStep(nn.Module):
         return memories
 
     @torch.no_grad()
-    def utilities(self, batch: JointBatch) -> Tensor:
-        """Log-likelihood of the answer given each candidate alone `[B, N]`, without dropout."""
-        rows = []
-        for row, prompt in enumerate(batch.prompts):
-            num = batch.memory.shape[1]
-            losses = self.model.answer_losses([prompt] * num, [m[None] for m in batch.memory[row]], role=GENERATOR)
-            rows.append(-losses.per_row())
-        return torch.stack(rows)
+    def utilities(self, batch: JointBatch) -> tuple[Tensor, Tensor | None]:
+        """Log-likelihood of the answer given each candidate alone `[B, N]`, without dropout.
+
+        And given no document `[B]`, where the target is made from that.
+        """
+        needs_without, rows = self.settings.utility_target == "mass", []
+        for prompt, memory_NMD in zip(batch.prompts, batch.memory, strict=True):
+            given = [*(m[None] for m in memory_NMD), *([memory_NMD[:0]] if needs_without else [])]
+            rows.append(-self.model.answer_losses([prompt] * len(given), given, role=GENERATOR).per_row())
+        nats_BN = torch.stack(rows)
+        return (nats_BN[:, :-1], nats_BN[:, -1]) if needs_without else (nats_BN, None)
 
 
 def _answer_figures(losses: AnswerLosses) -> dict[str, tuple[float, float]]:

@@ -28,7 +28,7 @@ def test_the_overview_lists_every_command(capsys: pytest.CaptureFixture[str]) ->
 
 def test_an_unknown_command_names_near_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train"]) == 2
-    assert "there are train pretrain, train joint" in capsys.readouterr().err
+    assert "there are train pretrain, train joint, train phases" in capsys.readouterr().err
 
 
 def help_of(name: str) -> tuple[str, list[str]]:

@@ -15,6 +15,7 @@ from infra import world
 from infra.dataflow import submit as dataflow
 from infra.demo import command as demo
 from infra.evidence import command as evidence
+from infra.phases import command as phases
 from infra.refresh_policies import command as refresh_policies
 from infra.spark import submit as spark
 from infra.steps import ROOT
@@ -58,6 +59,32 @@ def test_the_demo_passes_settings_on_to_the_stages_that_read_them(
     assert not of_program(commands, "infra.demo.base_model")
 
 
+def test_each_phase_begins_with_the_checkpoint_of_the_one_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--output", str(tmp_path), "--dtype=float32", "--input=c.jsonl", "--backbone=lm", "--dense-model=minilm"]
+    commands = dry_run(capsys, phases.main, *given, "--control", "--set", "joint.steps=3")
+    reasoner, generator, joint, control = (
+        dict(value.split("=", 1) for value in sets(words)) for words in of_program(commands, "training/joint.py")
+    )
+    assert reasoner["checkpoint"] == str(tmp_path / "start")
+    fit = of_program(commands, "training.fit_score")[-1]
+    assert fit[fit.index("--checkpoint") + 1] == reasoner["output"] + "/checkpoint"
+    assert generator["checkpoint"] == fit[fit.index("--output") + 1]
+    assert joint["checkpoint"] == control["checkpoint"] == generator["output"] + "/checkpoint"
+    assert (reasoner["joint.steps"], control["joint.cut_gradient"]) == ("3", "true")
+    # The reasoner reads UTILITIES of the start; the score is fitted to those of the trained reasoner, of the fold.
+    train, fold = of_program(commands, "pipelines.score_utilities")
+    assert reasoner["utilities"] == train[train.index("--output") + 1]
+    assert "--fold" in fold
+    assert fold[fold.index("--checkpoint") + 1] == reasoner["output"] + "/checkpoint"
+    for name, values in (("reasoner", reasoner), ("generator", generator), ("joint", joint)):
+        config = load(f"infra/configs/{name}.toml", [f"{key}={value}" for key, value in values.items()])
+        assert config.joint.fit_share == 0.1
+    with pytest.raises(InputError, match="expected the first of reasoner,score,generator,joint"):
+        phases.main([*given, "--phases", "reasoner,joint", "--dry-run"])
+
+
 @pytest.mark.parametrize(
     ("main", "arguments"),
     [
@@ -67,6 +94,7 @@ def test_the_demo_passes_settings_on_to_the_stages_that_read_them(
         (world.main, ["--output=o", "--set", "evaluation.limit=3"]),
         (world.main, ["--output=o", "--set", "seed=3"]),
         (refresh_policies.main, ["--output=o", "--set", "corpus_job.codec=int8"]),
+        (phases.main, ["--output=o", "--set", "corpus_job.codec=int8"]),
         (world_command.main, ["--output=o", "--set", "joint.steps=3"]),
     ],
 )

@@ -54,6 +54,11 @@ def check_settings(config: Config) -> None:
             refresh.start_step,
             joint.steps,
         )
+    if joint.denominator in ("helpful", "frequency") and not config.utilities:
+        raise InputError(
+            f"joint.denominator is {joint.denominator!r}: rows that help training questions are known from UTILITIES; "
+            "give utilities (python -m pipelines.score_utilities), or set denominator to others, targets or all"
+        )
     trained = {
         "query_reasoner": joint.train_query_reasoner,
         "generator": joint.train_generator,

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 
 from clara.config.tree import Config
-from clara.data.questions import choose, evenly, read_questions
+from clara.data.questions import choose, evenly, fold_of, read_questions
 from clara.errors import InputError
 from clara.index.keys import IndexKeys
 from clara.index.search import MemoryIndex, OpenIndex
@@ -53,36 +53,49 @@ def build_stage(
 ) -> JointStage:
     """The stage of a configuration; `own`: whether the CHECKPOINT that it starts from holds its LM itself."""
     versions = Versions(config, where.output, where.run, worker, config.joint.refresh.threads, open_index)
-    held_out = None
-    if config.joint.evaluate_every:
-        joint = config.joint
-        pools = joint.published_pool or joint.evaluate_pools
-        chosen = choose(
-            [q for q in read_questions(config.questions) if q.candidate_ids or not pools], joint.evaluate_questions
-        )
-        if not chosen:
-            wanted = "a positive and candidates" if pools else "a positive"
-            raise InputError(
-                f"questions {config.questions!r}: no held-out question with {wanted} (split unseen or seen), which "
-                "joint.evaluate_every requires; set it to 0 or make questions with a split"
-            )
-        held_out = HeldOut(
-            chosen,
-            num_selected=joint.num_selected,
-            published_pool=pools,
-            fresh=joint.evaluate_fresh,
-            answer_tokens=joint.evaluate_answer_tokens,
-        )
     stage, fitted = ScoredStage if config.utilities else JointStage, fitted_questions(config)
     return stage(
         model,
         trained_questions(config),
         config,
         versions,
-        held_out=held_out,
+        held_out=build_held_out(config),
         canary=build_canary(config, versions),
         fold=FoldFit(fitted, config, where.run) if fitted else None,
         store_backbone=own,
+    )
+
+
+def build_held_out(config: Config) -> HeldOut | None:
+    """Questions that are looked at during training, where that is asked for.
+
+    Raises:
+        InputError: there is no such question.
+    """
+    joint = config.joint
+    if not joint.evaluate_every:
+        return None
+    pools = joint.published_pool or joint.evaluate_pools
+    questions = [q for q in read_questions(config.questions) if q.candidate_ids or not pools]
+    if joint.evaluate_on == "fold":
+        inside, _ = fold_of([q for q in questions if q.split == "train" and q.positive_ids], joint.fit_share)
+        chosen = evenly(sorted(inside, key=lambda q: q.question_id), joint.evaluate_questions)
+        which = f"of the fold of joint.fit_share={joint.fit_share:g}"
+    else:
+        chosen, which = choose(questions, joint.evaluate_questions), "(split unseen or seen)"
+    if not chosen:
+        wanted = "a positive and candidates" if pools else "a positive"
+        raise InputError(
+            f"questions {config.questions!r}: no held-out question with {wanted} {which}, which "
+            "joint.evaluate_every requires; set it to 0 or make questions with a split"
+        )
+    return HeldOut(
+        chosen,
+        num_selected=joint.num_selected,
+        published_pool=pools,
+        fresh=joint.evaluate_fresh,
+        answer_tokens=joint.evaluate_answer_tokens,
+        trained=trained_questions(config),
     )
 
 

@@ -4,17 +4,20 @@ The utility of a row is the answer's log-likelihood with that row alone minus th
 """
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from clara.arrays import Ids
 from clara.data.utilities import Scored
 from clara.errors import InputError
+from clara.model.losses import log_mass
 
 
 def target_mass(scored: Scored, row_ids: Ids, temperature: float) -> NDArray[np.float64] | None:
     """Target distribution over all rows of a MEMORY `[N]`; None if no row that was read helps.
 
-    The mass of a row that was read is exp(utility/τ_u) − 1, clipped at 0, normalised. Other rows have none.
+    The mass of a row that was read is exp(utility/τ_u) − 1, clipped at 0, normalised. Other rows have none. A step of
+    training has the same target (`clara.model.losses.utility_divergence`).
 
     Args:
         scored: utilities of one question.
@@ -30,12 +33,9 @@ def target_mass(scored: Scored, row_ids: Ids, temperature: float) -> NDArray[np.
             f"utilities of question {scored.question_id!r}: a likelihood is not finite; score the questions again with "
             "a model whose loss is finite"
         )
-    helpful = utilities > 0
-    if not helpful.any():
+    logs = log_mass(torch.from_numpy(utilities), temperature).numpy()
+    if np.isneginf(logs).all():
         return None
-    # log(exp(u/τ) − 1), from which the largest is subtracted: a utility of hundreds of nats does not overflow.
-    exponent = utilities[helpful] / temperature
-    logs = exponent + np.log(-np.expm1(-exponent))
     mass = np.zeros(len(row_ids))
-    mass[np.searchsorted(row_ids, np.array(scored.row_ids)[helpful])] = np.exp(logs - logs.max())
+    mass[np.searchsorted(row_ids, np.array(scored.row_ids))] = np.exp(logs - logs.max())
     return mass / mass.sum()

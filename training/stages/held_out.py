@@ -35,6 +35,7 @@ class HeldOut:
         published_pool: bool = False,
         fresh: bool = False,
         answer_tokens: int = 0,
+        trained: Sequence[Question] = (),
     ) -> None:
         """Take what is asked.
 
@@ -45,9 +46,12 @@ class HeldOut:
             fresh: rank published pools on memory encoded afresh too, which shows what a whole encoding at that moment
                 would give.
             answer_tokens: longest answer that is generated; 0: none is.
+            trained: training questions, whose targets are counted among what is found first: a retriever learns early
+                which rows are ever asked for.
         """
         self._questions, self._num_selected, self._answer_tokens = questions, num_selected, answer_tokens
         self._published_pool, self._fresh = published_pool, published_pool and fresh
+        self._trained, self._targets = trained, set[int]()
 
     def check(self, world: int) -> None:
         """Refuse more ranks than questions: each measures as many, which would be none.
@@ -68,7 +72,8 @@ class HeldOut:
         `held_out_recall_at_D` over the INDEX, or `held_out_pool_recall_at_D` over published pools; nats per answer
         token: `held_out_answer_nats` (from the K best), `held_out_right_nats`, `held_out_wrong_nats`. With `fresh` also
         `held_out_fresh_pool_recall_at_D` and `held_out_fresh_answer_nats`. With `answer_tokens` also
-        `held_out_exact_match` of answers that are generated from the K best. `held_out_seconds`: what it took. Every
+        `held_out_exact_match` of answers that are generated from the K best. `held_out_trained_at_5`: share of the
+        first five rows of a search that are targets of training questions. `held_out_seconds`: what it took. Every
         rank takes as many questions; what does not divide evenly is left out.
         """
         began = time.monotonic()
@@ -84,7 +89,7 @@ class HeldOut:
 
     def _figures(self, sums: Sequence[float]) -> dict[str, float]:
         depths = len(_DEPTHS)
-        stored, fresh, (exact, answer, fresh_answer, right, wrong, tokens, count) = (
+        stored, fresh, (exact, trained, answer, fresh_answer, right, wrong, tokens, count) = (
             sums[:depths],
             sums[depths : 2 * depths],
             sums[2 * depths :],
@@ -98,6 +103,8 @@ class HeldOut:
             "held_out_wrong_nats": wrong / tokens,
             "held_out_answer_nats": answer / tokens,
         }
+        if self._trained and not self._published_pool:
+            figures["held_out_trained_at_5"] = trained / count
         if self._answer_tokens:
             figures["held_out_exact_match"] = exact / count
         if self._fresh:
@@ -109,7 +116,7 @@ class HeldOut:
 
     @torch.no_grad()
     def _sums(self, model: ClaraModel, candidates: Candidates, questions: list[Question]) -> list[float]:
-        sums = np.zeros(2 * len(_DEPTHS) + 7)
+        sums = np.zeros(2 * len(_DEPTHS) + 8)
         for begin in range(0, len(questions), _AT_ONCE):
             sums += self._measure(model, candidates, questions[begin : begin + _AT_ONCE])
         found: list[float] = sums.tolist()
@@ -143,6 +150,7 @@ class HeldOut:
                 *hits,
                 *fresh_hits,
                 exact,
+                sum(self._share_trained(rows[:5], candidates) for rows in found),
                 answer,
                 fresh_answer,
                 right_cost,
@@ -151,6 +159,11 @@ class HeldOut:
                 len(questions),
             ]
         )
+
+    def _share_trained(self, rows: Sequence[int], candidates: Candidates) -> float:
+        if self._trained and not self._targets:
+            self._targets = {r for q in self._trained for r in QuestionRows.of(q, candidates.store).positive}
+        return len(self._targets.intersection(rows)) / max(1, len(rows))
 
     def _exact_matches(
         self, model: ClaraModel, candidates: Candidates, questions: list[Question], found: list[list[int]]

@@ -4,17 +4,19 @@ Shapes: B questions, N candidates, M memory tokens, D hidden size.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from clara.arrays import Floats, Ids
 from clara.config.model import Fusion
 from clara.config.roles import COMPRESSOR
 from clara.config.tree import Config
 from clara.data.questions import Question, shuffled_answers
+from clara.data.utilities import Scored
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import prepare_to_store_backbone
 from clara.model.model import ClaraModel
@@ -28,7 +30,9 @@ from training.refresh.canary import Canary
 from training.refresh.cost import Devices, Spent
 from training.refresh.versions import Versions
 from training.score_fit.fold import FoldFit
+from training.stages.batches import Batches
 from training.stages.candidates import Candidates
+from training.stages.denominator import Denominator, rows_that_count
 from training.stages.held_out import HeldOut
 from training.stages.joint_checks import check_score, trained_roles
 from training.stages.pool_memory import PoolMemory
@@ -49,6 +53,7 @@ class JointStage(Stage):
         canary: Canary | None = None,
         fold: FoldFit | None = None,
         store_backbone: bool = False,
+        scored: Iterable[Scored] = (),
     ) -> None:
         """Freeze the parameters that do not train.
 
@@ -61,6 +66,7 @@ class JointStage(Stage):
             canary: measures staleness; None: it is not measured.
             fold: fits the fused score after each switch and after the last step; None: it stays as it is.
             store_backbone: snapshots hold the LM too.
+            scored: utilities of the questions, if they were scored beforehand.
         """
         settings = config.joint
         self.name, self.steps, self.optimiser = "joint", settings.steps, settings.optimiser
@@ -91,6 +97,11 @@ class JointStage(Stage):
             questions = shuffled_answers(questions, order)
         self.pools = QuestionPools(model, questions, settings, config.seed, self.candidates)
         self.pool_memory = PoolMemory(model, self.candidates, versions, settings)
+        known = (self.pools.known_rows(question) for question in range(len(questions)))
+        counted = rows_that_count(settings, store.row_ids, known, scored)
+        self._denominator = Denominator(self.candidates, settings, config.seed, *counted)
+        self._batches = Batches(model, settings, self.candidates, self.pools, self.pool_memory, self._denominator)
+        self._unread: tuple[Ids, Floats] | None = None
         # Figures of the step under way, set when its batches are drawn.
         self._figures: dict[str, float] = {}
         self._spent = Spent()
@@ -145,7 +156,8 @@ class JointStage(Stage):
             "staleness_steps": float(versions.staleness(step)),
             "refreshing": float(versions.pending is not None),
         }
-        pools = self._pools(step, chosen, positions)
+        pools, of_step = self._pools(step, chosen, positions)
+        self._unread = self._denominator.of_step(step, (row for pool in of_step for row in pool))
         self._figures |= {
             "search_seconds": time.monotonic() - self._step_began,
             "memory_lag_steps": versions.ages.mean(step),
@@ -264,35 +276,16 @@ class JointStage(Stage):
     def _store(self) -> MemoryStore:
         return self.candidates.store
 
-    def _pools(self, step: int, chosen: list[int], positions: list[int]) -> list[list[int]]:
-        """Rows for the questions at these positions of a step (a collective)."""
+    def _pools(
+        self, step: int, chosen: list[int], positions: list[int]
+    ) -> tuple[list[list[int]], Sequence[Sequence[int]]]:
+        """Rows for the questions at these positions of a step, and own candidates of all of them (a collective)."""
         questions = [chosen[p] for p in positions]
         of_step = self.pools.candidates_of_step(questions, self._begun())
         if self.versions.policy.mixes_versions:
             self.versions.working_set.saw(of_step)
-        return self.candidates.pools(of_step, positions, [self.pools.known_rows(q) for q in questions], step)
+        known = [self.pools.known_rows(question) for question in questions]
+        return self.candidates.pools(of_step, positions, known, step), of_step
 
     def _batch(self, step: int, positions: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
-        device = self._model.backbone.device
-        chosen = [self.pools.questions[q] for q in questions]
-        known = [self.pools.known_rows(q) for q in questions]
-        right = [self.pools.right_row(step, p, q) for p, q in zip(positions, questions, strict=True)]
-        memory_BNMD, valid_BN, right_memory = self.pool_memory.of(step, pools, right)
-        features_BNF = self.candidates.features(chosen, pools, valid_BN.shape[1])
-        positive_BN = torch.zeros_like(valid_BN)
-        for row, (pool, k) in enumerate(zip(pools, known, strict=True)):
-            positive_BN[row, : len(pool)] = torch.tensor([r in k.positive for r in pool], dtype=torch.bool)
-        trains = step < self._settings.compressor_updates
-        texts = [self.candidates.token_ids(pool, self._model) for pool in pools] if trains else []
-        return JointBatch(
-            questions=[self._model.question_ids(q.question) for q in chosen],
-            prompts=[self._model.prompts.question(q.question, q.answers[0]) for q in chosen],
-            memory=memory_BNMD.to(device),
-            valid=valid_BN.to(device),
-            positive=positive_BN.to(device),
-            candidates=texts,
-            compressor_frozen=not trains,
-            right_memory=right_memory,
-            corpus_mean=torch.from_numpy(self._store.mean).to(device) if self.candidates.score.centred else None,
-            features=None if features_BNF is None else features_BNF.to(device),
-        )
+        return self._batches.of(step, positions, questions, pools, self._unread)

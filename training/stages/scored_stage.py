@@ -5,6 +5,7 @@ See `pipelines/score_utilities`. The numbers are valid while compressor and gene
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -85,19 +86,24 @@ class ScoredStage(JointStage):
                 len(questions) - len(chosen),
                 len(questions),
             )
-        super().__init__(model, chosen, config, versions, **others)
+        scored = [self._scored[question.question_id] for question in chosen]
+        super().__init__(model, chosen, config, versions, scored=scored, **others)
 
-    def _pools(self, step: int, chosen: list[int], positions: list[int]) -> list[list[int]]:
+    def _pools(
+        self, step: int, chosen: list[int], positions: list[int]
+    ) -> tuple[list[list[int]], Sequence[Sequence[int]]]:
         """See the base class. Of a pool with more than N rows, N are drawn again in each step."""
-        return [list(self._drawn(step, position, chosen[position]).row_ids) for position in positions]
+        of_step = [list(self._drawn(step, position, question).row_ids) for position, question in enumerate(chosen)]
+        return [of_step[position] for position in positions], of_step
 
     def _batch(self, step: int, positions: list[int], questions: list[int], pools: list[list[int]]) -> JointBatch:
         batch = super()._batch(step, positions, questions, pools)
-        utilities_BN = torch.zeros(batch.valid.shape)
-        for row, (position, question) in enumerate(zip(positions, questions, strict=True)):
-            nats = self._drawn(step, position, question).log_likelihoods
-            utilities_BN[row, : len(nats)] = torch.tensor(nats)
-        return dataclasses.replace(batch, utilities=utilities_BN.to(batch.memory.device))
+        device, utilities_BN = batch.memory.device, torch.zeros(batch.valid.shape)
+        drawn = [self._drawn(step, *of) for of in zip(positions, questions, strict=True)]
+        for row, one in enumerate(drawn):
+            utilities_BN[row, : len(one.log_likelihoods)] = torch.tensor(one.log_likelihoods)
+        without_B = torch.tensor([one.without for one in drawn], device=device)
+        return dataclasses.replace(batch, utilities=utilities_BN.to(device), without=without_B)
 
     def _drawn(self, step: int, position: int, question: int) -> Scored:
         """A question's pool in a step: all of it, or N of its rows."""

@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
+from clara.model.geometry import represent
 from clara.model.model import ClaraModel
-from clara.model.steps import JointStep
+from clara.model.steps import JointStep, Unread
 from tests.helpers import tiny
 from tests.helpers.batches import NUM_CANDIDATES, NUM_SELECTED, QUESTIONS, joint, joint_batch, touched
 
 
 def test_utilities_are_each_candidates_own_answer_likelihood(tiny_model: ClaraModel):
     batch = joint_batch(tiny_model, (4, 4))
-    utilities_BN = JointStep(tiny_model, joint()).utilities(batch)
+    utilities_BN, _ = JointStep(tiny_model, joint()).utilities(batch)
     for row in range(2):
         question, answer = QUESTIONS[3 * row]
         for n in range(NUM_CANDIDATES):
@@ -24,6 +25,32 @@ def test_utilities_are_each_candidates_own_answer_likelihood(tiny_model: ClaraMo
     step = JointStep(tiny_model, joint(utility_weight=1.0))
     given = step(replace(batch, utilities=utilities_BN), 10, 2).loss
     assert given.item() == pytest.approx(step(batch, 10, 2).loss.item(), abs=1e-5)
+
+
+def test_with_target_mass_the_answer_given_nothing_is_read_too(tiny_model: ClaraModel):
+    batch = joint_batch(tiny_model)
+    step = JointStep(tiny_model, joint(utility_weight=1.0, answer_weight=0.0, utility_target="mass"))
+    utilities_BN, without_B = step.utilities(batch)
+    assert without_B is not None
+    nothing = tiny_model.answer_losses(batch.prompts, [m[:0] for m in batch.memory], role=GENERATOR)
+    torch.testing.assert_close(without_B, -nothing.per_row())
+    given = step(replace(batch, utilities=utilities_BN, without=without_B), 10, 3).loss
+    torch.testing.assert_close(given, step(batch, 10, 3).loss)
+
+
+@pytest.mark.parametrize("kept", ["utility_weight", "labels_weight"])
+def test_unread_rows_count_as_candidates_without_mass(tiny_model: ClaraModel, kept: str):
+    """Moving a pool's last row to the unread ones changes no loss if the row has neither mass nor label."""
+    batch = joint_batch(tiny_model, (4, 4, 4))
+    batch = replace(batch, positive=torch.tensor([[True, False, False, False]] * 3))
+    batch = replace(batch, utilities=torch.tensor([[-1.0, -2.0, -9.0, -9.0]] * 3), without=torch.tensor([-5.0] * 3))
+    step = JointStep(tiny_model, joint(answer_weight=0.0, utility_target="mass", **{kept: 1.0}))
+    valid = batch.valid.clone()
+    valid[:, 3] = False
+    own = torch.full((3, 3), -torch.inf).fill_diagonal_(0.0)
+    unread = Unread(represent(batch.memory[:, 3], tiny_model.settings.score), own)
+    moved = step(replace(batch, valid=valid, unread=unread), 10, 3).loss
+    torch.testing.assert_close(moved, step(batch, 10, 3).loss)
 
 
 def test_the_right_memory_takes_the_last_selected_place(tiny_model: ClaraModel):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from clara.model.losses import info_nce, state_mse, utility_divergence
+from clara.model.losses import info_nce, log_mass, state_mse, utility_divergence
 
 SCORES = torch.tensor([[0.5, 0.52, 0.48, 0.1]])
 
@@ -82,3 +82,54 @@ def test_the_losses_pass_gradcheck(temperature):
     assert torch.autograd.gradcheck(lambda s: info_nce(s, mask, temperature, valid), (scores,))
     assert torch.autograd.gradcheck(lambda s: utility_divergence(s, likelihood, temperature, 1.0, valid), (scores,))
     assert torch.autograd.gradcheck(state_mse, (scores, likelihood))
+
+
+def test_unread_rows_join_the_denominator_of_both_losses():
+    rng = torch.Generator().manual_seed(4)
+    scores, unread = torch.randn(3, 4, generator=rng), torch.randn(3, 6, generator=rng)
+    positive = torch.tensor([[True, False, True, False]] * 3)
+    likelihood = torch.randn(3, 4, generator=rng)
+    unread_B = (unread / 0.5).logsumexp(dim=1)
+    every = torch.cat([scores, unread], dim=1)
+    more = torch.nn.functional.pad(positive, (0, 6))
+    torch.testing.assert_close(
+        info_nce(scores, positive, 0.5, unread_B=unread_B), info_nce(every, more, 0.5), rtol=1e-6, atol=1e-6
+    )
+    target = (likelihood / 2.0).softmax(dim=1)
+    logs = (every / 0.5).log_softmax(dim=1)[:, :4]
+    expected = (target * (target.log() - logs)).sum(dim=1).mean()
+    torch.testing.assert_close(utility_divergence(scores, likelihood, 0.5, 2.0, unread_B=unread_B), expected)
+
+
+@pytest.mark.parametrize("without", [None, torch.tensor([-1.0, -0.5])])
+def test_unread_rows_leave_the_target_unchanged(without):
+    """They add log(1 + Σ exp(z) of the unread / Σ exp(z) of the read) for each question that counts, and no more."""
+    scores = torch.tensor([[0.3, -0.2, 0.1], [0.0, 0.4, -0.1]])
+    likelihood, unread_B = torch.tensor([[-0.5, -2.0, -0.9], [-0.1, -3.0, -0.4]]), torch.tensor([1.5, -0.7])
+    alone = utility_divergence(scores, likelihood, 0.5, 1.0, without_B=without)
+    together = utility_divergence(scores, likelihood, 0.5, 1.0, without_B=without, unread_B=unread_B)
+    added = torch.log1p((unread_B - (scores / 0.5).logsumexp(dim=1)).exp()).mean()
+    torch.testing.assert_close(together - alone, added)
+
+
+def test_the_mass_of_a_row_is_how_much_more_likely_it_makes_the_answer():
+    """exp(u/τ_u) − 1, clipped at 0, normalised; a question that nothing helps counts as 0."""
+    scores = torch.tensor([[0.3, -0.2, 0.9], [0.5, 0.1, 0.0]], requires_grad=True)
+    likelihood, without = torch.tensor([[-4.0, -9.0, -1.0], [-3.0, -2.0, -5.0]]), torch.tensor([-5.0, -2.0])
+    loss = utility_divergence(scores, likelihood, 0.5, 2.0, without_B=without)
+    mass = [math.exp(1 / 2) - 1, 0.0, math.exp(4 / 2) - 1]
+    logs = (scores[0] / 0.5).log_softmax(dim=0).tolist()
+    shares = [m / sum(mass) for m in mass]
+    expected = sum(p * (math.log(p) - log) for p, log in zip(shares, logs, strict=True) if p)
+    assert float(loss) == pytest.approx(expected / 2, rel=1e-5)
+    loss.backward()
+    assert torch.equal(scores.grad[1], torch.zeros(3))
+    nothing = utility_divergence(scores[1:], likelihood[1:], 0.5, 2.0, without_B=without[1:])
+    assert float(nothing) == 0.0
+
+
+def test_log_mass_does_not_overflow():
+    found = log_mass(torch.tensor([1000.0, 1e-6, 0.0, -3.0]), 1.0)
+    assert found[0] == 1000.0
+    assert float(found[1]) == pytest.approx(math.log(1e-6), rel=1e-3)
+    assert torch.isneginf(found[2:]).all()

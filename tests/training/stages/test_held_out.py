@@ -1,18 +1,23 @@
 """Evaluation on held-out questions during training: stored and fresh memory, against a direct computation."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from clara.config.model import Backbone
 from clara.config.stages import Joint
-from clara.config.tree import Retrieval
-from clara.data.questions import Question, read_questions
+from clara.config.tree import Config, Retrieval
+from clara.data.questions import Question, fold_of, read_questions
 from clara.errors import InputError
+from clara.index.search import MemoryIndex
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import load_checkpoint
 from clara.model.geometry import cosine
 from clara.model.model import ClaraModel
+from clara.retrieval.pools import QuestionRows
 from tests.helpers.joint_world import World
+from training.run.run import build_held_out
 from training.stages.candidates import Candidates
 from training.stages.held_out import HeldOut
 
@@ -73,3 +78,33 @@ def test_fewer_questions_than_ranks_are_refused(world: World) -> None:
     held_out.check(2)
     with pytest.raises(InputError, match=r"2 held-out questions for 3 ranks.*raise joint\.evaluate_questions"):
         held_out.check(3)
+
+
+def test_the_share_of_training_targets_among_the_first_five(world: World) -> None:
+    model, store = load_checkpoint(world.checkpoint, Backbone(dtype="float32")), MemoryStore.open(world.memory)
+    index = MemoryIndex.open(world.index, store)
+    candidates = Candidates(Joint(), Retrieval(first_level=20), seed=0, store=store, index=index)
+    questions = read_questions(world.questions)
+    asked, trained = questions[:6], questions[6:12]
+    targets = {row for q in trained for row in QuestionRows.of(q, store).positive}
+    shares = []
+    for q in asked:
+        query = model.encode_questions([q.question]).numpy()
+        rows, _ = index.search(query, 5, 20, [QuestionRows.of(q, store).excluded])
+        shares.append(len(targets & {*rows[0].tolist()}) / 5)
+    found = HeldOut(asked, num_selected=2, trained=trained).alone(model, candidates)
+    assert found["held_out_trained_at_5"] == pytest.approx(sum(shares) / 6)
+    assert sum(shares)
+
+
+def test_the_fold_that_is_kept_from_training_can_be_looked_at(world: World, tmp_path: Path) -> None:
+    given = {"questions": world.questions, "joint": {"evaluate_every": 1, "evaluate_on": "fold", "fit_share": 0.3}}
+    config = Config.model_validate(given | {"questions": str(world.questions)})
+    inside, _ = fold_of(read_questions(world.questions, "train"), 0.3)
+    held_out = build_held_out(config)
+    assert held_out is not None
+    with pytest.raises(InputError, match=f"{len(inside)} held-out questions for 1000 ranks"):
+        held_out.check(1000)
+    given["joint"] = given["joint"] | {"fit_share": 0.0}
+    with pytest.raises(InputError, match=r"no held-out question with a positive of the fold of joint\.fit_share=0"):
+        build_held_out(Config.model_validate(given | {"questions": str(world.questions)}))

@@ -154,6 +154,16 @@ def test_a_run_trains_the_query_reasoner_on_them(
     assert before != after
 
 
+@pytest.mark.parametrize("kind", ["helpful", "frequency", "all", "others"])
+def test_a_run_trains_on_target_mass_against_rows_that_are_not_read(
+    world: World, scored: Path, tmp_path: Path, kind: str
+) -> None:
+    sets = {"joint__utility_target": "mass", "joint__denominator": kind, "joint__steps": 2}
+    assert train(world, tmp_path, scored, joint__num_candidates=6, joint__num_selected=2, **sets) == 0
+    lines = [json.loads(line) for line in next(tmp_path.glob("run-*/metrics.jsonl")).read_text().splitlines()]
+    assert all(line["utility_loss"] > 0 for line in lines)
+
+
 def test_nothing_is_searched_by_words_in_such_a_run(
     world: World, scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,1 @@
+"""Training against a whole corpus, phase by phase."""
