@@ -5,7 +5,7 @@
 
 Each phase is one command and, with --tracking-uri, one MLflow run; it is printed before it runs. Their settings are
 infra/configs/reasoner.toml, generator.toml and joint.toml; --set changes a key in each of them. Finished steps are not
-repeated, so that an interrupted run goes on where it stopped. Questions whose targets no phase trains on are measured.
+repeated, so that an interrupted run resumes. Questions whose targets no phase trains on are measured.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ from clara.config.flags import Command, add_setting, as_sets
 from clara.storage.folders import atomic_write
 from infra.demo.steps import DTYPE, Given
 from infra.phases.steps import PHASES, Phases, Settings
-from infra.steps import SHIPPED, STAGES, Step, module, relative, run_step, shown
+from infra.steps import SHIPPED, Step, module, relative, run_step, shown
 
 
 def parser() -> Command:
     """The command line."""
-    found = Command("infra.phases", __doc__, uses=[*STAGES, "retrieval"])
+    found = Command("infra.phases", __doc__, uses=["joint", "launch", "retrieval"])
     found.add_argument(
         "--phases", default=",".join(PHASES), help="the first of the phases, in their order (default: %(default)s)"
     )
