@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clara.config.flags import Command, add_setting, as_sets
 from clara.storage.folders import atomic_write
-from infra.demo.steps import DTYPE, Given
+from infra.demo.given import DTYPE, Given
 from infra.phases.steps import PHASES, Phases, Settings
 from infra.steps import SHIPPED, Step, module, relative, run_step, shown
 
