@@ -129,7 +129,7 @@ def all_records(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, Any]]
             "parquet" if cast(io.BufferedReader, stream).peek(4).startswith(b"PAR1") else "jsonl"
         )
         if kind == "parquet":
-            yield from enumerate(parquet_rows(stream), 1)
+            yield from enumerate(parquet_rows(open_parquet(stream)), 1)
         else:
             yield from records(stream, kind, fields, path)
 
@@ -153,7 +153,7 @@ def _object(row: Any, path: str, number: int) -> dict[str, Any]:
         kind = format_of(path)
         expected = {"text": "text in UTF-8", "csv": "a row of the table", "tsv": "a row of the table"}
         raise InputError(
-            f"{path}:{number}: {shown!r}: not {'text' if kind == 'text' else 'JSON'} in UTF-8 ({row.detail}); "
+            f"{path}:{number}: {shown!r}: not {'JSON' if kind not in expected else 'text'} in UTF-8 ({row.detail}); "
             f"expected {expected.get(kind, 'one object a line')}"
             if row.reason in ("not JSON", "not UTF-8", "not UTF-16")
             else f"{path}:{number}: {shown!r}: {row.reason}, {row.detail}"
@@ -183,10 +183,10 @@ def document_of(row: Any, source: str, line: int, fields: Fields = FIELDS) -> Do
     if not isinstance(row, dict):
         return Unusable("not an object", f"found {type(row).__name__}, expected a JSON object", row)
     fields = fields.of(row)
-    if fields.text not in row or (row[fields.text] is None and not row.get(fields.title)):
+    if fields.text not in row or (row[fields.text] is None and fields.title not in row):
         return Unusable("no text", f"no field {fields.text!r}; fields are {', '.join(map(str, row))}", row)
     try:
-        title, text = (_text(row.get(name), name) for name in (fields.title, fields.text))
+        title, text = _title(row.get(fields.title), fields.title), _text(row[fields.text], fields.text)
     except UnicodeDecodeError as error:
         return Unusable("not UTF-8", str(error), row)
     except ValueError as error:
@@ -208,6 +208,11 @@ def document_of(row: Any, source: str, line: int, fields: Fields = FIELDS) -> Do
         detail = f"field {fields.text!r} holds nothing but white space or control characters"
         return Unusable(EMPTY, detail, row)
     return Document(name or document_id(title, text), title, text, source, line)
+
+
+def _title(value: Any, name: str) -> str:
+    """A title of a row, which may be a whole number, as `1984`; see `_text`."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, name)
 
 
 def _text(value: Any, name: str) -> str:

@@ -1,7 +1,8 @@
 """Names of the fields of a corpus' records."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from clara.config.jobs import Records
 
@@ -15,19 +16,32 @@ class Fields:
     id: str = _RECORDS.id_field
     title: str = _RECORDS.title_field
     text: str = _RECORDS.text_field
+    others: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        _RECORDS.id_field: ("_id",),
+        _RECORDS.text_field: ("contents",),
+    }
+    """Names that stand for a missing one."""
 
     def of(self, names: Container[str]) -> "Fields":
         """The fields of a row with these names.
 
         Where the default is missing, the id is BEIR's `_id`, and the text FlashRAG's `contents`.
         """
-        found = self
-        if self.id == FIELDS.id and self.id not in names and "_id" in names:
-            found = replace(found, id="_id")
-        if self.text == FIELDS.text and self.text not in names and "contents" in names:
-            found = replace(found, text="contents")
-        return found
+        others = {
+            role: other
+            for role, name in (("id", self.id), ("text", self.text))
+            if name not in names and (other := next((o for o in self.others.get(name, ()) if o in names), ""))
+        }
+        return replace(self, **others) if others else self
 
 
 FIELDS = Fields()
 """The field names that are read by default."""
+
+
+@dataclass(frozen=True)
+class QuestionFields(Fields):
+    """Names by which a file is known as one of questions."""
+
+    text: str = "question"
+    others: ClassVar[Mapping[str, tuple[str, ...]]] = {"question": ("Question", "query", "text")}

@@ -6,17 +6,20 @@ from typing import Any
 from uuid import UUID
 
 _EXACT = 2**53  # integers beyond it are rounded as floats
+_MARKED = ("$oid", "$numberLong", "$numberInt", "$uuid")  # values of an id in exports of MongoDB
 
 
 def spelt_id(value: Any) -> str:
     """The spelling of an id that a file holds; empty for none (null, NaN or an empty string).
 
     Integers that a table made floats are integers again (`4101.0` is `4101`), bytes are UTF-8. Strings stay as they
-    are.
+    are; of MongoDB's `{"$oid": "65a…"}` the value is the id.
 
     Raises:
         ValueError: the value is no id; the message says what it is, and what is expected.
     """
+    if isinstance(value, dict) and len(value) == 1:
+        value = next((value[mark] for mark in _MARKED if mark in value), value)
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, str | bytes | int | float | Decimal | UUID):

@@ -18,10 +18,12 @@ _LOG = logging.getLogger(__name__)
 _WILD = re.compile(r"[*?\[]")
 _NO_DATA = re.compile(
     r"readme([-_.].*)?[.](md|txt|rst|html)|(readme|license|licence|copying|notice|citation)([.](md|txt|rst|cff))?"
-    r"|.*[.](crc|md5|sha1|sha256|sha512)|(md5|sha1|sha256|sha512)sums?([.]txt)?|.*_[$]folder[$]|thumbs[.]db|desktop[.]ini",
+    r"|.*[.](crc|md5|sha1|sha256|sha512)|(md5|sha1|sha256|sha512)sums?([.]txt)?|.*_[$]folder[$]|thumbs[.]db|desktop[.]ini"
+    r"|dataset_(info|infos|dict)[.]json|state[.]json",
     re.IGNORECASE,
 )
-"""Names of files beside data: descriptions, checksums, a store's markers of folders."""
+"""Names of files beside data: descriptions, checksums, a store's markers of folders, what the
+library `datasets` writes."""
 _NUM_SHOWN = 5
 
 

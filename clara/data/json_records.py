@@ -15,11 +15,15 @@ from clara.data.records import Unusable
 MAX_RECORD_BYTES = 64 * 2**20
 """Longest line; a longer one is no record of JSON Lines."""
 
+_MARK = b"\xef\xbb\xbf"  # it may begin any part of a file that was put together
+_BLANK = b" \t\r\n\v\f\x1e"
 _WINDOW_BYTES = 2**16
 _DEPTH = 3  # at which an object may hold the list of rows
 _GAP = re.compile(r"[\s,\ufeff\x1e]*")  # between values one after another
-_OF_ROWS = ("id", "_id", "title", "question", "query")  # fields of one row, whatever lists it has
+_OF_ROWS = {"id", "_id", "title", "question", "questionid", "query", "answer", "input"}  # of one row with lists
 _DECODER = json.JSONDecoder()
+_AS_SPACES = dict.fromkeys(map(ord, "\t\v\f"), " ")
+_LINE_DECODER = json.JSONDecoder(strict=False)  # strings may hold tabs and form feeds; a line end cannot be among them
 
 
 def json_records(stream: IO[bytes], text_field: str, *, long_lines: bool = False) -> Iterator[tuple[int, Any]]:
@@ -56,7 +60,7 @@ def is_json_lines(stream: IO[bytes]) -> bool:
 def _beginning(stream: IO[bytes], long_lines: bool) -> tuple[list[bytes], int, bool]:
     """The lines that were read to know the shape, the number of the first record, and whether it is no JSON Lines."""
     read: list[bytes] = []
-    while (line := stream.readline(MAX_RECORD_BYTES)) and not line.strip(b"\xef\xbb\xbf \t\r\n\x1e"):
+    while (line := stream.readline(MAX_RECORD_BYTES)) and line.strip(_BLANK) in (b"", _MARK):
         read.append(line)
     if not line:
         return read, 1, False
@@ -77,7 +81,7 @@ def _beginning(stream: IO[bytes], long_lines: bool) -> tuple[list[bytes], int, b
 def _is_no_line(line: bytes, window: bytes) -> bool:
     """Whether a first line that is no JSON value is a part of one, or several, in a file that begins with `window`."""
     length = len(line.decode("utf-8-sig", "replace"))
-    text = window.decode("utf-8-sig", "replace")
+    text = window.decode("utf-8-sig", "replace").translate(_AS_SPACES)
     start = _after_gap(text, 0)
     if text[start : start + 1] not in ("{", "["):
         return False
@@ -89,7 +93,7 @@ def _is_no_line(line: bytes, window: bytes) -> bool:
         second = _after_gap(text, length)
         is_next = text[second : second + 1] in ("{", "[") and error.pos in (length, second)
         return error.pos >= length and not is_next
-    except RecursionError:
+    except (ValueError, RecursionError):
         return False
     return end > length or text[_after_gap(text, end) :][:1] in ("{", "[")
 
@@ -119,20 +123,32 @@ def numbered_lines(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, by
             number += 1
             if is_cut:
                 yield number, Unusable("record too long", f"a line of more than {MAX_RECORD_BYTES} bytes", line)
-            elif line.strip():
+            elif line.strip(_BLANK) not in (b"", _MARK):
                 yield number, line
         within = is_cut
 
 
 def _numbered(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, Any]]:
     for number, line in numbered_lines(lines, first):
-        yield number, line_value(line) if isinstance(line, bytes) else line
+        if isinstance(line, Unusable):
+            yield number, line
+        else:
+            yield from ((number, value) for value in _of_line(line))
+
+
+def _of_line(line: bytes) -> Sequence[Any]:
+    """The value of a line; of objects one after another, or in a list, each of them."""
+    value = line_value(line)
+    values = value if isinstance(value, list) else [value]
+    if isinstance(value, Unusable) and "Extra data" in value.detail:
+        values = list(_values(line, ""))
+    return values if values and all(isinstance(row, dict) for row in values) else [value]
 
 
 def line_value(line: bytes) -> Any:
     """The value of a line of JSON, or why there is none."""
     try:
-        return json.loads(line.decode("utf-8-sig"))
+        return _LINE_DECODER.decode(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return Unusable("not UTF-8", str(error), line)
     except (ValueError, RecursionError) as error:
@@ -143,20 +159,26 @@ def line_value(line: bytes) -> Any:
 
 
 def _values(data: bytes, text_field: str) -> Iterator[Any]:
-    """The records of a file of one or several values."""
+    """The records of a file of one or several values; of a damaged list, those before the damage."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         yield Unusable("not UTF-8", str(error), data)
         return
     start = begin = _after_gap(text, 0)
+    in_list = False
     while start < len(text):
+        if in_list and text[start] == "]":
+            start, in_list = _after_gap(text, start + 1), False
+            continue
         try:
-            value, end = _DECODER.raw_decode(text, start)
+            value, end = _decoded(text, start, dict if in_list else object)
         except (ValueError, RecursionError) as error:
+            if text[start] == "[" and not in_list:
+                start, in_list = _after_gap(text, start + 1), True
+                continue
             yield Unusable("not JSON", str(error), text[start:])
-            # The next one begins a line, if this is not one list.
-            end = text.find("\n{", start) if text[start] != "[" else -1
+            end = text.find("\n{", start)  # the next one begins a line
             start = end + 1 if end >= 0 else len(text)
             continue
         end = _after_gap(text, end)
@@ -169,9 +191,26 @@ def _values(data: bytes, text_field: str) -> Iterator[Any]:
         start = end
 
 
+def _decoded(text: str, start: int, kind: type) -> tuple[Any, int]:
+    """The value that begins at a place, and where it ends.
+
+    Raises:
+        ValueError: there is none, or it is of another type.
+    """
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        if not error.msg.startswith("Invalid control character"):
+            raise
+        value, end = _LINE_DECODER.raw_decode(text, start)
+    if not isinstance(value, kind):
+        raise ValueError(f"{value!r:.60} among objects")
+    return value, end
+
+
 def _unwrapped(value: dict[str, Any], text_field: str) -> Sequence[Any]:
     """The rows that a file's only object holds: in columns, in one list, or by their ids; else itself."""
-    if isinstance(value.get(text_field), str) or not value.keys().isdisjoint(_OF_ROWS):
+    if isinstance(value.get(text_field), str) or not _OF_ROWS.isdisjoint(map(str.casefold, value)):
         rows = _of_columns(value, text_field)
         return rows or [value]
     if rows := _of_columns(value, text_field):

@@ -1,10 +1,12 @@
 """The bytes of an input file: decompressed, and text in UTF-16 or UTF-32 as UTF-8."""
 
+import bz2
 import codecs
 import io
 import lzma
 import os
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -19,7 +21,7 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd", "
 ZSTD_WINDOW_BYTES = 2**31
 """Largest window of a zstd file, that of `zstd --long=31`; reading one takes as much memory."""
 
-DAMAGE = (OSError, EOFError, lzma.LZMAError, pa.ArrowException, zstandard.ZstdError)
+DAMAGE = (OSError, EOFError, lzma.LZMAError, pa.ArrowException, zlib.error, zstandard.ZstdError)
 """What reading a damaged file raises."""
 
 _BLOCK_BYTES = 2**12  # of compressed data, which may be many times as long
@@ -30,7 +32,29 @@ _MARKS = (  # the longer ones first, as one begins with another
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_HEAD_BYTES = 256
+_HEAD_BYTES = 512
+_READERS: dict[str, Callable[[], Any]] = {
+    "gzip": lambda: zlib.decompressobj(wbits=31),
+    "bz2": bz2.BZ2Decompressor,
+    "xz": lzma.LZMADecompressor,
+    "zstd": lambda: zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj(),
+}
+"""What unpacks one member of a file, by compression."""
+_OTHERS = {
+    (0, b"PK\x03\x04"): ("a zip archive or a spreadsheet", "unpack it, or export CSV"),
+    (0, b"7z\xbc\xaf\x27\x1c"): ("a 7z archive", "unpack it"),
+    (0, b"Rar!\x1a\x07"): ("a RAR archive", "unpack it"),
+    (257, b"ustar"): ("a tar archive", "unpack it with tar -x"),
+    (0, b"\x04\x22\x4d\x18"): ("packed by LZ4", "unpack it with lz4 -d"),
+    (0, b"\x1f\x9d"): ("packed by compress", "unpack it with uncompress"),
+    (0, b"ARROW1\0\0"): ("an Arrow file", "write it as Parquet, as Dataset.to_parquet does"),
+    (0, b"\xff\xff\xff\xff"): ("an Arrow stream", "write it as Parquet, as Dataset.to_parquet does"),
+    (0, b"Obj\x01"): ("an Avro file", "write it as Parquet or JSON Lines"),
+    (0, b"SQLite format 3\0"): ("an SQLite database", "export its table as CSV"),
+    (0, b"%PDF-"): ("a PDF", "extract its text"),
+    (0, b"\xd0\xcf\x11\xe0"): ("an old document of Office", "export text or CSV"),
+}
+"""Contents that are not read, by place and first bytes: what they are, and what to do."""
 
 
 class _Blocks(io.RawIOBase):
@@ -53,35 +77,54 @@ class _Blocks(io.RawIOBase):
         return count
 
 
-def _zstd_blocks(raw: IO[bytes]) -> Iterator[bytes]:
-    """The content of all frames of a file.
+def _blocks(packed: IO[bytes], compression: str) -> Iterator[bytes]:
+    """The content of all members of a file. Zeros after a member are padding.
 
-    Not zstandard's own stream reader, for which a frame that is cut short simply ends, nor Arrow's, whose window has
-    128 MiB at most.
+    Not the readers of Python and zstandard, for which a zstd frame that is cut short simply ends, nor Arrow's, whose
+    window has 128 MiB at most and which loses what comes before damage.
 
     Raises:
-        EOFError: the last frame is cut short.
-        zstandard.ZstdError: damaged, or a larger window than `ZSTD_WINDOW_BYTES`.
+        EOFError: the last member is cut short.
+        zstandard.ZstdError: damaged, or a larger window than `ZSTD_WINDOW_BYTES`; others of `DAMAGE` for other
+            compressions.
     """
-    frame, ended, data = None, True, b""
-    while data := data or raw.read(_BLOCK_BYTES):
-        if frame is None or ended:
-            frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
-        yield frame.decompress(data)
-        ended, data = frame.eof, frame.unused_data
+    member: Any = None
+    ended, data = True, b""
+    while data := data or packed.read(_BLOCK_BYTES):
+        if ended:
+            if member is not None and not (data := data.lstrip(b"\0")):
+                continue
+            member = _READERS[compression]()
+        yield member.decompress(data)
+        ended, data = member.eof, member.unused_data
     if not ended:
-        raise EOFError("the file ends inside a zstd frame")
+        raise EOFError(f"the file ends inside a {compression} member")
 
 
 def decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
-    """A stream's content; empty: it is not compressed. Files of several parts are read to the end of the last one."""
-    if compression == "xz":  # which Arrow has not
-        return lzma.LZMAFile(raw)
-    if compression == "zstd":
-        return io.BufferedReader(_Blocks(_zstd_blocks(raw)))
-    return (
-        io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), compression)) if compression else raw
-    )
+    """A stream's content; empty: it is not compressed. Files of several parts are read to the end of the last one.
+
+    Content that is compressed again is unpacked again.
+    """
+    while compression:
+        stream = io.BufferedReader(_Blocks(_blocks(raw, compression)))
+        raw, compression = stream, _compression_by_magic(stream.peek(_HEAD_BYTES))
+    return raw
+
+
+def _compression_by_magic(head: bytes) -> str:
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
+
+
+def refuse_other(path: str, head: bytes) -> None:
+    """Refuse a file by the first bytes of its content: archives and binary formats that are not read.
+
+    Raises:
+        InputError: it is one.
+    """
+    for (place, magic), (what, remedy) in _OTHERS.items():
+        if head[place:].startswith(magic):
+            raise InputError(f"{path}: {what}, which is not read; {remedy}, and give the result")
 
 
 def compression_of(path: str, head: bytes) -> str:
@@ -89,7 +132,7 @@ def compression_of(path: str, head: bytes) -> str:
 
     A file that a browser has unpacked while it kept its name begins with text, and is not compressed.
     """
-    found = next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
+    found = _compression_by_magic(head)
     named = COMPRESSIONS.get(os.path.splitext(path.lower())[1], "")
     if found or not named:
         return found
@@ -137,6 +180,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(local_file(path), "rb") as raw:
             compression = compression_of(os.fspath(path), raw.peek(_HEAD_BYTES)[:_HEAD_BYTES])
             with decompressed(raw, compression) as stream:
+                content: Any = stream
+                refuse_other(os.fspath(path), content.peek(_HEAD_BYTES))
                 yield stream
     except DAMAGE as error:
         raise InputError(

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import types
 
-from clara.data.fields import Fields
+from clara.data.fields import Fields, QuestionFields
 from clara.data.json_records import MAX_RECORD_BYTES, numbered_lines, raw_lines
 from clara.data.records import Unusable
 from clara.errors import InputError
@@ -20,19 +20,22 @@ from clara.errors import InputError
 PARQUET_ROWS = 1024  # in memory at once
 _DELIMITERS = {"csv": ",;\t|", "tsv": "\t,;|"}
 _NUMBER = re.compile(r"\d+")
+_SEPARATOR = re.compile(rb"(\xef\xbb\xbf)?sep=.\r?\n?", re.IGNORECASE)
+_QA_LINE = re.compile(rb"[^\t]+\t\"?\[.*\]\"?\s*$")
+_NULL = "\\N"
 _MOST_LINES = 100_000  # of one row, whose quoted cells may hold line ends
 
 # --- Parquet ---------------------------------------------------------------------------------------------------------
 
 
 def open_parquet(raw: IO[bytes]) -> pq.ParquetFile:
-    """A Parquet file.
+    """A Parquet file; of one that was compressed as a whole, the content is held in memory.
 
     Raises:
         pa.ArrowException: it is damaged.
     """
     try:
-        file = pq.ParquetFile(raw)
+        file = pq.ParquetFile(raw if raw.seekable() else io.BytesIO(raw.read()))
         file.schema_arrow.names  # noqa: B018 (decoded by each look)
     except UnicodeDecodeError as error:
         raise pa.ArrowInvalid(f"a name in its schema is not UTF-8: {error}") from error
@@ -40,13 +43,13 @@ def open_parquet(raw: IO[bytes]) -> pq.ParquetFile:
 
 
 def parquet_rows(
-    raw: IO[bytes], row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
+    file: pq.ParquetFile, row_groups: Sequence[int] | None = None, columns: Sequence[str] | None = None
 ) -> Iterator[Any]:
     """The rows of a Parquet file: of some row groups (None: all), with some columns (None: all).
 
     `Unusable` in place of a bad one.
     """
-    for batch in open_parquet(raw).iter_batches(PARQUET_ROWS, row_groups=row_groups, columns=columns):
+    for batch in file.iter_batches(PARQUET_ROWS, row_groups=row_groups, columns=columns):
         try:
             yield from batch.to_pylist()
         except (ValueError, OverflowError):  # a string that is not UTF-8, a time out of range
@@ -66,6 +69,8 @@ def check_schema(path: str, schema: pa.Schema, fields: Fields) -> None:
     Raises:
         InputError: there is no text, or a column is of another type; names the file, the column and its type.
     """
+    if twice := sorted({name for name in schema.names if schema.names.count(name) > 1}):
+        raise InputError(f"{path}: two columns are named {twice[0]!r}; give each its own name")
     fields = fields.of(schema.names)
     if fields.text not in schema.names:
         raise InputError(
@@ -126,6 +131,11 @@ class _Lines:
             self._back.append(found)
         return self._back[0] if self._back else None
 
+    def skip(self) -> None:
+        """Leave the next line out."""
+        self.peek()
+        self._back.popleft()
+
     def give_back(self) -> None:
         """Give back all lines of the row but its first."""
         self._back.extendleft(reversed(self.taken[1:]))
@@ -145,7 +155,9 @@ def table_records(stream: IO[bytes], kind: str, path: str, fields: Fields) -> It
     """Number of its first line, and cells by name, of each row of a table; `Unusable` in place of a bad one.
 
     The first line names the columns; quotes are those of RFC 4180. A TSV file without such a line, whose rows are a
-    number, a text and perhaps a title, has no quotes (`collection.tsv` of MS MARCO and ColBERT).
+    number, a text and perhaps a title, has no quotes (`collection.tsv` of MS MARCO and ColBERT). DPR's `qa.csv` has
+    questions and lists of answers. A line `sep=;` of Excel may come first, and `\\N` is an empty cell, as in dumps of
+    databases.
 
     Args:
         stream: UTF-8, with or without a byte order mark.
@@ -158,13 +170,17 @@ def table_records(stream: IO[bytes], kind: str, path: str, fields: Fields) -> It
     """
     csv.field_size_limit(MAX_RECORD_BYTES)
     lines = _Lines(numbered_lines(_rows_of(stream), 1))
-    first = lines.peek()
+    while (first := lines.peek()) and isinstance(first[1], bytes) and _SEPARATOR.fullmatch(first[1]):
+        lines.skip()
     if first is None:
+        return
+    questions = isinstance(fields, QuestionFields)
+    if questions and isinstance(first[1], bytes) and _QA_LINE.match(first[1]):
+        yield from _quoted(lines, "\t", ("question", "answer"))
         return
     delimiter, names = _header(first[1], kind, path, fields)
     if names:
-        lines.taken.clear()
-        next(iter(lines), None)
+        lines.skip()
         yield from _quoted(lines, delimiter, names)
     else:
         yield from _collection(lines, (fields.id, fields.text, fields.title))
@@ -199,10 +215,12 @@ def _header(line: bytes | Unusable, kind: str, path: str, fields: Fields) -> tup
     cells = shown.split("\t")
     if kind == "tsv" and 2 <= len(cells) <= 3 and _NUMBER.fullmatch(cells[0]):
         return "\t", []
-    wanted = _DELIMITERS[kind][0].join((fields.id, fields.text, fields.title))
+    questions = isinstance(fields, QuestionFields)
+    wanted = _DELIMITERS[kind][0].join((fields.id, fields.text, "answers" if questions else fields.title))
     raise InputError(
-        f"{path}:1: the first line, {shown[:60]!r}, names no column {fields.text!r}; name the text's column with "
-        f"--text-field, or put a first line before the rows, as {wanted!r}"
+        f"{path}:1: the first line, {shown[:60]!r}, names no column {fields.text!r}; "
+        + ("" if questions else "name the text's column with --text-field, or ")
+        + f"put a first line before the rows, as {wanted!r}"
     )
 
 
@@ -216,7 +234,7 @@ def _decoded(line: bytes, path: str) -> str:
 def _collection(lines: _Lines, names: Sequence[str]) -> Iterator[tuple[int, Any]]:
     while (found := lines.peek()) is not None:
         number, line = found
-        lines._back.popleft()
+        lines.skip()
         if isinstance(line, Unusable):
             yield number, line
             continue
@@ -237,7 +255,7 @@ def _quoted(lines: _Lines, delimiter: str, names: Sequence[str]) -> Iterator[tup
         number, line = found
         lines.taken = []
         if isinstance(line, Unusable):
-            lines._back.popleft()
+            lines.skip()
             yield number, line
             continue
         try:
@@ -254,6 +272,6 @@ def _quoted(lines: _Lines, delimiter: str, names: Sequence[str]) -> Iterator[tup
                 yield number, Unusable("not a row", f"{error}; quotes are doubled inside of quotes", line)
                 continue
         if len(cells) == len(names):
-            yield number, dict(zip(names, cells, strict=True))
+            yield number, {name: "" if cell == _NULL else cell for name, cell in zip(names, cells, strict=True)}
         else:
             yield number, Unusable("not a row", f"{len(cells)} cells, the first line names {len(names)}", line)

@@ -30,9 +30,11 @@ def formats_of(values: Any) -> tuple[str, ...]:
     asked = "question" in row
     if asked and isinstance(row.get("docs"), list):
         return ("clara",)
+    if asked and "supporting_facts" in row and "context" in row:
+        return _multi_hop(row)
     for format_, signs in (
-        ("dpr", ("positive_ctxs", "positive_passages")),
-        ("fid", ("ctxs", "passages") if asked else ()),
+        ("dpr", ("positive_ctxs", "positive_passages", *(("pos",) if "query" in row else ()))),
+        ("fid", ("ctxs", "passages") if asked or "query" in row else ()),
         ("flashrag", ("golden_answers",) if asked else ()),
         ("popqa", ("possible_answers",) if asked else ()),
         ("triviaqa", ("Data",)),
@@ -43,8 +45,6 @@ def formats_of(values: Any) -> tuple[str, ...]:
 
 
 def _by_answer(row: Mapping[str, Any]) -> tuple[str, ...]:
-    if "supporting_facts" in row and "context" in row:
-        return _multi_hop(row)
     if "paragraphs" in row:
         return ("musique",)
     if isinstance(row.get("context"), str) and isinstance(row.get("answers"), dict | list):
@@ -120,8 +120,9 @@ def _sample(path: str) -> Iterator[tuple[str, Any]]:
     if _is_tsv(path):
         with opened(path) as stream:
             first = stream.readline().decode("utf-8", "replace")
-        if first.count("\t") == 1 and "question" not in first.casefold().split("\t")[1].split():
-            yield f"{path}:1", {"qid": "", "query": first.partition("\t")[2]}
+        cells = first.rstrip("\r\n").split("\t")
+        if len(cells) == 2 and "question" not in map(str.casefold, cells) and isinstance(parsed(cells[1]), str):
+            yield f"{path}:1", {"qid": "", "query": cells[1]}
             return
     rows: list[tuple[str, Any]] = []
     try:
@@ -151,30 +152,37 @@ class FieldsOfRows:
 
     def __init__(self, name: str) -> None:
         self._name, self.num_rows = name, 0
-        self._unread: Counter[str] = Counter()
-        self._asked: set[str] = set()
+        self._unread: Counter[tuple[str, str]] = Counter()
+        self._asked: set[tuple[str, str]] = set()
+        self._held: set[tuple[str, str]] = set()
         self._others: dict[str, None] = {}
 
     def add(self, row: Row) -> None:
-        """Count the fields of a row, which has been converted."""
-        unread = row.unread()
-        self._asked |= row.asked
+        """Count the fields of a row and of the objects inside it, which has been converted."""
+        unread: dict[tuple[str, str], None] = {}  # each once a row
+        inside = [inner for _, part in row.parts for inner in part.parts]
+        for of, part in [("", row), *row.parts, *inside]:
+            unread |= dict.fromkeys((of, name) for name in part.unread())
+            self._held |= {(of, name) for name in part}
+            self._asked |= {(of, name) for name in part.asked}
         if unread:
             self.num_rows += 1
-            self._unread.update(unread)
+            self._unread.update(list(unread))
             if self.num_rows == 1:
                 values = {name: row.peek(name) for name in row}
                 self._others = dict.fromkeys(n for n in formats_of(values) if n not in (self._name, "jsonl"))
 
     def report(self, num_rows: int) -> str:
         """The fields in one line."""
-        names = list(self._unread)
+        names = {(of, name): f"{of}.{name}" if of else name for of, name in self._unread}
         text = (
-            f"{', '.join(f'`{name}`' for name in names)} {'are' if len(names) > 1 else 'is'} not read by --format "
-            f"{self._name} ({self.num_rows} of {num_rows} rows)"
+            f"{', '.join(f'`{shown}`' for shown in names.values())} {'are' if len(names) > 1 else 'is'} not read by "
+            f"--format {self._name} ({self.num_rows} of {num_rows} rows)"
         )
-        meant = {name: near for name in names if (near := near_miss(name, self._asked))}
-        text += "".join(f"; is `{name}` meant to be `{near}`?" for name, near in meant.items())
+        for (of, name), shown in names.items():
+            near = near_miss(name, (other for place, other in self._asked if place == of))
+            if near and (of, near) not in self._held:
+                text += f"; is `{shown}` meant to be `{near}`?"
         if self._others:
             text += f"; the rows look like --format {' or '.join(self._others)}"
         return text

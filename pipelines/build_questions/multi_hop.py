@@ -6,7 +6,7 @@ from typing import Any
 from clara.data.records import normalise
 from clara.errors import InputError
 from pipelines.build_questions.hops import UNKNOWN, decomposition_hops, fact_hops
-from pipelines.build_questions.published import Paragraph, Published, plain_rows, whole_object
+from pipelines.build_questions.published import ANSWERS, Paragraph, Published, answers_of, plain_rows, whole_object
 from pipelines.build_questions.row import (
     Row,
     answered,
@@ -31,7 +31,7 @@ _BODIES = ("sentences", "content", "text", "paragraph_text", "paragraphs", "sent
 def convert_hotpotqa(row: Row) -> Published:
     """HotpotQA and 2WikiMultihopQA: `context` and `supporting_facts`."""
     question = question_of(row)
-    answers = answered(row, question, [field(row, "answer", str)])
+    answers = answers_of(row, question, ANSWERS)
     paragraphs, notes = context_paragraphs(row, str(row.get("type", "")), question)
     return Published(given_id(row), question, answers, paragraphs, notes=notes)
 
@@ -44,7 +44,7 @@ def context_paragraphs(row: Row, kind: str, question: str) -> tuple[tuple[Paragr
     """
     if "context" not in row:
         field(row, "context", object)  # raises
-    pairs = _titled(row["context"], "context", row.where)
+    pairs = _titled(row, "context")
     named = _fact_titles(row.get("supporting_facts"), row.where)
     hops = fact_hops(kind, question, list(dict.fromkeys(named)))
     paragraphs = tuple(Paragraph(title, text, title in hops, hops.get(title, UNKNOWN)) for title, text in pairs if text)
@@ -53,17 +53,19 @@ def context_paragraphs(row: Row, kind: str, question: str) -> tuple[tuple[Paragr
     return paragraphs, tuple(notes)
 
 
-def _titled(value: Any, name: str, where: str) -> list[tuple[str, str]]:
+def _titled(row: Row, name: str) -> list[tuple[str, str]]:
     """Titles and texts of pairs, of objects, of columns, or of an object by title; each perhaps as text.
 
     Raises:
         InputError: none of these.
     """
+    value, where = row[name], row.where
     found = parsed(value)
     if isinstance(found, Mapping):
         body = next((body for body in _BODIES if body in found), "")
         if "title" in found and body:
-            columns = {column: parsed(found[column]) for column in ("title", body)}
+            part = row.part(name, found, where)
+            columns = {column: parsed(part[column]) for column in ("title", body)}
             if not all(isinstance(values, list | tuple) for values in columns.values()):
                 raise malformed(name, value, where)
             same_length(columns, name, where)
@@ -72,13 +74,14 @@ def _titled(value: Any, name: str, where: str) -> list[tuple[str, str]]:
             found = list(found.items())
     if not isinstance(found, list | tuple):
         raise malformed(name, value, where)
-    return [_pair(parsed(entry), name, f"{where} paragraph {number}") for number, entry in enumerate(found)]
+    return [_pair(parsed(entry), row, name, f"{where} paragraph {number}") for number, entry in enumerate(found)]
 
 
-def _pair(entry: Any, name: str, where: str) -> tuple[str, str]:
+def _pair(entry: Any, row: Row, name: str, where: str) -> tuple[str, str]:
     if isinstance(entry, Mapping):
         body = next((body for body in _BODIES if body in entry), "")
-        entry = (entry["title"], entry[body]) if body and "title" in entry else ()
+        part = row.part(name, entry, where)
+        entry = (part["title"], part[body]) if body and "title" in entry else ()
     if not isinstance(entry, list | tuple) or len(entry) != 2:
         raise malformed(name, entry, where)
     return text_of(entry[0], "title", where), _joined(entry[1], name, where)
@@ -133,13 +136,15 @@ def convert_musique(row: Row) -> Published:
         raise InputError(f"{row.where}: answerable is false; use MuSiQue-Ans, or --skip-bad")
     question = question_of(row)
     aliases = texts(row.get("answer_aliases") or (), "answer_aliases", row.where)
-    answers = answered(row, question, [field(row, "answer", str), *aliases])
+    answers = answered(row, question, [*answers_of(row, question, ANSWERS), *aliases])
     steps = objects(row.get("question_decomposition") or [], "question_decomposition", row.where)
     hops = decomposition_hops(steps, row.where)
     if "paragraphs" not in row:
         field(row, "paragraphs", list)  # raises
     paragraphs, notes = [], []
-    for number, paragraph in enumerate(objects(row["paragraphs"], "paragraphs", row.where, "paragraph_text")):
+    given = objects(row["paragraphs"], "paragraphs", row.where, "paragraph_text")
+    row.parts += [("paragraphs", paragraph) for paragraph in given]
+    for number, paragraph in enumerate(given):
         text = normalise(field(paragraph, "paragraph_text", str))
         if not text:
             notes.append(NO_TEXT)
@@ -179,6 +184,8 @@ def squad_rows(path: str) -> Iterator[tuple[str, Any]]:
 def convert_squad(row: Row) -> Published:
     """SQuAD: the paragraph is the document; it has no pool."""
     question = question_of(row)
+    if truth(row.get("is_impossible"), "is_impossible", row.where):
+        raise InputError(f"{row.where}: is_impossible is true; use SQuAD 1.1, or --skip-bad")
     given = parsed(row.get("answers"))
     if isinstance(given, Mapping):  # columns, as dataset hubs have them
         answers = given.get("text")

@@ -14,12 +14,12 @@ from pipelines.build_questions.row import (
     objects,
     parsed,
     question_of,
-    truth,
     whole_numbers,
 )
 
-_POSITIVES = ("positive_ctxs", "positive_passages")
-_NEGATIVES = ("hard_negative_ctxs", "negative_ctxs", "negative_passages")
+_POSITIVES = ("positive_ctxs", "positive_passages", "pos")
+_NEGATIVES = ("hard_negative_ctxs", "negative_ctxs", "negative_passages", "neg")
+_NO_ANSWER = "No Answer Present."
 
 
 def convert_clara(row: Row) -> Published:
@@ -32,14 +32,15 @@ def convert_clara(row: Row) -> Published:
         raise InputError(
             f"{row.where}: pos_index has {beyond[0]}, and docs holds {len(docs)}; expected 0 to {len(docs) - 1}"
         )
-    passages = [
-        passage_of(text, f"{row.where} docs {place}", positive=place in right) for place, text in enumerate(docs)
-    ]
+    passages = [passage_of(text, row, "docs", place, place in right) for place, text in enumerate(docs)]
     return Published(given_id(row), question, answers, _with_text(passages, row))
 
 
 def convert_dpr(row: Row) -> Published:
-    """DPR's retriever files: `positive_ctxs`, and `negative_ctxs` and `hard_negative_ctxs` as the pool's others."""
+    """DPR's retriever files: `positive_ctxs`, and `negative_ctxs` and `hard_negative_ctxs` as the pool's others.
+
+    Tevatron's name them `positive_passages` and `negative_passages`, FlagEmbedding's `pos` and `neg`.
+    """
     question = question_of(row, "question", "query")
     passages = [p for name in _POSITIVES for p in _passages(row, name, positive=True)]
     known = bool(passages)
@@ -49,15 +50,16 @@ def convert_dpr(row: Row) -> Published:
 
 
 def convert_fid(row: Row) -> Published:
-    """FiD's `ctxs` and Atlas' `passages`; those with a true `has_answer` are positives."""
-    question = question_of(row)
+    """FiD's `ctxs` and Atlas' `passages`; those with a true `has_answer` are positives.
+
+    MS MARCO's questions with answers have `query`, and `is_selected` in its passages.
+    """
+    question = question_of(row, "question", "query")
+    if parsed(row.get("answers")) == [_NO_ANSWER]:
+        raise InputError(f"{row.where}: the answer is {_NO_ANSWER!r}; leave the row out, or use --skip-bad")
     answers = answers_of(row, question, ("answers", "answer", "target"))
     name = row.name_of(("ctxs", "passages")) or "ctxs"
-    passages = []
-    for number, given in enumerate(_entries(row, name)):
-        where = f"{row.where} {name} {number}"
-        has_answer = given.get("has_answer") if isinstance(given, Mapping) else None
-        passages.append(passage_of(given, where, positive=truth(has_answer, "has_answer", where)))
+    passages = [passage_of(given, row, name, number) for number, given in enumerate(_entries(row, name))]
     return Published(given_id(row), question, answers, _with_text(passages, row))
 
 
@@ -68,7 +70,7 @@ def convert_flashrag(row: Row) -> Published:
     metadata = parsed(row.peek("metadata"))
     if not isinstance(metadata, Mapping) or is_empty(metadata.get("context")):
         return Published(given_id(row), question, answers)
-    about = Row(parsed(row["metadata"]), f"{row.where} metadata")
+    about = row.part("metadata", parsed(row["metadata"]), f"{row.where} metadata")
     paragraphs, notes = context_paragraphs(about, str(about.get("type", "")), question)
     return Published(given_id(row), question, answers, paragraphs, notes=notes)
 
@@ -76,10 +78,7 @@ def convert_flashrag(row: Row) -> Published:
 def _passages(row: Row, name: str, *, positive: bool) -> list[Paragraph]:
     if is_empty(row.get(name)):
         return []
-    return [
-        passage_of(entry, f"{row.where} {name} {number}", positive=positive)
-        for number, entry in enumerate(_entries(row, name))
-    ]
+    return [passage_of(entry, row, name, number, positive) for number, entry in enumerate(_entries(row, name))]
 
 
 def _entries(row: Row, name: str) -> list[Any]:

@@ -6,10 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from clara.data.corpus import read_rows
+from clara.data.fields import QuestionFields
 from clara.data.streams import as_utf8, opened
 from clara.errors import InputError
 from pipelines.build_questions.hops import UNKNOWN
-from pipelines.build_questions.row import Row, answered, field, given_id, ids, near_miss, parsed, question_of, text_of
+from pipelines.build_questions.row import (
+    Row,
+    answered,
+    field,
+    given_id,
+    ids,
+    near_miss,
+    parsed,
+    question_of,
+    text_of,
+    truth,
+)
 
 SPLITS = ("", "train", "seen", "unseen")
 ANSWERS = ("answer", "answers", "golden_answers", "gold_answer", "gold_answers")
@@ -66,7 +78,7 @@ def plain_rows(path: str) -> Iterator[tuple[str, Any]]:
     Raises:
         InputError: none of them.
     """
-    yield from ((f"{path}:{number}", row) for number, row in read_rows(path))
+    yield from ((f"{path}:{number}", row) for number, row in read_rows(path, QuestionFields()))
 
 
 def whole_object(path: str) -> Mapping[str, Any] | None:
@@ -175,27 +187,38 @@ def _is_blank(value: Any) -> bool:
 # --- passages --------------------------------------------------------------------------------------------------------
 
 _TEXTS = ("text", "contents", "content", "passage_text", "paragraph_text", "passage")
+_RIGHT = ("has_answer", "hasanswer", "is_selected")
 _PASSAGE_IDS = ("passage_id", "psg_id", "id", "docid", "doc_id", "pid", "_id")
 
 
-def passage_of(given: Any, where: str, *, positive: bool) -> Paragraph:
+def passage_of(given: Any, row: Row, name: str, number: int, positive: bool | None = None) -> Paragraph:
     """A document inside a row: an object with `title` and `text`, or a text whose first line is its title.
+
+    Args:
+        given: the document.
+        row: it is inside of.
+        name: of its field there.
+        number: its place there, from 0.
+        positive: None: if it says so itself.
 
     Raises:
         InputError: it is neither, or has no text.
     """
-    given = parsed(given)
+    given, where = parsed(given), f"{row.where} {name} {number}"
     if isinstance(given, str | bytes):
         title, text = title_line(given, where)
-        return Paragraph(title, text, positive)
-    passage = Row(given, where)
-    name = passage.name_of(_TEXTS)
+        return Paragraph(title, text, bool(positive))
+    passage = row.part(name, given, where)
+    if positive is None:
+        right = passage.name_of(_RIGHT)
+        positive = bool(right) and truth(passage[right], right, where)
+    body = passage.name_of(_TEXTS)
     title = text_of(passage.get("title") or "", "title", where)
-    if not name and not title:
+    if not body and not title:
         raise InputError(f"{where}: no field 'text' (there are {', '.join(sorted(passage)) or 'none'})")
-    text = text_of(passage[name], name, where) if name else ""
-    if name == "contents" and not title:
-        title, text = title_line(passage[name], where)
+    text = text_of(passage[body], body, where) if body else ""
+    if body == "contents" and not title:
+        title, text = title_line(passage[body], where)
     found = passage.name_of(_PASSAGE_IDS)
     own = ids([passage[found]], found, where)[0] if found else ""
     return Paragraph(title if text else "", text or title, positive, id=own)

@@ -25,15 +25,11 @@ class Row(Mapping[str, Any]):
     Attributes:
         where: file and line, for messages.
         asked: names that were looked up, whether the row has them or not.
+        parts: objects inside it, as its passages, with the name of their field.
     """
 
     def __init__(self, values: Any, where: str, sign: str = "") -> None:
-        """Take an object.
-
-        Args:
-            values: the object.
-            where: see above.
-            sign: a field that it should have, for the message.
+        """Take an object; `sign` is a field that it should have, for the message.
 
         Raises:
             InputError: it is none.
@@ -44,6 +40,7 @@ class Row(Mapping[str, Any]):
         self._values: Mapping[str, Any] = values._values if isinstance(values, Row) else values
         self.where = where
         self.asked: set[str] = set()
+        self.parts: list[tuple[str, Row]] = []
 
     def __getitem__(self, name: str) -> Any:
         self.asked.add(name)
@@ -61,6 +58,16 @@ class Row(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._values)
+
+    def part(self, name: str, values: Any, where: str) -> "Row":
+        """An object inside a field, whose fields are noted too.
+
+        Raises:
+            InputError: it is none.
+        """
+        found = Row(values, where)
+        self.parts.append((name, found))
+        return found
 
     def peek(self, name: str) -> Any:
         """A field without a note that it was read; None where there is none."""
@@ -82,7 +89,7 @@ def is_empty(value: Any) -> bool:
 
 def near_miss(name: str, known: Iterable[str]) -> str:
     """The known name that an unknown one may be meant for; empty: there is none."""
-    plain = {_plain(other): other for other in sorted(known)}
+    plain = {_plain(other): other for other in sorted(known, reverse=True)}
     found = difflib.get_close_matches(_plain(name), plain, 1, _NEAR)
     return plain[found[0]] if found else ""
 
@@ -213,10 +220,9 @@ def whole_numbers(value: Any, name: str, where: str) -> list[int]:
     found = parsed(value)
     items = found if isinstance(found, list | tuple) else [found]
     try:
-        numbers = [int(spelt_id(item)) for item in items]
+        return [int(spelt_id(item)) for item in items]
     except ValueError as error:
         raise InputError(f"{where}: {name} is {value!r:.80}; expected whole numbers") from error
-    return numbers
 
 
 def objects(value: Any, name: str, where: str, sign: str = "") -> list[Row]:

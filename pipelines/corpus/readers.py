@@ -57,7 +57,8 @@ def read_records(unit: Unit, fields: Fields, census: Census | None = None) -> It
     """Line or row number from 1, and the row: an object, `Unusable`, or the dead letter of a wiki's page."""
     with open_file(unit.path) as raw:
         if unit.format == "parquet":
-            yield from _parquet_rows(raw, unit, fields, census)
+            with decompressed(raw, unit.compression) as stream:
+                yield from _parquet_rows(stream, unit, fields, census)
         elif unit.stream:
             yield from _stream_pages(raw, unit, unit.stream, fields)
         elif unit.start or unit.end >= 0:
@@ -79,7 +80,7 @@ def _parquet_rows(raw: IO[bytes], unit: Unit, fields: Fields, census: Census | N
         if census:
             others = [name for name in names if name not in columns]
             census.add_names(others, file.metadata.row_group(unit.row_group).num_rows)
-        yield from enumerate(parquet_rows(raw, [unit.row_group], columns), unit.first_line)
+        yield from enumerate(parquet_rows(file, [unit.row_group], columns), unit.first_line)
 
 
 def _stream_pages(

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from clara.data.corpus import FORMATS, SUFFIXES, format_by_content, format_of, records
 from clara.data.fields import FIELDS, Fields
 from clara.data.json_records import is_json_lines
-from clara.data.streams import COMPRESSIONS, DAMAGE, as_utf8, compression_of, decompressed
+from clara.data.streams import COMPRESSIONS, DAMAGE, as_utf8, compression_of, decompressed, refuse_other
 from clara.data.table_records import check_schema, open_parquet
 from clara.errors import InputError
 from clara.storage.folders import sha256_file
@@ -24,7 +22,7 @@ UNIT_BYTES = 16 * 2**20
 """Bytes of a large JSONL file per unit: small enough for all cores to have some, large beside a unit's overhead."""
 _BLOCK_BYTES = 2**20
 _LOG = logging.getLogger(__name__)
-_HEAD_BYTES = 64
+_HEAD_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,10 @@ def _units_of(path: str, name: str, file_format: str, fields: Fields) -> list[Un
     compression, head = COMPRESSIONS.get(os.path.splitext(path.lower())[1], ""), b""
     if not is_url(path):
         with contextlib.suppress(OSError), open(path, "rb") as stream:  # its reader reports the error
-            head = stream.read(_HEAD_BYTES)
-            compression = compression_of(path, head)
+            compression = compression_of(path, stream.read(_HEAD_BYTES))
+        with contextlib.suppress(*DAMAGE), open(path, "rb") as stream, decompressed(stream, compression) as content:
+            head = content.read(_HEAD_BYTES)
+    refuse_other(name, head)
     kind = kind or format_by_content(head)
     if not kind:
         raise InputError(
@@ -104,7 +104,7 @@ def _units_of(path: str, name: str, file_format: str, fields: Fields) -> list[Un
         ]
     if kind in ("csv", "tsv"):
         _check_table(path, name, kind, compression, fields)
-    return _row_groups(path, name, fields) if kind == "parquet" else [Unit(path, name, kind, compression)]
+    return _row_groups(path, name, compression, fields) if kind == "parquet" else [Unit(path, name, kind, compression)]
 
 
 def _check_table(path: str, name: str, kind: str, compression: str, fields: Fields) -> None:
@@ -116,17 +116,17 @@ def _check_table(path: str, name: str, kind: str, compression: str, fields: Fiel
         return
 
 
-def _row_groups(path: str, name: str, fields: Fields) -> list[Unit]:
+def _row_groups(path: str, name: str, compression: str, fields: Fields) -> list[Unit]:
     try:
-        with open_file(path) as stream:
+        with open_file(path) as raw, decompressed(raw, compression) as stream:
             file = open_parquet(stream)
             rows = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
             schema = file.schema_arrow
-    except (OSError, pa.ArrowException):
-        return [Unit(path, name, "parquet")]  # the reader reports the error as a dead letter
+    except DAMAGE:
+        return [Unit(path, name, "parquet", compression)]  # the reader reports the error as a dead letter
     check_schema(name, schema, fields)
     return [
-        Unit(path, name, "parquet", row_group=group, first_line=1 + sum(rows[:group])) for group in range(len(rows))
+        Unit(path, name, "parquet", compression, group, first_line=1 + sum(rows[:group])) for group in range(len(rows))
     ]
 
 

@@ -4,10 +4,8 @@ What was in a file is counted by other means: lines that are not blank, what `js
 """
 
 import bz2
-import csv
 import gzip
 import io
-import json
 import lzma
 import random
 import zlib
@@ -16,8 +14,6 @@ from pathlib import Path
 from typing import TypeVar
 from xml.etree import ElementTree
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import zstandard
 
@@ -30,9 +26,9 @@ from pipelines.corpus.readers import read_unit
 from pipelines.corpus.splits import find_units
 from pipelines.corpus.whole import corpus_files, read_corpus
 from tests.helpers.awkward import JSON, PACKED, PARQUET, long_window, table
+from tests.helpers.mutation import SEED, json_counts, lines_of, mutated, parquet_counts, table_counts
 
 T = TypeVar("T")
-SEED = 17
 LINES = JSON["lines"] + '{"id": "3", "title": "Only a title", "text": ""}\n{"id": 4, "text": "The fourth."}\n'
 PAGE = "<page><title>T</title><ns>0</ns><id>{0}</id><revision><text>Page {0} &amp;#233;&#x41;.</text></revision></page>"
 FILES: dict[str, bytes] = {
@@ -56,107 +52,15 @@ FILES: dict[str, bytes] = {
     "a.jsonl.xz": lzma.compress(LINES.encode()),
     "a.jsonl.zst": long_window(LINES.encode()),
 }
-TOKENS = [
-    b"\n",
-    b"\r\n",
-    b'"',
-    b"{",
-    b"}",
-    b"[",
-    b"]",
-    b",",
-    b"\t",
-    b"\0",
-    b"\xff",
-    b"\xef\xbb\xbf",
-    b"\\ud800",
-    b"NaN",
-]
-SPACES = b"\xef\xbb\xbf \t\r\n"
-
-
-def mutated(data: bytes, rng: random.Random) -> bytes:
-    """The bytes with one to four changes."""
-    for _ in range(rng.randint(1, 4)):
-        at, end = sorted((rng.randint(0, len(data)), rng.randint(0, len(data))))
-        end = min(end, at + rng.choice((1, 2, 8, 64)))
-        part = rng.choice(
-            (
-                bytes([rng.randrange(256)]),
-                b"",
-                data[at:end] * 2,
-                rng.choice(TOKENS),
-                data[at:end] + rng.choice(TOKENS),
-                bytes(byte ^ (1 << rng.randrange(8)) for byte in data[at : at + 1]),
-            )
-        )
-        data = data[:at] + part + data[end:]
-        if rng.random() < 0.05:
-            data = data[: rng.randint(0, len(data))]
-    return data
 
 
 # --- what was in a file ----------------------------------------------------------------------------------------------
-
-
-def lines_of(data: bytes) -> int:
-    return sum(1 for line in data.split(b"\n") if line.strip())
-
-
-def json_values(data: bytes) -> int | None:
-    """Number of records in one JSON value, or in several one after another; None if it is neither."""
-    try:
-        text, found, at = data.decode("utf-8-sig"), [], 0
-        while (at := len(text) - len(text[at:].lstrip(" \t\r\n,\ufeff\x1e"))) < len(text):
-            value, at = json.JSONDecoder().raw_decode(text, at)
-            found.append(value)
-    except (ValueError, RecursionError):
-        return None
-    if len(found) == 1 and isinstance(found[0], dict):
-        lists = [v for v in found[0].values() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)]
-        return len(lists[0]) if len(lists) == 1 and "text" not in found[0] else 1
-    return sum(len(value) if isinstance(value, list) else 1 for value in found)
-
-
-def json_counts(data: bytes, *, lines: bool) -> set[int]:
-    """The numbers of records that a file of JSON may have: where shapes are mixed, there are two views of it."""
-    counts, first = {lines_of(data)}, next((line for line in data.split(b"\n") if line.strip(SPACES)), b"")
-    if (values := json_values(data)) is not None:
-        counts.add(values)
-    if not lines:
-        counts.add(1)
-    try:
-        json.loads(first.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        counts |= set(range(1, lines_of(data) + data.count(b"{") + 1))  # read whole, from one value to the next
-    return counts
-
-
-def table_counts(data: bytes, delimiters: str) -> set[int]:
-    if b"\r" in data.replace(b"\r\n", b"\n"):  # a line end of old Macs, or a character of a text
-        return set(range(lines_of(data.replace(b"\r", b"\n")) + 1))
-    for delimiter in delimiters:
-        try:
-            lines = io.StringIO(data.decode("utf-8-sig"), newline="")
-            rows = [row for row in csv.reader(lines, delimiter=delimiter, strict=True) if any(map(str.strip, row))]
-        except (csv.Error, ValueError):
-            return set(range(lines_of(data) + 1))
-        if rows and "text" in map(str.strip, rows[0]):
-            return {len(rows) - 1}
-    return {lines_of(data)}
 
 
 def xml_counts(data: bytes) -> set[int]:
     try:
         return {sum(element.tag.rpartition("}")[2] == "page" for element in ElementTree.fromstring(data).iter())}
     except (ElementTree.ParseError, ValueError, LookupError):
-        return set(range(10))
-
-
-def parquet_counts(path: Path) -> set[int]:
-    try:
-        return {len(pq.read_table(path, columns=["id", "title", "text"]))}
-    except (OSError, pa.ArrowException, ValueError):
         return set(range(10))
 
 
@@ -181,17 +85,19 @@ def counts_of(path: Path, data: bytes) -> set[int]:
         content = unpacked(path, data)
         return set(range(1, 20)) if content is None else counts_of(path.with_suffix(""), content) | {1}
     if path.suffix == ".parquet":
-        return parquet_counts(path)
+        return parquet_counts(path, ("id", "title", "text"))
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         data = data.decode("utf-16", "replace").encode()
-        return json_counts(data, lines=True) | set(range(1, lines_of(data) + 1))  # a part that is no UTF-16 is one more
+        return json_counts(data, "text", lines=True) | set(
+            range(1, lines_of(data) + 1)
+        )  # a part that is no UTF-16 is one more
     if path.name == "collection.tsv":
-        return {lines_of(data)} | table_counts(data, "\t,;|")
+        return {lines_of(data)} | table_counts(data, "\t,;|", ["text"])
     return {
-        ".jsonl": lambda: json_counts(data, lines=True),
-        ".json": lambda: json_counts(data, lines=False),
-        ".csv": lambda: table_counts(data, ",;\t|"),
-        ".tsv": lambda: table_counts(data, "\t,;|"),
+        ".jsonl": lambda: json_counts(data, "text", lines=True),
+        ".json": lambda: json_counts(data, "text", lines=False),
+        ".csv": lambda: table_counts(data, ",;\t|", ["text"]),
+        ".tsv": lambda: table_counts(data, "\t,;|", ["text"]),
         ".txt": lambda: {1},
         ".xml": lambda: xml_counts(data),
     }[path.suffix]()
