@@ -150,7 +150,7 @@ class Cloze(Section):
     max_mentions: int = Field(
         0,
         ge=0,
-        description="also mask names that no article bears and that occur in 2 to this many articles, in one of them; "
+        description="also mask names that no article bears and that occur in 2 to this many articles, in each of them; "
         "the others are the positives; 0: none",
     )
     min_words: int = Field(6, ge=1, description="shortest sentence, in words")

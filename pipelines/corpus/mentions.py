@@ -131,15 +131,15 @@ class Names:
                 continue
             for name in self._by_first.get(word.group(), ()):
                 end = word.start() + len(name)
-                if not sentence.startswith(name, word.start()) or not _ends_word(sentence, word.start(), end):
+                if not sentence.startswith(name, word.start()) or not ends_word(sentence, word.start(), end):
                     continue
                 free = end
-                if not _is_part(sentence, word.start(), end, single=" " not in name, first=number == 0):
+                if not is_part(sentence, word.start(), end, single=" " not in name, first=number == 0):
                     yield Mention(word.start(), end, name, self.ids[name])
                 break
 
 
-def _ends_word(sentence: str, start: int, end: int) -> bool:
+def ends_word(sentence: str, start: int, end: int) -> bool:
     """Whether characters start to end are whole words: hyphens and apostrophes join, a possessive 's does not."""
     before, after = sentence[max(start - 1, 0) : start], sentence[end : end + 2]
     if before in ("-", "–", "'", "’", "."):
@@ -149,7 +149,7 @@ def _ends_word(sentence: str, start: int, end: int) -> bool:
     return not after[:1].isalnum() and after[:1] not in ("-", "_") and not (after[:1] == "–" and after[1:].isalnum())
 
 
-def _is_part(sentence: str, start: int, end: int, *, single: bool, first: bool) -> bool:
+def is_part(sentence: str, start: int, end: int, *, single: bool, first: bool) -> bool:
     """Whether a match belongs to a longer name, or is a single word that begins a sentence."""
     following = sentence[end : end + 2]
     if len(following) == 2 and following[0] == " " and (following[1].isupper() or following[1].isdigit()):

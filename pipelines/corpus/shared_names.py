@@ -1,5 +1,8 @@
 """Cloze questions about names that no article bears: a name of two to a few articles is masked in one of them.
 
+A name is a run of capitalised words, or a single one of five letters or more that does not begin its sentence, is no
+part of a longer name, and is nowhere in the corpus written small.
+
 The answer is the name; positives are the other articles that hold it. Not each of them need help to answer: utilities
 say which do. So nearly every article can be a target, where only mentioned ones are targets of bridge cloze.
 
@@ -10,6 +13,7 @@ are held out is dropped.
 
 import dataclasses
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
@@ -17,9 +21,22 @@ from clara.data.questions import Question
 from clara.data.records import Document
 from pipelines.corpus.bridges import ClozeSettings, with_all_pools
 from pipelines.corpus.maskable import names_in
-from pipelines.corpus.mentions import MASK, Names, is_held_out, plain_title, sentences
+from pipelines.corpus.mentions import (
+    FUNCTION_WORDS,
+    MASK,
+    Names,
+    ends_word,
+    is_held_out,
+    is_part,
+    plain_title,
+    sentences,
+)
 
 SHARED_NAME = "shared name"
+_MIN_LETTERS = 5
+_POSSESSIVE = re.compile("['’]s$")
+_WORD = re.compile(r"\w+")
+_SMALL = re.compile(r"\b[^\W\d_A-ZÀ-Þ]\w+")
 
 
 def shared_name_questions(
@@ -28,9 +45,10 @@ def shared_name_questions(
     """Questions of a corpus, and the account: names in articles = questions + dropped, by reason."""
     titles = {plain_title(d.title) for d in documents} | {d.title for d in documents}
     found: dict[str, dict[str, str]] = defaultdict(dict)  # name → article → its first sentence with the name
+    small = {word for document in documents for word in _SMALL.findall(document.text)}
     for document in documents:
         for name, sentence in _names(document):
-            if name not in titles:
+            if name not in titles and name.lower() not in small:
                 found[name].setdefault(document.id, sentence)
     held_out = {d.id for d in documents if is_held_out(d.id, settings.held_out_share, settings.salt)}
     secrets = Names((d for d in documents if d.id in held_out), keep_shared=True)
@@ -58,9 +76,19 @@ def shared_name_questions(
 
 
 def _names(document: Document) -> Iterator[tuple[str, str]]:
+    """Names of an article's sentences, each with its sentence."""
     for sentence in sentences(document.text):
-        for start, end in names_in(sentence):
-            yield sentence[start:end], sentence
+        spans = names_in(sentence)
+        first = _WORD.search(sentence)
+        for match in _WORD.finditer(sentence, first.end() if first else 0):
+            word = match.group()
+            if len(word) >= _MIN_LETTERS and word[0].isupper() and word not in FUNCTION_WORDS:
+                start, end = match.span()
+                whole = ends_word(sentence, start, end) and not is_part(sentence, start, end, single=True, first=False)
+                if whole and not any(begin <= start < stop for begin, stop in spans):
+                    yield word, sentence
+        for start, end in spans:
+            yield _POSSESSIVE.sub("", sentence[start:end]), sentence
 
 
 def _question(name: str, sentence: str, source: str, targets: list[str]) -> Question:

@@ -46,3 +46,16 @@ def test_targets_of_training_are_not_held_out_and_mixed_ones_are_dropped() -> No
     assert {q.split for q in questions} >= {"train", "unseen"}
     assert counts["dropped: held-out and other articles together"] > 0
     assert counts.pop("names in articles") == len(questions) + sum(counts.values())
+
+
+def test_a_single_word_is_a_name_if_it_is_written_large_everywhere_and_not_first() -> None:
+    def asked(*texts: str) -> set[str]:
+        corpus = [Document(str(i), f"Town{i}", text) for i, text in enumerate(texts)]
+        return {q.answers[0] for q in shared_name_questions(corpus, SETTINGS)[0]}
+
+    assert asked("They row the Godavari each year.", "We swim in the Godavari at night.") == {"Godavari"}
+    assert asked("They love the Autumn of the year.", "We like the Autumn rain.", "It is autumn there.") == set()
+    assert asked("Godavari is what they row.", "We swim in the Godavari at night.") == set()
+    assert asked("They row the Godavari River here.", "We swim in the Godavari at night.") == set()
+    assert asked("They read the Merriam-Webster book.", "We met Webster at night.") == set()
+    assert asked("This is Lady Nim's town.", "We met Lady Nim here.") == {"Lady Nim"}
