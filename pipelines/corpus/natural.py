@@ -4,8 +4,9 @@
 is the positive document. A question that articles answer differently is dropped; one that several answer alike has
 all of them as positives.
 
-Splits are those of cloze questions: all positives held out: `unseen`; none: `train`, unless the sentence mentions a
-held-out article. So no target of training is one of `unseen`, whichever kind asks for it.
+Splits are those of cloze questions: all positives held out: `unseen`; none: `train`, or no split where the sentence
+mentions a held-out article, as neither training nor the evaluation asks it then. So no target of training is one of
+`unseen`, whichever kind asks for it.
 """
 
 import hashlib
@@ -75,7 +76,7 @@ def natural_questions(documents: Sequence[Document], settings: ClozeSettings) ->
 
 
 def _judged(asked: Sequence[_Asked], secrets: Names, settings: ClozeSettings) -> tuple[str, str]:
-    """Why a question is not asked (empty: it is), and its split."""
+    """Why there is no question (empty: there is one), and its split."""
     common = set.intersection(*({normalise_answer(answer) for answer in one.answers} for one in asked))
     if not common:
         return "articles answer it differently", ""
@@ -84,9 +85,8 @@ def _judged(asked: Sequence[_Asked], secrets: Names, settings: ClozeSettings) ->
         return "only some of its articles held out", ""
     if sides == {True}:
         return "", "unseen"
-    if any(True for one in asked for _ in secrets.find(one.fact.sentence)):
-        return "sentence mentions a held-out article", ""
-    return "", "train"
+    secret = any(True for one in asked for _ in secrets.find(one.fact.sentence))
+    return "", "" if secret else "train"
 
 
 def _question(asked: Sequence[_Asked], split: str) -> Question:

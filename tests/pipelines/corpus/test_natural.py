@@ -59,8 +59,8 @@ def test_training_never_reads_the_name_of_a_held_out_article() -> None:
         Document(f"x{i}", f"Bridge{i}", f"Bridge{i} is a bridge. It is located in {title}.")
         for i, title in enumerate(sorted(secret))
     ]
-    questions, counts = natural_questions([*documents, *mentioning], SETTINGS)
-    assert counts["dropped: sentence mentions a held-out article"] > 0
+    questions, _ = natural_questions([*documents, *mentioning], SETTINGS)
+    assert any(title in q.answers for q in questions if not q.split for title in secret)
     assert not any(title in q.question + str(q.answers) for q in questions if q.split == "train" for title in secret)
 
 
