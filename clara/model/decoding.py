@@ -201,6 +201,20 @@ def num_prompt_tokens(model: ClaraModel, row: Generation) -> int:
     return len(row.prompt.left) + num_documents * room + len(row.prompt.right)
 
 
+def check_length(model: ClaraModel, num_prompt: int, num_answer: int) -> None:
+    """Refuse a prompt and an answer of so many tokens, if the LM has no positions for both.
+
+    Raises:
+        InputError: they are too long together.
+    """
+    most = getattr(model.backbone.lm.config.get_text_config(), "max_position_embeddings", None)
+    if most and num_prompt + num_answer > most:
+        raise InputError(
+            f"the prompt has {num_prompt} tokens and the answer up to {num_answer}, the language model takes {most} "
+            "together; ask for fewer passages or tokens, or send less of the conversation"
+        )
+
+
 def answer_text(model: ClaraModel, tokens: Sequence[int]) -> str:
     """An answer's tokens as text, without special tokens and white space around it."""
     return str(model.tokenizer.decode(list(tokens), skip_special_tokens=True)).strip()

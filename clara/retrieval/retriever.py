@@ -50,6 +50,7 @@ class Retriever:
     Attributes:
         ranker: ranks rows by the CHECKPOINT's score.
         memory_ranker: ranks rows by the memory alone.
+        checkpoint: the open CHECKPOINT; None: the model was not read from one.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Retriever:
         rankers: Mapping[FeatureName, Ranker] | None = None,
         *,
         retrieval: Retrieval | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         """Take parts that fit each other; `open` checks that they do.
 
@@ -69,7 +71,9 @@ class Retriever:
             index: None searches all rows exactly, at the price of reading the whole payload.
             rankers: those of the features that the model's fused score has weights for.
             retrieval: sizes of a search; None: the defaults.
+            checkpoint: what the model was read from, if it was.
         """
+        self.checkpoint = checkpoint
         self.model, self.store, self.index, self.settings = model, store, index, retrieval or Retrieval()
         self._search: VectorSearch = ExactSearch(store, model.settings.score) if index is None else index
         fusion = model.settings.fusion
@@ -133,7 +137,7 @@ class Retriever:
             )
         inputs = SourceInputs(store, None if searcher is None else searcher.artefact, settings, device)
         rankers = feature_rankers(checkpoint.settings.fusion, inputs)
-        return cls(model.eval(), store, searcher, rankers, retrieval=settings)
+        return cls(model.eval(), store, searcher, rankers, retrieval=settings, checkpoint=checkpoint)
 
     def queries(self, questions: Sequence[str]) -> Tensor:
         """Query vectors `[B, M, D]` in float32, computed in batches of like length."""

@@ -1,17 +1,22 @@
 """Utilities of questions by a system: pools of candidates, and the likelihood of the answer given each row alone.
 
+Also the utility of one row among those that an answer was read from.
+
 Shapes: Q questions, M memory tokens, D hidden size.
 """
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from clara.data.questions import Question
 from clara.data.utilities import Scored
+from clara.errors import InputError
 from clara.memory.store import MemoryStore
+from clara.model.decoding import Generation, check_length, num_prompt_tokens
 from clara.model.pool_likelihood import log_likelihoods_of_each
 from clara.retrieval.pools import QuestionRows, Source, fill_at_random, own_candidates
 from clara.retrieval.ranker import Queries
@@ -74,3 +79,47 @@ def score_pool(retriever: Retriever, question: Question, pool: Sequence[int], *,
         nats, _ = retriever.model.answer_log_likelihood([question.question] * count, memories, [answer] * count)
     *given, without = nats.tolist()
     return Scored(question.question_id, tuple(pool), tuple(given), without)
+
+
+@dataclass(frozen=True)
+class RowUtility:
+    """How likely an answer is given all its rows, and given all but one, in nats."""
+
+    given: float
+    without: float
+    num_tokens: int
+
+    @property
+    def utility(self) -> float:
+        """What the row adds to the answer's log-likelihood."""
+        return self.given - self.without
+
+
+def row_utility(
+    retriever: Retriever, question: str, answer: str, row_ids: Sequence[int], left_out: int, max_answer_tokens: int
+) -> RowUtility:
+    """The utility of one of the rows that an answer was read from; one pass over two prompts.
+
+    Args:
+        retriever: of the system that answered.
+        question: text.
+        answer: text.
+        row_ids: what it was read from, in that order, each once.
+        left_out: one of them.
+        max_answer_tokens: longest answer, its end not counted.
+
+    Raises:
+        InputError: `left_out` is none of the rows, one of them is no live row, or the answer is too long.
+    """
+    if left_out not in row_ids:
+        raise InputError(f"row {left_out} is none of the answer's passages; name one of them")
+    model = retriever.model
+    prompt = model.prompts.question(question, answer)
+    if len(prompt.answer) > max_answer_tokens + 1:
+        raise InputError(f"the answer has {len(prompt.answer) - 1} tokens; expected {max_answer_tokens} at most")
+    memory_KMD = retriever.memories(row_ids).to(model.backbone.device)
+    check_length(model, num_prompt_tokens(model, Generation(prompt, memory_KMD, 0)), len(prompt.answer))
+    kept = [place for place, row in enumerate(row_ids) if row != left_out]
+    nats, num_tokens = model.answer_log_likelihood([question] * 2, [memory_KMD, memory_KMD[kept]], [answer] * 2)
+    given, without = nats.tolist()
+    return RowUtility(given, without, int(num_tokens[0]))

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 import clara
 from clara.config.serving import Serving
 from clara.errors import InputError
+from clara.serving.browse import add_browse
 from clara.serving.chat import add_chat
 from clara.serving.engine import Engine
 from clara.serving.errors import DOCUMENTED, ErrorReply, detail, error_response
@@ -21,6 +22,7 @@ from clara.serving.events import FailedError, Finished, Found, Piece, QueueFullE
 from clara.serving.follow import Follower
 from clara.serving.guard import Guard
 from clara.serving.metrics import Metrics
+from clara.serving.page import add_page
 from clara.serving.schemas import (
     AnswerBody,
     AnswerPiece,
@@ -32,6 +34,7 @@ from clara.serving.schemas import (
     reply_of,
 )
 from clara.serving.service import ClientGoneError, Service, as_json, status_of, streamed, unless_gone
+from clara.serving.utility import add_utility
 from clara.system import System
 
 
@@ -74,6 +77,8 @@ def make_app(
         version=clara.__version__,
         description="Answers with the passages that they come from.",
         lifespan=life,
+        docs_url=None,  # its page loads a program from a public host; the page at / lists the requests
+        redoc_url=None,
     )
     app.add_middleware(Guard, settings=settings, metrics=counted, key=key)
     for error in (InputError, QueueFullError, TimeoutError, StoppedError, FailedError, ClientGoneError, HTTPException):
@@ -82,7 +87,10 @@ def make_app(
     service = Service(engine)
     _add_health(app, engine, counted, follower)
     _add_answers(app, service)
+    add_utility(app, service)
+    add_browse(app, service)
     add_chat(app, service)
+    add_page(app)
     return app
 
 

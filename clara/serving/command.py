@@ -6,8 +6,9 @@ The console command clara serve also takes --model models:/NAME@ALIAS --tracking
 that version was registered with. Other flags beside it take precedence. With --follow a newer holder of the alias, or a
 newer MEMORY and INDEX, takes over without a restart.
 
-POST /v1/answers, /v1/search and /v1/chat/completions (of the OpenAI API); GET /docs lists them all. Requests below /v1/
-need the key that CLARA_API_KEY holds, if it is set. SIGTERM or Ctrl-C: running requests end, then the service.
+POST /v1/answers, /v1/search and /v1/chat/completions (of the OpenAI API); GET / is a page for browsers, and
+GET /openapi.json lists all requests. Those below /v1/ need the key that CLARA_API_KEY holds, if it is set. SIGTERM or
+Ctrl-C: running requests end, then the service.
 """
 
 import argparse

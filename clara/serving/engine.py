@@ -10,17 +10,29 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from clara.config.serving import Serving
 from clara.errors import InputError
-from clara.model.decoding import Generation, RunningBatch, TextStream, answer_text, num_prompt_tokens
+from clara.model.decoding import Generation, RunningBatch, TextStream, answer_text, check_length, num_prompt_tokens
 from clara.model.precision import DEFAULT_TYPE
 from clara.retrieval.answered import Answered, Passage
 from clara.retrieval.filter import Filter
 from clara.retrieval.fused import Hit
-from clara.serving.events import Event, FailedError, Finished, Found, Piece, QueueFullError, Request, StoppedError
+from clara.retrieval.retriever import Retriever
+from clara.serving.events import (
+    Event,
+    FailedError,
+    Finished,
+    Found,
+    Piece,
+    QueueFullError,
+    Request,
+    StoppedError,
+    Worked,
+)
 from clara.serving.metrics import Metrics
 from clara.system import System
 
@@ -116,8 +128,8 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    async def events(self, request: Request) -> AsyncGenerator[Found | Piece | Finished, None]:
-        """What happens to a request, to its end: `Found`, then for an answer `Piece`s and `Finished`.
+    async def events(self, request: Request) -> AsyncGenerator[Found | Piece | Finished | Worked, None]:
+        """What happens to a request, to its end: `Found`, then for an answer `Piece`s and `Finished`; or `Worked`.
 
         Closing the iterator cancels the request.
 
@@ -134,7 +146,8 @@ class Engine:
         try:
             end = job.loop.time() + self._settings.request_seconds
             event: Event | None = None
-            while not (isinstance(event, Finished) or (isinstance(event, Found) and not request.max_new_tokens)):
+            last = Finished if request.max_new_tokens else Found if request.work is None else Worked
+            while not isinstance(event, last):
                 event = await asyncio.wait_for(job.events.get(), end - job.loop.time())
                 if isinstance(event, Exception):
                     raise event
@@ -172,7 +185,7 @@ class Engine:
             job.send(StoppedError())
 
     def _next(self) -> list[_Job] | None:
-        """Jobs that begin now: every search, and answers while there is room; None when the service stops."""
+        """Jobs that begin now: every search, answers while there is room, one of work; None: the service stops."""
         with self._changed:
             self._count(len(self._running))
             self._changed.wait_for(lambda: self._waiting or self._running or self._stopping or self._coming)
@@ -181,9 +194,10 @@ class Engine:
             if self._coming is not None:
                 (self.system, self._settings, self._batch), self._coming = self._coming, None
             answers = [job for job in self._waiting if job.request.max_new_tokens]
-            late = answers[self._settings.max_running - len(self._running) :]
+            works = [job for job in self._waiting if job.request.work]
+            late = [*answers[self._settings.max_running - len(self._running) :], *works[1:]]
             new = [job for job in self._waiting if job not in late]
-            self._waiting = deque(late)
+            self._waiting = deque(job for job in self._waiting if job in late)
             self._count(len(self._running) + len(new))
             return new
 
@@ -212,6 +226,9 @@ class Engine:
         """Find the passages of new jobs, those that want as many of the same rows together; rows of those to answer."""
         retriever, groups = self.system.retriever, dict[tuple[int, Filter | None], list[_Job]]()
         for job in new:
+            if job.request.work is not None:
+                self._work(job, job.request.work)
+                continue
             groups.setdefault((job.request.num_passages, job.request.only), []).append(job)
         for (count, only), jobs in groups.items():
             try:
@@ -238,6 +255,14 @@ class Engine:
                 job.send(Found(passages))
                 yield answering
 
+    def _work(self, job: _Job, work: Callable[[Retriever], Any]) -> None:
+        try:
+            job.send(Worked(work(self.system.retriever)))
+        except InputError as error:
+            job.send(error)
+        except Exception:
+            self._fail([job])
+
     def _check_filter(self, only: Filter | None) -> None:
         if only is not None and not only.everything:
             num_rows, most = len(only.rows(self.system.retriever.store)), self._settings.max_filtered_rows
@@ -252,12 +277,7 @@ class Engine:
         prompt = model.prompts.conversation(request.earlier, request.questions[0], request.instruction)
         row = self.system.retriever.generation(prompt, hits, request.max_new_tokens)
         num_tokens = num_prompt_tokens(model, row)
-        most = getattr(model.backbone.lm.config.get_text_config(), "max_position_embeddings", None)
-        if most and num_tokens + request.max_new_tokens > most:
-            raise InputError(
-                f"the prompt has {num_tokens} tokens and the answer up to {request.max_new_tokens}, the language model "
-                f"takes {most} together; ask for fewer passages or tokens, or send less of the conversation"
-            )
+        check_length(model, num_tokens, request.max_new_tokens)
         return _Answering(job, self.system, self._batch, row, passages, num_tokens, TextStream(model, row))
 
     def _report(self, rows: Sequence[_Answering]) -> None:

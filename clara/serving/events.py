@@ -1,10 +1,13 @@
 """What the engine is asked for, and what it answers: events and errors."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from clara.model.prompts import Turn
 from clara.retrieval.answered import Answered, Passage
 from clara.retrieval.filter import Filter
+from clara.retrieval.retriever import Retriever
 
 
 class QueueFullError(Exception):
@@ -31,6 +34,7 @@ class Request:
         instruction: of the client, for the model.
         only: documents and sources that passages may come from.
         request_id: for the log.
+        work: done in place of a search, between two decoding steps.
     """
 
     questions: tuple[str, ...]
@@ -40,6 +44,7 @@ class Request:
     instruction: str = ""
     only: Filter | None = None
     request_id: str = ""
+    work: Callable[[Retriever], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,4 +71,11 @@ class Finished:
     stopped: bool
 
 
-Event = Found | Piece | Finished | Exception
+@dataclass(frozen=True)
+class Worked:
+    """What the work of a request returned."""
+
+    result: Any
+
+
+Event = Found | Piece | Finished | Worked | Exception

@@ -15,7 +15,7 @@ from clara.errors import InputError
 from clara.model.prompts import Turn
 from clara.retrieval.filter import Filter
 from clara.serving.engine import Engine
-from clara.serving.events import FailedError, Finished, Found, QueueFullError, Request, StoppedError
+from clara.serving.events import FailedError, Finished, Found, QueueFullError, Request, StoppedError, Worked
 from clara.serving.guard import CLIENT_GONE
 
 T = TypeVar("T")
@@ -73,6 +73,10 @@ class Service:
     async def finished(self, request: Request) -> Finished:
         """The whole answer."""
         return await self._first(request, Finished)
+
+    async def worked(self, request: Request) -> Worked:
+        """What the work of a request returned."""
+        return await self._first(request, Worked)
 
     async def _first(self, request: Request, kind: type[T]) -> T:
         """The first event of a kind."""

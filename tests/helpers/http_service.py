@@ -28,20 +28,22 @@ def client_of(
 
 
 @contextmanager
-def server_of(system: System, **settings: Any) -> Iterator[tuple[uvicorn.Server, str]]:
+def server_of(system: System, *, key: str = "", **settings: Any) -> Iterator[tuple[uvicorn.Server, str]]:
     """A server and its URL, while it runs; it is stopped as by a signal."""
     limits = Serving(**settings)
     with bound("127.0.0.1", 0) as taken:
         config = uvicorn.Config(
-            make_app(system, limits), log_config=None, timeout_graceful_shutdown=limits.shutdown_seconds
+            make_app(system, limits, key=key), log_config=None, timeout_graceful_shutdown=limits.shutdown_seconds
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})
         thread.start()
         wait_for(lambda: server.started)
-        yield server, f"http://127.0.0.1:{taken.getsockname()[1]}"
-        server.should_exit = True
-        thread.join()
+        try:
+            yield server, f"http://127.0.0.1:{taken.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def wait_for(holds: Any, seconds: float = 60.0) -> None:
