@@ -19,6 +19,13 @@ def demo() -> Main:
     return main
 
 
+def plan() -> Main:
+    """What a run costs before it is paid: bytes, hours, memory of a GPU, price"""
+    from infra.plan.command import main
+
+    return main
+
+
 def wiki_corpus() -> Main:
     """The embedded corpus as JSONL"""
     from pipelines.wiki_corpus import main
@@ -214,6 +221,7 @@ def config() -> Main:
 
 GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
     "see it work": {"demo": demo},
+    "know what it costs": {"plan": plan},
     "prepare text and questions": {
         "wiki-corpus": wiki_corpus,
         "select-corpus": select_corpus,

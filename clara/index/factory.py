@@ -18,7 +18,7 @@ from clara.index.keys import IndexKeys
 _FLAT_ROWS = 50_000  # up to here, scanning every key costs less than it would lose
 _CODED_ROWS = 5_000_000  # from here on, keys in float16 are a burden
 _READ_ROWS = 65_536
-_TRAINING_ROWS_PER_LIST = 50
+TRAINING_ROWS_PER_LIST = 50
 _TRAINING_BYTES = 2 * 2**30  # of sampled keys in float32; lists are as many as they suffice for
 _MOST_CODE_BYTES = 64
 # Rotation and codebooks learn no more from more: FAISS's own defaults take hours on two cores.
@@ -33,7 +33,7 @@ def resolve_factory(factory: str, num_rows: int, key_size: int = 256, flat: str 
         return factory
     if num_rows <= _FLAT_ROWS:
         return flat
-    most = _TRAINING_BYTES // (4 * key_size * _TRAINING_ROWS_PER_LIST)
+    most = _TRAINING_BYTES // (4 * key_size * TRAINING_ROWS_PER_LIST)
     lists = 2 ** math.floor(math.log2(min(4 * math.sqrt(num_rows) * math.sqrt(2), most)))
     if num_rows <= _CODED_ROWS:
         return f"IVF{lists},SQfp16"
@@ -122,7 +122,7 @@ def train(keys: IndexKeys, factory: str, *, seed: int, gpu: bool = False) -> Any
         index = empty_index(keys, factory)
         inverted = faiss.try_extract_index_ivf(index)
         if not index.is_trained:
-            most = max(_FLAT_ROWS, _TRAINING_ROWS_PER_LIST * (inverted.nlist if inverted else 0))
+            most = max(_FLAT_ROWS, TRAINING_ROWS_PER_LIST * (inverted.nlist if inverted else 0))
             chosen = np.sort(np.random.default_rng(seed).choice(len(keys), min(most, len(keys)), replace=False))
             _log.info("index: training %s on %d of %d keys", factory, len(chosen), len(keys))
             _bound_training(index)

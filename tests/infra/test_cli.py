@@ -86,7 +86,8 @@ def test_the_table_of_readers_is_that_of_the_commands() -> None:
         (
             "train pretrain",
             "joint.steps=3",
-            "not use this key; leave it out; this section is read by clara train joint, clara fit-score, clara demo$",
+            "not use this key; leave it out; this section is read by "
+            "clara train joint, clara train phases, clara fit-score, clara demo, clara plan$",
         ),
         ("train joint", "instruct.steps=3", "this section is read by clara train pretrain, clara demo$"),
         ("train joint", "examples=DIR", "does not use this key; leave it out; it uses "),
@@ -95,7 +96,11 @@ def test_the_table_of_readers_is_that_of_the_commands() -> None:
             "cloze.salt=x",
             "read by clara select-corpus, clara build-questions, ",
         ),
-        ("wiki-corpus --output=o", "joint.steps=3", "read by clara train joint, clara fit-score, clara demo$"),
+        (
+            "wiki-corpus --output=o",
+            "joint.steps=3",
+            "read by clara train joint, clara train phases, clara fit-score, clara demo, clara plan$",
+        ),
     ],
 )
 def test_a_key_that_a_command_does_not_read_is_refused(
