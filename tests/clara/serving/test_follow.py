@@ -2,7 +2,11 @@
 
 import dataclasses
 import gc
+import json
 import shutil
+import signal
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -31,6 +36,7 @@ from clara.system import System
 from tests.helpers.evaluation_world import World
 from tests.helpers.http_service import figure, wait_for
 
+ROOT = Path(__file__).parents[3]
 QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of Jorvik sell?", "When was it built?"]
 NEVER = 3600.0
 
@@ -119,6 +125,25 @@ def test_answers_that_run_are_ended_by_their_system_and_the_next_are_of_the_new_
         # The same again is no news.
         look_for(service, lambda: source("second", lambda: 1 / 0))  # type: ignore[arg-type,return-value]
         assert figure(service.client, "clara_swaps_total") == 1
+
+
+@pytest.mark.slow
+def test_under_load_no_request_fails_while_systems_take_turns(system: System, challenger: System) -> None:
+    asked = [{"question": q, "passages": 2, "max_tokens": 9} for q in QUESTIONS]
+    expected = [{s.ask(q, passages=2, max_new_tokens=9).text for s in (system, challenger)} for q in QUESTIONS]
+    numbers = [n % len(asked) for n in range(400)]
+    with served(system, max_running=4) as service, ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(service.client.post, "/v1/answers", json=asked[n]) for n in numbers]
+        swaps = 0
+        while not all(job.done() for job in jobs):
+            opened, swaps = (challenger, system)[swaps % 2], swaps + 1
+            # Another thread than the engine's may not ask a system that answers: these are handed over unasked.
+            service.engine.swap(opened, Serving(max_running=4))
+            wait_for(lambda opened=opened: service.engine.system is opened, 600)
+        replies = [job.result() for job in jobs]
+        assert {reply.status_code for reply in replies} == {200}
+        assert all(reply.json()["text"] in expected[n] for n, reply in zip(numbers, replies, strict=True))
+        assert swaps > 10
 
 
 def test_what_cannot_be_found_opened_or_asked_leaves_the_old_system(
@@ -223,6 +248,16 @@ def test_newer_versions_are_found_by_their_parents(tmp_path: Path) -> None:
     assert alone.look() == (str(tmp_path / "memory-4"), "")
 
 
+def without(memory: Path, row: int, newer: Path) -> Path:
+    """A newer version of a MEMORY without one row, as `build_memory --update` leaves it."""
+    shutil.copytree(memory, newer)
+    (newer / "manifest.json").unlink()
+    old = {k: v for k, v in read_manifest(memory).items() if k not in ("format_version", "kind", "made_by", "parent")}
+    changed = old | {"tombstones": [row]}
+    write_manifest(newer, kind="MEMORY", recipe={"made_by": "tests"}, parent=manifest_hash(memory), **changed)
+    return newer
+
+
 def test_a_document_that_is_deleted_while_serving_is_no_longer_found(
     evaluation_artefacts: World, tmp_path: Path
 ) -> None:
@@ -236,17 +271,42 @@ def test_a_document_that_is_deleted_while_serving_is_no_longer_found(
         service.follower._served = first
         best = service.client.post("/v1/search", json={"questions": QUESTIONS[:1], "k": 1}).json()["results"][0][0]
         assert look_for(service, sources.find)["serving"] == first.name
-        # As `build_memory --update` leaves it: the row is gone.
-        newer = tmp_path / "memory-2"
-        shutil.copytree(memory, newer)
-        (newer / "manifest.json").unlink()
-        old = {
-            k: v for k, v in read_manifest(memory).items() if k not in ("format_version", "kind", "made_by", "parent")
-        }
-        changed = old | {"tombstones": [int(best["row_id"])]}
-        write_manifest(newer, kind="MEMORY", recipe={"made_by": "tests"}, parent=manifest_hash(memory), **changed)
+        newer = without(memory, int(best["row_id"]), tmp_path / "memory-2")
         build_index(newer, tmp_path / "index-2", "Flat")
         assert look_for(service, sources.find)["serving"] == f"{world.checkpoint}, {newer}, {tmp_path / 'index-2'}"
         found = service.client.post("/v1/search", json={"questions": QUESTIONS[:1], "k": 79}).json()["results"][0]
         assert best["row_id"] not in {passage["row_id"] for passage in found}
         assert service.client.get("/health/ready").json()["rows"] == 79 == len(MemoryStore.open(newer))
+
+
+@pytest.mark.slow
+def test_a_process_takes_a_newer_memory_while_it_serves(evaluation_artefacts: World, tmp_path: Path) -> None:
+    world, memory = evaluation_artefacts, tmp_path / "memory"
+    shutil.copytree(world.memory, memory)
+    words = [f"--checkpoint={world.checkpoint}", f"--memory={memory}", "--port=0", "--follow", "--follow-seconds=0.2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "clara.serving", *words], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stderr is not None
+        url, line = "", {"message": ""}
+        while not url or "startup complete" not in line["message"]:
+            line = json.loads(process.stderr.readline())
+            url = line.get("url", url)
+        assert httpx.get(f"{url}/health/ready").json()["rows"] == 80
+        row = int(
+            httpx.post(f"{url}/v1/search", json={"questions": QUESTIONS[:1], "k": 1}).json()["results"][0][0]["row_id"]
+        )
+        newer = without(memory, row, tmp_path / "memory-2")
+        shutil.rmtree(memory)  # what is served stays mapped
+        wait_for(lambda: httpx.get(f"{url}/health/ready").json()["rows"] == 79, 120)
+        state = httpx.get(f"{url}/health/ready").json()["follow"]
+        assert (state["serving"], state["error"]) == (f"{world.checkpoint}, {newer}", "")
+        body = {"question": QUESTIONS[0], "max_tokens": 2}
+        assert httpx.post(f"{url}/v1/answers", json=body, timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) in (0, -signal.SIGTERM)
+        assert "Traceback" not in process.stderr.read()
+    finally:
+        process.kill()
+        process.wait()
