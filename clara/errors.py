@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -20,7 +21,13 @@ _INTERRUPTED = 130
 
 
 class InputError(ValueError):
-    """Bad input. The message says where (file, row or field), the value, what was expected and what to do."""
+    """Bad input. The message says where (file, row or field), the value, what was expected and what to do.
+
+    Its text is one line, even if names or values that it quotes have several.
+    """
+
+    def __str__(self) -> str:
+        return re.sub(r"\s*[\r\n]+\s*", " ", super().__str__())
 
 
 def command_line(main: Callable[[list[str]], int]) -> None:

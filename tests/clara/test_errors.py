@@ -35,6 +35,7 @@ def run(error: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     ("error", "status", "wanted"),
     [
         ("InputError('corpus.jsonl:3: no text')", 2, "error: corpus.jsonl:3: no text\n"),
+        ("InputError('a.jsonl:1: fields qu \\r\\n estion')", 2, "error: a.jsonl:1: fields qu estion\n"),
         (
             "OSError(errno.ENOSPC, 'No space left on device', 'memory/a')",
             2,

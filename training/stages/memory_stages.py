@@ -183,8 +183,12 @@ class InstructStage(MemoryStage):
         """Ids of a prompt's documents, in their order; `own`: the right ones of the whole micro-batch."""
         settings = self._config.instruct
         forbidden = {*question.positive_ids, *question.exclude_ids}
+        # Nor is a copy of a right document under another id a wrong one.
+        texts = {self._documents.get(name) for name in question.positive_ids} - {None}
         others = [
-            name for name in (question.candidate_ids if settings.negatives == "pool" else own) if name not in forbidden
+            name
+            for name in (question.candidate_ids if settings.negatives == "pool" else own)
+            if name not in forbidden and self._documents[name] not in texts
         ]
         right = list(right_documents(question, settings))
         # The coin is thrown where it can matter only, so that older runs keep their random numbers.

@@ -163,3 +163,19 @@ def test_a_prompt_is_never_left_without_documents(tiny_model: ClaraModel):
     for step in range(5):
         (batch,) = stage.micro_batches(step, 0, 1)
         assert batch.selected == [[0]] * 4
+
+
+@pytest.mark.parametrize("negatives", ["batch", "pool"])
+def test_a_copy_of_the_right_document_under_another_id_is_not_a_wrong_one(tiny_model: ClaraModel, negatives: str):
+    ids = [row["id"] for row in ROWS]
+    documents = {row["id"]: row["text"] for row in ROWS} | {"copy": ROWS[0]["text"]}
+    pool = ("copy", *ids[:4]) if negatives == "pool" else ()
+    asked = [Question(f"q{n}", "Who?", (str(n),), (name,), pool) for n, name in enumerate([*ids[:3], "copy"])]
+    settings = Instruct(questions_per_step=4, num_documents=3, negatives=negatives)
+    stage = InstructStage(tiny_model, asked, documents, Config(instruct=settings), 4)
+    for step in range(8):
+        (batch,) = stage.micro_batches(step, 0, 1)
+        for answer in ("0", "3"):
+            chosen = batch.selected[batch.prompts.index(tiny_model.prompts.question("Who?", answer))]
+            right = tiny_model.document_ids(ROWS[0]["text"])[: tiny_model.settings.max_document_tokens]
+            assert [batch.documents[place] for place in chosen].count(right) == 1
