@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import cast
 
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -20,7 +20,7 @@ from clara.serving.engine import Engine
 from clara.serving.errors import DOCUMENTED, ErrorReply, detail, error_response
 from clara.serving.events import FailedError, Finished, Found, Piece, QueueFullError, Request, StoppedError
 from clara.serving.follow import Follower
-from clara.serving.guard import Guard
+from clara.serving.guard import AGAINST, Guard
 from clara.serving.metrics import Metrics
 from clara.serving.page import add_page
 from clara.serving.schemas import (
@@ -45,6 +45,7 @@ def make_app(
     key: str = "",
     metrics: Metrics | None = None,
     follow: Callable[[Engine, Metrics], Follower] | None = None,
+    against: System | None = None,
 ) -> FastAPI:
     """The service of a system; its engine runs from start-up to shutdown.
 
@@ -54,6 +55,8 @@ def make_app(
         key: that requests below `/v1/` must bear; empty: none.
         metrics: what is counted into; None: new ones.
         follow: makes what lets newer systems take over; None: nothing does.
+        against: a second system, which answers below `/against/` and is compared with the first on the page; its
+            engine is not counted.
 
     Raises:
         InputError: see `Engine`.
@@ -61,16 +64,19 @@ def make_app(
     counted = metrics or Metrics()
     engine = Engine(system, settings, counted)
     follower = follow(engine, counted) if follow else None
+    engines = {"": engine} | ({AGAINST: Engine(against, settings, Metrics())} if against else {})
 
     @asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        engine.start()
+        for each in engines.values():
+            each.start()
         if follower:
             follower.start()
         yield
         if follower:
             follower.stop()
-        engine.stop()
+        for each in engines.values():
+            each.stop()
 
     app = FastAPI(
         title="CLaRa",
@@ -84,12 +90,14 @@ def make_app(
     for error in (InputError, QueueFullError, TimeoutError, StoppedError, FailedError, ClientGoneError, HTTPException):
         app.add_exception_handler(error, _as_response)
     app.add_exception_handler(RequestValidationError, _as_refusal)
-    service = Service(engine)
     _add_health(app, engine, counted, follower)
-    _add_answers(app, service)
-    add_utility(app, service)
-    add_browse(app, service)
-    add_chat(app, service)
+    for prefix, each in engines.items():
+        service, routes = Service(each), APIRouter(prefix=prefix)
+        _add_answers(routes, service)
+        add_utility(routes, service)
+        add_browse(routes, service)
+        app.include_router(routes)
+    add_chat(app, Service(engine))
     add_page(app)
     return app
 
@@ -126,7 +134,7 @@ def _add_health(app: FastAPI, engine: Engine, metrics: Metrics, follower: Follow
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_answers(app: FastAPI, service: Service) -> None:
+def _add_answers(app: APIRouter, service: Service) -> None:
     @app.post("/v1/search", responses=DOCUMENTED, response_model=SearchReply)
     async def search(body: SearchBody, http: HttpRequest) -> Response:
         """The best passages of each question."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
-from fastapi import FastAPI, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from clara.errors import InputError
@@ -133,7 +133,7 @@ class DeadLettersReply(BaseModel):
     dead_letters: list[DeadLetterReply]
 
 
-def add_browse(app: FastAPI, service: Service) -> None:
+def add_browse(app: APIRouter, service: Service) -> None:
     """Add the routes. They read beside the engine; the catalogue is made when documents are first looked at."""
     catalogues: WeakKeyDictionary[MemoryStore, Catalogue] = WeakKeyDictionary()
     making = threading.Lock()

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import clara
 from clara.config.flags import Command, add_setting
 from clara.config.serving import Serving
 from clara.errors import InputError
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from clara.serving.engine import Engine
     from clara.serving.follow import Follower
     from clara.serving.metrics import Metrics
+    from clara.system import System
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +42,47 @@ def parser() -> Command:
     add_setting(parser, "serving.host", metavar="ADDRESS")
     for name in ("port", "num_selected", "max_new_tokens", "max_running", "max_waiting", "follow", "follow_seconds"):
         add_setting(parser, f"serving.{name}")
+    parser.add_argument(
+        "--against",
+        default="",
+        metavar="CHECKPOINT,MEMORY[,INDEX]",
+        help="a second system, which the page compares with the first",
+    )
     parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
     return parser
+
+
+def parts_of(given: str) -> list[str]:
+    """CHECKPOINT, MEMORY and INDEX (empty: none) of a second system; nothing where none is given.
+
+    Raises:
+        InputError: not two or three paths.
+    """
+    if not given:
+        return []
+    parts = given.split(",")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise InputError(f"--against {given!r}: expected CHECKPOINT,MEMORY or CHECKPOINT,MEMORY,INDEX")
+    return [*parts, ""][:3]
+
+
+def second_system(options: argparse.Namespace, parts: list[str], resolve: Resolve) -> "System | None":
+    """The system of these parts, with the backbone and the sizes of a search of the flags; None where there are none.
+
+    Raises:
+        InputError: see `clara.open`.
+    """
+    if not parts:
+        return None
+    return clara.open(
+        resolve(parts[0], options.tracking_uri),
+        parts[1],
+        parts[2] or None,
+        backbone=options.backbone,
+        device=options.device,
+        retrieval=options.config.retrieval,
+        verify=options.verify,
+    )
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -94,6 +135,7 @@ def main(argv: list[str], resolve: Resolve = as_it_is, registered: Callable[[Seq
 
     options, words = parse()
     settings = options.config.serving
+    second = parts_of(options.against)
     key = key_of(settings)
     # A registered version names its own MEMORY.
     sources = Sources(parse, resolve, pinned=not settings.follow or words != argv)
@@ -111,12 +153,13 @@ def main(argv: list[str], resolve: Resolve = as_it_is, registered: Callable[[Seq
         from clara.serving.follow import Follower
         from clara.serving.metrics import Metrics
 
-        system, metrics = served.open(), Metrics()
+        system, metrics, against = served.open(), Metrics(), second_system(options, second, resolve)
 
         def follow(engine: "Engine", counted: "Metrics") -> "Follower":
             return Follower(engine, sources.find, served, counted, settings.follow_seconds)
 
-        app = make_app(system, settings, key=key, metrics=metrics, follow=follow if settings.follow else None)
+        following = follow if settings.follow else None
+        app = make_app(system, settings, key=key, metrics=metrics, follow=following, against=against)
         rows, (host, port) = len(system.retriever.store), taken.getsockname()[:2]
         del system  # the engine's, until a newer one takes over
         if options.dry_run:

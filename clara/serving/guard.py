@@ -16,7 +16,8 @@ from clara.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 _ID = re.compile(r"[\x21-\x7e]{1,128}")
-PROTECTED = "/v1/"
+AGAINST = "/against"
+PROTECTED = ("/v1/", f"{AGAINST}/v1/")
 _SAFE = [
     (
         b"content-security-policy",
@@ -39,7 +40,7 @@ class Guard:
             app: what is surrounded.
             settings: limits.
             metrics: what is counted into.
-            key: that requests below `/v1/` must bear; empty: none.
+            key: that requests below `/v1/` and `/against/v1/` must bear; empty: none.
         """
         self._app, self._settings, self._metrics, self._key = app, settings, metrics, key.encode()
 
@@ -63,7 +64,7 @@ class Guard:
 
         try:
             refusal = self._refusal(scope["path"], headers)
-            await (refusal or self._app)(scope, self._limited(receive), sending)
+            await (refusal or self._app)(scope, self._limited(receive, scope["method"]), sending)
         except Exception:
             logger.exception("request failed", extra={"fields": {"request_id": request_id}})
             self._metrics.failures.inc()
@@ -88,9 +89,10 @@ class Guard:
     def _too_large(self) -> str:
         return f"the body has more than {self._settings.max_body_bytes} bytes (serving.max_body_bytes); send less"
 
-    def _limited(self, receive: Receive) -> Receive:
+    def _limited(self, receive: Receive, method: str) -> Receive:
         """The body's messages until it is complete, within limits of length and time; then whatever comes."""
-        end, num_bytes, complete = time.monotonic() + self._settings.request_seconds, 0, False
+        end, num_bytes = time.monotonic() + self._settings.request_seconds, 0
+        complete = method in ("GET", "HEAD")  # no body is read; what sends a file looks for a disconnect meanwhile
 
         async def receiving() -> Message:
             nonlocal num_bytes, complete

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import APIRouter
 from fastapi import Request as HttpRequest
 from fastapi.responses import Response
 from pydantic import AfterValidator, BaseModel, Field, model_validator
@@ -49,7 +49,7 @@ class UtilityReply(BaseModel):
     num_tokens: int = Field(description="tokens of the answer and its end")
 
 
-def add_utility(app: FastAPI, service: Service) -> None:
+def add_utility(app: APIRouter, service: Service) -> None:
     """Add the route."""
 
     @app.post("/v1/utility", responses=DOCUMENTED, response_model=UtilityReply)

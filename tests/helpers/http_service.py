@@ -19,21 +19,30 @@ from clara.system import System
 
 @contextmanager
 def client_of(
-    system: System, *, key: str = "", metrics: Metrics | None = None, **settings: Any
+    system: System,
+    *,
+    key: str = "",
+    metrics: Metrics | None = None,
+    against: System | None = None,
+    **settings: Any,
 ) -> Iterator[TestClient]:
     """A client of a service with these settings, while it runs."""
-    app = make_app(system, Serving(**settings), key=key, metrics=metrics)
+    app = make_app(system, Serving(**settings), key=key, metrics=metrics, against=against)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
 @contextmanager
-def server_of(system: System, *, key: str = "", **settings: Any) -> Iterator[tuple[uvicorn.Server, str]]:
+def server_of(
+    system: System, *, key: str = "", against: System | None = None, **settings: Any
+) -> Iterator[tuple[uvicorn.Server, str]]:
     """A server and its URL, while it runs; it is stopped as by a signal."""
     limits = Serving(**settings)
     with bound("127.0.0.1", 0) as taken:
         config = uvicorn.Config(
-            make_app(system, limits, key=key), log_config=None, timeout_graceful_shutdown=limits.shutdown_seconds
+            make_app(system, limits, key=key, against=against),
+            log_config=None,
+            timeout_graceful_shutdown=limits.shutdown_seconds,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [taken]})

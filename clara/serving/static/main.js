@@ -3,12 +3,14 @@
 import "./ask.js";
 import { get } from "./api.js";
 import { byId } from "./dom.js";
+import * as compare from "./compare.js";
 import * as lineage from "./lineage.js";
 import * as memory from "./memory.js";
 import * as reference from "./reference.js";
 
 const opened = {
   ask: () => byId("question").focus(),
+  compare: compare.open,
   memory: memory.open,
   lineage: lineage.open,
   api: reference.open,

@@ -6,7 +6,7 @@
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,6 +73,12 @@ def error(visit: Visit) -> str:
     assert len(text) < 250
     assert "\n" not in text
     return text
+
+
+def pretend(visit: Visit, events: Sequence[tuple[str, Any]]) -> None:
+    """Let a stream of these events be the service's next replies."""
+    body = "".join(f"event: {name}\ndata: {json.dumps(content)}\n\n" for name, content in events)
+    visit.page.route("**/v1/answers", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
 
 
 @contextmanager
@@ -166,9 +172,8 @@ def test_text_of_a_service_is_shown_as_text(browser: "Browser", url: str) -> Non
     passages = [{**passage, "why": {evil: 1.0}}]
     answer = {"question": evil, "text": evil, "passages": passages, "unread": evil}
     events = [("passages", {"passages": passages}), ("piece", {"text": evil}), ("answer", answer)]
-    body = "".join(f"event: {name}\ndata: {json.dumps(content)}\n\n" for name, content in events)
     visit = Visit(browser, url)
-    visit.page.route("**/v1/answers", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+    pretend(visit, events)
     ask(visit)
     answered(visit)
     assert visit.page.locator("#answer").inner_text() == evil
@@ -206,6 +211,50 @@ def test_lineage_names_what_made_each_part(browser: "Browser", url: str, evaluat
     index.get_by_text("Settings that made it", exact=True).first.click()
     memory = manifest_hash(evaluation_artefacts.memory)
     index.get_by_role("row").filter(has_text=f"{memory} = the MEMORY of this page").wait_for()
+    visit.check()
+
+
+# --- comparing ---
+
+
+def test_two_systems_side_by_side(browser: "Browser", fused: System, system: System, tmp_path: Path) -> None:
+    served, against = (asked.ask(QUESTION, passages=4) for asked in (fused, system))
+    with server_of(fused, against=system) as (_, url):
+        visit = Visit(browser, url, "/#compare")
+        page = visit.page
+        page.locator("#compare-question").fill(QUESTION)
+        page.locator("#compare-form").get_by_label("Passages").fill("4")
+        page.locator("#compare-question").press("Enter")
+        page.get_by_text("1 compared.").wait_for()
+        assert page.locator("#compare-detail .answer").all_inner_texts() == [served.text, against.text]
+        rows = [cells.split("\t") for cells in page.locator("#compare-detail tbody tr").all_inner_texts()]
+        places = [{p.row_id: n for n, p in enumerate(found.passages, 1)} for found in (served, against)]
+        ids = list(dict.fromkeys([*places[0], *places[1]]))
+        assert [row[-3:-1] for row in rows] == [[str(own.get(row, "–")) for own in places] for row in ids]
+        assert {row[-1] for row in rows} <= {"only served", "only against", "same place"} | {
+            f"{way} {by}" for way in ("up", "down") for by in (1, 2, 3)
+        }
+        visit.check()
+        questions = tmp_path / "questions.jsonl"
+        questions.write_text(f"{json.dumps({'question': QUESTION})}\n\nWho is the mayor of Arlen?\n", encoding="utf-8")
+        page.locator("#compare-question").fill("")
+        page.locator("#compare-form").get_by_label("Or a file").set_input_files(questions)
+        page.locator("#compare-form").get_by_role("button", name="Compare").click()
+        page.get_by_text("2 compared.").wait_for()
+        assert page.locator("#compare-summary tbody tr").count() == 2
+        page.get_by_role("button", name="Who is the mayor of Arlen?").click()
+        page.get_by_role("heading", name="Who is the mayor of Arlen?").wait_for()
+        visit.check()
+        questions.write_text('{"query": "Who?"}\n', encoding="utf-8")
+        page.locator("#compare-form").get_by_label("Or a file").set_input_files(questions)
+        page.locator("#compare-form").get_by_role("button", name="Compare").click()
+        page.get_by_text("Line 1 of the file is no question").wait_for()
+        assert visit.wrong == []
+
+
+def test_one_system_has_nothing_to_compare_with(browser: "Browser", url: str) -> None:
+    visit = Visit(browser, url, "/#compare")
+    visit.page.get_by_text("One system is served.").wait_for()
     visit.check()
 
 
@@ -269,11 +318,18 @@ def test_errors_are_one_line(browser: "Browser", system: System) -> None:
         visit.page.reload()
     ask(visit)
     assert error(visit).startswith("The service does not answer")
-    with server_of(system, request_seconds=0.5, max_answer_tokens=1500) as (_, url):
-        late = Visit(browser, url)
-        ask(late, max_tokens=1500)
-        assert error(late).startswith("the answer took longer than this service allows")
-        assert late.wrong == []
+    assert visit.wrong == []
+
+
+def test_an_error_in_the_middle_of_a_stream(browser: "Browser", url: str) -> None:
+    events = [("passages", {"passages": []}), ("piece", {"text": "iro"}), ("error", {"error": {"message": "too late"}})]
+    visit = Visit(browser, url)
+    for sent, said in ((events, "too late"), (events[:2], "The answer ended before it was complete; try again.")):
+        pretend(visit, sent)
+        ask(visit)
+        assert error(visit) == said
+        assert visit.page.locator("#answer").inner_text() == "iro"
+    visit.check()
 
 
 def test_a_service_that_is_being_stopped(browser: "Browser", system: System) -> None:

@@ -38,6 +38,11 @@ def test_the_page_and_its_files_need_no_key(client: TestClient) -> None:
         assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
 
 
+def test_a_file_is_sent_however_late_it_is(system: System) -> None:
+    with client_of(system, request_seconds=1e-9) as client:
+        assert client.get("/static/main.js").text == FILES["main.js"]
+
+
 def test_a_browser_may_load_from_the_service_alone(client: TestClient) -> None:
     for path in ("/", "/static/main.js", "/v1/models", "/nowhere", "/openapi.json"):
         headers = client.get(path).headers
