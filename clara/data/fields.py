@@ -20,7 +20,7 @@ class Fields:
         _RECORDS.id_field: ("_id",),
         _RECORDS.text_field: ("contents",),
     }
-    """Names that stand for a missing one."""
+    """Names that mean a missing one."""
 
     def of(self, names: Container[str]) -> "Fields":
         """The fields of a row with these names.

@@ -2,7 +2,7 @@
 
 python -m tests.helpers.placement FOLDER float32|bfloat16
 
-A process of its own, as a device gets its name once in a process. See `tests/helpers/elsewhere.py`.
+A separate process, as a device gets its name once in a process. See `tests/helpers/elsewhere.py`.
 """
 
 import json
