@@ -93,7 +93,7 @@ def _units_of(path: str, name: str, file_format: str, fields: Fields) -> list[Un
     if not kind:
         raise InputError(
             f"{name}: its format is not known from its name ({', '.join(SUFFIXES)}, with {', '.join(COMPRESSIONS)}), "
-            "nor from its beginning; give --format"
+            f"nor from its beginning; give --format ({', '.join(FORMATS)})"
         )
     if kind == "mediawiki":
         return _streams_of(path, name, compression)
