@@ -9,7 +9,7 @@ Held between updates, with T trained numbers in float32 on G ranks (DeepSpeed's 
 | ZeRO 3 | all / G | 4 · T / G | 12 · T / G |
 
 Under ZeRO 1 a backward pass makes whole gradients first, and under ZeRO 3 a layer is whole while it is used.
-`benchmarks.zero` measures these rows.
+`benchmarks.zero` measures these rows, and a test compares the activations with torch's memory tracker.
 """
 
 from dataclasses import asdict, dataclass
@@ -97,27 +97,38 @@ def logit_bytes(config: Config, shape: Shape, positions: float) -> float:
     return positions * shape.vocabulary * (2 * DTYPE_BYTES[config.backbone.dtype] + 3 * 4)
 
 
-def step_tokens(config: Config, lengths: Lengths) -> float:
-    """Tokens whose activations a micro-batch of the joint step holds at once."""
+def pass_tokens(config: Config, lengths: Lengths) -> list[float]:
+    """Tokens of each pass of a micro-batch of the joint step, whose activations are held at once."""
     joint, slots = config.joint, config.model.num_memory_tokens
-    each = encoded_length(lengths.question, slots)
+    found = [encoded_length(lengths.question, slots)]
     if joint.answer_weight:
-        each += prompt_length(config, lengths)
+        found.append(prompt_length(config, lengths))
         if joint.train_compressor:
-            each += joint.num_selected * encoded_length(lengths.chunk, slots)
-    return joint.micro_batch * each
+            found.append(joint.num_selected * encoded_length(lengths.chunk, slots))
+    return [joint.micro_batch * tokens for tokens in found]
 
 
 def passes_bytes(config: Config, shape: Shape, lengths: Lengths) -> float:
-    """Peak of a micro-batch beside what is held: activations, one layer's work, logits, adapters in the LM's type."""
-    size, tokens = DTYPE_BYTES[config.backbone.dtype], step_tokens(config, lengths)
-    rows = config.joint.micro_batch
-    longest = rows * (prompt_length(config, lengths) if config.joint.answer_weight else tokens / rows)
+    """Peak of a micro-batch beside what is held: activations, logits, adapters in the LM's type, one layer's work.
+
+    In the backward pass through a layer of the longest pass, two gradients inside its feed-forward part are alive, and
+    where activations are recomputed its own.
+    """
+    size, tokens = DTYPE_BYTES[config.backbone.dtype], pass_tokens(config, lengths)
+    longest = max(tokens)
     one_layer = longest * (layer_bytes_per_token(config, shape) if config.backbone.gradient_checkpointing else 0)
     gradients = longest * 2 * shape.intermediate_size * size
     copies = trained_numbers(config, shape) * size if size < 4 else 0
-    logits = logit_bytes(config, shape, rows * lengths.answer) if config.joint.answer_weight else 0.0
-    return activation_bytes(config, shape, tokens) + one_layer + gradients + copies + logits
+    answers = config.joint.micro_batch * lengths.answer if config.joint.answer_weight else 0.0
+    return sum(
+        (
+            activation_bytes(config, shape, sum(tokens)),
+            one_layer,
+            gradients,
+            copies,
+            logit_bytes(config, shape, answers),
+        )
+    )
 
 
 def per_gpu(config: Config, shape: Shape, lengths: Lengths, ranks: int, zero_stage: int) -> dict[str, float]:
