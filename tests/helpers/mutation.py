@@ -123,6 +123,7 @@ def table_counts(data: bytes, delimiters: str, keys: Sequence[str]) -> set[int]:
         try:
             lines = io.StringIO(data.decode("utf-8-sig"), newline="")
             rows = [row for row in csv.reader(lines, delimiter=delimiter, strict=True) if any(map(str.strip, row))]
+            rows = [row for row in rows if row != ["\ufeff"]]
         except (csv.Error, ValueError):
             return set(range(lines_of(data) + 1))
         if rows and not set(keys).isdisjoint(map(str.strip, rows[0])):

@@ -74,7 +74,7 @@ def unpacked(path: Path, data: bytes) -> bytes | None:
         ".zst": lambda data: zstd.stream_reader(io.BytesIO(data), read_across_frames=True).read(),
     }
     try:
-        return packed[path.suffix](data)
+        return packed[path.suffix](data) if data else b""
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zstandard.ZstdError):
         return None
 
