@@ -23,6 +23,7 @@ import torch
 from benchmarks import words
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.joint_step import Steps, chunks, write_memory
+from benchmarks.plan_constants_report import markdown, seconds_found
 from benchmarks.zero import write_model
 from clara.config.flags import plain_parser
 from clara.config.load import load
@@ -242,16 +243,6 @@ def predicted(trial: Trial, constants: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def found(samples: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """What a size took, as medians of its repeats."""
-    return {
-        "compression": statistics.median(s["compression"] for s in samples),
-        "joint step": statistics.median(s["step"] + s["read"] for s in samples),
-        "index": statistics.median(s["keys"] + s["words"] for s in samples),
-        "refresh": statistics.median(s["refresh"] for s in samples),
-    }
-
-
 def measured(sizes: Sequence[Size], repeats: int, folder: Path) -> dict[str, Any]:
     """Constants from the first size, and for every size what they predict and what it took, in turns."""
     write_model(folder / "backbone", HIDDEN_SIZE, LAYERS)
@@ -268,27 +259,10 @@ def measured(sizes: Sequence[Size], repeats: int, folder: Path) -> dict[str, Any
         "constants": constants_of(trials[0], samples[0]) | stored_bytes(folder / "size-0", sizes[0]),
     }
     rows = [
-        {"size": dataclasses.asdict(trial.size), "predicted": predicted(trial, about), "found": found(own)}
+        {"size": dataclasses.asdict(trial.size), "predicted": predicted(trial, about), "found": seconds_found(own)}
         for trial, own in zip(trials, samples, strict=True)
     ]
     return about | {"repeats": repeats, "sizes": rows}
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """Constants, and predictions beside what was found."""
-    lines = ["# Constants of `clara plan`", "", f"`{result['command']}`", ""]
-    lines += [f"{result['processor']}, one thread, {result['dtype']}, {result['model']}. Processor seconds.", ""]
-    lines += ["| constant | value | least | most |", "|---|---|---|---|"]
-    for name, of in result["constants"].items():
-        lines.append(f"| {name.replace('_', ' ')} | {of['value']:.3g} | {of['low']:.3g} | {of['high']:.3g} |")
-    lines += ["", "The first size gives the constants; the others are predicted from them.", ""]
-    lines += ["| size | part | predicted | found | ratio |", "|---|---|---|---|---|"]
-    for row in result["sizes"]:
-        size = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in row["size"].items())
-        for part, seconds in row["predicted"].items():
-            took = row["found"][part]
-            lines.append(f"| {size} | {part} | {seconds:.3f} s | {took:.3f} s | {seconds / took:.2f} |")
-    return "\n".join([*lines, ""])
 
 
 def other_sizes(size: Size) -> list[Size]:

@@ -16,7 +16,7 @@ from clara.errors import InputError, command_line
 
 PACKAGES = ("clara", "pipelines", "training", "infra")
 _MIN_SETUPTOOLS = 77
-_NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc", "results", "start")
+_NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc", "start")
 
 
 def source_tree() -> Path:

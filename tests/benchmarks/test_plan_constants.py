@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.plan_constants import Size, markdown, measured, other_sizes
+from benchmarks.plan_constants import Size, measured, other_sizes
+from benchmarks.plan_constants_report import markdown
 
 
 @pytest.mark.slow
