@@ -80,6 +80,11 @@ class Joint(Section):
     steps: int = Field(1000, ge=1, description="optimiser updates")
     questions_per_step: int = Field(32, ge=1, description="over all ranks and accumulation steps")
     micro_batch: int = Field(2, ge=1, description="questions in one forward pass of one rank")
+    balance_targets: bool = Field(
+        False,
+        description="draw each target equally often, however many questions it has; a question without known positives "
+        "is a target by itself",
+    )
     num_candidates: int = Field(20, ge=1, description="N offered to top-k")
     num_selected: int = Field(5, ge=1, description="K chosen")
     from_index: int = Field(10, ge=0, description="candidates of a question from the index")

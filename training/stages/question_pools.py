@@ -8,9 +8,10 @@ from torch import Tensor
 
 from clara.arrays import NO_ROW
 from clara.config.stages import Joint
-from clara.data.questions import Question
+from clara.data.questions import Question, by_target
 from clara.model.model import ClaraModel
 from clara.retrieval.pools import QuestionRows
+from training.loop.balanced import sample_by_target
 from training.loop.engine import Engine
 from training.loop.loop import sample
 from training.refresh.working_set import UpcomingCandidates
@@ -45,11 +46,15 @@ class QuestionPools:
         self.broken = False
         self._model, self._settings, self._seed, self._candidates = model, settings, seed, candidates
         self._known: dict[int, QuestionRows] = {}
+        self._targets = by_target(questions) if settings.balance_targets else []
         self._searches = candidates.index is not None and settings.from_index > 0 and not settings.published_pool
 
     def of_step(self, step: int) -> list[int]:
         """The questions of a step (0-based), the same on every rank."""
-        return sample(self._seed, step, self._settings.questions_per_step, len(self.questions))
+        count = self._settings.questions_per_step
+        if self._settings.balance_targets:
+            return sample_by_target(self._seed, step, count, self._targets)
+        return sample(self._seed, step, count, len(self.questions))
 
     def known_rows(self, question: int) -> QuestionRows:
         """Rows of a question that are known without a search. They are the same in every version of MEMORY."""

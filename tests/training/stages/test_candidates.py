@@ -1,5 +1,6 @@
 """Pools of candidates: what is in them, what never is, and that they depend on nothing but question, step and seed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clara.config.model import Backbone
 from clara.config.stages import Joint
 from clara.config.tree import Config, Retrieval
 from clara.data.questions import Question, read_questions, shuffled_answers
@@ -16,6 +18,7 @@ from clara.index.build import build_index
 from clara.index.embedding import DenseEncoder
 from clara.index.search import MemoryIndex
 from clara.memory.store import MemoryStore
+from clara.model.checkpoint import load_checkpoint
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.dense import DenseRanker
 from clara.retrieval.pools import QuestionRows, fill, interleave
@@ -25,9 +28,11 @@ from tests.helpers import embedding_model
 from tests.helpers.joint_world import World
 from tests.helpers.memories import random_memory, write_memory
 from training.loop.engine import LocalEngine
+from training.loop.loop import sample
 from training.refresh.versions import Versions
 from training.stages.candidates import Candidates, generator
 from training.stages.joint_stage import JointStage
+from training.stages.question_pools import QuestionPools
 
 ROWS = st.lists(st.integers(0, 30), max_size=12, unique=True)
 
@@ -237,3 +242,15 @@ def test_shuffled_answers_keep_every_answer_and_give_nobody_their_own(world: Wor
     given_away = [(a.answers, b.answers) for a, b in zip(questions, shuffled, strict=True)]
     assert all(a != b for a, b in given_away if len({q.answers for q in questions}) == len(questions))
     assert [q.question for q in shuffled] == [q.question for q in questions]
+
+
+def test_with_balanced_targets_an_epoch_asks_for_each_of_them_once(world: World) -> None:
+    source = candidates(world)
+    questions = read_questions(world.questions, "train")[:6]
+    asked = [*questions, *(replace(questions[0], question_id=f"more-{n}") for n in range(6))]
+    model, settings = load_checkpoint(world.checkpoint, Backbone(dtype="float32")), Joint(questions_per_step=3)
+    pools = QuestionPools(model, asked, settings.model_copy(update={"balance_targets": True}), 0, source)
+    epoch = [asked[number].positive_ids for step in range(2) for number in pools.of_step(step)]
+    assert sorted(epoch) == sorted(q.positive_ids for q in questions)
+    plain = QuestionPools(model, asked, settings, 0, source)
+    assert plain.of_step(0) == sample(0, 0, 3, len(asked))
