@@ -34,6 +34,7 @@ NAMES = {
     "before": "before",
     "stale": "after, MEMORY v0",
     "after": "after, re-encoded",
+    "long": "longer training",
     "bm25/before": "BM25 / before",
     "bm25/after": "BM25 / after",
 }
@@ -72,6 +73,23 @@ def differences(report: Mapping[str, Any], split: str) -> list[str]:
         for name in COMPARED
         if (d := found.get(name)) is not None
     ]
+
+
+def screen(report: Mapping[str, Any], split: str) -> str:
+    """What a person reads first: one number a row, with its interval."""
+    wanted = (
+        ("bm25/after", "index.recall@5", "finds the document, first five of all: BM25"),
+        ("before", "index.recall@5", "memory and words, before any training of retrieval"),
+        ("after", "index.recall@5", "after minutes of training on this corpus"),
+        ("long", "index.recall@5", "after the longer training that ships"),
+        ("long", "index.exact_match", "its answers that are right, word for word"),
+    )
+    rows = [
+        (title, f"{found['value']:.2f} [{found['low']:.2f}, {found['high']:.2f}], {found['num_questions']} questions")
+        for name, measure, title in wanted
+        if (found := report["systems"].get(name, {}).get(split, {}).get(measure))
+    ]
+    return "\n".join(f"{title:<52} {figures}" for title, figures in rows)
 
 
 def text(report: Mapping[str, Any], split: str) -> str:

@@ -18,7 +18,7 @@ from clara.storage.folders import atomic_write
 from infra.demo.given import CONFIG, DTYPE, QUICK_DOCUMENTS, Given
 from infra.demo.steps import MODEL_NAME, Demo
 from infra.steps import SHIPPED, STAGES, module, relative, run_step, shown
-from infra.summary import read, text
+from infra.summary import read, screen
 
 
 def closing(demo: Demo, seconds: dict[str, float]) -> str:
@@ -26,13 +26,14 @@ def closing(demo: Demo, seconds: dict[str, float]) -> str:
     lines = ["", "Seconds: " + ", ".join(f"{title} {spent:.0f}" for title, spent in seconds.items())]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     lines.append(f"{sum(seconds.values()) / 60:.1f} minutes in total; the largest process held {peak:.1f} GiB.")
-    lines += ["", text(read(demo.output / "evaluation"), "unseen")]
+    lines += ["", screen(read(demo.output / "evaluation"), "unseen")]
     if demo.world and (world := demo.shared / "world" / "report.md").is_file():
         lines += ["", world.read_text(encoding="utf-8").strip()]
     history = module("training.show_registry", MODEL_NAME, tracking_uri=demo.tracking)
     lines += [
         "",
         f"Artefacts: {relative(demo.output)}/ (memory-v0, index-v0, joint/; evaluation/report.html has all measures)",
+        f"All measures here: {shown(module('infra.summary', relative(demo.output / 'evaluation')))}",
         f"Runs and registry: mlflow ui --backend-store-uri {demo.tracking}",
         f"Versions, and why one has an alias or not: {shown(history)}",
         f"Ask more: {shown(demo.asking())} 'your question'",

@@ -5,10 +5,12 @@ from pathlib import Path
 
 from infra.demo.given import CONFIG, DTYPE, QUICK, QUICK_DOCUMENTS, WHOLE, Given
 from infra.demo.questions import shown_questions
-from infra.steps import MEAN_QUESTIONS, SHIPPED, Step, centred_slot_mean, for_stage, module, relative, training
+from infra.steps import MEAN_QUESTIONS, ROOT, SHIPPED, Step, centred_slot_mean, for_stage, module, relative, training
 
 MODEL_NAME = "clara-demo"
 _WEIGHED_QUESTIONS = 64
+LONG_RUN = relative(ROOT / "infra" / "start" / "reasoner")
+"""CHECKPOINT of the shipped start after its longer training (docs/results/phases.md)."""
 NOT_PROMOTED = 3  # exit status of training.promote
 _NO_ALIAS = "This version gets no alias, for the reason above. It answers the questions that follow all the same."
 
@@ -28,6 +30,7 @@ class Demo:
         self.base = given.backbone or relative(self.shared / "base")
         self.wiki = given.corpus or relative(self.shared / "wiki.jsonl")
         self.start = self.path("instruct/checkpoint") if pretrain else given.start or SHIPPED
+        self.long_run = self.start == SHIPPED and not given.backbone  # it is of this start and model
 
     def path(self, name: str) -> str:
         """A path inside this run."""
@@ -99,20 +102,28 @@ class Demo:
             checkpoint=self.path("centred"),
             output=self.path("index-v0"),
         )
-        weigh = module(
+        steps = [
+            Step("Mean of the questions", centre),
+            Step("Index: memory and words", index),
+            Step("Weights of memory and words", self._weighing(self.path("centred"), "scored")),
+        ]
+        if self.long_run:
+            steps.append(Step("The same for the longer training that ships", self._weighing(LONG_RUN, "long-scored")))
+        return steps
+
+    def _weighing(self, checkpoint: str, output: str) -> list[str]:
+        return module(
             "training.fit_score",
-            checkpoint=self.path("centred"),
+            checkpoint=checkpoint,
             memory=self.path("memory-v0"),
             index=self.path("index-v0"),
-            **questions,
+            questions=self.path("questions"),
             backbone=self.base,
             features="memory,bm25",
             split="train",
             limit=_WEIGHED_QUESTIONS,
-            output=self.path("scored"),
+            output=self.path(output),
         )
-        titles = ("Mean of the questions", "Index: memory and words", "Weights of memory and words")
-        return [Step(title, command) for title, command in zip(titles, (centre, index, weigh), strict=True)]
 
     def pretraining(self) -> list[Step]:
         """The start from nothing: stages pretrain and instruct on the whole corpus without the held-out targets."""
@@ -151,7 +162,7 @@ class Demo:
         ]
 
     def learning(self) -> list[Step]:
-        """Joint training, and the evaluation: before, after on the old and on the new memory."""
+        """Joint training, and the evaluation: before, after, and what the longer training that ships has."""
         old, final = f"{self.path('memory-v0')},{self.path('index-v0')}", self.path("joint/checkpoint")
         joint = training(
             "joint",
@@ -176,10 +187,9 @@ class Demo:
             backbone=self.base,
             system=[
                 f"before={self.path('scored')},{old}",
-                f"stale={final},{old}",
                 f"after={final},{self.trained('memory')},{self.trained('index')}",
+                *([f"long={self.path('long-scored')},{old}"] if self.long_run else []),
             ],
-            accept_stale="stale",
             baselines="bm25",
             num_selected=2,
             limit=self.size.questions,
@@ -188,39 +198,45 @@ class Demo:
         )
         return [
             Step("Joint training, with a re-encoding beside it", joint),
-            Step("Evaluate: before and after, beside BM25", evaluate),
+            Step("Evaluate side by side, with BM25", evaluate),
         ]
 
-    def model(self) -> dict[str, str]:
-        """Options that name the trained model."""
-        return {
+    def models(self) -> dict[str, dict[str, str]]:
+        """Options that name each trained system, by its name in the evaluation; the last one is asked."""
+        after = {
             "checkpoint": self.path("joint/checkpoint"),
             "memory": self.trained("memory"),
             "index": self.trained("index"),
-            "backbone": self.base,
         }
+        long = {name: self.path(f"{name}-v0") for name in ("memory", "index")}
+        found = {"after": after} | ({"long": {"checkpoint": self.path("long-scored"), **long}} if self.long_run else {})
+        return {name: options | {"backbone": self.base} for name, options in found.items()}
 
     def publication(self) -> list[Step]:
-        """Register the trained model, promote it, ask it."""
-        register = module(
-            "training.register",
-            name=MODEL_NAME,
-            **self.model(),
-            evaluation=self.path("evaluation"),
-            system="after",
-            tracking_uri=self.tracking,
-        )
-        promote = module("training.promote", name=MODEL_NAME, version="latest", tracking_uri=self.tracking)
-        return [
-            Step("Register", register),
-            Step("Promote", promote, {NOT_PROMOTED: _NO_ALIAS}),
-            Step("Ask", self.asking(*self.asked())),
-        ]
+        """Register what was trained here, then what ships; promote each if it is better; ask."""
+        steps = []
+        for name, model in self.models().items():
+            register = module(
+                "training.register",
+                name=MODEL_NAME,
+                **model,
+                evaluation=self.path("evaluation"),
+                system=name,
+                tracking_uri=self.tracking,
+            )
+            promote = module("training.promote", name=MODEL_NAME, version="latest", tracking_uri=self.tracking)
+            which = "what was trained here" if name == "after" else "the longer training"
+            steps += [
+                Step(f"Register {which}", register),
+                Step(f"Promote {which}", promote, {NOT_PROMOTED: _NO_ALIAS}),
+            ]
+        return [*steps, Step("Ask", self.asking(*self.asked()))]
 
     def asking(self, *questions: str) -> list[str]:
-        """The command that asks the trained model; given questions are those of `asked`, whose answers are judged."""
+        """The command that asks the last trained system; the answers to given questions, see `asked`, are judged."""
         judge = self._asked_from() if questions else ""
-        return module("clara.ask", *questions, **self.model(), num_selected=2, judge_by=judge)
+        *_, model = self.models().values()
+        return module("clara.ask", *questions, **model, num_selected=2, judge_by=judge)
 
     def asked(self) -> list[str]:
         """Questions for the last step; none before there are any."""

@@ -38,6 +38,18 @@ def test_a_row_for_each_measure_that_there_is_and_a_column_for_each_system() -> 
     ]
 
 
+def test_the_screen_has_one_number_a_row() -> None:
+    systems = {
+        "bm25/after": {"unseen": {"index.recall@5": figure(0.4)}},
+        "long": {"unseen": {"index.recall@5": figure(0.5), "index.exact_match": figure(0.25)}},
+    }
+    lines = summary.screen({"systems": systems}, "unseen").splitlines()
+    assert [line[53:] for line in lines] == [
+        f"{v:.2f} [{v - 0.1:.2f}, {v + 0.1:.2f}], 7 questions" for v in (0.4, 0.5, 0.25)
+    ]
+    assert lines[0].startswith("finds the document, first five of all: BM25 ")
+
+
 def test_terminal_and_markdown_show_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "report.json").write_text(json.dumps(REPORT))
     said = []
