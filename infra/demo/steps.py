@@ -6,13 +6,15 @@ from pathlib import Path
 from infra.demo.given import CONFIG, DTYPE, QUICK, QUICK_DOCUMENTS, WHOLE, Given
 from infra.demo.questions import shown_questions
 from infra.steps import MEAN_QUESTIONS, ROOT, SHIPPED, Step, centred_slot_mean, for_stage, module, relative, training
+from infra.summary import read
 
 MODEL_NAME = "clara-demo"
 _WEIGHED_QUESTIONS = 64
 LONG_RUN = relative(ROOT / "infra" / "start" / "reasoner")
 """CHECKPOINT of the shipped start after its longer training (docs/results/phases.md)."""
+_TRAINED = {"after": "what was trained here", "long": "the longer training"}
 NOT_PROMOTED = 3  # exit status of training.promote
-_NO_ALIAS = "This version gets no alias, for the reason above. It answers the questions that follow all the same."
+_NO_ALIAS = "This version gets no alias, for the reason above."
 
 
 class Demo:
@@ -202,7 +204,7 @@ class Demo:
         ]
 
     def models(self) -> dict[str, dict[str, str]]:
-        """Options that name each trained system, by its name in the evaluation; the last one is asked."""
+        """Options that name each trained system, by its name in the evaluation."""
         after = {
             "checkpoint": self.path("joint/checkpoint"),
             "memory": self.trained("memory"),
@@ -225,17 +227,25 @@ class Demo:
                 tracking_uri=self.tracking,
             )
             promote = module("training.promote", name=MODEL_NAME, version="latest", tracking_uri=self.tracking)
-            which = "what was trained here" if name == "after" else "the longer training"
             steps += [
-                Step(f"Register {which}", register),
-                Step(f"Promote {which}", promote, {NOT_PROMOTED: _NO_ALIAS}),
+                Step(f"Register {_TRAINED[name]}", register),
+                Step(f"Promote {_TRAINED[name]}", promote, {NOT_PROMOTED: _NO_ALIAS}),
             ]
-        return [*steps, Step("Ask", self.asking(*self.asked()))]
+        return [*steps, Step(f"Ask the better of them: {_TRAINED[self.better()]}", self.asking(*self.asked()))]
+
+    def better(self) -> str:
+        """The trained system that makes held-out answers likelier, by the evaluation; before there is one, the last."""
+        *_, last = names = list(self.models())
+        if not (self.output / "evaluation" / "report.json").is_file():
+            return last
+        systems = read(self.output / "evaluation")["systems"]
+        values = {name: systems[name]["unseen"]["index.log_likelihood"]["value"] for name in names if name in systems}
+        return max(values, key=lambda name: values[name]) if values else last
 
     def asking(self, *questions: str) -> list[str]:
-        """The command that asks the last trained system; the answers to given questions, see `asked`, are judged."""
+        """The command that asks the better trained system; the answers to given questions, see `asked`, are judged."""
         judge = self._asked_from() if questions else ""
-        *_, model = self.models().values()
+        model = self.models()[self.better()]
         return module("clara.ask", *questions, **model, num_selected=2, judge_by=judge)
 
     def asked(self) -> list[str]:

@@ -226,9 +226,8 @@ def _evaluate_way(
 def _likelihoods(way: Pairing, readings: Sequence[Reading]) -> dict[Reading, Likelihood]:
     if not readings:
         return {}
-    with Progress(
-        way.reader.likelihood_tokens(readings), f"{way.label}: likelihoods", " tokens", unit_scale=True
-    ) as bar:
+    tokens = way.reader.likelihood_tokens(readings)  # 0 where another pairing has read all of them
+    with Progress(tokens, f"{way.label}: likelihoods", " tokens", unit_scale=True, shown=bool(tokens)) as bar:
         return way.reader.likelihoods(readings, bar.update)
 
 
@@ -250,7 +249,7 @@ def _texts(
     if not wanted:
         return {}
     tokens = way.reader.answer_tokens(wanted, settings.max_new_tokens)
-    with Progress(tokens, f"{way.label}: answers", " tokens", unit_scale=True) as bar:
+    with Progress(tokens, f"{way.label}: answers", " tokens", unit_scale=True, shown=bool(tokens)) as bar:
         return way.reader.answers(wanted, settings.max_new_tokens, bar.update)
 
 
