@@ -9,7 +9,7 @@ import pytest
 from clara.config.load import load
 from clara.errors import InputError
 from clara.model.artefact import check_given
-from clara.storage.manifest import read_manifest
+from clara.storage.manifest import read_manifest, write_manifest
 from tests.helpers.joint_world import World
 from training import joint, pretrain
 
@@ -41,7 +41,11 @@ def test_joint_training_is_planned(
     world: World, tmp_path: Path, path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = checkpoint_of(world, tmp_path / "made", path)
-    assert joint.main(["--dry-run", "--config", str(path), *artefacts(world, tmp_path / "run", made)]) == 0
+    given = artefacts(world, tmp_path / "run", made)
+    if load(str(path)).joint.denominator == "helpful":  # rows are known from UTILITIES, whose manifest a plan reads
+        write_manifest(tmp_path / "utilities", kind="UTILITIES", files=[], recipe={})
+        given += ["--set", f"utilities={tmp_path / 'utilities'}"]
+    assert joint.main(["--dry-run", "--config", str(path), *given]) == 0
     shown = json.loads(capsys.readouterr().out)
     launch, settings = shown["config"]["launch"], shown["config"]["joint"]
     assert shown["plan"]["ranks"] == (1 if launch["launcher"] == "local" else launch["num_workers"])
