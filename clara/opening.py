@@ -40,22 +40,24 @@ def add_system_settings(parser: Command) -> None:
     add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI")
 
 
-def open_system(options: argparse.Namespace, checkpoint: Name, memory: Name = "", index: Name = "") -> "System":
+def open_system(
+    options: argparse.Namespace, checkpoint: Name, memory: Name | None = None, index: Name | None = None
+) -> "System":
     """Open what the flags of `add_system_settings` name.
 
     Args:
         options: parsed flags.
         checkpoint: path or URL of the CHECKPOINT; that of the flags, resolved.
-        memory: MEMORY in place of the flags'.
-        index: INDEX in place of the flags'.
+        memory: MEMORY; None: that of the flags.
+        index: INDEX, empty: none; None: that of the flags.
 
     Raises:
         InputError: see `clara.open`.
     """
     return clara.open(
         checkpoint,
-        memory or options.memory,
-        index or options.index or None,
+        options.memory if memory is None else memory,
+        (options.index if index is None else index) or None,
         backbone=options.backbone,
         device=options.device,
         retrieval=options.config.retrieval,

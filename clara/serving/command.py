@@ -19,11 +19,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import clara
 from clara.config.flags import Command, add_setting
 from clara.config.serving import Serving
 from clara.errors import InputError
-from clara.opening import Resolve, add_system_settings, as_it_is
+from clara.opening import Resolve, add_system_settings, as_it_is, open_system
 from clara.serving.sources import Sources
 
 if TYPE_CHECKING:
@@ -74,15 +73,8 @@ def second_system(options: argparse.Namespace, parts: list[str], resolve: Resolv
     """
     if not parts:
         return None
-    return clara.open(
-        resolve(parts[0], options.tracking_uri),
-        parts[1],
-        parts[2] or None,
-        backbone=options.backbone,
-        device=options.device,
-        retrieval=options.config.retrieval,
-        verify=options.verify,
-    )
+    checkpoint, memory, index = parts
+    return open_system(options, resolve(checkpoint, options.tracking_uri), memory, index)
 
 
 def bound(host: str, port: int) -> socket.socket:

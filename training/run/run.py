@@ -6,13 +6,13 @@ Launchers call `train_rank` and `finish`.
 import json
 import logging
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
 
 from clara.config.tree import Config
-from clara.data.questions import choose, evenly, fold_of, read_questions
+from clara.data.questions import Question, choose, evenly, fold_of, read_questions
 from clara.errors import InputError
 from clara.index.keys import IndexKeys
 from clara.index.search import MemoryIndex, OpenIndex
@@ -53,21 +53,26 @@ def build_stage(
 ) -> JointStage:
     """The stage of a configuration; `own`: whether the CHECKPOINT that it starts from holds its LM itself."""
     versions = Versions(config, where.output, where.run, worker, config.joint.refresh.threads, open_index)
+    trained = trained_questions(config)
     stage, fitted = ScoredStage if config.utilities else JointStage, fitted_questions(config)
     return stage(
         model,
-        trained_questions(config),
+        trained,
         config,
         versions,
-        held_out=build_held_out(config),
+        held_out=build_held_out(config, trained),
         canary=build_canary(config, versions),
         fold=FoldFit(fitted, config, where.run) if fitted else None,
         store_backbone=own,
     )
 
 
-def build_held_out(config: Config) -> HeldOut | None:
+def build_held_out(config: Config, trained: Sequence[Question]) -> HeldOut | None:
     """Questions that are looked at during training, where that is asked for.
+
+    Args:
+        config: the root.
+        trained: training questions, see `HeldOut`.
 
     Raises:
         InputError: there is no such question.
@@ -95,7 +100,7 @@ def build_held_out(config: Config) -> HeldOut | None:
         published_pool=pools,
         fresh=joint.evaluate_fresh,
         answer_tokens=joint.evaluate_answer_tokens,
-        trained=trained_questions(config),
+        trained=trained,
     )
 
 

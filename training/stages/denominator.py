@@ -59,13 +59,13 @@ class Denominator:
             return read, np.zeros(len(read), np.float32)
         if not len(self._rows):  # the pool alone, or no row helps any question
             return None
-        places, wanted = np.arange(len(self._rows)), self._settings.denominator_rows
-        rest = places[~np.isin(self._rows, read)]
+        is_read, wanted = np.isin(self._rows, read), self._settings.denominator_rows
+        rest = np.flatnonzero(~is_read)
         if not wanted or wanted >= len(rest):
             return self._rows, self._log_counts
         drawn = torch.randperm(len(rest), generator=generator(self._seed, step, _PLACE))[:wanted].numpy()
-        chosen = np.sort(np.concatenate([rest[drawn], places[np.isin(self._rows, read)]]))
-        more = np.where(np.isin(chosen, rest), np.log(len(rest) / wanted), 0).astype(np.float32)
+        chosen = np.sort(np.concatenate([rest[drawn], np.flatnonzero(is_read)]))
+        more = np.where(is_read[chosen], 0, np.log(len(rest) / wanted)).astype(np.float32)
         return self._rows[chosen], self._log_counts[chosen] + more
 
     def of_batch(

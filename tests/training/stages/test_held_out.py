@@ -101,10 +101,10 @@ def test_the_fold_that_is_kept_from_training_can_be_looked_at(world: World, tmp_
     given = {"questions": world.questions, "joint": {"evaluate_every": 1, "evaluate_on": "fold", "fit_share": 0.3}}
     config = Config.model_validate(given | {"questions": str(world.questions)})
     inside, _ = fold_of(read_questions(world.questions, "train"), 0.3)
-    held_out = build_held_out(config)
+    held_out = build_held_out(config, [])
     assert held_out is not None
     with pytest.raises(InputError, match=f"{len(inside)} held-out questions for 1000 ranks"):
         held_out.check(1000)
     given["joint"] = given["joint"] | {"fit_share": 0.0}
     with pytest.raises(InputError, match=r"no held-out question with a positive of the fold of joint\.fit_share=0"):
-        build_held_out(Config.model_validate(given | {"questions": str(world.questions)}))
+        build_held_out(Config.model_validate(given | {"questions": str(world.questions)}), [])
