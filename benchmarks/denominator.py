@@ -26,7 +26,8 @@ from clara.config.load import load
 from clara.config.roles import QUERY_REASONER
 from clara.errors import command_line
 from clara.model.checkpoint import fresh_model
-from clara.model.steps import JointBatch, JointStep, Unread
+from clara.model.joint_batch import JointBatch, Unread
+from clara.model.steps import JointStep
 from training.loop.engine import LocalEngine
 
 _SETTINGS = (

@@ -40,8 +40,9 @@ from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.model.checkpoint import fresh_model, save_checkpoint
+from clara.model.joint_batch import JointBatch
 from clara.model.model import ClaraModel
-from clara.model.steps import JointBatch, JointStep
+from clara.model.steps import JointStep
 from pipelines.world.command import save_backbone
 from training.loop.engine import LocalEngine
 

@@ -101,8 +101,8 @@ class System:
         retriever = self.retriever
         retriever.check([question], passages, max_new_tokens)
         batch = RunningBatch(retriever.model)
-        prompt, hits = retriever.model.prompts.question(question), retriever.hits([question], passages, self._only)[0]
-        row = retriever.generation(prompt, hits, max_new_tokens)
+        hits = retriever.hits([question], passages, self._only)[0]
+        row = retriever.generation(question, hits, max_new_tokens)
         return self._pieces(batch, row)
 
     def _pieces(self, batch: RunningBatch, row: Generation) -> Iterator[str]:

@@ -43,6 +43,7 @@ class Score(Section):
     )
 
 
+Reads = Literal["memory", "text"]
 FeatureName = Literal["memory", "bm25", "dense"]
 SOURCE_SETTINGS: dict[FeatureName, str] = {"memory": "from_index", "bm25": "from_bm25", "dense": "from_dense"}
 """The setting that says how many candidates of a pool each source finds."""
@@ -122,6 +123,11 @@ class Model(Section):
         False,
         description="a fault of the reference (its sep = false): memories are written without room for the markers "
         "that the prompt holds",
+    )
+    reads: Reads = Field(
+        "memory",
+        description="what the generator's adapter reads of a passage: its memory, or its text in the prompt, which is "
+        "standard retrieval-augmented generation, the baseline; made by stage joint with joint.reads",
     )
     lora: Lora = Lora()
     score: Score = Score()

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from clara.config.model import Reads
 from clara.config.refresh import Refresh
 from clara.config.section import Section
 
@@ -134,6 +135,11 @@ class Joint(Section):
         "neither through top-k nor through utilities; labels stay",
     )
     shuffle_answers: bool = Field(False, description="the other control: answers shuffled among the questions")
+    reads: Reads = Field(
+        "memory",
+        description="what the generator learns to read of the selected passages; text: the baseline, standard "
+        "retrieval-augmented generation with an adapter of the same rank, which trains the generator alone",
+    )
     train_generator: bool = Field(True, description="train the generator's adapter")
     train_compressor: bool = Field(
         False, description="train the compressor's adapter; MEMORY then ages, see joint.refresh"

@@ -136,20 +136,33 @@ class PromptBuilder:
         """
         return self._ids(self._opening + self.safe(text) + self.tokenizer.eos_token)[1:-1]
 
-    def question(self, question: str, answer: str | None = None) -> Prompt:
-        """A question over memories, with its answer in training."""
-        user = self.prompts.answer_user.replace("{documents}", _SLOTS).replace("{question}", self.safe(question))
-        return self._prompt(self.prompts.answer_system, user, answer)
+    def question(self, question: str, answer: str | None = None, passages: Sequence[str] | None = None) -> Prompt:
+        """A question over passages, with its answer in training.
 
-    def conversation(self, earlier: Sequence[Turn], question: str, system: str = "") -> Prompt:
-        """A question over memories after earlier turns; `system` follows the prompts' own instruction.
+        Args:
+            question: text.
+            answer: None leaves the prompt open.
+            passages: texts that stand in the prompt, all of which is then in `right`; None: memory slots.
+        """
+        return self._prompt(self.prompts.answer_system, self._user(question, passages), answer)
+
+    def conversation(
+        self, earlier: Sequence[Turn], question: str, system: str = "", passages: Sequence[str] | None = None
+    ) -> Prompt:
+        """A question over passages, see `question`, after earlier turns; `system` follows the prompts' own instruction.
 
         Raises:
             InputError: the chat template takes no such turns.
         """
-        user = self.prompts.answer_user.replace("{documents}", _SLOTS).replace("{question}", self.safe(question))
+        user = self._user(question, passages)
         instruction = "\n".join(text for text in (self.prompts.answer_system, self.safe(system)) if text)
         return self._unanswered(self._render(instruction, user, None, earlier))
+
+    def _user(self, question: str, passages: Sequence[str] | None) -> str:
+        """The user's message. A passage or a question may hold the text of a placeholder itself."""
+        documents = _SLOTS if passages is None else self.safe("\n\n".join(passages))
+        front, _, back = self.prompts.answer_user.partition("{documents}")
+        return documents.join(part.replace("{question}", self.safe(question)) for part in (front, back))
 
     def pairs(self, questions: Sequence[str], answers: Sequence[str], question_weight: float) -> Prompt:
         """Questions and answers generated from a memory; tokens outside the answers weigh `question_weight`."""

@@ -8,7 +8,6 @@ step, over all ranks and accumulation steps, so that the step's gradient does no
 Shapes: B questions, N candidates, K selected, M memory tokens, D hidden size.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +17,7 @@ from clara.config.roles import COMPRESSOR, GENERATOR
 from clara.config.stages import Instruct, Joint, Pretrain
 from clara.model.fusion import fused
 from clara.model.geometry import cosine, represent
+from clara.model.joint_batch import AnswerBatch, JointBatch
 from clara.model.losses import info_nce, state_mse, utility_divergence
 from clara.model.model import AnswerLosses, ClaraModel
 from clara.model.prompts import Prompt
@@ -32,19 +32,8 @@ class Output:
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-class _AnswerBatch:
-    """A batch whose loss is over the answers of its prompts."""
-
-    prompts: list[Prompt]
-
-    @property
-    def weight(self) -> float:
-        """Sum of the answer tokens' weights: this micro-step's share of the normaliser."""
-        return sum(sum(p.weights) for p in self.prompts)
-
-
 @dataclass(frozen=True)
-class PretrainBatch(_AnswerBatch):
+class PretrainBatch(AnswerBatch):
     """Texts to compress (token ids), and what the generator reproduces from each memory."""
 
     documents: list[list[int]]
@@ -74,7 +63,7 @@ class PretrainStep(nn.Module):
 
 
 @dataclass(frozen=True)
-class InstructBatch(_AnswerBatch):
+class InstructBatch(AnswerBatch):
     """Questions with answers, the documents of the batch (token ids), and the K of them that each prompt holds."""
 
     prompts: list[Prompt]
@@ -101,58 +90,6 @@ class InstructStep(nn.Module):
         if training:
             loss = loss + self.settings.mse_weight * mse / num_rows
         return Output(loss, _answer_figures(losses) | {"mse": (float(mse.detach()), len(batch.documents))})
-
-
-@dataclass(frozen=True)
-class Unread:
-    """S rows that no question of a batch reads, and that enter the softmax of its retrieval losses.
-
-    Attributes:
-        unit: their unit vectors `[S, F]` under the score, constants (`clara.model.geometry.represent`).
-        log_weight: `[B, S]`, log of how often a row counts for a question; −inf: not at all, as the question excludes
-            it or its own pool holds it.
-        features: `[B, S, f]`, scores by other rankers; None where the fused score weighs none.
-    """
-
-    unit: Tensor
-    log_weight: Tensor
-    features: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class JointBatch(_AnswerBatch):
-    """Questions with their pools.
-
-    Attributes:
-        questions: token ids of each question, for the query reasoner.
-        prompts: each question with its answer, for the generator.
-        memory: stored memory of the candidates `[B, N, M, D]`, a constant.
-        valid: `[B, N]`, false where a pool has fewer than N.
-        positive: `[B, N]`, known positives (for `labels`, and for logging).
-        candidates: token ids of every candidate, `B` lists of `N`, where the compressor trains in this step; else
-            empty.
-        compressor_frozen: the compressor trains in other steps, but not in this one.
-        right_memory: a known positive's memory `[M, D]` that replaces the last selected one, or None.
-        utilities: `[B, N]` answer log-likelihoods scored beforehand, or None to score in the step.
-        without: `[B]`, that of the answer given no document, where utilities were scored beforehand.
-        corpus_mean: mean `[M, D]` of the MEMORY that the candidates are from, if the score is centred.
-        features: `[B, N, F]`, scores of the candidates by other rankers; None where the fused score weighs none.
-        unread: further rows in the denominator of the labels' and the utilities' loss; None: the pool alone.
-    """
-
-    questions: list[list[int]]
-    prompts: list[Prompt]
-    memory: Tensor
-    valid: Tensor
-    positive: Tensor
-    candidates: list[list[list[int]]] = field(default_factory=list)
-    compressor_frozen: bool = False
-    right_memory: Sequence[Tensor | None] = ()
-    utilities: Tensor | None = None
-    corpus_mean: Tensor | None = None
-    features: Tensor | None = None
-    without: Tensor | None = None
-    unread: Unread | None = None
 
 
 class JointStep(nn.Module):
@@ -182,8 +119,12 @@ class JointStep(nn.Module):
         figures = _retrieval(scores_BN, indices_BK, batch)
         unread_B = self.unread(query_BMD, batch)
         if settings.answer_weight:
-            memories = self.selected_memories(batch, weights_BKN, indices_BK)
-            losses = self.model.answer_losses(batch.prompts, memories, dropout=settings.train_generator)
+            if settings.reads == "text":
+                prompts = self.text_prompts(batch, indices_BK)
+                memories = [batch.memory[0, :0]] * len(prompts)
+            else:
+                prompts, memories = batch.prompts, self.selected_memories(batch, weights_BKN, indices_BK)
+            losses = self.model.answer_losses(prompts, memories, dropout=settings.train_generator)
             loss = loss + settings.answer_weight * losses.nll.sum() / normaliser
             figures |= _answer_figures(losses)
         if settings.labels_weight:
@@ -224,6 +165,15 @@ class JointStep(nn.Module):
             without_B=without_B if settings.utility_target == "mass" else None,
             unread_B=unread_B,
         )
+
+    def text_prompts(self, batch: JointBatch, indices_BK: Tensor) -> list[Prompt]:
+        """Prompts that hold the texts of the K selected candidates, best first."""
+        counts = batch.valid.sum(dim=1).clamp(max=self.settings.num_selected).tolist()
+        chosen = [row[:count] for row, count in zip(indices_BK.tolist(), counts, strict=True)]
+        return [
+            self.model.prompts.question(pool.question, pool.answer, [pool.passages[n] for n in places])
+            for pool, places in zip(batch.texts, chosen, strict=True)
+        ]
 
     def selected_memories(self, batch: JointBatch, weights_BKN: Tensor, indices_BK: Tensor) -> list[Tensor]:
         """The K memories `[K, M, D]` of each question, best first.

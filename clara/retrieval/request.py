@@ -1,8 +1,9 @@
 """Requests of a service: questions in every form that callers and MLflow's server have, and parameters of an answer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from clara.data.records import encodable
 from clara.errors import InputError
 
 COLUMN = "question"
@@ -58,3 +59,20 @@ def parameters_of(given: Mapping[str, Any] | None) -> dict[str, int]:
             raise InputError(f"params.{name} is {value!r}; expected a whole number from 1")
         found[name] = int(value)
     return found
+
+
+def check_request(questions: Sequence[str], num_selected: int, max_new_tokens: int, num_rows: int) -> None:
+    """Refuse what cannot be answered from a MEMORY of `num_rows` rows.
+
+    Raises:
+        InputError: see `Retriever.check`.
+    """
+    for number, question in enumerate(questions, 1):
+        if not question.strip() or not encodable(question):
+            raise InputError(f"question {number} is {question!r}; expected some text, in whole characters (UTF-8)")
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
+    if not 1 <= num_selected <= num_rows:
+        raise InputError(
+            f"num_selected is {num_selected}, the MEMORY holds {num_rows} rows; choose a number from 1 to {num_rows}"
+        )

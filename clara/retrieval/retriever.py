@@ -14,7 +14,7 @@ from torch import Tensor
 from clara.arrays import NO_ROW, Ids
 from clara.config.model import Backbone, FeatureName
 from clara.config.tree import Retrieval
-from clara.data.records import encodable
+from clara.data.records import input_text
 from clara.errors import InputError
 from clara.memory.batches import plan_batches
 from clara.memory.fingerprint import of_checkpoint, of_memory
@@ -24,7 +24,7 @@ from clara.model.artefact import Checkpoint
 from clara.model.checkpoint import load_checkpoint
 from clara.model.decoding import Generation, answer_text, generate
 from clara.model.model import ClaraModel
-from clara.model.prompts import Prompt
+from clara.model.prompts import Turn
 from clara.model.question_mean import is_missing
 from clara.retrieval.answered import Answered, Passage
 from clara.retrieval.filter import Filter
@@ -33,6 +33,7 @@ from clara.retrieval.long_questions import unread_part, warn_of_cuts
 from clara.retrieval.memory_ranker import ExactSearch, MemoryRanker, VectorSearch
 from clara.retrieval.pools import SourceInputs, feature_rankers
 from clara.retrieval.ranker import Queries, Ranker
+from clara.retrieval.request import check_request
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 
@@ -218,9 +219,18 @@ class Retriever:
             ]
         return found
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether the generator reads the text of passages, not their memory (`model.reads`)."""
+        return self.model.settings.reads == "text"
+
     def memories(self, row_ids: Sequence[int]) -> Tensor:
-        """Memory `[n, M, D]` of rows, as the generator reads them."""
-        return torch.from_numpy(self.store.memory(row_ids))
+        """Memory `[n, M, D]` of rows, as the generator reads them; none where it reads text."""
+        return torch.from_numpy(self.store.memory([] if self.reads_text else row_ids))
+
+    def texts(self, row_ids: Sequence[int]) -> list[str] | None:
+        """Texts of rows, as the generator reads them in the prompt; None where it reads memory."""
+        return [input_text(c.title, c.text) for c in self.store.records(row_ids)] if self.reads_text else None
 
     def check(self, questions: Sequence[str], num_selected: int, max_new_tokens: int) -> None:
         """Refuse what cannot be answered.
@@ -229,16 +239,7 @@ class Retriever:
             InputError: a question is empty or no Unicode, K is not between 1 and the number of rows, or no token is
                 asked for.
         """
-        for number, question in enumerate(questions, 1):
-            if not question.strip() or not encodable(question):
-                raise InputError(f"question {number} is {question!r}; expected some text, in whole characters (UTF-8)")
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens is {max_new_tokens}; expected 1 or more")
-        if not 1 <= num_selected <= len(self.store):
-            raise InputError(
-                f"num_selected is {num_selected}, the MEMORY holds {len(self.store)} rows; choose a number from 1 to "
-                f"{len(self.store)}"
-            )
+        check_request(questions, num_selected, max_new_tokens, len(self.store))
 
     def unread(self, question: str) -> str:
         """The end of a question that its query vector does not depend on; empty where there is none, or no vector."""
@@ -251,9 +252,18 @@ class Retriever:
             for c, hit in zip(self.store.records([hit.row_id for hit in hits]), hits, strict=True)
         )
 
-    def generation(self, prompt: Prompt, hits: Sequence[Hit], max_new_tokens: int) -> Generation:
-        """The answer to a prompt from the rows of hits, before its first token."""
-        return Generation(prompt, self.memories([hit.row_id for hit in hits]), max_new_tokens)
+    def generation(
+        self,
+        question: str,
+        hits: Sequence[Hit],
+        max_new_tokens: int,
+        earlier: Sequence[Turn] = (),
+        instruction: str = "",
+    ) -> Generation:
+        """The answer to a question from the rows of hits, before its first token; see `PromptBuilder.conversation`."""
+        rows = [hit.row_id for hit in hits]
+        prompt = self.model.prompts.conversation(earlier, question, instruction, self.texts(rows))
+        return Generation(prompt, self.memories(rows), max_new_tokens)
 
     def ask(
         self,
@@ -281,8 +291,7 @@ class Retriever:
             return []
         found = self.hits(questions, num_selected, only)
         rows = (
-            self.generation(self.model.prompts.question(question), hits, max_new_tokens)
-            for question, hits in zip(questions, found, strict=True)
+            self.generation(question, hits, max_new_tokens) for question, hits in zip(questions, found, strict=True)
         )
         return [
             Answered(question, answer_text(self.model, row.tokens), self.passages(hits), self.unread(question))

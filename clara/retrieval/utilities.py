@@ -22,6 +22,11 @@ from clara.retrieval.pools import QuestionRows, Source, fill_at_random, own_cand
 from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
 
+READS_TEXT = (
+    "the CHECKPOINT's generator reads the text of passages (model.reads is 'text'), and utilities are what their "
+    "memory is worth to an answer; give a CHECKPOINT whose generator reads memory"
+)
+
 
 def draw_pools(
     questions: Sequence[Question],
@@ -69,7 +74,12 @@ def score_pool(retriever: Retriever, question: Question, pool: Sequence[int], *,
         pool: rows of MEMORY.
         front_once: the LM reads what is in front of the documents once, not once for each row: faster, and equal up to
             rounding. Not for a model whose parameters are shared out among ranks.
+
+    Raises:
+        InputError: the generator reads text: utilities are those of memory.
     """
+    if retriever.reads_text:
+        raise InputError(READS_TEXT)
     memory_NMD = retriever.memories(pool).to(retriever.model.backbone.device)
     memories = [*(m[None] for m in memory_NMD), memory_NMD[:0]]
     count, answer = len(memories), question.answers[0]
@@ -114,12 +124,13 @@ def row_utility(
     if left_out not in row_ids:
         raise InputError(f"row {left_out} is none of the answer's passages; name one of them")
     model = retriever.model
-    prompt = model.prompts.question(question, answer)
+    kept = [row for row in row_ids if row != left_out]
+    prompts = [model.prompts.question(question, answer, retriever.texts(rows)) for rows in (row_ids, kept)]
+    memories = [retriever.memories(rows).to(model.backbone.device) for rows in (row_ids, kept)]
+    prompt = prompts[0]
     if len(prompt.answer) > max_answer_tokens + 1:
         raise InputError(f"the answer has {len(prompt.answer) - 1} tokens; expected {max_answer_tokens} at most")
-    memory_KMD = retriever.memories(row_ids).to(model.backbone.device)
-    check_length(model, num_prompt_tokens(model, Generation(prompt, memory_KMD, 0)), len(prompt.answer))
-    kept = [place for place, row in enumerate(row_ids) if row != left_out]
-    nats, num_tokens = model.answer_log_likelihood([question] * 2, [memory_KMD, memory_KMD[kept]], [answer] * 2)
-    given, without = nats.tolist()
-    return RowUtility(given, without, int(num_tokens[0]))
+    check_length(model, num_prompt_tokens(model, Generation(prompt, memories[0], 0)), len(prompt.answer))
+    with torch.no_grad():
+        given, without = (-model.answer_losses(prompts, memories).per_row()).tolist()
+    return RowUtility(given, without, len(prompt.answer))

@@ -273,9 +273,9 @@ class Engine:
                 )
 
     def _answering(self, job: _Job, hits: Sequence[Hit], passages: tuple[Passage, ...]) -> _Answering:
-        model, request = self.system.retriever.model, job.request
-        prompt = model.prompts.conversation(request.earlier, request.questions[0], request.instruction)
-        row = self.system.retriever.generation(prompt, hits, request.max_new_tokens)
+        retriever, request = self.system.retriever, job.request
+        model, question = retriever.model, request.questions[0]
+        row = retriever.generation(question, hits, request.max_new_tokens, request.earlier, request.instruction)
         num_tokens = num_prompt_tokens(model, row)
         check_length(model, num_tokens, request.max_new_tokens)
         return _Answering(job, self.system, self._batch, row, passages, num_tokens, TextStream(model, row))

@@ -24,11 +24,17 @@ def parser() -> Command:
         "--phases", default=",".join(PHASES), help="the first of the phases, in their order (default: %(default)s)"
     )
     found.add_argument("--control", action="store_true", help="make the last phase again with the gradient cut")
+    found.add_argument(
+        "--standard-rag", action="store_true", help="train the baseline too: an adapter that reads the passages' text"
+    )
     found.add_argument("--input", default="", help="corpus JSONL with id, title, text (default: Wikipedia summaries)")
     found.add_argument("--documents", type=int, default=4000, help="articles to keep of it (default: 4000)")
     found.add_argument("--scored", type=int, default=1000, help="training questions that are read (default: 1000)")
     found.add_argument("--fitted", type=int, default=100, help="questions that the score is fitted to (default: 100)")
     found.add_argument("--candidates", type=int, default=2, help="rows of each source that are read (default: 2)")
+    found.add_argument(
+        "--answered", type=int, default=64, help="held-out questions that are also answered (default: 64)"
+    )
     found.add_argument("--dense-model", default="", help="sentence-transformers folder, or URL of an endpoint")
     found.add_argument("--backbone", default="", help="the LM (default: SmolLM2-135M-Instruct, unpacked)")
     found.add_argument("--start", default=SHIPPED, help="CHECKPOINT to begin with (default: %(default)s)")
@@ -55,6 +61,8 @@ def main(argv: list[str]) -> int:
         scored=options.scored,
         fitted=options.fitted,
         candidates=options.candidates,
+        answered=options.answered,
+        standard_rag=options.standard_rag,
         tracking=options.config.tracking.uri,
         sets=tuple(as_sets(options.overrides)),
     )
@@ -74,5 +82,7 @@ def main(argv: list[str]) -> int:
     atomic_write(output / DTYPE, dtype + "\n")
     for number, step in enumerate(steps, 1):
         run_step(step, number, len(steps))
-    print(f"\n{relative(output)}/evaluation/report.html: all measures, with intervals")
+    for name in ("evaluation", "answers"):
+        if (output / name / "report.html").is_file():
+            print(f"{relative(output)}/{name}/report.html: all measures, with intervals")
     return 0

@@ -1,6 +1,6 @@
 """Training against a whole corpus as commands: what is prepared once, the phases in order, the evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,10 @@ from infra.steps import MEAN_QUESTIONS, ROOT, Step, centred_slot_mean, for_stage
 
 PHASES = ("reasoner", "score", "generator", "joint")
 """In this order: the reasoner alone, on memory alone; weights of all sources; the generator on what is found; both."""
+_TITLES = {
+    "control": "Control: phase joint again, the gradient is cut",
+    "standard_rag": "Standard RAG: an adapter that reads text",
+}
 _FOLD = 0.1  # joint.fit_share of the configurations of the phases
 
 
@@ -28,6 +32,8 @@ class Settings:
         fitted: questions of the fold whose candidates are read for the score.
         candidates: rows of each source that are read.
         temperature: τ of the score.
+        answered: held-out questions that are also answered, by the systems of the last phases; 0: none.
+        standard_rag: whether the baseline is trained too: as many steps of as many questions, on the passages' text.
         tracking: MLflow store; empty: none.
         sets: overrides of the phases' configurations.
     """
@@ -43,6 +49,8 @@ class Settings:
     fitted: int = 100
     candidates: int = 2
     temperature: float = 0.05
+    answered: int = 64
+    standard_rag: bool = False
     tracking: str = ""
     sets: Sequence[str] = field(default=())
 
@@ -88,8 +96,10 @@ class Phases:
             steps += self._score(before) if phase == "score" else [self._training(phase, phase, before)]
             if phase == "joint" and self.control:
                 steps.append(self._training("joint", "control", before, "joint.cut_gradient=true"))
+            if phase == "score" and self.settings.standard_rag:
+                steps += self._standard_rag(before)
             before = self.checkpoint_after(phase)
-        return [*steps, self._evaluation()]
+        return [*steps, *self._evaluations()]
 
     def _preparation(self) -> list[Step]:
         given, questions = self.settings, self.path("questions")
@@ -152,7 +162,9 @@ class Phases:
             output=self.path("fold-utilities" if fold else "utilities"),
         )
 
-    def _fit(self, checkpoint: str, output: str, *, split: str = "", utilities: str = "") -> list[str]:
+    def _fit(
+        self, checkpoint: str, output: str, *, split: str = "", utilities: str = "", sources: Sequence[str] = ()
+    ) -> list[str]:
         return module(
             "training.fit_score",
             checkpoint=checkpoint,
@@ -161,7 +173,7 @@ class Phases:
             split=split,
             utilities=utilities,
             dense_model=self.settings.dense_model,
-            features=",".join(self._sources),
+            features=",".join(sources or self._sources),
             output=self.path(output),
         )
 
@@ -171,9 +183,17 @@ class Phases:
         fit = self._fit(before, "scored", utilities=self.path("fold-utilities"))
         return [Step("Read candidates of the fold", utilities), Step("Phase score: weights of all sources", fit)]
 
+    def _standard_rag(self, before: str) -> list[Step]:
+        """The baseline: weights of words and dense vectors by the same utilities, and an adapter that reads text."""
+        sources = [source for source in self._sources if source != "memory"]
+        fit = self._fit(before, "rag-scored", utilities=self.path("fold-utilities"), sources=sources)
+        train = self._training("standard_rag", "standard_rag", self.path("rag-scored"))
+        return [Step("Standard RAG: weights of words and dense vectors", fit), train]
+
     def _training(self, phase: str, output: str, before: str, *more: str) -> Step:
         given = self.settings
-        sources = [f"joint.from_dense={given.candidates}", f"retrieval.dense_model={given.dense_model}"]
+        found = 3 if phase == "standard_rag" else given.candidates
+        sources = [f"joint.from_dense={found}", f"retrieval.dense_model={given.dense_model}"]
         paths = {name: self.path(name) for name in ("questions", "memory", "index")}
         if phase == "reasoner":
             paths["utilities"] = self.path("utilities")
@@ -191,22 +211,44 @@ class Phases:
             *more,
             f"output={self.path(output)}",
         )
-        return Step(f"Phase {phase}" if output == phase else f"{phase}, control: the gradient is cut", command)
+        return Step(_TITLES.get(output, f"Phase {phase}"), command)
 
-    def _evaluation(self) -> Step:
-        systems = {"unfitted": self.path("unfitted")} | {phase: self.checkpoint_after(phase) for phase in self.phases}
+    def _evaluations(self) -> list[Step]:
+        """What all systems find for all held-out questions, and what those with a trained generator answer to some."""
+        found = {"unfitted": self.path("unfitted")} | {phase: self.checkpoint_after(phase) for phase in self.phases}
         if self.control and "joint" in self.phases:
-            systems["control"] = self.path("control/checkpoint")
+            found["control"] = self.path("control/checkpoint")
+        if self.settings.standard_rag and "score" in self.phases:
+            found["standard_rag"] = self.path("standard_rag/checkpoint")
+        baselines = "bm25,dense" if self.settings.dense_model else "bm25"
+        retrieval = self._evaluate(found, "evaluation", baselines, retrieval_only=True)
+        steps = [Step("Evaluate: held-out questions over the whole corpus", retrieval)]
+        answering = {name: path for name, path in found.items() if name not in ("unfitted", "reasoner", "score")}
+        if (number := self.settings.answered) and answering:
+            answers = self._evaluate(
+                answering,
+                "answers",
+                "bm25",
+                limit=number,
+                generate=number,
+                num_selected=3,
+                max_new_tokens=12,
+                conditions="index,right,none",
+                generate_conditions="index",
+            )
+            steps.append(Step(f"Evaluate: answers to {number} held-out questions", answers))
+        return steps
+
+    def _evaluate(self, systems: Mapping[str, str], output: str, baselines: str, **more: object) -> list[str]:
         searched = f"{self.path('memory')},{self.path('index')}"
-        command = module(
+        return module(
             "training.evaluate",
-            "--retrieval-only",
             questions=self.path("questions"),
             splits="unseen",
             backbone=self.settings.backbone,
             dense_model=self.settings.dense_model,
-            baselines="bm25,dense" if self.settings.dense_model else "bm25",
+            baselines=baselines,
             system=[f"{name}={checkpoint},{searched}" for name, checkpoint in systems.items()],
-            output=self.path("evaluation"),
+            **more,
+            output=self.path(output),
         )
-        return Step("Evaluate: held-out questions over the whole corpus", command)

@@ -6,8 +6,9 @@ import torch
 
 from clara.config.stages import Joint
 from clara.data.questions import Question
+from clara.model.joint_batch import JointBatch
 from clara.model.model import ClaraModel
-from clara.model.steps import InstructBatch, JointBatch, PretrainBatch
+from clara.model.steps import InstructBatch, PretrainBatch
 from tests.helpers import tiny
 
 DOCUMENTS = tiny.documents()

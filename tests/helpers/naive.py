@@ -5,9 +5,9 @@ from torch import Tensor
 
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
 from clara.config.stages import Joint
+from clara.model.joint_batch import JointBatch
 from clara.model.lora import Route, routed
 from clara.model.model import ClaraModel
-from clara.model.steps import JointBatch
 
 Gradients = dict[str, Tensor]
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,27 @@ def test_each_phase_begins_with_the_checkpoint_of_the_one_before(
         assert config.joint.fit_share == 0.1
     with pytest.raises(InputError, match="expected the first of reasoner,score,generator,joint"):
         phases.main([*given, "--phases", "reasoner,joint", "--dry-run"])
+
+
+def test_standard_rag_searches_without_memory_and_is_answered_beside_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--output", str(tmp_path), "--dtype=float32", "--input=c.jsonl", "--backbone=lm", "--dense-model=minilm"]
+    commands = dry_run(capsys, phases.main, *given, "--standard-rag", "--answered=8")
+    rag = dict(value.split("=", 1) for value in sets(of_program(commands, "training/joint.py")[1]))
+    fit = next(c for c in of_program(commands, "training.fit_score") if "bm25,dense" in c)
+    assert rag["checkpoint"] == fit[fit.index("--output") + 1]
+    assert fit[fit.index("--utilities") + 1] == str(tmp_path / "fold-utilities")
+    baseline = load("infra/configs/standard_rag.toml", [f"{key}={value}" for key, value in rag.items()]).joint
+    assert (baseline.reads, baseline.from_index, baseline.from_dense) == ("text", 0, 3)
+    staged = [load(f"infra/configs/{name}.toml", []).joint for name in ("generator", "joint")]
+    questions = sum(stage.steps * stage.questions_per_step for stage in staged)
+    assert baseline.steps * baseline.questions_per_step == questions
+    assert {stage.num_selected for stage in staged} == {baseline.num_selected}
+    _, answers = of_program(commands, "training.evaluate")
+    systems = [value.partition("=")[0] for option, value in pairwise(answers) if option == "--system"]
+    assert systems == ["generator", "joint", "standard_rag"]
+    assert answers[answers.index("--limit") + 1] == "8"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clara.config.evaluation import CONDITIONS
+from clara.config.roles import GENERATOR as ROLE
 from clara.data.questions import Question
 from clara.errors import InputError
 from clara.index.dense_model import Encoder
@@ -118,7 +119,10 @@ def evaluate_system(
     found = {name: own_rankings(name, retriever, questions, settings)} if found is None else found
     _check(name, questions, corpus, settings)
     pools = pools_of(questions, corpus, settings)
-    memory = MemoryReader(retriever, shared.known(MemoryReader.identity(retriever)))
+    known = shared.known(MemoryReader.identity(retriever))
+    generator: Reader = (
+        TextReader(retriever, known, role=ROLE) if retriever.reads_text else MemoryReader(retriever, known)
+    )
     text = TextReader(retriever, shared.known(TextReader.identity(retriever)))
     baselines: dict[str, Sequence[Rankings]] = {}
     lexical: Sequence[Rankings] = ()
@@ -135,9 +139,9 @@ def evaluate_system(
         baselines["dense"] = rank_and_score(ranker, queries, pools, retriever.store)
     if "bm25" in settings.baselines:
         baselines = {"bm25": lexical} | baselines
-    ways = [Pairing(name, found[name], memory)]
+    ways = [Pairing(name, found[name], generator)]
     ways += [
-        Pairing(f"{other}/{name}", rankings, memory)
+        Pairing(f"{other}/{name}", rankings, generator)
         for other, rankings in ({**found, **baselines}).items()
         if other != name
     ]
@@ -150,7 +154,7 @@ def evaluate_system(
             ways.append(Pairing(f"text/{name}", found[name], text))
     rows = []
     for way in ways:
-        readers = {TEXT: text} if way.reader is text else {GENERATOR: memory, TEXT: text}
+        readers = {TEXT: text} if way.reader is text else {GENERATOR: generator, TEXT: text}
         rows += _evaluate_way(way, questions, lexical, readers, corpus, settings)
         shared.save()
     return rows

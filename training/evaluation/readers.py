@@ -177,7 +177,9 @@ class MemoryReader(Reader):
         model, digest = retriever.model, hashlib.sha256()
         for parameter in (*lora.parameters(model.backbone.layers, GENERATOR), *model.slots.parameters()):
             digest.update(parameter.detach().float().cpu().numpy().tobytes())
-        return hash_of([TextReader.identity(retriever), digest.hexdigest(), manifest_hash(retriever.store.directory)])
+        reads = ["text"] if retriever.reads_text else []
+        known = [TextReader.identity(retriever), digest.hexdigest(), manifest_hash(retriever.store.directory)]
+        return hash_of([*known, *reads])
 
     def prompt(self, reading: Reading, answer: str | None) -> Prompt:
         """See the base class."""
@@ -192,10 +194,10 @@ class MemoryReader(Reader):
 
 
 class TextReader(Reader):
-    """The plain LM on the raw passages: standard retrieval-augmented generation."""
+    """The plain LM on raw passages, or a generator that was trained to read them: standard RAG."""
 
-    def __init__(self, retriever: Retriever, known: ReadingCache | None = None) -> None:
-        super().__init__(retriever, None, known)
+    def __init__(self, retriever: Retriever, known: ReadingCache | None = None, *, role: str | None = None) -> None:
+        super().__init__(retriever, role, known)
 
     @staticmethod
     def identity(retriever: Retriever) -> str:
@@ -207,15 +209,8 @@ class TextReader(Reader):
 
     def prompt(self, reading: Reading, answer: str | None) -> Prompt:
         """See the base class."""
-        settings = self.model.prompts.prompts
-        passages = "\n\n".join(input_text(c.title, c.text) for c in self._retriever.store.records(reading.rows))
-        # Split first: a passage or a question may hold the placeholder's text itself.
-        front, _, back = settings.answer_user.partition("{documents}")
-        user = "".join(
-            part.replace("{question}", reading.question) if part is not passages else part
-            for part in (front, passages, back)
-        )
-        return self.model.prompts.text(settings.answer_system, user, answer)
+        passages = [input_text(c.title, c.text) for c in self._retriever.store.records(reading.rows)]
+        return self.model.prompts.question(reading.question, answer, passages)
 
     def memory(self, reading: Reading) -> Tensor:
         """See the base class."""

@@ -44,6 +44,7 @@ from training.stages.held_out import HeldOut
 from training.stages.joint_checks import trained_roles
 from training.stages.joint_stage import JointStage
 from training.stages.scored_stage import ScoredStage, check_scored
+from training.stages.standard_rag import check_reads
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +126,14 @@ def preflight(config: Config, where: RunPaths) -> None:
         InputError: an input is unfinished, damaged, or does not fit the others, or a refresh could not work.
     """
     store, _ = Versions(config, where.output, where.run, None, 1).open()
-    keys = IndexKeys(store, Checkpoint.open(config.checkpoint, lazy=True).settings.score)
+    settings = Checkpoint.open(config.checkpoint, lazy=True).settings
+    keys = IndexKeys(store, settings.score)
     check_index(config, keys)
     check_refresh(config, keys)
     trained_questions(config)
     check_fit(config, store)
     trained_roles(config)
+    check_reads(settings, config)
     if config.utilities:
         check_scored(config)
     made_by = {**where.recipe, "settings": recipe_settings(config, exclude_defaults=False)}

@@ -9,8 +9,8 @@ import torch
 
 from clara.arrays import Floats, Ids
 from clara.config.stages import Joint
+from clara.model.joint_batch import JointBatch, TextPool
 from clara.model.model import ClaraModel
-from clara.model.steps import JointBatch
 from training.stages.candidates import Candidates
 from training.stages.denominator import Denominator
 from training.stages.pool_memory import PoolMemory
@@ -72,5 +72,10 @@ class Batches:
             right_memory=right_memory,
             corpus_mean=mean,
             features=None if features_BNF is None else features_BNF.to(device),
+            texts=[
+                TextPool(q.question, q.answers[0], self._candidates.texts(pool))
+                for q, pool in zip(chosen, pools, strict=True)
+                if self._settings.reads == "text"
+            ],
             unread=self._denominator.of_batch(unread, chosen, known, pools, device),
         )

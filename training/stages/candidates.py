@@ -202,6 +202,10 @@ class Candidates:
         """Stored memory of rows `[n, M, D]` in float32, from who holds them."""
         return torch.from_numpy((self.store if self.index is None else self.index).memory(rows))
 
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        """Texts of rows, as they stand in a prompt."""
+        return [input_text(chunk.title, chunk.text) for chunk in self.store.records(rows)]
+
     def token_ids(self, rows: Sequence[int], model: ClaraModel) -> list[list[int]]:
         """Token ids of rows' texts, uncut as in MEMORY's own encoding; cached, as a row is a candidate many times."""
         missing = [row for row in dict.fromkeys(rows) if row not in self._tokens]

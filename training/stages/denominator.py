@@ -21,7 +21,7 @@ from clara.data.questions import Question
 from clara.data.utilities import Scored
 from clara.memory.store import MemoryStore
 from clara.model.geometry import represent
-from clara.model.steps import Unread
+from clara.model.joint_batch import Unread
 from clara.retrieval.pools import QuestionRows
 from training.stages.candidates import Candidates, generator
 

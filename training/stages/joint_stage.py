@@ -19,8 +19,9 @@ from clara.data.questions import Question, shuffled_answers
 from clara.data.utilities import Scored
 from clara.memory.store import MemoryStore
 from clara.model.checkpoint import prepare_to_store_backbone
+from clara.model.joint_batch import JointBatch
 from clara.model.model import ClaraModel
-from clara.model.steps import JointBatch, JointStep
+from clara.model.steps import JointStep
 from clara.retrieval.long_questions import warn_of_cuts
 from clara.retrieval.pools import TEXT_RANKERS
 from training.loop.engine import Engine
@@ -37,6 +38,7 @@ from training.stages.held_out import HeldOut
 from training.stages.joint_checks import check_score, trained_roles
 from training.stages.pool_memory import PoolMemory
 from training.stages.question_pools import QuestionPools
+from training.stages.standard_rag import check_reads, set_reads
 
 
 class JointStage(Stage):
@@ -72,6 +74,8 @@ class JointStage(Stage):
         self.name, self.steps, self.optimiser = "joint", settings.steps, settings.optimiser
         self.module: nn.Module = JointStep(model, settings)
         check_score(model.settings, settings)
+        check_reads(model.settings, config)
+        set_reads(model, config)
         warn_of_cuts(model, [question.question for question in questions])
         fusion = model.settings.fusion
         model.train_only(trained_roles(config))

@@ -15,8 +15,8 @@ from clara.data.questions import Question
 from clara.data.utilities import KIND, Scored, read_utilities, reader_hash
 from clara.errors import InputError
 from clara.memory.identity import check_same_memory
+from clara.model.joint_batch import JointBatch
 from clara.model.model import ClaraModel
-from clara.model.steps import JointBatch
 from clara.storage.manifest import read_manifest
 from training.refresh.versions import Versions
 from training.stages.candidates import generator

@@ -17,9 +17,10 @@ from clara.config.stages import Joint
 from clara.import_reference import convert
 from clara.import_reference.format import model_settings, read_reference
 from clara.model.geometry import cosine
+from clara.model.joint_batch import JointBatch
 from clara.model.lora import Route
 from clara.model.model import ClaraModel
-from clara.model.steps import JointBatch, JointStep
+from clara.model.steps import JointStep
 from clara.model.topk import slot_distributions, straight_through_topk
 from tests.helpers import published, published_cases, tiny
 from tests.helpers.import_command import load, run

@@ -8,8 +8,9 @@ import torch
 
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
 from clara.model.geometry import represent
+from clara.model.joint_batch import Unread
 from clara.model.model import ClaraModel
-from clara.model.steps import JointStep, Unread
+from clara.model.steps import JointStep
 from tests.helpers import tiny
 from tests.helpers.batches import NUM_CANDIDATES, NUM_SELECTED, QUESTIONS, joint, joint_batch, touched
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER
 from clara.config.stages import Instruct, Joint, Optimiser, Pretrain
+from clara.model.joint_batch import JointBatch
 from clara.model.lora import Route, current_route, routed
 from clara.model.model import ClaraModel
-from clara.model.steps import InstructStep, JointBatch, JointStep, PretrainStep
+from clara.model.steps import InstructStep, JointStep, PretrainStep
 from tests.helpers import tiny
 from tests.helpers.batches import (
     instruct_batch,
