@@ -142,7 +142,7 @@ class PromptBuilder:
         Args:
             question: text.
             answer: None leaves the prompt open.
-            passages: texts that stand in the prompt, all of which is then in `right`; None: memory slots.
+            passages: their texts, which the prompt then holds, all of it in `right`; None: memory slots.
         """
         return self._prompt(self.prompts.answer_system, self._user(question, passages), answer)
 

@@ -203,7 +203,7 @@ class Candidates:
         return torch.from_numpy((self.store if self.index is None else self.index).memory(rows))
 
     def texts(self, rows: Sequence[int]) -> list[str]:
-        """Texts of rows, as they stand in a prompt."""
+        """Texts of rows, as a prompt holds them."""
         return [input_text(chunk.title, chunk.text) for chunk in self.store.records(rows)]
 
     def token_ids(self, rows: Sequence[int], model: ClaraModel) -> list[list[int]]:
