@@ -12,8 +12,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-TOP_PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE")
-FOLDERS = ("infra/results", "infra/spark", "infra/dataflow", "infra/start")
+TOP_PAGES = ("ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "infra/README.md")
+FOLDERS = ("infra/results", "infra/ray", "infra/spark", "infra/dataflow", "infra/start")
 SUFFIXES = {".md", ".json", ".jsonl", ".png"}
 _LINK = re.compile(r"(\]\()(?![a-z]+:|#|/)([^)#\s]+)")
 

@@ -205,6 +205,13 @@ def submit_spark() -> Main:
     return main
 
 
+def submit_ray() -> Main:
+    """Training on a Ray cluster"""
+    from infra.ray.submit import main
+
+    return main
+
+
 def submit_dataflow() -> Main:
     """A corpus job on Dataflow"""
     from infra.dataflow.submit import main
@@ -249,6 +256,7 @@ GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
     },
     "clusters": {
         "worker-pool": worker_pool,
+        "submit ray": submit_ray,
         "submit spark": submit_spark,
         "submit dataflow": submit_dataflow,
     },

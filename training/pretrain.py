@@ -7,6 +7,7 @@ questions=DIR --set corpus=FILE …
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from clara.model.backbone_files import weights_hash
 from clara.storage.manifest import hash_of, make_directory, manifest_hash, read_manifest, up_to_date
 from clara.storage.paths import require_local
 from training.registry.resolve import local_checkpoint
+from training.run.checks import check_submitted
+from training.run.recipe import JOB_VARIABLE
 from training.stages.documents import document_files, read_documents
 
 if TYPE_CHECKING:
@@ -175,6 +178,8 @@ def main(argv: list[str]) -> int:
         )
     require(config, "output", *["checkpoint"] * (config.stage == "instruct"))
     require_local("output", config.output)
+    if os.environ.get(JOB_VARIABLE):
+        check_submitted(config)
     config = config.model_copy(update={"checkpoint": local_checkpoint(config.checkpoint, config.tracking.uri)})
     if config.checkpoint:
         check_given(config.checkpoint, config, [override.key for override in options.overrides])

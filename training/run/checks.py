@@ -93,17 +93,27 @@ def check(config: Config) -> None:
         )
     require_local("output", config.output)
     if os.environ.get(JOB_VARIABLE):
-        for name in ("checkpoint", "questions", "memory", "index", "utilities", "output", "backbone.path"):
-            value = config.backbone.path if name == "backbone.path" else getattr(config, name)
-            if value and not is_url(value) and not Path(value).is_absolute():
-                raise InputError(
-                    f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git "
-                    "ignores, so a relative path "
-                    "leads nowhere; give an absolute one that every machine sees, or a URL"
-                )
-        uri = config.tracking.uri
-        if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        check_submitted(config)
+
+
+def check_submitted(config: Config) -> None:
+    """Refuse relative paths of a submitted job, which runs in another directory.
+
+    Raises:
+        InputError: a path that the stage reads or writes is relative.
+    """
+    own = ("memory", "index", "utilities") if config.stage == "joint" else ("examples", "corpus")
+    for name in ("checkpoint", "questions", *own, "output", "backbone.path"):
+        value = config.backbone.path if name == "backbone.path" else getattr(config, name)
+        if value and not is_url(value) and not Path(value).is_absolute():
             raise InputError(
-                f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give "
-                "sqlite:////ABSOLUTE/PATH or a server's URL"
+                f"{name} is {value!r}: a submitted job runs in a copy of the working directory, without what git "
+                "ignores, so a relative path "
+                "leads nowhere; give an absolute one that every machine sees, or a URL"
             )
+    uri = config.tracking.uri
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        raise InputError(
+            f"tracking.uri is {uri!r}: relative, and a submitted job runs elsewhere; give "
+            "sqlite:////ABSOLUTE/PATH or a server's URL"
+        )
