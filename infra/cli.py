@@ -26,6 +26,13 @@ def plan() -> Main:
     return main
 
 
+def report() -> Main:
+    """Quality, latency and bytes on your own corpus beside standard RAG, and what to choose"""
+    from infra.report.command import main
+
+    return main
+
+
 def wiki_corpus() -> Main:
     """The embedded corpus as JSONL"""
     from pipelines.wiki_corpus import main
@@ -248,6 +255,7 @@ GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
     },
     "measure and use": {
         "evaluate": evaluate,
+        "report": report,
         "register": register,
         "promote": promote,
         "registry": registry,

@@ -13,11 +13,11 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clara.config.dense_flags import add_dense_settings
-from clara.config.evaluation import Evaluation as Section
 from clara.config.flags import Command, add_setting
 from clara.config.tree import Config, Retrieval
 from clara.data.questions import Question, read_questions
@@ -29,11 +29,11 @@ from clara.storage.manifest import (
     hash_of,
     make_directory,
     manifest_hash,
-    read_manifest,
     up_to_date,
     write_manifest,
 )
 from clara.storage.paths import require_local
+from training.evaluation.checks import check_dense, retrieval_of, settings_of
 from training.evaluation.systems import Settings, SystemPaths, questions_hash
 from training.registry.resolve import local_checkpoint
 
@@ -72,66 +72,6 @@ def parser() -> Command:
     add_setting(parser, "tracking.experiment")
     parser.add_argument("--dry-run", action="store_true", help="print what would be evaluated, and stop")
     return parser
-
-
-def check_dense(section: Section, systems: Sequence[SystemPaths]) -> None:
-    """Refuse an embedding model that is missing, or that nothing uses.
-
-    Raises:
-        InputError: as said.
-    """
-    settings = [read_manifest(system.checkpoint, "CHECKPOINT")["model"] for system in systems]
-    fused = any(s.get("fusion", {}).get("weights", {}).get("dense") for s in settings)
-    if bool(section.dense_model) != ("dense" in section.baselines or fused):
-        raise InputError(
-            f"--baselines {','.join(section.baselines) or 'none'} with --dense-model {section.dense_model or 'none'}: "
-            "dense needs the folder or URL of an embedding model, as does a system whose fused score weighs dense "
-            "vectors, and the model is for them; give both or neither"
-        )
-
-
-def retrieval_of(config: Config) -> Retrieval:
-    """How systems are searched in an evaluation: the embedding model, and up to how many rows exactly."""
-    chosen = {"dense_model": config.evaluation.dense_model, "exact_rows": config.retrieval.exact_rows}
-    return config.retrieval.only_dense().model_copy(update=chosen)
-
-
-def settings_of(section: Section, retrieval: Retrieval) -> Settings:
-    """The settings of an evaluation.
-
-    Raises:
-        InputError: two options exclude each other.
-    """
-    if section.retrieval_only and section.num_aligned:
-        raise InputError(
-            f"--alignment {section.num_aligned} reads documents, and --retrieval-only reads none; leave one of them out"
-        )
-    generated = section.generate_conditions
-    if section.num_generated and (unread := [name for name in generated if name not in section.conditions]):
-        if "generate_conditions" in section.model_fields_set:
-            raise InputError(
-                f"--generate-conditions {unread[0]!r} is not among --conditions {','.join(section.conditions)}; "
-                "add it there"
-            )
-        generated = tuple(name for name in generated if name in section.conditions)
-    from clara.index.dense_model import is_endpoint, model_hash
-
-    is_endpoint(retrieval)  # refuses what is for an endpoint where there is none
-    dense = model_hash(retrieval) if retrieval.dense_model else ""
-    return Settings(
-        num_selected=section.num_selected,
-        retrieval_only=section.retrieval_only,
-        pool_size=section.pool_size,
-        max_new_tokens=section.max_new_tokens,
-        num_generated=section.num_generated if section.num_generated >= 0 else 10**9,
-        generate_conditions=generated,
-        conditions=section.conditions,
-        baselines=section.baselines,
-        dense=dense,
-        cross=section.cross,
-        num_aligned=section.num_aligned,
-        exact_rows=retrieval.exact_rows,
-    )
 
 
 def chosen_questions(directory: str, splits: Sequence[str], limit: int, *, answers: bool = True) -> list[Question]:
@@ -181,22 +121,70 @@ def dense_counts(dense: Retrieval) -> dict[str, str]:
     return {f"dense: prompt of {what}": repr(prompt) if prompt else "none" for what, prompt in shown.items()}
 
 
-def evaluate(
-    config: Config,
-    questions: Sequence[Question],
-    systems: Sequence[SystemPaths],
-    settings: Settings,
-    plan: dict[str, Any],
-) -> "Evaluation":
-    """Measure all systems and write the EVALUATION."""
+@dataclass(frozen=True)
+class Planned:
+    """An evaluation whose input has been checked.
+
+    Attributes:
+        config: `output` is the EVALUATION.
+        systems: with the folders of their CHECKPOINTs.
+        settings: what is done with each.
+        questions: what they are asked.
+        recipe: what determines the figures.
+    """
+
+    config: Config
+    systems: Sequence[SystemPaths]
+    settings: Settings
+    questions: Sequence[Question]
+    recipe: dict[str, Any]
+
+
+def planned(config: Config, systems: Sequence[SystemPaths]) -> Planned:
+    """Check what is to be evaluated; nothing is written.
+
+    Raises:
+        InputError: an artefact is missing or damaged, or settings exclude each other.
+    """
+    require_local("--output", config.output)
+    section, names = config.evaluation, [s.name for s in systems]
+    if len(set(names)) != len(names):
+        raise InputError(f"--system: names {names}; give each system its own")
+    for name in section.accept_stale:
+        if name not in names:
+            raise InputError(f"--accept-stale {name!r}: no such system; there are {', '.join(names)}")
+    systems = [dataclasses.replace(s, checkpoint=local_checkpoint(s.checkpoint, config.tracking.uri)) for s in systems]
+    check_dense(section, systems)
+    settings = settings_of(section, retrieval_of(config))
+    answers = not settings.retrieval_only
+    questions = chosen_questions(config.questions, section.splits, section.limit, answers=answers)
+    recipe = {
+        "questions": questions_hash(questions),
+        "systems": {s.name: s.hashes() | {"stale": s.name in section.accept_stale} for s in systems},
+        "settings": settings.plan(),
+        "seed": config.seed,
+    }
+    return Planned(config, systems, settings, questions, recipe)
+
+
+def evaluate(plan: Planned) -> "Evaluation | None":
+    """Measure all systems and write the EVALUATION; None: it is there already."""
+    config, output, systems = plan.config, Path(plan.config.output), plan.systems
+    if up_to_date(output, KIND, plan.recipe):
+        print(f"{output}: up to date")
+        return None
+    (make_directory(output) / MANIFEST).unlink(missing_ok=True)
+    if config.evaluation.verify:
+        for memory in dict.fromkeys(system.memory for system in systems):
+            Artefact.open(memory, "MEMORY", verify=True)
     from training.evaluation.report import Evaluation, write_report  # imports torch, as the next
     from training.evaluation.run import EvaluationRun, compared_pairs
 
-    output, names = Path(config.output), [system.name for system in systems]
+    names = [system.name for system in systems]
     measuring = EvaluationRun(
         systems=systems,
-        questions=questions,
-        settings=settings,
+        questions=plan.questions,
+        settings=plan.settings,
         output=output,
         backbone=config.backbone.path,
         stale=config.evaluation.accept_stale,
@@ -204,7 +192,7 @@ def evaluate(
         device=config.device,
     )
     rows, absent = measuring.rows()
-    splits = Counter(q.split for q in questions)
+    splits = Counter(q.split for q in plan.questions)
     counts: dict[str, Any] = {f"questions, split {k or 'none'}": v for k, v in splits.items()} | absent
     counts |= dense_counts(retrieval_of(config))
     evaluation = Evaluation(rows, compared_pairs(names, rows), counts, names, config.seed)
@@ -213,12 +201,12 @@ def evaluate(
         output,
         kind=KIND,
         files=[file_entry(output, f) for f in files],
-        recipe=plan,
+        recipe=plan.recipe,
         counts=counts,
-        systems=plan["systems"],
+        systems=plan.recipe["systems"],
         questions={
             "path": str(config.questions),
-            "hash": plan["questions"],
+            "hash": plan.recipe["questions"],
             "manifest": manifest_hash(config.questions),
         },
     )
@@ -228,36 +216,12 @@ def evaluate(
 def main(argv: list[str]) -> int:
     """The command line."""
     options = parser().parse_args(argv)
-    require_local("--output", options.output)
-    systems = [SystemPaths.parse(text) for text in options.system]
-    names = [s.name for s in systems]
-    if len(set(names)) != len(names):
-        raise InputError(f"--system: names {names}; give each system its own")
-    for name in options.accept_stale:
-        if name not in names:
-            raise InputError(f"--accept-stale {name!r}: no such system; there are {', '.join(names)}")
-    systems = [dataclasses.replace(s, checkpoint=local_checkpoint(s.checkpoint, options.tracking_uri)) for s in systems]
-    check_dense(options.config.evaluation, systems)
-    settings = settings_of(options.config.evaluation, retrieval_of(options.config))
-    questions = chosen_questions(options.questions, options.splits, options.limit, answers=not settings.retrieval_only)
-    plan = {
-        "questions": questions_hash(questions),
-        "systems": {s.name: s.hashes() | {"stale": s.name in options.accept_stale} for s in systems},
-        "settings": settings.plan(),
-        "seed": options.seed,
-    }
-    output = Path(options.output)
+    plan = planned(options.config, [SystemPaths.parse(text) for text in options.system])
     if options.dry_run:
-        print(json.dumps(plan | {"number of questions": Counter(q.split for q in questions)}, indent=1))
+        print(json.dumps(plan.recipe | {"number of questions": Counter(q.split for q in plan.questions)}, indent=1))
         return 0
-    if up_to_date(output, KIND, plan):
-        print(f"{output}: up to date")
-    else:
-        (make_directory(output) / MANIFEST).unlink(missing_ok=True)
-        if options.verify:
-            for memory in dict.fromkeys(system.memory for system in systems):
-                Artefact.open(memory, "MEMORY", verify=True)
-        evaluation = evaluate(options.config, questions, systems, settings, plan)
+    output = Path(options.output)
+    if (evaluation := evaluate(plan)) is not None:
         print_tables(evaluation)
         print(f"\n{output}: report.md, report.html, report.json")
     if options.tracking_uri:

@@ -219,6 +219,7 @@ READ_BY = {
         "fit-score",
         "demo",
         "plan",
+        "report",
     ),
     "model": ("synthesize", "train pretrain", "train joint", "set-score", "fit-score", "demo", "plan"),
     "prompts": ("train pretrain", "train joint", "demo"),
@@ -247,9 +248,10 @@ READ_BY = {
         "ask",
         "serve",
         "plan",
+        "report",
     ),
     "serving": ("register", "ask", "serve"),
-    "evaluation": ("evaluate",),
+    "evaluation": ("evaluate", "report"),
     "promotion": ("promote",),
     "launch": ("train pretrain", "train joint", "train phases", "demo"),
     "tracking": (
@@ -264,6 +266,7 @@ READ_BY = {
         "registry",
         "ask",
         "serve",
+        "report",
     ),
 }
 """Commands that read a section, as the console command names them."""

@@ -48,6 +48,11 @@ class Bm25:
         if twice := int((self._sorted[1:] == self._sorted[:-1]).sum()):
             raise InputError(f"BM25: {twice} row ids occur twice; give each text its own")
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its postings, in RAM or mapped, without the vocabulary."""
+        return sum(int(self._index.scores[name].nbytes) for name in ("data", "indices", "indptr"))
+
     @classmethod
     def open(cls, index: Artefact | None, store: MemoryStore) -> "Bm25":
         """Over title and text of every row of a MEMORY: the words part of its INDEX, mapped; else built in RAM.

@@ -33,6 +33,11 @@ class DenseRanker:
         self._row_ids, self._vectors_NE, self._encoder = row_ids, vectors_NE, encoder
         self._last: tuple[tuple[str, ...], Tensor] | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its vectors, in RAM or mapped."""
+        return int(self._vectors_NE.nbytes)
+
     @classmethod
     def open(cls, index: Artefact, store: MemoryStore, encoder: Encoder) -> "DenseRanker":
         """Over the dense part of the INDEX of a MEMORY, mapped.
