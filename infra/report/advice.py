@@ -37,7 +37,7 @@ class Recommendation:
         choice: label of the recommended way.
         best: that with the highest mean.
         worse: those than which the best is better, with the difference of the best to each.
-        undecided: those that the questions do not tell from the best, likewise.
+        undecided: those with which the best is undecided, likewise.
         slower: of these and the best, those slower than the fastest, with their ratio to it.
         num_questions: for each undecided one, questions after which the interval would exclude the same difference;
             0: there is none.
