@@ -21,6 +21,7 @@ from clara.retrieval.bm25 import top
 from clara.retrieval.ranker import Queries, Ranker
 
 _log = logging.getLogger(__name__)
+_PAIRS_AT_ONCE = 2**22  # of a question and a row: up to 100 bytes each while every row of a MEMORY is a candidate
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class FusedRanker:
             raise ValueError(f"no ranker for {sorted(missing)}")
         self._rankers = {name: rankers[name] for name in wanted}
         self._fusion, self._row_ids, self._settings = fusion, row_ids, retrieval
+        self._exact = len(row_ids) <= retrieval.exact_rows  # every row is a candidate
 
     def rank(self, queries: Queries, k: int) -> list[list[int]]:
         """See `Ranker`."""
@@ -106,7 +108,10 @@ class FusedRanker:
 
     def hits(self, queries: Queries, k: int) -> list[list[Hit]]:
         """At most k rows of each question, by z, equal ones by row id."""
-        return [self._best(candidates, k) for candidates in self._candidates(queries, k)]
+        number = len(queries.texts)
+        step = max(1, _PAIRS_AT_ONCE // max(1, len(self._row_ids)) if self._exact else number)
+        parts = (queries.part(begin, begin + step) for begin in range(0, number, step))
+        return [self._best(candidates, k) for part in parts for candidates in self._candidates(part, k)]
 
     def hits_among(self, queries: Queries, rows: Sequence[int], k: int) -> list[list[Hit]]:
         """At most k of given rows for each question, by z; `sources` are empty, as every row is scored."""
@@ -115,7 +120,7 @@ class FusedRanker:
 
     def _candidates(self, queries: Queries, k: int) -> list[_Candidates]:
         wanted = max(k, self._settings.candidates)
-        if len(self._row_ids) <= self._settings.exact_rows:
+        if self._exact:
             # The features of all rows say what each source finds: no source ranks them a second time.
             rows = [self._row_ids[~np.isin(self._row_ids, list(out))].tolist() for out in queries.excluded]
             rows = self._without_broken(queries, rows)

@@ -60,20 +60,24 @@ class ExactSearch:
         """See `TwoLevels.search`; there is no first level."""
         rows = self.store.row_ids
         queries_BF = represent(torch.as_tensor(query).float(), self.score)
-        scores_Bn = np.empty((len(queries_BF), len(rows)), np.float32)
+        excluded = [np.fromiter(out, np.int64) for out in exclude or []]
+        ids_Bk = np.full((len(queries_BF), k), NO_ROW, np.int64)
+        best_Bk = np.full((len(queries_BF), k), -np.inf, np.float32)
         for begin in range(0, len(rows), _EXACT_BLOCK_ROWS):
-            block = torch.from_numpy(self.store.memory(rows[begin : begin + _EXACT_BLOCK_ROWS]))
-            memory_nF = represent(block, self.score, self._mean)
-            scores_Bn[:, begin : begin + len(block)] = (queries_BF @ memory_nF.T).numpy()
-        scores_Bn[~np.isfinite(scores_Bn)] = -np.inf  # a query that is not finite returns no rows, as with an INDEX
-        for scores, excluded in zip(scores_Bn, exclude or [], strict=False):
-            scores[np.isin(rows, list(excluded))] = -np.inf
-        # Rows ascend, so that a stable sort breaks ties by row id.
-        best_Bk = np.argsort(-scores_Bn, axis=1, kind="stable")[:, :k]
-        best_scores_Bk = np.take_along_axis(scores_Bn, best_Bk, axis=1)
-        ids_Bk = np.where(np.isneginf(best_scores_Bk), NO_ROW, rows[best_Bk])
-        missing = ((0, 0), (0, k - ids_Bk.shape[1]))
-        return np.pad(ids_Bk, missing, constant_values=NO_ROW), np.pad(best_scores_Bk, missing, constant_values=-np.inf)
+            own = rows[begin : begin + _EXACT_BLOCK_ROWS]
+            memory_nF = represent(torch.from_numpy(self.store.memory(own)), self.score, self._mean)
+            scores_Bn = (queries_BF @ memory_nF.T).numpy()
+            scores_Bn[~np.isfinite(scores_Bn)] = -np.inf  # a query that is not finite returns no rows, as with an INDEX
+            for scores, out in zip(scores_Bn, excluded, strict=False):
+                if len(out):
+                    scores[np.isin(own, out)] = -np.inf
+            # Rows ascend, so that a stable sort breaks ties by row id, those of earlier blocks first.
+            joined = np.concatenate([best_Bk, scores_Bn], axis=1)
+            ids = np.concatenate([ids_Bk, np.broadcast_to(own, scores_Bn.shape)], axis=1)
+            order_Bk = np.argsort(-joined, axis=1, kind="stable")[:, :k]
+            best_Bk = np.take_along_axis(joined, order_Bk, axis=1)
+            ids_Bk = np.take_along_axis(ids, order_Bk, axis=1)
+        return np.where(np.isneginf(best_Bk), NO_ROW, ids_Bk), best_Bk
 
     def cosines(self, query: Floats, candidates: Sequence[Ids]) -> list[Floats]:
         """See `TwoLevels.cosines`."""

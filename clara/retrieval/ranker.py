@@ -36,6 +36,11 @@ class Queries:
         excluded = [{row for document in q.exclude_ids for row in store.rows_of(document)} for q in questions]
         return cls([q.question for q in questions], excluded, vectors)
 
+    def part(self, begin: int, end: int) -> "Queries":
+        """Those of some of the questions."""
+        vectors = None if self.vectors is None else self.vectors[begin:end]
+        return Queries(self.texts[begin:end], self.excluded[begin:end], vectors)
+
 
 class Ranker(Protocol):
     """Ranks the rows of one MEMORY."""

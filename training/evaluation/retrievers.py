@@ -4,9 +4,13 @@ One is over the whole MEMORY, one within the question's pool.
 """
 
 import dataclasses
+import heapq
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+
+import numpy as np
 
 from clara.data.questions import Question
 from clara.memory.store import MemoryStore
@@ -16,6 +20,7 @@ from clara.storage.manifest import hash_of
 NO_NAMES: Mapping[int, str] = MappingProxyType({})
 DEPTH = 100
 """Rows ranked over the whole MEMORY: what comes later counts as not found."""
+_HASHED_DOCUMENTS = 20_000  # each of which is hashed for each question; of more, places are drawn
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,6 @@ class Corpus:
 
     def __init__(self, store: MemoryStore) -> None:
         self.store = store
-        self._document = dict(zip(store.row_ids.tolist(), store.document_ids, strict=True))
         self.documents = sorted(set(store.document_ids))
 
     def rows(self, documents: Collection[str]) -> list[int]:
@@ -62,7 +66,13 @@ class Corpus:
 
         Rows in `names` count as the documents there, see `judged`.
         """
-        return list(dict.fromkeys(names.get(row) or self._document[row] for row in rows))
+        own = self._documents_of(rows)
+        return list(dict.fromkeys(names.get(row) or document for row, document in zip(rows, own, strict=True)))
+
+    def _documents_of(self, rows: Sequence[int]) -> list[str]:
+        """The document of each row."""
+        places = np.searchsorted(self.store.row_ids, np.asarray(rows, np.int64)).tolist()
+        return [self.store.document_ids[place] for place in places]
 
     def judged(self, question: Question) -> tuple[Question, dict[int, str]]:
         """The question as MEMORY can answer it, and the positive that each right row counts as.
@@ -96,7 +106,7 @@ class Corpus:
 
     def document(self, row: int) -> str:
         """The document of a row."""
-        return self._document[row]
+        return self._documents_of([row])[0]
 
     def pool(self, question: Question, size: int) -> tuple[str, ...]:
         """Document ids of a question's fixed pool.
@@ -108,12 +118,30 @@ class Corpus:
         documents = dict.fromkeys(question.candidate_ids)
         if not documents:
             named = (*question.positive_ids, *question.exclude_ids)
-            closed = {*named, *(self._document[row] for row in self.rows(named))}
-            others = sorted(
-                (d for d in self.documents if d not in closed), key=lambda d: hash_of([question.question_id, d])
-            )
-            documents = dict.fromkeys([*question.positive_ids, *others[: max(0, size - len(question.positive_ids))]])
+            closed = {*named, *self._documents_of(self.rows(named))}
+            others = self._others(question.question_id, closed, size - len(question.positive_ids))
+            documents = dict.fromkeys([*question.positive_ids, *others])
         return tuple(sorted(documents, key=lambda d: hash_of(["order", question.question_id, d])))
+
+    def _others(self, question_id: str, closed: Collection[str], number: int) -> list[str]:
+        """So many documents, or all there are, that are not closed, drawn by the question's id.
+
+        Of a small corpus those whose hash with the id is lowest, of a large one those at places that hashes give: its
+        documents are too many to hash each for every question.
+        """
+        if number <= 0:
+            return []
+        if len(self.documents) <= _HASHED_DOCUMENTS:
+            open_documents = (d for d in self.documents if d not in closed)
+            return heapq.nsmallest(number, open_documents, key=lambda d: hash_of([question_id, d]))
+        drawn, wanted = dict[str, None](), min(number, len(self.documents) - len(closed))
+        for turn in itertools.count():
+            if len(drawn) >= wanted:
+                break
+            document = self.documents[int(hash_of([question_id, turn])[:16], 16) % len(self.documents)]
+            if document not in closed:
+                drawn[document] = None
+        return list(drawn)
 
 
 @dataclass(frozen=True)

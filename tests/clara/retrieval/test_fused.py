@@ -16,6 +16,7 @@ from clara.index.build import build_index
 from clara.index.embedding import DenseEncoder
 from clara.model.artefact import Checkpoint
 from clara.model.question_mean import copy_with_score
+from clara.retrieval import fused
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.dense import DenseRanker
 from clara.retrieval.filter import Filter
@@ -109,6 +110,18 @@ def test_an_exact_search_ranks_no_source_by_itself(parts: Parts, monkeypatch: py
     retriever = opened(parts, exact_rows=10_000)
     monkeypatch.setattr(Bm25, "rank", lambda self, queries, k: pytest.fail("BM25 has ranked"))
     assert len(retriever.hits(QUESTIONS[:1], 3)[0]) == 3
+
+
+def test_questions_in_parts_find_the_same_to_the_bit(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    fusion = Fusion(weights={"memory": 0.3, "bm25": 0.8}, temperature=0.05)
+    retriever = opened(parts, exact_rows=10_000)
+    ranker = FusedRanker(every_source(parts, retriever), fusion, retriever.store.row_ids, retriever.settings)
+    questions = [*QUESTIONS, "Who is the mayor of Jorvik?"]
+    queries = Queries(questions, [[int(retriever.store.row_ids[3])], [], []], retriever.queries(questions))
+    together = ranker.hits(queries, 9)
+    monkeypatch.setattr(fused, "_PAIRS_AT_ONCE", 1)  # of one question each
+    assert ranker.hits(queries, 9) == together
+    assert ranker.hits(queries.part(1, 3), 9) == together[1:]
 
 
 def test_candidates_are_the_union_of_every_sources_best(parts: Parts) -> None:

@@ -1,6 +1,7 @@
 """Readers, rankers and measures of an evaluation: against the model and worked by hand."""
 
 import dataclasses
+from collections import Counter
 
 import pytest
 
@@ -9,6 +10,8 @@ from clara.data.records import input_text
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.ranker import Queries, Ranker
 from clara.retrieval.retriever import Retriever
+from clara.storage.manifest import hash_of
+from training.evaluation import retrievers
 from training.evaluation.measures import differences, figures, hop_measures, likelihood_measures, retrieval_measures
 from training.evaluation.pairs import evaluate_system
 from training.evaluation.readers import Likelihood, MemoryReader, Reading, TextReader
@@ -113,6 +116,38 @@ def test_made_pools_are_fixed_hold_the_positives_and_not_the_excluded(
     ] == places
     seen = [q for q in questions if not q.candidate_ids]
     assert len({corpus.pool(q, 12).index(q.positive_ids[0]) for q in seen}) > 1  # the right one has no fixed position
+
+
+def others_of(corpus: Corpus, question: Question) -> list[str]:
+    """Documents that a pool may be filled up with."""
+    closed = {corpus.document(row) for row in corpus.rows((*question.positive_ids, *question.exclude_ids))}
+    return [d for d in corpus.documents if d not in closed]
+
+
+def test_a_made_pool_has_the_documents_whose_hashes_are_lowest(retriever: Retriever, questions: list[Question]) -> None:
+    corpus, question = Corpus(retriever.store), next(q for q in questions if not q.candidate_ids)
+    others = others_of(corpus, question)
+    lowest = sorted(others, key=lambda d: hash_of([question.question_id, d]))
+    for size in (1, 2, 12, len(others) + 1, len(others) + 9):
+        assert set(corpus.pool(question, size)) == {*question.positive_ids, *lowest[: size - 1]}
+
+
+def test_of_a_large_corpus_places_are_drawn(
+    retriever: Retriever, questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retrievers, "_HASHED_DOCUMENTS", 5)
+    corpus, made = Corpus(retriever.store), [q for q in questions if not q.candidate_ids]
+    for question in made:
+        others, pool = others_of(corpus, question), corpus.pool(question, 12)
+        assert pool == Corpus(retriever.store).pool(question, 12)
+        assert len(pool) == len(set(pool)) == 12
+        assert set(pool) <= {*question.positive_ids, *others}
+        assert set(corpus.pool(question, 7)) < set(pool)  # a larger one only adds
+        assert set(corpus.pool(question, 999)) == {*question.positive_ids, *others}
+    drawn = Counter(d for number in range(300) for d in corpus._others(f"q{number}", {corpus.documents[0]}, 4))
+    assert drawn.keys() == set(corpus.documents[1:])
+    expected = 4 * 300 / len(drawn)
+    assert all(0.4 * expected < count < 1.8 * expected for count in drawn.values())
 
 
 def test_selection(retriever: Retriever, questions: list[Question]) -> None:
