@@ -12,6 +12,10 @@ from clara.errors import command_line
 Main = Callable[[list[str]], int]
 
 
+def _given(main: Callable[..., int], *more: object) -> Main:
+    return wraps(main)(lambda argv: main(argv, *more))
+
+
 def demo() -> Main:
     """The whole way on a small corpus that ships: start here"""
     from infra.demo.command import main
@@ -178,11 +182,7 @@ def ask() -> Main:
     from clara.ask import main
     from training.registry.resolve import local_checkpoint
 
-    @wraps(main)
-    def ask_registered(argv: list[str]) -> int:
-        return main(argv, local_checkpoint)
-
-    return ask_registered
+    return _given(main, local_checkpoint)
 
 
 def serve() -> Main:
@@ -191,11 +191,7 @@ def serve() -> Main:
     from training.registry.registered_system import with_registered
     from training.registry.resolve import local_checkpoint
 
-    @wraps(main)
-    def serve_registered(argv: list[str]) -> int:
-        return main(argv, local_checkpoint, with_registered)
-
-    return serve_registered
+    return _given(main, local_checkpoint, with_registered)
 
 
 def worker_pool() -> Main:
@@ -253,15 +249,8 @@ GROUPS: dict[str, dict[str, Callable[[], Main]]] = {
         "train joint": train_joint,
         "train phases": train_phases,
     },
-    "measure and use": {
-        "evaluate": evaluate,
-        "report": report,
-        "register": register,
-        "promote": promote,
-        "registry": registry,
-        "ask": ask,
-        "serve": serve,
-    },
+    "measure": {"evaluate": evaluate, "report": report, "register": register, "promote": promote, "registry": registry},
+    "use": {"ask": ask, "serve": serve},
     "clusters": {
         "worker-pool": worker_pool,
         "submit ray": submit_ray,
