@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import faiss
 import pytest
 import torch
 
@@ -18,7 +19,9 @@ from tests.helpers.ray_cluster import NICENESS
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
+    """Tests run on every core at once: threads of one that wait for another's cost more than they bring."""
     torch.set_num_threads(1)
+    faiss.omp_set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

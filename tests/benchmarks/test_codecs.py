@@ -16,7 +16,7 @@ from tests.helpers import evaluation_world
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_every_codec_is_measured_beside_float16(tmp_path: Path, tiny_checkpoint: Path, corpus_file: Path) -> None:
     world = evaluation_world.make(tmp_path / "world", tiny_checkpoint, corpus_file)
     command = [

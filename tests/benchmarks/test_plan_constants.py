@@ -9,7 +9,7 @@ from benchmarks.plan_constants import Size, measured, other_sizes
 from benchmarks.plan_constants_report import markdown
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1800)
 def test_one_size_predicts_twice_the_documents_other_chunks_and_other_pools(tmp_path: Path) -> None:
     """Within a quarter: all sizes in one run, in turns, and processor time, which other work changes little."""

@@ -3,13 +3,12 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.evaluation_world import World
-from training import evaluate
 
 MODEL = "towns"
 QUESTIONS = ["Who is the mayor of Arlen on the Tamo?", "What does the market of Jorvik on the Wend sell?"]
@@ -30,26 +29,19 @@ def own_world(evaluation_artefacts: World, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def evaluation(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluation(evaluated: Path) -> Path:
     """EVALUATION of both systems on all twelve questions."""
-    output = tmp_path_factory.mktemp("evaluation") / "evaluation"
-    systems = [
-        f"before={world.checkpoint},{world.memory},{world.index}",
-        f"after={world.trained},{world.memory},{world.index}",
-    ]
-    common = ["--questions", str(world.questions), "--output", str(output), "--num-selected", "2", "--generate", "0"]
-    assert evaluate.main([*common, "--system", systems[0], "--system", systems[1]]) == 0
-    return output
+    return evaluated
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def store(empty_store: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URI of an empty store; nothing may be left in the working directory."""
     folder = tmp_path_factory.mktemp("store")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     before = Path.cwd()
     os.chdir(elsewhere)
-    yield f"sqlite:///{folder / 'mlflow.db'}"
+    yield empty_store(folder)
     os.chdir(before)
     assert list(elsewhere.iterdir()) == []
 

@@ -48,6 +48,7 @@ def test_the_import_contracts_hold():
     assert ", 0 broken" in done.stdout
 
 
+@pytest.mark.slow
 def test_importing_all_of_clara_pulls_in_no_orchestrator():
     """Also through third parties: sys.modules is asked, not the source."""
     code = (

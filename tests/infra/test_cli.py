@@ -1,5 +1,6 @@
 """The console command: an overview, every command by name, and help without heavy libraries."""
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -31,22 +32,30 @@ def test_an_unknown_command_names_near_ones(capsys: pytest.CaptureFixture[str]) 
     assert "there are train pretrain, train joint, train phases" in capsys.readouterr().err
 
 
-def help_of(name: str) -> tuple[str, list[str]]:
-    """The help of a command in a separate process, and the heavy libraries that it imported."""
+@pytest.fixture(scope="module")
+def help_pages() -> dict[str, tuple[str, list[str]]]:
+    """The help of each command, and the heavy libraries that it imported; all run in one separate process."""
     program = f"""
-import contextlib, sys
+import contextlib, io, json, sys
 from infra import cli
-with contextlib.suppress(SystemExit):
-    cli.main([*{name.split()!r}, "--help"])
-print(*[m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)
+pages = {{}}
+for name in cli.COMMANDS:
+    before = set(sys.modules)
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as page:
+        cli.main([*name.split(), "--help"])
+    pages[name] = page.getvalue(), [m for m in {HEAVY!r} if m in set(sys.modules) - before]
+print(json.dumps(pages))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return done.stdout, done.stderr.split()
+    pages: dict[str, tuple[str, list[str]]] = json.loads(done.stdout)
+    return pages
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_is_that_of_the_command_and_imports_nothing_heavy(name: str) -> None:
-    text, heavy = help_of(name)
+def test_help_is_that_of_the_command_and_imports_nothing_heavy(
+    name: str, help_pages: dict[str, tuple[str, list[str]]]
+) -> None:
+    text, heavy = help_pages[name]
     assert text.split("usage: ")[1].startswith(f"clara {name} [")
     assert heavy == []
 

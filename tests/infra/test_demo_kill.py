@@ -19,6 +19,7 @@ from tests.helpers.artefacts import verify
 from tests.helpers.towns import write as write_towns
 
 ROOT = Path(__file__).resolve().parents[2]
+NUM_KILLS = 20
 CONFIG = """
 [backbone]
 dtype = "float32"
@@ -86,12 +87,10 @@ def versions_in_registry(shared: Path) -> tuple[int, str]:
     return number, str(champion)
 
 
+@pytest.mark.release
 @pytest.mark.timeout(2700)
-@pytest.mark.parametrize(
-    "num_kills", [pytest.param(2, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.release)]
-)
 def test_killed_at_random_points_the_demo_ends_with_the_same_artefacts(
-    num_kills: int, tmp_path: Path, tiny_backbone: Path, tiny_checkpoint: Path
+    tmp_path: Path, tiny_backbone: Path, tiny_checkpoint: Path
 ):
     corpus, config = write_towns(tmp_path / "towns.jsonl"), tmp_path / "tiny.toml"
     config.write_text(CONFIG)
@@ -134,12 +133,12 @@ def test_killed_at_random_points_the_demo_ends_with_the_same_artefacts(
     shutil.rmtree(home)
     rng = random.Random(int(time.time()))
     kills, finished = 0, 0
-    while kills < num_kills or not finished:
+    while kills < NUM_KILLS or not finished:
         process = start()
         try:
             # What is done stays done, so that half a run's time from each start on reaches every step. Past the last
             # kill it may run to its end.
-            status = process.wait(timeout=rng.uniform(0.0, whole_seconds / 2) if kills < num_kills else None)
+            status = process.wait(timeout=rng.uniform(0.0, whole_seconds / 2) if kills < NUM_KILLS else None)
         except subprocess.TimeoutExpired:
             kill_tree(process)
             kills += 1

@@ -126,7 +126,7 @@ def test_every_seed_has_its_own_world_and_runs(tmp_path: Path, capsys: pytest.Ca
     assert "joint.refresh.rerank=true" in lines[11]
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(1200)
 def test_the_whole_command_on_a_tiny_world(tmp_path: Path) -> None:
     """Who waits is blocked, and who does not is not; MEMORY of who does nothing falls behind."""

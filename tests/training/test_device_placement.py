@@ -14,11 +14,13 @@ import pytest
 from tests.helpers.placement import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(
-    scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)], ids=lambda dtype: str(dtype)
+    scope="module",
+    params=["float32", pytest.param("bfloat16", marks=pytest.mark.release)],
+    ids=lambda dtype: str(dtype),
 )
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the cases came to, in the LM's type; in bfloat16 with recomputed activations."""

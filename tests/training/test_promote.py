@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -79,13 +80,17 @@ def test_other_questions_are_not_compared() -> None:
     "error", [MlflowException("500:\n down"), TrackingError("no\nroute"), requests.ConnectionError("refused")]
 )
 def test_a_store_that_goes_away_is_bad_input(
-    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    empty_store: Callable[[Path], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(mlflow.MlflowClient, "search_model_versions", fail)
-    given = ["--name", MODEL, "--version", "1", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    given = ["--name", MODEL, "--version", "1", "--tracking-uri", empty_store(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["promote", *given])
     with pytest.raises(SystemExit, match="2"):
         command_line(promote.main)
@@ -250,8 +255,10 @@ def test_an_evaluation_is_one_run_however_often_it_is_logged(evaluation: Path, s
     assert "report.html" in {entry.path for entry in client.list_artifacts(run_id)}
 
 
-def test_a_systems_name_may_have_any_character(evaluation: Path, tmp_path: Path) -> None:
-    odd, store = tmp_path / "evaluation", f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_a_systems_name_may_have_any_character(
+    evaluation: Path, empty_store: Callable[[Path], str], tmp_path: Path
+) -> None:
+    odd, store = tmp_path / "evaluation", empty_store(tmp_path)
     shutil.copytree(evaluation, odd)
     for name in ("report.json", "manifest.json"):
         text = (odd / name).read_text().replace('"before"', '"joint+5"').replace('"after"', '"joint_5"')
@@ -270,8 +277,10 @@ def test_a_systems_name_may_have_any_character(evaluation: Path, tmp_path: Path)
     )  # two splits of two systems
 
 
-def test_what_goes_wrong_while_an_evaluation_is_logged_ends_its_run(evaluation: Path, tmp_path: Path) -> None:
-    broken, store = tmp_path / "evaluation", f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_what_goes_wrong_while_an_evaluation_is_logged_ends_its_run(
+    evaluation: Path, empty_store: Callable[[Path], str], tmp_path: Path
+) -> None:
+    broken, store = tmp_path / "evaluation", empty_store(tmp_path)
     shutil.copytree(evaluation, broken)
     (broken / "report.html").unlink()
     with pytest.raises(InputError, match=r"--tracking-uri .* refuses .*report.html.* without being made again"):

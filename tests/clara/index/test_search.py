@@ -150,7 +150,7 @@ def test_which_of_many_equal_keys_are_candidates_is_not_left_to_faiss(tmp_path: 
         assert rows[0].tolist() == [row for row, _ in brute_force(store, query[0], 5)]
 
 
-@pytest.mark.parametrize("factory", ["IVF4,Flat", "IVF4,PQ8x4fs", "IVF4,PQ8x4,RFlat", "OPQ8,IVF4,PQ8x4fs,RFlat"])
+@pytest.mark.parametrize("factory", ["IVF4,Flat", "IVF4,PQ8x4fs", "IVF4,PQ2x4,RFlat", "OPQ2,IVF4,PQ8x4fs,RFlat"])
 def test_probes_are_kept_by_every_kind_with_lists(tmp_path: Path, factory: str) -> None:
     memory = write_memory(tmp_path / "memory", random_memory(400))
     store = MemoryStore.open(memory)

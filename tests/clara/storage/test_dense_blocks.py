@@ -16,6 +16,7 @@ from tests.helpers.store_place import Place
 from tests.helpers.texts import texts_of, write_texts
 
 
+@pytest.mark.slow
 def test_a_bucket_gets_the_vectors_and_keeps_no_block(
     tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_a_bucket_that_is_not_there(place: Place, corpus: Path, tiny_checkpoint:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["s3", pytest.param("gs", marks=pytest.mark.release)], indirect=True)
 def test_killed_in_the_middle_and_run_again(
     place: Place, local: Path, tiny_checkpoint: Path, tmp_path: Path, corpus: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_killed_in_the_middle_and_run_again(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("place", ["gs", pytest.param("s3", marks=pytest.mark.release)], indirect=True)
 def test_workers_wait_for_a_store_too(place: Place, local: Path, tiny_checkpoint: Path, corpus: Path) -> None:
     outage(place, writes_a_shard, 6.0)
     arguments = command("corpus.jsonl", place / "memory", str(tiny_checkpoint), "--num-workers=2")

@@ -117,15 +117,15 @@ def test_a_store_is_opened_once_it_answers(tmp_path: Path, monkeypatch: pytest.M
         open_tracking(f"sqlite:///{file}", Store)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_while_mlflow_makes_it_the_next_one_opens_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.release)])
+def test_killed_while_mlflow_makes_it_the_next_one_opens_it(tmp_path: Path, kills: int) -> None:
     code = (
         "import sys; from training.registry.store import open_store; "
         "print('begins', flush=True); open_store(sys.argv[1])"
     )
     rng = random.Random(0)
-    for number in range(4):
+    for number in range(kills):
         uri = f"sqlite:///{tmp_path / str(number) / 'runs.db'}"
         process = subprocess.Popen(
             [sys.executable, "-c", code, uri], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -24,8 +24,6 @@ from pipelines.build_memory.command import main
 from tests.helpers import tiny
 from tests.helpers.artefacts import finished_shards
 
-NUM_KILLS = 20
-
 
 def write_corpus(path: Path, num_documents: int) -> Path:
     rows = [{"id": f"n{n}", "text": f"Number {n} occurs here. " * (1 + n % 5)} for n in range(num_documents)]
@@ -131,11 +129,13 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time
     assert not (tmp_path / "memory" / ".spill").exists()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("arguments", [(), ("--near-duplicates=0.9", "--limit=500")], ids=["plain", "surveyed"])
+@pytest.mark.parametrize(
+    "num_kills", [pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.release)]
+)
 def test_killed_at_random_points_it_ends_in_the_same_dataset(
-    tiny_checkpoint: Path, tmp_path: Path, arguments: tuple[str, ...]
+    tiny_checkpoint: Path, tmp_path: Path, num_kills: int, arguments: tuple[str, ...]
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", 600)
     given = ("--num-shards=20", "--num-workers=1", "--batch-tokens=400", *arguments)
@@ -153,7 +153,7 @@ def test_killed_at_random_points_it_ends_in_the_same_dataset(
     duration = time.monotonic() - before
     whole = MemoryStore.open(tmp_path / "whole", verify=True)
     rng, number, kills = random.Random(0), 0, 0
-    while kills < NUM_KILLS // 2:
+    while kills < num_kills:
         output = tmp_path / f"killed-{number}"
         process = begin(output)
         process.join(rng.uniform(0.1, 1.0) * duration)
@@ -161,7 +161,7 @@ def test_killed_at_random_points_it_ends_in_the_same_dataset(
         process.join()
         interrupted = not (output / "manifest.json").exists()
         kills += interrupted  # one that came after the end is none
-        if rng.random() < 0.3 or not interrupted or kills == NUM_KILLS // 2:
+        if rng.random() < 0.3 or not interrupted or kills == num_kills:
             process = begin(output)
             process.join()
             assert process.exitcode == 0

@@ -138,8 +138,17 @@ def test_without_gpus_all_steps_run_in_the_image_and_ask_for_nothing(tiny_checkp
     assert not any(step["accelerator"] for step in steps)
 
 
-def test_compression_alone_runs_on_gpus(tiny_checkpoint: Path) -> None:
-    pipeline = rehearse(tiny_checkpoint, gpu=GPU)
+@pytest.fixture(scope="module")
+def with_gpu(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[beam.Pipeline, Path]:
+    """A pipeline with GPUs and one wheel, and the wheel."""
+    wheel = tmp_path_factory.mktemp("wheel") / "clara_rag-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as file:
+        file.writestr("clara/__init__.py", "")
+    return rehearse(tiny_checkpoint, f"--extra_package={wheel}", gpu=GPU), wheel
+
+
+def test_compression_alone_runs_on_gpus(with_gpu: tuple[beam.Pipeline, Path]) -> None:
+    pipeline, _ = with_gpu
     assert accelerated(pipeline) == {"CompressAndWrite"}
     hints = {step["accelerator"] for step in dataflow.graph(pipeline) if step["step"] == "CompressAndWrite"}
     assert hints == {"type:nvidia-l4;count:1;install-nvidia-driver"}
@@ -151,6 +160,7 @@ def test_compression_alone_runs_on_gpus(tiny_checkpoint: Path) -> None:
     assert {t.unique_name.partition("/")[0] for t in consumers(pipeline, "CompressAndWrite")} == {"ReportsFromGPU"}
 
 
+@pytest.mark.slow
 def test_the_codebook_is_trained_on_a_gpu_too(tiny_checkpoint: Path) -> None:
     pipeline = rehearse(tiny_checkpoint, codec="pq8", gpu=GPU)
     assert accelerated(pipeline) == {"CompressAndWrite", "TrainCodebook"}
@@ -171,11 +181,8 @@ def test_one_process_has_the_gpu_of_a_machine(tiny_checkpoint: Path) -> None:
             dataflow.prepare_gpu(beam_options([*NEEDED, refused], dataflow.RUNNER, 0), GPU)
 
 
-def test_the_wheel_is_staged_for_every_environment(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    wheel = tmp_path / "clara_rag-0.1.0-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as file:
-        file.writestr("clara/__init__.py", "")
-    pipeline = rehearse(tiny_checkpoint, f"--extra_package={wheel}", gpu=GPU)
+def test_the_wheel_is_staged_for_every_environment(with_gpu: tuple[beam.Pipeline, Path]) -> None:
+    pipeline, wheel = with_gpu
     environments = pipeline.runner.proto_pipeline.components.environments.values()
     assert len({environment.resource_hints.get(dataflow.ACCELERATOR, b"") for environment in environments}) == 2
     for environment in environments:

@@ -135,10 +135,12 @@ def test_an_outage_ends_the_run_and_the_next_one_pays_the_rest(run: Run, clean: 
         assert set(model.paid.values()) == {1}
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1500)  # four times Beam's start, on whatever machine
-def test_killed_anywhere_and_run_again_it_ends_in_the_same_artefact(clean: Path, corpus: Path, tmp_path: Path) -> None:
-    concurrency, rng, kills = 4, random.Random(7), 3
+@pytest.mark.parametrize("kills", [pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.release)])
+def test_killed_anywhere_and_run_again_it_ends_in_the_same_artefact(
+    clean: Path, corpus: Path, tmp_path: Path, kills: int
+) -> None:
+    concurrency, rng = 4, random.Random(7)
     with LanguageModel(fault=faults, latency_seconds=0.03).running() as model:
         given = command(
             corpus,

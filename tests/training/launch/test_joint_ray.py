@@ -106,7 +106,7 @@ def test_bad_input_that_only_ranks_find_is_reported_as_bad_input(world: World, t
     assert re.search(r"^error: question \d+ of step 1: no candidate at all", done.stderr, re.MULTILINE)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.timeout(TIMEOUT_SECONDS)
 def test_ranks_that_diverge_stop_in_one_line_and_do_not_start_again(world: World, tmp_path: Path) -> None:
     values = {

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
@@ -28,10 +29,14 @@ def memory(evaluation_artefacts: World, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def store(
-    evaluation_artefacts: World, memory: Path, tiny_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+    evaluation_artefacts: World,
+    memory: Path,
+    tiny_backbone: Path,
+    empty_store: Callable[[Path], str],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> str:
     """A store whose model `towns` has a version 1, alias `champion`, as `clara register` makes it."""
-    world, uri = evaluation_artefacts, f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlflow.db'}"
+    world, uri = evaluation_artefacts, empty_store(tmp_path_factory.mktemp("store"))
     config = {
         "memory_uri": uri_of(memory),
         "memory_hash": manifest_hash(memory),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +37,11 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def store(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tiny_checkpoint: Path, empty_store: Callable[[Path], str], tmp_path_factory: pytest.TempPathFactory) -> Store:
     folder = tmp_path_factory.mktemp("store")
     checkpoint = folder / "checkpoint"
     shutil.copytree(tiny_checkpoint, checkpoint)
-    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    uri = empty_store(folder)
     client, log = open_store(uri), open_run_log(uri)
     log.begin(Run("tests", "register towns", {"made_by": "tests"}))
     with mlflow.start_run(run_id=log.run_id):

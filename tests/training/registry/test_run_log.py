@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,12 @@ def test_a_resumed_run_may_have_other_threads(tmp_path: Path) -> None:
     assert data.tags["resumed.launch.threads"] == "1"
 
 
-def test_a_deleted_experiment_is_reported_with_what_restores_it(tmp_path: Path) -> None:
+def test_a_deleted_experiment_is_reported_with_what_restores_it(
+    empty_store: Callable[[Path], str], tmp_path: Path
+) -> None:
     from mlflow import MlflowClient
 
-    settings = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="towns")
+    settings = Tracking(uri=empty_store(tmp_path), experiment="towns")
     client = MlflowClient(settings.uri)
     number = client.create_experiment("towns", artifact_location=tmp_path.as_uri())
     client.delete_experiment(number)
@@ -76,12 +79,15 @@ def test_a_deleted_experiment_is_reported_with_what_restores_it(tmp_path: Path) 
 
 
 def test_figures_wait_while_the_store_does_not_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    empty_store: Callable[[Path], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    settings = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    settings = Tracking(uri=empty_store(tmp_path))
     tracker = Tracker(settings, "run", {}, {})
     tracker.log_lines(['{"step": 1, "loss": 3.0}'])
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 3.0}\n')

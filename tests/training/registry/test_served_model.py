@@ -16,11 +16,11 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from clara.config.tree import Retrieval
 from clara.errors import InputError
 from tests.helpers.evaluation_world import World
-from tests.helpers.registry import QUESTIONS, evaluation, registration, store, world
+from tests.helpers.registry import QUESTIONS, evaluation, own_world, registration, store
 from training import register
 from training.registry.registration import Registration
 
-__all__ = ["evaluation", "store", "world"]  # fixtures
+__all__ = ["evaluation", "own_world", "store"]  # fixtures
 
 # What loads the version: an environment in which this package is not installed.
 LOADING = """
@@ -39,12 +39,12 @@ def away(*_: object, **__: object) -> None:
 
 
 @pytest.fixture(scope="module")
-def version(world: World, evaluation: Path, store: str) -> str:
+def version(own_world: World, evaluation: Path, store: str) -> str:
     """A version that was registered as a store of MLflow 2 allows it."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("create_logged_model", "search_logged_models", "get_logged_model", "finalize_logged_model"):
             patch.setattr(SqlAlchemyStore, name, away)
-        assert register.main(registration(world, evaluation, store, "before")) == 0
+        assert register.main(registration(own_world, evaluation, store, "before")) == 0
     found = mlflow.MlflowClient().search_model_versions("name = 'towns'")[0]
     assert mlflow.MlflowClient().get_run(found.run_id).info.status == "FINISHED"
     return f"models:/towns/{found.version}"
