@@ -9,6 +9,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def make_directory(path: paths.Name) -> Path:
     return Path(path)
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Versions of Python and of the packages that determine an artefact's content, where they are installed."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
