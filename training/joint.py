@@ -1,8 +1,8 @@
 """Stage `joint`: retrieval and generation trained by one loss, over MEMORY.
 
-python training/joint.py --config infra/configs/demo.toml --set checkpoint=DIR --set questions=DIR --set memory=DIR
---set index=DIR --set output=DIR
-On a cluster: clara submit ray joint --config FILE --set memory=ABSOLUTE_PATH …
+    python training/joint.py --config infra/configs/demo.toml --set checkpoint=DIR --set questions=DIR \\
+        --set memory=DIR --set index=DIR --set output=DIR
+    clara submit ray joint --config FILE --set memory=ABSOLUTE_PATH …   (on a cluster)
 
 Makes OUTPUT/checkpoint, OUTPUT/report.json, and with joint.refresh.policy = full or incremental OUTPUT/memory-v1,
 OUTPUT/index-v1 and so on.

@@ -1,8 +1,9 @@
 """Stages `pretrain` and `instruct`: make the compressor and the generator that joint training starts from.
 
-python training/pretrain.py --config infra/configs/demo.toml --set stage=pretrain --set examples=DIR --set output=DIR
-python training/pretrain.py --config infra/configs/demo.toml --set stage=instruct --set checkpoint=DIR --set
-questions=DIR --set corpus=FILE …
+python training/pretrain.py --config infra/configs/demo.toml --set stage=pretrain --set examples=DIR \\
+        --set output=DIR
+python training/pretrain.py --config infra/configs/demo.toml --set stage=instruct --set checkpoint=DIR \\
+        --set questions=DIR --set corpus=FILE …
 """
 
 import json

@@ -29,6 +29,12 @@ def parser() -> Command:
     )
     found.add_argument("--input", default="", help="corpus JSONL with id, title, text (default: Wikipedia summaries)")
     found.add_argument("--documents", type=int, default=4000, help="articles to keep of it (default: 4000)")
+    found.add_argument(
+        "--format",
+        default="cloze+natural",
+        choices=("cloze", "natural", "cloze+natural"),
+        help="questions to make of it (default: %(default)s)",
+    )
     found.add_argument("--scored", type=int, default=1000, help="training questions that are read (default: 1000)")
     found.add_argument("--fitted", type=int, default=100, help="questions that the score is fitted to (default: 100)")
     found.add_argument("--candidates", type=int, default=2, help="rows of each source that are read (default: 2)")
@@ -58,6 +64,7 @@ def main(argv: list[str]) -> int:
         dtype=dtype,
         dense_model=options.dense_model,
         documents=options.documents,
+        format=options.format,
         scored=options.scored,
         fitted=options.fitted,
         candidates=options.candidates,

@@ -28,6 +28,7 @@ class Settings:
         dtype: of the LM.
         dense_model: sentence-transformers folder or URL of an endpoint; empty: no dense vectors.
         documents: articles that are kept of the corpus, those that mention each other most.
+        format: kinds of questions that are made of it, see `pipelines.build_questions`.
         scored: training questions whose candidates are read for the reasoner.
         fitted: questions of the fold whose candidates are read for the score.
         candidates: rows of each source that are read.
@@ -45,6 +46,7 @@ class Settings:
     dtype: str
     dense_model: str = ""
     documents: int = 4000
+    format: str = "cloze+natural"
     scored: int = 1000
     fitted: int = 100
     candidates: int = 2
@@ -105,7 +107,7 @@ class Phases:
         given, questions = self.settings, self.path("questions")
         corpus = self.path("corpus.jsonl")
         select = module("pipelines.select_corpus", input=given.corpus, output=corpus, documents=given.documents)
-        ask = module("pipelines.build_questions", input=corpus, format="cloze", pool_size=20, output=questions)
+        ask = module("pipelines.build_questions", input=corpus, format=given.format, pool_size=20, output=questions)
         compress = module(
             "pipelines.build_memory",
             input=corpus,
