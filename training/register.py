@@ -6,20 +6,16 @@ python -m training.register --name MODEL --checkpoint DIR --memory DIR --index D
 The version holds the CHECKPOINT, and pointers (URI and hash) to MEMORY, INDEX and LM, never their bytes.
 """
 
-import importlib.metadata
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import clara
 from clara.config.dense_flags import add_dense_settings
 from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
-from clara.index.dense_model import is_endpoint
 from clara.storage.artefact import Artefact
 from clara.storage.manifest import hash_of, read_manifest
 from clara.storage.paths import is_url
@@ -30,6 +26,7 @@ from training.loop.lines import read
 from training.refresh.retention import pin
 from training.registry.curves import draw
 from training.registry.evaluation_log import metrics_of
+from training.registry.model_folder import MODEL, check_wheel, own_wheel, save_model
 from training.registry.registration import CARD, EVALUATION, TAG, Registration
 from training.registry.store import answers, check_names, open_run_log, open_store
 
@@ -38,10 +35,6 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
-
-MODEL = "model"
-"""Folder of the run's artifacts that holds the model."""
-_PACKAGES = {"s3://": "s3fs", "gs://": "gcsfs"}
 
 
 def registered(client: "MlflowClient", name: str, identity: str) -> "ModelVersion | None":
@@ -57,21 +50,6 @@ def metrics_beside(checkpoint: Path) -> Path | None:
     recipe = read_manifest(checkpoint, "CHECKPOINT")["made_by"]["recipe"]
     path = checkpoint.resolve().parent / f"run-{hash_of(recipe)[:12]}" / "metrics.jsonl"
     return path if path.is_file() else None
-
-
-def requirements(registration: Registration) -> list[str]:
-    """What serving needs: this project's own pinned dependencies and MLflow, without asking MLflow to guess them.
-
-    From the extras only what opens the embedding model and the artefacts of this registration.
-    """
-    needed = importlib.metadata.requires("clara-rag") or []
-    core = [line for line in needed if "extra ==" not in line]
-    places = [str(registration.memory), str(registration.index or ""), registration.backbone]
-    wanted = {package for scheme, package in _PACKAGES.items() if any(p.startswith(scheme) for p in places)}
-    if registration.dense.dense_model:
-        wanted.add("openai" if is_endpoint(registration.dense) else "sentence-transformers")
-    extras = {line.partition(";")[0].strip() for line in needed if re.split(r"[=;\[ ]", line)[0] in wanted}
-    return [*core, *sorted(extras), f"mlflow=={importlib.metadata.version('mlflow')}"]
 
 
 def log_run(log: RunLog, registration: Registration, metrics: Path | None, pictures: list[Path]) -> None:
@@ -99,6 +77,7 @@ def register(
     metrics: Path | None,
     pictures: list[Path],
     licences: Mapping[str, str],
+    wheel: Path | None = None,
 ) -> "ModelVersion":
     """Register a system with its model card, or find that it has been; returns its version."""
     from training.registry.card import card
@@ -111,6 +90,7 @@ def register(
     if existing is not None:
         logger.info("%s version %s is this very system", registration.name, existing.version)
         return existing
+    own = wheel or own_wheel()  # first of all: if none can be built, nothing is left behind
     # Ahead of the registration: a run that still makes versions must not delete one in between.
     for path in (registration.memory, registration.index):
         if path is None or is_url(path):
@@ -124,36 +104,17 @@ def register(
                 error,
             )
     log = open_run_log(uri)
-    logged = log.begin(Run(experiment, f"register {registration.name}", {**tags, TAG: identity}, key=TAG))
+    run = Run(experiment, f"register {registration.name}", {**tags, TAG: identity}, key=TAG)
+    logged = log.begin(run)
     with failing(log):
         if not logged:
             log_run(log, registration, metrics, pictures)
         with tempfile.TemporaryDirectory() as folder:
-            save_model(Path(folder) / MODEL, log.run_id, registration, config)
+            save_model(Path(folder) / MODEL, log.run_id, registration, config, own)
             (Path(folder) / CARD).write_text(text, encoding="utf-8")
             client.log_artifacts(log.run_id, folder)
         log.finish()
     return new_version(client, registration.name, log.run_id, {**tags, TAG: identity})
-
-
-def save_model(folder: Path, run_id: str, registration: Registration, config: Mapping[str, Any]) -> None:
-    """Write the model as MLflow loads it, with the code that it imports: this package need not be installed there."""
-    import mlflow
-    from mlflow.models import Model
-
-    from training.registry import served_model
-    from training.registry.signature import SIGNATURE
-
-    mlflow.pyfunc.save_model(
-        folder,
-        mlflow_model=Model(artifact_path=MODEL, run_id=run_id),
-        python_model=served_model.code_path(),
-        code_paths=[str(Path(clara.__file__).parent)],
-        artifacts={served_model.CHECKPOINT: str(registration.checkpoint.resolve())},
-        model_config=dict(config),
-        pip_requirements=requirements(registration),
-        signature=SIGNATURE,
-    )
 
 
 def new_version(client: "MlflowClient", name: str, run_id: str, tags: Mapping[str, str]) -> "ModelVersion":
@@ -210,6 +171,13 @@ def parser() -> Command:
         help="for the model card, as corpus=CC-BY-SA-4.0; parts are corpus, questions, language model, or your own "
         "(repeatable; that of the language model is read from its folder)",
     )
+    parser.add_argument(
+        "--wheel",
+        type=Path,
+        metavar="FILE",
+        help="wheel of this package, for the environment that MLflow makes of the version (default: one built of this "
+        "checkout)",
+    )
     add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI", required=True)
     add_setting(parser, "tracking.experiment")
     parser.add_argument(
@@ -247,10 +215,12 @@ def main(argv: list[str]) -> int:
     for option, files in (
         ("--pictures", options.pictures),
         ("--metrics", [options.metrics] if options.metrics else []),
+        ("--wheel", [options.wheel] if options.wheel else []),
     ):
         for path in files:
             if not path.is_file():
                 raise InputError(f"{option} {path}: no such file; leave it out or correct the path")
+    check_wheel(options.wheel)
     registration = Registration(
         name=options.name,
         checkpoint=options.checkpoint,
@@ -279,7 +249,15 @@ def main(argv: list[str]) -> int:
         )
         return 0
     with answers(options.tracking_uri):
-        version = register(options.tracking_uri, options.experiment, registration, metrics, options.pictures, licences)
+        version = register(
+            options.tracking_uri,
+            options.experiment,
+            registration,
+            metrics,
+            options.pictures,
+            licences,
+            options.wheel,
+        )
     print(
         f"{options.name} version {version.version}: models:/{options.name}/{version.version} "
         f"(metrics by step: {metrics or 'none'})"

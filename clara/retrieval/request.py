@@ -15,17 +15,18 @@ def questions_of(given: Any) -> list[str]:
     """The questions of a request.
 
     Args:
-        given: texts (a list, an array, a column), one text, rows with the field `question`, or a table (a data frame or
-            columns by name) with the column `question`.
+        given: texts (a list, an array, a column), one text, rows whose one field is `question`, or a table (a data
+            frame or columns by name) whose one column is `question`.
 
     Raises:
-        InputError: a table without that column, or a question that is no text or an empty one.
+        InputError: a table with other columns, or a question that is no text or an empty one.
     """
     if hasattr(given, "columns") or isinstance(given, Mapping):
         names = [str(name) for name in (given.columns if hasattr(given, "columns") else given)]
-        if names.count(COLUMN) != 1:
+        if names != [COLUMN]:
             raise InputError(
-                f"a table with the columns {', '.join(names)}; expected one column {COLUMN}, or a list of questions"
+                f"a table with the columns {', '.join(names)}; expected one column {COLUMN} and no other, "
+                "or a list of questions"
             )
         given = given[COLUMN]
     given = given.tolist() if hasattr(given, "tolist") else given
@@ -35,8 +36,10 @@ def questions_of(given: Any) -> list[str]:
 
 def _question(number: int, row: Any) -> str:
     if isinstance(row, Mapping):
-        if COLUMN not in row:
-            raise InputError(f"row {number} has the fields {', '.join(map(str, row))}; expected the field {COLUMN}")
+        if list(row) != [COLUMN]:
+            raise InputError(
+                f"row {number} has the fields {', '.join(map(str, row))}; expected the field {COLUMN} and no other"
+            )
         row = row[COLUMN]
     if not isinstance(row, str) or not row.strip():
         raise InputError(f"question {number} is {row!r}; expected some text")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clara.config.flags import Command
 from clara.errors import InputError
-from infra.submit.wheel import build_wheel
+from clara.own_wheel import build_wheel
 
 
 def submit_parser(name: str, description: str | None, jobs: Sequence[str]) -> Command:

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from clara.errors import InputError
+from clara.own_wheel import build_wheel
 from infra.dataflow import submit as dataflow_submit
 from infra.dataflow import template
 from infra.spark import submit as spark_submit
-from infra.submit.wheel import build_wheel
 from pipelines.build_memory.command import parser
 
 ROOT = Path(__file__).parents[2]

@@ -3,20 +3,24 @@
 MLflow keeps this file beside the model and runs it on loading ("models from code"), so that nothing is pickled.
 """
 
+import functools
 import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+import mlflow.pyfunc
 from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from mlflow.types.schema import ParamSchema
 
 from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.retrieval.reply import reply_of
-from clara.retrieval.request import parameters_of, questions_of
+from clara.retrieval.request import PARAMETERS, parameters_of, questions_of
 from clara.retrieval.retriever import Retriever
 from clara.storage.manifest import manifest_hash
 
@@ -58,6 +62,22 @@ class RefusedError(InputError, MlflowException):
         MlflowException.__init__(self, message, error_code=INVALID_PARAMETER_VALUE)
 
 
+Enforce = Callable[[Any, ParamSchema | None], Any]
+
+
+def _refusing(enforce: Enforce) -> Enforce:
+    """MLflow's check of `params`, which drops names that it does not know; for a model of this kind it refuses them."""
+
+    @functools.wraps(enforce)
+    def enforced(params: Any, schema: ParamSchema | None) -> Any:
+        own = schema is not None and [each.name for each in schema.params] == list(PARAMETERS)
+        if own and isinstance(params, Mapping) and (unknown := [name for name in params if name not in PARAMETERS]):
+            raise RefusedError(f"params has {', '.join(map(repr, unknown))}; expected {' or '.join(PARAMETERS)}")
+        return enforce(params, schema)
+
+    return enforced
+
+
 warnings.filterwarnings("ignore", ".*Add type hints to the `predict` method")  # MLflow would convert what comes by them
 
 
@@ -70,6 +90,8 @@ class ServedModel(PythonModel):
         Raises:
             InputError: an artefact does not exist or is not the registered one, or the parts do not fit each other.
         """
+        if not hasattr(mlflow.pyfunc._enforce_params_schema, "__wrapped__"):
+            mlflow.pyfunc._enforce_params_schema = _refusing(mlflow.pyfunc._enforce_params_schema)
         config = dict(context.model_config or {})
         has_index = bool(config.get("index_uri"))
         self._retriever = Retriever.open(
@@ -94,15 +116,14 @@ class ServedModel(PythonModel):
 
         Args:
             model_input: see `clara.retrieval.request.questions_of`.
-            params: `num_selected` and `max_new_tokens` of this request; MLflow leaves out any other, with a warning in
-                the server's log.
+            params: `num_selected` and `max_new_tokens` of this request.
 
         Returns:
             The fields of a `Reply` for each question: MLflow serves only plain values.
 
         Raises:
-            RefusedError: a question that is empty or no text, a table without the column `question`, or a parameter
-                out of its range.
+            RefusedError: a question that is empty or no text, a table with other columns than `question`, or a
+                parameter out of its range.
         """
         try:
             settings: dict[str, Any] = {"num_selected": self._num_selected, "max_new_tokens": self._max_new_tokens}

@@ -10,6 +10,7 @@ from clara.errors import InputError
 from clara.retrieval.request import parameters_of, questions_of
 
 TABLE = pd.DataFrame({"id": ["7", "8"], "question": ["Who?", "When?"]})
+ASKED = TABLE[["question"]]
 
 
 @pytest.mark.parametrize(
@@ -19,12 +20,11 @@ TABLE = pd.DataFrame({"id": ["7", "8"], "question": ["Who?", "When?"]})
         ("Who?", "When?"),
         np.array(["Who?", "When?"]),
         pd.Series(["Who?", "When?"]),
-        TABLE,
-        TABLE[["question"]],
-        TABLE.to_dict("list"),
-        TABLE.to_dict("records"),
+        ASKED,
+        ASKED.to_dict("list"),
+        ASKED.to_dict("records"),
         {"question": np.array(["Who?", "When?"])},
-        np.array(TABLE.to_dict("records")),
+        np.array(ASKED.to_dict("records")),
     ],
 )
 def test_questions_are_found(given: Any):
@@ -43,7 +43,10 @@ def test_one_text_is_one_question(given: Any):
         ([" \n"], "question 1 is"),
         (["Who?", None], "question 2 is None"),
         ([5], "question 1 is 5"),
-        (TABLE.assign(question=["Who?", None]), "question 2 is"),
+        (ASKED.assign(question=["Who?", None]), "question 2 is"),
+        (TABLE, "columns id, question; expected one column question and no other"),
+        (TABLE.to_dict("list"), "columns id, question; expected one column question and no other"),
+        (TABLE.to_dict("records"), "row 1 has the fields id, question; expected the field question and no other"),
         (TABLE[["id"]], "a table with the columns id; expected one column question"),
         (TABLE.rename(columns={"question": "Question"}), "columns id, Question; expected one column question"),
         (pd.concat([TABLE, TABLE], axis=1), "expected one column question"),

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import mlflow
@@ -18,6 +19,7 @@ from clara.errors import InputError
 from tests.helpers.evaluation_world import World
 from tests.helpers.registry import QUESTIONS, evaluation, own_world, registration, store
 from training import register
+from training.registry.model_folder import requirements
 from training.registry.registration import Registration
 
 __all__ = ["evaluation", "own_world", "store"]  # fixtures
@@ -55,24 +57,45 @@ def served(version: str) -> PyFuncModel:
     return mlflow.pyfunc.load_model(version)
 
 
-def test_a_table_is_read_by_its_column_question(served: PyFuncModel):
+def test_a_table_is_read_if_its_one_column_is_question(served: PyFuncModel):
     table = pd.DataFrame({"id": ["7", "8"], "question": QUESTIONS})
-    assert [reply["question"] for reply in served.predict(table)] == QUESTIONS
-    assert served.predict(table) == served.predict(QUESTIONS)
+    asked = table[["question"]]
+    assert [reply["question"] for reply in served.predict(asked)] == QUESTIONS
+    assert served.predict(asked) == served.predict(QUESTIONS)
     with pytest.raises(InputError, match="a table with the columns id; expected one column question"):
         served.predict(table[["id"]])
+    with pytest.raises(InputError, match="a table with the columns id, question; expected one column question and no"):
+        served.predict(table)
+
+
+def test_unknown_parameters_are_refused(served: PyFuncModel):
+    with pytest.raises(InputError, match="params has 'k'; expected num_selected or max_new_tokens"):
+        served.predict(QUESTIONS, params={"k": 5, "num_selected": 1})
+    assert len(served.predict(QUESTIONS[:1], params={"num_selected": 1})[0]["documents"]) == 1
+
+
+def test_its_environment_has_this_packages_wheel(served: PyFuncModel, version: str):
+    folder = Path(mlflow.artifacts.download_artifacts(version))
+    links, own, *pins = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    (wheel,) = (folder / links.removeprefix("--find-links ")).iterdir()
+    named, number = own.split("==")
+    assert wheel.name == f"{named.replace('-', '_')}-{number}-py3-none-any.whl"
+    assert "+src." in number  # no package index has it
+    assert any(pin.startswith("mlflow==") for pin in pins)
+    with zipfile.ZipFile(wheel) as file:
+        assert {"clara/system.py", "training/register.py"} <= set(file.namelist())
 
 
 def test_over_http(served: PyFuncModel, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", raising=False)
     with TestClient(scoring_server.init(served)) as client:
         expected = served.predict(QUESTIONS[:1])
-        rows = {"columns": ["id", "question"], "data": [["7", QUESTIONS[0]]]}
+        rows = {"columns": ["question"], "data": [[QUESTIONS[0]]]}
         for body in (
             {"inputs": QUESTIONS[:1]},
             {"dataframe_split": rows},
             {"inputs": {"question": QUESTIONS[:1]}},
-            {"dataframe_records": [{"id": "7", "question": QUESTIONS[0]}]},
+            {"dataframe_records": [{"question": QUESTIONS[0]}]},
         ):
             answer = client.post("/invocations", json=body)
             assert answer.status_code == 200, answer.text
@@ -83,7 +106,10 @@ def test_over_http(served: PyFuncModel, monkeypatch: pytest.MonkeyPatch):
             ({"inputs": [QUESTIONS[0], ""]}, "question 2 is ''; expected some text"),
             ({"inputs": QUESTIONS, "params": {"num_selected": 0}}, "params.num_selected is 0; expected"),
             ({"inputs": QUESTIONS, "params": {"num_selected": 10_000}}, "num_selected is 10000, the MEMORY holds"),
+            ({"inputs": QUESTIONS, "params": {"passages": 1}}, "params has 'passages'; expected num_selected or"),
+            ({"inputs": QUESTIONS, "params": {"num_selected": "two"}}, "num_selected"),
             ({"dataframe_split": {"columns": ["id"], "data": [["7"]]}}, "expected one column question"),
+            ({"dataframe_records": [{"id": "7", "question": QUESTIONS[0]}]}, "the columns id, question; expected one"),
         ):
             answer = client.post("/invocations", json=body)
             assert answer.status_code == 400, answer.text
@@ -107,7 +133,7 @@ def test_it_loads_where_this_package_is_not_installed(served: PyFuncModel, versi
 def test_requirements_name_what_the_artefacts_and_the_embedding_model_need():
     def needed(dense: Retrieval, memory: str) -> set[str]:
         there = Registration("m", Path("c"), memory, None, Path("e"), "s", "", 1, 1, 1, 1, "cpu", dense)
-        return {line.partition("==")[0] for line in register.requirements(there)}
+        return {line.partition("==")[0] for line in requirements(there)}
 
     plain = needed(Retrieval(), "memory")
     assert {"torch", "transformers", "mlflow"} <= plain
