@@ -39,6 +39,20 @@ def check_url(url: str, flag: str) -> None:
         )
 
 
+def refuse_password(uri: str) -> str:
+    """A tracking URI, if it has no password: configurations, logs and pins keep it.
+
+    Raises:
+        InputError: it has one.
+    """
+    if urlsplit(uri).password is not None:
+        raise InputError(
+            "the URI of the tracking store holds a password, which would be written down; leave it out, and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD for a server, or PGPASSWORD for PostgreSQL"
+        )
+    return uri
+
+
 def key_of(variable: str) -> str:
     """The key in an environment variable; empty: there is none."""
     return os.environ.get(variable, "").strip()

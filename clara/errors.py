@@ -18,16 +18,17 @@ _UNWRITABLE = {
     errno.EROFS,
 }
 _INTERRUPTED = 130
+_PASSWORD = re.compile(r"(://[^/\s:@]*):[^/\s@]*@")
 
 
 class InputError(ValueError):
     """Bad input. The message says where (file, row or field), the value, what was expected and what to do.
 
-    Its text is one line, even if names or values that it quotes have several.
+    Its text is one line, even if names or values that it quotes have several, and shows no password of a URL.
     """
 
     def __str__(self) -> str:
-        return re.sub(r"\s*[\r\n]+\s*", " ", super().__str__())
+        return _PASSWORD.sub(r"\1:***@", re.sub(r"\s*[\r\n]+\s*", " ", super().__str__()))
 
 
 def command_line(main: Callable[[list[str]], int]) -> None:

@@ -26,7 +26,7 @@ from training.loop.lines import read
 from training.refresh.retention import pin
 from training.registry.curves import draw
 from training.registry.evaluation_log import metrics_of
-from training.registry.model_folder import MODEL, check_wheel, own_wheel, save_model
+from training.registry.model_folder import MODEL, check_wheel, save_model
 from training.registry.registration import CARD, EVALUATION, TAG, Registration
 from training.registry.store import answers, check_names, open_run_log, open_store
 
@@ -90,7 +90,6 @@ def register(
     if existing is not None:
         logger.info("%s version %s is this very system", registration.name, existing.version)
         return existing
-    own = wheel or own_wheel()  # first of all: if none can be built, nothing is left behind
     # Ahead of the registration: a run that still makes versions must not delete one in between.
     for path in (registration.memory, registration.index):
         if path is None or is_url(path):
@@ -110,7 +109,7 @@ def register(
         if not logged:
             log_run(log, registration, metrics, pictures)
         with tempfile.TemporaryDirectory() as folder:
-            save_model(Path(folder) / MODEL, log.run_id, registration, config, own)
+            save_model(Path(folder) / MODEL, log.run_id, registration, config, wheel)
             (Path(folder) / CARD).write_text(text, encoding="utf-8")
             client.log_artifacts(log.run_id, folder)
         log.finish()
@@ -175,8 +174,8 @@ def parser() -> Command:
         "--wheel",
         type=Path,
         metavar="FILE",
-        help="wheel of this package, for the environment that MLflow makes of the version (default: one built of this "
-        "checkout)",
+        help="wheel of this package, for the environment that MLflow makes of the version (default: it is packed as "
+        "it is here)",
     )
     add_setting(parser, "tracking.uri", "--tracking-uri", metavar="URI", required=True)
     add_setting(parser, "tracking.experiment")

@@ -1,9 +1,9 @@
 """The typed configuration tree: TOML files, then `--set a.b=c` overrides; an unknown key is an error."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from clara.config.evaluation import Evaluation, Promotion
 from clara.config.jobs import (
@@ -24,6 +24,7 @@ from clara.config.serving import Serving
 from clara.config.stages import Instruct, Joint, Pretrain
 from clara.config.synthesis import Synthesis
 from clara.config.world import World
+from clara.endpoints import refuse_password
 
 
 class Retrieval(Section):
@@ -128,7 +129,7 @@ class Launch(Section):
 class Tracking(Section):
     """MLflow."""
 
-    uri: str = Field(
+    uri: Annotated[str, AfterValidator(refuse_password)] = Field(
         "",
         description="MLflow store or server, as sqlite:///PATH (its artefacts are stored beside it); empty: "
         "no tracking, and no models:/ names",

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 from urllib.parse import urlparse
 
+_NOT_LOGGED_IN = 401
+
 
 class TrackingClient(Protocol):
     """The part of MLflow's client that shows whether its store answers."""
@@ -15,6 +17,20 @@ class TrackingClient(Protocol):
     def search_experiments(self, *, max_results: int) -> object:
         """Some experiments of the store."""
         ...
+
+
+def reason_of(error: Exception) -> str:
+    """Why a store did not do what it was asked: one line, with what to do about a login that it refuses."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is None and hasattr(error, "get_http_status_code"):
+        status = error.get_http_status_code()
+    text = " ".join(str(error).split()) or type(error).__name__
+    if status == _NOT_LOGGED_IN:
+        return (
+            "the server does not accept the login; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            f"MLFLOW_TRACKING_TOKEN, to one that is valid: {text:.150}"
+        )
+    return f"{text:.300}"
 
 
 Client = TypeVar("Client", bound=TrackingClient)

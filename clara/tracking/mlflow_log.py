@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
-from clara.tracking.database import artefact_location, open_tracking
+from clara.tracking.database import artefact_location, open_tracking, reason_of
 from clara.tracking.names import tracking_names
 from clara.tracking.run_log import Run, TrackingError
 
@@ -22,7 +22,7 @@ def store_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise TrackingError(str(error) or type(error).__name__) from error
+        raise TrackingError(reason_of(error)) from error
 
 
 class MlflowLog:

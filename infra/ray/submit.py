@@ -19,7 +19,7 @@ from clara.config.flags import Command
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
 from infra.submit.job import parsed
-from infra.submit.wheel import PACKAGES
+from clara.own_wheel import PACKAGES
 from training.run.checks import check_submitted
 
 JOBS = ("joint", "pretrain")

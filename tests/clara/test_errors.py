@@ -37,6 +37,11 @@ def run(error: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         ("InputError('corpus.jsonl:3: no text')", 2, "error: corpus.jsonl:3: no text\n"),
         ("InputError('a.jsonl:1: fields qu \\r\\n estion')", 2, "error: a.jsonl:1: fields qu estion\n"),
         (
+            "InputError('at http://u:se:cret@h:5000/a, http://h:5000 and sqlite:///a@b/c')",
+            2,
+            "error: at http://u:***@h:5000/a, http://h:5000 and sqlite:///a@b/c\n",
+        ),
+        (
             "OSError(errno.ENOSPC, 'No space left on device', 'memory/a')",
             2,
             "error: memory/a: No space left on device; choose a place that you may write to, with room, "

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from clara.errors import InputError
-from clara.own_wheel import build_wheel
+from clara.own_wheel import build_wheel, pack_wheel
 from infra.dataflow import submit as dataflow_submit
 from infra.dataflow import template
 from infra.spark import submit as spark_submit
@@ -55,11 +55,29 @@ def test_the_wheel_holds_every_file_that_the_packages_read(installed: Path) -> N
         text=True,
         check=True,
     )
-    not_read = re.compile(r"infra/(results|start)/|README\.md$|infra/demo-packages\.txt$")
+    not_read = re.compile(r"infra/(mlflow|results|start)/|README\.md$|infra/demo-packages\.txt$")
     wanted = [name for name in names.stdout.split("\n") if name and not not_read.search(name)]
     wanted += [f"infra/results/{name}.json" for name in ("codecs/results", "index/1000k-rows", "plan/results")]
     assert len(wanted) > 100
     assert [name for name in wanted if not (installed / name).is_file()] == []
+
+
+def test_a_packed_wheel_is_the_built_one_under_a_version_of_its_content(installed: Path, tmp_path: Path) -> None:
+    wheel = pack_wheel(tmp_path)
+    assert re.fullmatch(r"clara_rag-[\d.]+\+src\.[0-9a-f]{12}-py3-none-any\.whl", wheel.name)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*command, str(tmp_path / "site"), str(wheel)], check=True)
+
+    def files(folder: Path) -> dict[str, bytes]:
+        names = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+        return {
+            str(n): (folder / n).read_bytes() for n in names if n.suffix != ".pyc" and "dist-info" not in n.parts[0]
+        }
+
+    own, built = files(tmp_path / "site"), files(installed)
+    assert {name for name in own.keys() ^ built.keys() if not name.startswith("infra/mlflow/")} == set()
+    assert all(own[name] == built[name] for name in built if not name.startswith("bin/"))
+    assert pack_wheel(tmp_path).name == wheel.name
 
 
 def test_the_wheel_runs_from_elsewhere(installed: Path, tmp_path: Path) -> None:

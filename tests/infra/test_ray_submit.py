@@ -9,7 +9,7 @@ import pytest
 
 from clara.errors import InputError
 from infra.ray import submit
-from infra.submit.wheel import PACKAGES
+from clara.own_wheel import PACKAGES
 from training import pretrain
 from training.run.recipe import JOB_VARIABLE
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from clara.errors import InputError
+from clara.tracking.database import reason_of
 from training.evaluation.files import PER_QUESTION
 from training.registry.registration import EVALUATION
 
@@ -97,7 +98,8 @@ def evaluated(client: "MlflowClient", version: "ModelVersion", split: str) -> Ev
             path = client.download_artifacts(version.run_id, f"{EVALUATION}/{PER_QUESTION}", folder)
         except (MlflowException, OSError) as error:
             raise InputError(
-                f"{label}: its run {version.run_id} has no {EVALUATION}/{PER_QUESTION} ({error}); register it again"
+                f"{label}: its run {version.run_id} has no {EVALUATION}/{PER_QUESTION} ({reason_of(error)}); "
+                "register it again"
             ) from error
         every = pq.read_table(path).to_pylist()
     rows: dict[str, list[Row]] = {}

@@ -11,6 +11,7 @@ from clara.errors import InputError
 from clara.storage.artefact import Artefact
 from clara.storage.cache import cache_directory, locked
 from clara.storage.paths import is_registered
+from clara.tracking.database import reason_of
 from training.registry.store import answers, open_store
 
 if TYPE_CHECKING:
@@ -134,8 +135,7 @@ def _download(checkpoint: str, version: "ModelVersion", source: str, target: Pat
 
 
 def _unreadable(checkpoint: str, version: "ModelVersion", error: Exception) -> InputError:
-    reason = " ".join(str(error).split())
     return InputError(
-        f"checkpoint {checkpoint!r}: no CHECKPOINT can be read from version {version.version} ({reason:.300}); "
+        f"checkpoint {checkpoint!r}: no CHECKPOINT can be read from version {version.version} ({reason_of(error)}); "
         "start the store's server, or register the model again"
     )

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from clara.endpoints import refuse_password
 from clara.errors import InputError
 from clara.tracking.back_ends import open_log
-from clara.tracking.database import open_tracking
+from clara.tracking.database import open_tracking, reason_of
 from clara.tracking.mlflow_log import store_errors
 from clara.tracking.run_log import RunLog, TrackingError
 
@@ -48,6 +49,7 @@ def open_store(uri: str) -> "MlflowClient":
         raise InputError(
             "--tracking-uri is empty; give an MLflow store, as sqlite:///artefacts/mlflow.db or http://HOST:PORT"
         )
+    refuse_password(uri)
     try:
         with store_errors():
             open_tracking(uri, mlflow.MlflowClient)
@@ -73,9 +75,8 @@ def answers(uri: str) -> Iterator[None]:
     try:
         yield
     except (TrackingError, MlflowException, RequestException) as error:
-        reason = " ".join(str(error).split())
         raise InputError(
-            f"--tracking-uri {uri!r}: does not answer, or refuses ({reason:.300}); correct that or the URI, or "
+            f"--tracking-uri {uri!r}: does not answer, or refuses ({reason_of(error)}); correct that or the URI, or "
             "start the server, and run the same command again"
         ) from error
 

@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from clara.tracking.database import make_database, open_tracking
+from clara.config.load import load
+from clara.endpoints import refuse_password
+from clara.errors import InputError
+from clara.tracking.database import make_database, open_tracking, reason_of
 from clara.tracking.names import tracking_names
 
 
@@ -115,6 +118,34 @@ def test_a_store_is_opened_once_it_answers(tmp_path: Path, monkeypatch: pytest.M
     file.write_bytes(b"no database" * 100)
     with pytest.raises(sqlite3.DatabaseError):
         open_tracking(f"sqlite:///{file}", Store)
+
+
+class RefusedError(Exception):
+    def get_http_status_code(self) -> int:
+        return 401
+
+
+def test_a_refused_login_says_how_to_log_in() -> None:
+    class Response:
+        status_code = 401
+
+    by_requests = OSError("401 Client Error")
+    by_requests.response = Response()  # type: ignore[attr-defined]
+    for error in (RefusedError("not authenticated"), by_requests):
+        assert "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in reason_of(error)
+        assert str(error) in reason_of(error)
+    assert reason_of(ValueError("no\n  route")) == "no route"
+    assert reason_of(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("uri", ["http://u:secret@h:5000", "postgresql://u:secret@h/d", "https://:secret@h"])
+def test_a_uri_with_a_password_is_refused_without_showing_it(uri: str) -> None:
+    for refused in (lambda: refuse_password(uri), lambda: load(None, [f"tracking.uri={uri}"])):
+        with pytest.raises(InputError, match="holds a password, which would be written down") as found:
+            refused()
+        assert "secret" not in str(found.value)
+    for fine in ("", "sqlite:///a/b@c:d.db", "http://user@h:5000", "https://h"):
+        assert refuse_password(fine) == fine
 
 
 @pytest.mark.timeout(900)
