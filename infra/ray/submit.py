@@ -18,8 +18,8 @@ from pathlib import Path
 from clara.config.flags import Command
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
-from infra.submit.job import parsed
 from clara.own_wheel import PACKAGES
+from infra.submit.job import parsed
 from training.run.checks import check_submitted
 
 JOBS = ("joint", "pretrain")

@@ -76,7 +76,7 @@ def test_raw_text_is_read_as_the_evaluation_reads_it(evaluation_artefacts: World
     world, question = evaluation_artefacts, "What does the market of Arlen on the Tamo sell?"
     retriever = TextRetriever.open(str(world.checkpoint), str(world.memory), str(world.index))
     (hits,) = retriever.hits([question], 2)
-    row = retriever.generation(retriever.model.prompts.question(question), hits, 4)
+    row = retriever.generation(question, hits, 4)
     expected = TextReader(retriever).prompt(Reading(question, "", tuple(hit.row_id for hit in hits)), None)
     assert (row.prompt.left, row.prompt.right) == (expected.left, expected.right)
     assert row.memory is not None

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from clara.errors import InputError
-from infra.ray import submit
 from clara.own_wheel import PACKAGES
+from infra.ray import submit
 from training import pretrain
 from training.run.recipe import JOB_VARIABLE
 

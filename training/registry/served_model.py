@@ -7,7 +7,7 @@ import functools
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urlparse
 
 import mlflow.pyfunc
@@ -90,8 +90,9 @@ class ServedModel(PythonModel):
         Raises:
             InputError: an artefact does not exist or is not the registered one, or the parts do not fit each other.
         """
-        if not hasattr(mlflow.pyfunc._enforce_params_schema, "__wrapped__"):
-            mlflow.pyfunc._enforce_params_schema = _refusing(mlflow.pyfunc._enforce_params_schema)
+        loader = cast(Any, mlflow.pyfunc)
+        if not hasattr(loader._enforce_params_schema, "__wrapped__"):
+            loader._enforce_params_schema = _refusing(loader._enforce_params_schema)
         config = dict(context.model_config or {})
         has_index = bool(config.get("index_uri"))
         self._retriever = Retriever.open(
