@@ -156,7 +156,6 @@ def promote(client: "MlflowClient", options: argparse.Namespace) -> int:
     against = f" against version {champion.version}" if champion is not None and not holds else ""
     verdict = "promoted" if decision.promoted else "not promoted"
     text = f"{options.name} version {challenger.version} {verdict} to {options.alias}{against}: {decision.reason}"
-    print(text)
     if not options.dry_run and not holds:
         if decision.promoted:
             client.set_registered_model_alias(options.name, options.alias, challenger.version)
@@ -175,6 +174,7 @@ def promote(client: "MlflowClient", options: argparse.Namespace) -> int:
         )
         note(client, options.name, entry)
         client.set_model_version_tag(options.name, challenger.version, f"{PROMOTION}.{options.alias}", text)
+    print(text)
     return 0 if decision.promoted else NOT_PROMOTED
 
 
@@ -207,11 +207,11 @@ def roll_back(client: "MlflowClient", options: argparse.Namespace) -> int:
             f"deleted; there are {', '.join(sorted(versions, key=int))}; promote one with --version"
         )
     text = f"{name} version {target} has {alias} back from version {champion.version}"
-    print(f"{text} (dry run: nothing is changed)" if options.dry_run else text)
     if not options.dry_run:
         client.set_registered_model_alias(name, alias, target)
         note(client, name, Entry(alias, target, str(champion.version), ROLLED_BACK, text))
         client.set_model_version_tag(name, target, f"{PROMOTION}.{alias}", text)
+    print(f"{text} (dry run: nothing is changed)" if options.dry_run else text)
     return 0
 
 
