@@ -1,11 +1,11 @@
 """Compressing documents: this job against a naive loop, side by side, and against the machine's matrix products.
 
-    python -m benchmarks.corpus_job --base FOLDER --input documents.jsonl --documents 64
+    python -m benchmarks.corpus_job --base FOLDER --input documents.jsonl --documents 64 [--dtype float32 int8]
 
 Ours: the shards that the job makes of so many chunks, one process a core, each with one thread; batches of like lengths
-by token budget, the trunk alone. Naive, as a published reference does it: one process with a thread a core, documents
-as they come, each padded on the left to the maximum, the full language-model head, every layer's states kept. Both run
-the same adapter on the same chunks, their memory is compared, and they take turns.
+by token budget, the trunk alone; in each type given. Naive, as a published reference does it: one process with a thread
+a core, documents as they come, each padded on the left to the maximum, the full language-model head, every layer's
+states kept; in one type. All run the same adapter on the same chunks, their memory is compared, and they take turns.
 
 Seconds on a clock depend on what else the machine does; processor seconds of the processes hardly do. The operations
 that each way asks for say what the ratio would be if both used the processor equally well.
@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.corpus_job_report import markdown
+from benchmarks.corpus_job_report import markdown, times_the_naive_way
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.processes import python, run_measured
+from clara.config.encoding import INT8
 from clara.config.flags import plain_parser
 from clara.config.model import Backbone, Model
 from clara.config.roles import COMPRESSOR
@@ -38,7 +40,7 @@ from clara.data.records import Chunk, input_text
 from clara.memory.batches import tight_batches
 from clara.memory.compress import compress_chunks
 from clara.model import lora
-from clara.model.checkpoint import fresh_model, load_checkpoint, save_checkpoint
+from clara.model.checkpoint import fresh_model, load_compressor, save_checkpoint
 from clara.model.lora import Route
 from clara.model.model import ClaraModel
 
@@ -63,10 +65,18 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--memory-tokens", type=int, default=16, help="memory tokens of a chunk (default: 16)")
     found.add_argument(
         "--dtype",
+        nargs="+",
+        choices=("float32", "bfloat16", INT8),
+        default=["float32"],
+        help="types that ours computes in, side by side (default: float32)",
+    )
+    found.add_argument(
+        "--naive-dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="type that both compute in (default: float32)",
+        help="type that the naive way computes in: the faster one of the processor (default: float32)",
     )
+    found.add_argument("--no-job", action="store_true", help="leave out the whole command, which is run in each type")
     found.add_argument("--repeats", type=int, default=3, help="turns of each way (default: 3)")
     found.add_argument(
         "--num-workers", type=int, default=2, help="processes of ours, threads of the naive way (default: 2)"
@@ -76,12 +86,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 # --- what the processes do
-# ---------------------------------------------------------------------------------------------
 
 
 def load(checkpoint: str, dtype: str, threads: int) -> None:
     torch.set_num_threads(threads)
-    _MODEL[:] = [load_checkpoint(checkpoint, Backbone(dtype=dtype)).eval()]
+    _MODEL[:] = [load_compressor(checkpoint, dtype)]
 
 
 def ours(chunks: Sequence[Chunk]) -> tuple[NDArray[np.float32], float]:
@@ -137,7 +146,6 @@ def products(dtype: str) -> float:
 
 
 # --- the comparison
-# ----------------------------------------------------------------------------------------------------
 
 
 def flops_of_head(model: ClaraModel) -> float:
@@ -199,43 +207,44 @@ def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) 
     )  # threads that spin where cores are shared would slow the naive way
     start = multiprocessing.get_context("spawn")
     shards = in_shards(chunks)
-    seconds: dict[str, list[float]] = {"ours": [], "naive": []}
-    spent: dict[str, list[float]] = {"ours": [], "naive": []}
+    ways = [*args.dtype, "naive"]
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    spent: dict[str, list[float]] = {way: [] for way in ways}
     ceilings: list[float] = []
-    with (
-        start.Pool(args.num_workers, load, (str(checkpoint), args.dtype, 1)) as workers,
-        start.Pool(1, load, (str(checkpoint), args.dtype, args.num_workers)) as alone,
-    ):
-        workers.map(ours, [chunks[:1]] * args.num_workers, 1)  # models are loaded by then
+    made: dict[str, NDArray[np.float32]] = {}
+    with ExitStack() as pools:
+        workers = {
+            dtype: pools.enter_context(start.Pool(args.num_workers, load, (str(checkpoint), dtype, 1)))
+            for dtype in args.dtype
+        }
+        alone = pools.enter_context(start.Pool(1, load, (str(checkpoint), args.naive_dtype, args.num_workers)))
+        for pool in workers.values():
+            pool.map(ours, [chunks[:1]] * args.num_workers, 1)  # models are loaded by then
         alone.map(naive, [(chunks[:1], args.max_tokens)])
         for turn in range(args.repeats):
-            begin = time.monotonic()
-            fast = workers.map(ours, shards, 1)
-            seconds["ours"].append(time.monotonic() - begin)
-            spent["ours"].append(sum(processor_seconds for _, processor_seconds in fast))
-            ceilings.append(sum(workers.map(products, [args.dtype] * args.num_workers, 1)))
-            begin = time.monotonic()
-            ((slow, processor_seconds),) = alone.map(naive, [(chunks, args.max_tokens)])
-            seconds["naive"].append(time.monotonic() - begin)
-            spent["naive"].append(processor_seconds)
-            print(
-                f"turn {turn + 1} of {args.repeats}: ours {seconds['ours'][-1]:.1f} s, "
-                f"naive {seconds['naive'][-1]:.1f} s",
-                flush=True,
-            )
+            for way in ways:
+                begin = time.monotonic()
+                if way == "naive":
+                    done = alone.map(naive, [(chunks, args.max_tokens)])
+                else:
+                    done = workers[way].map(ours, shards, 1)
+                seconds[way].append(time.monotonic() - begin)
+                spent[way].append(sum(processor_seconds for _, processor_seconds in done))
+                made[way] = np.concatenate([memory for memory, _ in done])
+                print(f"turn {turn + 1} of {args.repeats}: {way} {seconds[way][-1]:.1f} s", flush=True)
+            kinds = [args.naive_dtype] * args.num_workers
+            ceilings.append(sum(workers[args.dtype[0]].map(products, kinds, 1)))
     place = {chunk.chunk_id: index for index, chunk in enumerate(chunks)}
-    together = np.concatenate([memory for memory, _ in fast])
-    apart = float(
-        np.abs(together - slow[[place[chunk.chunk_id] for shard in shards for chunk in shard]]).max()
-        / np.abs(slow).max()
-    )
+    slow = made.pop("naive")[[place[chunk.chunk_id] for shard in shards for chunk in shard]]
+    apart = {way: float(np.abs(memory - slow).max() / np.abs(slow).max()) for way, memory in made.items()}
     return {"seconds": seconds, "processor_seconds": spent, "products_flops": ceilings, "largest_difference": apart}
 
 
-def whole_job(args: argparse.Namespace, checkpoint: Path, folder: Path) -> dict[str, Any]:
+def whole_job(args: argparse.Namespace, checkpoint: Path, folder: Path, dtype: str) -> dict[str, Any]:
     """The command from start to end, with its processes' memory."""
-    command = python("pipelines.build_memory", "--input", str(args.input.resolve()), "--output", str(folder / "memory"))
-    command += ["--checkpoint", str(checkpoint), f"--dtype={args.dtype}", f"--num-workers={args.num_workers}"]
+    memory = folder / f"memory-{dtype}"
+    command = python("pipelines.build_memory", "--input", str(args.input.resolve()), "--output", str(memory))
+    command += ["--checkpoint", str(checkpoint), f"--dtype={dtype}", f"--num-workers={args.num_workers}"]
     usage = run_measured([*command, f"--limit={args.documents}", f"--max-tokens={args.max_tokens}"], log=folder / "log")
     return {"seconds": usage.seconds, "processor_seconds": usage.processor_seconds, "peak_pss_bytes": usage.pss}
 
@@ -245,48 +254,42 @@ def main(argv: list[str]) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shape = Model(num_memory_tokens=args.memory_tokens, max_document_tokens=args.max_tokens)
-        config = Config(backbone=Backbone(path=str(args.base.resolve()), dtype=args.dtype), model=shape)
+        config = Config(backbone=Backbone(path=str(args.base.resolve()), dtype="float32"), model=shape)
         model = fresh_model(config)
         save_checkpoint(model, folder / "checkpoint", stage="pretrain", recipe={"made_by": "benchmarks"})
         chunks = chunked(args, folder / "checkpoint")
         lengths = [chunk.num_tokens for chunk in chunks]
         around = len(model.input_ids([])) + int(model.settings.markers) + args.memory_tokens
         found = take_turns(args, folder / "checkpoint", chunks)
-        job = whole_job(args, folder / "checkpoint", folder)
+        types = [] if args.no_job else args.dtype
+        jobs = {dtype: whole_job(args, folder / "checkpoint", folder, dtype) for dtype in types}
     tokens = sum(lengths)
-    ratios, of_processor = (
-        [slow / fast for fast, slow in zip(found[clock]["ours"], found[clock]["naive"], strict=True)]
-        for clock in ("seconds", "processor_seconds")
-    )
-    median = {way: statistics.median(found["seconds"][way]) for way in found["seconds"]}
     needed = sum((length + around) * flops_a_token(model, length + around) for length in lengths)
     padded = len(chunks) * (args.max_tokens + around)
     asked = padded * (flops_a_token(model, args.max_tokens + around) + flops_of_head(model))
-    used = [
-        needed / fast / ceiling for fast, ceiling in zip(found["seconds"]["ours"], found["products_flops"], strict=True)
-    ]
+    operations = {way: asked if way == "naive" else needed for way in found["seconds"]}
+    padding = share_of_padding(
+        [[c.num_tokens for c in shard] for shard in in_shards(chunks)], args.memory_tokens, around
+    )
     result = {
         **environment("benchmarks.corpus_job"),
+        "naive_dtype": args.naive_dtype,
         "chunks": len(chunks),
         "tokens": tokens,
         "mean_tokens": tokens / len(chunks),
         **found,
-        "times_the_naive_way": ratios,
-        "times_the_naive_way_in_processor_time": of_processor,
+        "times_the_naive_way": times_the_naive_way(found["seconds"]),
+        "times_the_naive_way_in_processor_time": times_the_naive_way(found["processor_seconds"]),
         "times_the_naive_way_in_operations": asked / needed,
-        "documents_a_second": {way: len(chunks) / value for way, value in median.items()},
-        "tokens_a_second": {way: tokens / value for way, value in median.items()},
-        "padding_share": {
-            "ours": share_of_padding(
-                [[c.num_tokens for c in shard] for shard in in_shards(chunks)], args.memory_tokens, around
-            ),
-            "naive": 1 - (tokens + around * len(chunks)) / padded,
+        "tokens_a_processor_second": {
+            way: tokens / statistics.median(values) for way, values in found["processor_seconds"].items()
         },
+        "padding_share": {"ours": padding, "naive": 1 - (tokens + around * len(chunks)) / padded},
         "utilisation": {
-            "ours": used,
-            "naive": [asked / s / c for s, c in zip(found["seconds"]["naive"], found["products_flops"], strict=True)],
+            way: [operations[way] / s / c for s, c in zip(values, found["products_flops"], strict=True)]
+            for way, values in found["seconds"].items()
         },
-        "whole_job": job,
+        "whole_job": jobs,
     }
     save(args.output, result, markdown(result))
     print(markdown(result))

@@ -104,6 +104,11 @@ class CorpusJob(Section):
         "fewer in a small one",
     )
     codec: Literal["float16", "int8", "int4", "pq4", "pq8"] = Field("float16", description="how memory is stored")
+    dtype: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        "auto",
+        description="type that the corpus job compresses in; auto: backbone.dtype; int8: on a CPU, faster and less "
+        "exact, for a MEMORY that is searched and read, not trained with",
+    )
     key_size: int = Field(0, ge=0, description="numbers of a row's index key; 0: 256, or M·D where that is less")
     key_seed: int = Field(0, ge=0, lt=2**32, description="seed of the key projection")
     batch_tokens: int = Field(4096, ge=1, description="tokens of one compressing batch, padding included")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 
+from clara.config.encoding import INT8
+from clara.config.roles import COMPRESSOR
 from clara.data.records import NORMALISATION
 from clara.errors import InputError
 from clara.model.artefact import Checkpoint
@@ -47,7 +49,7 @@ class Fingerprint:
         backbone: sha256 of the LM's weights.
         compressor: sha256 of the compressor's adapter and memory tokens, as they are used (`compressor_hash`).
         tokenizer: sha256 of the tokenizer.
-        dtype: type that the compressor computes in.
+        dtype: type that the compressor computes in: `float32`, `bfloat16` or `int8`.
         num_memory_tokens: M.
         hidden_size: D.
         residual: `none` or `segment_mean`.
@@ -140,11 +142,11 @@ def check(expected: Collection[Accepted], found: Fingerprint | Mapping[str, Any]
     dtypes = {candidate["dtype"] for candidate in map(_fields, expected) if "dtype" in candidate}
     if dtypes and fields.get("dtype") not in (None, *dtypes):
         # The compressor is hashed as it is used, rounded to the dtype: that its hash differs says nothing here.
+        made, types = fields["dtype"], " or ".join(sorted(dtypes))
+        remedy = "" if made == INT8 else f"set backbone.dtype to {made} (--dtype {made} of a command), or "
         raise InputError(
-            f"{where}: made in dtype {fields['dtype']}, this reader computes in {' or '.join(sorted(dtypes))}: "
-            f"{' | '.join(sides)}; set backbone.dtype to {fields['dtype']} (--dtype {fields['dtype']} of a command), "
-            "or build it again with --dtype "
-            f"{' or '.join(sorted(dtypes))} (the compressor's hash follows from the dtype, so it may be the same one)"
+            f"{where}: made in dtype {made}, this reader computes in {types}: {' | '.join(sides)}; {remedy}build it "
+            f"again with --dtype {types} (the compressor's hash follows from the dtype, so it may be the same one)"
         )
     raise InputError(
         f"{where}: made by another compressor or with other settings than this reader accepts: "
@@ -192,7 +194,7 @@ def compressor_hash(
     Args:
         adapter: the compressor's tensors under PEFT's names; hashed as they are used, rounded to `dtype`.
         slots: `memory_tokens [M, D]`, `markers [2, D]` (the first one precedes a text), `gate [M]`.
-        dtype: `float32` or `bfloat16`.
+        dtype: `float32`, `bfloat16` or `int8`.
         settings: the checkpoint's model settings; those without influence on memory are left out.
     """
     tensors = {name: as_bfloat16(values) if dtype == "bfloat16" else values for name, values in adapter.items()}
@@ -231,10 +233,10 @@ def of_model(model: "ClaraModel", encoding: EncodingSettings) -> Fingerprint:
 
     backbone = model.backbone
     return _fingerprint(
-        _floats(adapter_tensors(backbone.layers, "compressor", backbone.trunk_path)),
+        _floats(adapter_tensors(backbone.layers, COMPRESSOR, backbone.trunk_path)),
         _floats(model.slots.state_dict()),
         settings=model.settings.model_dump(),
-        encoding=dataclasses.replace(encoding, dtype=str(backbone.dtype).removeprefix("torch.")),
+        encoding=dataclasses.replace(encoding, dtype=backbone.type_of_passes(COMPRESSOR)),
         backbone=weights_hash(backbone.folder),
         tokenizer=tokenizer_hash(model.tokenizer.name_or_path),
     )

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
+from clara.config.encoding import INT8
 from clara.errors import InputError
 from clara.model.lora import Route, add_adapter, current_route, install, routed
 from clara.model.output_check import check, measure_output
@@ -198,6 +199,11 @@ class Backbone(nn.Module):
     def dtype(self) -> torch.dtype:
         """Type of the activations."""
         return self.embedding.weight.dtype
+
+    def type_of_passes(self, adapter: str) -> str:
+        """Type that passes of an adapter compute their products in, as a fingerprint names it."""
+        in_int8 = any(adapter in layer.merged for layer in self.layers.values())
+        return INT8 if in_int8 else str(self.dtype).removeprefix("torch.")
 
     @property
     def device(self) -> torch.device:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from transformers.modeling_utils import unwrap_model
 
+from clara.config.encoding import INT8, check_encoding, type_of_lm
 from clara.config.model import Backbone as BackboneSettings
 from clara.config.model import Model
 from clara.config.roles import COMPRESSOR, QUERY_REASONER, ROLES
@@ -32,6 +33,7 @@ from clara.model import lora
 from clara.model.artefact import OWN_BACKBONE, Checkpoint
 from clara.model.backbone import Backbone
 from clara.model.backbone_files import load_tokenizer, tokenizer_hash, weights_hash
+from clara.model.int8 import merge_in_int8
 from clara.model.model import ClaraModel
 from clara.storage.artefact import Artefact
 from clara.storage.folders import atomic_write
@@ -239,6 +241,22 @@ def load_checkpoint(
     if model.question_mean.mean is not None:
         _load_parameters(model.question_mean, directory / QUESTION_MEAN_FILE)
     return model.to(device)
+
+
+def load_compressor(source: Name | Artefact, dtype: str, *, backbone: str = "", device: str = "cpu") -> ClaraModel:
+    """Read a CHECKPOINT to compress in the type of a fingerprint, in eval mode.
+
+    In int8, compression alone is: other roles of the model compute in float32.
+
+    Raises:
+        InputError: see `load_checkpoint`; or int8 on another device than the CPU.
+    """
+    check_encoding(dtype, device)
+    settings = BackboneSettings.model_validate({"path": backbone, "dtype": type_of_lm(dtype)})
+    model = load_checkpoint(source, settings, device=device).eval()
+    if dtype == INT8:
+        merge_in_int8(model.backbone.layers, COMPRESSOR)
+    return model
 
 
 def _load_parameters(module: nn.Module, path: Path) -> None:

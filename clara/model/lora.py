@@ -9,6 +9,7 @@ differs from thread to thread.
 import json
 import math
 import os
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,12 +81,17 @@ class LoraPair(nn.Module):
 
 
 class RoutedLinear(nn.Module):
-    """A frozen linear layer with any number of adapters; the pass says which one is added."""
+    """A frozen linear layer with any number of adapters; the pass says which one is added.
+
+    Attributes:
+        merged: layer and adapter in one, of adapters that no longer train (see `clara.model.int8`).
+    """
 
     def __init__(self, base: nn.Linear | Conv1D) -> None:
         super().__init__()
         self.base = base
         self.adapters = nn.ModuleDict()
+        self.merged: dict[str, Callable[[Tensor], Tensor]] = {}
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -93,9 +99,16 @@ class RoutedLinear(nn.Module):
         num_rows, num_columns = self.base.weight.shape
         return (num_rows, num_columns) if isinstance(self.base, Conv1D) else (num_columns, num_rows)
 
+    @property
+    def weight(self) -> Tensor:
+        """The matrix `[outputs, inputs]` without adapters."""
+        return self.base.weight.T if isinstance(self.base, Conv1D) else self.base.weight
+
     def forward(self, x: Tensor) -> Tensor:
         """The layer's output under the current route."""
         route = _ROUTE.get()
+        if route.adapter in self.merged:
+            return self.merged[route.adapter](x)
         output: Tensor = self.base(x)
         if route.adapter is None:
             return output

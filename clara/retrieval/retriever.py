@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clara.arrays import NO_ROW, Ids
+from clara.config.encoding import type_of_lm
 from clara.config.model import Backbone, FeatureName
 from clara.config.tree import Retrieval
 from clara.data.records import input_text
@@ -97,7 +98,7 @@ class Retriever:
         retrieval: Retrieval | None = None,
         accept_stale: bool = False,
     ) -> "Retriever":
-        """Open the three artefacts; the model computes in the dtype that MEMORY was made in.
+        """Open the three artefacts; the model computes in the dtype that MEMORY was made in (in float32 if int8).
 
         Args:
             checkpoint: CHECKPOINT.
@@ -130,7 +131,8 @@ class Retriever:
             from clara.index.search import MemoryIndex  # FAISS is not needed where there is no INDEX
 
             searcher = MemoryIndex.open(index, store, checkpoint.settings.score, settings.exact_rows)
-        model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=encoding.dtype), device=device)
+        reading = Backbone.model_validate({"path": backbone, "dtype": type_of_lm(encoding.dtype)})
+        model = load_checkpoint(checkpoint, reading, device=device)
         if is_missing(model):
             raise InputError(
                 f"{checkpoint.name}: its score is centred, and the questions' mean is not known; compute it from "

@@ -16,7 +16,7 @@ from pipelines.job.tracking import add_tracking_arguments
 
 def parser() -> Command:
     """The command line."""
-    parse = Command("pipelines.build_memory", __doc__)
+    parse = Command("pipelines.build_memory", __doc__, uses=["backbone.dtype"])
     add = parse.add_argument
     add_input_argument(parse)
     add_setting(
@@ -39,7 +39,7 @@ def parser() -> Command:
     add_setting(parse, "corpus_job.key_size", note="°")
     add_setting(parse, "corpus_job.key_seed", optional=True, note="°")
     add_setting(parse, "corpus_job.batch_tokens")
-    add_setting(parse, "backbone.dtype", optional=True, note="°")
+    add_setting(parse, "corpus_job.dtype", note="°")
     add_setting(parse, "device")
     add_setting(parse, "engine.gpu_type", metavar="TYPE")
     add_setting(parse, "engine.gpu_count")

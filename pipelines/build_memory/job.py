@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from clara.config.encoding import check_encoding
 from clara.config.jobs import CorpusJob
-from clara.config.model import Backbone
 from clara.data.records import NORMALISATION
 from clara.errors import InputError
 from clara.memory.fingerprint import EncodingSettings, Fingerprint, of_checkpoint, of_memory
@@ -42,7 +42,7 @@ def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> Non
     """
     defaults = CorpusJob()
     old: dict[str, Any] = {name: getattr(defaults, name) for name in ("overlap_tokens", "key_seed", "codec")}
-    old["dtype"] = Backbone().dtype
+    old["dtype"] = args.config.backbone.dtype
     if older is not None:
         if absolute(args.update) == absolute(args.output):
             raise InputError(
@@ -58,6 +58,7 @@ def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> Non
     old.pop("normalisation", None)
     for name, value in old.items():
         given = getattr(args, name)
+        given = None if given == "auto" else given
         if args.update and given not in (None, 0, value):
             flag = name.replace("_", "-")
             raise InputError(
@@ -91,6 +92,7 @@ def resolve_fingerprint(args: argparse.Namespace, checkpoint: Checkpoint, older:
     check_trained_for(args, max_tokens, checkpoint)
     if not args.key_size:
         found = replace(found, key_size=min(DEFAULT_KEY_SIZE, found.num_memory_tokens * found.hidden_size))
+    check_encoding(found.dtype, args.device)
     key_projection(found.num_memory_tokens, found.hidden_size, found.key_size, found.key_seed)
     return found
 

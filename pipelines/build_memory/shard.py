@@ -7,7 +7,6 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from clara.config.model import Backbone
 from clara.data.records import Chunk
 from clara.errors import InputError
 from clara.memory.codec import codebook_of
@@ -15,7 +14,7 @@ from clara.memory.compress import make_codebook, write_memory_shard
 from clara.memory.fingerprint import check, of_model
 from clara.memory.shards import shard_name
 from clara.memory.update import write_overlay
-from clara.model.checkpoint import load_checkpoint
+from clara.model import checkpoint
 from clara.model.model import ClaraModel
 from clara.processes import torch_threads
 from clara.storage.base import StorageError
@@ -139,9 +138,8 @@ def load_compressor(job: MemoryJob) -> ClaraModel:
         InputError: the checkpoint or backbone on this machine differs from the one where the job was submitted.
     """
     disable_progress_bar()  # transformers' bar for weights; the job shows its own
-    backbone = Backbone.model_validate({"path": job.backbone, "dtype": job.fingerprint.dtype})
-    model = load_checkpoint(job.checkpoint, backbone, device=job.device).eval()
     wanted = job.fingerprint
+    model = checkpoint.load_compressor(job.checkpoint, wanted.dtype, backbone=job.backbone, device=job.device)
     found = of_model(model, wanted.encoding)
     check([wanted], found, f"--checkpoint {job.checkpoint} on {socket.gethostname()}")
     return model
