@@ -1,11 +1,27 @@
 """Losses of the three stages, as functions of tensors."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from clara.model.precision import widened
 
 _NO_MASS = -1e4  # far below any logit, but finite: 0 · (−inf) is not a number
+
+
+@dataclass(frozen=True)
+class AnswerLosses:
+    """Negative log-likelihood of each answer token `[T]`, its weight `[T]`, and the row that it belongs to `[T]`."""
+
+    nll: Tensor
+    weight: Tensor
+    row: Tensor
+    num_rows: int
+
+    def per_row(self) -> Tensor:
+        """Sum over each row's answer tokens `[B]`, unweighted."""
+        return self.nll.new_zeros(self.num_rows).index_add(0, self.row, self.nll)
 
 
 def state_mse(memory_mean_BD: Tensor, document_mean_BD: Tensor) -> Tensor:

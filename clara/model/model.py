@@ -17,8 +17,9 @@ from clara.model import lora
 from clara.model.backbone import Backbone
 from clara.model.geometry import QuestionMean
 from clara.model.lora import Route
+from clara.model.losses import AnswerLosses
 from clara.model.precision import widened
-from clara.model.prompts import Prompt, PromptBuilder
+from clara.model.prompts import Prompt, PromptBuilder, num_shared_tokens
 from clara.model.slots import MemorySlots, segment_shares
 
 
@@ -29,20 +30,6 @@ class Encoded:
     memory: Tensor
     memory_mean: Tensor
     text_mean: Tensor
-
-
-@dataclass(frozen=True)
-class AnswerLosses:
-    """Negative log-likelihood of each answer token `[T]`, its weight `[T]`, and the row that it belongs to `[T]`."""
-
-    nll: Tensor
-    weight: Tensor
-    row: Tensor
-    num_rows: int
-
-    def per_row(self) -> Tensor:
-        """Sum over each row's answer tokens `[B]`, unweighted."""
-        return self.nll.new_zeros(self.num_rows).index_add(0, self.row, self.nll)
 
 
 class ClaraModel(nn.Module):
@@ -229,6 +216,7 @@ class ClaraModel(nn.Module):
         *,
         role: str | None = GENERATOR,
         dropout: bool = False,
+        front_once: bool = False,
     ) -> AnswerLosses:
         """Negative log-likelihood of every answer token; logits are computed at the answers' positions only.
 
@@ -237,9 +225,16 @@ class ClaraModel(nn.Module):
             memories: a `[k, M, D]` for each prompt.
             role: None reads with the plain LM.
             dropout: the generator's dropout, where it is being trained.
+            front_once: tokens that all prompts begin with pass the LM once, not once for each: faster, and equal up to
+                rounding. No gradient; not for a model whose parameters are shared out among ranks.
         """
         inputs_BLD, fronts = self.inputs(prompts, memories)
-        hidden_BLD = self.backbone.trunk(inputs_BLD, Route(role, dropout))
+        if shared := num_shared_tokens(prompts, [len(m) for m in memories]) if front_once else 0:
+            front_1FD, inputs_BLD = inputs_BLD[:1, :shared], inputs_BLD[:, shared:]
+            hidden_BLD = self.backbone.trunk_after(front_1FD, inputs_BLD, Route(role))
+            fronts = [front - shared for front in fronts]
+        else:
+            hidden_BLD = self.backbone.trunk(inputs_BLD, Route(role, dropout))
         device = hidden_BLD.device
         row = torch.tensor([r for r, p in enumerate(prompts) for _ in p.answer], device=device)
         place = torch.tensor(
@@ -252,11 +247,14 @@ class ClaraModel(nn.Module):
 
     @torch.no_grad()
     def answer_log_likelihood(
-        self, questions: Sequence[str], memories: Sequence[Tensor], answers: Sequence[str]
+        self, questions: Sequence[str], memories: Sequence[Tensor], answers: Sequence[str], *, front_once: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Log-likelihood (sum over tokens, nats) and number of tokens of each answer given its memories, each `[B]`."""
+        """Log-likelihood (sum over tokens, nats) and number of tokens of each answer given its memories, each `[B]`.
+
+        `front_once`: see `answer_losses`.
+        """
         prompts = [self.prompts.question(q, a) for q, a in zip(questions, answers, strict=True)]
-        losses = self.answer_losses(prompts, memories)
+        losses = self.answer_losses(prompts, memories, front_once=front_once)
         return -losses.per_row(), torch.tensor([len(p.answer) for p in prompts])
 
     @torch.no_grad()

@@ -18,8 +18,8 @@ from clara.config.stages import Instruct, Joint, Pretrain
 from clara.model.fusion import fused
 from clara.model.geometry import cosine, represent
 from clara.model.joint_batch import AnswerBatch, JointBatch
-from clara.model.losses import info_nce, state_mse, utility_divergence
-from clara.model.model import AnswerLosses, ClaraModel
+from clara.model.losses import AnswerLosses, info_nce, state_mse, utility_divergence
+from clara.model.model import ClaraModel
 from clara.model.prompts import Prompt
 from clara.model.topk import straight_through_topk
 

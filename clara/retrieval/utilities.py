@@ -17,7 +17,6 @@ from clara.data.utilities import Scored
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.model.decoding import Generation, check_length, num_prompt_tokens
-from clara.model.pool_likelihood import log_likelihoods_of_each
 from clara.retrieval.pools import QuestionRows, Source, fill_at_random, own_candidates
 from clara.retrieval.ranker import Queries
 from clara.retrieval.retriever import Retriever
@@ -72,8 +71,7 @@ def score_pool(retriever: Retriever, question: Question, pool: Sequence[int], *,
         retriever: whose generator reads.
         question: its first answer is scored.
         pool: rows of MEMORY.
-        front_once: the LM reads what is in front of the documents once, not once for each row: faster, and equal up to
-            rounding. Not for a model whose parameters are shared out among ranks.
+        front_once: see `ClaraModel.answer_losses`; faster, and not for a model that is shared out among ranks.
 
     Raises:
         InputError: the generator reads text: utilities are those of memory.
@@ -83,10 +81,9 @@ def score_pool(retriever: Retriever, question: Question, pool: Sequence[int], *,
     memory_NMD = retriever.memories(pool).to(retriever.model.backbone.device)
     memories = [*(m[None] for m in memory_NMD), memory_NMD[:0]]
     count, answer = len(memories), question.answers[0]
-    if front_once:
-        nats = log_likelihoods_of_each(retriever.model, question.question, answer, memories)
-    else:
-        nats, _ = retriever.model.answer_log_likelihood([question.question] * count, memories, [answer] * count)
+    nats, _ = retriever.model.answer_log_likelihood(
+        [question.question] * count, memories, [answer] * count, front_once=front_once
+    )
     *given, without = nats.tolist()
     return Scored(question.question_id, tuple(pool), tuple(given), without)
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from infra.plan.estimate import Estimate
 
 _DEFAULT_DISK_TB = 2.0
-_USES = ("utilities", "backbone", "model", "joint", "corpus_job", "index_job.words", "retrieval.factory")
+_CORPUS_JOB = tuple(f"corpus_job.{key}" for key in ("max_tokens", "overlap_tokens", "codec", "key_size"))
+_USES = ("utilities", "backbone", "model", "joint", *_CORPUS_JOB, "index_job.words", "retrieval.factory")
 
 
 def parser() -> Command:

@@ -126,7 +126,8 @@ class Reader(ABC):
         prompts = {r: self.prompt(r, r.answer) for r in dict.fromkeys(readings) if r not in self._likelihoods}
         for batch in self._batches(prompts):
             chosen = [prompts[r] for r in batch]
-            losses = self.model.answer_losses(chosen, [self.memory(r) for r in batch], role=self._role)
+            memories = [self.memory(r) for r in batch]
+            losses = self.model.answer_losses(chosen, memories, role=self._role, front_once=True)
             for reading, prompt, nll in zip(batch, chosen, losses.per_row().tolist(), strict=True):
                 self._likelihoods[reading] = Likelihood(-nll, len(prompt.answer))
             advance(sum(self.num_tokens(r, prompts[r]) for r in batch))

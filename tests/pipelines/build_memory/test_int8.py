@@ -37,7 +37,7 @@ def test_it_is_near_the_exact_one_and_is_made_again_bit_for_bit(
 
 
 def test_the_two_never_mix(exact: Path, rounded: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    one, other = (of_memory(Artefact.open(memory)) for memory in (exact, rounded))
+    one, other = (of_memory(Artefact.open(memory, "MEMORY")) for memory in (exact, rounded))
     assert other.dtype == "int8"
     assert {name: value for name, value in other.as_dict().items() if name != "dtype"} == {
         name: value for name, value in one.as_dict().items() if name != "dtype"
@@ -55,7 +55,7 @@ def test_the_two_never_mix(exact: Path, rounded: Path, tmp_path: Path, tiny_chec
     with pytest.raises(InputError, match=r"--dtype int8: .* has float32, which its new version keeps"):
         main([*given, str(exact), "--dtype=int8"])
     assert main([*given, str(rounded)]) == 0
-    assert of_memory(Artefact.open(tmp_path / "new")) == other
+    assert of_memory(Artefact.open(tmp_path / "new", "MEMORY")) == other
 
 
 def test_a_question_of_it_is_asked_in_float32(exact: Path, rounded: Path, tiny_checkpoint: Path) -> None:
@@ -78,4 +78,4 @@ def test_without_a_type_it_is_that_of_the_lm(corpus_file: Path, tmp_path: Path, 
     given = ["--input", str(corpus_file), "--checkpoint", str(tiny_checkpoint), "--num-workers=1"]
     for dtype in ("float32", "bfloat16"):
         assert main([*given, "--output", str(tmp_path / dtype), "--set", f"backbone.dtype={dtype}"]) == 0
-        assert of_memory(Artefact.open(tmp_path / dtype)).dtype == dtype
+        assert of_memory(Artefact.open(tmp_path / dtype, "MEMORY")).dtype == dtype
