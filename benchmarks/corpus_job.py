@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.corpus_job_report import markdown, times_the_naive_way
+from benchmarks.corpus_job_report import BATCH_TOKENS, least_cosine, markdown, share_of_padding, times_the_naive_way
 from benchmarks.environment import RESULTS, environment, save
 from benchmarks.processes import python, run_measured
 from clara.config.encoding import INT8
@@ -37,14 +37,12 @@ from clara.config.roles import COMPRESSOR
 from clara.config.tree import Config
 from clara.data.corpus import read_rows, to_document
 from clara.data.records import Chunk, input_text
-from clara.memory.batches import tight_batches
 from clara.memory.compress import compress_chunks
 from clara.model import lora
 from clara.model.checkpoint import fresh_model, load_compressor, save_checkpoint
 from clara.model.lora import Route
 from clara.model.model import ClaraModel
 
-_BATCH_TOKENS = 4096
 _NAIVE_ROWS = 8  # of a batch; the published scripts' own
 _PRODUCT, _PRODUCT_SECONDS = 1024, 2.0
 _MODEL: list[ClaraModel] = []
@@ -96,7 +94,7 @@ def load(checkpoint: str, dtype: str, threads: int) -> None:
 def ours(chunks: Sequence[Chunk]) -> tuple[NDArray[np.float32], float]:
     """Memory `[n, M, D]`, and the processor seconds that it took."""
     begin = time.process_time()
-    memory, failures = compress_chunks(_MODEL[0], chunks, batch_tokens=_BATCH_TOKENS)
+    memory, failures = compress_chunks(_MODEL[0], chunks, batch_tokens=BATCH_TOKENS)
     assert not failures, failures[0].reason
     return memory, time.process_time() - begin
 
@@ -189,17 +187,6 @@ def in_shards(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
     return [shards[index] for index in sorted(shards)]
 
 
-def share_of_padding(lengths: Sequence[Sequence[int]], num_memory_tokens: int, around: int) -> float:
-    """Of the tokens that shards of these lengths are computed with, `around` each text included."""
-    real = padded = 0
-    for shard in lengths:
-        ordered = sorted(shard)
-        for batch in tight_batches(ordered, _BATCH_TOKENS, num_memory_tokens):
-            real += sum(ordered[i] + around for i in batch)
-            padded += (ordered[batch[-1]] + around) * len(batch)
-    return 1 - real / padded
-
-
 def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) -> dict[str, Any]:
     """Seconds of each way by turn, operations per second of the products in between, and the memories' distance."""
     os.environ.setdefault(
@@ -237,7 +224,14 @@ def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) 
     place = {chunk.chunk_id: index for index, chunk in enumerate(chunks)}
     slow = made.pop("naive")[[place[chunk.chunk_id] for shard in shards for chunk in shard]]
     apart = {way: float(np.abs(memory - slow).max() / np.abs(slow).max()) for way, memory in made.items()}
-    return {"seconds": seconds, "processor_seconds": spent, "products_flops": ceilings, "largest_difference": apart}
+    near = {way: least_cosine(memory, slow) for way, memory in made.items()}
+    return {
+        "seconds": seconds,
+        "processor_seconds": spent,
+        "products_flops": ceilings,
+        "largest_difference": apart,
+        "least_cosine": near,
+    }
 
 
 def whole_job(args: argparse.Namespace, checkpoint: Path, folder: Path, dtype: str) -> dict[str, Any]:
