@@ -252,8 +252,7 @@ def load_compressor(source: Name | Artefact, dtype: str, *, backbone: str = "", 
         InputError: see `load_checkpoint`; or int8 on another device than the CPU.
     """
     check_encoding(dtype, device)
-    settings = BackboneSettings.model_validate({"path": backbone, "dtype": type_of_lm(dtype)})
-    model = load_checkpoint(source, settings, device=device).eval()
+    model = load_checkpoint(source, BackboneSettings(path=backbone, dtype=type_of_lm(dtype)), device=device).eval()
     if dtype == INT8:
         merge_in_int8(model.backbone.layers, COMPRESSOR)
     return model

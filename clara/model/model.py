@@ -19,7 +19,8 @@ from clara.model.geometry import QuestionMean
 from clara.model.lora import Route
 from clara.model.losses import AnswerLosses
 from clara.model.precision import widened
-from clara.model.prompts import Prompt, PromptBuilder, num_shared_tokens
+from clara.model.prompts import Prompt, PromptBuilder
+from clara.model.shared_front import num_shared_tokens
 from clara.model.slots import MemorySlots, segment_shares
 
 

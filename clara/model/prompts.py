@@ -6,7 +6,6 @@ Texts cannot inject special tokens.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from tokenizers import Tokenizer
@@ -37,20 +36,6 @@ class Prompt:
     right: list[int]
     answer: list[int]
     weights: list[float]
-
-
-def num_shared_tokens(prompts: Sequence[Prompt], num_memories: Sequence[int]) -> int:
-    """Tokens that all prompts begin with: before the slots of any memory and the last token before any answer.
-
-    0 where there is one prompt only.
-
-    Args:
-        prompts: see `Prompt`.
-        num_memories: of each.
-    """
-    fronts = [p.left if k else [*p.left, *p.right][:-1] for p, k in zip(prompts, num_memories, strict=True)]
-    equal = takewhile(lambda tokens: len({*tokens}) == 1, zip(*fronts, strict=False))
-    return sum(1 for _ in equal) if len(fronts) > 1 else 0
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ class Retriever:
         retrieval: Retrieval | None = None,
         accept_stale: bool = False,
     ) -> "Retriever":
-        """Open the three artefacts; the model computes in the dtype that MEMORY was made in (in float32 if int8).
+        """Open the three artefacts; the model computes in the dtype that MEMORY was made in (float32 if int8).
 
         Args:
             checkpoint: CHECKPOINT.
@@ -131,8 +131,7 @@ class Retriever:
             from clara.index.search import MemoryIndex  # FAISS is not needed where there is no INDEX
 
             searcher = MemoryIndex.open(index, store, checkpoint.settings.score, settings.exact_rows)
-        reading = Backbone.model_validate({"path": backbone, "dtype": type_of_lm(encoding.dtype)})
-        model = load_checkpoint(checkpoint, reading, device=device)
+        model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=type_of_lm(encoding.dtype)), device=device)
         if is_missing(model):
             raise InputError(
                 f"{checkpoint.name}: its score is centred, and the questions' mean is not known; compute it from "

@@ -7,7 +7,8 @@ import torch
 
 from clara.config.roles import GENERATOR
 from clara.model.lora import Route
-from clara.model.prompts import Prompt, num_shared_tokens
+from clara.model.prompts import Prompt
+from clara.model.shared_front import num_shared_tokens
 from tests.helpers import tiny
 
 
