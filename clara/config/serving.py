@@ -41,6 +41,12 @@ class Serving(Section):
     request_seconds: float = Field(
         60.0, gt=0, le=YEAR_SECONDS, description="longest wait for a request's body, and for its answer"
     )
+    keep_alive_seconds: int = Field(
+        75,
+        ge=1,
+        description="how long a connection without requests stays open; longer than clients keep it (5 s for many), as "
+        "one that is being closed loses the next request",
+    )
     shutdown_seconds: int = Field(
         30, ge=0, description="wait for running requests when the service is stopped; then they end with an error"
     )

@@ -7,7 +7,7 @@ from typing import cast
 from fastapi import APIRouter, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
@@ -17,7 +17,7 @@ from clara.errors import InputError
 from clara.serving.browse import add_browse
 from clara.serving.chat import add_chat
 from clara.serving.engine import Engine
-from clara.serving.errors import DOCUMENTED, ErrorReply, detail, error_response
+from clara.serving.errors import DOCUMENTED, STREAMED, ErrorReply, detail, error_response
 from clara.serving.events import FailedError, Finished, Found, Piece, QueueFullError, Request, StoppedError
 from clara.serving.follow import Follower
 from clara.serving.guard import AGAINST, Guard
@@ -103,7 +103,10 @@ def make_app(
 
 
 def _as_response(_: HttpRequest, error: Exception) -> Response:
-    return error_response(*status_of(error))
+    response = error_response(*status_of(error))
+    if isinstance(error, HTTPException):
+        response.headers.update(error.headers or {})  # `Allow` of a 405
+    return response
 
 
 def _as_refusal(_: HttpRequest, error: Exception) -> Response:
@@ -128,7 +131,7 @@ def _add_health(app: FastAPI, engine: Engine, metrics: Metrics, follower: Follow
         state = {"status": "ready", "rows": len(store), "fingerprint": store.fingerprint}
         return JSONResponse(state | ({"follow": follower.state} if follower else {}))
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def figures() -> Response:
         """Figures for Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -142,7 +145,7 @@ def _add_answers(app: APIRouter, service: Service) -> None:
         found = await unless_gone(http, service.found(request))
         return as_json(SearchReply(results=[passages_of(own) for own in found.passages]))
 
-    @app.post("/v1/answers", responses=DOCUMENTED, response_model=AnswerReply)
+    @app.post("/v1/answers", responses=DOCUMENTED | STREAMED, response_model=AnswerReply)
     async def answers(body: AnswerBody, http: HttpRequest) -> Response:
         """An answer and the passages that it was read from."""
         request = service.request(http, [body.question], body.passages, body.max_tokens, only=body.only)

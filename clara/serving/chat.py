@@ -20,7 +20,7 @@ from clara.data.records import encodable
 from clara.model.prompts import Turn
 from clara.retrieval import answered
 from clara.serving.engine import Engine
-from clara.serving.errors import DOCUMENTED, ErrorReply, detail, error_response
+from clara.serving.errors import DOCUMENTED, STREAMED, ErrorReply, detail, error_response
 from clara.serving.events import Finished, Found, Piece, Request
 from clara.serving.schemas import Body, Filtered, Passage, passages_of
 from clara.serving.service import Service, as_json, streamed, unless_gone
@@ -187,7 +187,7 @@ def add_chat(app: FastAPI, service: Service) -> None:
         """The model, by its name."""
         return ModelCard(id=name, created=started) if model == name else no_model(model)
 
-    @app.post("/v1/chat/completions", responses={**DOCUMENTED, **unknown}, response_model=ChatReply)
+    @app.post("/v1/chat/completions", responses=DOCUMENTED | STREAMED | unknown, response_model=ChatReply)
     async def completions(body: ChatBody, http: HttpRequest) -> Response:
         """An answer to the last message, with the passages that it was read from."""
         if body.model != name:

@@ -165,6 +165,7 @@ def main(argv: list[str], resolve: Resolve = as_it_is, registered: Callable[[Seq
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=settings.keep_alive_seconds,
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )
         uvicorn.Server(config).run(sockets=[taken])

@@ -42,6 +42,10 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
     for status in (400, 401, 408, 413, 422, 429, 500, 503, 504)
 }
 """Statuses of every request below /v1/ that are no success."""
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the answer; server-sent events if `stream` is true", "content": {"text/event-stream": {}}}
+}
+"""The success of a request that may ask for a stream."""
 
 
 def detail(status: int, message: str, code: str = "") -> ErrorDetail:

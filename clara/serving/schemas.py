@@ -22,7 +22,7 @@ def _text(text: str) -> str:
     return text
 
 
-Question = Annotated[str, AfterValidator(_text)]
+Question = Annotated[str, AfterValidator(_text), Field(json_schema_extra={"pattern": r"\S"})]
 
 
 class Filtered(Body):

@@ -9,6 +9,7 @@ from fastapi import Request as HttpRequest
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from clara.config.serving import Serving
 from clara.errors import InputError
@@ -147,6 +148,8 @@ async def streamed(
 def status_of(error: Exception) -> tuple[int, str]:
     """The status of an error, and what the client reads.
 
+    FastAPI makes a wrong body of whatever ends the reading of one; a client that left meanwhile is not one of those.
+
     Raises:
         Exception: the error itself, which is none of these.
     """
@@ -160,7 +163,7 @@ def status_of(error: Exception) -> tuple[int, str]:
         return 503, "the service is being stopped; try again"
     if isinstance(error, FailedError):
         return 500, "a fault of the service; its log has more under this request id"
-    if isinstance(error, ClientGoneError):
+    if isinstance(error, ClientGoneError) or isinstance(error.__cause__, ClientDisconnect):
         return CLIENT_GONE, "the client is gone"
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)

@@ -22,7 +22,7 @@ def _row_id(text: str) -> str:
     return text
 
 
-RowId = Annotated[str, AfterValidator(_row_id)]
+RowId = Annotated[str, AfterValidator(_row_id), Field(json_schema_extra={"pattern": "^[0-9]{1,19}$"})]
 
 
 class UtilityBody(Body):

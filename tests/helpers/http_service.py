@@ -1,12 +1,16 @@
 """The HTTP service in this process: a client of the application, and a server at a port of the loopback."""
 
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import psutil
 import uvicorn
 from fastapi.testclient import TestClient
 
@@ -15,6 +19,9 @@ from clara.serving.app import make_app
 from clara.serving.command import bound
 from clara.serving.metrics import Metrics
 from clara.system import System
+from tests.helpers.evaluation_world import World
+
+ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
@@ -53,6 +60,22 @@ def server_of(
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def process_of(world: World, log: Path, *options: str) -> Iterator[tuple[psutil.Popen, str]]:
+    """A service as a separate process and its URL, from when it answers; its log is the given file."""
+    given = [f"--checkpoint={world.checkpoint}", f"--memory={world.memory}", f"--index={world.index}", "--port=0"]
+    with open(log, "w") as lines:
+        command = [sys.executable, "-m", "clara.serving", *given, *options]
+        process = psutil.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=lines)
+    try:
+        wait_for(lambda: "startup complete" in log.read_text() or process.poll() is not None, 600)
+        assert process.poll() is None, log.read_text()
+        yield process, next(line["url"] for line in map(json.loads, log.read_text().splitlines()) if "url" in line)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def wait_for(holds: Any, seconds: float = 60.0) -> None:

@@ -9,13 +9,16 @@ from contextlib import aclosing
 
 import httpx
 import pytest
+import uvicorn
 
 from clara.config.serving import Serving
 from clara.errors import InputError
+from clara.serving import command
 from clara.serving.engine import Engine
 from clara.serving.events import Finished, Found, Piece, QueueFullError, Request, StoppedError
 from clara.serving.metrics import Metrics
 from clara.system import System
+from tests.helpers.evaluation_world import World
 from tests.helpers.http_service import client_of, figure, server_of, wait_for
 
 LONG = Request(("What does the market of Jorvik on the Wend sell?",), 2, 1500)
@@ -150,6 +153,25 @@ def test_a_slow_body_ends_with_408(system: System) -> None:
         with socket.create_connection((host, int(port)), timeout=30) as client:
             client.sendall(b"POST /v1/answers HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
             assert client.recv(100).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_leaves_within_its_body_sent_no_wrong_body(system: System) -> None:
+    with server_of(system) as (_, url):
+        host, port = url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as client:
+            client.sendall(b"POST /v1/answers HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
+        noted = 'clara_requests_total{path="/v1/answers",status="499"} 1.0'
+        wait_for(lambda: noted in httpx.get(f"{url}/metrics").text)
+
+
+def test_an_idle_connection_is_kept_longer_than_by_clients(
+    evaluation_artefacts: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda server, **_: configs.append(server.config))
+    world = evaluation_artefacts
+    assert command.main([f"--checkpoint={world.checkpoint}", f"--memory={world.memory}", "--port=0"]) == 0
+    assert configs[0].timeout_keep_alive > httpx.Limits().keepalive_expiry
 
 
 def test_shutdown_waits_for_what_runs(system: System) -> None:
