@@ -106,6 +106,6 @@ def test_a_fault_of_ours_is_500_and_the_next_request_is_answered(
 ) -> None:
     with client_of(system) as client:
         with monkeypatch.context() as patch:
-            patch.setattr(system.retriever.model, "answer_log_likelihood", lambda *_: 1 / 0)
+            patch.setattr(system.retriever.model, "answer_losses", lambda *_: 1 / 0)
             assert client.post("/v1/utility", json=body(rows, rows[0])).status_code == 500
         assert measured(client, rows, rows[0])
