@@ -4,47 +4,15 @@ python -m training.show_registry NAME --tracking-uri sqlite:///PATH
 """
 
 import argparse
-import dataclasses
 import json
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from typing import Any
 
 from clara.config.flags import Command, add_setting
 from clara.errors import command_line
-from training.registry.record import Entry, record_of
-from training.registry.store import answers, check_names, open_store, versions_of
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-
-_LINEAGE = ("system", "checkpoint_hash", "memory_hash", "index_hash", "questions_hash", "fingerprint")
-
-
-def described(client: "MlflowClient", name: str) -> dict[str, Any]:
-    """Aliases, versions and the record of promotions, as JSON has them.
-
-    Raises:
-        InputError: no version of the model is registered.
-    """
-    versions = versions_of(client, name)
-    aliases = {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
-    return {
-        "name": name,
-        "aliases": aliases,
-        "versions": [
-            {
-                "version": number,
-                "aliases": sorted(alias for alias, holder in aliases.items() if holder == number),
-                "registered": datetime.fromtimestamp(versions[number].creation_timestamp / 1000, UTC).isoformat(
-                    timespec="seconds"
-                ),
-                "run_id": versions[number].run_id,
-                **{key: versions[number].tags.get(f"clara.{key}", "") for key in _LINEAGE},
-            }
-            for number in sorted(versions, key=int)
-        ],
-        "record": [dataclasses.asdict(entry) for entry in record_of(versions.values())],
-    }
+from training.registry.description import described
+from training.registry.record import Entry
+from training.registry.store import answers, check_names, open_store
 
 
 def as_text(found: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from clara.serving.follow import Follower
 from clara.serving.guard import AGAINST, Guard
 from clara.serving.metrics import Metrics
 from clara.serving.page import add_page
+from clara.serving.registry import Describe, add_registry
 from clara.serving.schemas import (
     AnswerBody,
     AnswerPiece,
@@ -46,6 +47,7 @@ def make_app(
     metrics: Metrics | None = None,
     follow: Callable[[Engine, Metrics], Follower] | None = None,
     against: System | None = None,
+    describe: Describe | None = None,
 ) -> FastAPI:
     """The service of a system; its engine runs from start-up to shutdown.
 
@@ -57,6 +59,7 @@ def make_app(
         follow: makes what lets newer systems take over; None: nothing does.
         against: a second system, which answers below `/against/` and is compared with the first on the page; its
             engine is not counted.
+        describe: tells of the registered model that is served; None: there is none.
 
     Raises:
         InputError: see `Engine`.
@@ -98,6 +101,7 @@ def make_app(
         add_browse(routes, service)
         app.include_router(routes)
     add_chat(app, Service(engine))
+    add_registry(app.router, describe)
     add_page(app)
     return app
 

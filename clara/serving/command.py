@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from clara.serving.engine import Engine
     from clara.serving.follow import Follower
     from clara.serving.metrics import Metrics
+    from clara.serving.registry import Describe
     from clara.system import System
 
 logger = logging.getLogger(__name__)
@@ -112,13 +113,19 @@ def key_of(settings: Serving) -> str:
     return key
 
 
-def main(argv: list[str], resolve: Resolve = as_it_is, registered: Callable[[Sequence[str]], list[str]] = list) -> int:
+def main(
+    argv: list[str],
+    resolve: Resolve = as_it_is,
+    registered: Callable[[Sequence[str]], list[str]] = list,
+    described: "Callable[[Sequence[str]], Describe | None]" = lambda _: None,
+) -> int:
     """The command line.
 
     Args:
         argv: arguments.
         resolve: see `Resolve`.
         registered: replaces `--model` in arguments by the flags of that version.
+        described: from arguments, what tells of the registered model that they name.
     """
 
     def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -151,7 +158,15 @@ def main(argv: list[str], resolve: Resolve = as_it_is, registered: Callable[[Seq
             return Follower(engine, sources.find, served, counted, settings.follow_seconds)
 
         following = follow if settings.follow else None
-        app = make_app(system, settings, key=key, metrics=metrics, follow=following, against=against)
+        app = make_app(
+            system,
+            settings,
+            key=key,
+            metrics=metrics,
+            follow=following,
+            against=against,
+            describe=described(argv),
+        )
         rows, (host, port) = len(system.retriever.store), taken.getsockname()[:2]
         del system  # the engine's, until a newer one takes over
         if options.dry_run:

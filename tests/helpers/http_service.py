@@ -18,6 +18,7 @@ from clara.config.serving import Serving
 from clara.serving.app import make_app
 from clara.serving.command import bound
 from clara.serving.metrics import Metrics
+from clara.serving.registry import Describe
 from clara.system import System
 from tests.helpers.evaluation_world import World
 
@@ -31,23 +32,29 @@ def client_of(
     key: str = "",
     metrics: Metrics | None = None,
     against: System | None = None,
+    describe: Describe | None = None,
     **settings: Any,
 ) -> Iterator[TestClient]:
     """A client of a service with these settings, while it runs."""
-    app = make_app(system, Serving(**settings), key=key, metrics=metrics, against=against)
+    app = make_app(system, Serving(**settings), key=key, metrics=metrics, against=against, describe=describe)
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
 
 @contextmanager
 def server_of(
-    system: System, *, key: str = "", against: System | None = None, **settings: Any
+    system: System,
+    *,
+    key: str = "",
+    against: System | None = None,
+    describe: Describe | None = None,
+    **settings: Any,
 ) -> Iterator[tuple[uvicorn.Server, str]]:
     """A server and its URL, while it runs; it is stopped as by a signal."""
     limits = Serving(**settings)
     with bound("127.0.0.1", 0) as taken:
         config = uvicorn.Config(
-            make_app(system, limits, key=key, against=against),
+            make_app(system, limits, key=key, against=against, describe=describe),
             log_config=None,
             timeout_graceful_shutdown=limits.shutdown_seconds,
         )

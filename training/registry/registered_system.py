@@ -1,12 +1,14 @@
 """A registered model version as flags of `clara serve`: where its parts are, and how it answers."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from clara.errors import InputError
 from clara.storage.paths import is_registered
-from training.registry.resolve import local_checkpoint
-from training.registry.store import answers
+from training.registry.description import described, with_runs
+from training.registry.resolve import local_checkpoint, name_of
+from training.registry.store import answers, open_store
 
 
 def with_registered(argv: Sequence[str]) -> list[str]:
@@ -17,15 +19,37 @@ def with_registered(argv: Sequence[str]) -> list[str]:
     Raises:
         InputError: see `flags_of`; or the store is not named.
     """
-    if not any(word.partition("=")[0] == "--model" for word in argv):
+    options, rest = _named(argv)
+    if options.model is None:
         return list(argv)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in ("--model", "--tracking-uri"):
-        parser.add_argument(flag)
-    options, rest = parser.parse_known_args(argv)
     if not options.tracking_uri:
         raise InputError(f"--model {options.model!r}: name the MLflow store with --tracking-uri URI")
     return [*flags_of(options.model, options.tracking_uri), *rest]
+
+
+def registry_of(argv: Sequence[str]) -> Callable[[], dict[str, Any]] | None:
+    """What tells of the model that `--model` names: its versions and record; None where paths are given.
+
+    It raises InputError if the store does not answer, or has no such model.
+    """
+    options, _ = _named(argv)
+    if options.model is None:
+        return None
+
+    def describe() -> dict[str, Any]:
+        client, name = open_store(options.tracking_uri), name_of(options.model)
+        with answers(options.tracking_uri):
+            return with_runs(client, described(client, name), options.tracking_uri)
+
+    return describe
+
+
+def _named(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """`--model` and `--tracking-uri`, and the other arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--model", "--tracking-uri"):
+        parser.add_argument(flag)
+    return parser.parse_known_args(argv)
 
 
 def flags_of(model: str, uri: str) -> list[str]:

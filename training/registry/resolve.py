@@ -22,6 +22,17 @@ _NAME = re.compile(r"models:/(?P<name>[^/:.%\"'@]+)(?:@(?P<alias>[A-Za-z0-9_-]+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
+def name_of(model: str) -> str:
+    """The name in `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+
+    Raises:
+        InputError: it is of another form.
+    """
+    if (parts := _NAME.fullmatch(model)) is None:
+        raise InputError(f"--model {model!r}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
+    return parts["name"]
+
+
 def local_checkpoint(checkpoint: str, uri: str) -> str:
     """The folder of a registered CHECKPOINT; any other path or URL as it is.
 

@@ -2,6 +2,7 @@
 
 import { get, shownIn } from "./api.js";
 import { byId, element, facts, isTable, table } from "./dom.js";
+import * as registry from "./registry.js";
 
 /** Nested settings as rows: a dotted name and a value. */
 function flat(value, name = "") {
@@ -48,5 +49,6 @@ export function open() {
     const { artefacts } = await get("v1/lineage");
     const kinds = new Map(artefacts.map((own) => [own.hash, own.kind]));
     byId("lineage-list").replaceChildren(...artefacts.map((own) => artefact(own, kinds)));
+    await registry.open();
   });
 }

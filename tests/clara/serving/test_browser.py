@@ -20,6 +20,7 @@ from clara.model.artefact import Checkpoint
 from clara.model.question_mean import copy_with_score
 from clara.storage.manifest import manifest_hash
 from clara.system import System
+from tests.clara.serving.test_registry import FOUND
 from tests.helpers.browser import Visit, chromium
 from tests.helpers.evaluation_world import World
 from tests.helpers.http_service import server_of, wait_for
@@ -212,6 +213,20 @@ def test_lineage_names_what_made_each_part(browser: "Browser", url: str, evaluat
     memory = manifest_hash(evaluation_artefacts.memory)
     index.get_by_role("row").filter(has_text=f"{memory} = the MEMORY of this page").wait_for()
     visit.check()
+
+
+def test_the_registered_model_its_versions_and_decisions(browser: "Browser", fused: System) -> None:
+    with server_of(fused, describe=lambda: FOUND) as (_, url):
+        visit = Visit(browser, url, path="/#lineage")
+        page = visit.page
+        page.get_by_role("heading", name="Registered model towns").wait_for()
+        cells = page.get_by_role("row").filter(has_text="beats the champion").inner_text().split("\t")
+        assert cells == ["2026-11-30 16:45:01 UTC", "champion", "2", "1", "promoted", "beats the champion"]
+        page.get_by_role("heading", name="Version 2 (champion)").wait_for()
+        page.get_by_text("Evaluation", exact=True).click()
+        page.get_by_role("row").filter(has_text="unseen/after/index.recall_5").get_by_text("0.75").wait_for()
+        assert page.get_by_role("link", name="Model in MLflow").get_attribute("href") == FOUND["page"]
+        visit.check()
 
 
 # --- comparing ---

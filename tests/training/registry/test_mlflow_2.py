@@ -21,6 +21,7 @@ from tests.helpers.ports import free_ports
 from tests.helpers.registry import QUESTIONS, evaluation, promotion, registration, world
 from training import promote, register
 from training.registry import evaluation_log
+from training.registry.description import described
 from training.registry.resolve import local_checkpoint
 from training.registry.run_log import Tracker
 from training.registry.store import open_run_log
@@ -92,7 +93,16 @@ def test_all_that_is_logged_and_registered(world: World, evaluation: Path, serve
     assert Path(local_checkpoint("models:/towns@champion", server)).is_dir()
     assert len(mlflow.pyfunc.load_model("models:/towns@champion").predict(QUESTIONS)) == 2
 
-    client.delete_model_version("towns", "1")
+    assert register.main(registration(world, evaluation, server, "after")) == 0
+    assert promote.main(promotion(server, "2")) == 0
+    assert promote.main(["--name", "towns", "--rollback", "--tracking-uri", server]) == 0
+    found = described(client, "towns")
+    assert found["aliases"] == {"champion": "1"}
+    assert [entry["outcome"] for entry in found["record"]] == ["promoted", "promoted", "rolled back"]
+    assert found["record"][1]["test"]["num_questions"] > 1
+
+    for version in ("1", "2"):
+        client.delete_model_version("towns", version)
     with pytest.raises(InputError, match="no version of model towns is registered"):
         local_checkpoint("models:/towns/1", server)
 

@@ -111,6 +111,10 @@ def champion_answers(server: Server, folder: Path) -> str:
                 assert process.poll() is None, log.read_text()
                 assert time.monotonic() < deadline, log.read_text()
                 time.sleep(0.5)
+        # The page shows the registry, with links to the server's pages.
+        shown = json.loads(urllib.request.urlopen(f"{url}/v1/registry").read())
+        assert (shown["name"], shown["page"]) == (MODEL, f"{server.url}/#/models/{MODEL}")
+        assert all(v["page"].startswith(f"{server.url}/#/experiments/") and v["measures"] for v in shown["versions"])
         body = json.dumps({"question": "Who is the mayor of Arlen on the Tamo?", "passages": 2}).encode()
         request = urllib.request.Request(f"{url}/v1/answers", body, {"Content-Type": "application/json"})
         return str(json.loads(urllib.request.urlopen(request).read())["text"])
@@ -139,7 +143,7 @@ def test_trained_registered_promoted_served_and_rolled_back(
     assert not {"AWS_ENDPOINT_URL", "MLFLOW_S3_ENDPOINT_URL"} & set(os.environ)
 
     for version in ("1", "2"):
-        said = clara("promote", "--name", MODEL, "--version", version, "--floors=", at)
+        said = clara("promote", "--name", MODEL, "--version", version, "--floors=", "--level=0.2", at)
         assert f"version {version} promoted" in said
     monkeypatch.setenv("CLARA_CACHE", str(tmp_path / "cache"))
     after = champion_answers(server, tmp_path)
@@ -185,7 +189,7 @@ def test_a_login_that_expires_while_it_registers_leaves_no_version(
 
     def expires(*given: object) -> None:
         saved(*given)  # type: ignore[arg-type]
-        server.set_password(USER, "another")
+        server.set_password(USER, "another long password")
 
     monkeypatch.setattr(register, "save_model", expires)
     try:
