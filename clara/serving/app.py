@@ -59,7 +59,7 @@ def make_app(
         follow: makes what lets newer systems take over; None: nothing does.
         against: a second system, which answers below `/against/` and is compared with the first on the page; its
             engine is not counted.
-        describe: tells of the registered model that is served; None: there is none.
+        describe: reads what is known of the registered model that is served; None: there is none.
 
     Raises:
         InputError: see `Engine`.

@@ -125,7 +125,7 @@ def main(
         argv: arguments.
         resolve: see `Resolve`.
         registered: replaces `--model` in arguments by the flags of that version.
-        described: from arguments, what tells of the registered model that they name.
+        described: from arguments, what reads the registry about the model that they name.
     """
 
     def parse() -> tuple[argparse.Namespace, list[str]]:

@@ -28,7 +28,7 @@ def with_registered(argv: Sequence[str]) -> list[str]:
 
 
 def registry_of(argv: Sequence[str]) -> Callable[[], dict[str, Any]] | None:
-    """What tells of the model that `--model` names: its versions and record; None where paths are given.
+    """What reads the registry about the model that `--model` names; None where paths are given.
 
     It raises InputError if the store does not answer, or has no such model.
     """

@@ -20,10 +20,10 @@ from clara.model.artefact import Checkpoint
 from clara.model.question_mean import copy_with_score
 from clara.storage.manifest import manifest_hash
 from clara.system import System
-from tests.clara.serving.test_registry import FOUND
 from tests.helpers.browser import Visit, chromium
 from tests.helpers.evaluation_world import World
 from tests.helpers.http_service import server_of, wait_for
+from tests.helpers.registered_model import FOUND
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser

@@ -5,23 +5,7 @@ from typing import Any
 from clara.errors import InputError
 from clara.system import System
 from tests.helpers.http_service import client_of
-
-VERSION: dict[str, Any] = {
-    **{"version": "2", "aliases": ["champion"], "registered": "2026-11-30T16:45:01+00:00", "system": "after"},
-    **dict.fromkeys(("checkpoint_hash", "memory_hash", "index_hash", "questions_hash"), "a" * 64),
-    **{"measures": {"unseen/after/index.recall_5": 0.75}, "page": ""},
-}
-DECISION: dict[str, Any] = {
-    **{"at": "20261130T164501.123456Z", "alias": "champion", "version": "2", "before": "1", "outcome": "promoted"},
-    **{"reason": "beats the champion", "test": {"difference": 0.5}, "floors": []},
-}
-FOUND: dict[str, Any] = {
-    "name": "towns",
-    "aliases": {"champion": "2"},
-    "page": "http://mlflow.example/#/models/towns",
-    "versions": [VERSION | {"run_id": "r"}],
-    "record": [DECISION],
-}
+from tests.helpers.registered_model import DECISION, FOUND, VERSION
 
 
 def test_what_the_registry_says_is_passed_on(system: System) -> None:
