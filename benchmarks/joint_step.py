@@ -76,8 +76,14 @@ def chunks(model: ClaraModel, count: int, num_tokens: int, rng: random.Random) -
 def write_memory(model: ClaraModel, config: Config, rows: Sequence[Chunk], folder: Path) -> MemoryStore:
     """MEMORY of the chunks by the model, in float16."""
     save_checkpoint(model, folder / "checkpoint", stage="joint", recipe={"made_by": "benchmarks"})
+    write_chunks(model, config, rows, folder / "checkpoint", folder / "memory")
+    return MemoryStore.open(folder / "memory")
+
+
+def write_chunks(model: ClaraModel, config: Config, rows: Sequence[Chunk], checkpoint: Path, folder: Path) -> None:
+    """MEMORY of the chunks in a folder, by the model that a CHECKPOINT holds."""
     fingerprint = of_checkpoint(
-        folder / "checkpoint",
+        checkpoint,
         EncodingSettings(
             max_tokens=model.settings.max_document_tokens,
             overlap_tokens=0,
@@ -89,14 +95,14 @@ def write_memory(model: ClaraModel, config: Config, rows: Sequence[Chunk], folde
     report = write_memory_shard(
         lambda: model,
         rows,
-        folder / "memory",
+        folder,
         shard_name(0, 1),
         fingerprint=fingerprint,
         codec="float16",
         batch_tokens=4096,
     )
     complete_memory(
-        folder / "memory",
+        folder,
         [report],
         fingerprint=fingerprint,
         codec="float16",
@@ -104,7 +110,6 @@ def write_memory(model: ClaraModel, config: Config, rows: Sequence[Chunk], folde
         recipe={"made_by": "benchmarks"},
         counts={},
     )
-    return MemoryStore.open(folder / "memory")
 
 
 @dataclasses.dataclass

@@ -130,6 +130,13 @@ def _core(constants: Mapping[str, Any]) -> Machine:
     return Machine("cpu", 0.0, rate("compression_operations_per_second"), rate("training_operations_per_second"), step)
 
 
+def peak_of(device: str) -> float | None:
+    """Operations a second of a device by the data sheet, from the name that its driver gives; None: not known."""
+    words = device.lower().replace("-", " ").split()
+    found = [peak * 1e12 for name, (peak, _) in _GPUS.items() if name.partition("-")[0] in words]
+    return found[0] if found else None
+
+
 def read_constants(file: Path = CONSTANTS) -> dict[str, Any]:
     """What `benchmarks.plan_constants` measured.
 
