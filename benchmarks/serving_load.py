@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -47,12 +48,8 @@ class Server:
 
     def processor_seconds(self) -> float:
         """Processor time that it has used so far, with its children."""
-        found = 0.0
-        for each in [self.process, *self.process.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = each.cpu_times()
-                found += times.user + times.system
-        return found
+        every = [self.process, *self.process.children(recursive=True)]
+        return sum(times.user + times.system for times in (each.cpu_times() for each in every))
 
 
 @contextmanager
@@ -70,8 +67,9 @@ def running(command: Sequence[str], port: int, ready: str, log: Path, limit_seco
         RuntimeError: it ends, or is not ready in time.
     """
     began = time.monotonic()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks for uvicorn there
     with open(log, "w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"PATH": path})
     own = psutil.Process(process.pid)
     try:
         while True:
@@ -83,8 +81,8 @@ def running(command: Sequence[str], port: int, ready: str, log: Path, limit_seco
             time.sleep(0.05)
         yield Server(port, own, time.monotonic() - began)
     finally:
-        for each in [*own.children(recursive=True), own]:
-            with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself
+            for each in [*own.children(recursive=True), own]:
                 each.terminate()
         process.wait()
 
