@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 # slower than one.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help setup demo lint test test-slow test-release docs clean
+.PHONY: help setup demo lint test test-slow test-release docs tools lock sbom audit hadolint clean
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):.*  ## (.*)/\1\t\2/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name text; do printf '%-14s %s\n' "$$name" "$$text"; done
 
@@ -54,6 +54,26 @@ test-release: setup  ## what takes longer: long fuzzing, many kills; run by hand
 docs: setup  ## build the documentation into build/site
 	$(BIN)/python -m infra.config_page --reference > docs/configuration.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+tools: $(VENV)/tools/ready  ## .venv/tools with uv, pip-audit, cyclonedx-bom, hadolint
+
+$(VENV)/tools/ready: requirements/tools.txt
+	$(PYTHON) -m venv $(VENV)/tools
+	$(VENV)/tools/bin/pip install --quiet --disable-pip-version-check -r requirements/tools.txt
+	touch $@
+
+lock: setup tools  ## requirements/: what the images install, with hashes
+	PATH="$(VENV)/tools/bin:$$PATH" $(BIN)/python -m infra.images.locks
+
+sbom: tools  ## build/sbom-STAGE.json: CycloneDX lists of what the images hold
+	mkdir -p build
+	for stage in train beam; do $(VENV)/tools/bin/cyclonedx-py requirements requirements/$$stage.txt --pyproject pyproject.toml --of JSON -o build/sbom-$$stage.json || exit 1; done
+
+audit: setup tools  ## known vulnerabilities of what is locked; "not run" where nobody could be asked
+	PATH="$(VENV)/tools/bin:$$PATH" $(BIN)/python -m infra.images.audit
+
+hadolint: tools  ## rules for the Dockerfile
+	$(VENV)/tools/bin/hadolint Dockerfile
 
 clean:  ## remove artefacts and build folders
 	rm -rf artefacts build

@@ -43,7 +43,7 @@ def write_model(folder: Path, hidden_size: int, layers: int) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     save_backbone(folder, 0)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     config.hidden_size, config.intermediate_size, config.num_hidden_layers = hidden_size, 3 * hidden_size, layers
     config.head_dim = hidden_size // config.num_attention_heads
     torch.manual_seed(0)

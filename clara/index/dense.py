@@ -218,7 +218,7 @@ def _join(store: MemoryStore, blocks: str, embedding: _Embedding, part: Path) ->
     part.mkdir(exist_ok=True)
     vectors = np.lib.format.open_memmap(part / _FILE, "w+", np.float16, (len(store), embedding.size))
     for number, rows in enumerate(pieces_of(store, embedding.encoder.block_rows)):
-        block = np.load(io.BytesIO(folder(blocks).read(_name(number)) or b""))
+        block = np.load(io.BytesIO(folder(blocks).read(_name(number)) or b""), allow_pickle=False)
         embedding.check_size(paths.join(blocks, _name(number)), block.shape)
         vectors[np.searchsorted(store.row_ids, rows)] = block
     vectors.flush()

@@ -80,7 +80,7 @@ class Backbone(nn.Module):
                 "transformers format"
             )
         try:
-            AutoConfig.from_pretrained(local, local_files_only=True)
+            AutoConfig.from_pretrained(local, local_files_only=True, trust_remote_code=False)
             building: AbstractContextManager[object] = nullcontext() if dtype == "float32" else DEFAULT_TYPE
             with building:
                 lm = AutoModelForCausalLM.from_pretrained(
@@ -88,6 +88,7 @@ class Backbone(nn.Module):
                     dtype=getattr(torch, dtype),
                     attn_implementation=attention,
                     local_files_only=True,
+                    trust_remote_code=False,  # without it transformers asks on the terminal
                     use_safetensors=True,
                 )
         except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:

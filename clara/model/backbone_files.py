@@ -54,6 +54,6 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
     if not (Path(folder) / "tokenizer.json").is_file():
         raise InputError(f"{folder}: no tokenizer.json; give a model folder with a fast tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain ones for what it cannot read
         raise InputError(f"{folder}: its tokenizer cannot be read ({error}); copy the model's folder again") from error

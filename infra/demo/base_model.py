@@ -59,10 +59,14 @@ def main(argv: list[str]) -> int:
         dtype=torch.bfloat16,
         quantization_config=GgufConfig(dequantize=True),
         local_files_only=True,
+        trust_remote_code=False,
     )
     model.config.__dict__.pop("quantization_config", None)  # what is saved is no longer quantised
     model.save_pretrained(partial)
-    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True).save_pretrained(partial)
+    tokenizer = AutoTokenizer.from_pretrained(
+        source.parent, gguf_file=source.name, local_files_only=True, trust_remote_code=False
+    )
+    tokenizer.save_pretrained(partial)
     atomic_write(partial / DONE, source.name)
     shutil.rmtree(output, ignore_errors=True)
     partial.rename(output)

@@ -109,7 +109,8 @@ def check_trained_for(args: argparse.Namespace, max_tokens: int, checkpoint: Che
         return
     from transformers import AutoConfig  # takes a second, and is rarely needed
 
-    config = AutoConfig.from_pretrained(local_folder(checkpoint.backbone_folder(args.backbone)), local_files_only=True)
+    folder = local_folder(checkpoint.backbone_folder(args.backbone))
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     positions = int(getattr(config.get_text_config(), "max_position_embeddings", 0) or 0)
     room = positions - num_memory_tokens - 3
     if positions and max_tokens > room:

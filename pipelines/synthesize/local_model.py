@@ -38,7 +38,11 @@ class FolderModel:
             )
         try:
             lm = AutoModelForCausalLM.from_pretrained(
-                settings.path, dtype=getattr(torch, settings.dtype), local_files_only=True, use_safetensors=True
+                settings.path,
+                dtype=getattr(torch, settings.dtype),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
             )
         except (OSError, ValueError, ImportError) as error:
             raise InputError(

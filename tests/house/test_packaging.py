@@ -16,6 +16,7 @@ from clara.errors import InputError
 from clara.own_wheel import build_wheel, pack_wheel
 from infra.dataflow import submit as dataflow_submit
 from infra.dataflow import template
+from infra.images.locks import STAGES
 from infra.spark import submit as spark_submit
 from pipelines.build_memory.command import parser
 
@@ -117,7 +118,8 @@ def version_of(name: str) -> str:
 
 def test_beam_and_python_are_the_same_versions_everywhere() -> None:
     beam = version_of("apache-beam")
-    assert f"ARG BEAM_VERSION={beam}\n" in DOCKERFILE
+    assert f"FROM apache/beam_python3.11_sdk:{beam}${{SDK_DIGEST}} AS sdk\n" in DOCKERFILE
+    assert f"ARG TORCH_VERSION={version_of('torch')}\n" in DOCKERFILE
     assert importlib.metadata.version("apache-beam") == beam
     minor = re.fullmatch(r">=(3\.\d+),<3\.\d+", PROJECT["requires-python"])
     assert minor
@@ -129,13 +131,14 @@ def test_beam_and_python_are_the_same_versions_everywhere() -> None:
     ).lower().replace("apache beam", "apache-beam")
 
 
-def test_images_install_from_pyproject_alone_and_hold_what_a_worker_imports() -> None:
+def test_images_install_locked_requirements_alone_and_hold_what_a_worker_imports() -> None:
     stages = dict(re.findall(r"FROM \S+ AS (\w+)\n((?:(?!FROM ).*\n)*)", DOCKERFILE))
     assert {"base", "train", "beam", "dataflow"} <= set(stages)
     for stage in ("train", "beam"):
-        (extras,) = re.findall(r"'\.\[([\w,]+)\]'", stages[stage])
-        assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
-        assert {"beam", "gcp"} <= set(extras.split(","))
+        extras = set(STAGES[stage])
+        assert extras <= set(PROJECT["optional-dependencies"])
+        assert {"beam", "gcp"} <= extras
+        assert f'"requirements/{stage}${{TORCH_INDEX:+-cpu}}.txt"' in stages[stage]
         assert "pip check" in stages[stage]
     assert {re.split(r"[\[=]", requirement)[0] for requirement in PROJECT["dependencies"]} >= {
         "torch",
@@ -148,7 +151,7 @@ def test_images_install_from_pyproject_alone_and_hold_what_a_worker_imports() ->
     assert stages["beam"].index("WORKDIR /\n") < stages["beam"].index("ENTRYPOINT")
     assert "pip" not in stages["dataflow"]
     copied = set(re.findall(r"COPY (\w+) \1\n", stages["base"]))
-    assert copied == {"clara", "pipelines", "training", "infra"}
+    assert copied == {"requirements", "clara", "pipelines", "training", "infra"}
 
 
 def test_what_the_documents_name_is_there() -> None:

@@ -11,7 +11,8 @@ import yaml
 from clara.config.load import load
 from clara.config.tree import Config
 from clara.errors import InputError
-from infra.ray.manifests import RayCluster, RayJob, main, read_manifests
+from clara.serving.command import parser as serve_parser
+from infra.ray.manifests import RayCluster, RayJob, RayService, main, read_manifests
 from tests.helpers.command_lines import parse
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ def configured() -> Config:
 
 
 def test_every_manifest_has_known_fields_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    files = [str(FOLDER / f"{name}.yaml") for name in ("data", "cluster", "job")]
+    files = [str(FOLDER / f"{name}.yaml") for name in ("data", "cluster", "job", "service")]
     assert main(files) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(files)
 
@@ -142,6 +143,19 @@ def test_what_differs_from_place_to_place_is_marked() -> None:
     for file in sorted(FOLDER.glob("*.yaml")):
         for line in file.read_text(encoding="utf-8").splitlines():
             assert not place.search(line) or "# change" in line, f"{file.name}: {line}"
+
+
+def test_the_service_is_the_application_with_flags_that_clara_serve_has(tmp_path: Path) -> None:
+    (found,) = read_manifests(FOLDER / "service.yaml")
+    assert isinstance(found, RayService)
+    (application,) = yaml.safe_load(found.spec.serve_config_v2)["applications"]
+    assert application["import_path"] == "infra.ray.serving:application"
+    words = [f"--{name}={value}" for name, value in application["args"].items()]
+    assert serve_parser().parse_args(words).checkpoint == "/data/run/checkpoint"
+    (group,) = found.spec.ray_cluster_config.worker_group_specs
+    (deployment,) = application["deployments"]
+    assert group.replicas == deployment["autoscaling_config"]["max_replicas"]
+    assert group.resources()["CPU"] == deployment["ray_actor_options"]["num_cpus"]
 
 
 # --- the cluster launcher ---

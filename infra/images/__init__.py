@@ -1,0 +1,1 @@
+"""Container images: locked requirements, digests of base images, their audit."""
