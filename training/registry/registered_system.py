@@ -19,9 +19,9 @@ def with_registered(argv: Sequence[str]) -> list[str]:
     Raises:
         InputError: see `flags_of`; or the store is not named.
     """
-    options, rest = _named(argv)
-    if options.model is None:
+    if not _names_model(argv):
         return list(argv)
+    options, rest = _named(argv)
     if not options.tracking_uri:
         raise InputError(f"--model {options.model!r}: name the MLflow store with --tracking-uri URI")
     return [*flags_of(options.model, options.tracking_uri), *rest]
@@ -32,9 +32,9 @@ def registry_of(argv: Sequence[str]) -> Callable[[], dict[str, Any]] | None:
 
     It raises InputError if the store does not answer, or has no such model.
     """
-    options, _ = _named(argv)
-    if options.model is None:
+    if not _names_model(argv):
         return None
+    options, _ = _named(argv)
 
     def describe() -> dict[str, Any]:
         client, name = open_store(options.tracking_uri), name_of(options.model)
@@ -42,6 +42,10 @@ def registry_of(argv: Sequence[str]) -> Callable[[], dict[str, Any]] | None:
             return with_runs(client, described(client, name), options.tracking_uri)
 
     return describe
+
+
+def _names_model(argv: Sequence[str]) -> bool:
+    return any(word.partition("=")[0] == "--model" for word in argv)
 
 
 def _named(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
