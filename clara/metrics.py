@@ -24,6 +24,7 @@ _BOOLEANS = {"True": "yes", "False": "no"}
 _CLOSED = frozenset({"yes", "no", "noanswer"})
 # Sign patterns that are in memory at once.
 _PATTERNS_AT_ONCE = 1024
+_RESAMPLES_AT_ONCE = 256
 
 
 # --- answers ---------------------------------------------------------------------------------------------------------
@@ -217,9 +218,19 @@ def grouped_interval(
     values: ArrayLike, groups: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999
 ) -> tuple[float, float]:
     """`bootstrap_interval` that draws the questions of a group (of one target) together; groups are numbers from 0."""
-    sums, counts = np.bincount(groups, weights=_finite(values, "values")), np.bincount(groups)
-    drawn = np.random.default_rng(seed).integers(len(sums), size=(num_resamples, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    numbers = np.asarray(groups, np.int64)
+    return _grouped(_finite(values, "values").tobytes(), numbers.tobytes(), seed, level, num_resamples)
+
+
+@functools.lru_cache(4096)
+def _grouped(values: bytes, groups: bytes, seed: int, level: float, num_resamples: int) -> tuple[float, float]:
+    numbers = np.frombuffer(groups, np.int64)
+    sums, counts = np.bincount(numbers, weights=np.frombuffer(values, np.float64)), np.bincount(numbers)
+    rng, means = np.random.default_rng(seed), np.empty(num_resamples)
+    for begin in range(0, num_resamples, _RESAMPLES_AT_ONCE):
+        part = means[begin : begin + _RESAMPLES_AT_ONCE]
+        drawn = rng.integers(len(sums), size=(len(part), len(sums)))
+        part[:] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
 

@@ -5,9 +5,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from clara.arrays import Ids
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.metrics import ANSWER_METRICS, PairedTest, bootstrap_interval, ndcg, paired_test, ranking_metrics
+from clara.metrics import (
+    ANSWER_METRICS,
+    PairedTest,
+    bootstrap_interval,
+    grouped_interval,
+    ndcg,
+    paired_test,
+    ranking_metrics,
+)
 from training.evaluation.readers import Likelihood
 
 CUTOFFS = (1, 3, 5, 20)
@@ -109,23 +120,38 @@ def measure_names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name, value in row.items() if "." in name and is_number(value)))
 
 
+def _interval(values: Sequence[float], groups: Ids | None, seed: int) -> tuple[float, float]:
+    return bootstrap_interval(values, seed) if groups is None else grouped_interval(values, groups, seed)
+
+
+def _targets(rows: Sequence[Row]) -> Ids | None:
+    """Numbers of the rows' targets, which are resampled together; None where each question has one of its own."""
+    number: dict[tuple[str, ...], int] = {}
+    names = [tuple(row.get("positive_ids") or [row["question_id"]]) for row in rows]
+    numbers = [number.setdefault(name, len(number)) for name in names]
+    return None if len(number) == len(names) else np.array(numbers, np.int64)
+
+
 def figures(rows: Sequence[Row], seed: int = 0) -> dict[str, Figure]:
-    """The mean of every measure over the rows that have it."""
+    """The mean of every measure over the rows that have it; the intervals resample targets."""
     found = {}
     for name in measure_names(rows):
-        values = [row[name] for row in rows if is_number(row.get(name))]
-        found[name] = Figure(sum(values) / len(values), *bootstrap_interval(values, seed), len(values))
+        measured = [row for row in rows if is_number(row.get(name))]
+        values = [row[name] for row in measured]
+        interval = _interval(values, _targets(measured), seed)
+        found[name] = Figure(sum(values) / len(values), *interval, len(values))
     return found
 
 
 def differences(challenger: Sequence[Row], base: Sequence[Row], seed: int = 0) -> dict[str, PairedTest]:
-    """Every measure's paired difference, challenger minus base, over the questions that both have."""
+    """Every measure's paired difference, challenger minus base, over the questions that both have, see `figures`."""
     by_question = {row["question_id"]: row for row in base}
     pairs = [(row, by_question[row["question_id"]]) for row in challenger if row["question_id"] in by_question]
     found = {}
     for name in measure_names(challenger):
-        both = [(a[name], b[name]) for a, b in pairs if is_number(a.get(name)) and is_number(b.get(name))]
+        both = [(a, b) for a, b in pairs if is_number(a.get(name)) and is_number(b.get(name))]
         # One question has no permutation but its own: nothing can be said of it.
         if len(both) > 1:
-            found[name] = paired_test([a for a, _ in both], [b for _, b in both], seed)
+            groups = _targets([a for a, _ in both])
+            found[name] = paired_test([a[name] for a, _ in both], [b[name] for _, b in both], seed, groups=groups)
     return found

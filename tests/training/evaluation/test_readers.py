@@ -222,6 +222,18 @@ def test_likelihood_measures_worked_by_hand() -> None:
     assert gaps == {"gap.right_minus_wrong": 3.0, "gap.right_minus_none": 2.0, "gap.index_minus_none": 1.0}
 
 
+def test_questions_of_one_target_are_resampled_together() -> None:
+    base = [{"question_id": f"q{i}", "positive_ids": ["a" if i < 4 else "b"], "m.x": 0.0} for i in range(8)]
+    better = [row | {"m.x": float(i < 4)} for i, row in enumerate(base)]
+    # Two targets: every resample has a mean of 0, 0.5 or 1, and of four sign patterns two are as far from 0.
+    assert (figures(better)["m.x"].low, figures(better)["m.x"].high) == (0.0, 1.0)
+    test = differences(better, base)["m.x"]
+    assert (test.low, test.high, test.p_value) == (0.0, 1.0, 1.0)
+    alone = [row | {"positive_ids": [row["question_id"]]} for row in better]
+    assert figures(alone) == figures([{**row, "positive_ids": []} for row in better])
+    assert figures(alone)["m.x"].low > 0
+
+
 def test_figures_and_differences_worked_by_hand() -> None:
     base = [{"question_id": f"q{i}", "m.x": float(i), "m.y": 1.0} for i in range(8)]
     better = [{"question_id": f"q{i}", "m.x": float(i) + 2.0, "m.y": None if i < 3 else 1.0} for i in range(8)][::-1]
