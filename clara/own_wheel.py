@@ -95,7 +95,9 @@ def pack_wheel(output: Path) -> Path:
     public = own.version.partition("+")[0]
     version = f"{public}+src.{hashlib.sha256(''.join(map(_record, contents.items())).encode()).hexdigest()[:12]}"
     stem = f"{NAME.replace('-', '_')}-{version}"
-    metadata = (own.read_text("METADATA") or "").replace(f"\nVersion: {own.version}\n", f"\nVersion: {version}\n", 1)
+    # Beside the sources of an editable install there may be an egg-info, whose file has another name.
+    described = own.read_text("METADATA") or own.read_text("PKG-INFO") or ""
+    metadata = described.replace(f"\nVersion: {own.version}\n", f"\nVersion: {version}\n", 1)
     about = {"METADATA": metadata, "WHEEL": _WHEEL, "entry_points.txt": own.read_text("entry_points.txt") or ""}
     contents |= {f"{stem}.dist-info/{name}": text.encode() for name, text in about.items()}
     record = f"{stem}.dist-info/RECORD"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from clara.errors import InputError
-from clara.own_wheel import build_wheel, pack_wheel
+from clara.own_wheel import NAME, build_wheel, pack_wheel
 from infra.dataflow import submit as dataflow_submit
 from infra.dataflow import template
 from infra.images.locks import STAGES
@@ -79,6 +79,21 @@ def test_a_packed_wheel_is_the_built_one_under_a_version_of_its_content(installe
     assert {name for name in own.keys() ^ built.keys() if not name.startswith("infra/mlflow/")} == set()
     assert all(own[name] == built[name] for name in built if not name.startswith("bin/"))
     assert pack_wheel(tmp_path).name == wheel.name
+
+
+def test_a_wheel_is_packed_from_the_metadata_of_an_egg_info(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed in place, the package has an egg-info beside its sources, which Python may find first."""
+    egg, own = tmp_path / "clara_rag.egg-info", importlib.metadata.distribution(NAME)
+    egg.mkdir()
+    described = own.read_text("METADATA") or own.read_text("PKG-INFO")
+    assert described is not None
+    (egg / "PKG-INFO").write_text(described, encoding="utf-8")
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: importlib.metadata.PathDistribution(egg))
+    wheel = pack_wheel(tmp_path / "wheels")
+    version = wheel.name.split("-")[1]
+    with zipfile.ZipFile(wheel) as file:
+        metadata = file.read(f"clara_rag-{version}.dist-info/METADATA").decode()
+    assert f"\nVersion: {version}\n" in metadata
 
 
 def test_the_wheel_runs_from_elsewhere(installed: Path, tmp_path: Path) -> None:
