@@ -31,6 +31,10 @@ class InputError(ValueError):
         return _PASSWORD.sub(r"\1:***@", re.sub(r"\s*[\r\n]+\s*", " ", super().__str__()))
 
 
+class UnavailableError(InputError):
+    """What is needed does not answer now; the same may succeed later."""
+
+
 def command_line(main: Callable[[list[str]], int]) -> None:
     """Run `main` on the process's arguments and exit.
 

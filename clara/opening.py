@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import clara
 from clara.config.dense_flags import add_dense_settings
 from clara.config.flags import Command, add_setting
 from clara.storage.paths import Name, require_resolved
 
 if TYPE_CHECKING:
+    from clara.index.search import OpenIndex
     from clara.system import System
 
 Resolve = Callable[[str, str], str]
@@ -41,7 +41,11 @@ def add_system_settings(parser: Command) -> None:
 
 
 def open_system(
-    options: argparse.Namespace, checkpoint: Name, memory: Name | None = None, index: Name | None = None
+    options: argparse.Namespace,
+    checkpoint: Name,
+    memory: Name | None = None,
+    index: Name | None = None,
+    open_index: "OpenIndex | None" = None,
 ) -> "System":
     """Open what the flags of `add_system_settings` name.
 
@@ -50,11 +54,14 @@ def open_system(
         checkpoint: path or URL of the CHECKPOINT; that of the flags, resolved.
         memory: MEMORY; None: that of the flags.
         index: INDEX, empty: none; None: that of the flags.
+        open_index: see `Retriever.open`.
 
     Raises:
         InputError: see `clara.open`.
     """
-    return clara.open(
+    from clara.system import System
+
+    return System.open(
         checkpoint,
         options.memory if memory is None else memory,
         (options.index if index is None else index) or None,
@@ -62,4 +69,5 @@ def open_system(
         device=options.device,
         retrieval=options.config.retrieval,
         verify=options.verify,
+        open_index=open_index,
     )

@@ -1,7 +1,7 @@
 """What `clara.open` returns: a trained system that answers, streams and searches."""
 
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
 from clara.config.tree import Retrieval
 from clara.errors import InputError
@@ -11,6 +11,9 @@ from clara.retrieval.filter import Filter
 from clara.retrieval.retriever import Retriever
 from clara.storage.artefact import Artefact
 from clara.storage.paths import Name, require_resolved
+
+if TYPE_CHECKING:
+    from clara.index.search import OpenIndex
 
 
 class System:
@@ -34,8 +37,9 @@ class System:
         device: str = "cpu",
         retrieval: Retrieval | None = None,
         verify: bool = False,
+        open_index: "OpenIndex | None" = None,
     ) -> "System":
-        """See `clara.open`."""
+        """See `clara.open`, and for `open_index` `Retriever.open`."""
         require_resolved(checkpoint)
         return cls(
             Retriever.open(
@@ -45,6 +49,7 @@ class System:
                 backbone=str(backbone),
                 device=device,
                 retrieval=retrieval,
+                open_index=open_index,
             )
         )
 

@@ -39,7 +39,7 @@ from clara.storage.artefact import Artefact
 from clara.storage.paths import Name
 
 if TYPE_CHECKING:
-    from clara.index.search import TwoLevels
+    from clara.index.search import OpenIndex, TwoLevels
 
 QUERY_BATCH_TOKENS = 2048
 # Rows that pass a filter and are scored at once: their memory is held decoded.
@@ -97,6 +97,7 @@ class Retriever:
         device: str = "cpu",
         retrieval: Retrieval | None = None,
         accept_stale: bool = False,
+        open_index: "OpenIndex | None" = None,
     ) -> "Retriever":
         """Open the three artefacts; the model computes in the dtype that MEMORY was made in (float32 if int8).
 
@@ -110,6 +111,7 @@ class Retriever:
                 weight for dense vectors; None: the defaults.
             accept_stale: take a MEMORY that other compressors made, to measure what staleness costs; all other fields
                 must agree.
+            open_index: opens the INDEX, whose path or URL `index` then is; None: this process maps it.
 
         Raises:
             InputError: one of them is unfinished or damaged, or they do not belong together.
@@ -118,19 +120,16 @@ class Retriever:
         memory, checkpoint = Artefact.open(memory, "MEMORY"), Checkpoint.open(checkpoint)
         encoding = of_memory(memory).encoding
         expected = of_checkpoint(checkpoint, encoding, backbone=backbone)
-        accepted = [expected]
-        if accept_stale:
-            accepted += [
-                dataclasses.replace(expected, compressor=made.compressor)
-                for made in shard_fingerprints(memory.manifest, str(memory.folder))
-            ]
+        stale = shard_fingerprints(memory.manifest, str(memory.folder)) if accept_stale else ()
+        accepted = [expected, *(dataclasses.replace(expected, compressor=made.compressor) for made in stale)]
         check_accepted(accepted, memory.manifest, memory.name)
         store = MemoryStore.open(memory, accept=accepted)
-        searcher = None
+        searcher: TwoLevels | None = None
         if index is not None:
             from clara.index.search import MemoryIndex  # FAISS is not needed where there is no INDEX
 
-            searcher = MemoryIndex.open(index, store, checkpoint.settings.score, settings.exact_rows)
+            how = store, checkpoint.settings.score, settings.exact_rows
+            searcher = MemoryIndex.open(index, *how) if open_index is None else open_index(str(index), *how)
         model = load_checkpoint(checkpoint, Backbone(path=backbone, dtype=type_of_lm(encoding.dtype)), device=device)
         if is_missing(model):
             raise InputError(

@@ -89,6 +89,7 @@ def make_app(
         docs_url=None,  # its page loads a program from a public host; the page at / lists the requests
         redoc_url=None,
     )
+    app.state.engine = engine
     app.add_middleware(Guard, settings=settings, metrics=counted, key=key)
     for error in (InputError, QueueFullError, TimeoutError, StoppedError, FailedError, ClientGoneError, HTTPException):
         app.add_exception_handler(error, _as_response)

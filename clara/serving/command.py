@@ -17,15 +17,20 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from clara.config.flags import Command, add_setting
 from clara.config.serving import Serving
+from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.opening import Resolve, add_system_settings, as_it_is, open_system
-from clara.serving.sources import Sources
+from clara.serving.sources import Source, Sources
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from clara.index.search import OpenIndex
     from clara.serving.engine import Engine
     from clara.serving.follow import Follower
     from clara.serving.metrics import Metrics
@@ -33,11 +38,17 @@ if TYPE_CHECKING:
     from clara.system import System
 
 logger = logging.getLogger(__name__)
+Registered = Callable[[Sequence[str]], list[str]]
+"""Replaces `--model` in arguments by the flags of that version."""
+Described = Callable[[Sequence[str]], "Describe | None"]
+"""From arguments, what reads the registry about the model that they name."""
+Search = Callable[[Retrieval], "OpenIndex | None"]
+"""How the settings of a search have an INDEX opened; None: this process maps it."""
 
 
-def parser() -> Command:
-    """The command line's arguments."""
-    parser = Command("clara.serving", __doc__, uses=["serving"])
+def parser(more: Sequence[str] = ()) -> Command:
+    """The command line's arguments; `more` are keys that `--set` takes beside them."""
+    parser = Command("clara.serving", __doc__, uses=["serving", *more])
     add_system_settings(parser)
     add_setting(parser, "serving.host", metavar="ADDRESS")
     for name in ("port", "num_selected", "max_new_tokens", "max_running", "max_waiting", "follow", "follow_seconds"):
@@ -113,67 +124,128 @@ def key_of(settings: Serving) -> str:
     return key
 
 
-def main(
-    argv: list[str],
-    resolve: Resolve = as_it_is,
-    registered: Callable[[Sequence[str]], list[str]] = list,
-    described: "Callable[[Sequence[str]], Describe | None]" = lambda _: None,
-) -> int:
-    """The command line.
+@dataclass(frozen=True)
+class Plan:
+    """What a command line has served, checked before the model is read.
 
-    Args:
-        argv: arguments.
-        resolve: see `Resolve`.
-        registered: replaces `--model` in arguments by the flags of that version.
-        described: from arguments, what reads the registry about the model that they name.
+    Attributes:
+        options: parsed flags.
+        key: that requests must bear; empty: none.
     """
 
-    def parse() -> tuple[argparse.Namespace, list[str]]:
-        words = registered(argv)
-        return parser().parse_args(words), words
+    options: argparse.Namespace
+    key: str
+    _against: list[str]
+    _resolve: Resolve
+    _sources: Sources
+    _served: Source
 
-    options, words = parse()
-    settings = options.config.serving
-    second = parts_of(options.against)
-    key = key_of(settings)
-    # A registered version names its own MEMORY.
-    sources = Sources(parse, resolve, pinned=not settings.follow or words != argv)
-    served = sources.find()
+    @classmethod
+    def of(
+        cls,
+        argv: Sequence[str],
+        resolve: Resolve = as_it_is,
+        registered: Registered = list,
+        *,
+        search: Search = lambda _: None,
+        more: Sequence[str] = (),
+    ) -> "Plan":
+        """Parse, and find what is named.
+
+        Args:
+            argv: arguments of the command line.
+            resolve: see `Resolve`.
+            registered: see `Registered`.
+            search: see `Search`.
+            more: keys that `--set` takes beside those of `clara serve`.
+
+        Raises:
+            InputError: an argument or the key is wrong, something that is named is missing, or a package is.
+        """
+
+        def parse() -> tuple[argparse.Namespace, list[str]]:
+            words = registered(argv)
+            return parser(more).parse_args(words), words
+
+        options, words = parse()
+        settings = options.config.serving
+        against, key = parts_of(options.against), key_of(settings)
+        # A registered version names its own MEMORY.
+        pinned = not settings.follow or words != list(argv)
+        sources = Sources(parse, resolve, pinned, search(options.config.retrieval))
+        served = sources.find()
+        check_packages()
+        return cls(options, key, against, resolve, sources, served)
+
+    @property
+    def settings(self) -> Serving:
+        """Limits and defaults."""
+        settings: Serving = self.options.config.serving
+        return settings
+
+    def app(self, metrics: "Metrics", describe: "Describe | None" = None) -> "FastAPI":
+        """Read the model, and make the application.
+
+        Args:
+            metrics: what is counted into.
+            describe: see `make_app`.
+
+        Raises:
+            InputError: see `clara.open`.
+        """
+        from clara.serving.app import make_app
+        from clara.serving.follow import Follower
+
+        def follow(engine: "Engine", counted: "Metrics") -> "Follower":
+            return Follower(engine, self._sources.find, self._served, counted, self.settings.follow_seconds)
+
+        return make_app(
+            self._served.open(),
+            self.settings,
+            key=self.key,
+            metrics=metrics,
+            follow=follow if self.settings.follow else None,
+            against=second_system(self.options, self._against, self._resolve),
+            describe=describe,
+        )
+
+
+def check_packages() -> None:
+    """Check that the packages of the service are there.
+
+    Raises:
+        InputError: one is not.
+    """
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise InputError(f"{error.name} is not installed; it comes with pip install 'clara-rag[serve]'") from error
+
+
+def main(
+    argv: list[str], resolve: Resolve = as_it_is, registered: Registered = list, described: Described = lambda _: None
+) -> int:
+    """The command line; see `Plan.of`, and `Described`."""
+    plan = Plan.of(argv, resolve, registered)
+    options, settings = plan.options, plan.settings
     # Taken before the model is read, which may take a while; clients are refused until the service listens.
     taken = bound(settings.host, settings.port)
     with taken:
-        from clara.serving.app import make_app
-        from clara.serving.follow import Follower
+        import uvicorn
+
         from clara.serving.metrics import Metrics
 
-        system, metrics, against = served.open(), Metrics(), second_system(options, second, resolve)
-
-        def follow(engine: "Engine", counted: "Metrics") -> "Follower":
-            return Follower(engine, sources.find, served, counted, settings.follow_seconds)
-
-        following = follow if settings.follow else None
-        app = make_app(
-            system,
-            settings,
-            key=key,
-            metrics=metrics,
-            follow=following,
-            against=against,
-            describe=described(argv),
-        )
-        rows, (host, port) = len(system.retriever.store), taken.getsockname()[:2]
-        del system  # the engine's, until a newer one takes over
+        metrics = Metrics()
+        app = plan.app(metrics, described(argv))
+        host, port = taken.getsockname()[:2]
         if options.dry_run:
+            rows = len(app.state.engine.system.retriever.store)
             print(f"{options.memory}: {rows} rows, fits {options.checkpoint}; {host}:{port} is free")
             return 0
         log_as_json(metrics)
-        kind = f"key in {settings.key_variable}" if key else f"no key: {settings.key_variable} is not set"
+        kind = f"key in {settings.key_variable}" if plan.key else f"no key: {settings.key_variable} is not set"
         logger.info("serving", extra={"fields": {"url": f"http://{host}:{port}", "access": kind}})
         config = uvicorn.Config(
             app,

@@ -34,7 +34,7 @@ _CODES = {
     422: "invalid_request",
     429: "queue_full",
     500: "internal_error",
-    503: "stopping",
+    503: "unavailable",
     504: "too_late",
 }
 DOCUMENTED: dict[int | str, dict[str, Any]] = {

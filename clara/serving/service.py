@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from clara.config.serving import Serving
-from clara.errors import InputError
+from clara.errors import InputError, UnavailableError
 from clara.model.prompts import Turn
 from clara.retrieval.filter import Filter
 from clara.serving.engine import Engine
@@ -153,6 +153,8 @@ def status_of(error: Exception) -> tuple[int, str]:
     Raises:
         Exception: the error itself, which is none of these.
     """
+    if isinstance(error, UnavailableError):
+        return 503, "a part of the service does not answer now; try again"
     if isinstance(error, InputError):
         return 422, str(error)
     if isinstance(error, QueueFullError):

@@ -11,6 +11,7 @@ from clara.serving.newest import Newest
 from clara.storage.manifest import hash_of, manifest_hash
 
 if TYPE_CHECKING:
+    from clara.index.search import OpenIndex
     from clara.system import System
 
 
@@ -35,7 +36,11 @@ class Sources:
     """Finds what is to be served."""
 
     def __init__(
-        self, parse: Callable[[], tuple[argparse.Namespace, list[str]]], resolve: Resolve, pinned: bool
+        self,
+        parse: Callable[[], tuple[argparse.Namespace, list[str]]],
+        resolve: Resolve,
+        pinned: bool,
+        open_index: "OpenIndex | None" = None,
     ) -> None:
         """Take what finds it.
 
@@ -43,8 +48,9 @@ class Sources:
             parse: the flags as they are now, parsed and as words: those of a registered model change with its alias.
             resolve: see `Resolve`.
             pinned: MEMORY and INDEX are those that the flags name, and no newer versions of them.
+            open_index: see `Retriever.open`.
         """
-        self._parse, self._resolve, self._pinned = parse, resolve, pinned
+        self._parse, self._resolve, self._pinned, self._open_index = parse, resolve, pinned, open_index
         self._newest: Newest | None = None
 
     def find(self) -> Source:
@@ -62,7 +68,7 @@ class Sources:
         identity = hash_of([[manifest_hash(path) for path in (checkpoint, memory, index) if path], words])
 
         def opened() -> "System":
-            return open_system(options, checkpoint, memory, index)
+            return open_system(options, checkpoint, memory, index, self._open_index)
 
         return Source(
             identity, ", ".join(path for path in (checkpoint, memory, index) if path), opened, options.config.serving

@@ -1,1 +1,1 @@
-"""Ray: how training is submitted to a cluster, and the manifests of clusters."""
+"""Ray: how training is submitted to a cluster, the manifests of clusters, and the service under Ray Serve."""

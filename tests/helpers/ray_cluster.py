@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -81,8 +81,8 @@ def local_ray(num_cpus: int) -> Iterator[None]:
 class Cluster:
     """Nodes on this machine. `close` leaves nothing behind."""
 
-    def __init__(self, folder: Path, num_cpus: int) -> None:
-        """Start the head."""
+    def __init__(self, folder: Path, num_cpus: int, settings: Mapping[str, str] | None = None) -> None:
+        """Start the head; `settings` are more variables for every process of the cluster."""
         # Sockets are below it, and their paths may not be long.
         self._temporary = Path("/tmp") / f"ray-{os.getpid()}"
         self._folder = folder
@@ -91,6 +91,7 @@ class Cluster:
         own = {"RAY_AUTH_MODE": "token", _MARK: str(folder / "token"), "RAY_USAGE_STATS_ENABLED": "0"}
         own |= NICENESS
         own["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        own |= settings or {}
         self.environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | own
         self.head, ports = self._start(
             ["--head", "--temp-dir", str(self._temporary)], num_cpus, [*_HEAD_PORTS, *_NODE_PORTS]

@@ -25,7 +25,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from clara.arrays import Floats, Ids
 from clara.config.tree import Retrieval
-from clara.errors import InputError
+from clara.errors import UnavailableError
 from clara.index.indexed_rows import IndexedRows
 from clara.index.scores import Ranked
 from clara.index.share import open_share
@@ -37,7 +37,7 @@ _RETRY_SECONDS = 0.5
 _LOOK_SECONDS = 1.0
 
 
-class SearchLostError(InputError):
+class SearchLostError(UnavailableError):
     """A search server did not answer in time; the message says which and what is known of it."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from clara.errors import UnavailableError
 from clara.serving.logs import LogHandler
 from clara.serving.metrics import Metrics
 from clara.system import System
@@ -220,6 +221,19 @@ def test_a_full_disk_for_the_log_stops_nothing(system: System, monkeypatch: pyte
     with client_of(system, metrics=metrics) as client:
         assert client.post("/v1/search", json={"questions": ["Who?"], "k": 1}).status_code == 200
         assert figure(client, "clara_lost_log_lines_total") >= 1
+
+
+def test_search_servers_that_do_not_answer_are_no_fault_of_the_request(
+    system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any) -> Any:
+        raise UnavailableError("search: no answer from search-1-of-2 over /data/index")
+
+    with client_of(system) as client:
+        monkeypatch.setattr(system.retriever, "hits", lost)
+        reply = client.post("/v1/search", json={"questions": ["Who?"], "k": 1})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (503, "unavailable")
+        assert "/data" not in reply.text
 
 
 def test_a_fault_of_ours_is_500_without_a_stack_and_the_next_request_is_answered(
