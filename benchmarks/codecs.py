@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from benchmarks.environment import RESULTS, environment, save
 from clara.config.flags import plain_parser
 from clara.errors import InputError, command_line
+from clara.intervals import PairedTest
 from clara.memory.codec import CODECS, layout
 from clara.memory.product_quantiser import FILE, Codebook, sample_rows, save_codebook, train_codebook
 from clara.memory.shards import write_shard
 from clara.memory.store import MemoryStore, complete_memory
-from clara.metrics import PairedTest
 from clara.storage.manifest import file_entry, make_directory, up_to_date
 from infra.steps import Step, run_step
 from training.evaluation.measures import Figure, Row, differences, figures

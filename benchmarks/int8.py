@@ -23,10 +23,10 @@ from clara.config.flags import plain_parser
 from clara.config.model import Score
 from clara.data.questions import Question, read_questions
 from clara.errors import InputError, command_line
+from clara.intervals import paired_test
 from clara.memory.compress import encode_chunks
 from clara.memory.fingerprint import check, of_checkpoint
 from clara.memory.store import MemoryStore
-from clara.metrics import paired_test
 from clara.model.array_geometry import unit_rows
 from clara.model.checkpoint import load_compressor
 from clara.model.model import ClaraModel

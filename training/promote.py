@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
-from clara.metrics import PairedTest, paired_test
+from clara.intervals import PairedTest, paired_test
 from training.registry import floors
 from training.registry.evaluated import Held, evaluated, target_numbers
 from training.registry.record import PROMOTED, PROMOTION, REFUSED, ROLLED_BACK, Entry, holders, note, record_of

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from clara.config.model import FeatureName
 from clara.data.questions import Question
-from clara.metrics import grouped_interval, ranking_metrics
+from clara.intervals import grouped_interval
+from clara.metrics import ranking_metrics
 from clara.retrieval.ranker import Ranker
 from clara.retrieval.retriever import Retriever
 from training.score_fit.run import features_and_allowed

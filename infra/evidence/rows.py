@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from clara.metrics import PairedTest, normalise_answer
+from clara.intervals import PairedTest
+from clara.metrics import normalise_answer
 from clara.storage.manifest import read_manifest
 from infra.evidence.data import SPLITS
 from training.evaluation.measures import Figure, Row, differences, figures

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from clara.metrics import PairedTest
+from clara.intervals import PairedTest
 from infra.evidence.rows import (
     BASELINES,
     CHALLENGERS,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from clara.metrics import PairedTest
+from clara.intervals import PairedTest
 from infra.evidence.reading import Reading
 from infra.evidence.rows import BASELINES, CHALLENGERS, LIKELIHOOD, RECALL, TOGETHER, compare, systems_of
 from infra.evidence.tables import ALIGNMENTS

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clara.metrics import PairedTest, bootstrap_interval, paired_test
+from clara.intervals import PairedTest, bootstrap_interval, paired_test
 
 BETTER, WORSE, UNDECIDED = "better", "worse", "undecided"
 LEVEL = 0.05

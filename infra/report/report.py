@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from clara.index.dense_model import open_encoder
-from clara.metrics import grouped_interval
+from clara.intervals import grouped_interval
 from clara.storage.manifest import hash_of
 from infra.hardware import processor
 from infra.report import advice

@@ -8,15 +8,14 @@ import pytest
 import scipy.stats
 
 from clara.errors import InputError
+from clara.intervals import bootstrap_interval, paired_test
 from clara.metrics import (
     answer_metrics,
-    bootstrap_interval,
     cover_match,
     exact_match,
     f1,
     ndcg,
     normalise_answer,
-    paired_test,
     ranking_metrics,
     substring_match,
 )

@@ -10,7 +10,7 @@ import torch
 from clara.config.load import load
 from clara.config.model import Backbone
 from clara.errors import InputError
-from clara.metrics import PairedTest
+from clara.intervals import PairedTest
 from clara.model.checkpoint import load_checkpoint
 from infra.evidence import command as evidence
 from infra.evidence import data as evidence_data

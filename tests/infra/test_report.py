@@ -8,7 +8,7 @@ import pytest
 
 from clara.data.records import input_text
 from clara.errors import InputError
-from clara.metrics import PairedTest
+from clara.intervals import PairedTest
 from clara.retrieval.retriever import Retriever
 from infra.report import advice, command
 from infra.report.measure import (

@@ -10,15 +10,8 @@ import numpy as np
 from clara.arrays import Ids
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.metrics import (
-    ANSWER_METRICS,
-    PairedTest,
-    bootstrap_interval,
-    grouped_interval,
-    ndcg,
-    paired_test,
-    ranking_metrics,
-)
+from clara.intervals import PairedTest, bootstrap_interval, grouped_interval, paired_test
+from clara.metrics import ANSWER_METRICS, ndcg, ranking_metrics
 from training.evaluation.readers import Likelihood
 
 CUTOFFS = (1, 3, 5, 20)

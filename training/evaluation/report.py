@@ -11,7 +11,7 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clara.metrics import PairedTest
+from clara.intervals import PairedTest
 from clara.storage.folders import atomic_write
 from training.evaluation.alignment import Moved, moved_documents
 from training.evaluation.files import PER_QUESTION, REPORT

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clara.config.evaluation import CONDITIONS
-from clara.metrics import PairedTest
+from clara.intervals import PairedTest
 from training.evaluation.alignment import GENERATOR, TEXT, Moved
 from training.evaluation.measures import CUTOFFS, NDCG_AT, Figure
 from training.evaluation.retrievers import DEPTH

@@ -10,7 +10,7 @@ import numpy as np
 
 from clara.config.evaluation import FLOOR
 from clara.errors import InputError
-from clara.metrics import grouped_interval
+from clara.intervals import grouped_interval
 from training.registry.evaluated import Evaluated, target_numbers
 
 _REMEDY = "train on or fit the score, evaluate and register it; promotion.floors sets the floors"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from clara.metrics import grouped_interval
+from clara.intervals import grouped_interval
 from clara.storage.manifest import hash_of
 from training.score_fit.fit import cross_entropies, fit, loss_of
 

@@ -7,7 +7,7 @@ import pytest
 
 from clara.config.load import Override, resolve
 from clara.errors import InputError
-from clara.metrics import grouped_interval, paired_test
+from clara.intervals import grouped_interval, paired_test
 from training.registry.evaluated import Evaluated, target_numbers
 from training.registry.floors import check, refusal
 
