@@ -118,7 +118,7 @@ def _interval(values: Sequence[float], groups: Ids | None, seed: int) -> tuple[f
 
 
 def _targets(rows: Sequence[Row]) -> Ids | None:
-    """Numbers of the rows' targets, which are resampled together; None where each question has one of its own."""
+    """Numbers of the rows' targets, which are resampled together; None where no two questions share one."""
     number: dict[tuple[str, ...], int] = {}
     names = [tuple(row.get("positive_ids") or [row["question_id"]]) for row in rows]
     numbers = [number.setdefault(name, len(number)) for name in names]
