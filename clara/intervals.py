@@ -59,9 +59,14 @@ def _bootstrap(values: bytes, seed: int, level: float, num_resamples: int) -> tu
 
 
 def grouped_interval(
-    values: ArrayLike, groups: ArrayLike, seed: int = 0, level: float = 0.95, num_resamples: int = 9999
+    values: ArrayLike, groups: ArrayLike | None, seed: int = 0, level: float = 0.95, num_resamples: int = 9999
 ) -> tuple[float, float]:
-    """`bootstrap_interval` that draws the questions of a group (of one target) together; groups are numbers from 0."""
+    """`bootstrap_interval` that draws the questions of a group (of one target) together.
+
+    Groups are numbers from 0; None: each question alone.
+    """
+    if groups is None:
+        return bootstrap_interval(values, seed, level, num_resamples)
     numbers = np.asarray(groups, np.int64)
     return _grouped(_finite(values, "values").tobytes(), numbers.tobytes(), seed, level, num_resamples)
 
@@ -104,13 +109,9 @@ def paired_test(
     if len(ours) != len(theirs):
         raise InputError(f"a has {len(ours)} values and b {len(theirs)}; a paired test needs the same questions")
     difference = ours - theirs
-    if groups is None:
-        low, high = bootstrap_interval(difference, seed, level, num_resamples)
-        p_value = _sign_flip_p_value(difference, seed, num_resamples)
-    else:
-        low, high = grouped_interval(difference, groups, seed, level, num_resamples)
-        sums: Values = np.bincount(groups, weights=difference).astype(np.float64)
-        p_value = _sign_flip_p_value(sums, seed, num_resamples)
+    low, high = grouped_interval(difference, groups, seed, level, num_resamples)
+    sums: Values = difference if groups is None else np.bincount(groups, weights=difference).astype(np.float64)
+    p_value = _sign_flip_p_value(sums, seed, num_resamples)
     return PairedTest(float(difference.mean()), low, high, p_value, len(difference))
 
 

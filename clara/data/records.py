@@ -3,6 +3,7 @@
 import hashlib
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,3 +90,8 @@ def document_id(title: str, text: str) -> str:
 def input_text(title: str, text: str) -> str:
     """What the compressor reads of a chunk: its title in front, where it has one."""
     return f"{title}\n{text}" if title else text
+
+
+def texts_of(records: Iterable[Chunk | Document]) -> list[str]:
+    """`input_text` of each record, as compressors, rankers and prompts read it."""
+    return [input_text(record.title, record.text) for record in records]

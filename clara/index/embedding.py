@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clara.arrays import Ids
-from clara.data.records import input_text
+from clara.data.records import texts_of
 from clara.errors import InputError
 from clara.index.model_folder import folder_hash
 from clara.memory.store import MemoryStore
@@ -94,7 +94,7 @@ class DenseEncoder:
 
     def embed_rows(self, store: MemoryStore, rows: Ids, *, shown: bool = False) -> Tensor:
         """Vectors `[n, E]` of title and text of rows."""
-        return self.embed_texts([input_text(chunk.title, chunk.text) for chunk in store.records(rows)], shown=shown)
+        return self.embed_texts(texts_of(store.records(rows)), shown=shown)
 
     @torch.no_grad()
     def embed_questions(self, questions: Sequence[str]) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 
 from clara.arrays import Ids
 from clara.config.tree import Retrieval
-from clara.data.records import input_text
+from clara.data.records import texts_of
 from clara.endpoints import cleaned, key_of, retry_after
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
@@ -70,7 +70,7 @@ class EndpointEncoder:
     def embed_rows(self, store: MemoryStore, rows: Ids) -> Tensor:
         """See `Encoder`."""
         prompt = self._settings.dense_text_prompt
-        texts = [prompt + input_text(chunk.title, chunk.text) for chunk in store.records(rows)]
+        texts = [prompt + text for text in texts_of(store.records(rows))]
         return self._embed(texts, [f"row {row}" for row in rows.tolist()])
 
     def embed_questions(self, questions: Sequence[str]) -> Tensor:

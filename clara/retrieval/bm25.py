@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clara.arrays import NO_ROW
-from clara.data.records import Document, input_text
+from clara.data.records import Document, input_text, texts_of
 from clara.errors import InputError
 from clara.index.tokens import words_of
 from clara.index.words import NAME as WORDS
@@ -99,7 +99,7 @@ class Bm25:
     @classmethod
     def of_documents(cls, documents: Sequence[Document]) -> "Bm25":
         """Over title and text of documents; row ids are their positions."""
-        return cls.of_texts([input_text(d.title, d.text) for d in documents], range(len(documents)))
+        return cls.of_texts(texts_of(documents), range(len(documents)))
 
     def rank(self, queries: Queries, k: int) -> list[list[int]]:
         """See `Ranker`. Rows without a common word are left out."""

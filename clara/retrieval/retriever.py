@@ -15,7 +15,7 @@ from clara.arrays import NO_ROW, Ids
 from clara.config.encoding import type_of_lm
 from clara.config.model import Backbone, FeatureName
 from clara.config.tree import Retrieval
-from clara.data.records import input_text
+from clara.data.records import texts_of
 from clara.errors import InputError
 from clara.memory.batches import plan_batches
 from clara.memory.fingerprint import of_checkpoint, of_memory
@@ -230,7 +230,7 @@ class Retriever:
 
     def texts(self, row_ids: Sequence[int]) -> list[str] | None:
         """Texts of rows, as the generator reads them in the prompt; None where it reads memory."""
-        return [input_text(c.title, c.text) for c in self.store.records(row_ids)] if self.reads_text else None
+        return texts_of(self.store.records(row_ids)) if self.reads_text else None
 
     def check(self, questions: Sequence[str], num_selected: int, max_new_tokens: int) -> None:
         """Refuse what cannot be answered.

@@ -10,7 +10,7 @@ import numpy as np
 from clara.arrays import Ids
 from clara.data.questions import Question
 from clara.errors import InputError
-from clara.intervals import PairedTest, bootstrap_interval, grouped_interval, paired_test
+from clara.intervals import PairedTest, grouped_interval, paired_test
 from clara.metrics import ANSWER_METRICS, ndcg, ranking_metrics
 from training.evaluation.readers import Likelihood
 
@@ -113,10 +113,6 @@ def measure_names(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name, value in row.items() if "." in name and is_number(value)))
 
 
-def _interval(values: Sequence[float], groups: Ids | None, seed: int) -> tuple[float, float]:
-    return bootstrap_interval(values, seed) if groups is None else grouped_interval(values, groups, seed)
-
-
 def _targets(rows: Sequence[Row]) -> Ids | None:
     """Numbers of the rows' targets, which are resampled together; None where no two questions share one."""
     number: dict[tuple[str, ...], int] = {}
@@ -131,7 +127,7 @@ def figures(rows: Sequence[Row], seed: int = 0) -> dict[str, Figure]:
     for name in measure_names(rows):
         measured = [row for row in rows if is_number(row.get(name))]
         values = [row[name] for row in measured]
-        interval = _interval(values, _targets(measured), seed)
+        interval = grouped_interval(values, _targets(measured), seed)
         found[name] = Figure(sum(values) / len(values), *interval, len(values))
     return found
 

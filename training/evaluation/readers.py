@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clara.config.roles import GENERATOR
-from clara.data.records import input_text
+from clara.data.records import texts_of
 from clara.memory.batches import plan_batches
 from clara.model import lora
 from clara.model.model import ClaraModel
@@ -210,7 +210,7 @@ class TextReader(Reader):
 
     def prompt(self, reading: Reading, answer: str | None) -> Prompt:
         """See the base class."""
-        passages = [input_text(c.title, c.text) for c in self._retriever.store.records(reading.rows)]
+        passages = texts_of(self._retriever.store.records(reading.rows))
         return self.model.prompts.question(reading.question, answer, passages)
 
     def memory(self, reading: Reading) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from clara.arrays import Floats, Ids
 from clara.config.model import Score
 from clara.data.questions import Question, choose, evenly
-from clara.data.records import input_text
+from clara.data.records import texts_of
 from clara.index.scores import best
 from clara.memory.compress import Compressor
 from clara.memory.store import MemoryStore
@@ -75,7 +75,7 @@ class Canary:
         there is none. `canary_seconds`: what it took.
         """
         began = time.monotonic()
-        texts = [input_text(chunk.title, chunk.text) for chunk in store.records(self.rows)]
+        texts = texts_of(store.records(self.rows))
         fresh = _shared(engine, texts, lambda part: encode_texts(model, part))
         query = _shared(engine, [q.question for q in self._questions], model.encode_questions)
         # One rank's arithmetic holds for all: a trigger must fire on every rank or on none.

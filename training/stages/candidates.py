@@ -16,7 +16,7 @@ from clara.config.model import Fusion, Score
 from clara.config.stages import Joint
 from clara.config.tree import Retrieval
 from clara.data.questions import Question
-from clara.data.records import input_text
+from clara.data.records import input_text, texts_of
 from clara.errors import InputError
 from clara.index.search import TwoLevels
 from clara.memory.store import MemoryStore
@@ -204,7 +204,7 @@ class Candidates:
 
     def texts(self, rows: Sequence[int]) -> list[str]:
         """Texts of rows, as a prompt holds them."""
-        return [input_text(chunk.title, chunk.text) for chunk in self.store.records(rows)]
+        return texts_of(self.store.records(rows))
 
     def token_ids(self, rows: Sequence[int], model: ClaraModel) -> list[list[int]]:
         """Token ids of rows' texts, uncut as in MEMORY's own encoding; cached, as a row is a candidate many times."""
