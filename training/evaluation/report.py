@@ -16,6 +16,7 @@ from clara.storage.folders import atomic_write
 from training.evaluation.alignment import Moved, moved_documents
 from training.evaluation.files import PER_QUESTION, REPORT
 from training.evaluation.measures import Figure, Row, differences, figures
+from training.evaluation.overlap import Overlap, overlaps
 from training.evaluation.pictures import likelihood_bars, recall_curves, utility_points
 from training.evaluation.tables import LEGEND, PULLED_UP, PUSHED_DOWN, Table, as_markdown, count_table, tables_of
 
@@ -80,6 +81,12 @@ class Evaluation:
             }
         return found
 
+    def overlaps(self, split: str) -> dict[str, list[Overlap]]:
+        """What each of a pair finds, by "challenger - base"; pairs without a ranking of the index have none."""
+        rows = self.of(split)
+        found = {f"{a} - {b}": overlaps(rows[a], rows[b]) for a, b in self.pairs if a in rows and b in rows}
+        return {pair: of for pair, of in found.items() if of}
+
     @property
     def movement(self) -> str:
         """The systems that `moved` compares, in words."""
@@ -100,6 +107,7 @@ def write_report(directory: Path, evaluation: Evaluation) -> list[str]:
     systems = dict.fromkeys(system for of in found.values() for system in of)
     moved = {split: evaluation.moved(split) for split in found}
     kinds = {split: evaluation.kinds(split) for split in found}
+    shared = {split: evaluation.overlaps(split) for split in found}
     report = {
         "systems": {
             s: {split: {m: asdict(f) for m, f in of[s].items()} for split, of in found.items() if s in of}
@@ -119,6 +127,7 @@ def write_report(directory: Path, evaluation: Evaluation) -> list[str]:
             for split, by in kinds.items()
             if by
         },
+        "overlaps": {split: {pair: [asdict(o) for o in of] for pair, of in by.items()} for split, by in shared.items()},
         "counts": evaluation.counts,
     }
     sections = [
@@ -129,6 +138,7 @@ def write_report(directory: Path, evaluation: Evaluation) -> list[str]:
                 compared[split],
                 {f"{where} ({evaluation.movement})": m for where, m in moved[split].items()},
                 kinds[split],
+                shared[split],
             ),
             _pictures(evaluation, split, of),
         )

@@ -7,6 +7,7 @@ from clara.config.evaluation import CONDITIONS
 from clara.intervals import PairedTest
 from training.evaluation.alignment import GENERATOR, TEXT, Moved
 from training.evaluation.measures import CUTOFFS, NDCG_AT, Figure
+from training.evaluation.overlap import FIRST, Overlap, overlap_table
 from training.evaluation.retrievers import DEPTH
 
 Columns = tuple[tuple[str, str], ...]
@@ -72,6 +73,7 @@ DETAILS: Mapping[str, Columns] = {
 """Tables under the first one, by heading."""
 DIFFERENCES = "Paired differences"
 COMPARED: Columns = (*TABLE, *ALIGNMENT, *((f"rank: {head}", name) for head, name in HOPS))
+FOUND_BY = f"Questions with a right document among the first {FIRST} of the index, by who finds it"
 PUSHED_DOWN, PULLED_UP = "Pushed down although they look alike", "Pulled up although they don't look alike"
 
 LEGEND = (
@@ -168,6 +170,7 @@ def tables_of(
     compared: Mapping[str, Mapping[str, PairedTest]],
     moved: Mapping[str, Sequence[Moved]],
     kinds: Mapping[str, Mapping[str, Mapping[str, Figure]]],
+    shared: Mapping[str, Sequence[Overlap]],
 ) -> dict[str, Table]:
     """All tables of a split by heading, the first one first; what nothing was measured for has none."""
     tables = {"": figure_table(found, interval=True)}
@@ -175,6 +178,8 @@ def tables_of(
         tables[f"Questions of kind {kind or 'not known'}"] = figure_table(of, interval=True)
     if compared:
         tables[DIFFERENCES] = difference_table(compared)
+    if (found_by := overlap_table(shared))[1]:
+        tables[FOUND_BY] = found_by
     for heading, columns in DETAILS.items():
         table = figure_table(found, interval=True, columns=columns)
         if table[1]:
