@@ -217,7 +217,12 @@ class UtilityJob(Section):
         description="only questions of this share of the targets, those that joint.fit_share keeps from training; 0: "
         "all questions",
     )
-    limit: int = Field(0, ge=0, description="most questions, evenly spread by their ids; 0: all")
+    limit: int = Field(0, ge=0, description="most questions, of as many targets as can be; 0: all")
+    reuse: str = Field(
+        "",
+        description="UTILITIES of the same reader, MEMORY and settings, for other or fewer questions: what they hold "
+        "is not scored again",
+    )
     shuffle_answers: bool = Field(
         False,
         description="the control: score every question with another one's answers; what is fitted to these "

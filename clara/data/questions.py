@@ -182,6 +182,21 @@ def by_target(questions: Sequence[Question]) -> list[list[int]]:
     return list(groups.values())
 
 
+def of_many_targets(questions: Sequence[Question], count: int) -> list[Question]:
+    """At most `count` of the questions, in their order: of as many targets as can be, see `by_target`.
+
+    Every target gives its first question before any gives its second, and so on.
+    """
+    rounds: dict[int, list[int]] = {}
+    for group in by_target(questions):
+        for round_, position in enumerate(group):
+            rounds.setdefault(round_, []).append(position)
+    chosen: list[int] = []
+    for round_ in sorted(rounds):
+        chosen += evenly(rounds[round_], count - len(chosen))
+    return [questions[position] for position in sorted(chosen)]
+
+
 def check_targets(questions: Sequence[Question], where: str) -> None:
     """Refuse several questions that all have one target: a retriever would learn that row instead of what is asked.
 

@@ -28,7 +28,7 @@ from pipelines.engines.process_pool import WorkerPool, num_cores, retry_on_worke
 from pipelines.job.artefact_job import ArtefactJob, nothing
 from pipelines.job.locks import Lease
 from pipelines.job.progress import progress_bar
-from pipelines.score_utilities.job import ScoringJob, questions_of
+from pipelines.score_utilities.job import ScoringJob, check_reuse, questions_of
 
 PLAN = "plan.json"
 _QUESTIONS_A_SHARD = 64
@@ -52,6 +52,7 @@ def parser() -> Command:
     add_setting(found, "utility_job.positives", "--no-positives")
     for name in ("published_pools", "fold", "limit", "shuffle_answers"):
         add_setting(found, f"utility_job.{name}")
+    add_setting(found, "utility_job.reuse", metavar="DIR")
     add_setting(found, "seed")
     add_setting(found, "device")
     add_setting(found, "engine.num_workers")
@@ -87,6 +88,7 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
         published=options.published_pools,
         fold=options.fold,
         limit=options.limit,
+        reuse=whole(options.reuse),
         shuffle_answers=options.shuffle_answers,
         seed=options.seed,
     )
@@ -167,6 +169,7 @@ def main(argv: list[str]) -> int:
     pipeline = pipeline_of(options.runner, options.num_workers, beam_arguments)
     recipe = job.recipe()
     read_manifest(job.memory, "MEMORY")
+    check_reuse(job, recipe)
 
     def score(num_shards: int) -> list[dict[str, Any]]:
         if pipeline is None:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from clara.config.tree import Retrieval
-from clara.data.questions import Question, evenly, fold_of, read_questions, shuffled_answers
+from clara.data.questions import Question, fold_of, of_many_targets, read_questions, shuffled_answers
+from clara.data.utilities import KIND
 from clara.errors import InputError
 from clara.index.dense_model import model_hash
 from clara.memory.identity import memory_identity
@@ -35,6 +36,7 @@ class ScoringJob:
     retrieval: Retrieval = field(default_factory=Retrieval)
     fold: float = 0.0
     limit: int = 0
+    reuse: str = ""
     shuffle_answers: bool = False
 
     def recipe(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ class ScoringJob:
         if self.fold:
             found["fold"] = self.fold
         if self.limit:
-            found["limit"] = self.limit
+            found["limit"] = {"questions": self.limit, "of": "many targets"}
         if self.shuffle_answers:
             found["shuffle_answers"] = True
         return found
@@ -73,8 +75,30 @@ def questions_of(job: ScoringJob) -> list[Question]:
         questions, _ = fold_of(questions, job.fold)
         if not questions:
             raise InputError(f"--fold {job.fold:g}: no question of {job.questions} is in it; raise it")
-    questions = evenly(questions, job.limit) if job.limit else questions
+    questions = of_many_targets(questions, job.limit) if job.limit else questions
     if job.shuffle_answers:
         order = np.random.default_rng(job.seed).permutation(len(questions)).tolist()
         questions = shuffled_answers(questions, order)
     return questions
+
+
+def check_reuse(job: ScoringJob, recipe: dict[str, Any]) -> None:
+    """Refuse UTILITIES to reuse whose numbers are not those that this job would find.
+
+    Raises:
+        InputError: there are none, they were scored with other settings, or answers are shuffled.
+    """
+    if not job.reuse:
+        return
+    if job.shuffle_answers:
+        raise InputError(
+            "--reuse with --shuffle-answers: answers are shuffled among the chosen questions; leave it out"
+        )
+    theirs = read_manifest(job.reuse, KIND)["made_by"]["recipe"]
+    chosen = {"split", "fold", "limit"}  # which questions there are, and not what is found for them
+    for name in sorted({*theirs, *recipe} - chosen):
+        if theirs.get(name) != recipe.get(name):
+            raise InputError(
+                f"--reuse {job.reuse}: was scored with another {name}: {theirs.get(name)}, here it is "
+                f"{recipe.get(name)}; give UTILITIES of the same settings, or leave the option out"
+            )

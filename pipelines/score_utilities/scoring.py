@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from clara.data.questions import Question
-from clara.data.utilities import FILE, Scored, write_shard
+from clara.data.utilities import FILE, Scored, read_utilities, write_shard
 from clara.errors import InputError
 from clara.memory.shards import shard_name
 from clara.processes import torch_threads
@@ -105,12 +105,14 @@ def score_shard(job: ScoringJob, number: int, num_shards: int, scorer: Callable[
         if folders.folder(job.output).sizes([f"{name}/{FILE}"]):
             entry = file_entry(job.output, f"{name}/{FILE}", len(own))
         else:
+            known = read_utilities(job.reuse) if job.reuse else {}
+            scored = {q.question_id: known[q.question_id] for q in own if q.question_id in known}
+            left = [q for q in own if q.question_id not in scored]
             with torch_threads(1):
-                scored = []
-                for question, pool in zip(own, scorer().pools(own), strict=True):
-                    scored.append(scorer().score(question, pool))
+                for question, pool in zip(left, scorer().pools(left) if left else (), strict=True):
+                    scored[question.question_id] = scorer().score(question, pool)
                     progress.report(len(scored))
-            entry = write_shard(job.output, name, scored)
+            entry = write_shard(job.output, name, [scored[q.question_id] for q in own])
     except InputError as error:
         return {"error": str(error)}
     progress.report(len(own))

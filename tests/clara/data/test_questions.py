@@ -5,7 +5,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from clara.data.questions import FILE, Question, by_target, check_targets, drawn, read_questions, write_questions
+from clara.data.questions import (
+    FILE,
+    Question,
+    by_target,
+    check_targets,
+    drawn,
+    of_many_targets,
+    read_questions,
+    write_questions,
+)
 from clara.errors import InputError
 from clara.storage.manifest import read_manifest
 
@@ -80,6 +89,18 @@ def asked(*targets: str) -> list[Question]:
 
 def test_targets_group_questions_and_one_without_a_target_is_alone() -> None:
     assert by_target(asked("a", "b", "a", "", "ab", "ba", "")) == [[0, 2], [1], [3], [4, 5], [6]]
+
+
+def test_few_questions_are_of_as_many_targets_as_can_be() -> None:
+    questions = asked(*"aaabbc")
+    ids = [[q.question_id for q in of_many_targets(questions, n)] for n in (0, 1, 3, 5, 6, 9)]
+    assert ids[0] == []
+    assert ids[1] == ["q0"]
+    assert ids[2] == ["q0", "q3", "q5"]  # one of each target
+    assert ids[3] == ["q0", "q1", "q3", "q4", "q5"]  # a second one of those that have one
+    assert ids[4] == ids[5] == [q.question_id for q in questions]
+    many = asked(*"abcdefgh", *"abcdefgh")
+    assert [q.question_id for q in of_many_targets(many, 4)] == ["q0", "q2", "q4", "q6"]  # evenly spread
 
 
 def test_questions_that_all_have_one_target_are_refused() -> None:

@@ -12,7 +12,7 @@ from clara.config.load import load
 from clara.config.model import Backbone
 from clara.config.tree import Config
 from clara.data.questions import read_questions, write_questions
-from clara.data.utilities import FILE, Scored, read_utilities
+from clara.data.utilities import FILE, KIND, Scored, read_utilities, write_shard
 from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.embedding import DenseEncoder
@@ -23,7 +23,7 @@ from clara.retrieval.dense import DenseRanker
 from clara.retrieval.pools import QuestionRows
 from clara.retrieval.ranker import Queries
 from clara.storage.artefact import Artefact
-from clara.storage.manifest import manifest_hash, read_manifest
+from clara.storage.manifest import manifest_hash, read_manifest, write_manifest
 from pipelines.score_utilities import command as score_utilities
 from tests.helpers import embedding_model, tiny
 from tests.helpers.joint_world import World
@@ -133,6 +133,23 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
         score_utilities.main(command(world, copy, "--seed", "1"))
     assert score_utilities.main(command(world, copy, "--seed", "1", "--overwrite")) == 0
     assert read_utilities(copy) != read_utilities(scored)
+
+
+def test_questions_that_were_scored_before_are_not_scored_again(world: World, scored: Path, tmp_path: Path) -> None:
+    few, marked, more = tmp_path / "few", tmp_path / "marked", tmp_path / "more"
+    assert score_utilities.main(command(world, few, "--limit", "3")) == 0
+    known = [replace(s, without=s.without - 1) for s in read_utilities(few).values()]
+    recipe = read_manifest(few)["made_by"]["recipe"]
+    write_manifest(marked, kind=KIND, files=[write_shard(marked, "shard-00000-of-00001", known)], recipe=recipe)
+    assert score_utilities.main(command(world, more, "--reuse", str(marked))) == 0
+    assert read_utilities(more) == read_utilities(scored) | {s.question_id: s for s in known}
+    assert len(known) == 3 < len(read_utilities(scored))
+    for more_options, said in (
+        (("--pool-size", "3"), "was scored with another pool_size"),
+        (("--shuffle-answers",), "--reuse with --shuffle-answers"),
+    ):
+        with pytest.raises(InputError, match=said):
+            score_utilities.main(command(world, tmp_path / "none", "--reuse", str(marked), *more_options))
 
 
 @pytest.mark.parametrize("num_candidates", [6, 4])
