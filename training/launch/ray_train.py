@@ -36,7 +36,6 @@ from ray import train as ray_train
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from clara.config.tree import Config
 from clara.errors import InputError
@@ -44,6 +43,7 @@ from clara.index.search import MemoryIndex
 from clara.storage.folders import atomic_write
 from training.launch.cluster import check_reachable
 from training.launch.cluster_shares import check_room, scaling
+from training.launch.failures import START_TIMEOUT, input_error, not_started, out_of_memory
 from training.launch.served_index import served
 from training.loop.engine import Engine
 from training.loop.follow import following
@@ -53,13 +53,13 @@ from training.loop.zero_engine import engine_for
 from training.refresh.ray_actors import RayWorker
 from training.run.last_encoding import encode, finished_run
 from training.run.last_fit import fit_last, last_fit_due
-from training.run.recipe import RunPaths, run_paths
+from training.run.recipe import RunPaths
 from training.run.run import train_rank
 from training.stages.joint_stage import JointStage
 
 logger = logging.getLogger(__name__)
 _OBJECT_STORE_BYTES = 256 * 2**20
-_START_TIMEOUT, _START_TIMEOUT_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 600
+_START_TIMEOUT_SECONDS = 600
 _LEAST_COLLECTIVE_SECONDS = 1800
 _COLLECTIVE_MARGIN_SECONDS = 600
 
@@ -75,7 +75,7 @@ def connect() -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Importing torch in every rank at once can take longer than Ray's minute on a small machine.
-    os.environ.setdefault(_START_TIMEOUT, str(_START_TIMEOUT_SECONDS))
+    os.environ.setdefault(START_TIMEOUT, str(_START_TIMEOUT_SECONDS))
     if address := os.environ.get("RAY_ADDRESS"):
         check_reachable(address)
         try:
@@ -245,10 +245,12 @@ def _fit(config: Config, where: RunPaths) -> None:
         if (note := stopped_note(where)).is_file():
             raise InputError(note.read_text(encoding="utf-8"))
     except ray_train.TrainingFailedError as error:
-        if (cause := input_error(error) or not_started(error, config)) is not None:
+        if (cause := input_error(error) or not_started(error, config) or out_of_memory(error, config)) is not None:
             raise cause from error
         raise
     except RayError as error:
+        if (cause := out_of_memory(error, config)) is not None:
+            raise cause from error
         # Not a rank that failed, which Ray Train starts again, but what would have started it.
         reason = str(error).strip().splitlines()[-1]
         raise InputError(
@@ -256,39 +258,3 @@ def _fit(config: Config, where: RunPaths) -> None:
             "`ray stop` beside a run on "
             f"this machine), and run the same command again: it resumes from the last state in {where.run}"
         ) from error
-
-
-def input_error(error: BaseException) -> InputError | None:
-    """The `InputError` of a rank, if that is what a training run failed of."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in [error, *failures.values()]:
-        cause: BaseException | None = failure
-        while cause is not None:
-            if isinstance(cause, InputError):
-                return cause
-            # Ray wraps what a rank raised, and keeps it under this name alone.
-            cause = getattr(cause, "_base_exc", None) or cause.__cause__
-    return None
-
-
-def not_started(error: BaseException, config: Config) -> InputError | None:
-    """The error for a user if the ranks never started to train."""
-    failure = getattr(error, "controller_failure", None)
-    if not isinstance(failure, WorkerGroupStartupTimeoutError | WorkerGroupStartupFailedError):
-        return None
-    launch = config.launch
-    why = f"did not start ({str(failure).strip().splitlines()[-1]})"
-    if isinstance(failure, WorkerGroupStartupTimeoutError):
-        each = (
-            f"{launch.cpus_per_worker:g} cores each (launch.cpus_per_worker)"
-            if launch.cpus_per_worker
-            else "their share of its cores"
-        )
-        gpus = " and a GPU each" if launch.gpu else ""
-        why = f"found no room on the cluster: {each}{gpus}, within {os.environ[_START_TIMEOUT]} s ({_START_TIMEOUT})"
-    return InputError(
-        f"launch: {launch.num_workers} ranks {why}, {launch.max_failures + 1} times in this run (launch.max_failures "
-        "+ 1); end what else holds the "
-        "cluster, or add a node, and run the same command again: it resumes from the last state in "
-        f"{run_paths(config).run}"
-    )
