@@ -56,6 +56,7 @@ def parser() -> Command:
     add_setting(parser, "retrieval.exact_rows")
     add_setting(parser, "evaluation.cross")
     add_setting(parser, "evaluation.num_aligned", "--alignment")
+    add_setting(parser, "evaluation.num_timed", "--timed")
     add_setting(parser, "evaluation.splits")
     add_setting(parser, "evaluation.limit")
     add_setting(parser, "backbone.path", "--backbone", metavar="DIR")

@@ -40,6 +40,12 @@ class Evaluation(Section):
         "costs about N × pool × 2 readings for each row of "
         "the report and each of two readers",
     )
+    num_timed: int = Field(
+        0,
+        ge=0,
+        description="questions of each split that every system also answers one at a time against the clock "
+        "(answer.seconds: search and generation on this machine); 0: none",
+    )
     splits: tuple[str, ...] = Field(("unseen", "seen"), description="splits of QUESTIONS; all: every question")
     limit: int = Field(0, ge=0, description="questions of each split, drawn by their ids; 0: all")
     pool_size: int = Field(20, ge=2, description="documents of a pool, for questions published without one")

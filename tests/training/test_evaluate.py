@@ -288,3 +288,16 @@ def test_refuses_a_place_that_cannot_be_written_and_a_damaged_memory(world: Worl
     file.write_bytes(whole)
     with pytest.raises(InputError, match=r"memory\.safetensors: its sha256"):
         evaluate.main(arguments(dataclasses.replace(world, memory=memory), tmp_path / "evaluation", "--verify"))
+
+
+def test_seconds_of_an_answer_are_measured_where_they_are_asked_for(world: World, tmp_path: Path) -> None:
+    common = ["--limit", "2", "--generate", "0", "--conditions", "index", "--baselines", "bm25"]
+    assert evaluate.main(arguments(world, tmp_path / "timed", *common, "--timed", "1")) == 0
+    rows = pq.read_table(tmp_path / "timed" / "per_question.parquet").to_pylist()
+    timed = [row for row in rows if row["answer.seconds"] is not None]
+    assert [(row["system"], row["split"]) for row in timed] == [("before", "unseen"), ("before", "seen")]
+    assert all(row["answer.seconds"] > 0 for row in timed)
+    assert "Seconds of a whole answer" in (tmp_path / "timed" / "report.md").read_text()
+
+    with pytest.raises(InputError, match="--timed 1 answers questions, and --retrieval-only answers none"):
+        evaluate.main(arguments(world, tmp_path / "ranks", "--retrieval-only", "--timed", "1"))

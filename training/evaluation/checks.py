@@ -41,6 +41,10 @@ def settings_of(section: Section, retrieval: Retrieval) -> Settings:
         raise InputError(
             f"--alignment {section.num_aligned} reads documents, and --retrieval-only reads none; leave one of them out"
         )
+    if section.retrieval_only and section.num_timed:
+        raise InputError(
+            f"--timed {section.num_timed} answers questions, and --retrieval-only answers none; leave one of them out"
+        )
     generated = section.generate_conditions
     if section.num_generated and (unread := [name for name in generated if name not in section.conditions]):
         if "generate_conditions" in section.model_fields_set:
@@ -66,4 +70,5 @@ def settings_of(section: Section, retrieval: Retrieval) -> Settings:
         cross=section.cross,
         num_aligned=section.num_aligned,
         exact_rows=retrieval.exact_rows,
+        num_timed=section.num_timed,
     )

@@ -15,9 +15,10 @@ from clara.retrieval.retriever import Retriever
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import hash_of
 from training.evaluation.measures import Row
-from training.evaluation.pairs import ReadingCaches, evaluate_system, own_rankings
+from training.evaluation.pairs import ReadingCaches, evaluate_system, first_of_each_split, own_rankings
 from training.evaluation.retrievers import Rankings
 from training.evaluation.systems import Settings, SystemPaths, missing_documents, open_system, questions_hash
+from training.evaluation.timing import time_answers
 
 logger = logging.getLogger(__name__)
 PARTS = ".parts"
@@ -78,6 +79,9 @@ class EvaluationRun:
                     shared=shared,
                     found=found,
                 )
+                timed = first_of_each_split(self.questions, self.settings.num_timed)
+                clocked = [question for question in self.questions if question.question_id in timed]
+                time_answers(system.name, self._open(system), clocked, self.settings, measured)
                 absent = missing_documents(self.questions, self._open(system))
                 atomic_write(part, json.dumps({"rows": measured, "absent": absent}, ensure_ascii=False))
             done = json.loads(part.read_text(encoding="utf-8"))

@@ -67,6 +67,7 @@ class Settings:
         num_aligned: questions of each split whose utility alignment is measured; 0: none.
         retrieval_only: rank and read nothing: no likelihoods, no answers.
         exact_rows: a MEMORY of at most so many rows is searched exactly.
+        num_timed: questions of each split that are answered against the clock; 0: none.
     """
 
     num_selected: int = _DEFAULTS.num_selected
@@ -81,10 +82,11 @@ class Settings:
     retrieval_only: bool = False
     conditions: tuple[str, ...] = CONDITIONS
     exact_rows: int = _EXACT_ROWS
+    num_timed: int = 0
 
     def plan(self) -> dict[str, Any]:
         """What determines the figures. A setting that came later counts where it says something."""
-        later = {"conditions": CONDITIONS, "exact_rows": _EXACT_ROWS}
+        later = {"conditions": CONDITIONS, "exact_rows": _EXACT_ROWS, "num_timed": 0}
         return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     def searched(self) -> dict[str, Any]:

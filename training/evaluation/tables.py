@@ -9,6 +9,7 @@ from training.evaluation.alignment import GENERATOR, TEXT, Moved
 from training.evaluation.measures import CUTOFFS, NDCG_AT, Figure
 from training.evaluation.overlap import FIRST, Overlap, overlap_table
 from training.evaluation.retrievers import DEPTH
+from training.evaluation.timing import SECONDS
 
 Columns = tuple[tuple[str, str], ...]
 Table = tuple[list[str], list[list[str]]]
@@ -63,16 +64,18 @@ ANSWERS: Columns = tuple(
     for condition in CONDITIONS
     for head, name in (("EM", "exact_match"), ("F1", "f1"), ("cover", "cover_match"), ("substring", "substring_match"))
 )
+TIME: Columns = (("seconds", SECONDS),)
 DETAILS: Mapping[str, Columns] = {
     "Retrieval over the whole index": _ranking("index"),
     "Retrieval in the pools": _ranking("pool"),
     "Generated answers, by what was read": ANSWERS,
     "Utility alignment (Spearman's correlation of retrieval score and utility in the pool)": ALIGNMENT,
     "Mean rank of a multi-hop question's paragraphs": HOPS,
+    "Seconds of a whole answer, one question at a time": TIME,
 }
 """Tables under the first one, by heading."""
 DIFFERENCES = "Paired differences"
-COMPARED: Columns = (*TABLE, *ALIGNMENT, *((f"rank: {head}", name) for head, name in HOPS))
+COMPARED: Columns = (*TABLE, *ALIGNMENT, *((f"rank: {head}", name) for head, name in HOPS), *TIME)
 FOUND_BY = f"Questions with a right document among the first {FIRST} of the index, by who finds it"
 PUSHED_DOWN, PULLED_UP = "Pushed down although they look alike", "Pulled up although they don't look alike"
 

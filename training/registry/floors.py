@@ -11,6 +11,7 @@ import numpy as np
 from clara.config.evaluation import FLOOR
 from clara.errors import InputError
 from clara.intervals import grouped_interval
+from training.evaluation.timing import SECONDS
 from training.registry.evaluated import Evaluated, target_numbers
 
 _REMEDY = "train on or fit the score, evaluate and register it; promotion.floors sets the floors"
@@ -67,7 +68,8 @@ def _parts(of: Evaluated, floor: str) -> Iterator[tuple[str, str, str]]:
     assert parts is not None, "the configuration checks the form"
     measure, sign, bound = parts["measure"], parts["sign"], parts["bound"]
     if measure not in of.known():
-        raise InputError(f"promotion.floors {floor!r}: {of.label} has {', '.join(of.known())}; name one of them")
+        timed = ", or evaluate with --timed N and register again" if measure == SECONDS else ""
+        raise InputError(f"promotion.floors {floor!r}: {of.label} has {', '.join(of.known())}; name one of them{timed}")
     bounds = [bound]
     if bound == "baselines":
         bounds = ["bm25", *(["dense"] if f"dense/{of.system}" in of.rows else [])]

@@ -75,6 +75,17 @@ def test_a_size_is_a_measure() -> None:
     assert check(of, ["memory.bytes<=2e9"])[0].reached
 
 
+def test_latency_is_a_measure_of_the_questions_that_were_timed() -> None:
+    of = evaluated(after=(-5.0, 0.3))
+    with pytest.raises(InputError, match="or evaluate with --timed N and register again"):
+        check(of, ["answer.seconds<=2"])
+    for number, row in enumerate(of.rows["after"]):
+        row |= {"answer.seconds": 1.0 + number if number < 4 else None}  # type: ignore[operator]
+    (found,) = check(of, ["answer.seconds<=2"])
+    assert (found.reached, found.difference, found.num_questions, found.num_targets) == (False, 0.5, 4, 2)
+    assert check(of, ["answer.seconds<=2.5"])[0].reached
+
+
 def test_what_cannot_be_measured_is_refused() -> None:
     of = evaluated(after=(-5.0, 0.5), dense_after=(-5.0, 0.5))
     with pytest.raises(InputError, match=r"has no bm25/after; evaluate with --baselines bm25"):
