@@ -31,6 +31,7 @@ from benchmarks.serving_load import (
     Timing,
     asks_scoring_server,
     asks_stream,
+    differing,
     figures,
     load,
     running,
@@ -124,28 +125,32 @@ def started(options: Any, folder: Path, stack: ExitStack) -> dict[str, tuple[Ser
     return found
 
 
-def one_by_one(system: "clara.System", questions: Sequence[str], options: Any) -> dict[str, Any]:
-    """The point of `clara.ask`; an answer is there as a whole."""
+def one_by_one(system: "clara.System", questions: Sequence[str], options: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The point of `clara.ask`, where an answer is there as a whole; and the answers by question."""
     timings, began, processor = list[Timing](), time.monotonic(), time.process_time()
     for question in questions:
         start = time.monotonic()
-        system.ask(question, passages=options.passages, max_new_tokens=options.tokens)
-        timings.append(Timing(time.monotonic() - start, time.monotonic() - start))
+        text = system.ask(question, passages=options.passages, max_new_tokens=options.tokens).text
+        whole = time.monotonic() - start
+        timings.append(Timing(whole, whole, question, text))
     seconds, used = time.monotonic() - began, time.process_time() - processor
-    return {"name": "ask", "clients": 1, **figures(timings, seconds, used)}
+    point = {"name": "ask", "clients": 1, **figures(timings, seconds, used)}
+    return point, {timing.question: timing.text for timing in timings}
 
 
 def points(
     servers: dict[str, tuple[Server, Ask]], system: "clara.System", questions: Sequence[str], options: Any
 ) -> Iterator[dict[str, Any]]:
     """Every point of a round; what is compared is measured one after the other."""
-    yield one_by_one(system, questions[: options.answers], options)
+    point, expected = one_by_one(system, questions[: options.answers], options)
+    yield point
     for clients in options.clients:
         for name, (server, ask) in servers.items():
             before = server.processor_seconds()
             timings, seconds = load(ask, questions[: max(clients, options.answers)], clients)
             used = server.processor_seconds() - before
-            yield {"name": name, "clients": clients, **figures(timings, seconds, used)}
+            found = {"name": name, "clients": clients, **figures(timings, seconds, used)}
+            yield found if name == "text" else found | differing(timings, expected)
 
 
 def questions_of(options: Any) -> list[str]:
@@ -191,6 +196,7 @@ def main(argv: list[str]) -> int:
             "about": about,
             "notes": options.note,
             "rows": len(system.retriever.store),
+            "dtype": str(next(system.retriever.model.parameters()).dtype).removeprefix("torch."),
             "passages": options.passages,
             "tokens": options.tokens,
             "answers": options.answers,

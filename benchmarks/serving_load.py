@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +23,12 @@ import psutil
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds from sending a question to the first piece of its answer, and to its end."""
+    """Seconds from sending a question to the first piece of its answer, and to its end; the question and the answer."""
 
     first: float
     whole: float
+    question: str = ""
+    text: str = ""
 
 
 Ask = Callable[[str], Timing]
@@ -92,7 +94,7 @@ def asks_stream(port: int, passages: int, tokens: int) -> Ask:
 
     def ask(question: str) -> Timing:
         body = {"question": question, "passages": passages, "max_tokens": tokens, "stream": True}
-        began, first = time.monotonic(), 0.0
+        began, first, text = time.monotonic(), 0.0, ""
         with _posted(port, "/v1/answers", body) as reply:
             event = ""
             for line in reply:
@@ -102,9 +104,11 @@ def asks_stream(port: int, passages: int, tokens: int) -> Ask:
                         first = time.monotonic() - began
                     if event == "error":
                         raise RuntimeError(reply.read().decode())
+                elif event == "answer" and line.startswith(b"data: "):
+                    text = json.loads(line[len(b"data: ") :])["text"]
         if event != "answer":
             raise RuntimeError(f"the stream ended with {event!r}")
-        return Timing(first, time.monotonic() - began)
+        return Timing(first, time.monotonic() - began, question, text)
 
     return ask
 
@@ -116,9 +120,9 @@ def asks_scoring_server(port: int, passages: int, tokens: int) -> Ask:
         body = {"inputs": [question], "params": {"num_selected": passages, "max_new_tokens": tokens}}
         began = time.monotonic()
         with _posted(port, "/invocations", body) as reply:
-            reply.read()
+            text = json.loads(reply.read())["predictions"][0]["answer"]
         whole = time.monotonic() - began
-        return Timing(whole, whole)
+        return Timing(whole, whole, question, text)
 
     return ask
 
@@ -169,6 +173,12 @@ def load(ask: Ask, questions: Sequence[str], num_clients: int) -> tuple[list[Tim
     if faults:
         raise faults[0]
     return timings, time.monotonic() - began
+
+
+def differing(timings: Sequence[Timing], expected: Mapping[str, str]) -> dict[str, int]:
+    """How many answers were compared with those one by one, and how many of them differ."""
+    known = [timing for timing in timings if timing.question in expected]
+    return {"compared": len(known), "differ": sum(timing.text != expected[timing.question] for timing in known)}
 
 
 def figures(timings: Sequence[Timing], seconds: float, processor_seconds: float) -> dict[str, float]:

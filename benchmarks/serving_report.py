@@ -49,6 +49,18 @@ def ratios(rounds: Sequence[Mapping[str, Any]], clients: Sequence[int]) -> list[
     return found
 
 
+def _differing(found: Mapping[str, Any]) -> list[str]:
+    """How many answers from memory are not those one by one, in the type that the model computes in."""
+    points = [point for each in found["rounds"] for point in each["points"] if "compared" in point]
+    keys = dict.fromkeys((point["name"], point["clients"]) for point in points)
+    lines = [f"Answers that differ from those one by one, in {found['dtype']}:", ""] if points else []
+    for name, clients in keys:
+        own = [point for point in points if (point["name"], point["clients"]) == (name, clients)]
+        differ, compared = (sum(point[key] for point in own) for key in ("differ", "compared"))
+        lines.append(f"* {NAMES[name]}, {clients} client(s): {differ} of {compared}")
+    return lines
+
+
 def markdown(found: Mapping[str, Any]) -> str:
     """The tables."""
     about, rounds = found["about"], found["rounds"]
@@ -81,6 +93,7 @@ def markdown(found: Mapping[str, Any]) -> str:
             )
         ]
         lines.append(f"| {NAMES[name]} | {clients} | {' | '.join(cells)} |")
+    lines += ["", *_differing(found)]
     lines += ["", "Memory against the others, median of the rounds [least, most]:", ""]
     lines += ["| clients | what | ratio |", "|---|---|---|"]
     for each in found["ratios"]:

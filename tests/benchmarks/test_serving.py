@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import serving
-from benchmarks.serving_load import Timing, figures, load
+from benchmarks.serving_load import Timing, differing, figures, load
 from benchmarks.serving_report import markdown, ratio, ratios
 from benchmarks.text_service import TextRetriever
 from clara.errors import InputError
@@ -24,6 +24,11 @@ def test_figures_of_a_point() -> None:
     assert found["answers_per_second"] == pytest.approx(2.0)
     assert found["processor_seconds_per_answer"] == pytest.approx(2.0)
     assert (found["first_p50"], found["whole_p99"]) == pytest.approx((5.1, 20.0))
+
+
+def test_answers_are_compared_with_those_one_by_one() -> None:
+    timings = [Timing(1, 1, "a", "x"), Timing(1, 1, "b", "y"), Timing(1, 1, "c", "z")]
+    assert differing(timings, {"a": "x", "b": "w"}) == {"compared": 2, "differ": 1}
 
 
 def test_every_question_is_asked_once_by_as_many_clients_as_there_are() -> None:
@@ -66,10 +71,14 @@ def test_ratios_are_of_the_same_round() -> None:
     assert ratio(rounds, own, own | {"name": "text"}) == {"median": 0.5, "min": 0.25, "max": 1.0}
     found = {"rounds": rounds, "ratios": ratios(rounds, [8]), "notes": ["Short."], "start_seconds": {"memory": 3.25}}
     about = {"command": "c", "processor": "p", "cores": 2, "torch_threads": 1, "gpu": "", "load_average": [1.0]}
+    rounds[0]["points"][1] |= {"compared": 8, "differ": 1}
+    rounds[1]["points"][1] |= {"compared": 8, "differ": 2}
+    found["dtype"] = "bfloat16"
     report = markdown(found | {"about": about, "rows": 40, "passages": 2, "tokens": 4, "answers": 8})
     assert "| 8 | first token, of raw text's | **0.50×** [0.25, 1.00] |" in report
     assert "| `clara serve`, memory | 8 | 3.00 |" in report
     assert "Short." in report
+    assert "in bfloat16:\n\n* `clara serve`, memory, 8 client(s): 3 of 16\n" in report
 
 
 def test_raw_text_is_read_as_the_evaluation_reads_it(evaluation_artefacts: World) -> None:
@@ -105,5 +114,7 @@ def test_a_whole_run(evaluation_artefacts: World, tmp_path: Path) -> None:
     for each in (p for r in found["rounds"] for p in r["points"]):
         assert 0 < each["first_p50"] <= each["whole_p50"] <= each["whole_p99"]
         assert each["processor_seconds_per_answer"] > 0
+        assert each.get("differ", 0) == 0, "float32"
+        assert each["name"] in ("ask", "text") or each["compared"] > 0
     assert set(found["start_seconds"]) == {"memory", "text", "mlflow"}
     assert "Tiny." in (tmp_path / "results.md").read_text(encoding="utf-8")
