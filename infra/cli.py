@@ -188,10 +188,10 @@ def ask() -> Main:
 def serve() -> Main:
     """Answer over HTTP, also for OpenAI-compatible clients"""
     from clara.serving.command import main
-    from training.registry.registered_system import registry_of, with_registered
+    from training.registry.registered_system import registry_of, reports_of, with_registered
     from training.registry.resolve import local_checkpoint
 
-    return _given(main, local_checkpoint, with_registered, registry_of)
+    return _given(main, local_checkpoint, with_registered, registry_of, reports_of)
 
 
 def worker_pool() -> Main:

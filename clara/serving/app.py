@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
-from typing import cast
+from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
 from fastapi import Request as HttpRequest
@@ -18,6 +18,7 @@ from clara.serving.browse import add_browse
 from clara.serving.chat import add_chat
 from clara.serving.engine import Engine
 from clara.serving.errors import DOCUMENTED, STREAMED, ErrorReply, detail, error_response
+from clara.serving.evaluation import EvaluationReply, Report, add_evaluation
 from clara.serving.events import FailedError, Finished, Found, Piece, QueueFullError, Request, StoppedError
 from clara.serving.follow import Follower
 from clara.serving.guard import AGAINST, Guard
@@ -48,6 +49,8 @@ def make_app(
     follow: Callable[[Engine, Metrics], Follower] | None = None,
     against: System | None = None,
     describe: Describe | None = None,
+    evaluation: EvaluationReply | None = None,
+    report: Report | None = None,
 ) -> FastAPI:
     """The service of a system; its engine runs from start-up to shutdown.
 
@@ -60,6 +63,8 @@ def make_app(
         against: a second system, which answers below `/against/` and is compared with the first on the page; its
             engine is not counted.
         describe: reads what is known of the registered model that is served; None: there is none.
+        evaluation: report that the page shows; None: none is known.
+        report: reads that of a version of the registered model; None: there is none.
 
     Raises:
         InputError: see `Engine`.
@@ -103,6 +108,7 @@ def make_app(
         app.include_router(routes)
     add_chat(app, Service(engine))
     add_registry(app.router, describe)
+    add_evaluation(app.router, evaluation or EvaluationReply(), report)
     add_page(app)
     return app
 
@@ -117,8 +123,26 @@ def _as_response(_: HttpRequest, error: Exception) -> Response:
 def _as_refusal(_: HttpRequest, error: Exception) -> Response:
     """Where a body is wrong and why, without repeating what it holds."""
     found = cast(RequestValidationError, error).errors()
-    lines = [f"{'.'.join(map(str, each['loc'][1:])) or 'body'}: {each['msg']}" for each in found[:10]]
+    lines = [f"{_place(each)}: {_why(each)}" for each in found[:10]]
     return error_response(422, "; ".join(lines).encode(errors="replace").decode())
+
+
+def _place(error: dict[str, Any]) -> str:
+    if error["type"] == "json_invalid":
+        return f"body, character {error['loc'][1] + 1}"
+    return ".".join(map(str, error["loc"][1:])) or "body"
+
+
+_WHY = {
+    "none_required": "this service does not do that; leave it out",
+    "json_invalid": "JSON decode error; send one complete JSON object",
+    "model_attributes_type": "expected a JSON object; send one, with Content-Type: application/json",
+}
+"""What is wrong, in words, by pydantic's name of it."""
+
+
+def _why(error: dict[str, Any]) -> str:
+    return _WHY.get(error["type"], str(error["msg"]).removeprefix("Value error, "))
 
 
 def _add_health(app: FastAPI, engine: Engine, metrics: Metrics, follower: Follower | None) -> None:

@@ -9,21 +9,22 @@ from typing import Annotated, Any
 from weakref import WeakKeyDictionary
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from clara.errors import InputError
 from clara.memory.catalogue import Catalogue
 from clara.memory.store import MemoryStore
 from clara.serving.errors import DOCUMENTED
-from clara.serving.schemas import Body
 from clara.serving.service import Service
 from clara.storage.artefact import Artefact
 
 DEAD_LETTERS = "dead_letters"
 
 
-class Paged(Body):
-    """Which part of a list."""
+class Paged(BaseModel):
+    """Which part of a list; of the query, whose values are texts."""
+
+    model_config = ConfigDict(extra="forbid")
 
     offset: int = Field(0, ge=0, lt=2**31, description="how many are passed over")
     limit: int = Field(20, ge=1, le=100, description="how many are returned at most")

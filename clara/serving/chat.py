@@ -1,7 +1,7 @@
 """The OpenAI-compatible routes: chat completions and models.
 
-The last message, of the user, is the question; earlier ones are context. Decoding is greedy, so that sampling settings
-are taken only at the values that change nothing.
+The last message, of the user, is the question; earlier ones are context. Decoding is greedy and calls no tools:
+settings of other things are taken only at the values that change nothing, and refused otherwise.
 """
 
 import json
@@ -26,6 +26,22 @@ from clara.serving.schemas import Body, Filtered, Passage, passages_of
 from clara.serving.service import Service, as_json, streamed, unless_gone
 
 
+class UrlCitation(BaseModel):
+    """The passage that the whole answer cites; its url is the document's id."""
+
+    start_index: int
+    end_index: int
+    title: str
+    url: str
+
+
+class Annotation(BaseModel):
+    """A citation, as the OpenAI API has it."""
+
+    type: Literal["url_citation"] = "url_citation"
+    url_citation: UrlCitation
+
+
 class TextPart(Body):
     """A part of a message."""
 
@@ -39,11 +55,22 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: str | None = Field(None, description="taken and not used")
+    annotations: list[Annotation] | None = Field(None, description="of an earlier reply; taken and not used")
+    refusal: None = None
+    tool_calls: None = None
+    function_call: None = None
+    audio: None = None
 
     @property
     def text(self) -> str:
         """Its text; parts are lines."""
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+class TextFormat(Body):
+    """The form of an answer: text."""
+
+    type: Literal["text"]
 
 
 class StreamOptions(Body):
@@ -69,6 +96,16 @@ class ChatBody(Filtered):
     presence_penalty: Literal[0] | None = None
     seed: int | None = Field(None, description="taken and not needed: equal questions have equal answers")
     user: str | None = Field(None, description="taken and not used")
+    logprobs: Literal[False] | None = None
+    store: Literal[False] | None = None
+    response_format: TextFormat | None = None
+    stop: None = None
+    top_logprobs: None = None
+    logit_bias: None = None
+    tools: None = None
+    tool_choice: Literal["none"] | None = None
+    functions: None = None
+    function_call: Literal["none"] | None = None
 
     @model_validator(mode="after")
     def _asks(self) -> "ChatBody":
@@ -96,22 +133,6 @@ class ChatBody(Filtered):
     def instruction(self) -> str:
         """What system and developer say."""
         return "\n".join(m.text for m in self.messages[:-1] if m.role in ("system", "developer"))
-
-
-class UrlCitation(BaseModel):
-    """The passage that the whole answer cites; its url is the document's id."""
-
-    start_index: int
-    end_index: int
-    title: str
-    url: str
-
-
-class Annotation(BaseModel):
-    """A citation, as the OpenAI API has it."""
-
-    type: Literal["url_citation"] = "url_citation"
-    url_citation: UrlCitation
 
 
 class ReplyMessage(BaseModel):

@@ -26,12 +26,14 @@ from clara.config.tree import Retrieval
 from clara.errors import InputError
 from clara.opening import Resolve, add_system_settings, as_it_is, open_system
 from clara.serving.sources import Source, Sources
+from clara.storage.artefact import Artefact
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
     from clara.index.search import OpenIndex
     from clara.serving.engine import Engine
+    from clara.serving.evaluation import Report
     from clara.serving.follow import Follower
     from clara.serving.metrics import Metrics
     from clara.serving.registry import Describe
@@ -42,6 +44,8 @@ Registered = Callable[[Sequence[str]], list[str]]
 """Replaces `--model` in arguments by the flags of that version."""
 Described = Callable[[Sequence[str]], "Describe | None"]
 """From arguments, what reads the registry about the model that they name."""
+Reported = Callable[[Sequence[str]], "Report | None"]
+"""From arguments, what reads the evaluation reports of that model's versions."""
 Search = Callable[[Retrieval], "OpenIndex | None"]
 """How the settings of a search have an INDEX opened; None: this process maps it."""
 
@@ -59,6 +63,7 @@ def parser(more: Sequence[str] = ()) -> Command:
         metavar="CHECKPOINT,MEMORY[,INDEX]",
         help="a second system, which the page compares with the first",
     )
+    parser.add_argument("--evaluation", default="", metavar="DIR", help="EVALUATION that the page shows")
     parser.add_argument("--dry-run", action="store_true", help="open everything, check that it fits, and stop")
     return parser
 
@@ -172,6 +177,8 @@ class Plan:
         against, key = parts_of(options.against), key_of(settings)
         # A registered version names its own MEMORY.
         pinned = not settings.follow or words != list(argv)
+        if options.evaluation:
+            Artefact.open(options.evaluation, "EVALUATION")
         sources = Sources(parse, resolve, pinned, search(options.config.retrieval))
         served = sources.find()
         check_packages()
@@ -183,17 +190,19 @@ class Plan:
         settings: Serving = self.options.config.serving
         return settings
 
-    def app(self, metrics: "Metrics", describe: "Describe | None" = None) -> "FastAPI":
+    def app(self, metrics: "Metrics", describe: "Describe | None" = None, report: "Report | None" = None) -> "FastAPI":
         """Read the model, and make the application.
 
         Args:
             metrics: what is counted into.
             describe: see `make_app`.
+            report: see `make_app`.
 
         Raises:
             InputError: see `clara.open`.
         """
         from clara.serving.app import make_app
+        from clara.serving.evaluation import read_report
         from clara.serving.follow import Follower
 
         def follow(engine: "Engine", counted: "Metrics") -> "Follower":
@@ -207,6 +216,8 @@ class Plan:
             follow=follow if self.settings.follow else None,
             against=second_system(self.options, self._against, self._resolve),
             describe=describe,
+            evaluation=read_report(self.options.evaluation) if self.options.evaluation else None,
+            report=report,
         )
 
 
@@ -225,9 +236,13 @@ def check_packages() -> None:
 
 
 def main(
-    argv: list[str], resolve: Resolve = as_it_is, registered: Registered = list, described: Described = lambda _: None
+    argv: list[str],
+    resolve: Resolve = as_it_is,
+    registered: Registered = list,
+    described: Described = lambda _: None,
+    reported: Reported = lambda _: None,
 ) -> int:
-    """The command line; see `Plan.of`, and `Described`."""
+    """The command line; see `Plan.of`, `Described` and `Reported`."""
     plan = Plan.of(argv, resolve, registered)
     options, settings = plan.options, plan.settings
     # Taken before the model is read, which may take a while; clients are refused until the service listens.
@@ -238,7 +253,7 @@ def main(
         from clara.serving.metrics import Metrics
 
         metrics = Metrics()
-        app = plan.app(metrics, described(argv))
+        app = plan.app(metrics, described(argv), reported(argv))
         host, port = taken.getsockname()[:2]
         if options.dry_run:
             rows = len(app.state.engine.system.retriever.store)

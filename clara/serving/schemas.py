@@ -11,9 +11,9 @@ from clara.retrieval.filter import Filter
 
 
 class Body(BaseModel):
-    """The body of a request; unknown fields are refused."""
+    """The body of a request; unknown fields, and values of another type (`"3"` or `true` for 3), are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def _text(text: str) -> str:

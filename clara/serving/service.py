@@ -167,6 +167,8 @@ def status_of(error: Exception) -> tuple[int, str]:
         return 500, "a fault of the service; its log has more under this request id"
     if isinstance(error, ClientGoneError) or isinstance(error.__cause__, ClientDisconnect):
         return CLIENT_GONE, "the client is gone"
+    if isinstance(error, HTTPException) and error.status_code == 400:  # FastAPI's only one
+        return 400, "parsing the body: it is no JSON in UTF-8; send it so, and not compressed"
     if isinstance(error, HTTPException):
         return error.status_code, str(error.detail)
     raise error

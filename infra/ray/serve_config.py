@@ -22,7 +22,7 @@ IMPORT_PATH, DEPLOYMENT = "infra.ray.serving:application", "Service"
 SEARCH = tuple(f"retrieval.search_{name}" for name in ("shards", "seconds", "restarts", "cpus"))
 """Settings of search servers, which `clara serve` has none of."""
 _NOT_HERE = {"host": "http_options", "port": "http_options", "dry-run": "this command"}
-_PATHS = ("checkpoint", "memory", "index", "backbone")
+_PATHS = ("checkpoint", "memory", "index", "backbone", "evaluation")
 
 
 def flags_of(arguments: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from clara.serving.command import Plan, log_as_json
 from clara.serving.metrics import Metrics
 from infra.ray.serve_config import SEARCH, flags_of, settings_of
 from training.launch.served_index import served
-from training.registry.registered_system import registry_of, with_registered
+from training.registry.registered_system import registry_of, reports_of, with_registered
 from training.registry.resolve import local_checkpoint
 
 
@@ -36,7 +36,7 @@ class Service:
         """
         plan = Plan.of(flags, local_checkpoint, with_registered, search=search, more=SEARCH)
         metrics = Metrics()
-        self._application = plan.app(metrics, registry_of(flags))
+        self._application = plan.app(metrics, registry_of(flags), reports_of(flags))
         log_as_json(metrics)
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from clara.config.serving import Serving
 from clara.serving.app import make_app
 from clara.serving.command import bound
+from clara.serving.evaluation import Report
 from clara.serving.metrics import Metrics
 from clara.serving.registry import Describe
 from clara.system import System
@@ -33,10 +34,13 @@ def client_of(
     metrics: Metrics | None = None,
     against: System | None = None,
     describe: Describe | None = None,
+    report: Report | None = None,
     **settings: Any,
 ) -> Iterator[TestClient]:
     """A client of a service with these settings, while it runs."""
-    app = make_app(system, Serving(**settings), key=key, metrics=metrics, against=against, describe=describe)
+    app = make_app(
+        system, Serving(**settings), key=key, metrics=metrics, against=against, describe=describe, report=report
+    )
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 
@@ -48,13 +52,14 @@ def server_of(
     key: str = "",
     against: System | None = None,
     describe: Describe | None = None,
+    report: Report | None = None,
     **settings: Any,
 ) -> Iterator[tuple[uvicorn.Server, str]]:
     """A server and its URL, while it runs; it is stopped as by a signal."""
     limits = Serving(**settings)
     with bound("127.0.0.1", 0) as taken:
         config = uvicorn.Config(
-            make_app(system, limits, key=key, against=against, describe=describe),
+            make_app(system, limits, key=key, against=against, describe=describe, report=report),
             log_config=None,
             timeout_graceful_shutdown=limits.shutdown_seconds,
         )

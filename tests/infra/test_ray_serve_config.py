@@ -47,6 +47,7 @@ _SERVICE, _ARGS = "applications.0.deployments.0", "applications.0.args"
         ("applications", [], "no application has import_path: infra.ray.serving:application"),
         (f"{_ARGS}.port", 80, "args: port is set by http_options"),
         (f"{_ARGS}.memory", "runs/memory", "memory is 'runs/memory'; a replica runs in another directory"),
+        (f"{_ARGS}.evaluation", "runs/evaluation", "evaluation is 'runs/evaluation'; a replica runs in another"),
         (f"{_ARGS}.documents", {"a": 1}, "args: documents is .*expected a text"),
         (f"{_ARGS}.max_runing", 3, "are no flags of clara serve"),
         (f"{_ARGS}.max_running", 0, "--max-running is 0; expected 1 or more"),

@@ -12,6 +12,7 @@ from tests.helpers.evaluation_world import World
 from tests.helpers.registry import MODEL, own_world, promotion, registration, store
 from training import evaluate, promote, register
 from training.registry.record import Entry, holders
+from training.registry.registered_system import reports_of
 
 __all__ = ["own_world", "store"]  # fixtures
 
@@ -25,7 +26,18 @@ def evaluation(own_world: World, tmp_path_factory: pytest.TempPathFactory) -> Pa
         for n, c in (("before", own_world.checkpoint), ("after", own_world.trained))
     ]
     given = ["--questions", str(own_world.questions), "--output", str(output), "--num-selected", "2", "--generate", "0"]
-    given += ["--splits", "unseen", "--baselines", "bm25", "--system", systems[0], "--system", systems[1]]
+    given += [
+        "--splits",
+        "unseen",
+        "--baselines",
+        "bm25",
+        "--timed",
+        "2",
+        "--system",
+        systems[0],
+        "--system",
+        systems[1],
+    ]
     assert evaluate.main(given) == 0
     return output
 
@@ -53,6 +65,14 @@ def test_floors_record_and_rollback(
     assert client.get_registered_model(MODEL).aliases == {}
     with pytest.raises(InputError, match="'champion': no version of towns holds it"):
         promote.main(["--name", MODEL, "--rollback", "--tracking-uri", store])
+
+    # Latency is a floor too; both reports can be read for the service's page.
+    assert promote.main([*with_floors, "--floors=answer.seconds<=0", "--dry-run"]) == promote.NOT_PROMOTED
+    assert "does not reach the floor answer.seconds<=0: +0." in capsys.readouterr().out
+    report = reports_of(["--model=models:/towns/1", f"--tracking-uri={store}"])
+    assert report is not None
+    assert report("2") == json.loads((evaluation / "report.json").read_text())
+    assert report("3") is None
 
     # A floor that it reaches; then a better one takes over.
     assert promote.main([*with_floors, "--floors=index.log_likelihood>=-1000"]) == 0

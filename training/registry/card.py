@@ -12,7 +12,7 @@ from clara.storage.manifest import read_manifest
 from clara.storage.paths import Name
 from training.evaluation.files import REPORT
 from training.evaluation.measures import Figure
-from training.evaluation.tables import ANSWERS, LEGEND, TABLE, as_markdown, figure_table
+from training.evaluation.tables import ANSWERS, LEGEND, TABLE, TIME, as_markdown, figure_table
 from training.registry.registration import Registration
 
 _LICENCE = re.compile(r"^licen[cs]e:\s*(\S.*)$", re.MULTILINE | re.IGNORECASE)
@@ -108,8 +108,9 @@ def _measures(registration: Registration, evaluation: Mapping[str, Any]) -> Iter
         }
         yield f"### {split or 'all questions'}"
         yield as_markdown(figure_table(figures, interval=True, columns=TABLE))
-        if (answers := figure_table(figures, interval=True, columns=ANSWERS))[1]:
-            yield as_markdown(answers)
+        for columns in (ANSWERS, TIME):
+            if (more := figure_table(figures, interval=True, columns=columns))[1]:
+                yield as_markdown(more)
 
 
 def _limits(registration: Registration, checkpoint: Mapping[str, Any], memory: Mapping[str, Any]) -> Iterator[str]:

@@ -4,6 +4,7 @@ import math
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,21 +88,12 @@ def evaluated(client: "MlflowClient", version: "ModelVersion", split: str) -> Ev
     Raises:
         InputError: the version was not registered by `training.register`, or its evaluation has no such split.
     """
-    from mlflow.exceptions import MlflowException
-
     label = f"{version.name} version {version.version}"
     system = version.tags.get("clara.system")
     if system is None or not version.run_id:
         raise InputError(f"{label}: no evaluation is known of it; register it with python -m training.register")
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            path = client.download_artifacts(version.run_id, f"{EVALUATION}/{PER_QUESTION}", folder)
-        except (MlflowException, OSError) as error:
-            raise InputError(
-                f"{label}: its run {version.run_id} has no {EVALUATION}/{PER_QUESTION} ({reason_of(error)}); "
-                "register it again"
-            ) from error
-        every = pq.read_table(path).to_pylist()
+        every = pq.read_table(evaluation_file(client, version, PER_QUESTION, folder)).to_pylist()
     rows: dict[str, list[Row]] = {}
     for row in every:
         if row["split"] == split:
@@ -111,6 +103,23 @@ def evaluated(client: "MlflowClient", version: "ModelVersion", split: str) -> Ev
         raise InputError(f"{label}: no question with split {split!r}; there are {splits}; name one with --split")
     sizes = {f"{kind}.bytes": version.tags.get(f"clara.{kind}_bytes", "") for kind in _SIZED}
     return Evaluated(label, system, rows, {name: float(size) for name, size in sizes.items() if size})
+
+
+def evaluation_file(client: "MlflowClient", version: "ModelVersion", name: str, folder: str) -> Path:
+    """A file of the evaluation that a version was registered with, copied into a folder.
+
+    Raises:
+        InputError: its run has none.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(client.download_artifacts(str(version.run_id), f"{EVALUATION}/{name}", folder))
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"{version.name} version {version.version}: its run {version.run_id} has no {EVALUATION}/{name} "
+            f"({reason_of(error)}); register it again"
+        ) from error
 
 
 def target_numbers(asked: Asked, names: Collection[str]) -> NDArray[np.int64]:

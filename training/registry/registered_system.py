@@ -1,14 +1,17 @@
 """A registered model version as flags of `clara serve`: where its parts are, and how it answers."""
 
 import argparse
+import json
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from clara.errors import InputError
 from clara.storage.paths import is_registered
+from training.evaluation.files import REPORT
 from training.registry.description import described, with_runs
 from training.registry.resolve import local_checkpoint, name_of
-from training.registry.store import answers, open_store
+from training.registry.store import answers, open_store, versions_of
 
 
 def with_registered(argv: Sequence[str]) -> list[str]:
@@ -42,6 +45,29 @@ def registry_of(argv: Sequence[str]) -> Callable[[], dict[str, Any]] | None:
             return with_runs(client, described(client, name), options.tracking_uri)
 
     return describe
+
+
+def reports_of(argv: Sequence[str]) -> Callable[[str], dict[str, Any] | None] | None:
+    """What reads the evaluation report of a version of the model that `--model` names; None where paths are given.
+
+    It raises InputError if the store does not answer, or has no report of that version.
+    """
+    if not _names_model(argv):
+        return None
+    options, _ = _named(argv)
+    from training.registry.evaluated import evaluation_file  # numpy and pyarrow
+
+    def report(number: str) -> dict[str, Any] | None:
+        client, name = open_store(options.tracking_uri), name_of(options.model)
+        with answers(options.tracking_uri), tempfile.TemporaryDirectory() as folder:
+            version = versions_of(client, name).get(number)
+            if version is None:
+                return None
+            path = evaluation_file(client, version, REPORT, folder)
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return found
+
+    return report
 
 
 def _names_model(argv: Sequence[str]) -> bool:

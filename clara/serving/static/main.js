@@ -3,6 +3,7 @@
 import "./ask.js";
 import { get } from "./api.js";
 import { byId } from "./dom.js";
+import * as evaluation from "./evaluation.js";
 import * as compare from "./compare.js";
 import * as lineage from "./lineage.js";
 import * as memory from "./memory.js";
@@ -13,6 +14,7 @@ const opened = {
   compare: compare.open,
   memory: memory.open,
   lineage: lineage.open,
+  evaluation: evaluation.open,
   api: reference.open,
 };
 

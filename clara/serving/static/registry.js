@@ -23,21 +23,36 @@ function version(own) {
     {},
     element("h4", {}, `Version ${own.version}${held}`),
     facts(known),
+    element("p", {}, element("a", { href: `#evaluation/${own.version}` }, `Evaluation report of version ${own.version}`)),
     link(own.page, `Run of version ${own.version} in MLflow`),
     rows.length
       ? element(
           "details",
           {},
-          element("summary", {}, "Evaluation"),
-          table(`Evaluation of version ${own.version}`, ["Split, system, measure", "Mean"], rows),
+          element("summary", {}, "Means of its evaluation"),
+          table(`Means of the evaluation of version ${own.version}`, ["Split, system, measure", "Mean"], rows),
         )
       : null,
   );
 }
 
+/** The floors of a decision, each with its figures. */
+function floors(own) {
+  const line = (floor) =>
+    element(
+      "li",
+      {},
+      `${floor.floor} ${floor.reached ? "reached" : "not reached"}: ${signed(floor.difference)} ` +
+        `[${signed(floor.low)}, ${signed(floor.high)}], ${floor.num_questions} questions`,
+    );
+  return own.floors.length ? element("ul", {}, ...own.floors.map(line)) : null;
+}
+
+const signed = (value) => value.toLocaleString("en", { signDisplay: "always", maximumSignificantDigits: 4 });
+
 function decisions(record) {
   if (!record.length) return element("p", {}, "No decision is on record.");
-  const rows = record.map((own) => [time(own.at), own.alias, own.version, own.before ?? "nobody", own.outcome, own.reason]);
+  const rows = record.map((own) => [time(own.at), own.alias, own.version, own.before ?? "nobody", own.outcome, element("div", {}, own.reason, floors(own))]);
   return table("Promotions", ["When", "Alias", "Version", "Held by", "Outcome", "Why"], rows.reverse());
 }
 

@@ -14,37 +14,17 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-import clara
-from clara.config.model import Fusion, Score
-from clara.model.artefact import Checkpoint
-from clara.model.question_mean import copy_with_score
 from clara.storage.manifest import manifest_hash
 from clara.system import System
-from tests.helpers.browser import Visit, chromium
+from tests.helpers.browser import Visit
 from tests.helpers.evaluation_world import World
 from tests.helpers.http_service import server_of, wait_for
-from tests.helpers.registered_model import FOUND
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytestmark = pytest.mark.slow
 QUESTION = "What does the market of Jorvik on the Wend sell?"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
-    with chromium() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def fused(evaluation_artefacts: World, tmp_path_factory: pytest.TempPathFactory) -> System:
-    """A system whose score weighs memory and words, and whose generator has learned the form of the answers."""
-    world, folder = evaluation_artefacts, tmp_path_factory.mktemp("fused") / "checkpoint"
-    fusion = Fusion(weights={"memory": 0.05, "bm25": 1.5})
-    copy_with_score(Checkpoint.open(world.trained), folder, Score(), None, fusion=fusion, recipe={"made_by": "tests"})
-    return clara.open(folder, world.memory, world.index)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +111,10 @@ def test_an_answer_with_its_passages_and_their_scores(
         parts = {"Memory": passage.why["memory"], "Words (BM25)": passage.why["bm25"]}
         assert [cell.split("\t")[:2] for cell in cells] == [[name, f"{value:,.2f}"] for name, value in parts.items()]
     assert "found by memory, words (bm25)" in items.nth(0).inner_text()
+    page.get_by_text("What the parts of a score mean").click()
+    page.get_by_text("Words that question and passage share").wait_for()
+    visit.check()
+    page.get_by_text("What the parts of a score mean").click()
     items.nth(0).get_by_role("button").click()
     said = items.nth(0).get_by_role("status")
     said.get_by_text("Without it the answer is").wait_for()
@@ -213,20 +197,6 @@ def test_lineage_names_what_made_each_part(browser: "Browser", url: str, evaluat
     memory = manifest_hash(evaluation_artefacts.memory)
     index.get_by_role("row").filter(has_text=f"{memory} = the MEMORY of this page").wait_for()
     visit.check()
-
-
-def test_the_registered_model_its_versions_and_decisions(browser: "Browser", fused: System) -> None:
-    with server_of(fused, describe=lambda: FOUND) as (_, url):
-        visit = Visit(browser, url, path="/#lineage")
-        page = visit.page
-        page.get_by_role("heading", name="Registered model towns").wait_for()
-        cells = page.get_by_role("row").filter(has_text="beats the champion").inner_text().split("\t")
-        assert cells == ["2026-11-30 16:45:01 UTC", "champion", "2", "1", "promoted", "beats the champion"]
-        page.get_by_role("heading", name="Version 2 (champion)").wait_for()
-        page.get_by_text("Evaluation", exact=True).click()
-        page.get_by_role("row").filter(has_text="unseen/after/index.recall_5").get_by_text("0.75").wait_for()
-        assert page.get_by_role("link", name="Model in MLflow").get_attribute("href") == FOUND["page"]
-        visit.check()
 
 
 # --- comparing ---

@@ -99,9 +99,34 @@ def test_earlier_messages_are_context_and_the_last_is_searched_for(client: opena
     )
 
 
+def test_a_reply_goes_back_as_an_earlier_message(client: openai.OpenAI) -> None:
+    first = client.chat.completions.create(model="towns", messages=[USER]).choices[0].message
+    as_sent = client.chat.completions.create(model="towns", messages=[USER, first, USER])  # type: ignore[list-item]
+    dumped = client.chat.completions.create(model="towns", messages=[USER, first.model_dump(), USER])  # type: ignore[list-item]
+    plain = {"role": "assistant", "content": first.content}
+    expected = client.chat.completions.create(model="towns", messages=[USER, plain, USER])  # type: ignore[list-item]
+    assert as_sent.usage == dumped.usage == expected.usage
+    assert as_sent.choices == dumped.choices == expected.choices
+
+
+def test_settings_at_the_values_that_change_nothing_are_taken(client: openai.OpenAI) -> None:
+    plain = client.chat.completions.create(model="towns", messages=[USER])
+    floats = {"temperature": 0.0, "top_p": 1.0, "frequency_penalty": 0.0, "presence_penalty": 0.0}
+    unset = dict.fromkeys(("stop", "tools", "tool_choice", "top_logprobs", "logit_bias", "functions", "function_call"))
+    more = {"logprobs": False, "store": False, "response_format": {"type": "text"}, "stream_options": None}
+    found = client.chat.completions.create(model="towns", messages=[USER], **floats, extra_body={**unset, **more})
+    assert found.choices == plain.choices
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"stop": ["."]}, "stop: this service does not do that; leave it out"),
+        ({"logprobs": True}, "logprobs: Input should be False"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools: this service does not do that"),
+        ({"tool_choice": "required"}, "tool_choice: Input should be 'none'"),
+        ({"response_format": {"type": "json_object"}}, "response_format.type: Input should be 'text'"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": []}, USER]}, "messages.0.content"),
         ({"messages": []}, "messages: List should have at least 1 item"),
         ({"messages": [{"role": "assistant", "content": "Yes."}]}, "the last message has to be the user's"),
         ({"messages": [{"role": "user", "content": ""}]}, "the last message has to be the user's, with some text"),
@@ -112,7 +137,8 @@ def test_earlier_messages_are_context_and_the_last_is_searched_for(client: opena
         ({"n": 2}, "n: Input should be 1"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, "send one"),
         ({"stream_options": {"include_usage": True}}, "stream_options needs stream"),
-        ({"tools": []}, "tools: Extra inputs are not permitted"),
+        ({"tools": []}, "tools: this service does not do that; leave it out"),
+        ({"extra_body": {"temprature": None}}, "temprature: Extra inputs are not permitted"),
     ],
 )
 def test_what_would_be_ignored_is_refused(client: openai.OpenAI, change: dict[str, object], message: str) -> None:
