@@ -47,7 +47,10 @@ Reads = Literal["memory", "text"]
 FeatureName = Literal["memory", "bm25", "dense"]
 SOURCE_SETTINGS: dict[FeatureName, str] = {"memory": "from_index", "bm25": "from_bm25", "dense": "from_dense"}
 """The setting that says how many candidates of a pool each source finds."""
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
+"""τ; with weights in their range, float32 holds all logits."""
+_LEAST_WEIGHT = 1e-20
 
 
 class Fusion(Section):
@@ -57,7 +60,7 @@ class Fusion(Section):
         {"memory": 1.0},
         description="a (memory), and w of BM25's score and of the dense similarity; what is missing weighs 0",
     )
-    temperature: float = Field(0.02, gt=0, description="τ, as joint.temperature")
+    temperature: Temperature = Field(0.02, description="τ, as joint.temperature")
     dense_model: str = Field("", description="hash of the embedding model that the weight of dense is for")
 
     @property
@@ -78,7 +81,7 @@ class Fusion(Section):
 
     @model_validator(mode="after")
     def _some_weight(self) -> "Fusion":
-        if not any(self.weights.values()):
+        if not any(weight >= _LEAST_WEIGHT for weight in self.weights.values()):
             raise ValueError("model.fusion.weights are all 0, so that no row is better than another; set one of them")
         if self.features.get("dense") and not self.dense_model:
             raise ValueError("model.fusion.weights has dense, and dense_model is empty: weights are for one model")

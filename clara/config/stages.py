@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from clara.config.model import Reads
+from clara.config.model import Reads, Temperature
 from clara.config.refresh import Refresh
 from clara.config.section import Section
 
@@ -98,7 +98,7 @@ class Joint(Section):
         False, description="the question's own candidate_ids instead of a search; a pool of fewer than K is read whole"
     )
     inject_positives: bool = Field(False, description="put the known positives into the pool")
-    temperature: float = Field(0.02, gt=0, description="τ of the scores")
+    temperature: Temperature = Field(0.02, description="τ of the scores")
     mask_epsilon: float = Field(
         0.0,
         ge=0,

@@ -134,7 +134,7 @@ class _Embedding:
         """Vectors `[n, E]` of rows.
 
         Raises:
-            InputError: one is not finite in float16.
+            InputError: one is not finite in float16, or has another size than the model says.
         """
         known_ids, known = self._known
         out = np.empty((len(rows), self.size), np.float16)
@@ -159,6 +159,11 @@ class _Embedding:
 
     def _computed(self, store: MemoryStore, rows: Ids) -> NDArray[np.float16]:
         vectors: NDArray[np.float32] = self.encoder.embed_rows(store, rows).float().cpu().numpy()
+        if vectors.shape[1] != self.size:
+            raise InputError(
+                f"--dense-model {self.encoder.folder!r}: says that its vectors have {self.size} numbers, and gives "
+                f"vectors of {vectors.shape[1]}; its files do not belong together: copy the folder again"
+            )
         if self._unit:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms != 0)

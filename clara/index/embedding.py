@@ -1,11 +1,13 @@
 """Embeddings of any sentence-transformers folder, as the library computes and compares them."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from clara.arrays import Ids
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 _BATCH_TEXTS = 32
+_ERRORS = OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, ImportError, RuntimeError
 
 
 class DenseEncoder:
@@ -63,11 +66,29 @@ class DenseEncoder:
             raise InputError(
                 f"{error.name}: not installed, and --dense-model needs it; run: pip install 'clara-rag[train]'"
             ) from error
+        with self._refused("load it"):
+            model = SentenceTransformer(self.folder, device=self.device, local_files_only=True, trust_remote_code=False)
+            if not _knows_words(model.tokenizer):
+                raise InputError(
+                    f"--dense-model {self.folder!r}: its tokenizer knows no word, so that all texts would have one "
+                    "vector; its files (tokenizer.json or vocab.txt) are missing: give a complete folder"
+                )
+        return model
+
+    @contextmanager
+    def _refused(self, doing: str) -> Iterator[None]:
+        """Report in one line what a damaged folder leads to, which is any error of the libraries that read it.
+
+        Raises:
+            InputError: as said.
+        """
         try:
-            return SentenceTransformer(self.folder, device=self.device, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
+            yield
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except (*_ERRORS, SafetensorError) as error:
             raise InputError(
-                f"--dense-model {self.folder!r}: sentence-transformers cannot load it ({error}); give a complete folder"
+                f"--dense-model {self.folder!r}: sentence-transformers cannot {doing} ({error}); give a complete folder"
             ) from error
 
     def description(self) -> dict[str, Any]:
@@ -83,14 +104,20 @@ class DenseEncoder:
 
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str], *, shown: bool = False) -> Tensor:
-        """Vectors `[n, E]` of texts that are searched."""
-        return self.model.encode_document(
-            list(texts),
-            prompt=self._text_prompt,
-            batch_size=_BATCH_TEXTS,
-            convert_to_tensor=True,
-            show_progress_bar=shown,
-        )
+        """Vectors `[n, E]` of texts that are searched.
+
+        Raises:
+            InputError: the model cannot embed them.
+        """
+        model = self.model
+        with self._refused("embed texts with it"):
+            return model.encode_document(
+                list(texts),
+                prompt=self._text_prompt,
+                batch_size=_BATCH_TEXTS,
+                convert_to_tensor=True,
+                show_progress_bar=shown,
+            )
 
     def embed_rows(self, store: MemoryStore, rows: Ids, *, shown: bool = False) -> Tensor:
         """Vectors `[n, E]` of title and text of rows."""
@@ -101,15 +128,17 @@ class DenseEncoder:
         """Vectors `[B, E]` of questions.
 
         Raises:
-            InputError: a vector is not finite.
+            InputError: the model cannot embed them, or a vector is not finite.
         """
-        asked = self.model.encode_query(
-            list(questions),
-            prompt=self._question_prompt,
-            batch_size=_BATCH_TEXTS,
-            convert_to_tensor=True,
-            show_progress_bar=False,
-        )
+        model = self.model
+        with self._refused("embed questions with it"):
+            asked = model.encode_query(
+                list(questions),
+                prompt=self._question_prompt,
+                batch_size=_BATCH_TEXTS,
+                convert_to_tensor=True,
+                show_progress_bar=False,
+            )
         for question, finite in zip(questions, torch.isfinite(asked).all(dim=1).tolist(), strict=True):
             if not finite:
                 raise InputError(
@@ -128,3 +157,10 @@ class DenseEncoder:
         if self._known is None or not np.array_equal(self._known[0], store.row_ids):
             self._known = store.row_ids, self.embed_rows(store, store.row_ids, shown=len(store) > _BATCH_TEXTS)
         return self._known[1]
+
+
+def _knows_words(tokenizer: Any) -> bool:
+    """Whether a tokenizer has more than special tokens; without its files, transformers makes one that has not."""
+    if not hasattr(tokenizer, "get_vocab"):
+        return True  # of a kind that this program does not know
+    return bool(set(tokenizer.get_vocab()) - set(getattr(tokenizer, "all_special_tokens", ())))

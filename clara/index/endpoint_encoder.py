@@ -214,7 +214,7 @@ class EndpointEncoder:
         try:
             places = [int(item["index"]) for item in body["data"]]
             found = dict(zip(places, [item["embedding"] for item in body["data"]], strict=True))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             self._refuse(labels, f"returned no vectors but {self._cleaned(json.dumps(body))!r}", remedy)
         if sorted(places) != list(range(len(labels))):
             what = f"returned {len(places)} vectors (index {places[:40]}) for {len(labels)} texts"

@@ -55,7 +55,8 @@ def no_words(where: object) -> InputError:
     """The error for texts of which none has a word."""
     return InputError(
         f"{where}: no text has a word (two letters or digits, not only English stop words), so BM25 has nothing to "
-        "search; build the INDEX with --no-words, and set joint.from_bm25 and the like to 0"
+        "search; build the INDEX with --no-words, and set joint.from_bm25 and the like, and the weight of bm25 in "
+        "model.fusion.weights, to 0"
     )
 
 

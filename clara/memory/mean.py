@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from clara.arrays import Floats
 from clara.errors import InputError
 from clara.memory.codec import decode_memory
+from clara.memory.fingerprint import of_memory
 from clara.memory.product_quantiser import Codebook
 from clara.storage import folders
 from clara.storage.artefact import Artefact
@@ -108,7 +109,7 @@ def read_mean(memory: Artefact) -> tuple[Floats, Sums]:
     """The mean of a MEMORY and the sum of its live rows.
 
     Raises:
-        InputError: it has none, because an older program made it, or the file is damaged.
+        InputError: it has none, because an older program made it, or the file is damaged or of another MEMORY.
     """
     if not has_mean(memory.manifest):
         raise InputError(
@@ -117,7 +118,9 @@ def read_mean(memory: Artefact) -> tuple[Floats, Sums]:
         )
     path = memory.file(MEAN)
     tensors = _tensors(path.read_bytes() if path.is_file() else None, str(path))
-    return tensors["mean"], tensors["sum"]
+    fields = of_memory(memory)
+    shape = fields.num_memory_tokens, fields.hidden_size
+    return _checked(tensors, "mean", shape, str(path)), _checked(tensors, "sum", shape, str(path))
 
 
 def update_mean(old: Artefact, directory: Name, reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -141,6 +144,17 @@ def _tensors(raw: bytes | None, where: str) -> dict[str, NDArray[Any]]:
         return dict(safetensors.numpy.load(raw or b""))
     except SafetensorError as error:
         raise InputError(f"{where}: missing or damaged ({error}); build the MEMORY again") from error
+
+
+def _checked(tensors: Mapping[str, NDArray[Any]], name: str, shape: tuple[int, int], where: str) -> NDArray[Any]:
+    found = tensors.get(name)
+    if found is not None and found.shape == shape and found.dtype.kind == "f" and np.isfinite(found).all():
+        return found
+    there = "missing" if found is None else f"{found.dtype} {list(found.shape)}, or not finite"
+    raise InputError(
+        f"{where}: {name} is {there}, expected finite numbers of shape {list(shape)}; build the MEMORY again, or copy "
+        "it again"
+    )
 
 
 def _moved(mean: Floats, own: Floats) -> dict[str, float]:

@@ -103,7 +103,7 @@ class Bm25:
 
     def rank(self, queries: Queries, k: int) -> list[list[int]]:
         """See `Ranker`. Rows without a common word are left out."""
-        return row_lists(self.search(queries.texts, k, queries.excluded)[0])
+        return row_lists(self.search(queries.texts, min(k, len(self.row_ids)), queries.excluded)[0])
 
     def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Ranker`. Excluded rows and rows without a common word score 0."""

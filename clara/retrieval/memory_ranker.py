@@ -98,6 +98,7 @@ class MemoryRanker:
 
     def rank(self, queries: Queries, k: int) -> list[list[int]]:
         """See `Ranker`."""
+        k = min(k, max(1, len(self._search.store)))
         first_level = max(k, self._first_level)
         rows_Bk, _ = self._search.search(_vectors(queries), k, first_level=first_level, exclude=queries.excluded)
         return row_lists(rows_Bk)

@@ -103,6 +103,11 @@ def feature_rankers(fusion: Fusion, inputs: SourceInputs) -> dict[FeatureName, R
         if name == "dense":
             if not inputs.retrieval.dense_model:
                 raise InputError(f"{asked}; give the folder or URL of its embedding model with --dense-model")
+            if inputs.index is None:
+                raise InputError(
+                    f"{asked}: candidates by dense vectors are found in an INDEX, and there is no INDEX; give one that "
+                    "was built with --dense-model"
+                )
             if (found := model_hash(inputs.retrieval)) != fusion.dense_model:
                 raise InputError(
                     f"{asked} by the model with hash {fusion.dense_model[:12]}…, --dense-model "

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +161,48 @@ def test_vectors_that_are_not_finite_are_refused(
     monkeypatch.setattr(encoder.model, "encode_query", lambda texts, **_: torch.ones(len(texts), 5))
     with pytest.raises(InputError, match="gives vectors of 5 numbers, those of the rows have 16"):
         ranker.rank(Queries(["why"], [()]), 3)
+
+
+def edit(folder: Path, file: str, **changed: Any) -> None:
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(settings | changed))
+
+
+def shifted_ids(folder: Path) -> dict[str, Any]:
+    """The tokenizer of a larger vocabulary: that of another model."""
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    return {"model": model | {"vocab": {word: number + 10_000 for word, number in model["vocab"].items()}}}
+
+
+def without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: os.truncate(f / "model.safetensors", 100), "cannot load it"),
+        (lambda f: (f / "model.safetensors").unlink(), "cannot load it"),
+        (lambda f: (f / "modules.json").write_text("[1, 2]"), "cannot load it"),
+        (without_tokenizer, "its tokenizer knows no word.*tokenizer.json"),
+        (
+            lambda f: edit(f, "1_Pooling/config.json", word_embedding_dimension=99),
+            "have 99 numbers, and gives .* of 16",
+        ),
+        (lambda f: edit(f, "sentence_bert_config.json", max_seq_length="many"), "cannot (load|embed texts with) it"),
+        (lambda f: edit(f, "tokenizer.json", **shifted_ids(f)), "cannot (load|embed texts with) it"),
+    ],
+    ids=["weights cut", "no weights", "modules", "no tokenizer", "size", "length", "ids beyond the embeddings"],
+)
+def test_a_damaged_model_is_refused_in_one_line(
+    tmp_path: Path, memory: Path, encoder: DenseEncoder, damage: Callable[[Path], Any], message: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(encoder.folder, folder)
+    damage(folder)
+    with pytest.raises(InputError, match=f"--dense-model '.*model': .*{message}"):
+        build(memory, tmp_path / "index", dense=DenseEncoder(str(folder)))
 
 
 def test_another_model_or_none_is_refused(tmp_path: Path, memory: Path, index: Path, encoder: DenseEncoder) -> None:

@@ -160,6 +160,7 @@ ROW = r"row -?\d+: the endpoint "
         (changed(0, "AACAPwAAgD8="), ROW + "returned .* expected a list of numbers"),
         (lambda items: {"choices": []}, "a text that asks for the size: .* returned no vectors but"),
         (lambda items: [{"index": 0}], "returned no vectors but"),
+        (lambda items: [item | {"index": float("inf")} for item in items], "returned no vectors but"),
         (lambda items: [], r"returned 0 vectors \(index \[\]\) for 1 texts"),
     ],
 )

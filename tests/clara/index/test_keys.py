@@ -8,6 +8,7 @@ from typing import Any
 import faiss
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import clara.index.build
 from clara.arrays import NO_ROW, Floats
@@ -21,6 +22,7 @@ from clara.memory.mean import MEAN
 from clara.memory.store import MemoryStore
 from clara.model.array_geometry import PUBLISHED
 from clara.retrieval.memory_ranker import ExactSearch
+from clara.storage.folders import sha256_file
 from clara.storage.manifest import read_manifest
 from tests.helpers.memories import D, M, chunk, random_memory, write_memory
 
@@ -260,3 +262,25 @@ def test_a_memory_without_a_mean_has_no_index_of_a_centred_score(tmp_path: Path,
     (tmp_path / "memory" / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=r"has no mean of its vectors.*pipelines\.compact"):
         build_index(tmp_path / "memory", tmp_path / "index", score=Score(centred=True))
+
+
+@pytest.mark.parametrize("name", ["mean", "sum"])
+@pytest.mark.parametrize("damage", ["missing", "shape", "not finite", "integers"])
+def test_a_mean_that_cannot_be_this_memorys_is_refused(
+    tmp_path: Path, memory_dir: Path, damage: str, name: str
+) -> None:
+    shutil.copytree(memory_dir, tmp_path / "memory")
+    path = tmp_path / "memory" / MEAN
+    tensors = load_file(path)
+    whole = tensors.pop(name)
+    changed = {"shape": whole[:, 1:].copy(), "not finite": whole * np.nan, "integers": whole.astype(np.int8)}
+    path.unlink()
+    save_file(tensors | ({name: changed[damage]} if damage in changed else {}), path)
+    manifest = read_manifest(memory_dir, "MEMORY")
+    entries = {entry["path"]: entry for entry in manifest["files"]}
+    entries[MEAN] |= {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    (tmp_path / "memory" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        InputError, match=rf"mean\.safetensors: {name} is .*, expected finite numbers of shape \[{M}, {D}\]"
+    ):
+        IndexKeys(MemoryStore.open(tmp_path / "memory"), Score(centred=True))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from clara.config.model import Fusion
+from clara.config.model import FeatureName, Fusion
 from clara.errors import InputError
 from clara.model.fusion import contributions, fused, weigh
 from clara.model.topk import slot_distributions, straight_through_topk
@@ -108,3 +108,21 @@ def test_features_must_be_those_of_the_weights() -> None:
 def test_weights_that_are_none_are_refused(weights: dict[str, float], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Fusion.model_validate({"weights": weights})
+
+
+@pytest.mark.parametrize(
+    ("weights", "temperature"),
+    [({"memory": 1e39}, 0.02), ({"bm25": 2e9}, 0.02), ({"memory": 1e-300}, 0.02), ({"memory": 1.0}, 1e-300)]
+    + [({"memory": 1.0}, 1e300), ({"memory": 1.0}, float("inf")), ({"memory": float("nan")}, 0.02)],
+)
+def test_what_float32_cannot_hold_is_refused(weights: dict[FeatureName, float], temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"less than or equal|greater than or equal|all 0|finite"):
+        Fusion(weights=weights, temperature=temperature)
+
+
+def test_the_largest_logits_are_finite() -> None:
+    extreme = Fusion(weights={"memory": 1e9, "bm25": 1e9}, temperature=1e-6)
+    scores = fused(torch.ones(1, 2), torch.full((1, 2, 1), 1e4), extreme)
+    assert (scores / extreme.temperature).isfinite().all()
+    extreme = Fusion(weights={"memory": 1e-19}, temperature=1e6)
+    assert (fused(torch.ones(1, 2), None, extreme) / extreme.temperature > 0).all()

@@ -124,6 +124,14 @@ def test_questions_in_parts_find_the_same_to_the_bit(parts: Parts, monkeypatch: 
     assert ranker.hits(queries.part(1, 3), 9) == together[1:]
 
 
+def test_more_candidates_than_rows_take_no_memory(parts: Parts) -> None:
+    every, beyond = opened(parts, candidates=10_000), opened(parts, candidates=10**12)
+    queries = Queries(QUESTIONS, [()] * 2, every.queries(QUESTIONS))
+    assert beyond.hits(QUESTIONS, 7) == every.hits(QUESTIONS, 7)
+    for name, ranker in every_source(parts, every).items():
+        assert ranker.rank(queries, 10**12) == ranker.rank(queries, 10_000), name
+
+
 def test_candidates_are_the_union_of_every_sources_best(parts: Parts) -> None:
     retriever = opened(parts, candidates=3)
     queries = Queries(QUESTIONS, [()] * 2, retriever.queries(QUESTIONS))
