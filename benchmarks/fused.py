@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ class RandomRows(DenseEncoder):
         """See the base class."""
         store.records(rows)
         size = int(self.description()["size"])
-        rng = np.random.default_rng(rows[:1].tolist())
+        rng = np.random.default_rng(abs(int(rows[0])))
         return torch.from_numpy(rng.standard_normal((len(rows), size), np.float32))
 
 
@@ -95,10 +96,8 @@ def search(folder: Path, dense_model: str, number: str = "64") -> dict[str, Any]
     questions = draw_texts(np.random.default_rng(1), int(number), QUESTION_WORDS)
     vectors = torch.randn(len(questions), *SHAPE, generator=torch.Generator().manual_seed(1))
     queries = Queries(questions, [()] * len(questions), vectors)
-    found = {
-        str(name): latency(lambda part, of=ranker: of.rank(part, FOUND), queries) for name, ranker in sources.items()
-    }
-    found["fused"] = latency(lambda part: fused.rank(part, FOUND), queries)
+    rankers: dict[str, Ranker] = {**sources, "fused": fused}
+    found = {name: latency(partial(ranker.rank, k=FOUND), queries) for name, ranker in rankers.items()}
     return {"questions": len(questions), "open_seconds": opened, "latency": found}
 
 

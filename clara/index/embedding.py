@@ -68,7 +68,7 @@ class DenseEncoder:
             ) from error
         with self._refused("load it"):
             model = SentenceTransformer(self.folder, device=self.device, local_files_only=True, trust_remote_code=False)
-            if not _knows_words(model.tokenizer):
+            if not _knows_words(getattr(model, "tokenizer", None)):
                 raise InputError(
                     f"--dense-model {self.folder!r}: its tokenizer knows no word, so that all texts would have one "
                     "vector; its files (tokenizer.json or vocab.txt) are missing: give a complete folder"
