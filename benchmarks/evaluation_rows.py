@@ -132,10 +132,9 @@ def main(argv: list[str]) -> int:
     parser = rows_parser("benchmarks.evaluation_rows", __doc__, folder=size, results="evaluation_rows")
     parser.add_argument("--questions", type=int, default=3610, metavar="N", help="questions (default: %(default)s)")
     options = parser.parse_args(argv)
-    if options.dry_run:
-        print(json.dumps(vars(options), indent=1))
-        return 0
     folder = rows_folder(options)
+    if folder is None:
+        return 0
     make_memory(folder / "memory", options.rows)
     build = [sys.executable, "-m", "pipelines.build_index", "--memory", str(folder / "memory")]
     build += ["--output", str(folder / "index"), "--queries", "0", "--no-verify", "--quiet"]

@@ -95,8 +95,7 @@ def build(shape: Shape, config: Config, device: str) -> ClaraModel:
     dtype = getattr(torch, config.backbone.dtype)
     with torch.device(device):
         lm = AutoModelForCausalLM.from_config(described, dtype=dtype, attn_implementation="sdpa")
-    lora = config.model.lora
-    backbone = Backbone(lm, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, adapters=ROLES)
+    backbone = Backbone(lm, config.model.lora, ROLES)
     with tempfile.TemporaryDirectory() as folder:
         save_backbone(Path(folder), 0)
         tokenizer = load_tokenizer(folder)

@@ -204,10 +204,9 @@ def main(argv: list[str]) -> int:
     systems = [name for name in options.systems.split(",") if name]
     if unknown := set(systems) - set(SYSTEMS):
         raise InputError(f"--systems {', '.join(sorted(unknown))}: expected some of {', '.join(SYSTEMS)}")
-    if options.dry_run:
-        print(json.dumps(vars(options), indent=1))
-        return 0
     folder, file = rows_folder(options), rows_file(options).with_suffix(".json")
+    if folder is None:
+        return 0
     before = json.loads(file.read_text()) if file.is_file() else {"systems": {}}
     seconds = make_memory(folder, options.rows)
     make_queries(folder, options.queries, options.exact)

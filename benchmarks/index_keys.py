@@ -161,10 +161,9 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     if unknown := set(options.systems.split(",")) - set(SYSTEMS):
         raise InputError(f"--systems {', '.join(sorted(unknown))}: expected some of {', '.join(SYSTEMS)}")
-    if options.dry_run:
-        print(json.dumps(vars(options), indent=1))
-        return 0
     folder = rows_folder(options)
+    if folder is None:
+        return 0
     make_memory(folder, options.rows, shape=SHAPE, key_size=KEY_SIZE, shard_rows=SHARD_ROWS, common=COMMON)
     found: dict[str, Any] = described("benchmarks.index_keys", argv, options) | {
         "threads": options.threads,

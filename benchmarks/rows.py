@@ -43,8 +43,11 @@ def rows_parser(
     return found
 
 
-def rows_folder(options: argparse.Namespace) -> Path:
-    """The folder for the data of so many rows."""
+def rows_folder(options: argparse.Namespace) -> Path | None:
+    """The folder for the data of so many rows; None after a dry run, which prints the settings."""
+    if options.dry_run:
+        print(json.dumps(vars(options), indent=1))
+        return None
     folder = Path(options.folder) / str(options.rows)
     folder.mkdir(parents=True, exist_ok=True)
     return folder

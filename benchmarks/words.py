@@ -146,10 +146,9 @@ def main(argv: list[str]) -> int:
     size = "for data and INDEX: about 2 GB for a million rows"
     parser = rows_parser("benchmarks.words", __doc__, folder=size, results="words")
     options = parser.parse_args(argv)
-    if options.dry_run:
-        print(json.dumps(vars(options), indent=1))
-        return 0
     folder = rows_folder(options)
+    if folder is None:
+        return 0
     make_memory(folder / "memory", options.rows)
     found = described("benchmarks.words", argv, options) | {
         "note": " ".join(options.note),

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,12 @@ def _bootstrap(values: bytes, seed: int, level: float, num_resamples: int) -> tu
         rng=np.random.default_rng(seed),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
+
+
+def group_numbers(keys: Iterable[Hashable]) -> NDArray[np.int64]:
+    """The group of each question, by number from 0 in the order in which its key first occurs."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
 
 def grouped_interval(

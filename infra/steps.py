@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -98,6 +98,21 @@ def relative(path: Path) -> str:
 def shown(command: Sequence[str]) -> str:
     """A command as a user would type it."""
     return shlex.join(["python" if part == sys.executable else part for part in command])
+
+
+def listed(steps: Iterable[Step]) -> str:
+    """The commands of steps as a user would type them, one a line."""
+    return "\n".join(shown(step.command) for step in steps)
+
+
+def run_steps(steps: Sequence[Step]) -> None:
+    """Run steps one after another.
+
+    Raises:
+        InputError: see `run_step`.
+    """
+    for number, step in enumerate(steps, 1):
+        run_step(step, number, len(steps))
 
 
 def run_step(step: Step, number: int, total: int) -> float:

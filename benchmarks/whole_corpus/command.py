@@ -18,7 +18,7 @@ from benchmarks.whole_corpus.steps import Corpus, demo, samples
 from clara.config.flags import plain_parser
 from clara.storage.folders import atomic_write
 from infra.demo.given import DTYPE
-from infra.steps import SHIPPED, relative, run_step, shown
+from infra.steps import SHIPPED, listed, relative, run_steps
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,12 +55,11 @@ def main(argv: list[str]) -> int:
     dtype = corpora[0].dtype
     steps = [step for corpus in corpora for step in corpus.steps()]
     if options.dry_run:
-        print("\n".join(shown(step.command) for step in steps))
+        print(listed(steps))
         return 0
     output.mkdir(parents=True, exist_ok=True)
     atomic_write(output / DTYPE, dtype + "\n")
-    for number, step in enumerate(steps, 1):
-        run_step(step, number, len(steps))
+    run_steps(steps)
     found = {corpus.name: measured(corpus, options.dense_model) for corpus in corpora}
     text = "\n".join(table(name, rows) for name, rows in found.items())
     results = Path(options.results)

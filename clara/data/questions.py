@@ -171,14 +171,19 @@ def fold_of(questions: Iterable[Question], share: float) -> tuple[list[Question]
     return inside, outside
 
 
-def by_target(questions: Sequence[Question]) -> list[list[int]]:
-    """Positions of questions by their known positives, in the order in which these first occur.
+def target_of(question_id: str, positive_ids: Iterable[str]) -> tuple[str, ...]:
+    """What a question asks for: the set of its right documents; the question itself if none is known.
 
-    A question without known positives is a group by itself.
+    Questions of one target are not independent samples, so that intervals and tests draw them together.
     """
+    return tuple(sorted(positive_ids)) or ("", question_id)
+
+
+def by_target(questions: Sequence[Question]) -> list[list[int]]:
+    """Positions of questions by their targets, in the order in which these first occur."""
     groups: dict[tuple[str, ...], list[int]] = {}
     for position, question in enumerate(questions):
-        groups.setdefault(tuple(sorted(question.positive_ids)) or ("", question.question_id), []).append(position)
+        groups.setdefault(target_of(question.question_id, question.positive_ids), []).append(position)
     return list(groups.values())
 
 

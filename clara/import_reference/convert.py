@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from clara.config.model import Backbone as BackboneSettings
 from clara.config.model import Prompts
 from clara.config.roles import COMPRESSOR, GENERATOR, QUERY_REASONER, ROLES
 from clara.errors import InputError
@@ -220,9 +221,7 @@ def convert(reference: Reference, base: Path, *, untrained_generator: bool = Fal
     settings = model_settings(reference)
     prompts = Prompts(template_arguments={"enable_thinking": False}, keep_system=False, whole_tail=True)
     shape = settings.lora
-    backbone = Backbone.load(
-        str(base), dtype=reference.dtype, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout, adapters=ROLES
-    )
+    backbone = Backbone.load(BackboneSettings(path=str(base), dtype=reference.dtype), shape, ROLES)
     vocabulary = fit_vocabulary(reference, backbone, base)
     rows: list[tuple[str, str, str]] = []
     for name, role in ROLE_OF.items():

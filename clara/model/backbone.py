@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from clara.config.encoding import INT8
+from clara.config.model import Backbone as BackboneSettings
+from clara.config.model import Lora
 from clara.errors import InputError
 from clara.model.lora import Route, add_adapter, current_route, install, routed
 from clara.model.output_check import check, measure_output
@@ -27,10 +29,8 @@ class Backbone(nn.Module):
     Shapes: B rows, L positions, D hidden size, V vocabulary.
     """
 
-    def __init__(
-        self, lm: PreTrainedModel, *, rank: int, alpha: float, dropout: float, adapters: Sequence[str], folder: str = ""
-    ) -> None:
-        """Take a model that is loaded, and check that its trunk and output layer can be called alone.
+    def __init__(self, lm: PreTrainedModel, settings: Lora, adapters: Sequence[str], folder: str = "") -> None:
+        """Take a model that is loaded, add fresh adapters, and check that its trunk and output layer work alone.
 
         Raises:
             InputError: they cannot (see `clara.model.output_check`), or the trunk has no layer to adapt.
@@ -43,7 +43,7 @@ class Backbone(nn.Module):
         self.folder = folder
         self._recomputes = False
         self.num_kept_tokens = 0
-        self.rank, self.alpha, self.dropout = rank, alpha, dropout
+        self.lora = settings
         self.trunk_path = next(path for path, module in lm.named_modules() if module is lm.get_decoder())
         self.layers = install(lm.get_decoder())
         if not self.layers:
@@ -58,21 +58,21 @@ class Backbone(nn.Module):
     @classmethod
     def load(
         cls,
-        folder: str,
-        *,
-        dtype: str,
-        attention: str = "sdpa",
-        gradient_checkpointing: bool = False,
-        rank: int,
-        alpha: float,
-        dropout: float,
+        settings: BackboneSettings,
+        lora: Lora,
         adapters: Sequence[str],
     ) -> "Backbone":
         """Read an LM folder, or the copy of one behind a URL (never a hub).
 
+        Args:
+            settings: the folder, and how its model computes.
+            lora: of the adapters.
+            adapters: names of fresh ones.
+
         Raises:
             InputError: no folder, no config, or weights that transformers can't read.
         """
+        folder, dtype, attention = settings.path, settings.dtype, settings.attention
         local = local_folder(folder)
         if not (local / "config.json").is_file():
             raise InputError(
@@ -99,14 +99,14 @@ class Backbone(nn.Module):
             logger.warning(
                 "this processor has no instructions for bfloat16 products; float32 is several times faster on it"
             )
-        backbone = cls(lm, rank=rank, alpha=alpha, dropout=dropout, adapters=adapters, folder=str(folder))
-        if gradient_checkpointing:
+        backbone = cls(lm, lora, adapters, folder)
+        if settings.gradient_checkpointing:
             backbone.enable_checkpointing()
         return backbone
 
     def add_adapter(self, adapter: str) -> None:
         """A fresh adapter on every layer."""
-        add_adapter(self.layers, adapter, rank=self.rank, alpha=self.alpha, dropout=self.dropout)
+        add_adapter(self.layers, adapter, self.lora)
 
     def extend_vocabulary(self, num_kept: int, input_AD: Tensor, output_AD: Tensor) -> None:
         """Give the LM tokens that its tokenizer does not have: it may read and emit them, and no text can hold one.

@@ -25,7 +25,6 @@ from transformers.modeling_utils import unwrap_model
 
 from clara.config.encoding import INT8, check_encoding, type_of_lm
 from clara.config.model import Backbone as BackboneSettings
-from clara.config.model import Model
 from clara.config.roles import COMPRESSOR, QUERY_REASONER, ROLES
 from clara.config.tree import Config
 from clara.errors import InputError
@@ -72,49 +71,33 @@ def save_checkpoint(
     directory = make_directory(directory)
     refuse_other(directory, "CHECKPOINT")
     (directory / "manifest.json").unlink(missing_ok=True)
-    backbone, settings = model.backbone, model.settings.lora
-    dtype = dtype or backbone.dtype
-    folder = backbone.folder
-    files: list[str] = []
+    backbone, base = model.backbone, "" if store_backbone else model.backbone.folder
     if store_backbone:
-        folder = str(directory / OWN_BACKBONE)
-        _save_plain_lm(model, folder)
+        _save_plain_lm(model, str(directory / OWN_BACKBONE))
     roles = {role: role for role in ROLES}
     if not separate_query_reasoner:
         roles[QUERY_REASONER] = COMPRESSOR
-    for role in sorted(set(roles.values())):
-        names = lora.save_adapter(
+    files = [
+        f"{role}/{name}"
+        for role in sorted(set(roles.values()))
+        for name in lora.save_adapter(
             backbone.layers,
             role,
             directory / role,
+            model.settings.lora,
             trunk_path=backbone.trunk_path,
-            base="" if store_backbone else backbone.folder,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            dropout=settings.dropout,
-            dtype=dtype,
+            base=base,
+            dtype=dtype or backbone.dtype,
         )
-        files += [f"{role}/{name}" for name in names]
-    slots = {name: p.detach().float().cpu().contiguous() for name, p in model.slots.state_dict().items()}
-    atomic_write(directory / SLOTS_FILE, save(slots, metadata={"format": "pt"}))
+    ]
+    # A stored LM has the added tokens among its own rows.
+    added = {} if store_backbone else backbone.added_tokens()
+    files += _save_tensors(model, directory, added)
     model.tokenizer.save_pretrained(directory / "tokenizer")
-    files.append(SLOTS_FILE)
-    if model.question_mean.mean is not None:
-        save_question_mean(directory, model.question_mean.mean)
-        files.append(QUESTION_MEAN_FILE)
-    # A stored LM has them among its own rows.
-    added = (
-        {}
-        if store_backbone
-        else {name: rows.detach().cpu().contiguous() for name, rows in backbone.added_tokens().items()}
-    )
-    extra: dict[str, Any] = {"added_tokens": {"follow": backbone.num_kept_tokens}} if added else {}
-    extra |= {"fit_share": fit_share} if fit_share else {}
-    if added:
-        atomic_write(directory / ADDED_FILE, save(added, metadata={"format": "pt"}))
-        files.append(ADDED_FILE)
     for sub in ("tokenizer", OWN_BACKBONE) if store_backbone else ("tokenizer",):
         files += sorted(str(p.relative_to(directory)) for p in (directory / sub).rglob("*") if p.is_file())
+    extra: dict[str, Any] = {"added_tokens": {"follow": backbone.num_kept_tokens}} if added else {}
+    extra |= {"fit_share": fit_share} if fit_share else {}
     return write_manifest(
         directory,
         kind="CHECKPOINT",
@@ -123,15 +106,30 @@ def save_checkpoint(
         stage=stage,
         roles=roles,
         backbone={
-            "path": "" if store_backbone else backbone.folder,
+            "path": base,
             "own": store_backbone,
-            "sha256": weights_hash(folder),
+            "sha256": weights_hash(directory / OWN_BACKBONE if store_backbone else base),
         },
         tokenizer=tokenizer_hash(directory / "tokenizer"),
         **extra,
         model=model.settings.model_dump(),
         prompts=model.prompts.prompts.model_dump(),
     )
+
+
+def _save_tensors(model: ClaraModel, directory: Path, added: Mapping[str, Tensor]) -> list[str]:
+    """Write what trains beside the adapters, and the added tokens. Returns the file names."""
+    slots = {name: p.detach().float().cpu().contiguous() for name, p in model.slots.state_dict().items()}
+    atomic_write(directory / SLOTS_FILE, save(slots, metadata={"format": "pt"}))
+    files = [SLOTS_FILE]
+    if model.question_mean.mean is not None:
+        save_question_mean(directory, model.question_mean.mean)
+        files.append(QUESTION_MEAN_FILE)
+    if added:
+        rows = {name: tensor.detach().cpu().contiguous() for name, tensor in added.items()}
+        atomic_write(directory / ADDED_FILE, save(rows, metadata={"format": "pt"}))
+        files.append(ADDED_FILE)
+    return files
 
 
 def save_question_mean(directory: Path, mean_MD: Tensor) -> None:
@@ -189,21 +187,8 @@ def fresh_model(config: Config, *, device: str = "cpu") -> ClaraModel:
     """
     check_device(device)
     torch.manual_seed(config.seed)
-    backbone = _backbone(config.backbone, config.backbone.path, config.model)
+    backbone = Backbone.load(config.backbone, config.model.lora, ROLES)
     return ClaraModel(backbone, load_tokenizer(config.backbone.path), config.model, config.prompts).to(device)
-
-
-def _backbone(settings: BackboneSettings, folder: str, model: Model) -> Backbone:
-    return Backbone.load(
-        folder,
-        dtype=settings.dtype,
-        attention=settings.attention,
-        gradient_checkpointing=settings.gradient_checkpointing,
-        rank=model.lora.rank,
-        alpha=model.lora.alpha,
-        dropout=model.lora.dropout,
-        adapters=ROLES,
-    )
 
 
 def load_checkpoint(
@@ -228,7 +213,7 @@ def load_checkpoint(
     backbone = backbone or BackboneSettings()
     folder = checkpoint.checked_backbone(backbone.path)
     check_device(device)
-    loaded = _backbone(backbone, folder, checkpoint.settings)
+    loaded = Backbone.load(backbone.model_copy(update={"path": folder}), checkpoint.settings.lora, ROLES)
     directory, manifest = checkpoint.folder, checkpoint.manifest
     if "added_tokens" in manifest:
         _add_tokens(loaded, directory, manifest["added_tokens"])

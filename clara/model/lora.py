@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from clara.config.model import Lora
 from clara.errors import InputError
 from clara.storage.folders import atomic_write
 
@@ -127,10 +128,12 @@ def install(trunk: nn.Module) -> dict[str, RoutedLinear]:
     return routed_layers
 
 
-def add_adapter(layers: dict[str, RoutedLinear], adapter: str, *, rank: int, alpha: float, dropout: float) -> None:
+def add_adapter(layers: dict[str, RoutedLinear], adapter: str, settings: Lora) -> None:
     """A fresh adapter (B = 0: no change of the LM) on every routed layer."""
     for layer in layers.values():
-        pair = LoraPair(*layer.sizes, rank=rank, scale=alpha / rank, dropout=dropout)
+        pair = LoraPair(
+            *layer.sizes, rank=settings.rank, scale=settings.alpha / settings.rank, dropout=settings.dropout
+        )
         layer.adapters[adapter] = pair.to(layer.base.weight.device)
 
 
@@ -167,33 +170,41 @@ def save_adapter(
     layers: dict[str, RoutedLinear],
     adapter: str,
     directory: str | os.PathLike[str],
+    settings: Lora,
     *,
     trunk_path: str,
     base: str,
-    rank: int,
-    alpha: float,
-    dropout: float,
     dtype: torch.dtype,
 ) -> list[str]:
-    """Write an adapter as a PEFT folder. Returns the file names."""
+    """Write an adapter as a PEFT folder. Returns the file names.
+
+    Args:
+        layers: those of the backbone.
+        adapter: its name.
+        directory: is made.
+        settings: of the adapter.
+        trunk_path: path of the trunk in the LM.
+        base: folder of the LM, which PEFT reads.
+        dtype: of the stored numbers.
+    """
     directory = Path(directory)
     tensors = {
         k: v.detach().to("cpu", dtype).contiguous() for k, v in adapter_tensors(layers, adapter, trunk_path).items()
     }
     atomic_write(directory / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
-    settings = {
+    config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": alpha,
-        "lora_dropout": dropout,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
         "bias": "none",
         "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in layers.values()),
         "inference_mode": True,
         "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
     }
-    atomic_write(directory / "adapter_config.json", json.dumps(settings, indent=1) + "\n")
+    atomic_write(directory / "adapter_config.json", json.dumps(config, indent=1) + "\n")
     return ["adapter_config.json", "adapter_model.safetensors"]
 
 

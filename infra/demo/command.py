@@ -17,7 +17,7 @@ from clara.errors import InputError
 from clara.storage.folders import atomic_write
 from infra.demo.given import CONFIG, DTYPE, QUICK_DOCUMENTS, Given
 from infra.demo.steps import MODEL_NAME, Demo
-from infra.steps import SHIPPED, STAGES, module, relative, run_step, shown
+from infra.steps import SHIPPED, STAGES, listed, module, relative, run_step, shown
 from infra.summary import read, screen
 
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> int:
     )
     demo = Demo(output, options.documents, pretrain=options.pretrain, world=not options.no_world, given=given)
     if options.dry_run:
-        print("\n".join(shown(step.command) for step in demo.steps()))
+        print(listed(demo.steps()))
         return 0
     output.mkdir(parents=True, exist_ok=True)
     if given.asks_processor:

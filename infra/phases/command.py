@@ -14,7 +14,7 @@ from clara.config.flags import Command, add_setting, as_sets
 from clara.storage.folders import atomic_write
 from infra.demo.given import DTYPE, Given
 from infra.phases.steps import PHASES, Phases, Settings
-from infra.steps import SHIPPED, Step, module, relative, run_step, shown
+from infra.steps import SHIPPED, Step, listed, module, relative, run_steps
 
 
 def parser() -> Command:
@@ -83,12 +83,11 @@ def main(argv: list[str]) -> int:
         *Phases(settings, options.phases.split(","), control=options.control).steps(),
     ]
     if options.dry_run:
-        print("\n".join(shown(step.command) for step in steps))
+        print(listed(steps))
         return 0
     output.mkdir(parents=True, exist_ok=True)
     atomic_write(output / DTYPE, dtype + "\n")
-    for number, step in enumerate(steps, 1):
-        run_step(step, number, len(steps))
+    run_steps(steps)
     for name in ("evaluation", "answers"):
         if (output / name / "report.html").is_file():
             print(f"{relative(output)}/{name}/report.html: all measures, with intervals")

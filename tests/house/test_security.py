@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from clara.config.model import Backbone as BackboneSettings
+from clara.config.model import Lora
 from clara.errors import InputError
 from clara.model.backbone import Backbone
 from clara.model.backbone_files import load_tokenizer
@@ -86,7 +88,7 @@ def with_code(folder: Path) -> Path:
 
 
 def load_backbone(folder: str) -> object:
-    return Backbone.load(folder, dtype="float32", rank=2, alpha=4.0, dropout=0.0, adapters=())
+    return Backbone.load(BackboneSettings(path=folder, dtype="float32"), Lora(rank=2, alpha=4.0, dropout=0.0), ())
 
 
 @pytest.mark.parametrize("load", [load_backbone, load_tokenizer])

@@ -79,8 +79,7 @@ def built(config: Config, shape: Shape, folder: Path) -> ClaraModel:
         ),
         dtype=getattr(torch, config.backbone.dtype),
     )
-    lora = config.model.lora
-    backbone = Backbone(lm, rank=lora.rank, alpha=lora.alpha, dropout=lora.dropout, adapters=ROLES)
+    backbone = Backbone(lm, config.model.lora, ROLES)
     if config.backbone.gradient_checkpointing:
         backbone.enable_checkpointing()
     return ClaraModel(backbone, tiny.write_tokenizer(folder), config.model, config.prompts)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from clara.arrays import Ids
-from clara.data.questions import Question
+from clara.data.questions import Question, target_of
 from clara.errors import InputError
-from clara.intervals import PairedTest, grouped_interval, paired_test
+from clara.intervals import PairedTest, group_numbers, grouped_interval, paired_test
 from clara.metrics import ANSWER_METRICS, ndcg, ranking_metrics
 from training.evaluation.readers import Likelihood
 
@@ -114,11 +114,9 @@ def measure_names(rows: Iterable[Row]) -> list[str]:
 
 
 def _targets(rows: Sequence[Row]) -> Ids | None:
-    """Numbers of the rows' targets, which are resampled together; None where no two questions share one."""
-    number: dict[tuple[str, ...], int] = {}
-    names = [tuple(row.get("positive_ids") or [row["question_id"]]) for row in rows]
-    numbers = [number.setdefault(name, len(number)) for name in names]
-    return None if len(number) == len(names) else np.array(numbers, np.int64)
+    """Number of each row's target; rows of one are resampled together. None if no two rows share one."""
+    numbers = group_numbers(target_of(row["question_id"], row.get("positive_ids") or ()) for row in rows)
+    return None if len(np.unique(numbers)) == len(rows) else numbers
 
 
 def figures(rows: Sequence[Row], seed: int = 0) -> dict[str, Figure]:

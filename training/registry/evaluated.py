@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from clara.data.questions import target_of
 from clara.errors import InputError
+from clara.intervals import group_numbers
 from clara.tracking.database import reason_of
 from training.evaluation.files import PER_QUESTION
 from training.registry.registration import EVALUATION
@@ -123,10 +125,5 @@ def evaluation_file(client: "MlflowClient", version: "ModelVersion", name: str, 
 
 
 def target_numbers(asked: Asked, names: Collection[str]) -> NDArray[np.int64]:
-    """Number of each question's first right document: questions of one target are no independent samples.
-
-    A question without one counts as a target.
-    """
-    targets = [("document", *asked[name][2][:1]) if asked[name][2] else ("question", name) for name in names]
-    numbers: dict[tuple[str, ...], int] = {}
-    return np.array([numbers.setdefault(target, len(numbers)) for target in targets], np.int64)
+    """Number of each question's target, see `target_of`."""
+    return group_numbers(target_of(name, asked[name][2]) for name in names)

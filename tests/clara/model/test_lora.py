@@ -9,6 +9,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from clara.config.model import Lora
 from clara.config.roles import ROLES
 from clara.errors import InputError
 from clara.model import lora
@@ -118,7 +119,7 @@ def test_V12_number_of_parameters(tiny_model: ClaraModel):
 def test_a_model_without_linear_layers_is_an_error():
     lm = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=0, n_head=2))
     with pytest.raises(InputError, match="no linear layer"):
-        Backbone(lm, rank=2, alpha=4.0, dropout=0.0, adapters=ROLES)
+        Backbone(lm, Lora(rank=2, alpha=4.0, dropout=0.0), ROLES)
 
 
 @pytest.mark.parametrize(
@@ -139,11 +140,9 @@ def test_a_damaged_adapter_is_an_error_that_names_the_file(
         backbone.layers,
         "compressor",
         tmp_path,
+        Lora(rank=4, alpha=8, dropout=0),
         trunk_path=backbone.trunk_path,
         base="",
-        rank=4,
-        alpha=8,
-        dropout=0,
         dtype=torch.float32,
     )
     path = tmp_path / "adapter_model.safetensors"

@@ -11,6 +11,7 @@ import transformers
 from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from clara.config.model import Lora
 from clara.errors import InputError
 from clara.model.backbone import Backbone
 from clara.model.lora import Route
@@ -49,7 +50,7 @@ def lm_of(family: str, **settings: object) -> PreTrainedModel:
 
 
 def wrapped(lm: PreTrainedModel) -> Backbone:
-    return Backbone(lm, rank=2, alpha=2.0, dropout=0.0, adapters=["compressor"], folder="a/folder")
+    return Backbone(lm, Lora(rank=2, alpha=2.0, dropout=0.0), ["compressor"], "a/folder")
 
 
 def assert_as_its_own(lm: PreTrainedModel, size: float = 30.0) -> None:
