@@ -35,7 +35,7 @@ from clara.config.roles import GENERATOR, QUERY_REASONER
 from clara.config.tree import Config
 from clara.data.records import Chunk, chunk_id, input_text, row_id
 from clara.errors import InputError, command_line
-from clara.memory.compress import write_memory_shard
+from clara.memory.compress import Encoding, write_memory_shard
 from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.shards import shard_name
 from clara.memory.store import MemoryStore, complete_memory
@@ -92,15 +92,8 @@ def write_chunks(model: ClaraModel, config: Config, rows: Sequence[Chunk], check
             dtype=config.backbone.dtype,
         ),
     )
-    report = write_memory_shard(
-        lambda: model,
-        rows,
-        folder,
-        shard_name(0, 1),
-        fingerprint=fingerprint,
-        codec="float16",
-        batch_tokens=4096,
-    )
+    encoding = Encoding(fingerprint, "float16", 4096)
+    report = write_memory_shard(lambda: model, rows, folder, shard_name(0, 1), encoding)
     complete_memory(
         folder,
         [report],

@@ -30,7 +30,7 @@ from clara.config.load import load
 from clara.config.tree import Config
 from clara.errors import InputError, command_line
 from clara.index.build import build_index
-from clara.memory.compress import write_memory_shard
+from clara.memory.compress import Encoding, write_memory_shard
 from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.model.checkpoint import fresh_model
 from infra.plan import work
@@ -116,15 +116,9 @@ class Trial:
             key_seed=0,
             dtype="float32",
         )
-        write_memory_shard(
-            lambda: self._model,
-            self.chunks,
-            folder,
-            "shard",
-            fingerprint=of_checkpoint(self._folder / "checkpoint", settings),
-            codec="float16",
-            batch_tokens=self.config.corpus_job.batch_tokens,
-        )
+        fingerprint = of_checkpoint(self._folder / "checkpoint", settings)
+        encoding = Encoding(fingerprint, "float16", self.config.corpus_job.batch_tokens)
+        write_memory_shard(lambda: self._model, self.chunks, folder, "shard", encoding)
 
     def _index(self, folder: Path, with_words: bool) -> None:
         build_index(self._folder / "rows", folder, "Flat", num_queries=0, words=with_words, verify=False)

@@ -49,6 +49,33 @@ class Compressor(Protocol):
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """How chunks become the stored numbers of a MEMORY.
+
+    Attributes:
+        fingerprint: of the vectors.
+        codec: one of `clara.memory.codec.CODECS`.
+        batch_tokens: tokens of a batch, padding and memory tokens included.
+        codebook: of a product-quantised codec.
+    """
+
+    fingerprint: Fingerprint
+    codec: str
+    batch_tokens: int
+    codebook: Codebook | None = None
+
+    def plan(self, chunks: Sequence[Chunk]) -> str:
+        """Hash of everything that the bytes of a shard of these chunks depend on."""
+        codec = f"{self.codec} {self.codebook.hash}" if self.codebook else self.codec
+        return plan_hash(chunks, fingerprint=self.fingerprint.hash, codec=codec, batch_tokens=self.batch_tokens)
+
+    def keys(self, memory: Floats) -> Floats:
+        """Keys `[n, KD]` of memories `[n, M, D]`."""
+        made = self.fingerprint
+        return key_projection(made.num_memory_tokens, made.hidden_size, made.key_size, made.key_seed).keys(memory)
+
+
+@dataclass(frozen=True)
 class Failure:
     """A chunk that could not be compressed, and why."""
 
@@ -134,11 +161,7 @@ def write_memory_shard(
     chunks: Sequence[Chunk],
     directory: str | os.PathLike[str],
     name: str,
-    *,
-    fingerprint: Fingerprint,
-    codec: str,
-    batch_tokens: int,
-    codebook: Codebook | None = None,
+    encoding: Encoding,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
     """Compress the chunks of one shard and write it, or find that this has been done.
@@ -148,29 +171,32 @@ def write_memory_shard(
         chunks: the shard's chunks, each `row_id` once.
         directory: the MEMORY.
         name: the shard's folder.
-        fingerprint: of the vectors.
-        codec: one of `clara.memory.codec.CODECS`.
-        batch_tokens: tokens of a batch, padding included.
-        codebook: of a product-quantised codec.
+        encoding: how.
         on_progress: see `compress_chunks`.
 
     Returns:
         `{"name", "rows", "files", "failures": [{"chunk_id", "source", "document_id", "text", "reason"}], "reused":
         whether it was there}`.
     """
-    contents = f"{codec} {codebook.hash}" if codebook else codec
-    plan = plan_hash(chunks, fingerprint=fingerprint.hash, codec=contents, batch_tokens=batch_tokens)
+    plan = encoding.plan(chunks)
     finished = finished_report(directory, name, plan)
     if finished is not None:
         return {**finished, "reused": True}
     chunks = sorted(chunks, key=lambda chunk: chunk.row_id)
+    codec, batch_tokens = encoding.codec, encoding.batch_tokens
     memory, failures = compress_chunks(model(), chunks, batch_tokens=batch_tokens, codec=codec, on_progress=on_progress)
     dead = {failure.chunk.chunk_id for failure in failures}
-    keys = key_projection(
-        fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed
-    ).keys(memory)
     kept = [chunk for chunk in chunks if chunk.chunk_id not in dead]
-    report = write_shard(directory, name, kept, memory, keys, codec, fingerprint=fingerprint.hash, codebook=codebook)
+    report = write_shard(
+        directory,
+        name,
+        kept,
+        memory,
+        encoding.keys(memory),
+        codec,
+        fingerprint=encoding.fingerprint.hash,
+        codebook=encoding.codebook,
+    )
     report["failures"] = failure_report(failures)
     write_plan(directory, name, plan, report)
     return {**report, "reused": False}
@@ -180,10 +206,7 @@ def make_codebook(
     model: Callable[[], Compressor],
     chunks: Sequence[Chunk],
     directory: str | os.PathLike[str],
-    *,
-    fingerprint: Fingerprint,
-    codec: str,
-    batch_tokens: int,
+    encoding: Encoding,
 ) -> dict[str, Any] | None:
     """Train and write the codebook of a MEMORY, or find that this has been done.
 
@@ -191,9 +214,7 @@ def make_codebook(
         model: gives the compressor; called only where there is something to compress.
         chunks: the sample, as returned by `clara.memory.product_quantiser.sample_rows`.
         directory: the MEMORY.
-        fingerprint: of the vectors.
-        codec: of the MEMORY.
-        batch_tokens: tokens of a batch, padding included.
+        encoding: how, still without a codebook.
 
     Returns:
         The manifest entry of its file; None where the codec needs none.
@@ -201,17 +222,15 @@ def make_codebook(
     Raises:
         InputError: too few memory tokens, or the disk refuses.
     """
-    width = codec_named(codec).codebook_width
+    width = codec_named(encoding.codec).codebook_width
     if not width:
         return None
-    plan = hash_of(
-        {"codebook": plan_hash(chunks, fingerprint=fingerprint.hash, codec=codec, batch_tokens=batch_tokens)}
-    )
+    plan = hash_of({"codebook": encoding.plan(chunks)})
     finished = finished_report(directory, product_quantiser.CODEBOOK, plan)
     if finished is not None:
         return dict(finished["files"][0])
     chunks = sorted(chunks, key=lambda chunk: chunk.row_id)
-    memory, _ = compress_chunks(model(), chunks, batch_tokens=batch_tokens, codec=codec)
+    memory, _ = compress_chunks(model(), chunks, batch_tokens=encoding.batch_tokens, codec=encoding.codec)
     product_quantiser.save_codebook(directory, product_quantiser.train_codebook(memory, width))
     entry = file_entry(directory, product_quantiser.FILE)
     write_plan(directory, product_quantiser.CODEBOOK, plan, {"files": [entry]})

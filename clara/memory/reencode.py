@@ -8,10 +8,9 @@ from typing import Any
 from clara.errors import InputError
 from clara.memory import product_quantiser
 from clara.memory.codec import CODECS, codebook_of
-from clara.memory.compress import Compressor, make_codebook, write_memory_shard
+from clara.memory.compress import Compressor, Encoding, make_codebook, write_memory_shard
 from clara.memory.copies import COPIES
 from clara.memory.fingerprint import Fingerprint
-from clara.memory.product_quantiser import Codebook
 from clara.memory.shards import KIND, shard_name
 from clara.memory.store import MemoryStore, complete_memory
 from clara.storage import paths
@@ -35,16 +34,12 @@ def reencode_shard(
     index: int,
     model: Callable[[], Compressor],
     output: str | os.PathLike[str],
-    *,
-    fingerprint: Fingerprint,
-    batch_tokens: int,
-    codebook: Codebook | None = None,
+    encoding: Encoding,
 ) -> dict[str, Any]:
     """Compress the live rows of shard `index` of a store again; shards may be made by different processes.
 
     Returns:
-        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row. `codebook` is that
-        of `new_codebook`.
+        The report of `write_memory_shard`; with 0 rows and no files where the shard has no live row.
 
     Raises:
         InputError: a row that the store holds can't be compressed; a version must have every row.
@@ -53,17 +48,7 @@ def reencode_shard(
     rows = store.row_ids[store.row_ids % store.num_shards == index]
     if not len(rows):
         return {"name": name, "rows": 0, "files": [], "failures": [], "reused": False}
-    report = write_memory_shard(
-        model,
-        store.records(rows),
-        output,
-        name,
-        fingerprint=fingerprint,
-        codec=store.codec,
-        batch_tokens=batch_tokens,
-        codebook=codebook,
-    )
-    return check_whole(report, output)
+    return check_whole(write_memory_shard(model, store.records(rows), output, name, encoding), output)
 
 
 def check_whole(report: dict[str, Any], output: str | os.PathLike[str]) -> dict[str, Any]:
@@ -81,20 +66,21 @@ def check_whole(report: dict[str, Any], output: str | os.PathLike[str]) -> dict[
     return report
 
 
-def new_codebook(
+def new_encoding(
     store: MemoryStore,
     model: Callable[[], Compressor],
     output: str | os.PathLike[str],
     *,
     fingerprint: Fingerprint,
     batch_tokens: int,
-) -> Codebook | None:
-    """The new compressor's codebook, trained by the first process that needs it; None for codecs without codebook."""
+) -> Encoding:
+    """The store's codec with the new compressor, whose codebook the first process that needs one trains."""
+    encoding = Encoding(fingerprint, store.codec, batch_tokens)
     if not CODECS[store.codec].has_codebook:
-        return None
+        return encoding
     sample = store.records(product_quantiser.sample_rows(store.row_ids.tolist(), store.num_memory_tokens))
-    make_codebook(model, sample, output, fingerprint=fingerprint, codec=store.codec, batch_tokens=batch_tokens)
-    return codebook_of(output, store.codec, store.hidden_size)
+    make_codebook(model, sample, output, encoding)
+    return replace(encoding, codebook=codebook_of(output, store.codec, store.hidden_size))
 
 
 def reencode_shards(
@@ -111,11 +97,9 @@ def reencode_shards(
     Raises:
         InputError: see `reencode_shard`.
     """
-    codebook = new_codebook(store, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
+    encoding = new_encoding(store, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens)
     for index in shards:
-        yield reencode_shard(
-            store, index, lambda: model, output, fingerprint=fingerprint, batch_tokens=batch_tokens, codebook=codebook
-        )
+        yield reencode_shard(store, index, lambda: model, output, encoding)
 
 
 def complete_reencode(

@@ -14,7 +14,7 @@ import numpy as np
 
 from clara.arrays import Ids
 from clara.errors import InputError
-from clara.memory.compress import Compressor, write_memory_shard
+from clara.memory.compress import Compressor, Encoding, write_memory_shard
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.mean import MEAN, MOVED, has_mean, read_mean, sum_of, sum_of_shards, write_mean
 from clara.memory.mixed_versions import FIELD
@@ -77,22 +77,14 @@ def reencode_rows(
     store.shards_of(rows)  # every one is live
     if up_to_date(output, KIND, rows_recipe(store, rows, fingerprint, batch_tokens)):
         return read_manifest(output, KIND)
+    encoding = Encoding(fingerprint, store.codec, batch_tokens, store.codebook)
     generation = next_generation(store.manifest["overlays"])
     home = rows % store.num_shards
     homes = np.unique(home).tolist()
     reports = []
     for index in homes:
         name = overlay_name(generation, index, store.num_shards)
-        report = write_memory_shard(
-            lambda: model,
-            store.records(rows[home == index]),
-            output,
-            name,
-            fingerprint=fingerprint,
-            codec=store.codec,
-            batch_tokens=batch_tokens,
-            codebook=store.codebook,
-        )
+        report = write_memory_shard(lambda: model, store.records(rows[home == index]), output, name, encoding)
         reports.append(check_whole(report, output))
         if progress is not None:
             progress(len(reports), len(homes))

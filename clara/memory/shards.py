@@ -81,7 +81,7 @@ def write_shard(
     order = sorted(range(len(chunks)), key=lambda i: chunks[i].row_id)
     ordered = [chunks[i] for i in order]
     check_row_ids(ordered, name)
-    tensors = {**encode_memory(memory[order], codec, codebook), "key": keys[order].astype(np.float16)}
+    tensors = stored_tensors(memory[order], keys[order], codec, codebook)
     return write_stored(
         directory,
         name,
@@ -92,6 +92,11 @@ def write_shard(
         fingerprint=fingerprint,
         codebook=codebook,
     )
+
+
+def stored_tensors(memory: Floats, keys: Floats, codec: str, codebook: Codebook | None) -> dict[str, NDArray[Any]]:
+    """Memories `[n, M, D]` and keys `[n, KD]` as a shard stores them `[n, …]`, by name."""
+    return {**encode_memory(memory, codec, codebook), "key": keys.astype(np.float16)}
 
 
 def check_row_ids(chunks: Sequence[Chunk], name: str) -> None:

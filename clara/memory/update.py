@@ -15,14 +15,20 @@ import numpy as np
 from clara.arrays import Ids
 from clara.data.records import Chunk
 from clara.errors import InputError
-from clara.memory.codec import encode_memory
-from clara.memory.compress import Compressor, Failure, compress_chunks, failure_report
+from clara.memory.compress import Compressor, Encoding, Failure, compress_chunks, failure_report
 from clara.memory.fingerprint import Fingerprint
-from clara.memory.keys import key_projection
 from clara.memory.mean import MOVED, has_mean, mean_of_shard, sum_of, update_mean, write_replaced
 from clara.memory.mixed_versions import refuse_mixed
 from clara.memory.product_quantiser import CODEBOOK
-from clara.memory.shards import KIND, check_row_ids, finished_report, plan_hash, shard_name, write_plan, write_stored
+from clara.memory.shards import (
+    KIND,
+    check_row_ids,
+    finished_report,
+    shard_name,
+    stored_tensors,
+    write_plan,
+    write_stored,
+)
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact
 from clara.storage.manifest import hash_of, write_manifest
@@ -124,16 +130,8 @@ def write_overlay(
     live = store.row_ids[store.row_ids % store.num_shards == index]
     changes = changes_of(chunks, {chunk.row_id: chunk for chunk in store.records(live)})
     check_row_ids(sorted(chunks, key=lambda chunk: chunk.row_id), name)
-    written = _write_changes(
-        model,
-        changes,
-        store,
-        directory,
-        name,
-        fingerprint=fingerprint,
-        batch_tokens=batch_tokens,
-        on_progress=on_progress,
-    )
+    encoding = Encoding(fingerprint, store.codec, batch_tokens, store.codebook)
+    written = _write_changes(model, changes, store, directory, name, encoding, on_progress)
     kept = np.array([chunk.row_id for chunk in changes.kept], np.int64)
     dead = {row for row in store.manifest["tombstones"] if row % store.num_shards == index}
     dead |= set(live.tolist()) - set(kept.tolist())
@@ -172,18 +170,13 @@ def _write_changes(
     store: MemoryStore,
     directory: str | os.PathLike[str],
     name: str,
-    *,
-    fingerprint: Fingerprint,
-    batch_tokens: int,
+    encoding: Encoding,
     on_progress: Callable[[int], None],
 ) -> dict[str, Any]:
     """The overlay of a shard, or that there is none to write: `written` row ids, `overlay_rows`, files and failures."""
     if not changes.moved and not changes.fresh:
         return {"name": name, "files": [], "failures": [], "reused": False, "overlay_rows": 0, "written": []}
-    contents = plan_hash(
-        [*changes.moved, *changes.fresh], fingerprint=fingerprint.hash, codec=store.codec, batch_tokens=batch_tokens
-    )
-    plan = hash_of({"update": store.hash, "contents": contents})
+    plan = hash_of({"update": store.hash, "contents": encoding.plan([*changes.moved, *changes.fresh])})
     finished = finished_report(directory, name, plan)
     if finished is not None:
         return {**finished, "reused": True}
@@ -192,15 +185,13 @@ def _write_changes(
     failures: list[Failure] = []
     if changes.fresh:
         memory, failures = compress_chunks(
-            model(), changes.fresh, batch_tokens=batch_tokens, codec=store.codec, on_progress=on_progress
+            model(),
+            changes.fresh,
+            batch_tokens=encoding.batch_tokens,
+            codec=encoding.codec,
+            on_progress=on_progress,
         )
-        projection = key_projection(
-            fingerprint.num_memory_tokens, fingerprint.hidden_size, fingerprint.key_size, fingerprint.key_seed
-        )
-        encoded = {
-            **encode_memory(memory, store.codec, store.codebook),
-            "key": projection.keys(memory).astype(np.float16),
-        }
+        encoded = stored_tensors(memory, encoding.keys(memory), encoding.codec, encoding.codebook)
         tensors = {tensor: np.concatenate([tensors[tensor], encoded[tensor]]) for tensor in tensors}
         dead = {failure.chunk.chunk_id for failure in failures}
         rows += [chunk for chunk in changes.fresh if chunk.chunk_id not in dead]
@@ -216,7 +207,7 @@ def _write_changes(
             tensors,
             store.codec,
             hidden_size=store.hidden_size,
-            fingerprint=fingerprint.hash,
+            fingerprint=encoding.fingerprint.hash,
             codebook=store.codebook,
         )
     report |= {

@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from clara.data.records import Chunk
 from clara.errors import InputError
 from clara.memory.codec import codebook_of
-from clara.memory.compress import make_codebook, write_memory_shard
+from clara.memory.compress import Encoding, make_codebook, write_memory_shard
 from clara.memory.fingerprint import check, of_model
 from clara.memory.shards import shard_name
 from clara.memory.update import write_overlay
@@ -98,17 +98,9 @@ def _write(
             batch_tokens=job.batch_tokens,
             on_progress=progress.report,
         )
-    return write_memory_shard(
-        load_model,
-        chunks,
-        job.output,
-        name,
-        fingerprint=job.fingerprint,
-        codec=job.codec,
-        batch_tokens=job.batch_tokens,
-        codebook=codebook_of(job.output, job.codec, job.fingerprint.hidden_size),
-        on_progress=progress.report,
-    )
+    codebook = codebook_of(job.output, job.codec, job.fingerprint.hidden_size)
+    encoding = Encoding(job.fingerprint, job.codec, job.batch_tokens, codebook)
+    return write_memory_shard(load_model, chunks, job.output, name, encoding, progress.report)
 
 
 def trained_codebook(
@@ -117,14 +109,8 @@ def trained_codebook(
     """The manifest entry of the codebook trained on a sample, or `{"error": …}`; None: the codec has none."""
     try:
         with torch_threads(1):
-            return make_codebook(
-                load_model,
-                [kept.chunk for kept in sample],
-                job.output,
-                fingerprint=job.fingerprint,
-                codec=job.codec,
-                batch_tokens=job.batch_tokens,
-            )
+            encoding = Encoding(job.fingerprint, job.codec, job.batch_tokens)
+            return make_codebook(load_model, [kept.chunk for kept in sample], job.output, encoding)
     except StorageError:
         raise
     except InputError as error:

@@ -10,7 +10,7 @@ from clara.config.model import Backbone
 from clara.data.questions import Question, read_questions, write_questions
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.index.build import build_index
-from clara.memory.compress import write_memory_shard
+from clara.memory.compress import Encoding, write_memory_shard
 from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.shards import shard_name
 from clara.memory.store import complete_memory
@@ -44,11 +44,8 @@ def write_memory(directory: Path, checkpoint: Path, corpus: Path) -> Path:
     for index in range(NUM_SHARDS):
         own = [c for c in chunks if c.row_id % NUM_SHARDS == index]
         name = shard_name(index, NUM_SHARDS)
-        reports.append(
-            write_memory_shard(
-                lambda: model, own, directory, name, fingerprint=fingerprint, codec="float16", batch_tokens=1024
-            )
-        )
+        encoding = Encoding(fingerprint, "float16", 1024)
+        reports.append(write_memory_shard(lambda: model, own, directory, name, encoding))
     complete_memory(
         directory,
         reports,

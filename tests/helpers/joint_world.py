@@ -12,7 +12,7 @@ from clara.data.questions import Question, write_questions
 from clara.data.records import Chunk, chunk_id, row_id
 from clara.errors import InputError
 from clara.index.build import build_index
-from clara.memory.compress import write_memory_shard
+from clara.memory.compress import Encoding, write_memory_shard
 from clara.memory.fingerprint import EncodingSettings, of_checkpoint
 from clara.memory.shards import shard_name
 from clara.memory.store import complete_memory
@@ -132,9 +132,7 @@ def make(folder: Path, checkpoint: Path, corpus: Path, *, dtype: str = "float32"
             [c for c in chunks if c.row_id % NUM_SHARDS == shard],
             world.memory,
             shard_name(shard, NUM_SHARDS),
-            fingerprint=fingerprint,
-            codec="float16",
-            batch_tokens=1024,
+            Encoding(fingerprint, "float16", 1024),
         )
         for shard in range(NUM_SHARDS)
     ]

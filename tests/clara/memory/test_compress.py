@@ -17,7 +17,7 @@ from torch import Tensor
 from clara.data.records import Chunk, chunk_id, input_text, row_id
 from clara.errors import InputError
 from clara.memory.batches import plan_batches, tight_batches
-from clara.memory.compress import compress_chunks, encode_chunks, make_codebook, write_memory_shard
+from clara.memory.compress import Encoding, compress_chunks, encode_chunks, make_codebook, write_memory_shard
 from clara.memory.fingerprint import EncodingSettings, Fingerprint, of_model
 from clara.memory.keys import key_projection
 from clara.memory.product_quantiser import load_codebook
@@ -236,11 +236,8 @@ def build(
     for shard in range(num_shards):
         chunks = [c for c in CHUNKS if c.row_id % num_shards == shard]
         name = shard_name(shard, num_shards)
-        reports.append(
-            write_memory_shard(
-                lambda: model, chunks, directory, name, fingerprint=fingerprint, codec="float16", batch_tokens=200
-            )
-        )
+        encoding = Encoding(fingerprint, "float16", 200)
+        reports.append(write_memory_shard(lambda: model, chunks, directory, name, encoding))
     complete_memory(
         directory, reports, fingerprint=fingerprint, codec="float16", num_shards=num_shards, recipe={}, counts={}
     )
@@ -250,14 +247,14 @@ def build(
 def test_a_finished_shard_is_not_compressed_again_and_failures_are_remembered(tmp_path: Path) -> None:
     chunks = [*CHUNKS[:8], chunk(100, " POISON")]
     model = WordHashes()
-    arguments = {"fingerprint": FINGERPRINT, "codec": "int8", "batch_tokens": 200}
-    first = write_memory_shard(lambda: model, chunks, tmp_path, "s", **arguments)
+    encoding = Encoding(FINGERPRINT, "int8", 200)
+    first = write_memory_shard(lambda: model, chunks, tmp_path, "s", encoding)
     num_batches = len(model.batches)
-    second = write_memory_shard(lambda: model, chunks[::-1], tmp_path, "s", **arguments)
+    second = write_memory_shard(lambda: model, chunks[::-1], tmp_path, "s", encoding)
     assert len(model.batches) == num_batches
     assert second == {**first, "reused": True}
     assert (first["rows"], [f["chunk_id"] for f in first["failures"]]) == (8, [chunks[-1].chunk_id])
-    third = write_memory_shard(lambda: model, chunks[:-2], tmp_path, "s", **arguments)
+    third = write_memory_shard(lambda: model, chunks[:-2], tmp_path, "s", encoding)
     assert (third["reused"], third["rows"]) == (False, 7)
 
 
@@ -287,17 +284,14 @@ def test_reencoding_equals_a_build_with_the_new_compressor(tmp_path: Path) -> No
 def test_reencoding_keeps_the_codec_and_trains_another_codebook(tmp_path: Path, codec: str) -> None:
     chunks = [chunk(number) for number in range(130)]
     codebook, extra = (
-        make_codebook(WordHashes, chunks, tmp_path / "old", fingerprint=FINGERPRINT, codec=codec, batch_tokens=200),
+        make_codebook(WordHashes, chunks, tmp_path / "old", Encoding(FINGERPRINT, codec, 200)),
         None,
     )
     if codebook:
         extra = load_codebook(tmp_path / "old", 4, FINGERPRINT.hidden_size)
     settings = {"fingerprint": FINGERPRINT, "codec": codec}
-    reports = [
-        write_memory_shard(
-            WordHashes, chunks, tmp_path / "old", shard_name(0, 1), **settings, batch_tokens=200, codebook=extra
-        )
-    ]
+    encoding = Encoding(FINGERPRINT, codec, 200, extra)
+    reports = [write_memory_shard(WordHashes, chunks, tmp_path / "old", shard_name(0, 1), encoding)]
     complete_memory(
         tmp_path / "old",
         reports,
@@ -326,7 +320,7 @@ def test_reencoding_goes_on_where_it_stood(tmp_path: Path) -> None:
     store = build(tmp_path / "old", WordHashes(), FINGERPRINT)
     model = WordHashes(shift=0.5)
     for shard in range(3):
-        reencode_shard(store, shard, lambda: model, tmp_path / "new", fingerprint=new, batch_tokens=200)
+        reencode_shard(store, shard, lambda: model, tmp_path / "new", Encoding(new, store.codec, 200))
     num_batches = len(model.batches)
     with pytest.raises(InputError, match="no finished MEMORY"):
         MemoryStore.open(tmp_path / "new")

@@ -14,7 +14,7 @@ from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.search import MemoryIndex
 from clara.memory.compact import compact
-from clara.memory.compress import write_memory_shard
+from clara.memory.compress import Encoding, write_memory_shard
 from clara.memory.fingerprint import EncodingSettings, Fingerprint, of_checkpoint
 from clara.memory.mean import MEAN, MOVED
 from clara.memory.mixed_versions import FIELD
@@ -60,9 +60,7 @@ def write(model: ClaraModel, fingerprint: Fingerprint, folder: Path, codec: str 
             [c for c in chunks if c.row_id % NUM_SHARDS == shard],
             folder,
             shard_name(shard, NUM_SHARDS),
-            fingerprint=fingerprint,
-            codec=codec,
-            batch_tokens=1024,
+            Encoding(fingerprint, codec, 1024),
         )
         for shard in range(NUM_SHARDS)
     ]

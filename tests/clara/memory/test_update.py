@@ -21,7 +21,7 @@ from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.search import MemoryIndex
 from clara.memory.compact import compact
-from clara.memory.compress import write_memory_shard
+from clara.memory.compress import Encoding, write_memory_shard
 from clara.memory.fingerprint import Fingerprint
 from clara.memory.mean import MOVED, REPLACED, read_mean
 from clara.memory.product_quantiser import FILE, Codebook, save_codebook
@@ -84,8 +84,8 @@ def built(directory: Path, chunks: Sequence[Chunk], codec: str, num_shards: int 
         own = [c for c in chunks if c.row_id % num_shards == shard]
         if own:
             name = shard_name(shard, num_shards)
-            made = {"fingerprint": FINGERPRINT, "codec": codec, "batch_tokens": 64, "codebook": codebook}
-            reports.append(write_memory_shard(lambda: model, own, directory, name, **made))
+            encoding = Encoding(FINGERPRINT, codec, 64, codebook)
+            reports.append(write_memory_shard(lambda: model, own, directory, name, encoding))
     made = {"fingerprint": FINGERPRINT, "codec": codec, "num_shards": num_shards, "recipe": {}, "counts": {}}
     complete_memory(directory, reports, **made, extra_files=extra_files)
     return MemoryStore.open(directory)
