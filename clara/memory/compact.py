@@ -1,7 +1,7 @@
 """Folds the overlays and tombstones of a MEMORY into base shards."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from clara.errors import InputError
@@ -49,21 +49,7 @@ def compact(
         return read_manifest(directory, KIND)
     reports = []
     for index in range(num_shards):
-        rows = store.row_ids[store.row_ids % num_shards == index]
-        name, plan = shard_name(index, num_shards), hash_of({**recipe, "index": index})
-        report = finished_report(directory, name, plan)
-        if report is None and len(rows):
-            report = write_stored(
-                directory,
-                name,
-                store.records(rows),
-                store.stored(rows),
-                store.codec,
-                hidden_size=store.hidden_size,
-                fingerprint=store.fingerprint,
-                codebook=store.codebook,
-            )
-            write_plan(directory, name, plan, report)
+        report = _compact_shard(store, directory, index, recipe)
         if report is not None:
             reports.append(report)
         progress(index + 1, num_shards)
@@ -82,3 +68,26 @@ def compact(
         extra_files=others,
         mean=store.mean if has_mean(store.manifest) else None,
     )
+
+
+def _compact_shard(
+    store: MemoryStore, directory: str | os.PathLike[str], index: int, recipe: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """The report of a plain shard, which is written unless it is finished; None if it has no row."""
+    num_shards = recipe["num_shards"]
+    rows = store.row_ids[store.row_ids % num_shards == index]
+    name, plan = shard_name(index, num_shards), hash_of({**recipe, "index": index})
+    report = finished_report(directory, name, plan)
+    if report is None and len(rows):
+        report = write_stored(
+            directory,
+            name,
+            store.records(rows),
+            store.stored(rows),
+            store.codec,
+            hidden_size=store.hidden_size,
+            fingerprint=store.fingerprint,
+            codebook=store.codebook,
+        )
+        write_plan(directory, name, plan, report)
+    return report

@@ -1,7 +1,7 @@
 """The application: routes, errors, and the engine's life."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, cast
 
 from fastapi import APIRouter, FastAPI
@@ -74,23 +74,11 @@ def make_app(
     follower = follow(engine, counted) if follow else None
     engines = {"": engine} | ({AGAINST: Engine(against, settings, Metrics())} if against else {})
 
-    @asynccontextmanager
-    async def life(_: FastAPI) -> AsyncIterator[None]:
-        for each in engines.values():
-            each.start()
-        if follower:
-            follower.start()
-        yield
-        if follower:
-            follower.stop()
-        for each in engines.values():
-            each.stop()
-
     app = FastAPI(
         title="CLaRa",
         version=clara.__version__,
         description="Answers with the passages that they come from.",
-        lifespan=life,
+        lifespan=_life_of([*engines.values(), *([follower] if follower else [])]),
         docs_url=None,  # its page loads a program from a public host; the page at / lists the requests
         redoc_url=None,
     )
@@ -111,6 +99,20 @@ def make_app(
     add_evaluation(app.router, evaluation or EvaluationReply(), report)
     add_page(app)
     return app
+
+
+def _life_of(threads: Sequence[Engine | Follower]) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Starts threads in this order when the service starts, and stops them in the opposite one."""
+
+    @asynccontextmanager
+    async def life(_: FastAPI) -> AsyncIterator[None]:
+        for each in threads:
+            each.start()
+        yield
+        for each in reversed(threads):
+            each.stop()
+
+    return life
 
 
 def _as_response(_: HttpRequest, error: Exception) -> Response:

@@ -14,7 +14,7 @@ from clara.intervals import grouped_interval
 from clara.storage.manifest import hash_of
 from infra.hardware import processor
 from infra.report import advice
-from infra.report.measure import Clock, median_and_p95, parts_of, rankers_of, sizes
+from infra.report.measure import Clock, Timed, median_and_p95, parts_of, rankers_of, sizes
 from infra.report.ways import SYSTEM, Way, ways_of
 from training.evaluate import Planned
 from training.evaluation.checks import retrieval_of
@@ -56,16 +56,7 @@ def report_of(plan: Planned, measures: Mapping[str, str], *, deciding: str, num_
     values = values_of(rows, ways, measures)
     asked = {q.question_id: (q.question, q.answers, q.positive_ids) for q in plan.questions}
     targets = dict(zip(asked, target_numbers(asked, list(asked)).tolist(), strict=True))
-    retrieval = retrieval_of(config)
-    encoder = open_encoder(retrieval, config.device) if "dense" in section.baselines else None
-    paths = plan.systems[0]
-    retriever = open_system(paths, config.backbone.path, accept_stale=False, device=config.device, retrieval=retrieval)
-    rankers = rankers_of(retriever, {way.finder for way in ways.values()}, encoder)
-    clock = Clock(retriever, rankers, ways, section.num_selected, section.max_new_tokens)
-    # Those whose ids hash lowest, so that a larger number only adds.
-    timed = clock.all(sorted(plan.questions, key=lambda q: hash_of(["timed", q.question_id]))[:num_timed])
-    found = sizes(retriever, rankers)
-    num_bytes = {label: sum(found.get(part, 0) for part in parts_of(way, retriever)) for label, way in ways.items()}
+    timed, found, num_bytes, num_rows = _measured(plan, ways, num_timed)
     seconds = {label: [one.answer[label] for one in timed] for label in ways}
     decided = {label: of[measures[deciding]] for label, of in values.items()}
     recommended = advice.recommend(decided, targets, seconds, num_bytes, config.seed)
@@ -76,7 +67,7 @@ def report_of(plan: Planned, measures: Mapping[str, str], *, deciding: str, num_
             "timed": len(timed),
             "splits": Counter(q.split for q in plan.questions),
         },
-        "rows": len(retriever.store),
+        "rows": num_rows,
         "settings": {name: getattr(section, name) for name in ("num_selected", "max_new_tokens")},
         "hardware": processor() if config.device == "cpu" else f"{processor()} and {config.device}",
         "measures": {head: measure for head, measure in measures.items() if any(of[measure] for of in values.values())},
@@ -86,14 +77,7 @@ def report_of(plan: Planned, measures: Mapping[str, str], *, deciding: str, num_
                 "finder": way.finder,
                 "reader": way.reader,
                 "quality": _quality(values[label], targets, config.seed),
-                "seconds": {
-                    "search": median_and_p95([one.search[way.finder] for one in timed]),
-                    "answer": median_and_p95(seconds[label]),
-                },
-                "ratio_to_system": None
-                if label == SYSTEM
-                else asdict(advice.ratio(seconds[label], seconds[SYSTEM], config.seed)),
-                "tokens_read": float(np.mean([one.tokens[label] for one in timed])),
+                **_speed(label, way, timed, config.seed),
                 "bytes": num_bytes[label],
             }
             for label, way in ways.items()
@@ -111,6 +95,38 @@ def report_of(plan: Planned, measures: Mapping[str, str], *, deciding: str, num_
             "reasons": advice.reasons(recommended, titles, deciding, len(timed)),
             "rule": advice.RULE,
         },
+    }
+
+
+def _measured(
+    plan: Planned, ways: Mapping[str, Way], num_timed: int
+) -> tuple[list[Timed], dict[str, int], dict[str, int], int]:
+    """Questions that are timed, bytes by part of the system, bytes by way, and the rows of MEMORY."""
+    config, section = plan.config, plan.config.evaluation
+    retrieval = retrieval_of(config)
+    encoder = open_encoder(retrieval, config.device) if "dense" in section.baselines else None
+    paths = plan.systems[0]
+    retriever = open_system(paths, config.backbone.path, accept_stale=False, device=config.device, retrieval=retrieval)
+    rankers = rankers_of(retriever, {way.finder for way in ways.values()}, encoder)
+    clock = Clock(retriever, rankers, ways, section.num_selected, section.max_new_tokens)
+    # Those whose ids hash lowest, so that a larger number only adds.
+    timed = clock.all(sorted(plan.questions, key=lambda q: hash_of(["timed", q.question_id]))[:num_timed])
+    found = sizes(retriever, rankers)
+    num_bytes = {label: sum(found.get(part, 0) for part in parts_of(way, retriever)) for label, way in ways.items()}
+    return timed, found, num_bytes, len(retriever.store)
+
+
+def _speed(label: str, way: Way, timed: Sequence[Timed], seed: int) -> dict[str, Any]:
+    """Seconds of searching and answering, the ratio of the latter to the system's, and the tokens that are read."""
+    answers = [one.answer[label] for one in timed]
+    of_system = [one.answer[SYSTEM] for one in timed]
+    return {
+        "seconds": {
+            "search": median_and_p95([one.search[way.finder] for one in timed]),
+            "answer": median_and_p95(answers),
+        },
+        "ratio_to_system": None if label == SYSTEM else asdict(advice.ratio(answers, of_system, seed)),
+        "tokens_read": float(np.mean([one.tokens[label] for one in timed])),
     }
 
 

@@ -16,7 +16,7 @@ from clara.index.dense_model import Encoder
 from clara.progress import Progress
 from clara.retrieval.bm25 import Bm25
 from clara.retrieval.dense import DenseRanker
-from clara.retrieval.ranker import Queries
+from clara.retrieval.ranker import Queries, Ranker
 from clara.retrieval.retriever import Retriever
 from training.evaluation.alignment import GENERATOR, TEXT, aligned_rows
 from training.evaluation.measures import Row, answer_measures, hop_measures, likelihood_measures, retrieval_measures
@@ -124,21 +124,11 @@ def evaluate_system(
         TextReader(retriever, known, role=ROLE) if retriever.reads_text else MemoryReader(retriever, known)
     )
     text = TextReader(retriever, shared.known(TextReader.identity(retriever)))
-    baselines: dict[str, Sequence[Rankings]] = {}
-    lexical: Sequence[Rankings] = ()
+    rankers = _baseline_rankers(retriever, settings, shared)
     queries = Queries.of(questions, retriever.store)
-    index = None if retriever.index is None else retriever.index.artefact
-    if settings.baselines or settings.num_aligned:
-        lexical = rank_and_score(Bm25.open(index, retriever.store), queries, pools, retriever.store)
-    if "dense" in settings.baselines:
-        if shared.dense is None:
-            raise InputError(
-                "--baselines dense needs a model; name its sentence-transformers folder with --dense-model"
-            )
-        ranker = DenseRanker.of_index_or_memory(index, retriever.store, shared.dense)
-        baselines["dense"] = rank_and_score(ranker, queries, pools, retriever.store)
-    if "bm25" in settings.baselines:
-        baselines = {"bm25": lexical} | baselines
+    ranked = {base: rank_and_score(ranker, queries, pools, retriever.store) for base, ranker in rankers.items()}
+    lexical = ranked.get("bm25", ())
+    baselines = {base: rankings for base, rankings in ranked.items() if base in settings.baselines}
     ways = [Pairing(name, found[name], generator)]
     ways += [
         Pairing(f"{other}/{name}", rankings, generator)
@@ -158,6 +148,21 @@ def evaluate_system(
         rows += _evaluate_way(way, questions, lexical, readers, corpus, settings)
         shared.save()
     return rows
+
+
+def _baseline_rankers(retriever: Retriever, settings: Settings, shared: ReadingCaches) -> dict[str, Ranker]:
+    """BM25, if any baseline or the alignment needs it, and the dense model, if asked for."""
+    index = None if retriever.index is None else retriever.index.artefact
+    rankers: dict[str, Ranker] = {}
+    if settings.baselines or settings.num_aligned:
+        rankers["bm25"] = Bm25.open(index, retriever.store)
+    if "dense" in settings.baselines:
+        if shared.dense is None:
+            raise InputError(
+                "--baselines dense needs a model; name its sentence-transformers folder with --dense-model"
+            )
+        rankers["dense"] = DenseRanker.of_index_or_memory(index, retriever.store, shared.dense)
+    return rankers
 
 
 def _check(name: str, questions: Sequence[Question], corpus: Corpus, settings: Settings) -> None:

@@ -209,10 +209,8 @@ def train_rank(
     memory = memory_by_rank(engine)
     with engine.whole(stored_parameters(model, own)):
         if engine.rank == 0:
-            state = stage.versions.state() | {
-                "waited_seconds": stage.versions.blocked_seconds,
-                "memory_by_rank": memory,
-            }
+            versions = stage.versions
+            state = versions.state() | {"waited_seconds": versions.blocked_seconds, "memory_by_rank": memory}
             atomic_write(where.run / "versions.json", json.dumps(state, indent=1) + "\n")
             save_checkpoint(
                 model,
