@@ -1,11 +1,13 @@
-"""One micro-step of each stage as a plain torch module: takes a batch, returns the loss and figures to log.
+"""One micro-step of each stage as a plain torch module: it takes a batch and returns the loss and figures to log.
 
-Launchers only add the optimiser and ranks.
+A micro-step is what one rank computes at once; launchers add the optimiser and the other ranks. Token losses are
+divided by the caller's `normaliser`, the answer tokens of the whole step over all ranks and micro-steps, and losses of
+documents or questions by their number in the step. So the step's gradient does not depend on how the batch is cut.
 
-Every loss is a sum of weighted token losses divided by the caller's `normaliser`: the answer tokens of the whole
-step, over all ranks and accumulation steps, so that the step's gradient does not depend on how the batch was cut.
+P is arXiv:2511.18659. Unread rows are rows of MEMORY outside a question's pool: no generator reads them, but they can
+be in the denominator of the retrieval losses.
 
-Shapes: B questions, N candidates, K selected, M memory tokens, D hidden size.
+Shapes: B questions, N candidates, K selected, S unread rows, M memory tokens, D hidden size, F numbers of a vector.
 """
 
 from dataclasses import dataclass, field
@@ -49,10 +51,12 @@ class PretrainStep(nn.Module):
         self.settings = settings
 
     def forward(self, batch: PretrainBatch, normaliser: float, num_rows: float) -> Output:
-        """Loss of a micro-batch.
+        """Σ w·nll / normaliser + λ · Σ mse / num_rows.
 
-        `normaliser`: answer-token weight of the whole step; `num_rows`: its documents, which the MSE averages
-        over.
+        Args:
+            batch: the micro-batch.
+            normaliser: answer-token weight of the whole step.
+            num_rows: its documents.
         """
         encoded = self.model.encode(batch.documents, COMPRESSOR, dropout=True)
         losses = self.model.answer_losses(batch.prompts, [m[None] for m in encoded.memory], dropout=True)
@@ -80,7 +84,13 @@ class InstructStep(nn.Module):
         self.settings = settings
 
     def forward(self, batch: InstructBatch, normaliser: float, num_rows: float) -> Output:
-        """Loss of a micro-batch. `normaliser`: answer tokens of the whole step; `num_rows`: its documents."""
+        """Σ nll / normaliser, plus λ · Σ mse / num_rows if the compressor trains.
+
+        Args:
+            batch: the micro-batch.
+            normaliser: answer tokens of the whole step.
+            num_rows: its documents.
+        """
         training = self.settings.train_compressor
         with torch.set_grad_enabled(training and torch.is_grad_enabled()):
             encoded = self.model.encode(batch.documents, COMPRESSOR, dropout=training)
@@ -93,7 +103,12 @@ class InstructStep(nn.Module):
 
 
 class JointStep(nn.Module):
-    """Retrieval and generation by one loss (P §3)."""
+    """Retrieval and generation by one loss (P §3).
+
+    L = w_a · Σ nll / normaliser + w_l · Σ InfoNCE / num_rows + w_u · Σ KL / num_rows, with the weights
+    `answer_weight`, `labels_weight` and `utility_weight`. The published loss is the first term alone. Its gradient
+    reaches the scores through the straight-through top-k, and from them the query reasoner.
+    """
 
     def __init__(self, model: ClaraModel, settings: Joint) -> None:
         super().__init__()
@@ -103,45 +118,52 @@ class JointStep(nn.Module):
     def forward(self, batch: JointBatch, normaliser: float, num_rows: float) -> Output:
         """Loss of a micro-batch.
 
-        `normaliser`: answer tokens of the whole step; `num_rows`: its questions, which `labels` and `utility`
-        average over.
+        Args:
+            batch: the micro-batch.
+            normaliser: answer tokens of the whole step.
+            num_rows: its questions.
         """
         settings = self.settings
         query_BMD = self.model.query(batch.questions, dropout=settings.train_query_reasoner)
         cosine_BN = cosine(query_BMD, batch.memory, self.model.settings.score, batch.corpus_mean)
-        scores_BN = fused(cosine_BN, batch.features, self.model.settings.fusion)  # τ·z
-        share = len(batch.questions) / num_rows
-        loss = scores_BN.sum() * 0.0
+        scores_BN = fused(cosine_BN, batch.features, self.model.settings.fusion)  # τ·z: logits are these divided by τ
+        # The control: the same selection, but the answer does not train the scores.
         for_answer_BN = scores_BN.detach() if settings.cut_gradient else scores_BN
         weights_BKN, indices_BK = straight_through_topk(
             for_answer_BN, settings.num_selected, settings.temperature, batch.valid, mask_epsilon=settings.mask_epsilon
         )
         figures = _retrieval(scores_BN, indices_BK, batch)
         unread_B = self.unread(query_BMD, batch)
+        # Zero, but with the graph of the scores: backward makes the same collective calls on every rank, also on one
+        # whose batch has no term with a gradient.
+        loss = scores_BN.sum() * 0.0
         if settings.answer_weight:
-            if settings.reads == "text":
-                prompts = self.text_prompts(batch, indices_BK)
-                memories = [batch.memory[0, :0]] * len(prompts)
-            else:
-                prompts, memories = batch.prompts, self.selected_memories(batch, weights_BKN, indices_BK)
-            losses = self.model.answer_losses(prompts, memories, dropout=settings.train_generator)
+            losses = self.answer(batch, weights_BKN, indices_BK)
             loss = loss + settings.answer_weight * losses.nll.sum() / normaliser
             figures |= _answer_figures(losses)
         if settings.labels_weight:
             labels = info_nce(scores_BN, batch.positive, settings.temperature, batch.valid, unread_B)
-            # Questions without a known positive count as zero, so that the step's gradient does not depend on how its
-            # batch was cut.
+            # A mean over the questions with a known positive, times their number: the others count as zero.
             num_labelled = figures["pool_has_positive"][0]
             loss = loss + settings.labels_weight * labels * num_labelled / num_rows
             figures["labels_loss"] = (float(labels.detach()) * num_labelled, num_labelled)
         if settings.utility_weight:
-            divergence = self.divergence(for_answer_BN, unread_B, batch)
-            loss = loss + settings.utility_weight * divergence * share
-            figures["utility_loss"] = (float(divergence.detach()) * len(batch.questions), len(batch.questions))
+            divergence, num_questions = self.divergence(for_answer_BN, unread_B, batch), len(batch.questions)
+            loss = loss + settings.utility_weight * divergence * (num_questions / num_rows)
+            figures["utility_loss"] = (float(divergence.detach()) * num_questions, num_questions)
         return Output(loss, figures)
 
+    def answer(self, batch: JointBatch, weights_BKN: Tensor, indices_BK: Tensor) -> AnswerLosses:
+        """Losses of the answer tokens, given the memories or the texts of the K selected candidates."""
+        if self.settings.reads == "text":
+            prompts = self.text_prompts(batch, indices_BK)
+            memories = [batch.memory[0, :0]] * len(prompts)
+        else:
+            prompts, memories = batch.prompts, self.selected_memories(batch, weights_BKN, indices_BK)
+        return self.model.answer_losses(prompts, memories, dropout=self.settings.train_generator)
+
     def unread(self, query_BMD: Tensor, batch: JointBatch) -> Tensor | None:
-        """Log of the sum of exp(z) over the rows that are not read `[B]`; None where the pool is the denominator."""
+        """Log of the weighted sum of exp(z) over the unread rows `[B]`; None if the denominator is the pool alone."""
         if batch.unread is None:
             return None
         query_BF = represent(query_BMD, self.model.settings.score)
@@ -149,7 +171,7 @@ class JointStep(nn.Module):
         return (scores_BS / self.settings.temperature + batch.unread.log_weight).logsumexp(dim=1)
 
     def divergence(self, scores_BN: Tensor, unread_B: Tensor | None, batch: JointBatch) -> Tensor:
-        """The utilities' loss, the mean over the questions of the batch."""
+        """KL from the target of the utilities to the softmax of the scores, averaged over the batch's questions."""
         settings = self.settings
         nats_BN, without_B = batch.utilities, batch.without
         if nats_BN is None:
@@ -168,11 +190,10 @@ class JointStep(nn.Module):
 
     def text_prompts(self, batch: JointBatch, indices_BK: Tensor) -> list[Prompt]:
         """Prompts that hold the texts of the K selected candidates, best first."""
-        counts = batch.valid.sum(dim=1).clamp(max=self.settings.num_selected).tolist()
-        chosen = [row[:count] for row, count in zip(indices_BK.tolist(), counts, strict=True)]
+        chosen = [row[:count] for row, count in zip(indices_BK.tolist(), self._num_selected(batch), strict=True)]
         return [
-            self.model.prompts.question(pool.question, pool.answer, [pool.passages[n] for n in places])
-            for pool, places in zip(batch.texts, chosen, strict=True)
+            self.model.prompts.question(pool.question, pool.answer, [pool.passages[n] for n in selected])
+            for pool, selected in zip(batch.texts, chosen, strict=True)
         ]
 
     def selected_memories(self, batch: JointBatch, weights_BKN: Tensor, indices_BK: Tensor) -> list[Tensor]:
@@ -180,9 +201,9 @@ class JointStep(nn.Module):
 
         Forward: the stored rows, or, if the compressor trains, the same documents encoded afresh. Gradient: to the
         scores through the stored memory of all candidates, and to the compressor through the fresh encodings alone.
+        With `right_memory` a known positive takes the last place, without a gradient to the scores.
         """
-        # A pool with fewer than K candidates is padded with zeros, which are not documents.
-        counts = batch.valid.sum(dim=1).clamp(max=self.settings.num_selected).tolist()
+        counts = self._num_selected(batch)
         memory_BNMD = batch.memory.to(weights_BKN.dtype)
         selected_BKMD = torch.einsum("bkn,bnmd->bkmd", weights_BKN, memory_BNMD)
         if self.settings.train_compressor and not batch.compressor_frozen:
@@ -209,11 +230,16 @@ class JointStep(nn.Module):
                 )
         return memories
 
+    def _num_selected(self, batch: JointBatch) -> list[int]:
+        """How many each question selects: K, or all of a smaller pool, whose padding is no document."""
+        counts: list[int] = batch.valid.sum(dim=1).clamp(max=self.settings.num_selected).tolist()
+        return counts
+
     @torch.no_grad()
     def utilities(self, batch: JointBatch) -> tuple[Tensor, Tensor | None]:
-        """Log-likelihood of the answer given each candidate alone `[B, N]`, without dropout.
+        """Log-likelihood of the answer given each candidate alone `[B, N]`, and given no document `[B]`; no dropout.
 
-        And given no document `[B]`, where the target is made from that.
+        The latter is None unless the target needs it (`joint.utility_target`).
         """
         needs_without, rows = self.settings.utility_target == "mass", []
         for prompt, memory_NMD in zip(batch.prompts, batch.memory, strict=True):

@@ -12,8 +12,8 @@ from clara.errors import InputError
 def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float, mask_epsilon: float = 0.0) -> Tensor:
     """Softmax over the candidates for each slot, with candidates selected by earlier slots masked out.
 
-    Differs: the mask is a true −inf; the published log(1e-8) after the temperature lets a candidate that leads by more
-    than 0.368 leak back.
+    Differs: the mask is a true −inf. The published one adds log(1e-8) to the logit, so that a candidate whose score
+    leads by more than τ·ln 10⁸ (0.368 at τ = 0.02) is selected again.
 
     Args:
         scores_BN: cosines, or τ·z of a fused score (`clara.model.fusion`): the logits are these divided by τ.
@@ -26,7 +26,7 @@ def slot_distributions(scores_BN: Tensor, indices_BK: Tensor, temperature: float
     """
     num_selected = indices_BK.shape[1]
     selected_BKN = torch.nn.functional.one_hot(indices_BK, scores_BN.shape[1]).bool()
-    taken_BKN = torch.cumsum(selected_BKN, dim=1).bool() & ~selected_BKN
+    taken_BKN = torch.cumsum(selected_BKN, dim=1).bool() & ~selected_BKN  # by an earlier slot
     logits_BKN = (scores_BN / temperature).unsqueeze(1).expand(-1, num_selected, -1)
     if mask_epsilon:
         return (logits_BKN + (1.0 - taken_BKN.to(logits_BKN.dtype) + mask_epsilon).log()).softmax(dim=-1)
@@ -43,7 +43,8 @@ def straight_through_topk(
 ) -> tuple[Tensor, Tensor]:
     """Select the best candidates with a surrogate gradient (Algorithm 1 of arXiv:2511.18659).
 
-    With g_j = ∂L/∂Z[j] and p_j the slot's softmax, ∂L/∂scores = (1/τ) Σ_j p_j ⊙ (g_j − ⟨p_j, g_j⟩).
+    Z = hard + p − stop_gradient(p), with p_j the softmax of slot j. With g_j = ∂L/∂Z[j] the gradient is
+    ∂L/∂scores = (1/τ) Σ_j p_j ⊙ (g_j − ⟨p_j, g_j⟩).
 
     Args:
         scores_BN: see `slot_distributions`.
@@ -53,8 +54,8 @@ def straight_through_topk(
         mask_epsilon: see `slot_distributions`.
 
     Returns:
-        Z `[B, K, N]`, in the forward pass exactly the one-hot rows in order of descending score (ties: lower index
-        first), and the indices `[B, K]`.
+        Z `[B, K, N]`, whose forward value is the one-hot rows in order of descending score (ties: lower index first),
+        and the indices `[B, K]`.
 
     Raises:
         InputError: K is larger than N.

@@ -180,7 +180,7 @@ class Retriever:
 
         Args:
             questions: texts.
-            k: rows of a question, or all where fewer pass the filter.
+            k: rows of a question; fewer if fewer pass the filter.
             only: what is searched; None: the whole MEMORY. All rows that pass are scored.
 
         Raises:
@@ -233,11 +233,11 @@ class Retriever:
         return texts_of(self.store.records(row_ids)) if self.reads_text else None
 
     def check(self, questions: Sequence[str], num_selected: int, max_new_tokens: int) -> None:
-        """Refuse what cannot be answered.
+        """Refuse a request that cannot be answered.
 
         Raises:
-            InputError: a question is empty or no Unicode, K is not between 1 and the number of rows, or no token is
-                asked for.
+            InputError: a question is empty or not valid Unicode, K is not between 1 and the number of rows, or
+                `max_new_tokens` is below 1.
         """
         check_request(questions, num_selected, max_new_tokens, len(self.store))
 

@@ -1,4 +1,10 @@
-"""The Beam graph of `build_memory`: read, chunk, deduplicate, compress shard by shard, manifest last."""
+"""The Beam graph of `build_memory`: read, chunk, deduplicate, compress shard by shard, manifest last.
+
+    units of files ─▶ unique chunks ─▶ (shard, chunks) ─▶ reports of shards ─▶ manifest
+                                └─▶ number of shards, codebook ─▶┘
+
+The functions that it calls are those of the local run (`pipelines.build_memory.local`), which needs no Beam.
+"""
 
 import functools
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,7 @@
 """The training loop of every stage, on one rank.
 
-Batches are a function of the step number. Each step has one collective before it, an update, figures and, at times, a
-run state.
+A step draws its batches, which are a function of its number, sums the normaliser over the ranks, computes the
+micro-batches, and updates. Then it logs figures and, every so many steps, writes a run state to resume from.
 """
 
 import logging
@@ -49,9 +49,9 @@ class Stage(ABC):
         """The micro-batches of a rank in a step; the same number on every rank."""
 
     def broken(self) -> bool:
-        """Whether this rank's batches were drawn by numbers that are not finite.
+        """Whether this rank's batches were drawn with query vectors that are not finite.
 
-        On every rank such a step counts as one whose loss is not finite.
+        Then the step counts as one whose loss is not finite, on every rank.
         """
         return False
 
@@ -104,11 +104,11 @@ def sample(seed: int, step: int, count: int, size: int) -> list[int]:
     """The `count` rows of a step: consecutive positions in endless seeded permutations, one for each epoch."""
     rows = []
     epoch, order = -1, torch.empty(0)
-    for place in range(step * count, (step + 1) * count):
-        if place // size != epoch:
-            epoch = place // size
+    for position in range(step * count, (step + 1) * count):
+        if position // size != epoch:
+            epoch = position // size
             order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
-        rows.append(int(order[place % size]))
+        rows.append(int(order[position % size]))
     return rows
 
 
@@ -142,12 +142,12 @@ def run(
     log: Callable[[int, dict[str, float]], None] | None = None,
     on_nonfinite: Literal["stop", "skip"] = "stop",
 ) -> None:
-    """Train a stage to its last step, resuming what `directory` holds.
+    """Train a stage to its last step, resuming from the run state in `directory`, if there is one.
 
-    A loss or gradient that is not finite on one rank leaves every rank's weights as they are. A run state counts as
-    good once a step was made from it: where the run stops, the state that the first broken step began from is deleted.
-    No later step may show whether an update was good (of the last one, or of weights that no loss depends on any more),
-    so the weights themselves are looked at before a state is written and at the end.
+    If the loss or gradient of one rank is not finite, no rank updates its weights. A run state is known to be good
+    once a step from it was finite: when the run stops, the state that the first broken step started from is deleted.
+    Some updates have no later step that would show that they were bad: the last one, and those of weights that no loss
+    depends on any more. So the weights are checked too, before a state is written and at the end.
 
     Args:
         stage: what trains.
@@ -177,7 +177,7 @@ def run(
             except NotFiniteError:
                 states.forget(step - skipped_in_a_row)
                 raise
-            # A state of after a skipped step would push out one of other weights, which may be the last good ones.
+            # A skipped step has the weights of the step before: writing them again would displace an older state.
             saving = (step + 1) % checkpoint_every == 0 and step + 1 < stage.steps and not skipped_in_a_row
             if (saving or step + 1 == stage.steps) and not finite_weights(stage, engine):
                 raise NotFiniteError(
@@ -201,7 +201,7 @@ def run(
 
 
 def _update(stage: Stage, engine: Engine, step: int, seed: int) -> dict[str, float]:
-    """One step up to the optimiser's update. Returns its figures, the same on every rank."""
+    """One step: batches, losses, gradients, update. Returns its figures, the same on every rank."""
     # Random state is a function of the step, so that a resumed run draws what the undisturbed one would have drawn.
     torch.manual_seed(seed * 1_000_003 + step * 1009 + engine.rank)
     batches = stage.micro_batches(step, engine.rank, engine.world)
@@ -214,6 +214,7 @@ def _update(stage: Stage, engine: Engine, step: int, seed: int) -> dict[str, flo
         return {"loss": math.nan, "gradient_norm": math.nan, "learning_rate_factor": factor}
     figures = Figures()
     for number, batch in enumerate(batches):
+        # A step without any answer token has a loss of 0, not of 0/0.
         output = engine.forward(batch, max(normaliser, 1e-9), stage.rows(step))
         engine.backward(nan_if_not_finite(output.loss), last=number == len(batches) - 1)
         figures.add(output.figures | {"loss": (float(output.loss.detach()), 1.0 / (len(batches) * engine.world))})
@@ -243,7 +244,7 @@ def check_finite(name: str, step: int, values: dict[str, float], on_nonfinite: s
         Updates skipped in a row.
 
     Raises:
-        NotFiniteError: it was not made, and the run stops.
+        NotFiniteError: they are not, and the run stops.
     """
     bad = [what for what in ("loss", "gradient_norm") if not math.isfinite(values[what])]
     values["skipped"] = float(bool(bad))

@@ -1,5 +1,8 @@
 """Stage `joint` for the loop: pools drawn from the MEMORY version in use, batches, refreshes beside training.
 
+What a step computes is `clara.model.steps.JointStep`. Here is what surrounds it: `QuestionPools` and `Candidates` draw
+the rows of each question, `Batches` makes tensors of them, `Versions` re-encodes MEMORY and switches.
+
 Shapes: B questions, N candidates, M memory tokens, D hidden size.
 """
 
@@ -186,22 +189,21 @@ class JointStage(Stage):
 
     def after_step(self, step: int, engine: Engine) -> dict[str, float]:
         """See the base class."""
-        every = self._settings.refresh.canary_every
+        settings = self._settings
         staleness: dict[str, float] = {}
-        if self._canary is not None and (step + 1) % every == 0:
+        if self._canary is not None and (step + 1) % settings.refresh.canary_every == 0:
             # Measures the version that the next step uses: a switch in this step has taken place.
             staleness = self._canary.measure(self._model, self._store, engine)
         self._refresh(step + 1, staleness.get("canary_cosine", 1.0))
         self.versions.prune(step + 1)
         fitted = self._fitted(engine) if self._fit_due or step + 1 == self.steps else {}
-        every = self._settings.evaluate_every
         held_out: dict[str, float] = {}
-        if self._held_out is not None and every and (step + 1) % every == 0:
+        if self._held_out is not None and settings.evaluate_every and (step + 1) % settings.evaluate_every == 0:
             held_out = self._held_out.evaluate(self._model, self.candidates, engine)
         return self._figures | staleness | self._cost_figures() | fitted | held_out
 
     def _cost_figures(self) -> dict[str, float]:
-        """What the step and its refreshes took; resets what they are counted in."""
+        """Seconds of the step and of its refreshes, which are counted from zero again."""
         versions, attempts = self.versions, self.versions.attempts
         refreshing = versions.refreshed.get("refresh_seconds", 0.0) + attempts.lost_seconds
         self._spent.add(time.monotonic() - self._step_began, versions.blocked_seconds, refreshing)
@@ -230,8 +232,8 @@ class JointStage(Stage):
 
     # --- refreshes ---------------------------------------------------------------------------------------------------
 
-    def _refresh(self, updates: int, cosine: float = 1.0) -> None:
-        """Take the snapshot that is due after that many updates; under switch = `stop` also wait for its version."""
+    def _refresh(self, updates: int, cosine: float) -> None:
+        """Start the refresh that is due after that many updates; if `switch` is `stop`, also wait for its version."""
         engine, before = self._begun(), self.versions.pending
         self.versions.after_update(
             updates,
@@ -260,7 +262,7 @@ class JointStage(Stage):
         return figures
 
     def _rank_by(self, fusion: Fusion) -> None:
-        """Let the step, the search and the CHECKPOINT use this score."""
+        """Use this score in the step, in the search and in the CHECKPOINT."""
         self._model.settings = self._model.settings.model_copy(update={"fusion": fusion})
         self.candidates.rank_by(fusion)
 
@@ -283,7 +285,10 @@ class JointStage(Stage):
     def _pools(
         self, step: int, chosen: list[int], positions: list[int]
     ) -> tuple[list[list[int]], Sequence[Sequence[int]]]:
-        """Rows for the questions at these positions of a step, and own candidates of all of them (a collective)."""
+        """Pools of the questions at these positions of a step, and the candidates of all its questions (a collective).
+
+        A question's own candidates come from its searches; a pool is filled up with those of the other questions.
+        """
         questions = [chosen[p] for p in positions]
         of_step = self.pools.candidates_of_step(questions, self._begun())
         if self.versions.policy.mixes_versions:
