@@ -46,7 +46,7 @@ class Score(Section):
 Reads = Literal["memory", "text"]
 FeatureName = Literal["memory", "bm25", "dense"]
 SOURCE_SETTINGS: dict[FeatureName, str] = {"memory": "from_index", "bm25": "from_bm25", "dense": "from_dense"}
-"""The setting that says how many candidates of a pool each source finds."""
+"""The setting of `joint` and `utility_job` that says how many rows of a pool each source finds."""
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Temperature = Annotated[float, Field(ge=1e-6, le=1e6)]
 """τ; with weights in their range, float32 holds all logits."""

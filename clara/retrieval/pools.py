@@ -1,13 +1,13 @@
 """Pools of candidates of a question: rows that the question names, rows that rankers find, and what fills a pool up."""
 
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from clara.arrays import Ids
-from clara.config.model import FeatureName, Fusion
+from clara.config.model import SOURCE_SETTINGS, FeatureName, Fusion
 from clara.config.tree import Retrieval
 from clara.data.questions import Question
 from clara.errors import InputError
@@ -36,9 +36,9 @@ class SourceInputs:
     index: Artefact | None = None
     retrieval: Retrieval = field(default_factory=Retrieval)
     device: str = "cpu"
-    _opened: dict[str, Ranker] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _opened: dict[FeatureName, Ranker] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def ranker(self, name: str) -> Ranker:
+    def ranker(self, name: FeatureName) -> Ranker:
         """The ranker of that name in `TEXT_RANKERS`, opened once.
 
         Raises:
@@ -48,7 +48,7 @@ class SourceInputs:
             self._opened[name] = TEXT_RANKERS[name](self)
         return self._opened[name]
 
-    def check_part(self, name: str, asked: str) -> None:
+    def check_part(self, name: FeatureName, asked: str) -> None:
         """Refuse an INDEX without the part that a ranker of `TEXT_RANKERS` searches.
 
         Args:
@@ -80,14 +80,14 @@ def open_dense_ranker(inputs: SourceInputs) -> Ranker:
     return DenseRanker.open(inputs.index, inputs.store, open_encoder(inputs.retrieval, inputs.device))
 
 
-TEXT_RANKERS: dict[str, Callable[[SourceInputs], Ranker]] = {
+TEXT_RANKERS: dict[FeatureName, Callable[[SourceInputs], Ranker]] = {
     "bm25": lambda inputs: Bm25.open(inputs.index, inputs.store),
     "dense": open_dense_ranker,
 }
 """How rankers that read questions as text are opened, by name.
 
-A pool takes `from_NAME` rows of each, after those found by query vectors."""
-_PARTS = {"bm25": WORDS, "dense": DENSE}
+A pool takes rows of each (`SOURCE_SETTINGS`), after those found by query vectors."""
+_PARTS: dict[FeatureName, str] = {"bm25": WORDS, "dense": DENSE}
 """The part of an INDEX that each of them searches."""
 
 
@@ -150,18 +150,22 @@ class Source:
     count: int
 
 
-def text_counts(settings: object) -> dict[str, int]:
-    """How many rows the settings ask of each of `TEXT_RANKERS` (`from_NAME`), in the order of that table."""
-    return {name: int(getattr(settings, f"from_{name}")) for name in TEXT_RANKERS}
+def source_counts(settings: object) -> dict[FeatureName, int]:
+    """How many rows of a pool each source gives, by settings that have all of `SOURCE_SETTINGS`."""
+    return {name: int(getattr(settings, setting)) for name, setting in SOURCE_SETTINGS.items()}
 
 
-def text_sources(settings: object, inputs: SourceInputs) -> list[Source]:
-    """The sources of `TEXT_RANKERS` of which the settings ask for rows.
+def text_sources(counts: Mapping[FeatureName, int], inputs: SourceInputs) -> list[Source]:
+    """The sources of `TEXT_RANKERS` that give rows.
+
+    Args:
+        counts: as returned by `source_counts`.
+        inputs: what they are opened from.
 
     Raises:
         InputError: a source cannot be opened from what there is.
     """
-    return [Source(inputs.ranker(name), count) for name, count in text_counts(settings).items() if count]
+    return [Source(inputs.ranker(name), counts[name]) for name in TEXT_RANKERS if counts[name]]
 
 
 def own_candidates(

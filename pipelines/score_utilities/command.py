@@ -18,6 +18,7 @@ from typing import Any
 
 from clara.config.dense_flags import add_dense_settings
 from clara.config.flags import Command, add_setting
+from clara.config.model import SOURCE_SETTINGS
 from clara.data.utilities import FILE, KIND, reader_hash
 from clara.errors import InputError
 from clara.memory.identity import memory_identity
@@ -45,7 +46,7 @@ def parser() -> Command:
     add_setting(found, "index", metavar="DIR")
     add_setting(found, "backbone.path", "--backbone", metavar="DIR")
     add_setting(found, "output", metavar="DIR", required=True)
-    for name in ("split", "pool_size", "from_index", "from_bm25", "from_dense"):
+    for name in ("split", "pool_size", *SOURCE_SETTINGS.values()):
         add_setting(found, f"utility_job.{name}")
     add_dense_settings(found)
     add_setting(found, "retrieval.exact_rows")
@@ -80,9 +81,7 @@ def job_of(options: argparse.Namespace) -> ScoringJob:
         output=whole(options.output),
         device=options.device,
         pool_size=options.pool_size,
-        from_index=options.from_index,
-        from_bm25=options.from_bm25,
-        from_dense=options.from_dense,
+        sources={name: getattr(options, setting) for name, setting in SOURCE_SETTINGS.items()},
         retrieval=dense.model_copy(update=chosen),
         positives=options.positives,
         published=options.published_pools,

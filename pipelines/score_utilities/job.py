@@ -1,10 +1,12 @@
 """The scoring job: its settings, its recipe and its questions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from clara.config.model import SOURCE_SETTINGS, FeatureName
 from clara.config.tree import Retrieval
 from clara.data.questions import Question, fold_of, of_many_targets, read_questions, shuffled_answers
 from clara.data.utilities import KIND
@@ -27,12 +29,10 @@ class ScoringJob:
     output: str
     device: str
     pool_size: int
-    from_index: int
-    from_bm25: int
+    sources: Mapping[FeatureName, int]
     positives: bool
     published: bool
     seed: int
-    from_dense: int = 0
     retrieval: Retrieval = field(default_factory=Retrieval)
     fold: float = 0.0
     limit: int = 0
@@ -49,11 +49,14 @@ class ScoringJob:
         if self.index:
             manifest = read_manifest(self.index, "INDEX")
             inputs["index"] = hash_of([manifest["factory"], manifest["score"]])
-        settings = ("split", "pool_size", "from_index", "from_bm25", "positives", "published", "seed", "device")
+        settings = ("split", "pool_size", "positives", "published", "seed", "device")
         found = {"job": "score_utilities", "inputs": inputs, **{name: getattr(self, name) for name in settings}}
-        if self.from_dense and not self.published:
-            found |= {"from_dense": self.from_dense, "dense_model": model_hash(self.retrieval)}
-        if self.from_index and not self.published and self.retrieval.exact_rows != Retrieval().exact_rows:
+        for name, count in self.sources.items():
+            if name in ("memory", "bm25") or (count and not self.published):
+                found[SOURCE_SETTINGS[name]] = count
+        if self.sources["dense"] and not self.published:
+            found["dense_model"] = model_hash(self.retrieval)
+        if self.sources["memory"] and not self.published and self.retrieval.exact_rows != Retrieval().exact_rows:
             found["exact_rows"] = self.retrieval.exact_rows
         if self.fold:
             found["fold"] = self.fold

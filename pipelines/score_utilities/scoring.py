@@ -39,9 +39,9 @@ class Scorer:
         index = self._retriever.index
         artefact = None if index is None else index.artefact
         inputs = SourceInputs(self._retriever.store, artefact, job.retrieval, job.device)
-        self._sources = [] if job.published else text_sources(job, inputs)
-        if job.from_index and not job.published:
-            self._sources.insert(0, Source(self._retriever.memory_ranker, job.from_index))
+        self._sources = [] if job.published else text_sources(job.sources, inputs)
+        if job.sources["memory"] and not job.published:
+            self._sources.insert(0, Source(self._retriever.memory_ranker, job.sources["memory"]))
 
     def pools(self, questions: Sequence[Question]) -> list[list[int]]:
         """Rows for each question, see `draw_pools`; with published pools, all rows of that pool.
@@ -59,7 +59,7 @@ class Scorer:
                         "give the MEMORY of the corpus that it was published with, or leave the option out"
                     )
             return [list(rows.pool) for rows in named]
-        vectors = self._retriever.queries([q.question for q in questions]) if job.from_index else None
+        vectors = self._retriever.queries([q.question for q in questions]) if job.sources["memory"] else None
         return draw_pools(
             questions, vectors, self._sources, store, positives=job.positives, size=job.pool_size, seed=job.seed
         )

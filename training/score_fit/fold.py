@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clara.arrays import NO_ROW
-from clara.config.model import SOURCE_SETTINGS, FeatureName, Fusion
+from clara.config.model import FeatureName, Fusion
 from clara.config.stages import Joint
 from clara.config.tree import Config
 from clara.data.questions import Question
@@ -22,7 +22,7 @@ from clara.data.utilities import Scored
 from clara.index.search import TwoLevels
 from clara.memory.store import MemoryStore
 from clara.model.model import ClaraModel
-from clara.retrieval.pools import Source, SourceInputs
+from clara.retrieval.pools import Source, SourceInputs, source_counts
 from clara.retrieval.ranker import Ranker
 from clara.retrieval.retriever import Retriever
 from clara.retrieval.utilities import draw_pools, score_pool
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 def fitted_features(settings: Joint) -> list[FeatureName]:
     """The features that get a weight: the sources that candidates come from."""
-    return [name for name, setting in SOURCE_SETTINGS.items() if getattr(settings, setting)]
+    return [name for name, count in source_counts(settings).items() if count]
 
 
 class FoldFit:
@@ -120,7 +120,8 @@ class FoldFit:
         questions, settings, size = self._questions, self._settings, self._settings.num_candidates
         turns = range(-(-len(questions) // engine.world))
         own = [(turn * engine.world + engine.rank) % len(questions) for turn in turns]
-        sources = [Source(ranker, getattr(settings, SOURCE_SETTINGS[name])) for name, ranker in rankers.items()]
+        counts = source_counts(settings)
+        sources = [Source(ranker, counts[name]) for name, ranker in rankers.items()]
         pools = draw_pools(
             [questions[number] for number in own],
             vectors_QMD[own],

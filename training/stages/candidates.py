@@ -33,6 +33,7 @@ from clara.retrieval.pools import (
     feature_rankers,
     fill,
     own_candidates,
+    source_counts,
     text_sources,
 )
 from clara.retrieval.ranker import Queries, Ranker
@@ -86,7 +87,7 @@ class Candidates:
         self.store, self.index, self.score = store, index, score
         # Another version of MEMORY has the same texts, so that what is opened from these stays so for the whole run.
         self.inputs = SourceInputs(store, None if index is None else index.artefact, retrieval, device)
-        self._text_sources = [] if settings.published_pool else text_sources(settings, self.inputs)
+        self._text_sources = [] if settings.published_pool else text_sources(source_counts(settings), self.inputs)
         self.rank_by(fusion)
         self._tokens: dict[int, list[int]] = {}
 

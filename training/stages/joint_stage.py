@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from clara.arrays import Floats, Ids
-from clara.config.model import Fusion
+from clara.config.model import SOURCE_SETTINGS, Fusion
 from clara.config.roles import COMPRESSOR
 from clara.config.tree import Config
 from clara.data.questions import Question, shuffled_answers
@@ -88,7 +88,7 @@ class JointStage(Stage):
         self._fold, self._fit_due = fold, False
         store, index = versions.open()
         # Pools that were scored beforehand are not drawn, so that no source needs to be opened.
-        none = {f"from_{name}": 0 for name in TEXT_RANKERS}
+        none = {SOURCE_SETTINGS[name]: 0 for name in TEXT_RANKERS}
         self.candidates = Candidates(
             settings.model_copy(update=none) if config.utilities else settings,
             config.retrieval,

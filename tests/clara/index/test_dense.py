@@ -213,12 +213,12 @@ def test_another_model_or_none_is_refused(tmp_path: Path, memory: Path, index: P
     without = build(memory, tmp_path / "without")
     with pytest.raises(InputError, match=r"without: has no dense vectors; build the INDEX with --dense-model"):
         DenseRanker.open(Artefact.open(without, KIND), store, encoder)
-    settings = type("Settings", (), {"from_bm25": 0, "from_dense": 3})
+    counts = {"memory": 0, "bm25": 0, "dense": 3}
     with pytest.raises(InputError, match="there is no embedding model; give index and"):
-        text_sources(settings, SourceInputs(store, artefact))
+        text_sources(counts, SourceInputs(store, artefact))
     with pytest.raises(InputError, match="there is no INDEX"):
-        text_sources(settings, SourceInputs(store, None, Retrieval(dense_model=encoder.folder)))
-    [source] = text_sources(settings, SourceInputs(store, artefact, Retrieval(dense_model=encoder.folder)))
+        text_sources(counts, SourceInputs(store, None, Retrieval(dense_model=encoder.folder)))
+    [source] = text_sources(counts, SourceInputs(store, artefact, Retrieval(dense_model=encoder.folder)))
     assert source.count == 3
     assert len(source.ranker.rank(Queries(["word1"], [()]), source.count)[0]) == 3
 
