@@ -21,8 +21,7 @@ class Devices:
     def of(cls, config: Config, threads: int) -> "Devices":
         """As a configuration has them, with that many torch threads of a rank."""
         launch, refresh = config.launch, config.joint.refresh
-        ranks = 1 if launch.launcher == "local" else launch.num_workers
-        training = ranks * (1 if launch.gpu else threads)
+        training = launch.num_ranks * (1 if launch.gpu else threads)
         each = refresh.num_gpus or max(1, int(refresh.num_cpus))
         workers = policy_of(refresh).num_workers
         return cls(training, workers * each, launch.gpu == bool(refresh.num_gpus))

@@ -40,14 +40,13 @@ def check_index(config: Config, keys: IndexKeys) -> None:
             if reason := why_whole(empty_index(keys, factory)):
                 raise InputError(f"{name}, of kind {factory!r}: {not_shared(reason)}")
     elif not is_mapped(empty_index(keys, manifest["factory"])):
-        ranks = config.launch.num_workers if config.launch.launcher == "ray" else 1
         logger.warning(
             "index %s, of kind %r, can't be mapped: each rank (%d of them) reads all of its %.3f GiB into memory of "
             "its own; any kind but fast-scan "
             "codes (…fs) is mapped once on a machine",
             config.index,
             manifest["factory"],
-            ranks,
+            config.launch.num_ranks,
             next(file["bytes"] for file in manifest["files"] if file["path"] == FILE) / 2**30,
         )
 

@@ -87,8 +87,7 @@ def plan(config: Config) -> dict[str, int]:
     Raises:
         InputError: the questions of a step do not divide evenly among the ranks.
     """
-    joint, launch = config.joint, config.launch
-    ranks = 1 if launch.launcher == "local" else launch.num_workers
+    joint, ranks = config.joint, config.launch.num_ranks
     own = shard(range(joint.questions_per_step), 0, ranks, joint.micro_batch)
     return {
         "steps": joint.steps,

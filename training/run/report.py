@@ -86,7 +86,7 @@ def finish(config: Config, where: RunPaths) -> dict[str, Any]:
 def summarise(config: Config, where: RunPaths, found: FinishedRun) -> dict[str, Any]:
     """The report: times, throughput, refreshes, versions by step, and paths of the newest MEMORY and INDEX."""
     metrics = read(where.metrics)
-    ranks = 1 if config.launch.launcher == "local" else config.launch.num_workers
+    ranks = config.launch.num_ranks
     seconds = sum(v["step_seconds"] for v in metrics.values())
     blocked = sum(v["blocked_seconds"] for v in metrics.values())
     manifest = read_manifest(found.memory, "MEMORY")
