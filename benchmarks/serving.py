@@ -85,16 +85,18 @@ def service(options: Any, module: str, port: int) -> list[str]:
 def mlflow_model(options: Any, folder: Path) -> Path:
     """The same system as a folder that MLflow serves."""
     from clara.config.tree import Retrieval
+    from clara.model.artefact import Checkpoint
+    from clara.storage.artefact import Artefact
     from training.registry.model_folder import save_model
     from training.registry.registration import Registration
 
-    settings = Retrieval()
+    settings, checkpoint = Retrieval(), Checkpoint.open(options.checkpoint)
     registration = Registration(
         name="benchmark",
-        checkpoint=Path(options.checkpoint),
-        memory=options.memory,
-        index=options.index,
-        evaluation=Path(options.checkpoint),  # whose hash no served model reads
+        checkpoint=checkpoint,
+        memory=Artefact.open(options.memory, "MEMORY"),
+        index=Artefact.open(options.index, "INDEX") if options.index else None,
+        evaluation=checkpoint,  # whose hash no served model reads
         system="benchmark",
         backbone=options.backbone,
         num_selected=options.passages,

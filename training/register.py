@@ -11,13 +11,14 @@ import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from clara.config.dense_flags import add_dense_settings
 from clara.config.flags import Command, add_setting
 from clara.errors import InputError, command_line
+from clara.model.artefact import Checkpoint
 from clara.storage.artefact import Artefact
-from clara.storage.manifest import hash_of, read_manifest
+from clara.storage.manifest import hash_of
 from clara.storage.paths import is_url
 from clara.tracking.names import flatten
 from clara.tracking.run_log import Run, RunLog, failing
@@ -45,17 +46,17 @@ def registered(client: "MlflowClient", name: str, identity: str) -> "ModelVersio
     return None
 
 
-def metrics_beside(checkpoint: Path) -> Path | None:
+def metrics_beside(checkpoint: Checkpoint) -> Path | None:
     """The metrics.jsonl of the run that made a checkpoint, if it is still beside it."""
-    recipe = read_manifest(checkpoint, "CHECKPOINT")["made_by"]["recipe"]
-    path = checkpoint.resolve().parent / f"run-{hash_of(recipe)[:12]}" / "metrics.jsonl"
+    recipe = checkpoint.manifest["made_by"]["recipe"]
+    path = checkpoint.folder.resolve().parent / f"run-{hash_of(recipe)[:12]}" / "metrics.jsonl"
     return path if path.is_file() else None
 
 
 def log_run(log: RunLog, registration: Registration, metrics: Path | None, pictures: list[Path]) -> None:
     """Log parameters, metrics by step, the evaluation's figures and files, and pictures."""
-    recipe = read_manifest(registration.checkpoint, "CHECKPOINT")["made_by"]["recipe"]
-    report = json.loads((registration.evaluation / REPORT).read_text(encoding="utf-8"))
+    recipe, evaluation = registration.checkpoint.manifest["made_by"]["recipe"], registration.evaluation
+    report = json.loads(evaluation.file(REPORT).read_text(encoding="utf-8"))
     own = {name: of for name, of in report["systems"].items() if name == registration.system}
     steps = read(metrics) if metrics is not None else {}
     log.parameters(flatten(recipe))
@@ -64,8 +65,8 @@ def log_run(log: RunLog, registration: Registration, metrics: Path | None, pictu
     with tempfile.TemporaryDirectory() as folder:
         for curve in draw(steps, Path(folder)):
             log.file(curve, "curves")
-    for entry in read_manifest(registration.evaluation)["files"]:
-        log.file(registration.evaluation / entry["path"], EVALUATION)
+    for entry in evaluation.manifest["files"]:
+        log.file(evaluation.file(entry["path"]), EVALUATION)
     for picture in pictures:
         log.file(picture, "pictures")
 
@@ -91,15 +92,15 @@ def register(
         logger.info("%s version %s is this very system", registration.name, existing.version)
         return existing
     # Ahead of the registration: a run that still makes versions must not delete one in between.
-    for path in (registration.memory, registration.index):
-        if path is None or is_url(path):
+    for artefact in (registration.memory, registration.index):
+        if artefact is None or is_url(artefact.name):
             continue  # no run makes or deletes versions in a bucket
         try:
-            pin(Path(path), f"model {registration.name} in {uri}")
+            pin(artefact.folder, f"model {registration.name} in {uri}")
         except InputError as error:
             logger.warning(
                 "%s: cannot be pinned, so a training run that still makes versions there may delete it (%s)",
-                path,
+                artefact.name,
                 error,
             )
     log = open_run_log(uri)
@@ -185,12 +186,6 @@ def parser() -> Command:
     return parser
 
 
-def settings_evaluated(evaluation: Path) -> Mapping[str, Any]:
-    """Settings of an EVALUATION."""
-    settings: Mapping[str, Any] = read_manifest(evaluation, "EVALUATION")["made_by"]["recipe"]["settings"]
-    return settings
-
-
 def licences_of(given: list[str]) -> dict[str, str]:
     """Licences by part.
 
@@ -209,8 +204,7 @@ def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
     check_names(options.name)
     licences = licences_of(options.licence)
-    options.checkpoint = Artefact.open(options.checkpoint, "CHECKPOINT").folder
-    options.evaluation = Artefact.open(options.evaluation, "EVALUATION").folder
+    checkpoint, evaluation = Checkpoint.open(options.checkpoint), Artefact.open(options.evaluation, "EVALUATION")
     for option, files in (
         ("--pictures", options.pictures),
         ("--metrics", [options.metrics] if options.metrics else []),
@@ -222,22 +216,22 @@ def main(argv: list[str]) -> int:
     check_wheel(options.wheel)
     registration = Registration(
         name=options.name,
-        checkpoint=options.checkpoint,
-        memory=options.memory,
-        index=options.index or None,
-        evaluation=options.evaluation,
+        checkpoint=checkpoint,
+        memory=Artefact.open(options.memory, "MEMORY", lazy=True),
+        index=Artefact.open(options.index, "INDEX", lazy=True) if options.index else None,
+        evaluation=evaluation,
         system=options.system,
         backbone=options.backbone,
         num_selected=options.num_selected
         if "num_selected" in options.config.serving.model_fields_set
-        else int(settings_evaluated(options.evaluation)["num_selected"]),
+        else int(evaluation.manifest["made_by"]["recipe"]["settings"]["num_selected"]),
         max_new_tokens=options.max_new_tokens,
         first_level=options.first_level,
         exact_rows=options.exact_rows,
         device=options.device,
         dense=options.config.retrieval.only_dense(),
     )
-    metrics = options.metrics or metrics_beside(options.checkpoint)
+    metrics = options.metrics or metrics_beside(checkpoint)
     if options.dry_run:
         registration.check()
         print(

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from clara.index.dense_model import is_endpoint
-from clara.model.artefact import OWN_BACKBONE
-from clara.storage.manifest import read_manifest
 from clara.storage.paths import Name
 from training.evaluation.files import REPORT
 from training.evaluation.measures import Figure
@@ -26,12 +24,11 @@ def card(registration: Registration, licences: Mapping[str, str]) -> str:
         registration: artefacts of the version, which fit each other.
         licences: by part (corpus, questions, model); others are looked for, or not stated.
     """
-    checkpoint = read_manifest(registration.checkpoint, "CHECKPOINT")
-    memory = read_manifest(registration.memory, "MEMORY")
-    evaluation = read_manifest(registration.evaluation, "EVALUATION")
+    checkpoint, memory = registration.checkpoint.manifest, registration.memory.manifest
+    evaluation = registration.evaluation.manifest
     parts = [f"# {registration.name}", _what(registration, checkpoint, memory)]
     parts += ["## Data", _bullets(_data(registration, checkpoint, memory, evaluation))]
-    parts += ["## Licences", _bullets(_licences(registration, checkpoint, licences))]
+    parts += ["## Licences", _bullets(_licences(registration, licences))]
     parts += ["## Measures", *_measures(registration, evaluation)]
     parts += ["## Limits", _bullets(_limits(registration, checkpoint, memory))]
     return "\n\n".join(parts) + "\n"
@@ -77,10 +74,9 @@ def _made(manifest: Mapping[str, Any]) -> str:
     return f", made {manifest['made_by']['created']}" if manifest["made_by"].get("created") else ""
 
 
-def _licences(registration: Registration, checkpoint: Mapping[str, Any], licences: Mapping[str, str]) -> Iterator[str]:
-    own = registration.checkpoint / OWN_BACKBONE
-    folder = str(own if checkpoint["backbone"]["own"] else registration.backbone or checkpoint["backbone"]["path"])
-    found = {"corpus": _NOT_STATED, "questions": _NOT_STATED, "language model": _stated(folder)}
+def _licences(registration: Registration, licences: Mapping[str, str]) -> Iterator[str]:
+    language_model = _stated(registration.checkpoint.backbone_folder(registration.backbone))
+    found = {"corpus": _NOT_STATED, "questions": _NOT_STATED, "language model": language_model}
     if model := registration.dense.dense_model:
         found["embedding model"] = _NOT_STATED if is_endpoint(registration.dense) else _stated(model)
     for part, licence in {**found, **licences}.items():
@@ -97,7 +93,7 @@ def _stated(folder: Name) -> str:
 
 
 def _measures(registration: Registration, evaluation: Mapping[str, Any]) -> Iterator[str]:
-    report = json.loads((registration.evaluation / REPORT).read_text(encoding="utf-8"))
+    report = json.loads(registration.evaluation.file(REPORT).read_text(encoding="utf-8"))
     name, settings = registration.system, evaluation["made_by"]["recipe"]["settings"]
     yield f"{LEGEND} K = {settings['num_selected']}."
     for split in report["systems"][name]:

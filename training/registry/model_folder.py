@@ -30,8 +30,9 @@ def requirements(registration: Registration) -> list[str]:
     """
     needed = importlib.metadata.requires(NAME) or []
     core = [line for line in needed if "extra ==" not in line]
-    places = [str(registration.memory), str(registration.index or ""), registration.backbone]
-    wanted = {package for scheme, package in _NAMES.items() if any(p.startswith(scheme) for p in places)}
+    names = [registration.memory.name, registration.backbone]
+    names += [] if registration.index is None else [registration.index.name]
+    wanted = {package for scheme, package in _NAMES.items() if any(name.startswith(scheme) for name in names)}
     if registration.dense.dense_model:
         wanted.add("openai" if is_endpoint(registration.dense) else "sentence-transformers")
     extras = {line.partition(";")[0].strip() for line in needed if re.split(r"[=;\[ ]", line)[0] in wanted}
@@ -80,7 +81,7 @@ def save_model(
             mlflow_model=Model(artifact_path=MODEL, run_id=run_id),
             python_model=served_model.code_path(),
             code_paths=[str(Path(clara.__file__).parent)],
-            artifacts={served_model.CHECKPOINT: str(registration.checkpoint.resolve())},
+            artifacts={served_model.CHECKPOINT: str(registration.checkpoint.folder.resolve())},
             model_config=dict(config),
             pip_requirements=[f"--find-links {WHEELS}", f"{NAME}=={named['version']}", *requirements(registration)],
             signature=SIGNATURE,

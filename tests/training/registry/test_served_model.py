@@ -16,6 +16,8 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from clara.config.tree import Retrieval
 from clara.errors import InputError
+from clara.model.artefact import Checkpoint
+from clara.storage.artefact import Artefact
 from tests.helpers.evaluation_world import World
 from tests.helpers.registry import QUESTIONS, evaluation, own_world, registration, store
 from training import register
@@ -132,7 +134,9 @@ def test_it_loads_where_this_package_is_not_installed(served: PyFuncModel, versi
 
 def test_requirements_name_what_the_artefacts_and_the_embedding_model_need():
     def needed(dense: Retrieval, memory: str) -> set[str]:
-        there = Registration("m", Path("c"), memory, None, Path("e"), "s", "", 1, 1, 1, 1, "cpu", dense)
+        checkpoint = Checkpoint("CHECKPOINT", "c", Path("c"), {})
+        opened, evaluation = Artefact("MEMORY", memory, Path("m"), {}), Artefact("EVALUATION", "e", Path("e"), {})
+        there = Registration("m", checkpoint, opened, None, evaluation, "s", "", 1, 1, 1, 1, "cpu", dense)
         return {line.partition("==")[0] for line in requirements(there)}
 
     plain = needed(Retrieval(), "memory")
