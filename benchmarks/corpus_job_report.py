@@ -39,7 +39,7 @@ def times_the_naive_way(seconds: Mapping[str, Sequence[float]]) -> dict[str, lis
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """The figures as a page."""
+    """The figures in Markdown."""
     rows = [
         "| way | tokens a second of one core | times the naive way, in processor time | in seconds | operations that "
         "it asks for, share of the products reached | least cosine of a memory | largest difference |",

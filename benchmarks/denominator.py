@@ -100,7 +100,7 @@ def measure(steps: Steps, rows: Sequence[int], repeats: int) -> list[dict[str, A
 
 
 def markdown(found: Sequence[dict[str, Any]], about: dict[str, Any]) -> str:
-    """The table."""
+    """The figures as a table in Markdown."""
     lines = [
         "# Rows in the denominator",
         "",

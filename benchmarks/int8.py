@@ -111,7 +111,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The figures as a page."""
+    """The figures in Markdown."""
     lines = [
         "# Compressing in int8",
         "",

@@ -121,7 +121,7 @@ def measure(rows: int, repeats: int) -> dict[str, dict[str, float]]:
 
 
 def markdown(about: dict[str, Any], found: dict[str, dict[str, float]]) -> str:
-    """The figures as a page."""
+    """The figures in Markdown."""
     lines = [
         "# Linear layers in int8",
         "",

@@ -9,7 +9,7 @@ _AIM = 5.0
 
 
 def markdown(found: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
-    """The table."""
+    """The figures as a table in Markdown."""
     lines = [
         "# Step time of joint training",
         "",

@@ -159,7 +159,7 @@ def measured(sets: Sequence[str], output: Path, ranks: int, stage: int) -> dict[
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
-    """The table."""
+    """The figures as a table in Markdown."""
     lines = [
         "# What ZeRO shares out",
         "",

@@ -287,7 +287,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run() -> None:
-    """The entry point."""
+    """Entry point of the console command `clara`."""
     command_line(main)
 
 

@@ -57,7 +57,7 @@ class World:
         config: str = CONFIG,
         slot_mean: bool = False,
     ) -> None:
-        """Name what is made.
+        """Choose the folder, the runs and their settings.
 
         Args:
             output: folder of this seed.

@@ -191,7 +191,7 @@ def main(argv: list[str]) -> int:
 
 
 def formula(fusion: Fusion) -> str:
-    """The score as a sum."""
+    """The fused score as a formula."""
     return "z = " + " + ".join(f"{weight:.4g} · {name}" for name, weight in fusion.weights.items())
 
 

@@ -25,7 +25,7 @@ class Square(nn.Module):
         self.weight = nn.Parameter(torch.ones(4))
 
     def forward(self, batch: float, normaliser: float, num_rows: float) -> Output:
-        """A loss."""
+        """A loss to make gradients of."""
         return Output((self.weight * batch).square().sum() / (normaliser * num_rows))
 
 

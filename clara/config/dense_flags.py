@@ -11,7 +11,7 @@ class _DensePrompts(argparse.Action):
     """A flag with the two prompts of an embedding model."""
 
     def __call__(self, _: argparse.ArgumentParser, found: argparse.Namespace, value: Any, option: Any = None) -> None:
-        """Note both."""
+        """Record both prompts as overrides."""
         for name, text in zip(("question", "text"), value, strict=True):
             found.overrides.append(Override(f"retrieval.dense_{name}_prompt", text, option))
 

@@ -65,7 +65,7 @@ class Command(argparse.ArgumentParser):
     """
 
     def __init__(self, module: str, doc: str | None, *, uses: Sequence[str] = (), config: str | None = None) -> None:
-        """Begin a command line.
+        """A parser without settings; `add_setting` adds them.
 
         Args:
             module: module of the command, or its file where it is run as one.

@@ -98,7 +98,7 @@ class Retrieval(Section):
 
 
 class Launch(Section):
-    """Who computes."""
+    """The launcher of training, its ranks, devices and threads."""
 
     launcher: Literal["ray", "local"] = Field(
         "ray", description="ray: Ray Train with DeepSpeed; local: one plain torch process"
@@ -133,7 +133,7 @@ class Launch(Section):
 
 
 class Tracking(Section):
-    """MLflow."""
+    """Where runs are logged, and under which names."""
 
     uri: Annotated[str, AfterValidator(refuse_password)] = Field(
         "",
@@ -145,7 +145,7 @@ class Tracking(Section):
 
 
 class Config(Section):
-    """The root."""
+    """The root of the configuration tree."""
 
     seed: int = Field(0, ge=0, description="of everything that is drawn")
     device: str = Field("cpu", description="cpu or cuda, of commands that run without a launcher; fails if unavailable")

@@ -89,7 +89,7 @@ class BlockWriter:
     """Writes blocks of vectors: each is of `block_rows` rows in the order of `pieces_of`."""
 
     def __init__(self, store: MemoryStore, encoder: "Encoder", older: Artefact | None) -> None:
-        """Prepare.
+        """Read which rows the blocks hold; no vector is computed yet.
 
         Args:
             store: the MEMORY.

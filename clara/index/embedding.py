@@ -36,7 +36,7 @@ class DenseEncoder:
     block_rows = 4096
 
     def __init__(self, folder: str, device: str = "cpu", prompts: tuple[str, str] | None = None) -> None:
-        """Take a folder; the model is loaded when it is first used.
+        """The model is loaded when it is first used.
 
         Args:
             folder: of the model.

@@ -45,7 +45,7 @@ class EndpointEncoder:
     block_rows = _BLOCK_ROWS
 
     def __init__(self, settings: Retrieval, model_hash: str) -> None:
-        """Take settings and their `model_hash`; nothing is asked yet."""
+        """No request is sent yet."""
         self.folder, self.hash = settings.dense_model, model_hash
         self._settings, self._size = settings, settings.dense_size
         self._key = key_of(settings.dense_key_variable)

@@ -15,7 +15,7 @@ class ExactScores:
     """Scores of some rows of a MEMORY on the machine that stores them."""
 
     def __init__(self, keys: IndexKeys, num_rows: int, row_ids: Callable[[], Ids]) -> None:
-        """Take rows.
+        """Score rows of a MEMORY.
 
         Args:
             keys: of the MEMORY, under a score.

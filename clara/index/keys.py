@@ -36,7 +36,7 @@ class IndexKeys:
     """
 
     def __init__(self, store: MemoryStore, score: Score = PUBLISHED) -> None:
-        """Take a MEMORY and a score.
+        """Keys for a MEMORY under a score.
 
         Raises:
             InputError: the score is centred, and the MEMORY has no mean.

@@ -110,7 +110,7 @@ class Recall:
         row_bytes: int,
         on_progress: Callable[[int], None] = lambda rows: None,
     ) -> None:
-        """Ask exact search once.
+        """Draw the queries and find their rows by exact search.
 
         Args:
             index: with its MEMORY.
@@ -138,7 +138,7 @@ class Recall:
 
     @property
     def num_queries(self) -> int:
-        """Queries that are asked."""
+        """Number of queries."""
         return len(self._query)
 
     def of(self, first_level: int) -> float:

@@ -53,7 +53,7 @@ class TwoLevels(ABC):
     def __init__(
         self, store: MemoryStore, artefact: Artefact | None = None, score: Score = PUBLISHED, exact_rows: int = 0
     ) -> None:
-        """Search a MEMORY by a score.
+        """Search the rows of a MEMORY under a score.
 
         Args:
             store: the MEMORY.

@@ -31,12 +31,12 @@ class Compressor(Protocol):
 
     @property
     def num_memory_tokens(self) -> int:
-        """M."""
+        """Number of memory tokens M."""
         ...
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """Hidden size D."""
         ...
 
     def document_ids(self, text: str) -> list[int]:

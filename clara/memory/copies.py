@@ -43,7 +43,7 @@ class Sorted:
         self._names, self._values = names.take(order), values.take(order)
 
     def of(self, name: str) -> list[Any]:
-        """The values of a text."""
+        """The values listed for a text; none if it is not listed."""
         begin = bisect_left(self._names, name, key=_TEXT)
         end = bisect_right(self._names, name, lo=begin, key=_TEXT)
         found: list[Any] = self._values[begin:end].to_pylist()

@@ -21,7 +21,7 @@ class DocumentRows:
     def __init__(
         self, records: Sequence[Path], live: LiveRows, copies: Path | None = None, column: str = "document_id"
     ) -> None:
-        """Read and sort them.
+        """Read the document ids of all live rows, and sort them.
 
         Args:
             records: the table of each shard.

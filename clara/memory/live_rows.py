@@ -19,7 +19,7 @@ class LiveRows:
     """
 
     def __init__(self, columns: Sequence[Ids], tombstones: Sequence[int], where: str) -> None:
-        """Sort them out.
+        """Find the live rows of these shards.
 
         Args:
             columns: row ids of each shard, the newest last.

@@ -147,12 +147,12 @@ class MemoryStore:
 
     @property
     def num_memory_tokens(self) -> int:
-        """M."""
+        """Number of memory tokens M."""
         return self.fingerprint_fields.num_memory_tokens
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """Hidden size D."""
         return self.fingerprint_fields.hidden_size
 
     @property
@@ -162,7 +162,7 @@ class MemoryStore:
 
     @property
     def codec(self) -> str:
-        """How memory is stored."""
+        """Name of the codec of its vectors."""
         return str(self.manifest["codec"])
 
     @functools.cached_property

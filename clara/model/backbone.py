@@ -193,7 +193,7 @@ class Backbone(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """Hidden size D."""
         return int(self.embedding.weight.shape[1])
 
     @property

@@ -49,12 +49,12 @@ class ClaraModel(nn.Module):
 
     @property
     def num_memory_tokens(self) -> int:
-        """M."""
+        """Number of memory tokens M."""
         return self.settings.num_memory_tokens
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """Hidden size D."""
         return self.backbone.hidden_size
 
     def role_parameters(self, role: str) -> list[nn.Parameter]:

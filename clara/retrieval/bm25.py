@@ -28,7 +28,7 @@ class Bm25:
     """Lucene's BM25 over words (k1 = 1.5, b = 0.75; English stop words, no stemming). A `Ranker`."""
 
     def __init__(self, index: "bm25s.BM25", row_ids: Sequence[int] | NDArray[np.int64]) -> None:
-        """Take an index.
+        """Rank by an index of bm25s.
 
         Args:
             index: of n texts, its words as returned by `words_of`.

@@ -23,7 +23,7 @@ class DenseRanker:
     """Ranks rows by embeddings of their texts. A `Ranker`."""
 
     def __init__(self, row_ids: Ids, vectors_NE: Tensor | NDArray[np.float16], encoder: Encoder) -> None:
-        """Take vectors.
+        """Rank by vectors that are there.
 
         Args:
             row_ids: of the rows, ascending `[N]`.

@@ -72,7 +72,7 @@ class FusedRanker:
         row_ids: Ids,
         retrieval: Retrieval,
     ) -> None:
-        """Rank by rankers and their weights.
+        """Rank by a weighted sum of the scores of several rankers.
 
         Args:
             rankers: those with a weight, over the same rows.

@@ -45,7 +45,7 @@ class ExactSearch:
     """Search over all rows of a MEMORY, at the price of reading its whole payload."""
 
     def __init__(self, store: MemoryStore, score: Score = PUBLISHED) -> None:
-        """Search a MEMORY by a score.
+        """Search the rows of a MEMORY under a score.
 
         Raises:
             InputError: the score is centred, and the MEMORY has no mean.
@@ -88,7 +88,7 @@ class MemoryRanker:
     """Ranks rows by query vectors, which `Queries.vectors` holds. A `Ranker`."""
 
     def __init__(self, search: VectorSearch, first_level: int) -> None:
-        """Rank by a search.
+        """Rank by a search over query vectors.
 
         Args:
             search: over the rows.

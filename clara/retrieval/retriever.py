@@ -65,7 +65,7 @@ class Retriever:
         retrieval: Retrieval | None = None,
         checkpoint: Checkpoint | None = None,
     ) -> None:
-        """Take parts that fit each other; `open` checks that they do.
+        """The parts must fit each other; `open` checks that they do.
 
         Args:
             model: encodes questions and reads memory.

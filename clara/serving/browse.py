@@ -22,7 +22,7 @@ DEAD_LETTERS = "dead_letters"
 
 
 class Paged(BaseModel):
-    """Which part of a list; of the query, whose values are texts."""
+    """The page of a list that is requested; part of the query, whose values are texts."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -31,7 +31,7 @@ class Paged(BaseModel):
 
 
 class DocumentsQuery(Paged):
-    """Which documents."""
+    """The documents that are requested."""
 
     search: str = Field("", max_length=200, description="part of an id or title")
 
@@ -79,7 +79,7 @@ class MemoryReply(BaseModel):
 
 
 class DocumentReply(BaseModel):
-    """A document."""
+    """A document of MEMORY, without its chunks."""
 
     document_id: str
     title: str

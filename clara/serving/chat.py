@@ -145,7 +145,7 @@ class ReplyMessage(BaseModel):
 
 
 class Choice(BaseModel):
-    """The one answer."""
+    """The answer; there is always exactly one."""
 
     index: Literal[0] = 0
     message: ReplyMessage
@@ -175,7 +175,7 @@ class ChatReply(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The one model."""
+    """The model that is served."""
 
     id: str
     object: Literal["model"] = "model"
@@ -184,7 +184,7 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models: one."""
+    """The list of models, which has one entry."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
@@ -200,7 +200,7 @@ def add_chat(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models", responses={401: DOCUMENTED[401]})
     async def models() -> ModelList:
-        """The one model."""
+        """The model that is served."""
         return ModelList(data=[ModelCard(id=name, created=started)])
 
     @app.get("/v1/models/{model:path}", responses={401: DOCUMENTED[401], **unknown}, response_model=ModelCard)

@@ -75,7 +75,7 @@ class Engine:
     """
 
     def __init__(self, system: System, settings: Serving, metrics: Metrics) -> None:
-        """Prepare; `start` starts the thread.
+        """Create the engine; `start` starts its thread.
 
         Raises:
             InputError: see `RunningBatch`.

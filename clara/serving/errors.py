@@ -18,7 +18,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """An error."""
+    """The body of every reply with an error status."""
 
     error: ErrorDetail
 
@@ -49,7 +49,7 @@ STREAMED: dict[int | str, dict[str, Any]] = {
 
 
 def detail(status: int, message: str, code: str = "") -> ErrorDetail:
-    """The error of a status."""
+    """The body for a status and a message."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return ErrorDetail(message=message, type=kind, code=code or _CODES.get(status, "error"))
 

@@ -29,7 +29,7 @@ class Follower:
     def __init__(
         self, engine: Engine, find: Callable[[], Source], served: Source, metrics: Metrics, every_seconds: float
     ) -> None:
-        """Prepare; `start` starts the thread.
+        """Create the follower; `start` starts its thread.
 
         Args:
             engine: answers.

@@ -34,7 +34,7 @@ class Guard:
     """ASGI middleware. No exception passes it: the client receives status 500 without a stack."""
 
     def __init__(self, app: ASGIApp, settings: Serving, metrics: Metrics, key: str) -> None:
-        """Surround an application.
+        """Wrap an application.
 
         Args:
             app: what is surrounded.

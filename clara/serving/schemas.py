@@ -33,7 +33,7 @@ class Filtered(Body):
 
     @property
     def only(self) -> Filter:
-        """Both as a filter."""
+        """Documents and sources as a filter; None if neither is given."""
         return Filter(
             None if self.documents is None else tuple(self.documents),
             None if self.sources is None else tuple(self.sources),
@@ -41,14 +41,14 @@ class Filtered(Body):
 
 
 class SearchBody(Filtered):
-    """What to search for."""
+    """The body of a search."""
 
     questions: list[Question] = Field(min_length=1, description="texts, each searched for by itself")
     k: int = Field(20, ge=1, description="passages of each question; never more than the MEMORY holds")
 
 
 class AnswerBody(Filtered):
-    """What to answer."""
+    """The body of a request for answers."""
 
     question: Question
     passages: int | None = Field(

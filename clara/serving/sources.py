@@ -42,7 +42,7 @@ class Sources:
         pinned: bool,
         open_index: "OpenIndex | None" = None,
     ) -> None:
-        """Take what finds it.
+        """Find the system by these flags.
 
         Args:
             parse: the flags as they are now, parsed and as words: those of a registered model change with its alias.

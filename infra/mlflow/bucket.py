@@ -6,7 +6,7 @@ import boto3
 
 
 def main(bucket: str) -> None:
-    """Create it."""
+    """Create the bucket."""
     client = boto3.client("s3")
     if bucket not in [entry["Name"] for entry in client.list_buckets()["Buckets"]]:
         client.create_bucket(Bucket=bucket)

@@ -61,7 +61,7 @@ class Phases:
     """Paths of one run and the steps over them."""
 
     def __init__(self, settings: Settings, phases: Sequence[str] = PHASES, *, control: bool = False) -> None:
-        """Choose phases.
+        """Check which phases are asked for.
 
         Args:
             settings: see `Settings`.

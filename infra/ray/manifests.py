@@ -106,7 +106,7 @@ class ClaimSpec(Fields):
 
 
 class RayCluster(Fields):
-    """A cluster that stays."""
+    """Manifest of a cluster that keeps running."""
 
     api_version: Literal["ray.io/v1"]
     kind: Literal["RayCluster"]
@@ -115,7 +115,7 @@ class RayCluster(Fields):
 
 
 class RayJob(Fields):
-    """A run."""
+    """Manifest of a job with a cluster of its own."""
 
     api_version: Literal["ray.io/v1"]
     kind: Literal["RayJob"]
@@ -124,7 +124,7 @@ class RayJob(Fields):
 
 
 class RayService(Fields):
-    """A served application."""
+    """Manifest of an application of Ray Serve."""
 
     api_version: Literal["ray.io/v1"]
     kind: Literal["RayService"]

@@ -17,7 +17,7 @@ class Fields(BaseModel):
 
 
 class Metadata(Fields):
-    """Of an object or a pod."""
+    """Metadata of an object or a pod."""
 
     name: Name | None = None
     labels: dict[str, str] = {}

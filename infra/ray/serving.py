@@ -26,7 +26,7 @@ def search(retrieval: Retrieval) -> OpenIndex | None:
 
 
 class Service:
-    """A replica."""
+    """One replica of the service."""
 
     def __init__(self, flags: Sequence[str]) -> None:
         """Open what the flags of `clara serve` name.

@@ -60,7 +60,7 @@ class Clock:
     def __init__(
         self, retriever: Retriever, rankers: Mapping[str, Ranker], ways: Mapping[str, Way], k: int, max_new_tokens: int
     ) -> None:
-        """Take an open system.
+        """Time the ways of an open system.
 
         Args:
             retriever: the system.

@@ -29,7 +29,7 @@ class Row(Mapping[str, Any]):
     """
 
     def __init__(self, values: Any, where: str, sign: str = "") -> None:
-        """Take an object; `sign` is a field that it should have, for the message.
+        """A row of an object; `sign` names a field that it should have, for error messages.
 
         Raises:
             InputError: it is none.

@@ -22,7 +22,7 @@ class Scorer:
     """Draws a question's pool and reads each of its rows: a model, a MEMORY and its texts, once a process."""
 
     def __init__(self, job: ScoringJob) -> None:
-        """Open everything.
+        """Open the model, MEMORY, INDEX and the sources of candidates.
 
         Raises:
             InputError: see `Retriever.open` and `text_sources`.

@@ -24,7 +24,7 @@ class FolderModel:
     """A causal LM with its tokenizer and chat template."""
 
     def __init__(self, settings: FolderSettings) -> None:
-        """Load it.
+        """Load the model.
 
         Raises:
             InputError: no model there that transformers can read, a tokenizer without chat template, or no such device.

@@ -24,12 +24,12 @@ class Kind:
 
     @property
     def made(self) -> int:
-        """Examples."""
+        """Number of examples."""
         return self.sizes.total()
 
     @property
     def questions(self) -> int:
-        """Questions in them."""
+        """Number of questions in the examples."""
         return sum(size * count for size, count in self.sizes.items())
 
 

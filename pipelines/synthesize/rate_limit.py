@@ -11,7 +11,7 @@ class Pace:
     """
 
     def __init__(self, per_minute: float) -> None:
-        """Begin with nothing taken; 0 a minute: no limit."""
+        """Nothing is used yet; 0 a minute means no limit."""
         self._seconds = 60.0 / per_minute if per_minute else 0.0
         self._free_at = self._held_until = 0.0
 

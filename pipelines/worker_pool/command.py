@@ -132,7 +132,7 @@ class Workers:
             threading.Thread(target=template.order, args=({"stop": process},), daemon=True).start()
 
     def stop_all(self) -> None:
-        """Stop them all."""
+        """Stop all workers."""
         for template in self._templates.values():
             template.close()
 

@@ -30,7 +30,7 @@ class Template:
         self._running: set[int] = set()
 
     def answer(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Carry out one order."""
+        """Carry out one request."""
         self._bury()
         if "start" in order:
             process = os.fork()
@@ -53,7 +53,7 @@ class Template:
                 self._bury()
 
     def stop_all(self) -> None:
-        """End them all."""
+        """End all workers."""
         self.stop(list(self._running))
 
     def _bury(self) -> None:

@@ -37,7 +37,7 @@ def staged_name(artifact: Any) -> str:
 
 
 def fetch(artifact: Any, endpoint: str, worker: str) -> bytes:
-    """An artifact's bytes."""
+    """The bytes of an artifact."""
     with grpc.insecure_channel(endpoint) as channel:
         stub = beam_artifact_api_pb2_grpc.ArtifactRetrievalServiceStub(channel)
         request = beam_artifact_api_pb2.GetArtifactRequest(artifact=artifact)

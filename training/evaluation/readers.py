@@ -86,7 +86,7 @@ class Reader(ABC):
     """Answers from rows with one adapter of one model."""
 
     def __init__(self, retriever: Retriever, role: str | None, known: ReadingCache | None = None) -> None:
-        """Take a system's parts.
+        """Read with the generator of a system.
 
         Args:
             retriever: the system.

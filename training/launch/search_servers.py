@@ -54,7 +54,7 @@ class SearchServer:
         return open_share(self._index, MemoryStore.open(self._memory, mixed=True), self._number, self._num_servers)
 
     def process(self) -> int:
-        """Its process id."""
+        """Process id of the server."""
         return os.getpid()
 
     def best_keys(self, keys: Floats, wanted: int) -> list[Ranked]:
@@ -212,7 +212,7 @@ class _Question(threading.Thread):
         return sorted(set(self._arguments) - set(self.answers))
 
     def run(self) -> None:
-        """Ask, and wait."""
+        """Send the requests and wait for all replies."""
         try:
             waiting: dict[Any, int] = {}
             while (missing := self.missing) and not self.given_up.is_set():

@@ -87,7 +87,7 @@ class DeepSpeedEngine(Engine):
         device: str,
         keep_whole_below: int = KEEP_WHOLE_BELOW,
     ) -> None:
-        """Partition what trains.
+        """Partition the optimiser, gradients or parameters over the ranks.
 
         Args:
             module: the step.

@@ -37,7 +37,7 @@ class Ages:
     """
 
     def __init__(self, store: MemoryStore, steps: Mapping[str, int], compressor_updates: int) -> None:
-        """Look them up.
+        """Read which version each row is from.
 
         Args:
             store: the version.

@@ -51,7 +51,7 @@ class Canary:
         num_rows: int,
         num_selected: int,
     ) -> None:
-        """Choose the rows.
+        """Choose the sample of rows.
 
         Args:
             questions: as returned by `canary_questions`.

@@ -53,7 +53,7 @@ class Spent:
         return blocked | ({} if share is None else {"refresh_compute_share": share})
 
     def state(self) -> dict[str, float]:
-        """For a run state."""
+        """The counts, as a run state keeps them."""
         return asdict(self)
 
 

@@ -26,7 +26,7 @@ _POLL_SECONDS = 0.02
 
 
 class Refresher:
-    """The actor."""
+    """The actor that runs refreshes."""
 
     def encode_share(self, job: RefreshJob, share: int, of: int) -> None:
         """See `training.refresh.job.encode_share`."""

@@ -59,7 +59,7 @@ class Made:
 
     @property
     def size_bytes(self) -> int:
-        """What it takes on disk."""
+        """Bytes on disk."""
         folders = (self.memory, self.index, self.snapshot)
         return sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
 

@@ -39,12 +39,12 @@ class VersionPaths:
 
     @property
     def memory(self) -> Path:
-        """MEMORY."""
+        """Folder of the MEMORY."""
         return self.output / f"memory-v{self.number}"
 
     @property
     def index(self) -> Path:
-        """INDEX."""
+        """Folder of the INDEX."""
         return self.output / f"index-v{self.number}"
 
     @property

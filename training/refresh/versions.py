@@ -276,7 +276,7 @@ class Versions:
     # --- resuming ----------------------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """For a run state."""
+        """The versions, as a run state keeps them."""
         return {
             "current": dataclasses.asdict(self.current),
             "pending": dataclasses.asdict(self.pending) if self.pending else None,

@@ -98,7 +98,7 @@ class WorkingSet:
             self.uses.update(pool)
 
     def state(self) -> dict[str, list[int]]:
-        """For a run state."""
+        """The counts, as a run state keeps them."""
         return {"row_ids": list(self.uses), "uses": list(self.uses.values())}
 
     def restore(self, state: Mapping[str, list[int]]) -> None:

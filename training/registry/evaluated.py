@@ -70,7 +70,7 @@ class Evaluated:
         return {name: value for name, value in found.items() if isinstance(value, float) and math.isfinite(value)}
 
     def known(self) -> list[str]:
-        """Names of all measures."""
+        """Names of all measures of the version."""
         return [*(name for name in self.rows[self.system][0] if "." in name), *self.sizes]
 
     def held(self, measure: str) -> Held:

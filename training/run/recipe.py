@@ -77,7 +77,7 @@ class RunPaths:
 
     @property
     def report(self) -> Path:
-        """What the run came to."""
+        """The report, written at the end."""
         return self.output / REPORT
 
 

@@ -41,7 +41,7 @@ class FoldFit:
     """Fits the fused score to a fold of questions, with the model and the MEMORY of a moment."""
 
     def __init__(self, questions: Sequence[Question], config: Config, scratch: Path) -> None:
-        """Take the fold.
+        """Fit to the questions of a fold.
 
         Args:
             questions: Q of them, the same on every rank; none of their targets is trained on.

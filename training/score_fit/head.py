@@ -40,7 +40,7 @@ class Problem:
     targets: Sequence[str]
 
     def part(self, chosen: NDArray[np.bool_]) -> "Problem":
-        """Some of the questions."""
+        """The same for some of the questions."""
         targets = [target for target, there in zip(self.targets, chosen, strict=True) if there]
         return Problem(self.features[chosen], self.mass[chosen], self.allowed[chosen], self.queries[chosen], targets)
 

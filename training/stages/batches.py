@@ -29,7 +29,7 @@ class Batches:
         memory: PoolMemory,
         denominator: Denominator,
     ) -> None:
-        """Nothing is read yet."""
+        """The parts of a joint stage; nothing is read yet."""
         self._model, self._settings, self._candidates = model, settings, candidates
         self._pools, self._memory, self._denominator = pools, memory, denominator
 

@@ -34,7 +34,7 @@ class Denominator:
     """Chooses the rows of each step, and gives their unit vectors for the MEMORY in use."""
 
     def __init__(self, candidates: Candidates, settings: Joint, seed: int, rows: Ids, counts: Floats) -> None:
-        """Take the rows that may be drawn.
+        """Keep the rows that may be drawn.
 
         Args:
             candidates: over the MEMORY version in use.

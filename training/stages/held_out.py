@@ -37,7 +37,7 @@ class HeldOut:
         answer_tokens: int = 0,
         trained: Sequence[Question] = (),
     ) -> None:
-        """Take what is asked.
+        """Keep the questions; nothing is read yet.
 
         Args:
             questions: with a positive each.

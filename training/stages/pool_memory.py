@@ -23,7 +23,7 @@ class PoolMemory:
     """
 
     def __init__(self, model: ClaraModel, candidates: Candidates, versions: Versions, settings: Joint) -> None:
-        """Nothing is read yet."""
+        """Read from these candidates; nothing is read yet."""
         self.rerank_seconds = 0.0
         self._model, self._candidates, self._versions, self._settings = model, candidates, versions, settings
 

@@ -60,7 +60,7 @@ class ScoredStage(JointStage):
     def __init__(
         self, model: ClaraModel, questions: list[Question], config: Config, versions: Versions, **others: Any
     ) -> None:
-        """Take the questions that were scored.
+        """Keep the questions that have utilities.
 
         Args:
             model: see `JointStage`.

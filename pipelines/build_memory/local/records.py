@@ -156,7 +156,7 @@ class LetterWriter:
         self._reasons: Counter[tuple[bool, str]] = Counter()
 
     def add(self, letter: DeadLetter) -> None:
-        """Add one."""
+        """Add one record."""
         self._reasons[letter.dropped, letter.reason] += 1
         self._writer.add(partition_of(number_of(letter), 0), to_line(list(vars(letter).values())))
 
@@ -188,7 +188,7 @@ class ReadSoFar:
         self._known: dict[str, tuple[int, int]] = {}
 
     def __call__(self) -> Reading:
-        """The progress now."""
+        """Report the progress so far."""
         for path in self._spill.glob("unit-??????.json"):
             if path.name not in self._known and (report := noted_report(path)):
                 self._known[path.name] = report["tallies"].get(DOCUMENTS, 0), report["tallies"].get(CHUNKS, 0)
