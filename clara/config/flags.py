@@ -25,13 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 def program(module: str) -> str:
-    """How a command was called: `clara ask` by the console command, else `python -m clara.ask`, or `python FILE.py`."""
+    """How the user called a command: `clara ask`, `python -m clara.ask` or `python FILE.py`."""
     called = sys.argv[0] if sys.argv else ""
     return called if called.startswith("clara ") else f"python {module if module.endswith('.py') else f'-m {module}'}"
 
 
 def plain_parser(module: str, doc: str | None) -> argparse.ArgumentParser:
-    """The parser of a command whose flags are its own; `doc` is its module's docstring."""
+    """The parser of a command without settings of the tree; `doc` is its module's docstring."""
     return argparse.ArgumentParser(program(module), None, doc, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
@@ -45,7 +45,7 @@ class Setting(argparse.Action):
         self.key, self.optional, self._adds = key, optional, adds
 
     def __call__(self, _: argparse.ArgumentParser, found: argparse.Namespace, value: Any, option: Any = None) -> None:
-        """Note the value; of a flag that adds, behind those that it has."""
+        """Record the value as an override; a flag that adds appends it to its earlier values."""
         if self.nargs == 0:
             value = self.const
         elif self._adds:
@@ -68,10 +68,10 @@ class Command(argparse.ArgumentParser):
         """A parser without settings; `add_setting` adds them.
 
         Args:
-            module: module of the command, or its file where it is run as one.
+            module: module of the command, or its file if it is run as a file.
             doc: description; the module's docstring.
-            uses: keys and sections that the command uses beside those of its flags.
-            config: file of settings where `--config` names none.
+            uses: keys and sections that the command uses, in addition to those of its flags.
+            config: default of `--config`.
         """
         direct = f"python {module}" if module.endswith(".py") else f"python -m {module}"
         super().__init__(
@@ -138,7 +138,7 @@ class Command(argparse.ArgumentParser):
         return found, rest
 
     def _ahead(self, args: Sequence[str] | None) -> argparse.Namespace:
-        """The two options that decide which flags are required."""
+        """`--config` and `--set`, parsed first: they decide which flags are still required."""
         parser = argparse.ArgumentParser(self.prog, self.format_usage(), add_help=False, allow_abbrev=False)
         parser.add_argument("--config", default=self.get_default("config_file"))
         parser.add_argument("--set", action="append", default=[])
@@ -172,18 +172,19 @@ def add_setting(
     optional: bool = False,
     note: str = "",
 ) -> None:
-    """Add the short name of a key.
+    """Add a flag that sets a key.
 
     Args:
         parser: command, or group of its arguments.
         key: dotted key of the tree.
-        flag: as `--first-level`; empty: the key's last part. A truth value's flag sets what is not its default.
+        flag: such as `--first-level`; empty: the key's last part. The flag of a boolean sets the opposite of its
+            default.
         metavar: name of the value in the help.
-        required: the key has to be set to something, by flag, `--set` or file.
-        adds: the flag may be repeated, each use with one value of a list. Else a list is one value, comma-separated.
-        nargs: `+`: the flag takes several values of a list, as words.
-        optional: the namespace has None where the key was not set, for a command that then derives a value.
-        note: what this command does where the key is not set, if not the key's default.
+        required: the key must be set, by flag, `--set` or file.
+        adds: the flag may be repeated, each time with one element of a list. Otherwise a list is comma-separated.
+        nargs: `+`: the flag takes several elements of a list, as separate words.
+        optional: the namespace has None if the key is not set, and the command derives a value.
+        note: what this command does if the key is not set, if that is not the key's default.
     """
     field = field_of(key)
     flag = flag or f"--{key.rpartition('.')[2].replace('_', '-')}"
@@ -200,13 +201,13 @@ def add_setting(
         options["metavar"] = metavar or (None if choices and not many else _METAVARS.get(kind))
         if choices and not many:
             options["choices"] = choices
-    dest = re.sub("^--(no-|without-)?", "", flag).replace("-", "_")  # of --no-verify, whether to verify
+    dest = re.sub("^--(no-|without-)?", "", flag).replace("-", "_")  # --no-verify sets `verify`
     default = None if required else list(default) if isinstance(default, tuple) else default
     parser.add_argument(flag, dest=dest, action=Setting, default=default, help=text.replace("%", "%%"), **options)
 
 
 def _kind(field: FieldInfo) -> tuple[type, tuple[Any, ...] | None, bool]:
-    """Type of a field's value, or of its elements where it is a list; the choices; whether it is a list."""
+    """Type of a field's value (of its elements, for a list), its choices, and whether it is a list."""
     annotation: Any = field.annotation
     many = typing.get_origin(annotation) is tuple
     if many:

@@ -1,7 +1,7 @@
-"""Records of a file of JSON, in whatever shape it was written.
+"""Reads the records of a JSON file, whatever its shape.
 
-JSON Lines are read line by line. Other shapes are read whole: one list; one object that holds the list of rows, as
-`{"data": [...]}`, or the columns of a table; values one after another, over several lines or on one.
+JSON Lines are read line by line. These shapes are read whole: a list; an object with a list of rows
+(`{"data": [...]}`) or with the columns of a table; several values, on one line or over several lines.
 """
 
 import itertools
@@ -13,14 +13,14 @@ from typing import IO, Any
 from clara.data.records import Unusable
 
 MAX_RECORD_BYTES = 64 * 2**20
-"""Longest line; a longer one is no record of JSON Lines."""
+"""Longest line of JSON Lines; a longer one is not read as a record."""
 
-_MARK = b"\xef\xbb\xbf"  # it may begin any part of a file that was put together
+_MARK = b"\xef\xbb\xbf"  # of UTF-8; in a concatenated file each part may begin with it
 _BLANK = b" \t\r\n\v\f\x1e"
 _WINDOW_BYTES = 2**16
-_DEPTH = 3  # at which an object may hold the list of rows
+_DEPTH = 3  # levels of objects in which the list of rows is looked for
 _GAP = re.compile(r"[\s,\ufeff\x1e]*")  # between values one after another
-_OF_ROWS = {"id", "_id", "title", "question", "questionid", "query", "answer", "input"}  # of one row with lists
+_OF_ROWS = {"id", "_id", "title", "question", "questionid", "query", "answer", "input"}  # fields of a single row
 _DECODER = json.JSONDecoder()
 _AS_SPACES = dict.fromkeys(map(ord, "\t\v\f"), " ")
 _LINE_DECODER = json.JSONDecoder(strict=False)  # strings may hold tabs and form feeds; a line end cannot be among them
@@ -31,11 +31,11 @@ def json_records(stream: IO[bytes], text_field: str, *, long_lines: bool = False
 
     Args:
         stream: UTF-8, with or without a byte order mark.
-        text_field: field by which the rows of a wrapped file are known.
-        long_lines: a file may be one line of any length.
+        text_field: a field that the rows of a wrapped file have.
+        long_lines: whether the file may be one line longer than `MAX_RECORD_BYTES`.
 
     Returns:
-        Numbers are those of lines in JSON Lines, else of records, from 1.
+        Numbers from 1: of lines for JSON Lines, of records for other shapes.
     """
     read, first, whole = _beginning(stream, long_lines)
     if whole:
@@ -45,12 +45,12 @@ def json_records(stream: IO[bytes], text_field: str, *, long_lines: bool = False
 
 
 def line_records(stream: IO[bytes], first: int, size: int) -> Iterator[tuple[int, Any]]:
-    """The same for the next `size` bytes of JSON Lines (−1: to the end of the stream); `first` is the first line."""
+    """`json_records` for the next `size` bytes of JSON Lines (−1: all); `first` is the number of the first line."""
     yield from _numbered(raw_lines(stream, size), first)
 
 
 def is_json_lines(stream: IO[bytes]) -> bool:
-    """Whether a file is JSON Lines, by its beginning."""
+    """Whether a file is JSON Lines, judged by its beginning."""
     return not _beginning(stream, long_lines=False)[2]
 
 
@@ -58,7 +58,7 @@ def is_json_lines(stream: IO[bytes]) -> bool:
 
 
 def _beginning(stream: IO[bytes], long_lines: bool) -> tuple[list[bytes], int, bool]:
-    """The lines that were read to know the shape, the number of the first record, and whether it is no JSON Lines."""
+    """Lines that were read to find the shape, number of the first record, and whether the file must be read whole."""
     read: list[bytes] = []
     while (line := stream.readline(MAX_RECORD_BYTES)) and line.strip(_BLANK) in (b"", _MARK):
         read.append(line)
@@ -79,7 +79,12 @@ def _beginning(stream: IO[bytes], long_lines: bool) -> tuple[list[bytes], int, b
 
 
 def _is_no_line(line: bytes, window: bytes) -> bool:
-    """Whether a first line that is no JSON value is a part of one, or several, in a file that begins with `window`."""
+    """Whether a first line that is not one JSON value is part of a longer value, or holds several.
+
+    Args:
+        line: the first line.
+        window: the beginning of the file.
+    """
     length = len(line.decode("utf-8-sig", "replace"))
     text = window.decode("utf-8-sig", "replace").translate(_AS_SPACES)
     start = _after_gap(text, 0)
@@ -107,7 +112,7 @@ def _after_gap(text: str, start: int) -> int:
 
 
 def raw_lines(stream: IO[bytes], size: int = -1) -> Iterator[bytes]:
-    """The lines in the next `size` bytes (−1: all), longer ones than `MAX_RECORD_BYTES` in pieces."""
+    """The lines in the next `size` bytes (−1: all); lines longer than `MAX_RECORD_BYTES` come in pieces."""
     done = 0
     while (size < 0 or done < size) and (line := stream.readline(MAX_RECORD_BYTES)):
         done += len(line)
@@ -115,7 +120,7 @@ def raw_lines(stream: IO[bytes], size: int = -1) -> Iterator[bytes]:
 
 
 def numbered_lines(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, bytes | Unusable]]:
-    """Lines that are not blank, with their numbers; `Unusable` in place of one that is too long."""
+    """Numbered lines that are not blank; `Unusable` for one that is too long."""
     number, within = first - 1, False
     for line in lines:
         is_cut = len(line) >= MAX_RECORD_BYTES and not line.endswith(b"\n")
@@ -137,7 +142,7 @@ def _numbered(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, Any]]:
 
 
 def _of_line(line: bytes) -> Sequence[Any]:
-    """The value of a line; of objects one after another, or in a list, each of them."""
+    """The values of a line: one, or each object if it holds several or a list of them."""
     value = line_value(line)
     values = value if isinstance(value, list) else [value]
     if isinstance(value, Unusable) and "Extra data" in value.detail:
@@ -146,7 +151,7 @@ def _of_line(line: bytes) -> Sequence[Any]:
 
 
 def line_value(line: bytes) -> Any:
-    """The value of a line of JSON, or why there is none."""
+    """The value of a line of JSON; `Unusable` with the reason if it has none."""
     try:
         return _LINE_DECODER.decode(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -159,7 +164,7 @@ def line_value(line: bytes) -> Any:
 
 
 def _values(data: bytes, text_field: str) -> Iterator[Any]:
-    """The records of a file of one or several values; of a damaged list, those before the damage."""
+    """The records of a file that is read whole. From a damaged list come those before the damage."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -192,7 +197,7 @@ def _values(data: bytes, text_field: str) -> Iterator[Any]:
 
 
 def _decoded(text: str, start: int, kind: type) -> tuple[Any, int]:
-    """The value that begins at a place, and where it ends.
+    """The value that starts at a position, and the position of its end.
 
     Raises:
         ValueError: there is none, or it is of another type.
@@ -209,7 +214,7 @@ def _decoded(text: str, start: int, kind: type) -> tuple[Any, int]:
 
 
 def _unwrapped(value: dict[str, Any], text_field: str) -> Sequence[Any]:
-    """The rows that a file's only object holds: in columns, in one list, or by their ids; else itself."""
+    """The rows in a file's only object: in columns, in one list, or keyed by id. Otherwise the object is the row."""
     if isinstance(value.get(text_field), str) or not _OF_ROWS.isdisjoint(map(str.casefold, value)):
         rows = _of_columns(value, text_field)
         return rows or [value]
@@ -225,7 +230,7 @@ def _unwrapped(value: dict[str, Any], text_field: str) -> Sequence[Any]:
 
 
 def _lists(value: Mapping[str, Any], depth: int) -> Iterator[list[dict[str, Any]]]:
-    """The lists of objects in an object, and in those that it holds."""
+    """All lists of objects in an object and in the objects inside it."""
     for found in value.values():
         if isinstance(found, list) and found and all(isinstance(row, dict) for row in found):
             yield found
@@ -234,7 +239,7 @@ def _lists(value: Mapping[str, Any], depth: int) -> Iterator[list[dict[str, Any]
 
 
 def _of_columns(value: Mapping[str, Any], text_field: str) -> list[dict[str, Any]]:
-    """The rows of a table that was written by columns; empty if it is none."""
+    """The rows of an object that holds the columns of a table; empty if it does not."""
     columns, cells = value.get("columns"), value.get("data")
     if isinstance(columns, list) and isinstance(cells, list) and text_field in columns:
         if all(isinstance(row, list) and len(row) == len(columns) for row in cells):

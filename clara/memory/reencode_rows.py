@@ -1,9 +1,8 @@
 """Encode some rows of a MEMORY again with a newer compressor, as overlays of a new version.
 
-The new version holds its parent's files as hard links (copies where the file system has none) and an overlay for each
-base shard that has a chosen row. Its manifest says of every shard which compressor made it
-(`clara.memory.mixed_versions`). A shard without a live row is left out, so that a version whose rows have all been
-chosen by and by is one of a single compressor again.
+The new version holds its parent's files as hard links (copies if the file system has no hard links) and an overlay for
+each base shard with a chosen row. Its manifest names the compressor of every shard (`clara.memory.mixed_versions`).
+A shard without a live row is left out, so that old compressors disappear from the manifest in time.
 """
 
 import os

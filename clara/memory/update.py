@@ -1,8 +1,8 @@
-"""Updates of a MEMORY: a new version for a changed corpus, for which only new content is compressed.
+"""Updates of a MEMORY: a new version for a changed corpus. Only new content is compressed.
 
-Each version has its own directory. Files of the old version that still hold live rows are hard links there
-(copies where the file system has none), so that either directory can be removed. What is new, and rows whose record
-changed, are in overlay shards; what is gone is listed in the tombstones.
+Each version has its own directory. Files of the old version that still hold live rows are hard links in the new one
+(copies if the file system has no hard links), so either directory can be removed. New rows, and rows whose record
+changed, are in overlay shards. Row ids that are no longer in the corpus are listed as tombstones.
 """
 
 import os
@@ -50,9 +50,9 @@ def next_generation(overlays: Iterable[str]) -> int:
 
 
 def open_shard(source: Name | Artefact, index: int) -> MemoryStore:
-    """Open only the files of a MEMORY that may hold rows of shard `index`: rows of other shards may be among them.
+    """Open only those files of a MEMORY that may hold rows of shard `index`; they may hold rows of other shards too.
 
-    Of a URL, only what is looked into is copied here: for most shards of an update that is the records.
+    Files at a URL are copied when they are read: for most shards of an update that is the records alone.
 
     Raises:
         InputError: no finished MEMORY, or one of mixed versions.
@@ -71,9 +71,9 @@ class Changes:
     """How the chunks of one shard differ from what a MEMORY holds of it; each list ascends by `row_id`.
 
     Attributes:
-        kept: as they are.
-        moved: of content that is there, with another record (document, place, source).
-        fresh: of content that is not there.
+        kept: unchanged.
+        moved: with stored content, but another record (document, position, source).
+        fresh: with content that is not stored.
         gone: ids of live rows that the new corpus no longer contains.
     """
 
@@ -84,7 +84,7 @@ class Changes:
 
 
 def changes_of(chunks: Iterable[Chunk], known: Mapping[int, Chunk]) -> Changes:
-    """Compare the chunks that shall be with the known ones, by row id."""
+    """Compare the chunks of the new corpus with the stored ones, by row id."""
     kept, moved, fresh = [], [], []
     for chunk in sorted(chunks, key=lambda chunk: chunk.row_id):
         before = known.get(chunk.row_id)
@@ -108,12 +108,12 @@ def write_overlay(
     batch_tokens: int,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> dict[str, Any]:
-    """Bring one shard up to date: compress what is new, take the stored numbers over where only the record changed.
+    """Bring one shard up to date: compress new content, and copy the stored numbers if only the record changed.
 
     Args:
         model: gives the compressor; called only where there is something to compress.
-        chunks: all that the shard shall hold, each `row_id` once.
-        old: the MEMORY that is updated; its codec and number of shards hold on.
+        chunks: all chunks of the shard in the new corpus, each `row_id` once.
+        old: the MEMORY that is updated; its codec and number of shards are kept.
         index: of the shard.
         directory: the new version.
         fingerprint: of the vectors, the old version's.
@@ -121,9 +121,9 @@ def write_overlay(
         on_progress: see `clara.memory.compress.compress_chunks`.
 
     Returns:
-        The report of `write_memory_shard`, with `rows` live ones of the shard (`kept`, `moved`, `compressed`) and
-        `gone`; `folders` of the old version that are still needed, `tombstones`, and whether the old version has rows
-        that are `replaced` or gone, whose sum is then in a file of that name.
+        The report of `write_memory_shard`, with the numbers of live `rows` (`kept`, `moved`, `compressed`) and of those
+        `gone`, the `folders` of the old version that are still needed, the `tombstones`, and `replaced`: whether old
+        rows are replaced or gone, in which case a file of that name holds their sum.
     """
     store = open_shard(old, index)
     name = overlay_name(next_generation(store.manifest["overlays"]), index, store.num_shards)
@@ -173,7 +173,7 @@ def _write_changes(
     encoding: Encoding,
     on_progress: Callable[[int], None],
 ) -> dict[str, Any]:
-    """The overlay of a shard, or that there is none to write: `written` row ids, `overlay_rows`, files and failures."""
+    """Write the overlay of a shard with changes. Returns `written` row ids, `overlay_rows`, files and failures."""
     if not changes.moved and not changes.fresh:
         return {"name": name, "files": [], "failures": [], "reused": False, "overlay_rows": 0, "written": []}
     plan = hash_of({"update": store.hash, "contents": encoding.plan([*changes.moved, *changes.fresh])})
@@ -228,7 +228,7 @@ def complete_update(
     counts: Mapping[str, Any],
     extra_files: Iterable[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Link the old version's files that are still needed, and write the manifest: every overlay is there by now.
+    """Link the old version's files that are still needed, and write the manifest, once all overlays are written.
 
     Args:
         old: the version that was updated.

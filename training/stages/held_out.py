@@ -1,4 +1,4 @@
-"""A quick look at held-out questions during joint training. The full evaluation is a separate command."""
+"""A quick measurement on held-out questions during joint training; the full evaluation is a separate command."""
 
 import time
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _AT_ONCE = 8
 
 
 class HeldOut:
-    """Recall, what the answer's tokens cost with what was found, and with the right memory and a wrong one."""
+    """Measures recall, and nats of the answer given the memory that was found, the right one, and a wrong one."""
 
     def __init__(
         self,
@@ -43,18 +43,17 @@ class HeldOut:
             questions: with a positive each.
             num_selected: K, rows that an answer is read from.
             published_pool: rank each question's own candidates instead of searching the INDEX.
-            fresh: rank published pools on memory encoded afresh too, which shows what a whole encoding at that moment
-                would give.
-            answer_tokens: longest answer that is generated; 0: none is.
-            trained: training questions, whose targets are counted among what is found first: a retriever learns early
-                which rows are ever asked for.
+            fresh: also rank published pools with memory that the current compressor encodes, as a full refresh would.
+            answer_tokens: most tokens of a generated answer; 0: none is generated.
+            trained: training questions. How many of the first rows are targets of theirs is measured, as a retriever
+                first learns which rows are ever the answer.
         """
         self._questions, self._num_selected, self._answer_tokens = questions, num_selected, answer_tokens
         self._published_pool, self._fresh = published_pool, published_pool and fresh
         self._trained, self._targets = trained, set[int]()
 
     def check(self, world: int) -> None:
-        """Refuse more ranks than questions: each measures as many, which would be none.
+        """Refuse more ranks than questions: every rank measures the same number, which would be 0.
 
         Raises:
             InputError: as said.
@@ -67,14 +66,16 @@ class HeldOut:
             )
 
     def evaluate(self, model: ClaraModel, candidates: Candidates, engine: Engine) -> dict[str, float]:
-        """Figures over all ranks (collectives), by MEMORY as it is stored.
+        """Figures over all ranks (collectives), with MEMORY as it is stored.
 
-        `held_out_recall_at_D` over the INDEX, or `held_out_pool_recall_at_D` over published pools; nats per answer
-        token: `held_out_answer_nats` (from the K best), `held_out_right_nats`, `held_out_wrong_nats`. With `fresh` also
-        `held_out_fresh_pool_recall_at_D` and `held_out_fresh_answer_nats`. With `answer_tokens` also
-        `held_out_exact_match` of answers that are generated from the K best. `held_out_trained_at_5`: share of the
-        first five rows of a search that are targets of training questions. `held_out_seconds`: what it took. Every
-        rank takes as many questions; what does not divide evenly is left out.
+        Every rank measures the same number of questions; a remainder is left out. The figures are
+
+        * `held_out_recall_at_D` over the INDEX, or `held_out_pool_recall_at_D` over published pools,
+        * nats per answer token: `held_out_answer_nats` (the K best), `held_out_right_nats`, `held_out_wrong_nats`,
+        * with `fresh`: `held_out_fresh_pool_recall_at_D` and `held_out_fresh_answer_nats`,
+        * with `answer_tokens`: `held_out_exact_match` of answers generated from the K best,
+        * with `trained`: `held_out_trained_at_5`, the share of the first five rows that are training targets,
+        * `held_out_seconds`.
         """
         began = time.monotonic()
         share = len(self._questions) // engine.world
@@ -168,7 +169,7 @@ class HeldOut:
     def _exact_matches(
         self, model: ClaraModel, candidates: Candidates, questions: list[Question], found: list[list[int]]
     ) -> float:
-        """Number of answers generated from the documents found that match exactly; each rank generates its own."""
+        """Number of generated answers that match exactly. No collective calls."""
         memories = [candidates.stored(rows[: self._num_selected]).to(model.backbone.device) for rows in found]
         answers = model.generate(
             [q.question for q in questions], memories, max_new_tokens=self._answer_tokens, together=True
@@ -200,7 +201,7 @@ def _encoded_afresh(
     known: Sequence[QuestionRows],
     num_selected: int,
 ) -> tuple[list[list[int]], list[Tensor]]:
-    """Published pools as the compressor is now: rows of each question, best first, and the memory of the K best."""
+    """Rank published pools with the current compressor: rows of each question, best first, memory of the K best."""
     ranked, memories = [], []
     for vector, question, k in zip(query, questions, known, strict=True):
         pool = np.unique(np.array(k.pool, np.int64))
@@ -215,7 +216,7 @@ def _encoded_afresh(
 def _ranked(
     query: Floats, question: Question, rows: NDArray[np.int64], memory: Floats, candidates: Candidates
 ) -> list[int]:
-    """Rows by their score for a query, best first, as many as count."""
+    """The best rows for a query, best first, down to the largest depth."""
     score = candidates.score
     unit = unit_rows(memory, score, candidates.store.mean if score.centred else None)
     scores = candidates.fused(unit @ unit_rows(query[None], score)[0], question, rows.tolist())
@@ -224,13 +225,13 @@ def _ranked(
 
 
 def _hits(found: Sequence[Sequence[int]], known: Sequence[QuestionRows]) -> NDArray[np.float64]:
-    """How many questions have a positive among the first rows, by depth."""
+    """Number of questions with a positive among the first rows, for each depth."""
     return np.array(
         [[bool({*row[:d]} & {*k.positive}) for d in _DEPTHS] for row, k in zip(found, known, strict=True)], float
     ).sum(axis=0)
 
 
 def _other(row_ids: np.ndarray[tuple[int], np.dtype[np.int64]], row: int) -> int:
-    """A row that is as good as random, always the same, and not this one."""
+    """Another row, half of the ids away: as good as random, and the same each time."""
     place = (int(np.searchsorted(row_ids, row)) + len(row_ids) // 2 + 1) % len(row_ids)
     return int(row_ids[place])

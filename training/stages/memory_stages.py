@@ -22,12 +22,12 @@ from training.loop.shares import shard
 
 
 def cut(prompt: Prompt, max_answer_tokens: int) -> Prompt:
-    """The prompt with its answer cut to a length (the stop token goes with the rest: what was cut is not over)."""
+    """The prompt with its answer cut to a length. A cut answer has no stop token, as it does not end there."""
     return Prompt(prompt.left, prompt.right, prompt.answer[:max_answer_tokens], prompt.weights[:max_answer_tokens])
 
 
 class MemoryStage(Stage):
-    """What both stages share: one learning rate, a count of cut texts, and a run state bound to its backbone."""
+    """Base of both stages: one learning rate, a count of cut texts, and run states that fit one backbone only."""
 
     _model: ClaraModel
     _parameters: list[nn.Parameter]
@@ -38,11 +38,11 @@ class MemoryStage(Stage):
         return [(self.optimiser.learning_rate, self._parameters)]
 
     def after_step(self, step: int, engine: Engine) -> dict[str, float]:
-        """Texts of this rank's step that were cut to their largest length."""
+        """`texts_cut`: how many texts of this rank's step were longer than the limits."""
         return {"texts_cut": float(self._num_cut)}
 
     def state(self) -> dict[str, Any]:
-        """The backbone's hash: adapters of a resumed run mean nothing on another backbone."""
+        """The hash of the backbone: adapters fit no other one."""
         return {"backbone": weights_hash(self._model.backbone.folder)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -61,7 +61,7 @@ class MemoryStage(Stage):
 
 
 class PretrainStage(MemoryStage):
-    """Compressor and generator (memory tokens, optionally the backbone) learn to reproduce documents from memory."""
+    """Compressor and generator learn to reproduce documents from memory; memory tokens and backbone are optional."""
 
     def __init__(self, model: ClaraModel, examples: list[Example], config: Config, micro_batch: int) -> None:
         settings = config.pretrain
@@ -107,17 +107,17 @@ class PretrainStage(MemoryStage):
 
 
 def right_documents(question: Question, settings: Instruct) -> tuple[str, ...]:
-    """Ids of the documents that a prompt of stage `instruct` holds for the question's sake: K at most."""
+    """Ids of a question's right documents that its prompt holds: K at most."""
     return question.positive_ids[: 1 if settings.positives == "first" else settings.num_documents]
 
 
 def offered_documents(question: Question, settings: Instruct) -> tuple[str, ...]:
-    """Ids of all documents that may enter the question's prompt: right ones, and with `negatives = "pool"` its pool."""
+    """Ids of all documents that a question's prompt may hold: right ones, and with `negatives = "pool"` its pool."""
     return right_documents(question, settings) + (question.candidate_ids if settings.negatives == "pool" else ())
 
 
 class InstructStage(MemoryStage):
-    """Answers from K memories: right documents and others of the micro-batch or the pool, in random order."""
+    """The generator answers from K memories: right documents, and others of the micro-batch or the pool, shuffled."""
 
     def __init__(
         self, model: ClaraModel, questions: list[Question], documents: dict[str, str], config: Config, micro_batch: int

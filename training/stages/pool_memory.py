@@ -1,4 +1,4 @@
-"""What a pool is scored on: memory as it is stored, or encoded afresh where it is old (`joint.refresh.rerank`).
+"""Memory that a pool is scored with: as it is stored, or encoded again if it is old (`joint.refresh.rerank`).
 
 Shapes: B questions, N candidates, M memory tokens, D hidden size.
 """
@@ -16,10 +16,10 @@ from training.stages.candidates import Candidates
 
 
 class PoolMemory:
-    """Memory of the pools of a step, a constant of it.
+    """Gives the memory of the pools of a step, without gradient.
 
     Attributes:
-        rerank_seconds: spent on encoding afresh since somebody last set it to 0.
+        rerank_seconds: spent on encoding again; the caller resets it.
     """
 
     def __init__(self, model: ClaraModel, candidates: Candidates, versions: Versions, settings: Joint) -> None:
@@ -30,12 +30,12 @@ class PoolMemory:
     def of(
         self, step: int, pools: Sequence[Sequence[int]], right: Sequence[int | None]
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """Memory of pools `[B, N, M, D]`, which places are filled `[B, N]`, and of the right rows `[M, D]`.
+        """Memory of pools `[B, N, M, D]`, false for their padding `[B, N]`, and memory of the right rows `[M, D]` each.
 
         Args:
             step: 0-based.
             pools: rows of each question, N at most.
-            right: a row of each question beside its pool, or None.
+            right: for each question a row that is not scored but read, or None.
         """
         device = self._model.backbone.device
         memory_BNMD, valid_BN = self._candidates.memory(pools, self._settings.num_candidates)
@@ -46,7 +46,7 @@ class PoolMemory:
         return memory_BNMD, valid_BN, rights
 
     def encodes_afresh(self, step: int) -> bool:
-        """Whether old rows are encoded afresh in this step: if configured, and if some row is old enough."""
+        """Whether this step encodes old rows again: if configured, and if some row is old enough."""
         refresh = self._settings.refresh
         return refresh.rerank and self._versions.ages.oldest(step) > refresh.rerank_lag_steps
 
@@ -58,20 +58,19 @@ class PoolMemory:
         memory_BNMD: Tensor,
         rights: list[Tensor | None],
     ) -> None:
-        """Put fresh memory, without gradient, in the place of what is older than `joint.refresh.rerank_lag_steps`."""
+        """Replace memory that is older than `joint.refresh.rerank_lag_steps` by that of the current compressor."""
         began = time.monotonic()
         for number, (pool, row) in enumerate(zip(pools, right, strict=True)):
             rows = [*pool, *([] if row is None else [row])]
             older = np.flatnonzero(
                 self._versions.ages.lag(rows, step) > self._settings.refresh.rerank_lag_steps
             ).tolist()
-            # One pass for each question, whatever its pool, and be it on an empty text: every rank makes the same
-            # collective calls.
-            texts = self._candidates.token_ids([rows[place] for place in older], self._model)
+            # One pass for each question, on an empty text if no row is old: every rank makes the same collective calls.
+            texts = self._candidates.token_ids([rows[position] for position in older], self._model)
             fresh = self._model.compress(texts or [[]])[: len(older)].float()
-            for place, memory in zip(older, fresh, strict=True):
-                if place < len(pool):
-                    memory_BNMD[number, place] = memory
+            for position, memory in zip(older, fresh, strict=True):
+                if position < len(pool):
+                    memory_BNMD[number, position] = memory
                 else:
                     rights[number] = memory
         self.rerank_seconds += time.monotonic() - began
