@@ -168,8 +168,8 @@ def chunked(args: argparse.Namespace, checkpoint: Path) -> list[Chunk]:
 
     tokens = checkpoint_tokens(str(checkpoint))
     chunks: dict[str, Chunk] = {}
-    for place, (number, row) in enumerate(read_rows(str(args.input))):
-        if place == args.documents:
+    for position, (number, row) in enumerate(read_rows(str(args.input))):
+        if position == args.documents:
             break
         document = to_document(row, str(args.input), number)
         for chunk in chunk_document(document, tokens, args.max_tokens, 0) if document else ():
@@ -221,8 +221,8 @@ def take_turns(args: argparse.Namespace, checkpoint: Path, chunks: list[Chunk]) 
                 print(f"turn {turn + 1} of {args.repeats}: {way} {seconds[way][-1]:.1f} s", flush=True)
             kinds = [args.naive_dtype] * args.num_workers
             ceilings.append(sum(workers[args.dtype[0]].map(products, kinds, 1)))
-    place = {chunk.chunk_id: index for index, chunk in enumerate(chunks)}
-    slow = made.pop("naive")[[place[chunk.chunk_id] for shard in shards for chunk in shard]]
+    position = {chunk.chunk_id: index for index, chunk in enumerate(chunks)}
+    slow = made.pop("naive")[[position[chunk.chunk_id] for shard in shards for chunk in shard]]
     apart = {way: float(np.abs(memory - slow).max() / np.abs(slow).max()) for way, memory in made.items()}
     near = {way: least_cosine(memory, slow) for way, memory in made.items()}
     return {

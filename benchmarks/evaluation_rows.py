@@ -45,8 +45,8 @@ AIM_BYTES, AIM_SECONDS = 4 * 10**9, 600.0
 def draw_questions(store: MemoryStore, number: int) -> list[Question]:
     """Questions of random words, each with a random row's document as the right one."""
     rng = np.random.default_rng(1)
-    places = rng.integers(len(store), size=number)
-    chunks = store.records(store.row_ids[places])
+    positions = rng.integers(len(store), size=number)
+    chunks = store.records(store.row_ids[positions])
     texts = draw_texts(rng, number, QUESTION_WORDS)
     return [
         Question(f"q{n}", text, ("answer",), (chunk.document_id,))

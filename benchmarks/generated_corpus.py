@@ -36,7 +36,7 @@ def write_model(
     """A CHECKPOINT of a random Llama with a tokenizer that knows the vocabulary's words whole. Returns its folder."""
     specials = ["<|pad|>", "<|start|>", "<|end|>"]
     pieces = [*specials, "?", *words()]
-    inner = Tokenizer(models.WordLevel(vocab={piece: place for place, piece in enumerate(pieces)}, unk_token="?"))
+    inner = Tokenizer(models.WordLevel(vocab={piece: position for position, piece in enumerate(pieces)}, unk_token="?"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
@@ -95,7 +95,7 @@ def write_corpus(path: Path, num_bytes: int, *, mean_words: int = 30, duplicates
                     vocabulary, k=rng.randint(max(1, mean_words // 2), 2 * mean_words - mean_words // 2)
                 )
                 text = f"Number {seed}.{number}. " + " . ".join(
-                    " ".join(drawn[place : place + 12]) for place in range(0, len(drawn), 12)
+                    " ".join(drawn[position : position + 12]) for position in range(0, len(drawn), 12)
                 )
             written += stream.write(json.dumps({"id": f"{seed}-{number}", "text": text}) + "\n")
             number += 1

@@ -68,7 +68,7 @@ def figures(ranked: Sequence[Sequence[int]], questions: Sequence[Question], stor
         positive = {*question.positive_ids}
         for k in DEPTHS:
             recalls[k] += len(positive & {*found[:k]}) / len(positive) / len(questions)
-        first = next((place for place, name in enumerate(found, 1) if name in positive), 0)
+        first = next((position for position, name in enumerate(found, 1) if name in positive), 0)
         reciprocal += (1 / first if first else 0.0) / len(questions)
     return {**{f"recall_at_{k}": recall for k, recall in recalls.items()}, "mrr": reciprocal}
 
@@ -99,7 +99,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
     train = read_questions(options.questions, "train")[: options.train_questions]
     query, trained = query_vectors(model, held_out), query_vectors(model, train).mean(dim=0)
     halves = [query[0::2].mean(dim=0), query[1::2].mean(dim=0)]
-    own = torch.stack([halves[1 - place % 2] for place in range(len(query))])
+    own = torch.stack([halves[1 - position % 2] for position in range(len(query))])
     queries = Queries.of(held_out, store)
     flat, slots = Score(centred=True), Score(pooling="slot_mean", centred=True)
     forms = {

@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     flat = [memory.reshape(len(rows), -1) for memory in (exact, rounded)]
     cosines = (flat[0] * flat[1]).sum(axis=1) / np.prod([np.linalg.norm(a, axis=1) for a in flat], axis=0)
-    place = {row: number for number, row in enumerate(rows)}
+    position = {row: number for number, row in enumerate(rows)}
     texts = [q.question for q in asked]
     query = torch.cat(
         [model.encode_questions(texts[i : i + _QUESTIONS_AT_ONCE]) for i in range(0, len(texts), _QUESTIONS_AT_ONCE)]
@@ -96,7 +96,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     by_memory = [
         recalls(scores_of(query, memory, model.settings.score), rows, asked, store) for memory in (exact, rounded)
     ]
-    nats = likelihoods(model, asked, [memory[[place[row] for row in right]] for memory in (exact, rounded)])
+    nats = likelihoods(model, asked, [memory[[position[row] for row in right]] for memory in (exact, rounded)])
     measures = {"answer, right chunk [nats]": nats, "Recall@5": np.array(by_memory)}
     return {
         "exact": store.fingerprint_fields.dtype,

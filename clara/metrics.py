@@ -127,13 +127,13 @@ def ranking_metrics(
             raise InputError(f"question {number}: no positive document, so recall is undefined; leave it out")
         if len(set(ranking)) != len(ranking):
             raise InputError(f"question {number}: a document occurs twice in its ranking; keep its best place only")
-        places = [place for place, document in enumerate(ranking, 1) if document in right]
+        positions = [position for position, document in enumerate(ranking, 1) if document in right]
         for k in cutoffs:
-            hits = sum(place <= k for place in places)
+            hits = sum(position <= k for position in positions)
             values[f"recall@{k}"][number] = hits / len(right)
             values[f"precision@{k}"][number] = hits / k
-            values[f"mrr@{k}"][number] = 1 / places[0] if hits else 0.0
-        values["mrr"][number] = 1 / places[0] if places else 0.0
+            values[f"mrr@{k}"][number] = 1 / positions[0] if hits else 0.0
+        values["mrr"][number] = 1 / positions[0] if positions else 0.0
     return values
 
 

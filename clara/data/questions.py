@@ -217,7 +217,7 @@ def check_targets(questions: Sequence[Question], where: str) -> None:
 
 def shuffled_answers(questions: Sequence[Question], order: Sequence[int]) -> list[Question]:
     """The control: every question with the answers of the next one in a random order, so that none keeps its own."""
-    successor = {place: order[(i + 1) % len(order)] for i, place in enumerate(order)}
+    successor = {position: order[(i + 1) % len(order)] for i, position in enumerate(order)}
     return [dataclasses.replace(q, answers=questions[successor[i]].answers) for i, q in enumerate(questions)]
 
 

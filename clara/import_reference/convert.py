@@ -259,22 +259,26 @@ def _types(tensors: Iterable[Tensor]) -> str:
 def _place_tokens(reference: Reference, model: ClaraModel, vocabulary: Vocabulary) -> list[tuple[str, str, str]]:
     """Write the added tokens' rows into the model's slots and its LM. Returns what came from where."""
     input_VD, num_kept, ids = vocabulary.input[1], vocabulary.num_kept, vocabulary.ids
-    places = [ids[token] for token in reference.special_tokens[:-3]]
-    repeated = [places[m % len(places)] for m in range(reference.num_memory_tokens)]
+    positions = [ids[token] for token in reference.special_tokens[:-3]]
+    repeated = [positions[m % len(positions)] for m in range(reference.num_memory_tokens)]
     with torch.no_grad():
         model.slots.memory_tokens.copy_(input_VD[repeated])
         model.slots.markers.copy_(input_VD[[ids["<ENC>"], ids["<SEP>"]]])
     model.backbone.extend_vocabulary(num_kept, input_VD[num_kept:], vocabulary.output[1][num_kept:])
     name, output_name = vocabulary.input[0], vocabulary.output[0]
     memory = (
-        f"<MEM0> to <MEM{len(places) - 1}>"
+        f"<MEM0> to <MEM{len(positions) - 1}>"
         if reference.config["different_mem_tokens"]
         else f"<MEM>, {len(repeated)} times"
     )
     last = len(input_VD) - 1
     rows = [
         (LAYERS, f"{name}: rows 0 to {num_kept - 1}, equal to the base's", "left"),
-        (LAYERS, f"{name}: rows {min(places)} to {max(places)} ({memory})", "memory_tokens.safetensors: memory_tokens"),
+        (
+            LAYERS,
+            f"{name}: rows {min(positions)} to {max(positions)} ({memory})",
+            "memory_tokens.safetensors: memory_tokens",
+        ),
         (LAYERS, f"{name}: rows {ids['<ENC>']} (<ENC>), {ids['<SEP>']} (<SEP>)", "memory_tokens.safetensors: markers"),
         (LAYERS, f"{name}: rows {num_kept} to {last} (all added tokens)", "added_tokens.safetensors: input"),
     ]

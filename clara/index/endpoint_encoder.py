@@ -212,21 +212,21 @@ class EndpointEncoder:
         """
         remedy = "check that the URL is of an embeddings endpoint and that --dense-name is an embedding model"
         try:
-            places = [int(item["index"]) for item in body["data"]]
-            found = dict(zip(places, [item["embedding"] for item in body["data"]], strict=True))
+            positions = [int(item["index"]) for item in body["data"]]
+            found = dict(zip(positions, [item["embedding"] for item in body["data"]], strict=True))
         except (KeyError, TypeError, ValueError, OverflowError):
             self._refuse(labels, f"returned no vectors but {self._cleaned(json.dumps(body))!r}", remedy)
-        if sorted(places) != list(range(len(labels))):
-            what = f"returned {len(places)} vectors (index {places[:40]}) for {len(labels)} texts"
+        if sorted(positions) != list(range(len(labels))):
+            what = f"returned {len(positions)} vectors (index {positions[:40]}) for {len(labels)} texts"
             self._refuse(labels, what, remedy)
         vectors = []
-        for place, label in enumerate(labels):
+        for position, label in enumerate(labels):
             try:
-                vector = np.asarray(found[place])
+                vector = np.asarray(found[position])
             except ValueError:  # lists of different lengths
                 vector = np.empty(0)
             if vector.ndim != 1 or not vector.size or vector.dtype.kind not in "iuf":
-                said = self._cleaned(json.dumps(found[place]))
+                said = self._cleaned(json.dumps(found[position]))
                 self._refuse([label], f"returned {said!r}, expected a list of numbers", remedy)
             with np.errstate(over="ignore"):
                 vectors.append(vector.astype(np.float32))

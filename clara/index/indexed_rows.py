@@ -32,10 +32,10 @@ class IndexedRows(ExactScores):
                 & (scores[:, min(wanted, asked) - 1] == scores[:, -1])
                 & (asked < self._index.ntotal)
             )
-            for place in np.flatnonzero(~cut).tolist():
-                there = ids[place] >= 0
-                own, score = ids[place][there], scores[place][there]
+            for position in np.flatnonzero(~cut).tolist():
+                there = ids[position] >= 0
+                own, score = ids[position][there], scores[position][there]
                 order = best(score, own, wanted)
-                found[open_numbers[place]] = own[order], score[order]
+                found[open_numbers[position]] = own[order], score[order]
             open_numbers, asked = open_numbers[cut], min(2 * asked, self._index.ntotal)
         return found

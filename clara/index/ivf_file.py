@@ -121,8 +121,8 @@ class Source:
             return ids, codes
         if not len(self.taken):
             return ids[:0], codes[:0]
-        place = np.minimum(np.searchsorted(self.taken, ids), len(self.taken) - 1)
-        mask = self.taken[place] == ids
+        position = np.minimum(np.searchsorted(self.taken, ids), len(self.taken) - 1)
+        mask = self.taken[position] == ids
         return ids[mask], codes[mask]
 
 

@@ -45,8 +45,10 @@ def open_share(source: Name | Artefact, store: MemoryStore, number: int, num_sha
     share = faiss.IndexIDMap(faiss.index_factory(keys.size, _plain(kind), faiss.METRIC_INNER_PRODUCT))
     own = np.flatnonzero(owner_of(ids, num_shares) == number)
     for begin in range(0, len(own), _ADD_ROWS):
-        places = own[begin : begin + _ADD_ROWS]
-        share.add_with_ids(kind.reconstruct_batch(places), ids[places])  # exact: float16 is encoded to the same again
+        positions = own[begin : begin + _ADD_ROWS]
+        share.add_with_ids(
+            kind.reconstruct_batch(positions), ids[positions]
+        )  # exact: float16 is encoded to the same again
     return IndexedRows(keys, share)
 
 

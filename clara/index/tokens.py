@@ -37,7 +37,7 @@ def words_of(text: str) -> list[str]:
     stopwords = _stopwords()
     words = [word for word in _WORD.findall(lower) if word not in stopwords]
     for run in runs:
-        words += [run[place : place + 2] for place in range(max(1, len(run) - 1))]
+        words += [run[position : position + 2] for position in range(max(1, len(run) - 1))]
     return words
 
 

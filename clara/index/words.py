@@ -214,11 +214,11 @@ def _score(index: "bm25s.BM25", counted: _Counted, order: NDArray[np.int64], scr
     norms = index.k1 * ((1 - index.b) + index.b * counted.lengths / mean)
     for begin, end in _blocks(counted.sizes):
         sizes = counted.sizes[begin:end]
-        places = np.repeat(counted.begins[begin:end] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
-        words = number_of[counted.words[places]]
+        positions = np.repeat(counted.begins[begin:end] - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
+        words = number_of[counted.words[positions]]
         by_word = np.argsort(words, kind="stable")  # stable: the rows of a word ascend
         words, rows = words[by_word], np.repeat(np.arange(begin, end), sizes)[by_word]
-        counts = counted.counts[places[by_word]].astype(np.float64)
+        counts = counted.counts[positions[by_word]].astype(np.float64)
         present, first, times = np.unique(words, return_index=True, return_counts=True)
         targets = np.repeat(heads[present] - first, times) + np.arange(len(words))
         data[targets] = idf[words] * (counts / (norms[rows] + counts))
@@ -236,6 +236,6 @@ def _blocks(sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 def _idf(num_rows: NDArray[np.int64], total: int) -> NDArray[np.float32]:
     """Lucene's inverse document frequency: ln(1 + (n − df + 0.5) / (df + 0.5)), rounded as bm25s does."""
-    frequencies, places = np.unique(num_rows, return_inverse=True)
+    frequencies, positions = np.unique(num_rows, return_inverse=True)
     values = [math.log(1 + (total - df + 0.5) / (df + 0.5)) for df in frequencies.tolist()]
-    return np.array(values, np.float32)[places]
+    return np.array(values, np.float32)[positions]

@@ -74,16 +74,16 @@ class ChatTemplate:
             raise self._refusal(
                 f"fails ({reason:.200}); give a variable that it wants with prompts.template_arguments, or fix it"
             ) from error
-        place = 0
+        position = 0
         for turn in turns:
             if turn["role"] == "system":
                 continue
             content = turn["content"].strip()
-            if (found := text.find(content, place)) < 0:
+            if (found := text.find(content, position)) < 0:
                 raise self._refusal(
                     f"does not keep what the {turn['role']} says: {content[:60]!r} is not in what it renders; fix it"
                 )
-            place = found + len(content)
+            position = found + len(content)
         return text
 
     def _source(self, tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -174,22 +174,22 @@ class ClaraModel(nn.Module):
         room = num_memory + int(self.settings.markers)
         stride = num_memory if self.settings.overlapping_slots else room
         rows: list[int] = []
-        places: list[int] = []
+        positions: list[int] = []
         ids, fronts, marker_rows, marker_places = [], [], [], []
         unwritten: list[tuple[int, int, int]] = []
         for row, (prompt, memory) in enumerate(zip(prompts, memories, strict=True)):
             for document in range(memory.shape[0]):
                 begin = len(prompt.left) + document * stride
                 rows += [row] * num_memory
-                places += range(begin, begin + num_memory)
+                positions += range(begin, begin + num_memory)
                 if self.settings.markers and stride == room:
                     marker_rows.append(row)
                     marker_places.append(begin + num_memory)
             slots_end = len(prompt.left) + memory.shape[0] * room
             if stride < room:
                 # What the memories leave over of the prompt's own slots, each of the memory tokens and a marker.
-                for place in range(len(prompt.left) + memory.shape[0] * stride, slots_end):
-                    unwritten.append((row, place, (place - len(prompt.left)) % room))
+                for position in range(len(prompt.left) + memory.shape[0] * stride, slots_end):
+                    unwritten.append((row, position, (position - len(prompt.left)) % room))
             ids.append([*prompt.left, *[0] * (memory.shape[0] * room), *prompt.right, *prompt.answer[:-1]])
             fronts.append(slots_end + len(prompt.right))
         longest = max(map(len, ids))
@@ -198,7 +198,7 @@ class ClaraModel(nn.Module):
         if rows:
             vectors = torch.cat([m.flatten(0, 1) for m in memories]).to(device, inputs_BLD.dtype)
             inputs_BLD = inputs_BLD.index_put(
-                (torch.tensor(rows, device=device), torch.tensor(places, device=device)), vectors
+                (torch.tensor(rows, device=device), torch.tensor(positions, device=device)), vectors
             )
         if marker_rows:
             where = (torch.tensor(marker_rows, device=device), torch.tensor(marker_places, device=device))
@@ -238,11 +238,11 @@ class ClaraModel(nn.Module):
             hidden_BLD = self.backbone.trunk(inputs_BLD, Route(role, dropout))
         device = hidden_BLD.device
         row = torch.tensor([r for r, p in enumerate(prompts) for _ in p.answer], device=device)
-        place = torch.tensor(
+        position = torch.tensor(
             [f - 1 + i for f, p in zip(fronts, prompts, strict=True) for i in range(len(p.answer))], device=device
         )
         target = torch.tensor([t for p in prompts for t in p.answer], device=device)
-        nll = nn.functional.cross_entropy(self.backbone.logits(hidden_BLD[row, place]), target, reduction="none")
+        nll = nn.functional.cross_entropy(self.backbone.logits(hidden_BLD[row, position]), target, reduction="none")
         weight = torch.tensor([w for p in prompts for w in p.weights], device=device)
         return AnswerLosses(nll, weight, row, len(prompts))
 

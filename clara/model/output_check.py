@@ -139,7 +139,7 @@ def _token_ids(lm: PreTrainedModel) -> Tensor:
     }
     size = int(cast(nn.Embedding, lm.get_input_embeddings()).weight.shape[0])
     usual = [token for token in range(size // 3, size) if token not in named] or list(range(size))
-    ids = [usual[place * len(usual) // (2 * _NUM_TOKENS)] for place in range(_NUM_TOKENS)]
+    ids = [usual[position * len(usual) // (2 * _NUM_TOKENS)] for position in range(_NUM_TOKENS)]
     return torch.tensor([ids], device=lm.device)
 
 

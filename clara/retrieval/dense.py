@@ -79,14 +79,14 @@ class DenseRanker:
 
     def score(self, queries: Queries, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """See `Ranker`."""
-        places = [np.searchsorted(self._row_ids, np.asarray(own, np.int64)) for own in rows]
-        if sum(map(len, places)) < len(self._row_ids):  # the rows of a few candidates: the others are not read
+        positions = [np.searchsorted(self._row_ids, np.asarray(own, np.int64)) for own in rows]
+        if sum(map(len, positions)) < len(self._row_ids):  # the rows of a few candidates: the others are not read
             asked_BE = self._asked(queries.texts)
             return [
                 self._encoder.similarity(asked_E[None], self._float(self._vectors_NE[own]))[0].tolist()
-                for asked_E, own in zip(asked_BE, places, strict=True)
+                for asked_E, own in zip(asked_BE, positions, strict=True)
             ]
-        return [scores_N[own].tolist() for scores_N, own in zip(self._scores(queries), places, strict=True)]
+        return [scores_N[own].tolist() for scores_N, own in zip(self._scores(queries), positions, strict=True)]
 
     def _asked(self, questions: Sequence[str]) -> Tensor:
         """Vectors `[B, E]` of questions.

@@ -159,8 +159,8 @@ class FusedRanker:
         # Rows ascend, so that a stable sort breaks ties by row id.
         order = torch.sort(scores, descending=True, stable=True).indices[:k].tolist()
         hits = []
-        for place in order:
-            row = candidates.rows[place]
+        for position in order:
+            row = candidates.rows[position]
             sources = tuple(name for name, rows in candidates.found_by.items() if row in rows)
-            hits.append(Hit(row, float(scores[place]), sources, parts[place]))
+            hits.append(Hit(row, float(scores[position]), sources, parts[position]))
         return hits

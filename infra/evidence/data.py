@@ -100,7 +100,7 @@ def scp_questions(examples: Sequence[Example], split: str, sizes: Sizes, count: 
     """`each` questions about each of `count` documents. Pools: documents that share words, and random ones."""
     distinct = {e.document_id: e for e in examples}.values()
     documents = sorted(distinct, key=lambda e: hash_of(["evidence", e.document_id]))[:count]
-    place = {e.document_id: number for number, e in enumerate(documents)}
+    position = {e.document_id: number for number, e in enumerate(documents)}
     asked = []
     for example in documents:
         pairs = list(range(len(example.questions)))
@@ -113,7 +113,7 @@ def scp_questions(examples: Sequence[Example], split: str, sizes: Sizes, count: 
     if not asked:
         return []
     near, _ = Bm25.of_texts([e.document for e in documents], range(len(documents))).search(
-        [q.question for q in asked], _HARD_NEGATIVES, exclude=[{place[q.positive_ids[0]]} for q in asked]
+        [q.question for q in asked], _HARD_NEGATIVES, exclude=[{position[q.positive_ids[0]]} for q in asked]
     )
     complete = []
     for question, rows in zip(asked, near.tolist(), strict=True):
@@ -128,7 +128,7 @@ def scp_questions(examples: Sequence[Example], split: str, sizes: Sizes, count: 
 
 def handed_on(questions: Sequence[Question], seed: int) -> list[Question]:
     """The control: every question of `train` with the answers of another one, along a random cycle."""
-    order = [place for place, q in enumerate(questions) if q.split == "train"]
+    order = [position for position, q in enumerate(questions) if q.split == "train"]
     random.Random(f"{seed}:handed on").shuffle(order)
     giver = dict(zip(order, order[1:] + order[:1], strict=True))
     return [

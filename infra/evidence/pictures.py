@@ -31,11 +31,11 @@ def recall_bars(found: Mapping[str, Mapping[str, Figure | None]]) -> bytes | Non
     canvas = _canvas(10)
     axes = canvas.subplots()
     splits, width = list(next(iter(found.values()))), 0.85 / len(found)
-    for place, (system, of) in enumerate(found.items()):
+    for position, (system, of) in enumerate(found.items()):
         known = [(x, figure) for x, split in enumerate(splits) if (figure := of[split]) is not None]
         if known:
             errors = [[f.value - f.low for _, f in known], [f.high - f.value for _, f in known]]
-            at = [x + (place - (len(found) - 1) / 2) * width for x, _ in known]
+            at = [x + (position - (len(found) - 1) / 2) * width for x, _ in known]
             axes.bar(at, [f.value for _, f in known], width, yerr=errors, capsize=2, label=system)
     axes.set_xticks(range(len(splits)), splits)
     axes.set(ylabel="Recall@2 in the pool", ylim=(0, 1.02))

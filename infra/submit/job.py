@@ -29,7 +29,7 @@ def submit_parser(name: str, description: str | None, jobs: Sequence[str]) -> Co
 
 def parsed(parse: Command, argv: Sequence[str], jobs: Sequence[str]) -> argparse.Namespace:
     """Parse what is before the job's name; what follows it is the job's, `--config` and `--set` too."""
-    end = next((place for place, word in enumerate(argv, 1) if word in jobs), len(argv))
+    end = next((position for position, word in enumerate(argv, 1) if word in jobs), len(argv))
     args = parse.parse_args(argv[:end])
     args.arguments = list(argv[end:])
     return args

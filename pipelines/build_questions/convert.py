@@ -171,13 +171,13 @@ def hashed_id(question: str) -> str:
 
 def bm25_recall(questions: Sequence[Question], documents: Sequence[Document]) -> dict[str, dict[str, float]]:
     """Recall@1, 5, 20 of BM25 over the whole corpus, by split and over all: how much of the task common words solve."""
-    place = {d.id: number for number, d in enumerate(documents)}
+    position = {d.id: number for number, d in enumerate(documents)}
     index = Bm25.of_documents(documents)
     rows, _ = index.search(
-        [q.question for q in questions], max(BM25_CUTOFFS), [{place[n] for n in q.exclude_ids} for q in questions]
+        [q.question for q in questions], max(BM25_CUTOFFS), [{position[n] for n in q.exclude_ids} for q in questions]
     )
     rankings = [[row for row in found if row >= 0] for found in rows.tolist()]
-    values = ranking_metrics(rankings, [[place[n] for n in q.positive_ids] for q in questions], BM25_CUTOFFS)
+    values = ranking_metrics(rankings, [[position[n] for n in q.positive_ids] for q in questions], BM25_CUTOFFS)
     splits = np.array([q.split for q in questions])
     parts = {"all": np.ones(len(questions), bool), **{s: splits == s for s in sorted(set(splits.tolist()))}}
     return {

@@ -176,13 +176,15 @@ def _judged_lines(path: str) -> Iterator[tuple[str, str, str, float]]:
             columns = _named_columns(cells, f"{path}:1")
             continue
         where = f"{path}:{number}"
-        places = columns or {2: (0, 1, -1), 3: (0, 1, 2), 4: (0, 2, 3)}.get(len(cells))
-        if places is None or max(places) >= len(cells):
+        positions = columns or {2: (0, 1, -1), 3: (0, 1, 2), 4: (0, 2, 3)}.get(len(cells))
+        if positions is None or max(positions) >= len(cells):
             raise InputError(
                 f"{where}: {len(cells)} columns, {line[:60]!r}; expected query, document and grade, or TREC's query, "
                 "0, document and grade"
             )
-        yield _judgement(where, cells[places[0]], cells[places[1]], cells[places[2]] if places[2] >= 0 else 1)
+        yield _judgement(
+            where, cells[positions[0]], cells[positions[1]], cells[positions[2]] if positions[2] >= 0 else 1
+        )
 
 
 def _named_columns(cells: Sequence[str], where: str) -> tuple[int, int, int]:

@@ -28,11 +28,11 @@ def convert_clara(row: Row) -> Published:
     answers = answers_of(row, question, ANSWERS)
     docs = field(row, "docs", list)
     right = [] if is_empty(row.get("pos_index")) else whole_numbers(row["pos_index"], "pos_index", row.where)
-    if beyond := [place for place in right if not 0 <= place < len(docs)]:
+    if beyond := [position for position in right if not 0 <= position < len(docs)]:
         raise InputError(
             f"{row.where}: pos_index has {beyond[0]}, and docs holds {len(docs)}; expected 0 to {len(docs) - 1}"
         )
-    passages = [passage_of(text, row, "docs", place, place in right) for place, text in enumerate(docs)]
+    passages = [passage_of(text, row, "docs", position, position in right) for position, text in enumerate(docs)]
     return Published(given_id(row), question, answers, _with_text(passages, row))
 
 
@@ -94,7 +94,7 @@ def _with_text(passages: list[Paragraph], row: Row) -> tuple[Paragraph, ...]:
     Raises:
         InputError: one is empty.
     """
-    empty = next((place for place, passage in enumerate(passages) if not passage.text), None)
+    empty = next((position for position, passage in enumerate(passages) if not passage.text), None)
     if empty is not None:
         raise InputError(
             f"{row.where}: passage {empty} of {len(passages)} has no text; leave the row out, or use --skip-bad"

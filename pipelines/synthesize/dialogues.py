@@ -125,18 +125,18 @@ class _Asked:
         while waiting:
             found = yield list(waiting.values())
             again = {}
-            for (place, request), reply in zip(waiting.items(), found, strict=True):
+            for (position, request), reply in zip(waiting.items(), found, strict=True):
                 if reply.error:
                     raise _EndError("request failed", f"{request.name}: {reply.error}", dropped=False)
                 self.outcome.counts.update(
                     {REQUESTS: 1, PROMPT_TOKENS: reply.prompt_tokens, REPLY_TOKENS: reply.reply_tokens}
                 )
                 try:
-                    results[place] = replies.parse(reply, form)
+                    results[position] = replies.parse(reply, form)
                 except UnusableError as error:
-                    results[place] = error
+                    results[position] = error
                     if request.attempt < self.settings.attempts:
-                        again[place] = self._templates.again(request, str(error))
+                        again[position] = self._templates.again(request, str(error))
             waiting = again
         return results
 

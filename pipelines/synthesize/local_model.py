@@ -63,16 +63,16 @@ class FolderModel:
         prompts = [self._builder.text(self._builder.safe(r.system), r.user).right for r in requests]
         room = self._settings.max_reply_tokens
         found: dict[int, Reply] = {}
-        for place, ids in enumerate(prompts):
+        for position, ids in enumerate(prompts):
             if self._longest and len(ids) + room > self._longest:
-                found[place] = Reply(
+                found[position] = Reply(
                     "", error=f"{len(ids)} prompt and {room} reply tokens, the model has {self._longest} positions"
                 )
         order = sorted((p for p in range(len(prompts)) if p not in found), key=lambda p: (len(prompts[p]), p))
         for batch in plan_batches([len(prompts[p]) for p in order], self._settings.batch_tokens, room):
-            places = [order[i] for i in batch]
-            found.update(zip(places, self._generate([prompts[p] for p in places]), strict=True))
-        return [found[place] for place in range(len(prompts))]
+            positions = [order[i] for i in batch]
+            found.update(zip(positions, self._generate([prompts[p] for p in positions]), strict=True))
+        return [found[position] for position in range(len(prompts))]
 
     @torch.no_grad()
     def _generate(self, prompts: list[list[int]]) -> list[Reply]:
@@ -113,12 +113,12 @@ def in_step(
     answers: dict[int, list[Reply] | None] = dict.fromkeys(range(len(streams)))
     while answers:
         wanted: dict[int, list[Request]] = {}
-        for place, given in answers.items():
+        for position, given in answers.items():
             try:
-                wanted[place] = next(streams[place]) if given is None else streams[place].send(given)
+                wanted[position] = next(streams[position]) if given is None else streams[position].send(given)
             except StopIteration as end:
-                outcomes[place] = end.value
+                outcomes[position] = end.value
         on_progress(len(outcomes))
         found = iter(replies([request for requests in wanted.values() for request in requests]))
-        answers = {place: [next(found) for _ in requests] for place, requests in wanted.items()}
-    return [outcomes[place] for place in range(len(streams))]
+        answers = {position: [next(found) for _ in requests] for position, requests in wanted.items()}
+    return [outcomes[position] for position in range(len(streams))]

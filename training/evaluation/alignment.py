@@ -148,17 +148,24 @@ def moved_documents(before: Sequence[Row], after: Sequence[Row], most: int = 10)
     for row in after:
         if not row.get(CANDIDATES) or row["question_id"] not in earlier:
             continue
-        places = {c["row_id"]: place for place, c in enumerate(earlier[row["question_id"]][CANDIDATES])}
+        positions = {c["row_id"]: position for position, c in enumerate(earlier[row["question_id"]][CANDIDATES])}
         by_words = sorted(row[CANDIDATES], key=lambda c: -c["lexical"])
-        lexical_places = {c["row_id"]: place for place, c in enumerate(by_words)}
-        for place, c in enumerate(row[CANDIDATES]):
-            lexical_place, earlier_place = lexical_places[c["row_id"]], places.get(c["row_id"], place)
+        lexical_places = {c["row_id"]: position for position, c in enumerate(by_words)}
+        for position, c in enumerate(row[CANDIDATES]):
+            lexical_place, earlier_place = lexical_places[c["row_id"]], positions.get(c["row_id"], position)
             moved = Moved(
-                row["question"], c["title"], c["positive"], lexical_place, earlier_place, place, c[GENERATOR], c[TEXT]
+                row["question"],
+                c["title"],
+                c["positive"],
+                lexical_place,
+                earlier_place,
+                position,
+                c[GENERATOR],
+                c[TEXT],
             )
-            if place > earlier_place and 4 * lexical_place < len(places) and c["lexical"] > 0:
+            if position > earlier_place and 4 * lexical_place < len(positions) and c["lexical"] > 0:
                 down.append(moved)
-            elif place < earlier_place and 2 * lexical_place >= len(places):
+            elif position < earlier_place and 2 * lexical_place >= len(positions):
                 up.append(moved)
     return _furthest(down, most), _furthest(up, most)
 

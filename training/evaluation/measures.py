@@ -45,15 +45,15 @@ def retrieval_measures(
     gains = [dict(zip(positives[i], own, strict=True)) for i, own in zip(chosen, weights, strict=True)]
     gained = ndcg([rankings[i] for i in chosen], gains, NDCG_AT)
     measures: list[Row] = [{} for _ in rankings]
-    for place, i in enumerate(chosen):
+    for position, i in enumerate(chosen):
         row = measures[i]
         for k in CUTOFFS:
-            row[f"{where}.recall@{k}"] = float(values[f"recall@{k}"][place])
-            row[f"{where}.precision@{k}"] = float(values[f"precision@{k}"][place])
-            row[f"{where}.mrr@{k}"] = float(values[f"mrr@{k}"][place])
-        row[f"{where}.mrr"] = float(values["mrr"][place])
-        row[f"{where}.ndcg@{NDCG_AT}"] = float(gained[place])
-        row[f"{where}_recall_curve"] = [float(values[f"recall@{k}"][place]) for k in CURVE_AT]
+            row[f"{where}.recall@{k}"] = float(values[f"recall@{k}"][position])
+            row[f"{where}.precision@{k}"] = float(values[f"precision@{k}"][position])
+            row[f"{where}.mrr@{k}"] = float(values[f"mrr@{k}"][position])
+        row[f"{where}.mrr"] = float(values["mrr"][position])
+        row[f"{where}.ndcg@{NDCG_AT}"] = float(gained[position])
+        row[f"{where}_recall_curve"] = [float(values[f"recall@{k}"][position]) for k in CURVE_AT]
     return measures
 
 
@@ -63,7 +63,7 @@ def hop_measures(where: str, ranking: Sequence[str], question: Question, absent:
     Questions without both kinds have neither measure; nor have those with a paragraph that is not ranked, unless
     `absent` gives its rank.
     """
-    rank = {document: place for place, document in enumerate(ranking, 1)}
+    rank = {document: position for position, document in enumerate(ranking, 1)}
     hops = dict(zip(question.positive_ids, question.positive_hops, strict=False))
     kinds = {
         "first_hop": [d for d, hop in hops.items() if hop == 1],

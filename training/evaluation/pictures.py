@@ -76,13 +76,13 @@ def likelihood_bars(figures: Mapping[str, Mapping[str, Figure]], title: str) -> 
     canvas = _canvas(2)
     axes = canvas.subplots()
     width = 0.8 / len(CONDITIONS)
-    for place, condition in enumerate(CONDITIONS):
+    for position, condition in enumerate(CONDITIONS):
         name = f"{condition}.log_likelihood_per_token"
         known = [(x, of[name]) for x, of in enumerate(figures.values()) if name in of]
         if known:
             values = [f.value for _, f in known]
             errors = [[f.value - f.low for _, f in known], [f.high - f.value for _, f in known]]
-            at = [x + (place - (len(CONDITIONS) - 1) / 2) * width for x, _ in known]
+            at = [x + (position - (len(CONDITIONS) - 1) / 2) * width for x, _ in known]
             axes.bar(at, values, width, yerr=errors, capsize=2, label=condition)
     axes.set_xticks(range(len(figures)), list(figures))
     axes.set(ylabel="log-likelihood of the answer [nats a token]", title=f"{title}: what the generator read")

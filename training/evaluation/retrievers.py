@@ -71,8 +71,8 @@ class Corpus:
 
     def _documents_of(self, rows: Sequence[int]) -> list[str]:
         """The document of each row."""
-        places = np.searchsorted(self.store.row_ids, np.asarray(rows, np.int64)).tolist()
-        return [self.store.document_ids[place] for place in places]
+        positions = np.searchsorted(self.store.row_ids, np.asarray(rows, np.int64)).tolist()
+        return [self.store.document_ids[position] for position in positions]
 
     def judged(self, question: Question) -> tuple[Question, dict[int, str]]:
         """The question as MEMORY can answer it, and the positive that each right row counts as.

@@ -154,7 +154,7 @@ def moved_table(moved: Sequence[Moved]) -> Table:
             m.question,
             m.title,
             "yes" if m.positive else "no",
-            *(str(place + 1) for place in (m.lexical_place, m.before, m.after)),
+            *(str(position + 1) for position in (m.lexical_place, m.before, m.after)),
             f"{m.utility:+.3f}",
             f"{m.text_utility:+.3f}",
         ]

@@ -21,8 +21,8 @@ def sample_by_target(seed: int, step: int, count: int, groups: Sequence[Sequence
         groups: rows of each target, at least one each (`clara.data.questions.by_target`).
     """
     rows = []
-    for place, target in enumerate(sample(seed, step, count, len(groups)), step * count):
-        round_, turn = divmod(place // len(groups), len(groups[target]))
+    for position, target in enumerate(sample(seed, step, count, len(groups)), step * count):
+        round_, turn = divmod(position // len(groups), len(groups[target]))
         generator = torch.Generator().manual_seed((seed * 1_000_003 + target) * 1_009 + round_)
         rows.append(groups[target][int(torch.randperm(len(groups[target]), generator=generator)[turn])])
     return rows

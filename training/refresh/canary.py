@@ -127,7 +127,7 @@ def _shared(engine: Engine, items: Sequence[str], encode: Callable[[Sequence[str
     """Encodings of all items in order: every rank makes as many passes, each over its share, and gets all of them."""
     share = -(-len(items) // engine.world)
     # Ranks whose share is short encode the first items again: under ZeRO-3 a pass is a collective.
-    own = [items[place % len(items)] for place in range(engine.rank, share * engine.world, engine.world)]
+    own = [items[position % len(items)] for position in range(engine.rank, share * engine.world, engine.world)]
     parts = [encode(own[begin : begin + _AT_ONCE]) for begin in range(0, share, _AT_ONCE)]
     gathered = engine.gather(torch.cat(parts).float().cpu())
     whole: Floats = gathered.transpose(0, 1).flatten(0, 1)[: len(items)].numpy()

@@ -129,12 +129,12 @@ def choose_rows(
         num_rows: the budget.
         oldest_share: see above.
     """
-    places = np.arange(len(row_ids))
-    by_age = places[np.lexsort((row_ids, -lag))]
+    positions = np.arange(len(row_ids))
+    by_age = positions[np.lexsort((row_ids, -lag))]
     by_age = by_age[lag[by_age] > 0]
     oldest = by_age[: int(oldest_share * num_rows)]
     worth = uses * rate * lag
-    by_use = places[np.lexsort((row_ids, -worth))]
+    by_use = positions[np.lexsort((row_ids, -worth))]
     by_use = by_use[(worth[by_use] > 0) & ~np.isin(by_use, oldest)][: num_rows - len(oldest)]
     chosen = np.concatenate([oldest, by_use])
     rest = by_age[~np.isin(by_age, chosen)][: max(0, num_rows - len(chosen))]
@@ -187,8 +187,8 @@ def drift_rates(row_ids: Ids, path: str) -> NDArray[np.float64]:
     if path:
         table = read_table(Path(path), ["row_id", "drift", "lag_steps"])
         known, drift, lag = (table[name].to_numpy() for name in ("row_id", "drift", "lag_steps"))
-        places = np.searchsorted(row_ids, known)
-        rates[places] = np.maximum(drift, 0.0) / np.maximum(lag, 1)
+        positions = np.searchsorted(row_ids, known)
+        rates[positions] = np.maximum(drift, 0.0) / np.maximum(lag, 1)
     mean = float(np.nanmean(rates)) if np.isfinite(rates).any() else 0.0
     # All alike, rows are ordered by use and age alone.
     return np.nan_to_num(rates, nan=mean) if mean > 0 else np.ones(len(row_ids))

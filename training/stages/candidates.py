@@ -41,9 +41,9 @@ from clara.retrieval.ranker import Queries, Ranker
 _MOST_TOKENISED = 100_000
 
 
-def generator(seed: int, step: int, place: int) -> torch.Generator:
+def generator(seed: int, step: int, position: int) -> torch.Generator:
     """Random numbers that belong to one question of one step."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + place)
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 65_537 + position)
 
 
 class Candidates:
@@ -145,28 +145,28 @@ class Candidates:
         return FusedRanker(rankers, self._fusion, self.store.row_ids, self._retrieval)
 
     def pools(
-        self, own: Sequence[Sequence[int]], places: Sequence[int], known: Sequence[QuestionRows], step: int
+        self, own: Sequence[Sequence[int]], positions: Sequence[int], known: Sequence[QuestionRows], step: int
     ) -> list[list[int]]:
-        """The pools of the questions at `places` of a step.
+        """The pools of the questions at some positions of a step.
 
         Args:
             own: own candidates of all questions of the step.
-            places: which of them are asked for.
-            known: their rows, one for each place.
+            positions: of the wanted questions.
+            known: their rows, one entry for each position.
             step: 0-based.
 
         Raises:
             InputError: a pool is empty.
         """
         pools = []
-        for place, k in zip(places, known, strict=True):
-            others = [own[p] for p in range(len(own)) if p != place] if self._settings.in_batch else []
+        for position, k in zip(positions, known, strict=True):
+            others = [own[p] for p in range(len(own)) if p != position] if self._settings.in_batch else []
             pool = fill(
-                own[place], others, k.excluded, self._settings.num_candidates, generator(self._seed, step, place)
+                own[position], others, k.excluded, self._settings.num_candidates, generator(self._seed, step, position)
             )
             if not pool:
                 raise InputError(
-                    f"question {place} of step {step + 1}: no candidate at all; raise joint.from_index or "
+                    f"question {position} of step {step + 1}: no candidate at all; raise joint.from_index or "
                     "joint.from_bm25, set joint.in_batch, "
                     "or give a MEMORY that holds its candidate_ids"
                 )

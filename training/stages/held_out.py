@@ -233,5 +233,5 @@ def _hits(found: Sequence[Sequence[int]], known: Sequence[QuestionRows]) -> NDAr
 
 def _other(row_ids: np.ndarray[tuple[int], np.dtype[np.int64]], row: int) -> int:
     """Another row, half of the ids away: as good as random, and the same each time."""
-    place = (int(np.searchsorted(row_ids, row)) + len(row_ids) // 2 + 1) % len(row_ids)
-    return int(row_ids[place])
+    position = (int(np.searchsorted(row_ids, row)) + len(row_ids) // 2 + 1) % len(row_ids)
+    return int(row_ids[position])

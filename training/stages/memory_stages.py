@@ -175,9 +175,11 @@ class InstructStage(MemoryStage):
         limit = self._model.settings.max_document_tokens
         whole = [self._model.document_ids(self._documents[n]) for n in names]
         self._num_cut += sum(len(ids) > limit for ids in whole)
-        place = {name: number for number, name in enumerate(names)}
+        position = {name: number for number, name in enumerate(names)}
         prompts = [self._model.prompts.question(q.question, q.answers[0]) for q in questions]
-        return InstructBatch(prompts, [ids[:limit] for ids in whole], [[place[name] for name in one] for one in chosen])
+        return InstructBatch(
+            prompts, [ids[:limit] for ids in whole], [[position[name] for name in one] for one in chosen]
+        )
 
     def _chosen(self, question: Question, own: list[str], rng: torch.Generator) -> list[str]:
         """Ids of a prompt's documents, in their order; `own`: the right ones of the whole micro-batch."""

@@ -129,8 +129,8 @@ def _buckets(spill: str, partition: int, key_bytes: int, taken: list[int] | None
     for begin, end in itertools.pairwise([*starts.tolist(), len(entries)]):
         if end - begin > 1:
             yield [
-                (int(unit), int(place))
-                for unit, place in zip(entries["unit"][begin:end], entries["place"][begin:end], strict=True)
+                (int(unit), int(position))
+                for unit, position in zip(entries["unit"][begin:end], entries["place"][begin:end], strict=True)
             ]
 
 
@@ -162,13 +162,13 @@ def duplicates_of_unit(spill: str, number: int) -> dict[int, UnitOrigin]:
 
 def dead_letter_for(document: Document, like: UnitOrigin, spill: str) -> DeadLetter:
     """The dead letter of a near duplicate."""
-    unit, line, place = like
-    return near_duplicates.dead_letter_for(document, (_source(spill, unit), line, _document_id(spill, unit, place)))
+    unit, line, position = like
+    return near_duplicates.dead_letter_for(document, (_source(spill, unit), line, _document_id(spill, unit, position)))
 
 
-def _document_id(spill: str, number: int, place: int) -> str:
+def _document_id(spill: str, number: int, position: int) -> str:
     with open(_signatures(spill, number), "rb") as signed, open(_names(spill, number), "rb") as ids:
-        signed.seek(_SIGNED.itemsize * place)
+        signed.seek(_SIGNED.itemsize * position)
         found = np.frombuffer(signed.read(_SIGNED.itemsize), _SIGNED)[0]
         ids.seek(int(found["id_begin"]))
         return ids.read(int(found["id_bytes"])).decode()
