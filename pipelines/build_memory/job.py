@@ -34,8 +34,8 @@ from pipelines.job.locks import LOCK
 _LOG = logging.getLogger(__name__)
 
 
-def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> None:
-    """Set the arguments that an update inherits from the older MEMORY; without an update, their defaults.
+def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> argparse.Namespace:
+    """The arguments with what an update inherits from the older MEMORY; without an update, with their defaults.
 
     Raises:
         InputError: `--update` is `--output`, or an argument differs from an inherited setting.
@@ -56,6 +56,7 @@ def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> Non
             )
         old = asdict(encoding) | {name: older.manifest[name] for name in ("codec", "num_shards")}
     old.pop("normalisation", None)
+    inherited = {}
     for name, value in old.items():
         given = getattr(args, name)
         given = None if given == "auto" else given
@@ -66,16 +67,20 @@ def inherit_from_update(args: argparse.Namespace, older: Artefact | None) -> Non
                 "or build a MEMORY without --update"
             )
         if given is None or args.update:
-            setattr(args, name, value)
+            inherited[name] = value
+    return argparse.Namespace(**{**vars(args), **inherited})
 
 
-def resolve_fingerprint(args: argparse.Namespace, checkpoint: Checkpoint, older: Artefact | None = None) -> Fingerprint:
-    """The fingerprint of a MEMORY made with these arguments from an opened CHECKPOINT; resolves derived defaults.
+def resolve_fingerprint(args: argparse.Namespace, checkpoint: Checkpoint) -> Fingerprint:
+    """The fingerprint of a MEMORY made from an open CHECKPOINT.
+
+    Args:
+        args: as returned by `inherit_from_update`.
+        checkpoint: whose compressor makes it.
 
     Raises:
         InputError: the checkpoint, the backbone, the chunk limits or the key size are not valid.
     """
-    inherit_from_update(args, older)
     settings = checkpoint.manifest["model"]
     max_tokens = args.max_tokens or settings["max_document_tokens"]
     if settings.get("cut_inputs") and max_tokens > settings["max_document_tokens"]:
@@ -137,7 +142,8 @@ def make_job(args: argparse.Namespace, units: Sequence[Unit]) -> MemoryJob:
     fields = given_fields(args)
     checkpoint = Checkpoint.open(args.checkpoint)
     older = Artefact.open(args.update, KIND, lazy=True) if args.update else None
-    fingerprint = resolve_fingerprint(args, checkpoint, older)
+    args = inherit_from_update(args, older)
+    fingerprint = resolve_fingerprint(args, checkpoint)
     if older is not None:
         check_accepted([fingerprint], older.manifest, f"--update {args.update}")
     recipe = {

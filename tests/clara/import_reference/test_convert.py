@@ -130,10 +130,11 @@ def test_an_imported_memory_is_not_cut_in_silence_by_the_corpus_job(small: tuple
     base, checkpoint = small
     imported = run(checkpoint, base, tmp_path / "imported")
     from pipelines.build_memory.command import parser
-    from pipelines.build_memory.job import resolve_fingerprint
+    from pipelines.build_memory.job import inherit_from_update, resolve_fingerprint
 
     line = ["--input", "x", "--output", "y", "--checkpoint", str(imported), "--backbone", str(base), "--max-tokens"]
     opened = Checkpoint.open(imported)
-    assert resolve_fingerprint(parser().parse_args([*line, "30"]), opened).max_tokens == 30
+    fits, exceeds = (inherit_from_update(parser().parse_args([*line, number]), None) for number in ("30", "31"))
+    assert resolve_fingerprint(fits, opened).max_tokens == 30
     with pytest.raises(InputError, match="--max-tokens 31: this checkpoint cuts texts at 30 tokens"):
-        resolve_fingerprint(parser().parse_args([*line, "31"]), opened)
+        resolve_fingerprint(exceeds, opened)
