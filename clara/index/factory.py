@@ -62,7 +62,7 @@ def check_kind(keys: IndexKeys, factory: str, probes: int) -> None:
     """Refuse a kind that can't be built in parts with row ids, or more probes than the index has lists.
 
     Raises:
-        InputError: as said, or FAISS does not know the factory string.
+        InputError: the kind or the number of probes is refused, or FAISS does not know the factory string.
     """
     if unfit := [part for part in factory.split(",") if re.fullmatch(r"IDMap2?|NSG\d*", part)]:
         raise InputError(

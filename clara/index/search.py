@@ -225,7 +225,7 @@ def check_fits(artefact: Artefact, store: MemoryStore, score: Score) -> None:
     """Refuse an INDEX of another MEMORY or score.
 
     Raises:
-        InputError: as said.
+        InputError: the INDEX was built from another MEMORY or for another score.
     """
     memory, found = artefact.manifest["memory"], score_of(artefact)
     if memory != store.hash:

@@ -56,7 +56,7 @@ class SourceInputs:
             asked: what needs it, as the beginning of a sentence.
 
         Raises:
-            InputError: as said.
+            InputError: the INDEX has no such part.
         """
         if self.index is not None and not self.index.manifest.get(_PARTS[name]):
             raise InputError(

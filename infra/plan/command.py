@@ -63,7 +63,7 @@ def checked(options: argparse.Namespace) -> None:
     """Refuse numbers that are no sizes.
 
     Raises:
-        InputError: as said.
+        InputError: a number is out of its range.
     """
     for name in ("documents", "tokens_per_document", "gpus", "refresh_gpus", "question_tokens", "answer_tokens"):
         if (value := getattr(options, name)) < 1:

@@ -13,7 +13,7 @@ def check_dense(section: Section, systems: Sequence[SystemPaths]) -> None:
     """Refuse an embedding model that is missing, or that nothing uses.
 
     Raises:
-        InputError: as said.
+        InputError: an embedding model is given without need, or needed and not given.
     """
     settings = [read_manifest(system.checkpoint, "CHECKPOINT")["model"] for system in systems]
     fused = any(s.get("fusion", {}).get("weights", {}).get("dense") for s in settings)
