@@ -159,7 +159,7 @@ def questions_of(options: Any) -> list[str]:
     """Questions in a random order, each as often as it takes.
 
     Raises:
-        InputError: there is none.
+        InputError: the QUESTIONS are empty.
     """
     every = [question.question for question in read_questions(options.questions)]
     if not every:

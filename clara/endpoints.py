@@ -43,7 +43,7 @@ def refuse_password(uri: str) -> str:
     """A tracking URI, if it has no password: configurations, logs and pins keep it.
 
     Raises:
-        InputError: it has one.
+        InputError: the URI contains a password.
     """
     if urlsplit(uri).password is not None:
         raise InputError(

@@ -125,7 +125,7 @@ def read(evaluation: Path) -> dict[str, Any]:
     """An evaluation's report.
 
     Raises:
-        InputError: there is none.
+        InputError: the EVALUATION has no report.
     """
     path = evaluation / "report.json"
     if not path.is_file():

@@ -107,7 +107,7 @@ def check(config: Config, manifest: dict[str, Any]) -> None:
     """Refuse utilities of another reader or MEMORY, and those whose targets the reader has trained on.
 
     Raises:
-        InputError: as said.
+        InputError: the utilities are of another reader, MEMORY or QUESTIONS, or the reader trained on their targets.
     """
     from clara.data.utilities import reader_hash
     from clara.memory.identity import check_same_memory

@@ -89,7 +89,7 @@ def model_version(client: "MlflowClient", name: str, version: str) -> "ModelVers
     """A version by number, or the newest one for `latest`.
 
     Raises:
-        InputError: there is none.
+        InputError: the model has no such version.
     """
     versions = versions_of(client, name)
     wanted = max(versions, key=int) if version == "latest" else version

@@ -91,7 +91,7 @@ def without_other_files(pattern: str, found: Sequence[str], option: str) -> list
     """The matches of a glob that may be data; the others are reported.
 
     Raises:
-        InputError: none is left though there were some.
+        InputError: the glob matches files, but none that may be data.
     """
     kept = [path for path in found if not _WILD.search(pattern) or _may_be_data(path, pattern)]
     left_out = [path for path in found if path not in set(kept)]

@@ -206,7 +206,7 @@ def check_targets(questions: Sequence[Question], where: str) -> None:
     """Refuse several questions that all have one target: a retriever would learn that row instead of what is asked.
 
     Raises:
-        InputError: they have.
+        InputError: all of several questions have one target.
     """
     if len(questions) > 1 and questions[0].positive_ids and len(by_target(questions)) == 1:
         raise InputError(

@@ -120,7 +120,7 @@ def refuse_other(path: str, head: bytes) -> None:
     """Refuse a file by the first bytes of its content: archives and binary formats that are not read.
 
     Raises:
-        InputError: it is one.
+        InputError: the file is an archive or in a binary format that is not read.
     """
     for (place, magic), (what, remedy) in _OTHERS.items():
         if head[place:].startswith(magic):

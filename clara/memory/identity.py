@@ -45,7 +45,7 @@ def check_same_memory(recorded: str, memory: Name, where: str) -> None:
         where: names what was computed.
 
     Raises:
-        InputError: it is another one.
+        InputError: `memory` has another identity than the recorded one.
     """
     if recorded != manifest_hash(memory) and recorded != (found := memory_identity(memory)):
         raise InputError(

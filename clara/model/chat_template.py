@@ -156,7 +156,7 @@ class ChatTemplate:
         """The roles whose content must be a list of parts: the first form that keeps all texts, or all but a system's.
 
         Raises:
-            InputError: there is none.
+            InputError: no form keeps the texts.
         """
         kept: list[tuple[str, ...]] = []
         first: InputError | None = None

@@ -169,7 +169,7 @@ def check_device(device: str) -> None:
     """Check that torch knows a device, and that it is there.
 
     Raises:
-        InputError: it does not, or it is not.
+        InputError: torch does not know the device, or it is not available.
     """
     try:
         torch.device(device)

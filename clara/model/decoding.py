@@ -205,7 +205,7 @@ def check_length(model: ClaraModel, num_prompt: int, num_answer: int) -> None:
     """Refuse a prompt and an answer of so many tokens, if the LM has no positions for both.
 
     Raises:
-        InputError: they are too long together.
+        InputError: prompt and answer together are longer than the LM's positions.
     """
     most = getattr(model.backbone.lm.config.get_text_config(), "max_position_embeddings", None)
     if most and num_prompt + num_answer > most:

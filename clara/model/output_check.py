@@ -185,7 +185,7 @@ def _computing(lm: PreTrainedModel, name: str) -> Iterator[None]:
     """Inside, the model computes without gradient, in eval mode, with an attention that its device has.
 
     Raises:
-        InputError: it cannot.
+        InputError: the model fails.
     """
     was_training, attention = lm.training, str(lm.config._attn_implementation)
     elsewhere = lm.device.type == "cpu" and attention.startswith("flash")

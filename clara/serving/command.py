@@ -225,7 +225,7 @@ def check_packages() -> None:
     """Check that the packages of the service are there.
 
     Raises:
-        InputError: one is not.
+        InputError: a package is not installed.
     """
     try:
         import fastapi  # noqa: F401

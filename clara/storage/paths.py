@@ -37,7 +37,7 @@ def require_resolved(checkpoint: Name) -> None:
     """Refuse the name of a registered model where it has to be a path or URL by now.
 
     Raises:
-        InputError: it is one.
+        InputError: `checkpoint` is the name of a registered model.
     """
     if is_registered(checkpoint):
         raise InputError(
@@ -50,7 +50,7 @@ def require_local(name: str, path: Name) -> None:
     """Refuse a URL for what is appended to, renamed and locked while a command runs.
 
     Raises:
-        InputError: it is one; `name` is the option's.
+        InputError: `path` is a URL; the message names the option `name`.
     """
     if is_url(path):
         raise InputError(

@@ -138,7 +138,7 @@ def check_sees(job: MemoryJob) -> None:
     """Check that this machine shares the output directory with the machine that submitted the job.
 
     Raises:
-        InputError: it does not.
+        InputError: this machine does not see the output directory.
     """
     if job.sees and not Path(job.sees).is_file():
         raise InputError(

@@ -92,7 +92,7 @@ def _with_text(passages: list[Paragraph], row: Row) -> tuple[Paragraph, ...]:
     """The passages.
 
     Raises:
-        InputError: one is empty.
+        InputError: a passage is empty.
     """
     empty = next((position for position, passage in enumerate(passages) if not passage.text), None)
     if empty is not None:

@@ -32,7 +32,7 @@ class Row(Mapping[str, Any]):
         """A row of an object; `sign` names a field that it should have, for error messages.
 
         Raises:
-            InputError: it is none.
+            InputError: the value is not an object.
         """
         if not isinstance(values, Mapping):
             wanted = f" with {sign!r}" if sign else ""
@@ -63,7 +63,7 @@ class Row(Mapping[str, Any]):
         """An object inside a field, whose fields are noted too.
 
         Raises:
-            InputError: it is none.
+            InputError: the value is not an object.
         """
         found = Row(values, where)
         self.parts.append((name, found))
@@ -154,7 +154,7 @@ def text_of(value: Any, name: str, where: str) -> str:
     """A text, normalised; bytes are UTF-8, and a whole number its digits.
 
     Raises:
-        InputError: it is something else.
+        InputError: the value is not a text.
     """
     if isinstance(value, bytes):
         try:
@@ -172,7 +172,7 @@ def texts(values: Any, name: str, where: str) -> tuple[str, ...]:
     """A list of strings, normalised, each once, empty ones left out.
 
     Raises:
-        InputError: it is something else.
+        InputError: the value is not a list of strings.
     """
     found = parsed(values)
     if not isinstance(found, list | tuple) or not all(isinstance(v, str | bytes) for v in found):
@@ -201,7 +201,7 @@ def truth(value: Any, name: str, where: str) -> bool:
     """A boolean, perhaps as a number or a word.
 
     Raises:
-        InputError: it is none.
+        InputError: the value is not a boolean.
     """
     spelt = str(int(value) if isinstance(value, float) and value in (0, 1) else value).strip().casefold()
     if is_empty(value):
@@ -215,7 +215,7 @@ def whole_numbers(value: Any, name: str, where: str) -> list[int]:
     """A list of whole numbers or one of them, perhaps as text or as floats.
 
     Raises:
-        InputError: it is something else.
+        InputError: the value is not a list of whole numbers.
     """
     found = parsed(value)
     items = found if isinstance(found, list | tuple) else [found]
@@ -229,7 +229,7 @@ def objects(value: Any, name: str, where: str, sign: str = "") -> list[Row]:
     """A list of objects, which may be stored as columns, `{"title": [...], ...}`, or as text; for `sign` see `Row`.
 
     Raises:
-        InputError: it is something else, or its columns are of different length.
+        InputError: the value is not a list of objects, or its columns have different lengths.
     """
     found = parsed(value)
     if isinstance(found, Mapping):
@@ -247,7 +247,7 @@ def same_length(columns: Mapping[str, Sequence[Any]], name: str, where: str) -> 
     """Refuse columns of different length.
 
     Raises:
-        InputError: they are.
+        InputError: the lengths differ.
     """
     if len({len(values) for values in columns.values()}) > 1:
         found = ", ".join(f"{len(values)} {column}" for column, values in columns.items())
@@ -287,7 +287,7 @@ def answered(row: Row, question: str, answers: Any) -> tuple[str, ...]:
     """The normalised answers of a question: a list, or one string, which may be a list as text.
 
     Raises:
-        InputError: there is none.
+        InputError: the question has no answer.
     """
     listed = parsed(answers)
     if isinstance(answers, str | bytes) and not (

@@ -116,7 +116,7 @@ def _check_environment(options: PipelineOptions) -> None:
     """Check that the environment works with the master.
 
     Raises:
-        InputError: it does not; the message names environments that do.
+        InputError: it does not work; the message names environments that do.
     """
     master, portable = options.view_as(SparkRunnerOptions).spark_master_url, options.view_as(PortableOptions)
     kind, config = portable.environment_type, portable.environment_config
@@ -188,7 +188,7 @@ def check_java(launcher: str) -> None:
     """Check that Java is installed and new enough for the job server.
 
     Raises:
-        InputError: it is not.
+        InputError: Java is missing or too old.
     """
     path = shutil.which(launcher)
     if path is None:

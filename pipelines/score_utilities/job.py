@@ -71,7 +71,7 @@ def questions_of(job: ScoringJob) -> list[Question]:
     """The questions that are scored, in the order of their ids.
 
     Raises:
-        InputError: there is none.
+        InputError: no question is left to score.
     """
     questions = sorted(read_questions(job.questions, job.split or None), key=lambda q: q.question_id)
     if job.fold:

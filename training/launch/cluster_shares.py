@@ -53,7 +53,7 @@ def scaling(config: Config, resources: dict[str, float]) -> ScalingConfig:
     """Ranks and their shares of a cluster.
 
     Raises:
-        InputError: it has not what is asked for.
+        InputError: the cluster has fewer CPUs or GPUs than the configuration asks for.
     """
     launch = config.launch
     if (

@@ -26,7 +26,7 @@ def name_of(model: str) -> str:
     """The name in `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
 
     Raises:
-        InputError: it is of another form.
+        InputError: `model` has another form.
     """
     if (parts := _NAME.fullmatch(model)) is None:
         raise InputError(f"--model {model!r}: expected models:/NAME@ALIAS or models:/NAME/VERSION")

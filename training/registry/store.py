@@ -85,7 +85,7 @@ def versions_of(client: "MlflowClient", name: str) -> "dict[str, ModelVersion]":
     """The versions of a model by number.
 
     Raises:
-        InputError: there is none.
+        InputError: the model has no version.
     """
     versions = {str(v.version): v for v in client.search_model_versions(f"name = '{name}'")}
     if not versions:

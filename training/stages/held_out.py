@@ -56,7 +56,7 @@ class HeldOut:
         """Refuse more ranks than questions: every rank measures the same number, which would be 0.
 
         Raises:
-            InputError: as said.
+            InputError: there are more ranks than questions.
         """
         if len(self._questions) < world:
             raise InputError(
