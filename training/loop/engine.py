@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -206,6 +206,3 @@ class LocalEngine(OneRank, Engine):
 
     def barrier(self) -> None:
         """See the base class."""
-
-
-EngineFactory = Callable[[nn.Module, Sequence[tuple[float, list[nn.Parameter]]], Optimiser], Engine]
