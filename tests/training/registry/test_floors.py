@@ -103,6 +103,12 @@ def test_what_cannot_be_measured_is_refused() -> None:
         resolve({}, [Override("promotion.floors", ["recall > bm25"])], None)
 
 
+def test_a_target_is_the_set_of_right_documents() -> None:
+    rights = {"a": ("d1", "d2"), "b": ("d2", "d1"), "c": ("d1",), "e": (), "f": ()}
+    targets = target_numbers({name: ("Who?", ("x",), right) for name, right in rights.items()}, rights)
+    assert targets.tolist() == [0, 0, 1, 2, 3]
+
+
 def test_questions_of_one_target_are_drawn_together() -> None:
     differences = np.array([1.0, 1.0, 1.0, -1.0])
     asked = {n: ("Who?", ("x",), target) for n, target in zip("abcd", [("d",), ("d",), ("d",), ()], strict=True)}
