@@ -115,7 +115,7 @@ class RayCluster(Fields):
 
 
 class RayJob(Fields):
-    """Manifest of a job with a cluster of its own."""
+    """Manifest of a job that starts its cluster."""
 
     api_version: Literal["ray.io/v1"]
     kind: Literal["RayJob"]
