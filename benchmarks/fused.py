@@ -180,10 +180,9 @@ def main(argv: list[str]) -> int:
     add("--questions", type=int, default=64, metavar="N", help="questions (default: %(default)s)")
     add("--threads", type=int, default=2, help="of each process (default: %(default)s)")
     options = parser.parse_args(argv)
-    if options.dry_run:
-        print(json.dumps(vars(options), indent=1))
-        return 0
     folder = rows_folder(options)
+    if folder is None:
+        return 0
     make_memory(folder / "memory", options.rows, SHAPE)
     asked = {"build": options.factory, "search": str(options.questions)}
     steps = {step: run_step(folder, step, argument, options) for step, argument in asked.items()}
