@@ -14,6 +14,10 @@ export TOKENIZERS_PARALLELISM := false
 # Torch's threads sleep while they wait: if they spin, two threads on cores shared with other programs are 20 times
 # slower than one.
 export OMP_WAIT_POLICY ?= PASSIVE
+# A run starts hundreds of processes: they compile the sources once.
+export PYTHONDONTWRITEBYTECODE :=
+# Files are handed out in the order of `tests/conftest.py`.
+TWO_PROCESSES := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo lint test test-slow test-release docs tools lock sbom audit hadolint clean
 help:  ## list the targets
@@ -38,12 +42,12 @@ lint: setup  ## format, types, import contracts
 	$(BIN)/lint-imports --no-cache
 
 test: setup lint  ## lint, then the fast tests
-	$(BIN)/pytest -m "not slow and not release" --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m "not slow and not release" $(TWO_PROCESSES)
 
 # Clusters start and lose nodes under time limits. On a busy machine a failed test runs once more; the last line of
 # pytest counts it as `rerun`.
 test-slow: setup  ## learning, ranks, clusters, faults
-	$(BIN)/pytest -m "slow and not release" --numprocesses 2 --dist loadfile --reruns 1
+	$(BIN)/pytest -m "slow and not release" $(TWO_PROCESSES) --reruns 1
 
 # Property-based tests run with 20 times as many examples here. Commit the result with the change it belongs to.
 test-release: setup  ## what takes longer: long fuzzing, many kills; run by hand, result in infra/results/release/
