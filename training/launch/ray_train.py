@@ -111,8 +111,7 @@ def collective_seconds(config: Config) -> int:
 
 def failures(most: int) -> FailureConfig:
     """How often failed ranks restart, and how often Ray Train waits for room for them; its default is without end."""
-    # its stub is of Ray Tune
-    return FailureConfig(max_failures=most, controller_failure_limit=most)  # type: ignore[call-arg]
+    return FailureConfig(max_failures=most, controller_failure_limit=most)
 
 
 def log_file(where: RunPaths, rank: int) -> Path:
@@ -236,7 +235,7 @@ def _fit(config: Config, where: RunPaths) -> None:
                 name=where.run.name,
                 storage_path=config.launch.storage or str(where.run / "ray"),
                 failure_config=failures(config.launch.max_failures),
-                logging_config=LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]  # its stub is of Ray Tune
+                logging_config=LoggingConfig(log_level="WARNING"),
             ),
         )
         keep_heap()

@@ -110,7 +110,7 @@ class ServedModel(PythonModel):
         )
         self._num_selected, self._max_new_tokens = int(config["num_selected"]), int(config["max_new_tokens"])
 
-    def predict(  # type: ignore[override, no-untyped-def]  # without a type hint MLflow passes on what came
+    def predict(  # type: ignore[no-untyped-def]  # without a type hint MLflow passes on what came
         self, model_input, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
         """Answer questions.
