@@ -9,11 +9,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.storage.artefact import Artefact
 from clara.storage.folders import atomic_write
 from clara.storage.manifest import file_entry
 from clara.storage.transfer import link
+
+_DESCRIPTIONS: dict[str, dict[str, type]] = {"words": {}, "dense": {"model": str, "size": int}}
+"""Parts that a manifest may describe, and fields of the description without which a part cannot be opened."""
+_WORDS_FOR = {str: "a text", int: "a whole number", dict: "an object"}
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +31,29 @@ def rows_hash(store: MemoryStore) -> str:
 def files_of(artefact: Artefact, name: str) -> list[Mapping[str, Any]]:
     """Manifest entries of the files of a part; none where the INDEX has no such part."""
     return [entry for entry in artefact.manifest["files"] if entry["path"].startswith(f"{name}/")]
+
+
+def check_described(artefact: Artefact) -> None:
+    """Refuse an INDEX whose manifest does not say what it is of and what parts it has.
+
+    Raises:
+        InputError: the field, and what was expected.
+    """
+    manifest = artefact.manifest
+    fields: dict[str, Any] = {"memory": manifest.get("memory")}
+    expected: dict[str, type] = {"memory": str}
+    for name, required in _DESCRIPTIONS.items():
+        if described := manifest.get(name):
+            fields[name], expected[name] = described, dict
+            if isinstance(described, dict):
+                fields |= {f"{name}.{field}": described.get(field) for field in required}
+                expected |= {f"{name}.{field}": kind for field, kind in required.items()}
+    for field, value in fields.items():
+        if not isinstance(value, expected[field]):
+            raise InputError(
+                f"{artefact.name} manifest.json: {field} is {value!r}, expected {_WORDS_FOR[expected[field]]}; copy "
+                "the INDEX again, or build it again"
+            )
 
 
 def fetch(artefact: Artefact, name: str) -> Path:

@@ -22,6 +22,7 @@ from clara.errors import InputError
 from clara.index.indexed_rows import IndexedRows
 from clara.index.ivf_file import ids_of, read_mapped
 from clara.index.keys import IndexKeys, named, score_of
+from clara.index.parts import check_described
 from clara.index.scores import Ranked, best, merged
 from clara.memory.store import MemoryStore
 from clara.model.array_geometry import PUBLISHED
@@ -225,8 +226,9 @@ def check_fits(artefact: Artefact, store: MemoryStore, score: Score) -> None:
     """Refuse an INDEX of another MEMORY or score.
 
     Raises:
-        InputError: the INDEX was built from another MEMORY or for another score.
+        InputError: the INDEX was built from another MEMORY or for another score; or see `check_described`.
     """
+    check_described(artefact)
     memory, found = artefact.manifest["memory"], score_of(artefact)
     if memory != store.hash:
         raise InputError(

@@ -18,7 +18,7 @@ from clara.errors import InputError
 from clara.index.build import build_index
 from clara.index.dense import NAME, open_dense
 from clara.index.embedding import DenseEncoder
-from clara.index.search import KIND
+from clara.index.search import KIND, MemoryIndex
 from clara.memory.store import MemoryStore
 from clara.retrieval.dense import DenseRanker
 from clara.retrieval.pools import SourceInputs, text_sources
@@ -246,3 +246,23 @@ def test_the_command_builds_the_part(tmp_path: Path, memory: Path, index: Path, 
     assert vectors(tmp_path / "index") == vectors(index)
     with pytest.raises(InputError, match="no modules"):
         main([*arguments, "--dense-model", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"memory": None}, "memory is None, expected a text"),
+        ({"memory": 7}, "memory is 7, expected a text"),
+        ({"words": "abc"}, "words is 'abc', expected an object"),
+        ({"dense": ["abc"]}, "dense is .'abc'., expected an object"),
+        ({"dense": {"size": 16}}, "dense.model is None, expected a text"),
+        ({"dense": {"model": "abc", "size": "16"}}, "dense.size is '16', expected a whole number"),
+    ],
+)
+def test_a_manifest_that_does_not_describe_its_parts_is_refused(
+    tmp_path: Path, memory: Path, index: Path, changed: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(index, tmp_path / "index")
+    edit(tmp_path / "index", "manifest.json", **changed)
+    with pytest.raises(InputError, match=rf"index manifest\.json: {message}"):
+        MemoryIndex.open(tmp_path / "index", MemoryStore.open(memory))
