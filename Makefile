@@ -52,6 +52,7 @@ test-slow: setup  ## learning, ranks, clusters, faults
 # Property-based tests run with 20 times as many examples here. Commit the result with the change it belongs to.
 test-release: setup  ## what takes longer: long fuzzing, many kills; run by hand, result in infra/results/release/
 	mkdir -p $(dir $(RELEASE_RESULT))
+	$(BIN)/python -m tests.helpers.fuzz_files --count 10000 --output $(dir $(RELEASE_RESULT))fuzz.txt
 	{ date --utc +%F; git describe --always --dirty; $(BIN)/python --version; uname -srm; nproc; \
 	  CLARA_FUZZ=20 $(BIN)/pytest -m "release or hypothesis" -o timeout=7200 --durations 20; } | tee $(RELEASE_RESULT)
 

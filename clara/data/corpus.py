@@ -33,6 +33,8 @@ SUFFIXES = {
 }
 """Format of a file by the ending of its name, without that of a compression."""
 
+PARQUET = b"PAR1"
+"""What a Parquet file begins with, whatever its name."""
 _TITLE_LINE = re.compile(r'\s*"(?P<title>[^\n]*)"\r?\n(?P<text>.*)', re.DOTALL)
 _PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
 EMPTY = "empty text"
@@ -41,7 +43,7 @@ EMPTY = "empty text"
 
 def format_by_content(head: bytes) -> str:
     """The format of a file by its first bytes; empty: unknown."""
-    if head.startswith(b"PAR1"):
+    if head.startswith(PARQUET):
         return "parquet"
     return "jsonl" if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else ""
 
@@ -108,6 +110,7 @@ def check_file(path: str, kind: str, fields: Fields) -> None:
     if kind not in ("parquet", "csv", "tsv"):
         return
     with opened(path) as stream:
+        kind = "parquet" if cast(io.BufferedReader, stream).peek(4).startswith(PARQUET) else kind
         if kind != "parquet":
             next(table_records(as_utf8(stream), kind, path, fields), None)
             return
@@ -125,9 +128,8 @@ def all_records(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, Any]]
         InputError: the file is damaged, or as raised by `check_file` for a table's names.
     """
     with opened(path) as stream:
-        kind = format_of(path) or (
-            "parquet" if cast(io.BufferedReader, stream).peek(4).startswith(b"PAR1") else "jsonl"
-        )
+        head = cast(io.BufferedReader, stream).peek(4)
+        kind = "parquet" if head.startswith(PARQUET) else format_of(path) or "jsonl"
         if kind == "parquet":
             yield from enumerate(parquet_rows(open_parquet(stream)), 1)
         else:
@@ -212,11 +214,13 @@ def document_of(row: Any, source: str, line: int, fields: Fields = FIELDS) -> Do
 
 def _title(value: Any, name: str) -> str:
     """A title of a row, which may be a whole number, as `1984`; see `_text`."""
+    if isinstance(value, list):
+        raise ValueError(f"{name} is {value!r:.60}; expected a string")
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value, name)
 
 
 def _text(value: Any, name: str) -> str:
-    """A text of a row; bytes are UTF-8.
+    """A text of a row; bytes are UTF-8, and strings in a list its paragraphs, as in KILT's source of knowledge.
 
     Raises:
         ValueError: it is something else.
@@ -225,6 +229,8 @@ def _text(value: Any, name: str) -> str:
         return ""
     if isinstance(value, bytes):
         return value.decode()
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
     if not isinstance(value, str):
         raise ValueError(f"{name} is {value!r:.60}; expected a string")
     return value

@@ -24,6 +24,7 @@ _NO_DATA = re.compile(
 )
 """Names of files beside data: descriptions, checksums, a store's markers of folders, what the
 library `datasets` writes."""
+_SHARD = re.compile(r"(?P<stem>.*)[-.](?P<number>\d{1,6})-of-(?P<of>\d{1,6})(?P<end>[^/]*)")
 _NUM_SHOWN = 5
 
 
@@ -94,6 +95,8 @@ def without_other_files(pattern: str, found: Sequence[str], option: str) -> list
         InputError: the glob matches files, but none that may be data.
     """
     kept = [path for path in found if not _WILD.search(pattern) or _may_be_data(path, pattern)]
+    kept = [path for path in kept if not _WILD.search(pattern) or not _is_queries_beside_corpus(path, kept)]
+    _report_missing_shards(pattern, kept, option)
     left_out = [path for path in found if path not in set(kept)]
     if left_out:
         shown = ", ".join(left_out[:_NUM_SHOWN]) + (" …" if len(left_out) > _NUM_SHOWN else "")
@@ -102,6 +105,28 @@ def without_other_files(pattern: str, found: Sequence[str], option: str) -> list
             raise InputError(f"{message}; give the name of one without * to read it all the same")
         _LOG.warning("%s; they are not read", message)
     return kept
+
+
+def _is_queries_beside_corpus(path: str, found: Sequence[str]) -> bool:
+    """Whether a file is the queries of a folder as BEIR publishes them, whose `corpus.jsonl` is matched too."""
+    folder, _, name = path.rpartition("/")
+    beside = f"{folder}/corpus" if folder else "corpus"
+    return name.startswith("queries.jsonl") and any(other.startswith(f"{beside}.jsonl") for other in found)
+
+
+def _report_missing_shards(pattern: str, found: Sequence[str], option: str) -> None:
+    """Warn of files that are missing by their names, as `train-00001-of-00002.parquet`."""
+    shards: dict[tuple[str, int, str], set[int]] = {}
+    for path in found:
+        if match := _SHARD.fullmatch(path):
+            shards.setdefault((match["stem"], int(match["of"]), match["end"]), set()).add(int(match["number"]))
+    for (stem, of, end), numbers in shards.items():
+        first = min(0 if 0 in numbers else 1, *numbers)
+        if _WILD.search(pattern) and len(numbers) < of and (lacking := set(range(first, first + of)) - numbers):
+            _LOG.warning(
+                "%s %s: %d of %d files %s-…-of-%d%s are there; number %d is the first that is missing",
+                *(option, pattern, len(numbers), of, stem, of, end, min(lacking)),
+            )
 
 
 def _may_be_data(path: str, pattern: str) -> bool:

@@ -4,6 +4,7 @@ JSON Lines are read line by line. These shapes are read whole: a list; an object
 (`{"data": [...]}`) or with the columns of a table; several values, on one line or over several lines.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -20,10 +21,38 @@ _BLANK = b" \t\r\n\v\f\x1e"
 _WINDOW_BYTES = 2**16
 _DEPTH = 3  # levels of objects in which the list of rows is looked for
 _GAP = re.compile(r"[\s,\ufeff\x1e]*")  # between values one after another
-_OF_ROWS = {"id", "_id", "title", "question", "questionid", "query", "answer", "input"}  # fields of a single row
-_DECODER = json.JSONDecoder()
+_OF_ROWS = {  # fields of a single row
+    *("id", "_id", "title", "question", "questionid", "query", "answer", "input", "body", "context"),
+    *("question_text", "document_text", "messages"),
+}
+_PLAIN_DECODER = json.JSONDecoder()
 _AS_SPACES = dict.fromkeys(map(ord, "\t\v\f"), " ")
-_LINE_DECODER = json.JSONDecoder(strict=False)  # strings may hold tabs and form feeds; a line end cannot be among them
+TWICE = "name twice"
+"""Reason of a record in which an object has a name twice: which value is meant is not known."""
+
+
+class RepeatedNameError(ValueError):
+    """An object of JSON has a name twice."""
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some names and values, for `object_pairs_hook`; Python's own takes the last of two values.
+
+    Raises:
+        RepeatedNameError: a name occurs twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise RepeatedNameError(f"{twice!r:.60} occurs twice in an object; keep one of its values")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_names)
+# Strings may hold tabs and form feeds; of a line, no line end can be among them.
+_LINE_DECODER = json.JSONDecoder(strict=False, object_pairs_hook=unique_names)
+_LENIENT_DECODER = json.JSONDecoder(strict=False)
 
 
 def json_records(stream: IO[bytes], text_field: str, *, long_lines: bool = False) -> Iterator[tuple[int, Any]]:
@@ -39,7 +68,7 @@ def json_records(stream: IO[bytes], text_field: str, *, long_lines: bool = False
     """
     read, first, whole = _beginning(stream, long_lines)
     if whole:
-        yield from enumerate(_values(b"".join(read) + stream.read(), text_field), first)
+        yield from enumerate(map(_flat, _values(b"".join(read) + stream.read(), text_field)), first)
     else:
         yield from _numbered(itertools.chain(read, raw_lines(stream)), 1)
 
@@ -68,7 +97,7 @@ def _beginning(stream: IO[bytes], long_lines: bool) -> tuple[list[bytes], int, b
     if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
         return read, 1, long_lines
     value = line_value(line)
-    if not isinstance(value, Unusable):
+    if not isinstance(value, Unusable) or value.reason == TWICE:
         while (more := stream.readline(MAX_RECORD_BYTES)) and not more.strip():
             read.append(more)
         return [*read, more], first, not more
@@ -91,7 +120,7 @@ def _is_no_line(line: bytes, window: bytes) -> bool:
     if text[start : start + 1] not in ("{", "["):
         return False
     try:
-        _, end = _DECODER.raw_decode(text, start)
+        _, end = _PLAIN_DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
         if error.msg.startswith("Unterminated string"):  # no string of JSON holds a line end
             return False
@@ -138,12 +167,14 @@ def _numbered(lines: Iterable[bytes], first: int) -> Iterator[tuple[int, Any]]:
         if isinstance(line, Unusable):
             yield number, line
         else:
-            yield from ((number, value) for value in _of_line(line))
+            yield from ((number, _flat(value)) for value in _of_line(line))
 
 
 def _of_line(line: bytes) -> Sequence[Any]:
     """The values of a line: one, or each object if it holds several or a list of them."""
     value = line_value(line)
+    if isinstance(value, Unusable) and value.reason == TWICE:
+        return list(_values(line, ""))
     values = value if isinstance(value, list) else [value]
     if isinstance(value, Unusable) and "Extra data" in value.detail:
         values = list(_values(line, ""))
@@ -156,8 +187,17 @@ def line_value(line: bytes) -> Any:
         return _LINE_DECODER.decode(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return Unusable("not UTF-8", str(error), line)
+    except RepeatedNameError as error:
+        return Unusable(TWICE, str(error), line)
     except (ValueError, RecursionError) as error:
         return Unusable("not JSON", str(error), line)
+
+
+def _flat(value: Any) -> Any:
+    """A row; of one as Elasticsearch exports it, the fields of its `_source` beside `_id` and the others."""
+    if isinstance(value, dict) and isinstance(source := value.get("_source"), dict):
+        return {**{name: held for name, held in value.items() if name != "_source"}, **source}
+    return value
 
 
 # --- whole files -----------------------------------------------------------------------------------------------------
@@ -182,9 +222,8 @@ def _values(data: bytes, text_field: str) -> Iterator[Any]:
             if text[start] == "[" and not in_list:
                 start, in_list = _after_gap(text, start + 1), True
                 continue
-            yield Unusable("not JSON", str(error), text[start:])
-            end = text.find("\n{", start)  # the next one begins a line
-            start = end + 1 if end >= 0 else len(text)
+            unusable, start = _unusable(text, start, error)
+            yield unusable
             continue
         end = _after_gap(text, end)
         if isinstance(value, list):
@@ -194,6 +233,16 @@ def _values(data: bytes, text_field: str) -> Iterator[Any]:
         else:
             yield value
         start = end
+
+
+def _unusable(text: str, start: int, error: Exception) -> tuple[Unusable, int]:
+    """What is at a place where no value could be read, and where the next one may begin."""
+    if isinstance(error, RepeatedNameError):
+        with contextlib.suppress(ValueError, RecursionError):  # it may be damaged behind that
+            _, end = _LENIENT_DECODER.raw_decode(text, start)
+            return Unusable(TWICE, str(error), text[start:end]), _after_gap(text, end)
+    end = text.find("\n{", start)  # the next one begins a line
+    return Unusable("not JSON", str(error), text[start:]), end + 1 if end >= 0 else len(text)
 
 
 def _decoded(text: str, start: int, kind: type) -> tuple[Any, int]:
@@ -220,7 +269,7 @@ def _unwrapped(value: dict[str, Any], text_field: str) -> Sequence[Any]:
         return rows or [value]
     if rows := _of_columns(value, text_field):
         return rows
-    lists = [found for found in _lists(value, _DEPTH) if any(text_field in row for row in found)]
+    lists = [found for found in _lists(value, _DEPTH) if any(text_field in _flat(row) for row in found)]
     lists = lists or [found for found in _lists(value, 1) if found]
     if len(lists) == 1:
         return lists[0]

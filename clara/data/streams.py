@@ -51,6 +51,7 @@ _OTHERS = {
     (0, b"\xff\xff\xff\xff"): ("an Arrow stream", "write it as Parquet, as Dataset.to_parquet does"),
     (0, b"Obj\x01"): ("an Avro file", "write it as Parquet or JSON Lines"),
     (0, b"SQLite format 3\0"): ("an SQLite database", "export its table as CSV"),
+    (0, b"version https://git-lfs"): ("a pointer of Git LFS and no data", "fetch its content with git lfs pull"),
     (0, b"%PDF-"): ("a PDF", "extract its text"),
     (0, b"\xd0\xcf\x11\xe0"): ("an old document of Office", "export text or CSV"),
 }
@@ -183,7 +184,9 @@ def opened(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
                 content: Any = stream
                 refuse_other(os.fspath(path), content.peek(_HEAD_BYTES))
                 yield stream
-    except DAMAGE as error:
+    except (*DAMAGE, UnicodeDecodeError) as error:
+        if isinstance(error, UnicodeDecodeError) and not error.encoding.startswith(("utf-16", "utf-32")):
+            raise
         raise InputError(
             f"{path}: cannot be read to its end ({unreadable(error)}); correct the path, or copy the file again"
         ) from error

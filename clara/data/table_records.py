@@ -176,7 +176,7 @@ def table_records(stream: IO[bytes], kind: str, path: str, fields: Fields) -> It
         return
     questions = isinstance(fields, QuestionFields)
     if questions and isinstance(first[1], bytes) and _QA_LINE.match(first[1]):
-        yield from _quoted(lines, "\t", ("question", "answer"))
+        yield from _quoted(lines, "\t", ["question", "answer"])
         return
     delimiter, names = _header(first[1], kind, path, fields)
     if names:
@@ -249,7 +249,7 @@ def _collection(lines: _Lines, names: Sequence[str]) -> Iterator[tuple[int, Any]
             yield number, Unusable("not a row", f"{len(cells)} cells, expected a number, a text, perhaps a title", line)
 
 
-def _quoted(lines: _Lines, delimiter: str, names: Sequence[str]) -> Iterator[tuple[int, Any]]:
+def _quoted(lines: _Lines, delimiter: str, names: list[str]) -> Iterator[tuple[int, Any]]:
     """Rows whose cells may be quoted; an unclosed quote spoils its own line only."""
     while (found := lines.peek()) is not None:
         number, line = found
@@ -271,7 +271,12 @@ def _quoted(lines: _Lines, delimiter: str, names: Sequence[str]) -> Iterator[tup
             if delimiter != "\t" or len(cells) != len(names):  # a tab is no part of a text, as a comma is
                 yield number, Unusable("not a row", f"{error}; quotes are doubled inside of quotes", line)
                 continue
-        if len(cells) == len(names):
+        if cells == names:
+            yield (
+                number,
+                Unusable("not a row", "the names of the columns again, as where tables are put together", line),
+            )
+        elif len(cells) == len(names):
             yield number, {name: "" if cell == _NULL else cell for name, cell in zip(names, cells, strict=True)}
         else:
             yield number, Unusable("not a row", f"{len(cells)} cells, the first line names {len(names)}", line)

@@ -5,9 +5,10 @@ python -m pipelines.build_questions --input questions.jsonl --format jsonl --out
 python -m pipelines.build_questions --input corpus.jsonl --format cloze --output DIR --pool-size 20
 
 Without --format it is detected from the fields of the first rows. Formats with documents (clara, hotpotqa, 2wiki,
-musique, squad, flashrag, dpr, fid) name them by the hash of their content, or by the ids that passages of dpr and fid
-have; --corpus-output writes them for build_memory. Pools keep the published candidates in a seeded order, as published
-ones may have the right ones in front. beir and msmarco (colbert) are queries whose right documents --qrels names:
+musique, squad, flashrag, dpr, fid, mrqa, bioasq, nq) name them by the hash of their content, or by the ids that those
+of dpr, fid and mrqa have; --corpus-output writes them for build_memory. Pools keep the published candidates in a seeded
+order, as published ones may have the right ones in front. beir and msmarco (colbert) are queries whose right documents
+--qrels names:
 python -m pipelines.build_questions --input queries.jsonl --qrels qrels/test.tsv --format beir --output DIR
 
 `cloze` masks in an article's sentence the mention of another article (pipelines/corpus/bridges.py); `natural` asks Who,

@@ -18,6 +18,16 @@ _KINDS = {  # of a multi-hop question: the sets that have such
     "inference": ("2wiki",),
     "bridge_comparison": ("2wiki",),
 }
+_NESTED: tuple[tuple[str, set[str], type], ...] = (  # formats, their fields, and the type of the first in the alphabet
+    ("kilt", {"input", "output"}, object),
+    ("mrqa", {"context", "qas"}, str),
+    ("mrqa", {"header"}, dict),
+    ("bioasq", {"body", "snippets"}, str),
+    ("bioasq", {"body", "exact_answer"}, str),
+    ("bioasq", {"body", "ideal_answer"}, str),
+    ("eli5", {"answers", "title", "q_id"}, dict),
+    ("nq", {"annotations", "question_text"}, list),
+)
 MULTI_HOP = ("hotpotqa", "2wiki")
 QUERIES_OR_CORPUS = ("beir", "msmarco", "cloze")
 
@@ -47,6 +57,8 @@ def formats_of(values: Any) -> tuple[str, ...]:
 def _by_answer(row: Mapping[str, Any]) -> tuple[str, ...]:
     if "paragraphs" in row:
         return ("musique",)
+    if "detected_answers" in row:  # a question of MRQA without the others of its context
+        return ("mrqa",)
     if isinstance(row.get("context"), str) and isinstance(row.get("answers"), dict | list):
         return ("squad",)
     if isinstance(row.get("answer"), Mapping):
@@ -68,6 +80,9 @@ def _without_question(row: Mapping[str, Any]) -> tuple[str, ...]:
     articles = row.get("data") if isinstance(row.get("data"), list) else [row]
     if any(isinstance(article, Mapping) and "paragraphs" in article for article in articles or ()):
         return ("squad",)
+    for format_, signs, kind in _NESTED:
+        if signs <= row.keys() and isinstance(row[min(signs)], kind):
+            return (format_,)
     if "Question" in row and "Answer" in row:
         return ("triviaqa",)
     if "query" in row:

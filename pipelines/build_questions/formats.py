@@ -9,6 +9,14 @@ from pipelines.build_questions.convert import PublishedFormat
 from pipelines.build_questions.from_corpus import CorpusFormat
 from pipelines.build_questions.judged import JudgedFormat, tsv_rows
 from pipelines.build_questions.multi_hop import convert_hotpotqa, convert_musique, convert_squad, squad_rows
+from pipelines.build_questions.nested import (
+    convert_bioasq,
+    convert_eli5,
+    convert_kilt,
+    convert_mrqa,
+    convert_nq,
+    mrqa_rows,
+)
 from pipelines.build_questions.passages import convert_clara, convert_dpr, convert_fid, convert_flashrag
 from pipelines.build_questions.published import (
     Published,
@@ -37,6 +45,11 @@ FORMATS: dict[str, QuestionFormat] = {
     "2wiki": _pools("2wiki", convert_hotpotqa),
     "musique": _pools("musique", convert_musique),
     "squad": PublishedFormat("squad", squad_rows, convert_squad, brings_documents=True),
+    "mrqa": PublishedFormat("mrqa", mrqa_rows, convert_mrqa, brings_documents=True, has_ids=True),
+    "bioasq": PublishedFormat("bioasq", plain_rows, convert_bioasq, brings_documents=True),
+    "nq": _pools("nq", convert_nq),
+    "kilt": PublishedFormat("kilt", plain_rows, convert_kilt),
+    "eli5": PublishedFormat("eli5", plain_rows, convert_eli5),
     "nq-open": PublishedFormat("nq-open", plain_rows, convert_nq_open),
     "triviaqa": PublishedFormat("triviaqa", triviaqa_rows, convert_triviaqa),
     "popqa": PublishedFormat("popqa", plain_rows, convert_popqa),

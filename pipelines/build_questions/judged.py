@@ -1,6 +1,7 @@
 """Queries and judgements in separate files: BEIR's, MS MARCO's and ColBERT's."""
 
 import argparse
+import csv
 import logging
 import math
 import os
@@ -22,9 +23,12 @@ from pipelines.build_questions.row import Row, given_id, question_of
 
 _TEXTS = ("text", "query", "question")
 _HEADS = {
-    "query": ("query-id", "query_id", "qid", "query", "topic"),
-    "document": ("corpus-id", "corpus_id", "doc-id", "doc_id", "docid", "pid", "passage-id", "passage_id"),
-    "grade": ("score", "relevance", "label", "grade", "rel", "relevancy"),
+    "query": ("query-id", "query_id", "queryid", "qid", "query", "topic", "topic-id", "topic_id"),
+    "document": (
+        *("corpus-id", "corpus_id", "doc-id", "doc_id", "docid", "docno", "document-id", "document_id", "documentid"),
+        *("pid", "passage-id", "passage_id"),
+    ),
+    "grade": ("score", "relevance", "label", "grade", "rel", "relevancy", "judgment", "judgement"),
 }
 _TABLES = (".jsonl", ".ndjson", ".json", ".parquet")
 _log = logging.getLogger(__name__)
@@ -160,6 +164,10 @@ def _judged_rows(path: str) -> Iterator[tuple[str, str, str, float]]:
     for number, values in read_rows(path):
         row = Row(values, f"{path}:{number}")
         names = {role: row.name_of(heads) for role, heads in _HEADS.items()}
+        if values and all(isinstance(judged, Mapping) for judged in values.values()):  # as pytrec_eval takes them
+            for query, judged in values.items():
+                yield from (_judgement(row.where, query, document, grade) for document, grade in judged.items())
+            continue
         if not names["query"] or not names["document"]:
             raise InputError(
                 f"{row.where}: no query-id or corpus-id (there are {', '.join(sorted(row))}); give a file of judgements"
@@ -171,7 +179,7 @@ def _judged_rows(path: str) -> Iterator[tuple[str, str, str, float]]:
 def _judged_lines(path: str) -> Iterator[tuple[str, str, str, float]]:
     columns: tuple[int, int, int] | None = None
     for number, line in _lines(path):
-        cells = [cell.strip() for cell in (line.split("\t") if "\t" in line else line.split())]
+        cells = [cell.strip() for cell in _cells(line)]
         if number == 1 and cells[0].casefold() in (*_HEADS["query"], *_HEADS["document"]):
             columns = _named_columns(cells, f"{path}:1")
             continue
@@ -185,6 +193,14 @@ def _judged_lines(path: str) -> Iterator[tuple[str, str, str, float]]:
         yield _judgement(
             where, cells[positions[0]], cells[positions[1]], cells[positions[2]] if positions[2] >= 0 else 1
         )
+
+
+def _cells(line: str) -> list[str]:
+    """The cells of a line with tabs, commas (CSV) or blanks between them; those of tables may be quoted."""
+    delimiter = "\t" if "\t" in line else "," if "," in line and len(line.split()) == 1 else ""
+    if delimiter == "," or (delimiter and line.startswith('"')):
+        return next(csv.reader([line], delimiter=delimiter))
+    return line.split(delimiter or None)
 
 
 def _named_columns(cells: Sequence[str], where: str) -> tuple[int, int, int]:

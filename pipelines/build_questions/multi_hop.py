@@ -190,8 +190,11 @@ def convert_squad(row: Row) -> Published:
     if isinstance(given, Mapping):  # columns, as dataset hubs have them
         answers = given.get("text")
     else:
-        field(row, "answers", list)
-        answers = [field(answer, "text", str) for answer in objects(given, "answers", row.where, "text")]
+        listed = field(row, "answers", list)
+        if all(isinstance(answer, str) for answer in listed):
+            answers = listed
+        else:
+            answers = [field(answer, "text", str) for answer in objects(given, "answers", row.where, "text")]
     kept = answered(row, question, answers)
     title = str(row.get("title") or "").replace("_", " ")
     document = Paragraph(normalise(title), normalise(field(row, "context", str)), True)

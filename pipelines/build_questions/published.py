@@ -7,6 +7,7 @@ from typing import Any
 
 from clara.data.corpus import read_rows
 from clara.data.fields import QuestionFields
+from clara.data.json_records import RepeatedNameError, unique_names
 from clara.data.streams import as_utf8, opened
 from clara.errors import InputError
 from pipelines.build_questions.hops import UNKNOWN
@@ -85,13 +86,15 @@ def whole_object(path: str) -> Mapping[str, Any] | None:
     """The object that is the whole content of a JSON file; None: there are several values, or another format.
 
     Raises:
-        InputError: it has a lone surrogate, or the file is damaged.
+        InputError: it has a lone surrogate or a name twice, or the file is damaged.
     """
     try:
         with opened(path) as stream:
-            whole = json.loads(as_utf8(stream).read().decode("utf-8-sig"))
+            whole = json.loads(as_utf8(stream).read().decode("utf-8-sig"), object_pairs_hook=unique_names)
     except InputError:
         raise
+    except RepeatedNameError as error:
+        raise InputError(f"{path}: {error}") from error
     except (ValueError, RecursionError):
         return None
     if not isinstance(whole, dict):

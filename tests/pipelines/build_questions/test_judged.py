@@ -56,6 +56,9 @@ def test_positives_are_those_judged_above_nought(tmp_path: Path) -> None:
         "Q-1 0 B-1 2\nQ-1 0 B-4 0\nQ-2 0 B-3 1\nQ-2 0 B-2 3\n",  # TREC's
         "Q-1\t0\tB-1\t2\r\nQ-1\t0\tB-4\t0\r\nQ-2\t0\tB-3\t1\r\n\r\nQ-2\t0\tB-2\t3\r\n",
         "Q-1\tB-1\t2\nQ-1\tB-4\t-1\nQ-2\tB-3\t1.0\nQ-2\tB-2\t3\n",
+        'query-id,corpus-id,score\nQ-1,B-1,2\nQ-2,B-3,1\n"Q-2","B-2","3"\n',
+        '"query-id"\t"corpus-id"\t"score"\n"Q-1"\t"B-1"\t"2"\nQ-2\tB-3\t1\nQ-2\tB-2\t3\n',
+        "QueryID\titer\tdocno\tjudgment\nQ-1\tQ0\tB-1\t2\nQ-2\tQ0\tB-3\t1\nQ-2\tQ0\tB-2\t3\n",
         "corpus-id\tscore\tquery-id\nB-1\t2\tQ-1\nB-3\t1\tQ-2\nB-2\t3\tQ-2\nB-2\t3\tQ-2\n",
     ],
 )
@@ -63,6 +66,11 @@ def test_judgements_as_text(tmp_path: Path, content: str) -> None:
     for data in (b"\xef\xbb\xbf" + content.encode(), content.encode("utf-16")):
         (tmp_path / "qrels.txt").write_bytes(data)
         assert right(build(tmp_path, queries(tmp_path), tmp_path / "qrels.txt")) == RIGHT
+
+
+def test_judgements_as_pytrec_eval_takes_them(tmp_path: Path) -> None:
+    (tmp_path / "qrels.json").write_text('{"Q-1": {"B-1": 2, "B-4": 0}, "Q-2": {"B-3": 1, "B-2": 3}}')
+    assert right(build(tmp_path, queries(tmp_path), tmp_path / "qrels.json")) == RIGHT
 
 
 def test_judgements_as_tables_and_compressed(tmp_path: Path) -> None:

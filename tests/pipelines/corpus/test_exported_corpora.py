@@ -11,6 +11,7 @@ import pytest
 
 from clara.data.records import Document
 from clara.errors import InputError
+from pipelines.build_questions.detect import detect
 from pipelines.corpus.dead_letter import DeadLetter
 from pipelines.corpus.splits import find_units
 from pipelines.corpus.whole import corpus_files, read_corpus
@@ -32,6 +33,10 @@ def packed(name: str, container: str) -> bytes:
     return buffer.getvalue()
 
 
+HITS = [
+    {"_index": "wiki", "_id": row["id"], "_score": 1.0, "_source": {"title": row["title"], "text": row["text"]}}
+    for row in ROWS
+]
 FILES: dict[str, bytes] = {
     "a-list-a-line.jsonl": "".join(json.dumps([row]) + "\n" for row in ROWS).encode(),
     "put-together.jsonl": "".join(f"\ufeff{line}\r\n" for line in LINES).encode(),
@@ -42,7 +47,13 @@ FILES: dict[str, bytes] = {
     "twice.json.gz": gzip.compress(gzip.compress(JSON["list"].encode())),
     "padded.jsonl.gz": gzip.compress(JSON["lines"].encode()) + bytes(512),
     "part-0000.gz": gzip.compress(JSON["lines"].encode()),
+    "parquet.json": PARQUET["strings"],
+    "parquet.csv": PARQUET["strings"],
+    "part-0": PARQUET["strings"],
     "whole.parquet.gz": gzip.compress(PARQUET["nested"]),
+    "elasticdump.jsonl": "".join(json.dumps(hit) + "\n" for hit in HITS).encode(),
+    "elastic.json": json.dumps({"took": 5, "hits": {"total": {"value": 2}, "hits": HITS}}).encode(),
+    "paragraphs.jsonl": "".join(json.dumps({**row, "text": row["text"].split(" ")}) + "\n" for row in ROWS).encode(),
     "mongo.jsonl": "".join(json.dumps({**row, "id": {"$oid": row["id"]}}) + "\n" for row in ROWS).encode(),
 }
 
@@ -168,3 +179,58 @@ def test_what_the_library_datasets_writes_beside_data_is_left_out(
     (tmp_path / "a.jsonl").write_text(JSON["lines"])
     assert [Path(name).name for name in corpus_files([f"{tmp_path}/*"])] == ["a.jsonl"]
     assert "3 matching files are no data by their names" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be", "utf-32"])
+def test_utf_16_and_32_that_are_cut_are_refused_in_one_line(tmp_path: Path, name: str, encoding: str) -> None:
+    (tmp_path / name).write_bytes("id\ttext\tquestion\n7\tAda\tWho?\n".encode(encoding)[:-1])
+
+    def small(paths: list[str]) -> None:
+        read_corpus(corpus_files(paths))
+
+    for read_file in (small, lambda paths: detect(paths, judged=False)):
+        with pytest.raises(InputError, match=rf"{name}.*utf-\d\d") as caught:
+            read_file([str(tmp_path / name)])
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "list.json", "list.jsonl", "line.jsonl"])
+def test_an_object_with_a_name_twice_is_a_letter_of_its_own(tmp_path: Path, name: str) -> None:
+    twice = '{"id": "2", "text": "first", "text": "second"}'
+    rows = [LINES[0], twice, LINES[1]]
+    content = {"list": f"[{','.join(rows)}]", "line": " ".join(rows)}.get(name.partition(".")[0], "\n".join(rows))
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    first, letter, last = by_the_job(tmp_path / name)
+    assert isinstance(letter, DeadLetter)
+    assert (letter.reason, letter.detail) == ("name twice", "'text' occurs twice in an object; keep one of its values")
+    assert [one.id for one in (first, last) if isinstance(one, Document)] == ["4101", "4102"]
+    with pytest.raises(InputError, match=rf"{name}:\d: .*: name twice, 'text' occurs twice"):
+        read_corpus(corpus_files([str(tmp_path / name)]))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+def test_tables_put_together_have_one_line_of_names(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(2 * table("\t" if name == "a.tsv" else ","), encoding="utf-8")
+    found = by_the_job(tmp_path / name)
+    assert [(one.line, one.detail) for one in found if isinstance(one, DeadLetter)] == [
+        (4, "the names of the columns again, as where tables are put together")
+    ]
+    assert len(found) == 5
+    with pytest.raises(InputError, match=rf"{name}:4: .*the names of the columns again"):
+        read_corpus(corpus_files([str(tmp_path / name)]))
+
+
+def test_a_pointer_of_git_lfs_is_no_data(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "a.parquet"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4f\nsize 12\n")
+        for look in (corpus_files, lambda paths: find_units(paths, "auto")):
+            with pytest.raises(InputError, match=rf"{name}: a pointer of Git LFS .*git lfs pull"):
+                read_corpus(look([str(tmp_path / name)]))
+
+
+def test_a_name_twice_before_other_damage_is_one_letter(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(LINES[0] + '\n{"id": {"a": 1, "a": 2}, "text": [}\n' + LINES[1] + "\n")
+    (tmp_path / "a.json").write_text('{"data": [{"id": 1, "id": 2, "text": "x"}], "tot')
+    assert [one.reason for one in by_the_job(tmp_path / "a.jsonl") if isinstance(one, DeadLetter)] == ["not JSON"]
+    assert [one.reason for one in by_the_job(tmp_path / "a.json") if isinstance(one, DeadLetter)] == ["not JSON"]

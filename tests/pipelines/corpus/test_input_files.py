@@ -8,7 +8,7 @@ import pytest
 from clara.data.input_files import expand
 from clara.errors import InputError
 from pipelines.corpus.splits import find_units
-from tests.helpers.awkward import JSON
+from tests.helpers.awkward import JSON, PARQUET
 from tests.helpers.corpus_readers import EXPECTED, read
 
 
@@ -56,6 +56,41 @@ def test_files_beside_data_are_left_out_and_reported(place: Path, caplog: pytest
     assert expand(["spark/README.md", "spark/_SUC*"]) == ["spark/README.md", "spark/_SUCCESS"]
     with pytest.raises(InputError, match=r"no data by their names: spark/README\.md; give the name of one without \*"):
         expand(["spark/*.md"])
+
+
+def test_queries_beside_a_corpus_are_no_documents(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (place / "scifact").mkdir()
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (place / "scifact" / name).write_text(JSON["lines"])
+    for pattern in ("scifact/*", "scif*/*.jsonl"):
+        with caplog.at_level("WARNING"):
+            assert [u.name for u in find_units([pattern], "auto")] == expand([pattern]) == ["scifact/corpus.jsonl"]
+        assert "1 matching files are no data by their names: scifact/queries.jsonl" in caplog.text
+    assert expand(["scifact/queries.jsonl"]) == expand(["scifact/queries*"]) == ["scifact/queries.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((0, 2), "2 of 3 files hub/train-…-of-3.parquet are there; number 1 is the first that is missing"),
+        ((1, 2), "2 of 3 files hub/train-…-of-3.parquet are there; number 3 is the first"),
+        ((0, 1, 2), ""),
+        ((1, 2, 3), ""),
+    ],
+)
+def test_shards_that_are_missing_are_reported(
+    place: Path, caplog: pytest.LogCaptureFixture, numbers: tuple[int, ...], message: str
+) -> None:
+    (place / "hub").mkdir()
+    for number in numbers:
+        (place / "hub" / f"train-{number:05}-of-00003.parquet").write_bytes(PARQUET["strings"])
+    with caplog.at_level("WARNING"):
+        assert len(expand(["hub/*"])) == len(numbers)
+    assert message in caplog.text
+    assert bool(caplog.text) == bool(message)
+    caplog.clear()
+    assert len(expand([f"hub/train-{numbers[0]:05}-of-00003.parquet"])) == 1  # who names one means it
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("pattern", ["pipe.jsonl", "*.jsonl", "/dev/fd/0", "/dev/null"])
