@@ -1,5 +1,6 @@
 """Embeddings of a model behind an OpenAI-compatible endpoint, checked number by number."""
 
+import base64
 import functools
 import json
 import logging
@@ -207,12 +208,15 @@ class EndpointEncoder:
     def _vectors(self, body: Any, labels: Sequence[str]) -> list[NDArray[np.float32]]:
         """The vectors of an answer, in the order of the texts; their sizes may differ yet.
 
+        Without any `index` they are in this order already.
+
         Raises:
             InputError: it has another number of vectors, or one is no list of finite numbers.
         """
         remedy = "check that the URL is of an embeddings endpoint and that --dense-name is an embedding model"
         try:
-            positions = [int(item["index"]) for item in body["data"]]
+            indexed = any("index" in item for item in body["data"])
+            positions = [int(item["index"] if indexed else position) for position, item in enumerate(body["data"])]
             found = dict(zip(positions, [item["embedding"] for item in body["data"]], strict=True))
         except (KeyError, TypeError, ValueError, OverflowError):
             self._refuse(labels, f"returned no vectors but {self._cleaned(json.dumps(body))!r}", remedy)
@@ -222,8 +226,8 @@ class EndpointEncoder:
         vectors = []
         for position, label in enumerate(labels):
             try:
-                vector = np.asarray(found[position])
-            except ValueError:  # lists of different lengths
+                vector = _numbers(found[position])
+            except ValueError:  # lists of different lengths, or text
                 vector = np.empty(0)
             if vector.ndim != 1 or not vector.size or vector.dtype.kind not in "iuf":
                 said = self._cleaned(json.dumps(found[position]))
@@ -246,3 +250,14 @@ class EndpointEncoder:
 
     def _cleaned(self, text: str) -> str:
         return cleaned(text, self._key)
+
+
+def _numbers(embedding: Any) -> NDArray[Any]:
+    """The numbers of a vector; some servers send base64 of little-endian float32, whatever was asked for.
+
+    Raises:
+        ValueError: it is neither this nor a list of numbers.
+    """
+    if isinstance(embedding, str):
+        return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4")
+    return np.asarray(embedding)

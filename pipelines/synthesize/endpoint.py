@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import tenacity
 
+from clara.data.records import whole_characters
 from clara.endpoints import cleaned, key_of, retry_after
 from clara.errors import InputError
 from clara.storage.manifest import hash_of
@@ -180,7 +181,7 @@ class Endpoint:
             if isinstance(body, dict) and body.get("error") and not body.get("choices"):
                 return self._refused(body["error"])
             choice = body["choices"][0]
-            content = completions.content(choice["message"])
+            content = whole_characters(completions.content(choice["message"]))
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise _AgainError(
                 "no completion", f"({type(error).__name__}: {self._clean(str(error))}) in {self._clean(str(text))!r}"

@@ -106,7 +106,7 @@ def answer(value: Any) -> str | None:
     if not isinstance(value, dict) or "answer" not in value:
         return None
     found = value["answer"]
-    if found is None:
+    if found is None or found != found:  # NaN
         return ""
     if isinstance(found, bool):
         return "yes" if found else "no"

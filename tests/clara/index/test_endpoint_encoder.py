@@ -1,5 +1,6 @@
 """Dense vectors of an embeddings endpoint: against brute force, paid once, and every way in which it can fail."""
 
+import base64
 import json
 import socket
 import sys
@@ -157,7 +158,9 @@ ROW = r"row -?\d+: the endpoint "
         (changed(0, [True] * 8), ROW + "returned .* expected a list of numbers"),
         (changed(0, [[1.0], [1.0, 2.0]]), ROW + "returned .* expected a list of numbers"),
         (changed(0, []), ROW + r"returned '\[\]', expected a list of numbers"),
-        (changed(0, "AACAPwAAgD8="), ROW + "returned .* expected a list of numbers"),
+        (changed(0, "AACAPwAAgD8="), ROW + "returned a vector of 2 numbers, expected 8"),  # base64
+        (changed(0, "0.5,1.0"), ROW + "returned .* expected a list of numbers"),
+        (changed(0, "AACAPwA="), ROW + "returned .* expected a list of numbers"),
         (lambda items: {"choices": []}, "a text that asks for the size: .* returned no vectors but"),
         (lambda items: [{"index": 0}], "returned no vectors but"),
         (lambda items: [item | {"index": float("inf")} for item in items], "returned no vectors but"),
@@ -171,6 +174,18 @@ def test_answers_that_are_no_vectors_of_the_texts_are_refused(
     with pytest.raises(InputError, match=message) as caught:
         build(memory, tmp_path / "index", settings(endpoint))
     assert "run the same command again" in str(caught.value)
+
+
+def test_vectors_in_base64_and_without_an_index_are_read(
+    tmp_path: Path, memory: Path, endpoint: EmbeddingEndpoint
+) -> None:
+    def packed(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        ordered = sorted(items, key=lambda item: item["index"])
+        return [{"embedding": base64.b64encode(np.array(i["embedding"], "<f4").tobytes()).decode()} for i in ordered]
+
+    endpoint.edit = packed
+    build(memory, tmp_path / "index", settings(endpoint))
+    np.testing.assert_allclose(vectors(tmp_path / "index"), unit_vectors(texts(memory)), atol=1e-3)
 
 
 @pytest.mark.parametrize(

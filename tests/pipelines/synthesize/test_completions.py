@@ -35,6 +35,10 @@ def saying(**message: object) -> Any:
         ({"content": TEXT}, "So it is."),
         ({"content": None, "refusal": "I will not."}, "I will not."),
         ({"content": None, "tool_calls": [CALL]}, '{"a": 1}'),
+        (
+            {"content": "Half of a pair, \ud83d, and both, \ud83d\ude00."},
+            "Half of a pair, \ufffd, and both, \U0001f600.",
+        ),
     ],
 )
 def test_content_in_any_form_is_read_and_paid_once(ask: Ask, message: dict[str, Any], expected: str) -> None:
