@@ -177,7 +177,7 @@ class Endpoint:
             InputError: it is an error that ends the job.
         """
         try:
-            body = json.loads(text)
+            body = json.loads(text.lstrip("\ufeff"), strict=False)  # line ends inside strings, as proxies write them
             if isinstance(body, dict) and body.get("error") and not body.get("choices"):
                 return self._refused(body["error"])
             choice = body["choices"][0]

@@ -189,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.model.handle(self, body)
 
     def send(self, status: int, body: Any, headers: dict[str, str] | None = None, cut: bool = False) -> None:
-        data = json.dumps(body).encode()
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = data[: len(data) // 2] if cut else data
         try:
             self.send_response(status)

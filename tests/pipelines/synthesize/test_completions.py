@@ -128,3 +128,12 @@ def test_usage_in_whole_floats_is_usage(ask: Ask) -> None:
     with LanguageModel(echo, body=lambda answer: answer | {"usage": usage}).running() as model:
         (found,), spent = ask(model, requests(1))
         assert (found.prompt_tokens, found.reply_tokens, spent.usage_estimated) == (7, 3, 0)
+
+
+def test_a_mark_before_the_body_and_raw_line_ends_in_it_are_read(ask: Ask) -> None:
+    def body(answer: dict[str, Any]) -> bytes:
+        return ("\ufeff" + json.dumps(answer).replace("\\n", "\n")).encode()
+
+    with LanguageModel(echo, body=body).running() as model:
+        (found,), spent = ask(model, requests(1))
+    assert (found.text, found.error, spent.sent, spent.paid) == (echo("Say it.\n\nSay 0."), "", 1, 1)
