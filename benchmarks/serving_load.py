@@ -63,15 +63,16 @@ def running(command: Sequence[str], port: int, ready: str, log: Path, limit_seco
         port: of the loopback.
         ready: path that answers with 200 once it is.
         log: for what it prints.
-        limit_seconds: longest wait.
+        limit_seconds: longest wait; also the longest answer of MLflow's scoring server.
 
     Raises:
         RuntimeError: it ends, or is not ready in time.
     """
     began = time.monotonic()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow looks for uvicorn there
+    patient = {"MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT": str(int(limit_seconds))}  # one minute is less than some need
     with open(log, "w") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"PATH": path})
+        process = subprocess.Popen(command, stdout=stream, stderr=stream, env=os.environ | {"PATH": path} | patient)
     own = psutil.Process(process.pid)
     try:
         while True:

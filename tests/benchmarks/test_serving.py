@@ -1,15 +1,17 @@
 """The benchmark of the HTTP service: its figures, its variant over raw text, and a whole run with the tiny model."""
 
 import json
+import sys
 import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import serving
-from benchmarks.serving_load import Timing, differing, figures, load
+from benchmarks.serving_load import Timing, differing, figures, load, running
 from benchmarks.serving_report import markdown, ratio, ratios
 from benchmarks.text_service import TextRetriever
 from clara.errors import InputError
@@ -79,6 +81,21 @@ def test_ratios_are_of_the_same_round() -> None:
     assert "| `clara serve`, memory | 8 | 3.00 |" in report
     assert "Short." in report
     assert "in bfloat16:\n\n* `clara serve`, memory, 8 client(s): 3 of 16\n" in report
+
+
+def test_a_scoring_server_has_as_much_time_as_a_service(tmp_path: Path) -> None:
+    code = """
+import http.server, os, sys
+class Says(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(os.environ["MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT"].encode())
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Says).serve_forever()
+"""
+    port = serving.free_port()
+    with running([sys.executable, "-c", code, str(port)], port, "/", tmp_path / "log", 77.0):
+        assert urllib.request.urlopen(f"http://127.0.0.1:{port}/").read() == b"77"
 
 
 def test_raw_text_is_read_as_the_evaluation_reads_it(evaluation_artefacts: World) -> None:
