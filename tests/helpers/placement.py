@@ -1,12 +1,9 @@
-"""Runs every stage, compression, search, answering and evaluation on the CPU and on another device; prints figures.
+"""Runs every stage, compression, search, answering and evaluation on the CPU and on another device; writes figures.
 
-python -m tests.helpers.placement FOLDER float32|bfloat16
-
-A separate process, as a device gets its name once in a process. See `tests/helpers/elsewhere.py`.
+In a separate process, as a device gets its name once in a process. See `tests/helpers/elsewhere.py`.
 """
 
 import json
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -41,6 +38,7 @@ from training.loop.lines import read
 from training.run.recipe import absolute, run_paths
 from training.run.run import train_rank
 
+OUTCOME = "outcome.json"
 COMPRESSOR: dict[str, object] = {"joint__train_compressor": "true", "joint__right_memory_share": 0.5}
 REFRESHED: dict[str, object] = COMPRESSOR | {
     "joint__refresh__policy": "full",
@@ -289,7 +287,7 @@ def planted(setting: Setting) -> Mapping[str, Any]:
 
 
 def main(folder: str, dtype: str) -> None:
-    """All cases; the last line of standard output is the result."""
+    """All cases; the result is FOLDER/outcome.json."""
     torch.set_num_threads(1)
     elsewhere.register()
     with sdpa_kernel(SDPBackend.MATH):
@@ -299,8 +297,4 @@ def main(folder: str, dtype: str) -> None:
             for name, case in cases(setting).items()
         }
         wrong = planted(setting) if dtype == "float32" else {}
-    print(json.dumps({"dtype": dtype, "cases": found, "planted": wrong}))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    (Path(folder) / OUTCOME).write_text(json.dumps({"dtype": dtype, "cases": found, "planted": wrong}))

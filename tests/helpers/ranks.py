@@ -1,16 +1,16 @@
 """Ranks of joint runs as plain processes: DeepSpeed over gloo, without the start-up time of Ray."""
 
 import json
-import os
-import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from tests.helpers import warm
 from tests.helpers.ports import free_ports
 
-ROOT = Path(__file__).resolve().parents[2]
-# One start serves several runs, one after the other: importing everything takes longer than a short run.
+# One start serves several runs, one after the other.
 PROGRAM = """
 import json, logging, sys
 import torch.distributed as dist
@@ -39,9 +39,10 @@ dist.destroy_process_group()
 """
 
 
-def start(count: int, arguments: Sequence[str], program: str) -> list["subprocess.Popen[str]"]:
-    """Begin a program on each rank."""
+def start(count: int, arguments: Sequence[str], program: str, folder: Path) -> list[tuple[ForkServerProcess, Path]]:
+    """Begin a program on each rank. Returns the processes, each with the file in `folder` that gets what it says."""
     (port,) = free_ports(1)
+    folder.mkdir(parents=True, exist_ok=True)
     started = []
     for rank in range(count):
         own = {
@@ -50,27 +51,33 @@ def start(count: int, arguments: Sequence[str], program: str) -> list["subproces
             "WORLD_SIZE": str(count),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
         }
-        environment = os.environ | own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", program, *arguments]
-        started.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
+        said = folder / f"rank{rank}-of-{count}.txt"
+        said.unlink(missing_ok=True)
+        started.append((warm.start(_execute, program, list(arguments), said=said, **own), said))
     return started
 
 
-def finished(processes: list["subprocess.Popen[str]"], timeout_seconds: float) -> list[str]:
+def _execute(program: str, arguments: list[str]) -> None:
+    sys.argv = ["rank", *arguments]
+    exec(compile(program, "rank", "exec"), {"__name__": "__main__"})
+
+
+def finished(started: Sequence[tuple[ForkServerProcess, Path]], timeout_seconds: float) -> list[str]:
     """What each rank said; all must end well within the time, and none is left behind."""
-    try:
-        said = [process.communicate(timeout=timeout_seconds)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, words in zip(processes, said, strict=True):
-        assert process.returncode == 0, words
-    return said
+    deadline = time.monotonic() + timeout_seconds
+    for process, _ in started:
+        process.join(max(0.0, deadline - time.monotonic()))
+    in_time = [process.exitcode for process, _ in started]
+    for process, _ in started:
+        warm.kill(process)
+    texts = [said.read_text(encoding="utf-8") for _, said in started]
+    for status, text in zip(in_time, texts, strict=True):
+        assert status == 0, f"exit status {status} ({timeout_seconds:g} s are over if None): {text}"
+    return texts
 
 
-def train(count: int, runs: Sequence[list[str]], timeout_seconds: float = 900) -> list[str]:
+def train(count: int, runs: Sequence[list[str]], folder: Path, timeout_seconds: float = 900) -> list[str]:
     """Train joint runs, each given as `key=value` overrides, one after the other on as many ranks."""
-    return finished(start(count, [json.dumps(list(runs))], PROGRAM), timeout_seconds)
+    return finished(start(count, [json.dumps(list(runs))], PROGRAM, folder), timeout_seconds)

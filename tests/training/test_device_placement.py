@@ -4,16 +4,12 @@ One process for each type of the LM runs all cases: `tests/helpers/placement.py`
 """
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.placement import NAMES
+from tests.helpers import placement, warm
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
@@ -25,14 +21,14 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the cases came to, in the LM's type; in bfloat16 with recomputed activations."""
     folder = tmp_path_factory.mktemp("placement")
-    command = [sys.executable, "-m", "tests.helpers.placement", str(folder), request.param]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    outcome: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    process = warm.start(placement.main, str(folder), request.param, said=folder / "said")
+    process.join()
+    assert process.exitcode == 0, (folder / "said").read_text()[-4000:]
+    outcome: dict[str, Any] = json.loads((folder / placement.OUTCOME).read_text())
     return outcome
 
 
-@pytest.mark.parametrize("case", NAMES)
+@pytest.mark.parametrize("case", placement.NAMES)
 def test_the_other_device_gives_the_figures_of_the_cpu(found: dict[str, Any], case: str) -> None:
     """In bfloat16 losses alone are compared: rounding decides between rows of nearly equal scores."""
     on_cpu, elsewhere = found["cases"][case]["cpu"], found["cases"][case]["elsewhere"]

@@ -1,10 +1,7 @@
 """Joint training in one process: what trains, refreshes, resuming after a kill, and refusals."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from clara.config.refresh import Refresh
 from clara.errors import InputError
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash, read_manifest
+from tests.helpers import warm
 from tests.helpers.joint_world import Inline, World
 from training import joint
 from training.loop.lines import read
@@ -200,11 +198,6 @@ def test_without_final_the_report_says_that_memory_lags(world: World, tmp_path: 
     assert report["memory"] == str(world.memory)
 
 
-def command(world: World, output: Path, **values: object) -> list[str]:
-    script = Path(joint.__file__)
-    return [sys.executable, str(script), "--launcher", "local", *world.sets(output, **values)]
-
-
 def wait_for(path: Path, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while not path.exists():
@@ -216,15 +209,13 @@ def wait_for(path: Path, seconds: float = 600) -> None:
 def test_killed_run_ends_like_an_undisturbed_one(world: World, tmp_path: Path) -> None:
     settings = FIXED | {"joint__steps": 10, "joint__refresh__final": "true"}
     undisturbed = train(world, tmp_path / "a", **settings)
-    arguments = command(world, tmp_path / "b", **settings)
     for state in ("step-00000002", "step-00000004", "step-00000008"):
-        process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = warm.start(joint.main, ["--launcher", "local", *world.sets(tmp_path / "b", **settings)])
         run = tmp_path / "b" / next(iter((tmp_path / "a").glob("run-*"))).name
         wait_for(run / "run_state" / state / "state.json")
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert subprocess.run(arguments, capture_output=True).returncode == 0
-    report = json.loads((tmp_path / "b/report.json").read_text())
+        warm.kill(process)
+        assert process.exitcode == -signal.SIGKILL
+    report = train(world, tmp_path / "b", **settings)
     assert equal(tmp_path / "a/checkpoint", tmp_path / "b/checkpoint")
     assert report["versions_by_step"] == undisturbed["versions_by_step"]
     for number in (1, 2, 3):

@@ -264,7 +264,7 @@ def test_two_ranks_use_the_weights_of_rank_0(world: World, tmp_path: Path, caplo
     with caplog.at_level(logging.INFO):
         train(world, tmp_path / "one", **values)
     shared = values | {"launch__zero_stage": 3, "launch__zero3_keep_whole_below": 0}
-    said = ranks.train(2, [world.sets(tmp_path / "two", **shared)[1::2]])
+    said = ranks.train(2, [world.sets(tmp_path / "two", **shared)[1::2]], tmp_path)
     expected = f"fit: weights of the fused score are {fusion_of(tmp_path / 'two').weights}"
     assert all(f"rank {rank}: {expected}" in words for rank, words in enumerate(said))
     # Sums in another order, over three updates.

@@ -1,10 +1,7 @@
 """The command of stages pretrain and instruct, from artefacts to a CHECKPOINT, and the batches that they train on."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +16,7 @@ from clara.errors import InputError
 from clara.model import lora
 from clara.model.checkpoint import load_checkpoint
 from clara.storage.manifest import read_manifest
-from tests.helpers import tiny
+from tests.helpers import tiny, warm
 from tests.helpers.artefacts import verify
 from tests.helpers.batches import question
 from training.pretrain import build, main
@@ -227,26 +224,21 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(inputs: list[str], tm
 @pytest.mark.slow
 def test_a_killed_process_resumes_to_the_same_weights(inputs: list[str], tmp_path: Path):
     """SIGKILL in the middle of the command, then the command again: bit for bit what an undisturbed one makes."""
-    root = Path(__file__).parents[2]
     sets = [*inputs, "stage=pretrain", "pretrain.steps=40"]
-    program = [sys.executable, "training/pretrain.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
 
     def arguments(output: Path) -> list[str]:
-        return [*program, *command(sets, f"output={output}", "launch.threads=1")]
+        return command(sets, f"output={output}", "launch.threads=1")
 
-    subprocess.run(arguments(tmp_path / "whole"), cwd=root, env=environment, check=True, capture_output=True)
-    process = subprocess.Popen(
-        arguments(tmp_path / "killed"), cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    assert main(arguments(tmp_path / "whole")) == 0
+    process = warm.start(main, arguments(tmp_path / "killed"))
     deadline = time.monotonic() + 120
     while not list((tmp_path / "killed").glob("run-*/run_state/step-*/state.json")):
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    warm.kill(process)
+    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "checkpoint" / "manifest.json").exists()
-    subprocess.run(arguments(tmp_path / "killed"), cwd=root, env=environment, check=True, capture_output=True)
+    assert main(arguments(tmp_path / "killed")) == 0
     whole, killed = state(tmp_path / "whole" / "checkpoint"), state(tmp_path / "killed" / "checkpoint")
     assert all(torch.equal(whole[name], killed[name]) for name in whole)

@@ -1,10 +1,7 @@
 """Object stores that fail: outages, damage, kills."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from clara.storage.base import StorageError
 from clara.storage.bucket import Bucket
 from clara.storage.retry import PATIENCE
 from pipelines.build_memory.command import main as build_memory
+from tests.helpers import warm
 from tests.helpers.store_place import Place, command, outage, put, shard_hashes, writes_a_shard
 
 
@@ -105,23 +103,18 @@ def test_a_bucket_that_is_not_there(place: Place, corpus: Path, tiny_checkpoint:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["s3", pytest.param("gs", marks=pytest.mark.release)], indirect=True)
-def test_killed_in_the_middle_and_run_again(
-    place: Place, local: Path, tiny_checkpoint: Path, tmp_path: Path, corpus: Path
-) -> None:
+def test_killed_in_the_middle_and_run_again(place: Place, local: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     arguments = command("corpus.jsonl", place / "memory", str(tiny_checkpoint), "--num-workers=2", "--num-shards=8")
-    job = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.build_memory", *arguments], cwd=corpus.parent, stderr=subprocess.PIPE
-    )
+    job = warm.start(build_memory, arguments, said=tmp_path / "said")
     bucket = Bucket(place / "memory")
     deadline = time.monotonic() + 200
     while sum(name.endswith("plan.json") for name in bucket.files()) < 2:
-        assert job.poll() is None, job.communicate()
+        assert job.is_alive(), (tmp_path / "said").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
+    warm.kill(job)
+    assert job.exitcode == -signal.SIGKILL
     assert not storage.exists(place / "memory/manifest.json")
-    os.chdir(corpus.parent)
     assert build_memory(arguments) == 0
     assert build_memory(command("corpus.jsonl", str(tmp_path / "whole"), str(tiny_checkpoint), "--num-shards=8")) == 0
     assert shard_hashes(place / "memory") == shard_hashes(tmp_path / "whole")
@@ -130,13 +123,10 @@ def test_killed_in_the_middle_and_run_again(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["gs", pytest.param("s3", marks=pytest.mark.release)], indirect=True)
-def test_workers_wait_for_a_store_too(place: Place, local: Path, tiny_checkpoint: Path, corpus: Path) -> None:
+def test_workers_wait_for_a_store_too(place: Place, local: Path, tiny_checkpoint: Path) -> None:
     outage(place, writes_a_shard, 6.0)
     arguments = command("corpus.jsonl", place / "memory", str(tiny_checkpoint), "--num-workers=2")
-    done = subprocess.run(
-        [sys.executable, "-m", "pipelines.build_memory", *arguments], cwd=corpus.parent, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    assert build_memory(arguments) == 0
     assert shard_hashes(place / "memory") == shard_hashes(local)
 
 

@@ -3,8 +3,6 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -33,7 +31,7 @@ from pipelines.engines.process_pool import num_cores
 from pipelines.engines.runner import beam_options
 from pipelines.job.accounting import Account
 from pipelines.job.progress import JobProgress, Seen, ShardProgress
-from tests.helpers import tiny
+from tests.helpers import tiny, warm
 from tests.helpers.artefacts import finished_shards
 from tests.helpers.memory_command import Build, command, dead_letters, jsonl, shard_bytes
 
@@ -297,13 +295,13 @@ def test_killed_and_run_again_is_as_never_killed(build: Build, tiny_checkpoint: 
     corpus.write_bytes(jsonl(*({"id": f"n{n}", "text": f"Number {n} occurs here. " * 4} for n in range(900))))
     arguments = command(str(corpus), tmp_path / "killed", tiny_checkpoint, "--num-shards=30", "--num-workers=2")
     started = time.time()
-    job = subprocess.Popen([sys.executable, "-m", "pipelines.build_memory", *arguments], stderr=subprocess.PIPE)
+    job = warm.start(main, arguments, said=tmp_path / "said")
     while len(finished_shards(tmp_path / "killed", started)) < 3:
-        assert job.poll() is None, job.communicate()
+        assert job.is_alive(), (tmp_path / "said").read_text()
         assert time.time() - started < 120
         time.sleep(0.02)
-    job.send_signal(signal.SIGKILL)
-    job.wait()
+    warm.kill(job)
+    assert job.exitcode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "manifest.json").exists()
     done = len(finished_shards(tmp_path / "killed", started))
     assert 3 <= done < 30

@@ -1,16 +1,14 @@
 """Faults in the local job: killed processes and texts that the model refuses leave the dataset as it would be."""
 
 import json
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +19,7 @@ from clara.model.model import ClaraModel
 from clara.storage.folders import sha256_file
 from clara.storage.manifest import read_manifest
 from pipelines.build_memory.command import main
-from tests.helpers import tiny
+from tests.helpers import tiny, warm
 from tests.helpers.artefacts import finished_shards
 
 
@@ -41,14 +39,6 @@ def files(memory: Path) -> dict[str, str]:
         str(p.relative_to(memory)): sha256_file(p)
         for p in sorted([*memory.glob("shard-*/[!p.]*"), *memory.glob("dead_letters*")])
     }
-
-
-def run_quietly(arguments: list[str]) -> None:
-    """The command in a separate process, which a test kills."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
-    sys.exit(main(arguments))
 
 
 def test_of_a_batch_only_the_text_that_the_model_refuses_is_a_dead_letter(
@@ -87,13 +77,6 @@ def children(pid: int) -> list[int]:
     return [int(line.split()[0]) for line in listed.splitlines() if "multiprocessing.spawn import spawn_main" in line]
 
 
-def wait_for_shards(job: "subprocess.Popen[Any]", memory: Path, started: float, count: int) -> None:
-    while len(finished_shards(memory, started)) < count:
-        assert job.poll() is None, job.communicate()
-        assert time.time() - started < 600
-        time.sleep(0.02)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time(
@@ -104,16 +87,18 @@ def test_a_worker_that_is_killed_in_the_middle_of_a_shard_costs_nothing_but_time
         corpus, tmp_path / "memory", tiny_checkpoint, "--num-shards=40", "--num-workers=2", "--batch-tokens=200"
     )
     started = time.time()
-    job = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.build_memory", *arguments], stderr=subprocess.PIPE, text=True
-    )
-    wait_for_shards(job, tmp_path / "memory", started, 3)
-    workers = children(job.pid)
+    job = warm.start(main, arguments, said=tmp_path / "said")
+    while len(finished_shards(tmp_path / "memory", started)) < 3:
+        assert job.is_alive(), (tmp_path / "said").read_text()
+        assert time.time() - started < 600
+        time.sleep(0.02)
+    workers = children(job.pid or 0)
     assert len(workers) == 2
     os.kill(workers[0], signal.SIGKILL)
-    _, errors = job.communicate(timeout=600)
-    assert job.returncode == 0, errors
-    assert "a worker process was killed" in errors
+    job.join(600)
+    said = (tmp_path / "said").read_text()
+    assert job.exitcode == 0, said
+    assert "a worker process was killed" in said
     assert len(finished_shards(tmp_path / "memory", started)) == 40
     assert (
         main(
@@ -139,13 +124,9 @@ def test_killed_at_random_points_it_ends_in_the_same_dataset(
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus.jsonl", 600)
     given = ("--num-shards=20", "--num-workers=1", "--batch-tokens=400", *arguments)
-    start = multiprocessing.get_context("forkserver")
-    start.set_forkserver_preload(["pipelines.build_memory.local.run"])
 
-    def begin(output: Path) -> Any:
-        process = start.Process(target=run_quietly, args=(command(corpus, output, tiny_checkpoint, *given),))
-        process.start()
-        return process
+    def begin(output: Path) -> ForkServerProcess:
+        return warm.start(main, command(corpus, output, tiny_checkpoint, *given))
 
     begin(tmp_path / "first").join()  # the server's own start is none of the job's time
     before = time.monotonic()
@@ -157,8 +138,7 @@ def test_killed_at_random_points_it_ends_in_the_same_dataset(
         output = tmp_path / f"killed-{number}"
         process = begin(output)
         process.join(rng.uniform(0.1, 1.0) * duration)
-        process.kill()
-        process.join()
+        warm.kill(process)
         interrupted = not (output / "manifest.json").exists()
         kills += interrupted  # one that came after the end is none
         if rng.random() < 0.3 or not interrupted or kills == num_kills:

@@ -72,11 +72,11 @@ def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("zero")
     alone(world, root / "1")
     give_state(root / "1", root / "2-zero2-from-1")
-    ranks.train(2, [*[sets(world, root / f"2-zero{n}", n) for n in (1, 2, 3)], sets(world, root / "2-zero2-from-1", 2)])
+    names = [("2-zero1", 1), ("2-zero2", 2), ("2-zero3", 3), ("2-zero2-from-1", 2)]
+    ranks.train(2, [sets(world, root / name, stage) for name, stage in names], root)
     give_state(root / "2-zero2", root / "4-zero3-from-2-zero2")
-    ranks.train(
-        4, [*[sets(world, root / f"4-zero{n}", n) for n in (1, 2, 3)], sets(world, root / "4-zero3-from-2-zero2", 3)]
-    )
+    names = [("4-zero1", 1), ("4-zero2", 2), ("4-zero3", 3), ("4-zero3-from-2-zero2", 3)]
+    ranks.train(4, [sets(world, root / name, stage) for name, stage in names], root)
     give_state(root / "2-zero3", root / "1-from-2-zero3")
     alone(world, root / "1-from-2-zero3")
     return root

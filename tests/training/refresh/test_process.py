@@ -2,8 +2,6 @@
 
 import dataclasses
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +11,9 @@ import pytest
 
 from clara.memory.store import MemoryStore
 from clara.storage.manifest import manifest_hash
+from tests.helpers import warm
 from tests.helpers.joint_world import World
-from training.refresh.job import RefreshError, RefreshResult, run_job
+from training.refresh.job import RefreshError, RefreshJob, RefreshResult, run_job
 from training.refresh.process import ProcessHandle, ProcessWorker
 
 TIMEOUT_SECONDS = 600
@@ -68,17 +67,10 @@ def test_one_process_does_refresh_after_refresh_and_is_replaced_when_gone(
     assert last.process.returncode == -signal.SIGKILL
 
 
-PARENT = """
-import sys, time
-from pathlib import Path
-from training.refresh.process import ProcessWorker
-from training.refresh.job import RefreshJob
-fields = dict(part.split("=", 1) for part in sys.argv[1:])
-job = RefreshJob(**fields, factory="Flat", first_level=20, batch_tokens=1024, threads=1)
-handle = ProcessWorker().start(job, Path(fields["memory"]).with_name("log"))
-print(handle.process.pid, flush=True)
-time.sleep(600)
-"""
+def parent(job: RefreshJob, log: Path) -> None:
+    handle = ProcessWorker().start(job, log)
+    print(handle.process.pid, flush=True)
+    time.sleep(TIMEOUT_SECONDS)
 
 
 def gone(process: psutil.Process) -> bool:
@@ -90,18 +82,14 @@ def gone(process: psutil.Process) -> bool:
 
 
 def test_it_ends_with_a_parent_that_is_killed(world: World, tmp_path: Path) -> None:
-    fields = {
-        name: value for name, value in dataclasses.asdict(world.refresh_job(tmp_path)).items() if isinstance(value, str)
-    }
-    del fields["factory"]
-    parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, *[f"{k}={v}" for k, v in fields.items()]], stdout=subprocess.PIPE, text=True
-    )
-    assert parent.stdout is not None
-    child = psutil.Process(int(parent.stdout.readline()))
-    parent.kill()
-    parent.communicate()
-    deadline = time.monotonic() + TIMEOUT_SECONDS
+    deadline, said = time.monotonic() + TIMEOUT_SECONDS, tmp_path / "said"
+    process = warm.start(parent, world.refresh_job(tmp_path), tmp_path / "log", said=said)
+    while not (said.exists() and said.read_text().endswith("\n")):
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    child = psutil.Process(int(said.read_text().splitlines()[-1]))
+    warm.kill(process)
     while not gone(child):
         assert time.monotonic() < deadline
         time.sleep(0.1)
