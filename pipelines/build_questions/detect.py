@@ -9,7 +9,8 @@ from typing import Any
 from clara.data.streams import COMPRESSIONS, opened
 from clara.errors import InputError
 from pipelines.build_questions.published import plain_rows, whole_object
-from pipelines.build_questions.row import Row, is_empty, near_miss, parsed
+from pipelines.build_questions.row import Row, is_empty, near_miss
+from pipelines.build_questions.stored_text import parsed
 
 _NUM_SAMPLED = 100  # rows of a file that are looked at
 _KINDS = {  # of a multi-hop question: the sets that have such

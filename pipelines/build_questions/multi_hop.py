@@ -13,13 +13,13 @@ from pipelines.build_questions.row import (
     field,
     given_id,
     objects,
-    parsed,
     question_of,
     same_length,
     text_of,
     texts,
     truth,
 )
+from pipelines.build_questions.stored_text import parsed
 
 NO_TEXT = "paragraphs without a text"
 NO_PARAGRAPH = "supporting facts whose paragraph is not in the context"

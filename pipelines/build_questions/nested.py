@@ -15,12 +15,12 @@ from pipelines.build_questions.row import (
     ids,
     is_empty,
     objects,
-    parsed,
     question_of,
     text_of,
     truth,
     whole_numbers,
 )
+from pipelines.build_questions.stored_text import parsed
 
 
 def convert_kilt(row: Row) -> Published:
@@ -130,8 +130,10 @@ def _tokens(row: Row) -> list[str]:
 
 def _span(part: Row) -> tuple[int, int]:
     """First token, and the one behind the last."""
-    start, end = (whole_numbers(part.get(name), name, part.where)[0] for name in ("start_token", "end_token"))
-    return start, end
+    start, end = (whole_numbers(part.get(name), name, part.where) for name in ("start_token", "end_token"))
+    if len(start) != 1 or len(end) != 1:
+        raise InputError(f"{part.where}: start_token and end_token are {start} and {end}; expected a number each")
+    return start[0], end[0]
 
 
 def _said(tokens: list[str], start: int, end: int) -> str:

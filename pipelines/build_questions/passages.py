@@ -6,16 +6,8 @@ from typing import Any
 from clara.errors import InputError
 from pipelines.build_questions.multi_hop import context_paragraphs
 from pipelines.build_questions.published import ANSWERS, Paragraph, Published, answers_of, passage_of
-from pipelines.build_questions.row import (
-    Row,
-    field,
-    given_id,
-    is_empty,
-    objects,
-    parsed,
-    question_of,
-    whole_numbers,
-)
+from pipelines.build_questions.row import Row, field, given_id, is_empty, objects, question_of, whole_numbers
+from pipelines.build_questions.stored_text import parsed
 
 _POSITIVES = ("positive_ctxs", "positive_passages", "pos")
 _NEGATIVES = ("hard_negative_ctxs", "negative_ctxs", "negative_passages", "neg")

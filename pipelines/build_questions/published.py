@@ -11,18 +11,8 @@ from clara.data.json_records import RepeatedNameError, unique_names
 from clara.data.streams import as_utf8, opened
 from clara.errors import InputError
 from pipelines.build_questions.hops import UNKNOWN
-from pipelines.build_questions.row import (
-    Row,
-    answered,
-    field,
-    given_id,
-    ids,
-    near_miss,
-    parsed,
-    question_of,
-    text_of,
-    truth,
-)
+from pipelines.build_questions.row import Row, answered, field, given_id, ids, near_miss, question_of, text_of, truth
+from pipelines.build_questions.stored_text import parsed
 
 SPLITS = ("", "train", "seen", "unseen")
 ANSWERS = ("answer", "answers", "golden_answers", "gold_answer", "gold_answers")

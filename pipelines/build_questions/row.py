@@ -1,18 +1,14 @@
 """A row of a question file: its fields in the types that files store them as, and which of them were read."""
 
-import ast
 import difflib
-import io
-import itertools
-import json
 import math
-import tokenize
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clara.data.ids import spelt_id
 from clara.data.records import normalise
 from clara.errors import InputError
+from pipelines.build_questions.stored_text import parsed
 
 _NAMES_OF_ID = ("_id", "id", "question_id", "query_id", "qid")
 _TRUTH = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "": False}
@@ -99,33 +95,6 @@ def _plain(name: str) -> str:
 
 
 # --- values ----------------------------------------------------------------------------------------------------------
-
-
-def parsed(value: Any) -> Any:
-    """A list or an object that a table stores as text: JSON, or as Python writes it. Other values as they are."""
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
-    text = value.strip() if isinstance(value, str) else ""
-    if text[:1] + text[-1:] not in ("[]", "{}"):
-        return value
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        # Python joins neighbouring strings, as in numpy's ['a' 'b'], into one.
-        kinds = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.string.strip()]
-        if any(one == other == tokenize.STRING for one, other in itertools.pairwise(kinds)):
-            text = _with_commas(text)
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError, tokenize.TokenError, RecursionError, MemoryError):
-        return value
-
-
-def _with_commas(text: str) -> str:
-    """Text of a list of strings, with a comma between each two."""
-    strings = [t.string for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.STRING]
-    return f"[{', '.join(strings)}]"
 
 
 def field(row: Row, name: str, kind: type, where: str = "") -> Any:

@@ -18,7 +18,7 @@ from pipelines.build_questions.command import parser
 from pipelines.build_questions.convert import NOT_JUDGED
 from pipelines.build_questions.detect import detect
 from pipelines.build_questions.formats import FORMATS
-from pipelines.build_questions.row import parsed
+from pipelines.build_questions.stored_text import parsed
 from tests.helpers.awkward import parquet
 from tests.helpers.mutation import (
     Fuzzed,
