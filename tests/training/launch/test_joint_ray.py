@@ -77,7 +77,7 @@ def test_gpu_that_the_cluster_lacks_is_refused() -> None:
 def test_two_ranks_equal_one_process(world: World, tmp_path: Path) -> None:
     # The other stages, and more ranks, are test_zero's, which starts ranks without Ray.
     settings: dict[str, object] = {"joint__compressor_steps": 2}
-    train(world, tmp_path / "one", launch__launcher="local", **settings)
+    assert joint.main(world.sets(tmp_path / "one", launch__launcher="local", **SETTINGS | settings)) == 0
     # Relative to where the command is typed: ranks run elsewhere.
     train(world, Path(os.path.relpath(tmp_path / "two")), launch__launcher="ray", launch__zero_stage=2, **settings)
     assert largest_difference(world.checkpoint, tmp_path / "one/checkpoint") > 100 * TOLERANCE
