@@ -73,6 +73,11 @@ class DenseEncoder:
                     f"--dense-model {self.folder!r}: its tokenizer knows no word, so that all texts would have one "
                     "vector; its files (tokenizer.json or vocab.txt) are missing: give a complete folder"
                 )
+            if missing := _drawn_at_random(model):
+                raise InputError(
+                    f"--dense-model {self.folder!r}: {len(missing)} weights are not in its files (first: {missing[0]}) "
+                    "and would be drawn at random; give a complete folder"
+                )
         return model
 
     @contextmanager
@@ -164,3 +169,18 @@ def _knows_words(tokenizer: Any) -> bool:
     if not hasattr(tokenizer, "get_vocab"):
         return True  # of a kind that this program does not know
     return bool(set(tokenizer.get_vocab()) - set(getattr(tokenizer, "all_special_tokens", ())))
+
+
+def _drawn_at_random(model: "SentenceTransformer") -> list[str]:
+    """Weights of transformers' model that no file held, but those of its pooler, which nothing here uses.
+
+    Adapters are loaded by another library. Empty where nothing is marked, as on some devices.
+    """
+    lm = getattr(model[0], "auto_model", None)
+    if lm is None:
+        return []  # not one of transformers
+    # Only this mark says so: `output_loading_info` cannot be passed through sentence-transformers.
+    marked = {name: getattr(weight, "_is_hf_initialized", False) for name, weight in lm.named_parameters()}
+    if not any(marked.values()):
+        return []
+    return [n for n, loaded in marked.items() if not loaded and not n.startswith("pooler.") and "lora_" not in n]

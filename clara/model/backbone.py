@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from clara.config.encoding import INT8
 from clara.config.model import Backbone as BackboneSettings
 from clara.config.model import Lora
 from clara.errors import InputError
+from clara.model.backbone_files import load_lm
 from clara.model.lora import Route, add_adapter, current_route, install, routed
 from clara.model.output_check import check, measure_output
 from clara.model.precision import DEFAULT_TYPE, multiplies_bfloat16, widened
@@ -70,31 +70,13 @@ class Backbone(nn.Module):
             adapters: names of fresh ones.
 
         Raises:
-            InputError: no folder, no config, or weights that transformers can't read.
+            InputError: see `load_lm`.
         """
         folder, dtype, attention = settings.path, settings.dtype, settings.attention
         local = local_folder(folder)
-        if not (local / "config.json").is_file():
-            raise InputError(
-                f"backbone.path {folder!r}: no config.json there; give a folder that holds a causal LM in the "
-                "transformers format"
-            )
-        try:
-            AutoConfig.from_pretrained(local, local_files_only=True, trust_remote_code=False)
-            building: AbstractContextManager[object] = nullcontext() if dtype == "float32" else DEFAULT_TYPE
-            with building:
-                lm = AutoModelForCausalLM.from_pretrained(
-                    local,
-                    dtype=getattr(torch, dtype),
-                    attn_implementation=attention,
-                    local_files_only=True,
-                    trust_remote_code=False,  # without it transformers asks on the terminal
-                    use_safetensors=True,
-                )
-        except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-            raise InputError(
-                f"backbone.path {folder!r}: cannot be loaded with attention {attention!r}, dtype {dtype!r}: {error}"
-            ) from error
+        building: AbstractContextManager[object] = nullcontext() if dtype == "float32" else DEFAULT_TYPE
+        with building:
+            lm = load_lm(local, f"backbone.path {folder!r}", dtype=dtype, attn_implementation=attention)
         if dtype == "bfloat16" and not torch.cuda.is_available() and not multiplies_bfloat16():
             logger.warning(
                 "this processor has no instructions for bfloat16 products; float32 is several times faster on it"

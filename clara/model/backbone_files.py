@@ -1,17 +1,17 @@
-"""The folder of a backbone: hashes of its weights and tokenizer, and its tokenizer."""
+"""The folder of a backbone: hashes of its weights and tokenizer, its tokenizer and its LM."""
 
 import functools
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clara.errors import InputError
 from clara.storage.cache import local_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @functools.lru_cache(maxsize=8)
@@ -57,3 +57,46 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> "PreTrainedTokenizerBase":
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises plain ones for what it cannot read
         raise InputError(f"{folder}: its tokenizer cannot be read ({error}); copy the model's folder again") from error
+
+
+def load_lm(folder: str | os.PathLike[str], name: str, *, dtype: str, **options: Any) -> "PreTrainedModel":
+    """The causal LM of a model folder, read from that folder only, with every weight that its configuration asks for.
+
+    Args:
+        folder: on this machine.
+        name: of the folder in messages, with its setting.
+        dtype: `float32` or `bfloat16`.
+        options: more of transformers' `from_pretrained`.
+
+    Raises:
+        InputError: no config.json, weights that transformers can't read, or some that are missing: transformers would
+            draw those at random.
+    """
+    import torch  # both take seconds, which hashes need not wait for
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not (Path(folder) / "config.json").is_file():
+        raise InputError(
+            f"{name}: no config.json there; give a folder that holds a causal LM in the transformers format"
+        )
+    try:
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        lm, found = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            trust_remote_code=False,  # without it transformers asks on the terminal
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
+        chosen = ", ".join(f"{name} {value!r}" for name, value in ({"dtype": dtype} | options).items())
+        raise InputError(f"{name}: cannot be loaded with {chosen}: {error}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"{name}: {len(missing)} weights that its config.json asks for are not in its "
+            f"*.safetensors (first: {missing[0]}); copy the model's folder again"
+        )
+    return lm

@@ -1,17 +1,14 @@
 """A model in a folder, run in the job: greedy replies in batches that depend on the requests alone."""
 
 from collections.abc import Callable, Generator, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from clara.config.model import Prompts
-from clara.errors import InputError
 from clara.memory.batches import plan_batches
-from clara.model.backbone_files import load_tokenizer
+from clara.model.backbone_files import load_lm, load_tokenizer
 from clara.model.checkpoint import check_device
 from clara.model.prompts import PromptBuilder
 from pipelines.synthesize.dialogues import Outcome
@@ -31,23 +28,7 @@ class FolderModel:
         """
         disable_progress_bar()  # the library's, for weights: the job has its own
         check_device(settings.device)
-        if not (Path(settings.path) / "config.json").is_file():
-            raise InputError(
-                f"--model {settings.path}: no config.json there; give a folder that holds a causal LM in the "
-                "transformers format"
-            )
-        try:
-            lm = AutoModelForCausalLM.from_pretrained(
-                settings.path,
-                dtype=getattr(torch, settings.dtype),
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise InputError(
-                f"--model {settings.path}: cannot be loaded with dtype {settings.dtype!r}: {error}"
-            ) from error
+        lm = load_lm(settings.path, f"--model {settings.path}", dtype=settings.dtype)
         self._settings, self._lm = settings, cast(Any, lm).to(settings.device).eval()
         self._builder = PromptBuilder(
             load_tokenizer(settings.path), Prompts(template_arguments=settings.template_arguments)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import clara.index.dense
 from clara.config.tree import Retrieval
@@ -174,6 +175,13 @@ def shifted_ids(folder: Path) -> dict[str, Any]:
     return {"model": model | {"vocab": {word: number + 10_000 for word, number in model["vocab"].items()}}}
 
 
+def without_a_weight(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    dropped = next(name for name in weights if name.endswith("dense.weight") and "pooler" not in name)
+    kept = {name: weight for name, weight in weights.items() if name != dropped}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
 def without_tokenizer(folder: Path) -> None:
     for path in folder.glob("tokenizer*"):
         path.unlink()
@@ -185,6 +193,7 @@ def without_tokenizer(folder: Path) -> None:
         (lambda f: os.truncate(f / "model.safetensors", 100), "cannot load it"),
         (lambda f: (f / "model.safetensors").unlink(), "cannot load it"),
         (lambda f: (f / "modules.json").write_text("[1, 2]"), "cannot load it"),
+        (without_a_weight, r"1 weights are not in its files \(first: .*dense.weight\)"),
         (without_tokenizer, "its tokenizer knows no word.*tokenizer.json"),
         (
             lambda f: edit(f, "1_Pooling/config.json", word_embedding_dimension=99),
@@ -193,7 +202,16 @@ def without_tokenizer(folder: Path) -> None:
         (lambda f: edit(f, "sentence_bert_config.json", max_seq_length="many"), "cannot (load|embed texts with) it"),
         (lambda f: edit(f, "tokenizer.json", **shifted_ids(f)), "cannot (load|embed texts with) it"),
     ],
-    ids=["weights cut", "no weights", "modules", "no tokenizer", "size", "length", "ids beyond the embeddings"],
+    ids=[
+        "weights cut",
+        "no weights",
+        "modules",
+        "a weight",
+        "no tokenizer",
+        "size",
+        "length",
+        "ids beyond the embeddings",
+    ],
 )
 def test_a_damaged_model_is_refused_in_one_line(
     tmp_path: Path, memory: Path, encoder: DenseEncoder, damage: Callable[[Path], Any], message: str

@@ -265,6 +265,22 @@ def test_a_damaged_model_folder_is_an_error_that_names_it(tmp_path: Path, file: 
         fresh_model(tiny.settings(folder))
 
 
+def test_weights_that_are_missing_are_not_drawn_at_random(tmp_path: Path):
+    folder = tiny.write_backbone(tmp_path / "base")
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if name.endswith("down_proj.weight"))
+    save_file({k: v for k, v in weights.items() if k != name}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=rf"{folder}.*1 weights .* are not in its \*.safetensors \(first: {name}\)"):
+        fresh_model(tiny.settings(folder))
+    config = json.loads((folder / "config.json").read_text())
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    layers = config["num_hidden_layers"]
+    changed = {"num_hidden_layers": layers + 1} | ({"layer_types": None} if "layer_types" in config else {})
+    (folder / "config.json").write_text(json.dumps(config | changed))
+    with pytest.raises(InputError, match=rf"first: model.layers.{layers}\."):
+        fresh_model(tiny.settings(folder))
+
+
 def test_a_tokenizer_that_is_no_json_is_named(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text('{"version": ')
     with pytest.raises(InputError, match=r"tokenizer\.json: not JSON"):
