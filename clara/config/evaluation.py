@@ -14,6 +14,8 @@ FLOOR = re.compile(
     r"(?P<measure>[^\s<>=]+)(?P<sign>>=|<=)(?P<bound>baselines|bm25|dense|[-+]?\d+(\.\d*)?(e[-+]?\d+)?)", re.ASCII
 )
 """A floor of a promotion."""
+ANSWER_SECONDS = "answer.seconds"
+"""The measure of a whole answer, one at a time: search, and all tokens of the answer."""
 Baseline = Literal["bm25", "dense", "text"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 

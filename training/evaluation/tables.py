@@ -3,13 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clara.config.evaluation import CONDITIONS
+from clara.config.evaluation import ANSWER_SECONDS, CONDITIONS
 from clara.intervals import PairedTest
 from training.evaluation.alignment import GENERATOR, TEXT, Moved
 from training.evaluation.measures import CUTOFFS, NDCG_AT, Figure
 from training.evaluation.overlap import FIRST, Overlap, overlap_table
 from training.evaluation.retrievers import DEPTH
-from training.evaluation.timing import SECONDS
 
 Columns = tuple[tuple[str, str], ...]
 Table = tuple[list[str], list[list[str]]]
@@ -64,7 +63,7 @@ ANSWERS: Columns = tuple(
     for condition in CONDITIONS
     for head, name in (("EM", "exact_match"), ("F1", "f1"), ("cover", "cover_match"), ("substring", "substring_match"))
 )
-TIME: Columns = (("seconds", SECONDS),)
+TIME: Columns = (("seconds", ANSWER_SECONDS),)
 DETAILS: Mapping[str, Columns] = {
     "Retrieval over the whole index": _ranking("index"),
     "Retrieval in the pools": _ranking("pool"),

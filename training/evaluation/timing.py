@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from clara.config.evaluation import ANSWER_SECONDS
 from clara.data.questions import Question
 from clara.progress import Progress
 from training.evaluation.measures import Row
@@ -11,9 +12,6 @@ from training.evaluation.systems import Settings
 
 if TYPE_CHECKING:
     from clara.retrieval.retriever import Retriever
-
-SECONDS = "answer.seconds"
-"""The measure: search, and all tokens of the answer."""
 
 
 def time_answers(
@@ -44,5 +42,5 @@ def time_answers(
         for number, question in enumerate(questions):
             if not number:
                 answer(question)
-            own[question.question_id][SECONDS] = answer(question)
+            own[question.question_id][ANSWER_SECONDS] = answer(question)
             bar.update(1)

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from clara.config.evaluation import FLOOR
+from clara.config.evaluation import ANSWER_SECONDS, FLOOR
 from clara.errors import InputError
 from clara.intervals import grouped_interval
-from training.evaluation.timing import SECONDS
 from training.registry.evaluated import Evaluated, target_numbers
 
 _REMEDY = "train on or fit the score, evaluate and register it; promotion.floors sets the floors"
@@ -68,7 +67,7 @@ def _parts(of: Evaluated, floor: str) -> Iterator[tuple[str, str, str]]:
     assert parts is not None, "the configuration checks the form"
     measure, sign, bound = parts["measure"], parts["sign"], parts["bound"]
     if measure not in of.known():
-        timed = ", or evaluate with --timed N and register again" if measure == SECONDS else ""
+        timed = ", or evaluate with --timed N and register again" if measure == ANSWER_SECONDS else ""
         raise InputError(f"promotion.floors {floor!r}: {of.label} has {', '.join(of.known())}; name one of them{timed}")
     bounds = [bound]
     if bound == "baselines":

@@ -66,7 +66,7 @@ def test_the_tree_is_frozen():
         ("joint.steps=many", "joint.steps is 'many': .*integer"),
         ("joint.steps=1.5", "joint.steps is 1.5: .*integer"),
         ("joint.steps=0", "joint.steps is 0: .*greater than or equal to 1"),
-        ("joint.temperature=0", "joint.temperature is 0: .*greater than 0"),
+        ("joint.temperature=0", "joint.temperature is 0: .*greater than or equal to 0.000001"),
         ("stage=train", "stage is 'train': .*'pretrain', 'instruct' or 'joint'"),
         ("backbone.dtype=float16", "backbone.dtype is 'float16': .*'float32' or 'bfloat16'"),
         ("joint=3", "joint is 3: "),

@@ -94,7 +94,7 @@ def test_all_gradients_equal_those_of_a_naive_step(
     snapshot = load_checkpoint(world.checkpoint, Backbone(dtype="float32"))
     move(snapshot, 1)
     made.micro_batches(0, 0, 1)  # whose candidates count as used
-    made._refresh(2)
+    made._refresh(2, cosine=1.0)
     made.before_step(2, made.announcement(2))
     move(model, 2)
     model.double()
