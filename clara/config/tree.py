@@ -124,12 +124,12 @@ class Launch(Section):
         3, ge=0, description="times that ranks start again, from the last run state, or wait again (600 s) for room"
     )
 
+    storage: str = Field("", description="where Ray Train keeps its own state; empty: inside the output")
+
     @property
     def num_ranks(self) -> int:
         """Processes that train: `num_workers` under Ray, otherwise one."""
         return self.num_workers if self.launcher == "ray" else 1
-
-    storage: str = Field("", description="where Ray Train keeps its own state; empty: inside the output")
 
 
 class Tracking(Section):

@@ -33,8 +33,7 @@ SUFFIXES = {
 }
 """Format of a file by the ending of its name, without that of a compression."""
 
-PARQUET = b"PAR1"
-"""What a Parquet file begins with, whatever its name."""
+_PARQUET = b"PAR1"
 _TITLE_LINE = re.compile(r'\s*"(?P<title>[^\n]*)"\r?\n(?P<text>.*)', re.DOTALL)
 _PAGE_RANGE = re.compile(r"-p\d+p\d+$")  # of a dump in several files
 EMPTY = "empty text"
@@ -43,9 +42,16 @@ EMPTY = "empty text"
 
 def format_by_content(head: bytes) -> str:
     """The format of a file by its first bytes; empty: unknown."""
-    if head.startswith(PARQUET):
-        return "parquet"
-    return "jsonl" if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else ""
+    return parquet_or("jsonl" if head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[") else "", head)
+
+
+def parquet_or(kind: str, head: bytes) -> str:
+    """Parquet if the first bytes of a file say so, whatever its name; else `kind`."""
+    return "parquet" if head.startswith(_PARQUET) else kind
+
+
+def _head(stream: IO[bytes]) -> bytes:
+    return cast(io.BufferedReader, stream).peek(len(_PARQUET))
 
 
 def format_of(path: str) -> str:
@@ -110,7 +116,7 @@ def check_file(path: str, kind: str, fields: Fields) -> None:
     if kind not in ("parquet", "csv", "tsv"):
         return
     with opened(path) as stream:
-        kind = "parquet" if cast(io.BufferedReader, stream).peek(4).startswith(PARQUET) else kind
+        kind = parquet_or(kind, _head(stream))
         if kind != "parquet":
             next(table_records(as_utf8(stream), kind, path, fields), None)
             return
@@ -128,8 +134,7 @@ def all_records(path: str, fields: Fields = FIELDS) -> Iterator[tuple[int, Any]]
         InputError: the file is damaged, or as raised by `check_file` for a table's names.
     """
     with opened(path) as stream:
-        head = cast(io.BufferedReader, stream).peek(4)
-        kind = "parquet" if head.startswith(PARQUET) else format_of(path) or "jsonl"
+        kind = parquet_or(format_of(path) or "jsonl", _head(stream))
         if kind == "parquet":
             yield from enumerate(parquet_rows(open_parquet(stream)), 1)
         else:

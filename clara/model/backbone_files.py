@@ -92,7 +92,7 @@ def load_lm(folder: str | os.PathLike[str], name: str, *, dtype: str, **options:
             **options,
         )
     except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-        chosen = ", ".join(f"{name} {value!r}" for name, value in ({"dtype": dtype} | options).items())
+        chosen = ", ".join(f"{option} {value!r}" for option, value in ({"dtype": dtype} | options).items())
         raise InputError(f"{name}: cannot be loaded with {chosen}: {error}") from error
     if missing := sorted(found["missing_keys"]):
         raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from clara.data.corpus import FORMATS, PARQUET, SUFFIXES, format_by_content, format_of, records
+from clara.data.corpus import FORMATS, SUFFIXES, format_by_content, format_of, parquet_or, records
 from clara.data.fields import FIELDS, Fields
 from clara.data.json_records import is_json_lines
 from clara.data.streams import COMPRESSIONS, DAMAGE, as_utf8, compression_of, decompressed, refuse_other
@@ -89,7 +89,7 @@ def _units_of(path: str, name: str, file_format: str, fields: Fields) -> list[Un
         with contextlib.suppress(*DAMAGE), open(path, "rb") as stream, decompressed(stream, compression) as content:
             head = content.read(_HEAD_BYTES)
     refuse_other(name, head)
-    kind = "parquet" if head.startswith(PARQUET) else kind or format_by_content(head)
+    kind = parquet_or(kind, head) or format_by_content(head)
     if not kind:
         raise InputError(
             f"{name}: its format is not known from its name ({', '.join(SUFFIXES)}, with {', '.join(COMPRESSIONS)}), "

@@ -7,7 +7,7 @@ from training.evaluation.overlap import overlaps
 from training.evaluation.report import Evaluation, write_report
 
 
-def row(system: str, number: int, recall: float | None, kind: str = "cloze") -> dict[str, object]:
+def row(system: str, number: int, recall: float | None, kind: str) -> dict[str, object]:
     """One question of one system; no recall: it was not searched for."""
     found = {} if recall is None else {"index.recall@5": recall}
     return {
@@ -20,22 +20,16 @@ def row(system: str, number: int, recall: float | None, kind: str = "cloze") -> 
     }
 
 
-A = [
-    row("a", 0, 1.0),
-    row("a", 1, 0.5),
-    row("a", 2, 0.0),
-    row("a", 3, 0.0),
-    row("a", 4, 1.0, "natural"),
-    row("a", 5, 1.0),
-]
-B = [
-    row("b", 0, 0.5),
-    row("b", 1, 0.0),
-    row("b", 2, 1.0),
-    row("b", 3, 0.0),
-    row("b", 4, 0.0, "natural"),
-    row("b", 5, None),
-]
+KINDS = ["cloze"] * 4 + ["natural", "cloze"]
+
+
+def rows(system: str, *recalls: float | None) -> list[dict[str, object]]:
+    """The rows of a system, a question each."""
+    return [row(system, number, *of) for number, of in enumerate(zip(recalls, KINDS, strict=True))]
+
+
+A = rows("a", 1.0, 0.5, 0.0, 0.0, 1.0, 1.0)
+B = rows("b", 0.5, 0.0, 1.0, 0.0, 0.0, None)
 
 
 def test_each_question_that_both_were_asked_is_in_one_group_of_its_kind() -> None:
